@@ -1,0 +1,244 @@
+"""The device pool against a scripted engine: queueing, timeouts, deaths, endings."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.devices import DevicePool, SceneError
+
+# An engine process without an engine: each scene says in its prompt how it behaves, counts
+# its steps in its checkpoint, and every message it sends is also written to a journal.
+STUB = """
+import json, os, pathlib, queue, signal, sys, threading, time
+journal = open(os.environ["STUB_JOURNAL"], "a", buffering=1)
+commands, scenes, prior, ending = queue.Queue(), {}, None, False
+def read():
+    for line in sys.stdin: commands.put(json.loads(line))
+    commands.put(None)
+threading.Thread(target=read, daemon=True).start()
+signal.signal(signal.SIGTERM, lambda *_: commands.put(None))
+def say(kind, scene, **fields):
+    message = {"type": kind, "scene": scene, **fields}
+    journal.write(json.dumps(message | {"pid": os.getpid()}) + "\\n")
+    print(json.dumps(message), flush=True)
+while not ending:
+    while scenes or commands.qsize() or not ending:
+        try: command = commands.get(block=not scenes, timeout=5)
+        except queue.Empty: break
+        if command is None: ending = True; break
+        if command["type"] == "drop":
+            scenes.pop(command["scene"], None)
+            continue
+        assert len({s["spec"]["prior"] for s in scenes.values()} | {command["spec"]["prior"]}) == 1
+        path = pathlib.Path(command["checkpoint"])
+        step = int(path.read_text()) if path.exists() else 0
+        scenes[command["scene"]] = command | {"step": step, "first": step}
+    for key, scene in list(scenes.items()):
+        prompt = scene["spec"]["prompt"]
+        if prompt == "hang": time.sleep(600)
+        if prompt == "garbage": print("not json", flush=True)
+        scene["step"] += 1
+        pathlib.Path(scene["checkpoint"]).write_text(str(scene["step"]))
+        place = {"step": scene["step"], "first_step": scene["first"]}
+        if prompt == "die" or prompt == f"die at {scene['step']}": os.kill(os.getpid(), 9)
+        if prompt == "diverge" and scene["step"] == 3:
+            say("failed", key, error_type="Diverged", error="NaN", **place)
+            del scenes[key]
+        elif scene["step"] == 6 and prompt != "endless":
+            pathlib.Path(scene["field"]).write_text(prompt)
+            say("done", key, resident=len(scenes), **place)
+            del scenes[key]
+        else: say("progress", key, loss=1.0, resident=len(scenes), **place)
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "journal"
+    path.touch()
+    monkeypatch.setenv("STUB_JOURNAL", str(path))
+    return path
+
+
+def pool(tmp_path: Path, devices: list[str], **options: Any) -> DevicePool:
+    return DevicePool(devices, tmp_path, command=(sys.executable, "-c", STUB), **options)
+
+
+def run(pool: DevicePool, tmp_path: Path, prompt: str, name: str = "", **options: Any) -> Any:
+    """Runs one scene; an error is returned, so that threads can be compared."""
+    spec = {"prompt": prompt, "prior": options.pop("prior", "p"), "prior_revision": None}
+    name = name or prompt.replace(" ", "-")
+    try:
+        return pool.run(
+            spec, field=tmp_path / f"{name}.field", checkpoint=tmp_path / f"{name}.ck", **options
+        )
+    except SceneError as error:
+        return error
+
+
+def events(journal: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+def test_a_scene_runs_and_reports(tmp_path: Path, journal: Path) -> None:
+    seen: list[int] = []
+    with pool(tmp_path, ["cpu"]) as devices:
+        result = run(devices, tmp_path, "duck", on_progress=lambda e: seen.append(e["step"]))
+    assert result["step"] == 6
+    assert result["device"] == "cpu"
+    assert result["seconds_queue"] < 5
+    assert seen == [1, 2, 3, 4, 5]
+    assert (tmp_path / "duck.field").read_text() == "duck"
+
+
+@pytest.mark.parametrize(("count", "together"), [(1, 1), (3, 3)])
+def test_scenes_per_device_is_a_bound(
+    tmp_path: Path, journal: Path, count: int, together: int
+) -> None:
+    with pool(tmp_path, ["cpu"], scenes_per_device=count) as devices, ThreadPoolExecutor(6) as many:
+        results = list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(6)))
+    assert [r["step"] for r in results] == [6] * 6
+    assert max(e["resident"] for e in events(journal)) == together
+    assert len({e["pid"] for e in events(journal)}) == 1
+
+
+def test_two_devices_share_the_queue(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cpu", "cpu"]) as devices, ThreadPoolExecutor(4) as many:
+        list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(4)))
+    done = [e["pid"] for e in events(journal) if e["type"] == "done"]
+    assert sorted(done.count(pid) for pid in set(done)) == [2, 2]
+
+
+def test_one_prior_at_a_time_on_a_device(tmp_path: Path, journal: Path) -> None:
+    """The stub asserts that its scenes share a prior; work of one prior is not interleaved."""
+    priors = ["p", "q", "p", "q", "p", "q"]
+
+    def one(n: int) -> Any:
+        time.sleep(0.05 * n)  # a fixed order of arrival
+        return run(devices, tmp_path, "duck", f"d{n}", prior=priors[n])
+
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(6) as many:
+        assert [r["step"] for r in many.map(one, range(6))] == [6] * 6
+    order = [priors[int(e["scene"][1])] for e in events(journal) if e["type"] == "done"]
+    assert "".join(order) in ("pppqqq", "ppqqqp")
+
+
+def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(2) as many:
+        bad, good = many.map(lambda p: run(devices, tmp_path, p), ["diverge", "duck"])
+    assert (bad.status, bad.error_type, bad.last_step) == ("diverged", "Diverged", 3)
+    assert (good["step"], good["first_step"]) == (6, 0)
+
+
+def test_a_timeout_drops_one_scene(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(3) as many:
+        slow = many.submit(run, devices, tmp_path, "endless", timeout=1.0)
+        good = [many.submit(run, devices, tmp_path, "duck", f"d{n}") for n in range(2)]
+        assert slow.result().status == "timeout"
+        assert slow.result().last_step > 0
+        assert [f.result()["step"] for f in good] == [6, 6]
+        assert run(devices, tmp_path, "duck", "after")["step"] == 6
+    assert len({e["pid"] for e in events(journal)}) == 1  # the process was not killed
+
+
+def test_a_killed_process_goes_on_from_the_checkpoints(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(2) as many:
+        results = list(many.map(lambda p: run(devices, tmp_path, p), ["die at 4", "duck"]))
+    assert [r["step"] for r in results] == [6, 6]
+    steps = [e["step"] for e in events(journal) if e["scene"].startswith("duck")]
+    assert steps == sorted(set(steps)), "a step was done twice"
+    assert len({e["pid"] for e in events(journal)}) == 2
+
+
+def test_a_scene_that_kills_its_process_is_found(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(2) as many:
+        bad, good = many.map(lambda p: run(devices, tmp_path, p), ["die", "duck"])
+    assert (bad.status, bad.error_type) == ("failed", "EngineDied")
+    assert "SIGKILL" in str(bad)
+    assert good["step"] == 6
+
+
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "raise SystemExit('no such device')")
+    with DevicePool(["cpu"], tmp_path, command=command) as devices:
+        error = run(devices, tmp_path, "duck")
+    assert (error.status, error.error_type, error.device) == ("failed", "EngineDied", "cpu")
+    assert "no such device" in str(error)
+
+
+def test_garbage_on_the_pipe_is_not_an_engine(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cpu"]) as devices:
+        assert run(devices, tmp_path, "garbage").error_type == "EngineDied"
+
+
+def test_a_silent_process_is_killed(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cpu"], silence=1.0, restarts=0) as devices:
+        started = time.monotonic()
+        assert run(devices, tmp_path, "hang").error_type == "EngineDied"
+        assert 1.0 <= time.monotonic() - started < 5.0
+
+
+def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path, journal: Path) -> None:
+    with ThreadPoolExecutor(2) as many:
+        devices = pool(tmp_path, ["cpu"])
+        running = many.submit(run, devices, tmp_path, "endless")
+        while not (tmp_path / "endless.ck").exists():
+            time.sleep(0.02)
+        waiting = many.submit(run, devices, tmp_path, "duck")
+        time.sleep(0.1)
+        devices.close()
+        assert running.result().status == waiting.result().status == "interrupted"
+        assert (running.result().last_step > 0, waiting.result().last_step) == (True, 0)
+    assert run(devices, tmp_path, "late").status == "interrupted"
+    assert not [t for t in threading.enumerate() if t.name.startswith("engine-")]
+
+
+def test_an_error_in_the_watcher_frees_the_device(tmp_path: Path, journal: Path) -> None:
+    def broken(event: dict[str, Any]) -> None:
+        raise OSError("no server")
+
+    with pool(tmp_path, ["cpu"]) as devices:
+        with pytest.raises(OSError, match="no server"):
+            run(devices, tmp_path, "endless", on_progress=broken)
+        assert run(devices, tmp_path, "duck")["step"] == 6
+
+
+def test_the_engine_dies_with_its_parent(tmp_path: Path, journal: Path) -> None:
+    """SIGKILL on the parent: no orphan goes on. The stub stands in through the lifeline."""
+    stub = f"""
+import sys
+from sjc_engine.lifeline import die_with_parent
+die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
+exec({STUB!r})
+"""
+    parent = f"""
+import sys, pathlib
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tasks.devices import DevicePool
+tmp = pathlib.Path({str(tmp_path)!r})
+pool = DevicePool(["cpu"], tmp, command=(sys.executable, "-c", {stub!r}))
+spec = {{"prompt": "endless", "prior": "p", "prior_revision": None}}
+pool.run(spec, field=tmp / "f", checkpoint=tmp / "ck")
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", parent], environment)
+    while not events(journal):
+        time.sleep(0.05)
+    child = events(journal)[-1]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{child}/stat").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
