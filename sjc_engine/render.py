@@ -94,10 +94,9 @@ def render_views(
     ticks = ticks.clamp_(min=0.0) * step  # (count + 1,): where intervals begin and end
 
     chunks = [
-        _march(field, *chunk, ticks)
-        for chunk in zip(
-            *(t.split(RAYS_PER_CHUNK) for t in (origins, directions, near, length)), strict=True
-        )
+        _march(field, origins[part], directions[part], near[part], length[part], ticks)
+        for start in range(0, len(origins), RAYS_PER_CHUNK)
+        for part in [slice(start, start + RAYS_PER_CHUNK)]
     ]
     rgb, opacity, depth, weights = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     views = len(cameras)

@@ -1,0 +1,316 @@
+"""Recipes: every setting of an asset, its type, default and range, and the presets.
+
+A recipe has three frozen parts, whose keys are flat and unique so that a manifest column or
+`--set key=value` names one directly: `steps`, `guidance_scale`, `max_faces`, ...
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from sjc_engine.views import OverheadRule, ViewStyle
+
+if TYPE_CHECKING:
+    from sjc_engine.prior import Prior
+
+# Part of every asset's identity: raise it when the same recipe begins to give another asset.
+RECIPE_VERSION = 1
+
+Value = int | float | bool | str
+
+
+def _number(default: float, low: float, high: float) -> Any:
+    return field(default=default, metadata={"range": (low, high)})
+
+
+@dataclass(frozen=True)
+class OptimizeRecipe:
+    """How a field is optimised. Defaults: the paper, as its published commands set it."""
+
+    # Score (equations 14 to 16)
+    steps: int = _number(10_000, 1, 1_000_000)
+    guidance_scale: float = _number(100.0, 0.0, 1000.0)
+    variance_reduction: bool = True  # eq. 16; False is eq. 15
+    noise_samples: int = _number(1, 1, 64)  # n of eq. 14
+    tick_min: int = _number(10, 0, 999)  # index into the prior's noise levels, inclusive
+    tick_max: int = _number(969, 0, 999)  # inclusive, at the first step
+    tick_end: int = _number(0, 0, 999)  # the same at the last step, linear between; 0: tick_max
+    # Optimiser: Adamax
+    lr: float = _number(0.05, 1e-6, 10.0)
+    background_lr: float = _number(1e-4, 0.0, 10.0)
+    # Field
+    grid_size: int = _number(100, 4, 512)  # voxels per side at the end
+    grid_start: int = _number(0, 0, 512)  # voxels per side at first; 0: grid_size
+    grid_grow_at: float = _number(0.5, 0.0, 1.0)  # share of the steps done on grid_start
+    half_length: float = _number(1.0, 0.05, 10.0)  # of the box, world units
+    color_init: float = _number(1.0, 0.0, 10.0)  # standard deviation of the first colours
+    background: Literal["learned", "random", "white"] = "learned"
+    # Camera and renderer
+    render_size: int = _number(64, 8, 1024)  # rays per side; resized if the prior's differs
+    ray_step: float = _number(0.01, 1e-4, 1.0)  # world units
+    ray_jitter: bool = False
+    views_per_step: int = _number(1, 1, 64)
+    radius: float = _number(1.5, 0.1, 100.0)
+    fov_min: float = _number(40.0, 1.0, 170.0)  # degrees
+    fov_max: float = _number(70.0, 1.0, 170.0)
+    view_style: ViewStyle = "paper"
+    overhead_prompt: OverheadRule = "elevation"
+    # Regularisers
+    emptiness_weight: float = _number(1e4, 0.0, 1e9)  # of a mean over all samples of all rays
+    emptiness_scale: float = _number(10.0, 0.0, 1e6)  # beta in log(1 + beta w)
+    emptiness_step: float = _number(0.5, 0.0, 1.0)  # share of the steps before the multiplier
+    emptiness_multiplier: float = _number(20.0, 0.0, 1e6)
+    depth_weight: float = _number(0.0, 0.0, 1e9)
+    depth_loss: Literal["fixed", "official"] = "fixed"
+    binary_weight: float = _number(0.0, 0.0, 1e9)  # of the mean entropy of opacity
+    tv_weight: float = _number(0.0, 0.0, 1e9)  # of the sum of squared neighbour differences
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        if self.tick_min > min(self.tick_max, self.tick_end or self.tick_max):
+            raise ValueError(
+                f"tick_min = {self.tick_min} must not exceed tick_max = {self.tick_max}"
+                f" or tick_end = {self.tick_end}"
+            )
+        if self.fov_min > self.fov_max:
+            raise ValueError(f"fov_min = {self.fov_min} exceeds fov_max = {self.fov_max}")
+        if self.grid_start and not 4 <= self.grid_start <= self.grid_size:
+            raise ValueError(
+                f"grid_start = {self.grid_start} must be 0 or 4...grid_size = {self.grid_size}"
+            )
+
+
+@dataclass(frozen=True)
+class MeshRecipe:
+    """How a field becomes a mesh."""
+
+    iso_level: float = _number(0.0, 0.0, 1e6)  # density per unit length; 0: found from the data
+    mesh_resolution: int = _number(0, 0, 512)  # samples per side; 0: the field's own voxels
+    min_component: float = _number(0.01, 0.0, 1.0)  # smaller parts, by volume share, are floaters
+    max_faces: int = _number(20_000, 0, 10_000_000)  # decimated down to this; 0: keep all
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+
+@dataclass(frozen=True)
+class EvaluateRecipe:
+    """How an asset is judged."""
+
+    evaluation_size: int = _number(128, 16, 2048)  # pixels per side of the evaluation views
+    judge: str = "toybox"  # "toybox", a transformers CLIP folder, or a hub id
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of an asset. The name says which preset it began as and changes nothing."""
+
+    name: str = "paper"
+    optimize: OptimizeRecipe = field(default_factory=OptimizeRecipe)
+    mesh: MeshRecipe = field(default_factory=MeshRecipe)
+    evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
+
+    @classmethod
+    def for_prior(cls, prior: Prior | str, preset: str | None = None) -> Recipe:
+        """The preset of this name for this prior, or the prior's default preset.
+
+        `prior` is a loaded prior or its id. Raises ValueError, naming the presets that fit.
+        """
+        prior_id = prior if isinstance(prior, str) else prior.id
+        presets = _presets(prior_id)
+        name = next(iter(presets)) if preset is None else preset
+        if name not in presets:
+            known = name in {**PIXEL_PRESETS, **LATENT_PRESETS}
+            problem = f"recipe {name!r} " + (
+                f"does not fit {prior_id!r}" if known else "is unknown"
+            )
+            hint = "" if known else _suggestion(name, presets)
+            raise ValueError(f"{problem}{hint}; presets for {prior_id!r}: {', '.join(presets)}")
+        return cls(name=name).override(presets[name])
+
+    def override(self, values: Mapping[str, Value]) -> Recipe:
+        """A copy with some flat keys changed; text is read as the key's type.
+
+        Raises ValueError for an unknown key (with a suggestion), a wrong type or a bad range.
+        """
+        for key in values:
+            if key not in RECIPE_KEYS:
+                raise ValueError(f"unknown recipe key {key!r}{_suggestion(key, RECIPE_KEYS)}")
+        parts: dict[str, Any] = {}
+        for part in PARTS:
+            old = getattr(self, part)
+            names = {f.name for f in fields(old)}
+            changes = {k: _convert(k, v) for k, v in values.items() if k in names}
+            parts[part] = replace(old, **changes)
+        return replace(self, **parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_json`; every key must be there, so that nothing is guessed."""
+        found = {key for part in PARTS for key in data[part]}
+        if found != set(RECIPE_KEYS):
+            wrong = ", ".join(sorted(found ^ set(RECIPE_KEYS)))
+            raise ValueError(f"this recipe was written by another version (keys: {wrong})")
+        flat = {key: value for part in PARTS for key, value in data[part].items()}
+        return cls(name=data["name"]).override(flat)
+
+
+PARTS: dict[str, type] = {
+    "optimize": OptimizeRecipe,
+    "mesh": MeshRecipe,
+    "evaluate": EvaluateRecipe,
+}
+_FIELDS: dict[str, Field[Any]] = {f.name: f for part in PARTS.values() for f in fields(part)}
+_HINTS: dict[str, Any] = {k: v for part in PARTS.values() for k, v in get_type_hints(part).items()}
+# Flat key -> int, float, bool or str.
+RECIPE_KEYS: dict[str, type] = {
+    name: str if get_origin(hint) is Literal else hint for name, hint in _HINTS.items()
+}
+
+# The embedded prior: 32 x 32 pixels. Emptiness 30 over about 1e5 samples is 3e-4 a sample.
+TOYBOX: dict[str, Value] = {
+    "steps": 800,
+    "guidance_scale": 15.0,
+    "grid_size": 48,
+    "half_length": 0.7,
+    "color_init": 0.1,
+    "background": "random",
+    "background_lr": 0.0,
+    "render_size": 32,
+    "ray_step": 2.1 / 96,
+    "ray_jitter": True,
+    "views_per_step": 2,
+    "view_style": "sided",
+    "emptiness_weight": 30.0,
+}
+TOYBOX_DRAFT: dict[str, Value] = {
+    **TOYBOX,
+    "steps": 300,
+    "views_per_step": 1,
+    "grid_size": 32,
+    "ray_step": 0.03,
+}
+PIXEL_PRESETS: dict[str, dict[str, Value]] = {"toybox": TOYBOX, "draft": TOYBOX_DRAFT}
+
+# What the 24 published commands change; the rest of each is the paper's default.
+PAPER_EXCEPTIONS: dict[str, dict[str, Value]] = {
+    "burger": {},
+    "duck": {"depth_weight": 10.0},
+    "ficus": {"depth_weight": 100.0},
+    "tank": {"steps": 20_000},
+    "icecream": {"depth_weight": 10.0},
+    "giraffe": {"depth_weight": 50.0},
+    "biden": {},
+    "car": {},
+    "castle": {"depth_weight": 50.0},
+    "chair": {"steps": 50_000, "lr": 0.01, "emptiness_weight": 7000.0},
+    "fries": {"depth_weight": 10.0},
+    "horse": {},
+    "motorcycle": {},
+    "obama": {"steps": 30_000, "variance_reduction": False},
+    "opera-house": {},
+    "pig": {},
+    "printer": {"variance_reduction": False},
+    "rocket": {"steps": 30_000, "variance_reduction": False},
+    "rose": {"depth_weight": 50.0},
+    "school-bus": {"steps": 30_000, "variance_reduction": False},
+    "temple": {},
+    "trump": {"steps": 30_000},
+    "zebra": {"lr": 0.02, "emptiness_weight": 3e4, "variance_reduction": False},
+    "zelda": {"variance_reduction": False},
+}
+LATENT_PRESETS: dict[str, dict[str, Value]] = {
+    "paper": {},
+    "draft": {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
+    **{f"paper-{name}": changes for name, changes in PAPER_EXCEPTIONS.items()},
+}
+
+
+def preset_names(prior_id: str) -> list[str]:
+    """The presets that fit this prior, the default first."""
+    return list(_presets(prior_id))
+
+
+def _presets(prior_id: str) -> dict[str, dict[str, Value]]:
+    """Pixel priors (toybox, a folder without a VAE) and latent ones want other settings.
+
+    A hub id is taken for a latent model without asking the network.
+    """
+    if prior_id == "toybox":
+        return PIXEL_PRESETS
+    index = Path(prior_id) / "model_index.json"
+    if index.is_file():
+        vae = json.loads(index.read_text("utf-8")).get("vae")
+        return PIXEL_PRESETS if not vae or vae[0] is None else LATENT_PRESETS
+    return LATENT_PRESETS
+
+
+def _check_ranges(part: Any) -> None:
+    for f in fields(part):
+        value, hint = getattr(part, f.name), _HINTS[f.name]
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                allowed = ", ".join(get_args(hint))
+                raise ValueError(f"{f.name} = {value!r}: use one of {allowed}")
+        elif "range" in f.metadata:
+            low, high = f.metadata["range"]
+            if not low <= value <= high:  # also false for NaN
+                raise ValueError(f"{f.name} = {value} is outside {low:g}...{high:g}")
+
+
+def _convert(key: str, value: Value) -> Value:
+    """The value as the key's own type, so that 800 and 800.0 and "800" make one identity."""
+    wanted = RECIPE_KEYS[key]
+    problem = ValueError(f"{key} = {value!r}: expected {_TYPE_NAMES[wanted]}")
+    if wanted is str or isinstance(value, str):
+        if not isinstance(value, str):
+            raise problem
+        return _parse(wanted, value.strip(), problem)
+    if wanted is bool or isinstance(value, bool) or not isinstance(value, int | float):
+        if not (wanted is bool and isinstance(value, bool)):
+            raise problem
+        return value
+    if wanted is float:
+        return float(value)
+    if not math.isfinite(value) or value != int(value):
+        raise problem
+    return int(value)
+
+
+def _parse(wanted: type, text: str, problem: ValueError) -> Value:
+    if wanted is str:
+        return text
+    if wanted is bool:
+        try:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        except KeyError:
+            raise problem from None
+    try:
+        number = float(text)
+    except ValueError:
+        raise problem from None
+    if wanted is float:
+        return number
+    if not math.isfinite(number) or number != int(number):
+        raise problem
+    return int(number)
+
+
+def _suggestion(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
