@@ -91,9 +91,9 @@ class MeshRecipe:
     """How a field becomes a mesh."""
 
     iso_level: float = _number(0.0, 0.0, 1e6)  # density per unit length; 0: found from the data
-    mesh_resolution: int = _number(0, 0, 512)  # samples per side; 0: the field's own voxels
-    min_component: float = _number(0.01, 0.0, 1.0)  # smaller parts, by volume share, are floaters
-    max_faces: int = _number(20_000, 0, 10_000_000)  # decimated down to this; 0: keep all
+    mesh_resolution: int = _number(128, 0, 512)  # samples per side, at least the field's voxels
+    min_component: float = _number(0.02, 0.0, 1.0)  # less of the largest part's volume: a floater
+    max_faces: int = _number(50_000, 0, 10_000_000)  # decimated down to this; 0: keep all
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -103,7 +103,7 @@ class MeshRecipe:
 class EvaluateRecipe:
     """How an asset is judged."""
 
-    evaluation_size: int = _number(128, 16, 2048)  # pixels per side of the evaluation views
+    evaluation_size: int = _number(256, 16, 2048)  # pixels per side of the evaluation views
     judge: str = "toybox"  # "toybox", a transformers CLIP folder, or a hub id
 
     def __post_init__(self) -> None:
