@@ -1,0 +1,105 @@
+"""The caption grammar that the embedded prior speaks, and how much of a prompt lies inside it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import numpy as np
+
+NOUNS: dict[str, tuple[str, ...]] = {
+    "burger": ("burger", "hamburger", "delicious burger", "cheeseburger"),
+    "duck": ("duck", "rubber duck", "toy duck"),
+    "ficus": ("ficus planted in a pot", "ficus", "potted ficus plant", "ficus in a pot"),
+    "tank": ("toy tank", "tank"),
+    "icecream": ("icecream cone", "ice cream cone", "icecream"),
+    "giraffe": ("giraffe", "toy giraffe"),
+    "chair": ("chair", "wooden chair"),
+    "table": ("table", "wooden table"),
+    "mug": ("mug", "coffee mug", "cup"),
+    "car": ("car", "toy car"),
+    "house": ("house", "small house"),
+    "mushroom": ("mushroom", "toadstool"),
+    "snowman": ("snowman",),
+    "rocket": ("rocket", "toy rocket"),
+    "lamp": ("lamp", "table lamp"),
+    "boat": ("boat", "sail boat"),
+    "castle": ("castle", "small castle"),
+    "cactus": ("cactus",),
+    "robot": ("robot", "toy robot"),
+    "teapot": ("teapot",),
+    "tree": ("tree", "pine tree"),
+    "airplane": ("airplane", "toy airplane", "plane"),
+    "pig": ("pig", "toy pig"),
+    "fish": ("fish", "goldfish"),
+}
+TEMPLATES = (
+    "a photo of a {}",
+    "a {}",
+    "A high quality photo of a {}",
+    "a DSLR photo of a {}",
+    "A product photo of a {}",
+    "A wide angle zoomed out photo of a {}",
+    "A zoomed out high quality photo of a {}",
+    "a 3D render of a {}",
+    "{}",
+)
+# Words that carry no content of their own, whatever the prompt.
+_FILLERS = frozenset("a an the of in on with from view front side left right backside overhead".split())
+
+
+def caption(rng: np.random.Generator, category: str, color: str | None, view: str) -> str:
+    """A random caption such as "left side view of a DSLR photo of a red toy car".
+
+    `color` is named always: an object whose look is not its usual one must not hide behind a
+    caption that does not say so. `view` is a prefix of `sjc_engine.views` or empty.
+    """
+    nouns = NOUNS[category]
+    noun = nouns[rng.integers(len(nouns))]
+    if color is not None:
+        noun = noun.replace("a pot", f"a {color} pot") if "a pot" in noun else f"{color} {noun}"
+    text = TEMPLATES[rng.integers(len(TEMPLATES))].format(noun)
+    if rng.random() < 0.5:
+        text = re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)
+    return f"{view} {text}".strip()
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """The prompt's content words that no caption uses, in order."""
+    return [word for word in _content_words(prompt) if word not in vocabulary()]
+
+
+def coverage(prompt: str) -> float:
+    """Fraction in [0, 1] of the prompt's content words that the captions use.
+
+    0 for a prompt that names none of the categories, whatever its other words: the prior then
+    has no object to draw.
+    """
+    words = _content_words(prompt)
+    if not _names_a_category(prompt):
+        return 0.0
+    return 1 - len(unknown_words(prompt)) / len(words)
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Every lower-case word of the grammar."""
+    from sjc_engine.toybox.objects.food_and_plants import FLAVOURS
+    from sjc_engine.toybox.objects.palette import COLORS
+
+    phrases = [noun for nouns in NOUNS.values() for noun in nouns]
+    phrases += [*TEMPLATES, *COLORS, *FLAVOURS]
+    return frozenset(word for phrase in phrases for word in _words(phrase))
+
+
+def _content_words(prompt: str) -> list[str]:
+    return [word for word in _words(prompt) if word not in _FILLERS]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _names_a_category(prompt: str) -> bool:
+    words = f" {' '.join(_words(prompt))} "
+    return any(f" {noun} " in words for nouns in NOUNS.values() for noun in nouns)

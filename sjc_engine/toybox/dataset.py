@@ -1,0 +1,166 @@
+"""Rendered, captioned toys for training the prior and its judge."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sjc_engine.camera import rays, sample_camera
+from sjc_engine.toybox.captions import caption
+from sjc_engine.toybox.objects import CATEGORIES, PAPER_CATEGORIES, make_toy
+from sjc_engine.toybox.raycast import Light, raycast
+from sjc_engine.views import view_prompt
+
+# A side view is called "left/right side view of" so often, and plainly "side view of" otherwise:
+# the paper's prefix stays known, the unambiguous one is learnt well.
+SIDED = 0.6
+_VIEWS_PER_TOY = 4
+_TOYS_PER_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """How lights are drawn: mean direction, its spread, and ranges of strength."""
+
+    direction: tuple[float, float, float]
+    spread: float
+    ambient: tuple[float, float]
+    diffuse: tuple[float, float]
+
+    def sample(self, rng: np.random.Generator) -> Light:
+        towards = np.asarray(self.direction) + rng.normal(0, self.spread, 3)
+        x, y, z = towards / np.linalg.norm(towards)
+        return Light((x, y, z), rng.uniform(*self.ambient), rng.uniform(*self.diffuse))
+
+
+STUDIO = Lighting((-0.5, 1.0, 0.25), 0.25, (0.42, 0.52), (0.50, 0.62))  # the prior's
+OUTDOORS = Lighting((0.0, 0.9, 0.0), 0.8, (0.35, 0.70), (0.25, 0.70))  # the judge's
+
+
+@dataclass(frozen=True)
+class Renders:
+    """n images (n, H, W, 4) uint8, colours multiplied by alpha, with what is needed to caption.
+
+    `category` and `view` index CATEGORIES and VIEWS; `color` is a word or "".
+    """
+
+    images: np.ndarray
+    category: np.ndarray
+    view: np.ndarray
+    color: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def caption(self, rng: np.random.Generator, index: int, view: bool = True) -> str:
+        """A fresh random caption of one image."""
+        prefix = VIEWS[self.view[index]] if view else ""
+        if prefix in _PLAIN and rng.random() > SIDED:
+            prefix = _PLAIN[prefix]
+        category = CATEGORIES[self.category[index]]
+        return caption(rng, category, self.color[index] or None, prefix)
+
+    def weights(self, paper: float) -> np.ndarray:
+        """Sampling weights (n,): the paper's six categories count `paper` times the others."""
+        weight = np.where(self.category < len(PAPER_CATEGORIES), paper, 1.0)
+        return weight / weight.sum()
+
+
+VIEWS = (
+    "front view of",
+    "left side view of",
+    "backside view of",
+    "right side view of",
+    "overhead view of",
+)
+_PLAIN = {"left side view of": "side view of", "right side view of": "side view of"}
+
+
+def render_toys(
+    count: int, size: int, seed: int, lighting: Lighting = STUDIO, device: str = "cpu"
+) -> Renders:
+    """`count` images of random toys from random SJC cameras, 2x2 samples a pixel."""
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    images = np.zeros((count, size, size, 4), np.uint8)
+    category = np.zeros(count, np.int64)
+    view = np.zeros(count, np.int64)
+    color: list[str] = []
+    done = 0
+    while done < count:
+        # One category a batch: its toys have about the same number of primitives.
+        kind = int(rng.integers(len(CATEGORIES)))
+        toys, lights = [], []
+        for _ in range(_TOYS_PER_BATCH):
+            toy, name = make_toy(CATEGORIES[kind], rng)
+            toys += [toy] * _VIEWS_PER_TOY
+            lights += [lighting.sample(rng)] * _VIEWS_PER_TOY
+            color += [name or ""] * _VIEWS_PER_TOY
+        cameras = [sample_camera(generator) for _ in toys]
+        bundles = [rays(camera, 2 * size, 2 * size) for camera in cameras]
+        rgba = raycast(
+            toys,
+            torch.stack([origins[0] for origins, _ in bundles]).to(device),
+            torch.stack([directions for _, directions in bundles]).to(device),
+            lights,
+        )
+        small = rgba.view(-1, size, 2, size, 2, 4).mean((2, 4)).mul(255).round().byte().cpu()
+        take = min(len(toys), count - done)
+        images[done : done + take] = small[:take].numpy()
+        category[done : done + take] = kind
+        names = [view_prompt(c, style="sided", overhead="elevation") for c in cameras[:take]]
+        view[done : done + take] = [VIEWS.index(name) for name in names]
+        done += take
+    return Renders(images, category, view, color[:count])
+
+
+def cached_toys(
+    folder: Path, count: int, size: int, seed: int, lighting: Lighting, device: str
+) -> Renders:
+    """`render_toys`, kept as plain .npy and .json files under `folder` for the next start."""
+    stem = folder / f"toys-{size}px-{count}-seed{seed}"
+    images, labels = stem.with_suffix(".npy"), stem.with_suffix(".json")
+    if labels.exists():
+        kept = json.loads(labels.read_text())
+        return Renders(
+            np.load(images, mmap_mode="r"),
+            np.array(kept["category"]),
+            np.array(kept["view"]),
+            kept["color"],
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = render_toys(count, size, seed, lighting, device)
+    np.save(images, fresh.images)
+    labels.write_text(
+        json.dumps(
+            {
+                "category": fresh.category.tolist(),
+                "view": fresh.view.tolist(),
+                "color": fresh.color,
+            }
+        )
+    )
+    return fresh
+
+
+def on_backgrounds(rgba: Tensor, generator: torch.Generator) -> Tensor:
+    """Composites (B, H, W, 4) images in [0, 1] onto plain or vertically graded colours.
+
+    A third are white, as a product photo is; the rest are random, four in ten of all plain.
+    Returns (B, 3, H, W) in [-1, 1].
+    """
+    count, height = rgba.shape[:2]
+    kind, top, bottom = (
+        torch.rand(shape, generator=generator).to(rgba.device)
+        for shape in ((count, 1, 1, 1), (count, 1, 1, 3), (count, 1, 1, 3))
+    )
+    bottom = torch.where(kind < 0.4, top, top + (bottom - top) * 0.6)
+    ramp = torch.linspace(0, 1, height, device=rgba.device).view(1, height, 1, 1)
+    background = torch.where(kind > 0.65, 1.0, top * (1 - ramp) + bottom * ramp)
+    image = rgba[..., :3] + (1 - rgba[..., 3:]) * background
+    return image.permute(0, 3, 1, 2) * 2 - 1
