@@ -41,6 +41,8 @@ while not ending:
         path = pathlib.Path(command["checkpoint"])
         step = int(path.read_text()) if path.exists() else 0
         scenes[command["scene"]] = command | {"step": step, "first": step}
+        note = {"type": "add", "scene": command["scene"], "step": step, "pid": os.getpid()}
+        journal.write(json.dumps(note) + "\\n")
     for key, scene in list(scenes.items()):
         prompt = scene["spec"]["prompt"]
         if prompt == "hang": time.sleep(600)
@@ -85,8 +87,10 @@ def run(pool: DevicePool, tmp_path: Path, prompt: str, name: str = "", **options
         return error
 
 
-def events(journal: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in journal.read_text().splitlines()]
+def events(journal: Path, kind: str = "") -> list[dict[str, Any]]:
+    """What the engine processes said, or with kind="add" which scenes they took."""
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [line for line in lines if line["type"] == kind or (not kind and line["type"] != "add")]
 
 
 def test_a_scene_runs_and_reports(tmp_path: Path, journal: Path) -> None:
@@ -114,11 +118,12 @@ def test_scenes_per_device_is_a_bound(
 def test_two_devices_share_the_queue(tmp_path: Path, journal: Path) -> None:
     with pool(tmp_path, ["cpu", "cpu"]) as devices, ThreadPoolExecutor(4) as many:
         list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(4)))
-    done = [e["pid"] for e in events(journal) if e["type"] == "done"]
+    done = [e["pid"] for e in events(journal, "done")]
     assert sorted(done.count(pid) for pid in set(done)) == [2, 2]
 
 
-def test_one_prior_at_a_time_on_a_device(tmp_path: Path, journal: Path) -> None:
+@pytest.mark.parametrize("together", [1, 2])
+def test_one_prior_at_a_time_on_a_device(tmp_path: Path, journal: Path, together: int) -> None:
     """The stub asserts that its scenes share a prior; work of one prior is not interleaved."""
     priors = ["p", "q", "p", "q", "p", "q"]
 
@@ -126,9 +131,10 @@ def test_one_prior_at_a_time_on_a_device(tmp_path: Path, journal: Path) -> None:
         time.sleep(0.05 * n)  # a fixed order of arrival
         return run(devices, tmp_path, "duck", f"d{n}", prior=priors[n])
 
-    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(6) as many:
+    engines = pool(tmp_path, ["cpu"], scenes_per_device=together)
+    with engines as devices, ThreadPoolExecutor(6) as many:
         assert [r["step"] for r in many.map(one, range(6))] == [6] * 6
-    order = [priors[int(e["scene"][1])] for e in events(journal) if e["type"] == "done"]
+    order = [priors[int(e["scene"][1])] for e in events(journal, "done")]
     assert "".join(order) in ("pppqqq", "ppqqqp")
 
 
@@ -160,11 +166,17 @@ def test_a_killed_process_goes_on_from_the_checkpoints(tmp_path: Path, journal: 
 
 
 def test_a_scene_that_kills_its_process_is_found(tmp_path: Path, journal: Path) -> None:
-    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(2) as many:
-        bad, good = many.map(lambda p: run(devices, tmp_path, p), ["die", "duck"])
+    """A scene that lost its process runs alone, so the culprit takes nobody else along."""
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(3) as many:
+        futures = [many.submit(run, devices, tmp_path, "die")]
+        futures += [many.submit(run, devices, tmp_path, "duck", f"d{n}") for n in range(2)]
+        bad, *good = [f.result() for f in futures]
     assert (bad.status, bad.error_type) == ("failed", "EngineDied")
     assert "SIGKILL" in str(bad)
-    assert good["step"] == 6
+    assert [g["step"] for g in good] == [6, 6]
+    taken = [e["scene"].split(".")[0] for e in events(journal, "add")]
+    assert taken.count("die") == 3
+    assert len(taken) <= 6  # at most one neighbour lost its process once
 
 
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
