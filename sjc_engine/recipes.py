@@ -92,6 +92,7 @@ class MeshRecipe:
 
     iso_level: float = _number(0.0, 0.0, 1e6)  # density per unit length; 0: found from the data
     mesh_resolution: int = _number(128, 0, 512)  # samples per side, at least the field's voxels
+    mesh_smoothing: float = _number(0.5, 0.0, 4.0)  # Gaussian over the density, in field voxels
     min_component: float = _number(0.02, 0.0, 1.0)  # less of the largest part's volume: a floater
     max_faces: int = _number(50_000, 0, 10_000_000)  # decimated down to this; 0: keep all
 
