@@ -1,0 +1,120 @@
+"""A binary glTF 2.0 writer for one coloured mesh.
+
+Written out because the usual exporters put sRGB bytes into COLOR_0, which glTF defines as linear
+(viewers then show washed-out colours), and because the colours of a field already contain their
+lighting: KHR_materials_unlit shows them as they are. A viewer without it falls back to the same
+colours on a rough dielectric.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
+_ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
+GENERATOR = "SJC Foundry"
+
+
+def srgb_to_linear(srgb: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The sRGB transfer function (IEC 61966-2-1), [0, 1] to [0, 1]."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def glb_bytes(
+    vertices: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    normals: NDArray[np.floating],
+    colors: NDArray[np.floating],
+    *,
+    name: str = "asset",
+    extras: dict[str, str] | None = None,
+) -> bytes:
+    """A .glb file of vertices (V, 3), faces (F, 3), unit normals (V, 3) and sRGB colours (V, 3).
+
+    Axes are taken as they come (glTF: +Y up, +Z front, counter-clockwise faces). `extras` lands in
+    asset.extras. Raises ValueError for no faces, wrong shapes, or values that are not finite.
+    """
+    if len(faces) == 0:
+        raise ValueError("a glTF mesh needs at least one face")
+    for values in (vertices, normals, colors):
+        if values.shape != (len(vertices), 3) or not np.isfinite(values).all():
+            raise ValueError("vertices, normals and colors must be finite and (V, 3) alike")
+    chunks: list[bytes] = []
+    views: list[dict[str, int]] = []
+    accessors: list[dict[str, Any]] = []
+
+    def add(array: NDArray[Any], component: int, kind: str, target: int) -> int:
+        """Append an array to the buffer; returns its accessor's index."""
+        data = np.ascontiguousarray(array).tobytes()
+        offset = sum(map(len, chunks))
+        views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(data), "target": target})
+        chunks.append(data + b"\0" * (-len(data) % 4))
+        count = len(array)
+        accessors.append(
+            {"bufferView": len(views) - 1, "componentType": component, "count": count, "type": kind}
+        )
+        return len(accessors) - 1
+
+    def add_vectors(array: NDArray[np.floating]) -> int:
+        return add(array.astype("<f4"), _FLOAT, "VEC3", _ARRAY_BUFFER)
+
+    attributes = {
+        "POSITION": add_vectors(vertices),
+        "NORMAL": add_vectors(normals),
+        "COLOR_0": add_vectors(srgb_to_linear(colors.clip(0, 1))),
+    }
+    positions = vertices.astype("<f4")  # the bounds must be those of the stored values
+    accessors[attributes["POSITION"]] |= {
+        "min": positions.min(axis=0).tolist(),
+        "max": positions.max(axis=0).tolist(),
+    }
+    # The largest 16-bit index is reserved (primitive restart).
+    small = len(vertices) <= 0xFFFF
+    indices = add(
+        faces.ravel().astype("<u2" if small else "<u4"),
+        _UINT16 if small else _UINT32,
+        "SCALAR",
+        _ELEMENT_ARRAY_BUFFER,
+    )
+    document = {
+        "asset": {"version": "2.0", "generator": GENERATOR}
+        | ({"extras": extras} if extras else {}),
+        "extensionsUsed": ["KHR_materials_unlit"],
+        "scene": 0,
+        "scenes": [{"name": name, "nodes": [0]}],
+        "nodes": [{"name": name, "mesh": 0}],
+        "meshes": [
+            {
+                "name": name,
+                "primitives": [{"attributes": attributes, "indices": indices, "material": 0}],
+            }
+        ],
+        "materials": [
+            {
+                "name": "field colours",
+                "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9},
+                "extensions": {"KHR_materials_unlit": {}},
+            }
+        ],
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": sum(map(len, chunks))}],
+    }
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    binary = b"".join(chunks)
+    total = 12 + 8 + len(text) + 8 + len(binary)
+    return b"".join(
+        [
+            struct.pack("<4sII", b"glTF", 2, total),
+            struct.pack("<I4s", len(text), b"JSON"),
+            text,
+            struct.pack("<I4s", len(binary), b"BIN\0"),
+            binary,
+        ]
+    )

@@ -1,0 +1,146 @@
+"""The mesh of a field: extraction, statistics, and files.
+
+In memory a mesh keeps the field's axes (+Y up, front -X). Files have glTF's (+Y up, front +Z), and
+so do the bounds of `mesh_statistics`: a table's row describes the file beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sjc_engine.field import VoxelField, write_atomically
+from sjc_engine.glb import glb_bytes
+from sjc_engine.isosurface import (
+    EmptyField,
+    Faces,
+    MeshError,
+    NonFinite,
+    OpaqueField,
+    Vertices,
+    face_components,
+    isosurface,
+    simplify,
+    vertex_normals,
+)
+from sjc_engine.level import calibrate_level
+from sjc_engine.recipes import MeshRecipe
+from sjc_engine.surface_color import surface_colors
+
+__all__ = [
+    "EmptyField",
+    "Mesh",
+    "MeshError",
+    "NonFinite",
+    "OpaqueField",
+    "extract_mesh",
+    "mesh_statistics",
+]
+
+# x' = z, y' = y, z' = -x: a quarter turn about +Y that takes the front from -X to +Z.
+TO_GLTF = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A closed triangle mesh with vertex colours."""
+
+    vertices: Vertices  # (V, 3) float32, world units
+    faces: Faces  # (F, 3) int64, counter-clockwise from outside
+    normals: NDArray[np.float32]  # (V, 3) unit, outward
+    colors: NDArray[np.float32]  # (V, 3) sRGB in [0, 1]
+
+    def export(self, path: str | Path, *, extras: dict[str, str] | None = None) -> None:
+        """Write .glb, .ply or .obj by the path's suffix, with +Z as the front.
+
+        `extras` (asset_id, prompt, licence, ...) goes into a .glb only. Raises ValueError for
+        another suffix.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        vertices, normals = self.vertices @ TO_GLTF.T, self.normals @ TO_GLTF.T
+        if suffix == ".glb":
+            name = (extras or {}).get("asset_id", path.stem)
+            data: bytes | str = glb_bytes(
+                vertices, self.faces, normals, self.colors, name=name, extras=extras
+            )
+        elif suffix in (".ply", ".obj"):
+            solid = trimesh.Trimesh(
+                vertices,
+                self.faces,
+                vertex_normals=normals,
+                vertex_colors=(self.colors * 255).round().astype(np.uint8),
+                process=False,
+            )
+            data = solid.export(file_type=suffix[1:], include_normals=True)
+        else:
+            raise ValueError(f"cannot write {path.name}: use .glb, .ply or .obj")
+        write_atomically(path, data.encode() if isinstance(data, str) else data)
+
+
+@torch.no_grad()
+def extract_mesh(field: VoxelField, recipe: MeshRecipe | None = None) -> Mesh:
+    """The field's coloured surface: closed, manifold, outward, at most `recipe.max_faces` faces.
+
+    Raises NonFinite, EmptyField or OpaqueField where there is none, and ValueError for a field
+    that is not RGB.
+    """
+    recipe = recipe or MeshRecipe()
+    if field.space != "rgb":
+        raise ValueError("only an RGB field has a mesh: decode the latent field first")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in field.parameters()):
+        raise NonFinite("the field holds values that are not finite: the optimisation diverged")
+    density = _density(field, max(recipe.mesh_resolution, field.resolution), recipe.mesh_smoothing)
+    level = recipe.iso_level or calibrate_level(field, density, recipe.min_component)
+    surface = isosurface(density, level, field.half_length, recipe.min_component)
+    vertices, faces = simplify(*surface, recipe.max_faces or len(surface[1]))
+    normals = vertex_normals(vertices, faces)
+    return Mesh(vertices, faces, normals, surface_colors(field, vertices, normals))
+
+
+def mesh_statistics(mesh: Mesh) -> dict[str, int | float | bool]:
+    """What the tables say of a mesh: counts, topology, and sizes in world units.
+
+    genus is the sum over all parts; volume is signed (positive: outward); a degenerate face has
+    (almost) no area; the bounding box is that of the exported file (front +Z).
+    """
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    part = face_components(len(mesh.vertices), mesh.faces)
+    components = int(part.max(initial=-1)) + 1
+    low, high = (mesh.vertices @ TO_GLTF.T).min(axis=0), (mesh.vertices @ TO_GLTF.T).max(axis=0)
+    tiny = 1e-12 * float(((high - low) ** 2).sum())
+    box = {f"bbox_min_{axis}": float(value) for axis, value in zip("xyz", low, strict=True)}
+    box |= {f"bbox_max_{axis}": float(value) for axis, value in zip("xyz", high, strict=True)}
+    return {
+        "vertices": len(mesh.vertices),
+        "faces": len(mesh.faces),
+        "components": components,
+        "watertight": bool(solid.is_watertight and solid.is_winding_consistent),
+        "genus": components - int(solid.euler_number) // 2,
+        "area": float(solid.area),
+        "volume": float(solid.volume),
+        "degenerate_faces": int((solid.area_faces <= tiny).sum()),
+        **box,
+    }
+
+
+def _density(field: VoxelField, resolution: int, smoothing: float) -> NDArray[np.float32]:
+    """The field's density (r, r, r), [z, y, x], at the centres of a finer grid.
+
+    `smoothing` is the standard deviation of a Gaussian in voxels of the field's own grid. The
+    surface of a field that was seen in small pictures is rough at the scale of one voxel.
+    """
+    ticks = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * field.half_length
+    z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
+    points = torch.stack([x, y, z], dim=-1).to(field.density)
+    slabs = [field.sigma(slab.reshape(-1, 3)) for slab in points.split(16)]
+    density = torch.cat(slabs).view((resolution,) * 3).cpu().numpy()
+    if smoothing == 0:
+        return density
+    return ndimage.gaussian_filter(density, smoothing * resolution / field.resolution)

@@ -1,0 +1,41 @@
+"""Colours of a surface from the field it was cut from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sjc_engine.field import VoxelField
+
+OUTSIDE, INSIDE, STEP = 2.0, 6.0, 0.5  # voxels of the field's grid
+
+
+@torch.no_grad()
+def surface_colors(
+    field: VoxelField, vertices: NDArray[np.float32], normals: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """sRGB colours (V, 3) in [0, 1]: the field composited front to back along each -normal.
+
+    The colour at the surface itself is not what a viewer of the field sees: the surface is fuzzy,
+    and outside the shell that was ever visible the colour grid still holds its random start.
+    """
+    device = field.density.device
+    step = STEP * field.voxel_length
+    middles = torch.arange(-OUTSIDE + STEP / 2, INSIDE, STEP, device=device) * field.voxel_length
+    start = torch.from_numpy(vertices).to(device)
+    inward = -torch.from_numpy(normals).to(device)
+    points = start[:, None] + inward[:, None] * middles[:, None]  # (V, samples, 3)
+    optical = field.sigma(points.reshape(-1, 3)).view(points.shape[:2]) * step
+    colors = field.rgb(points.reshape(-1, 3)).view(points.shape)
+    composited = _composite(optical, colors)
+    return ((composited + 1) / 2).clamp(0, 1).cpu().numpy()
+
+
+def _composite(optical: Tensor, colors: Tensor) -> Tensor:
+    """Expected colour (V, 3) of optical depths (V, S) and colours (V, S, 3), front to back."""
+    reached = optical.cumsum(1)
+    weights = torch.exp(optical - reached) * -torch.expm1(-optical)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    return (weights[..., None] * colors).sum(1)
