@@ -213,7 +213,7 @@ def train(rank: int, settings: Settings) -> None:
         if progress >= 1:
             break
         for group in optimiser.param_groups:
-            group["lr"] = settings.rate * _schedule(step, progress)
+            group["lr"] = settings.rate * cosine_rate(step, progress)
         image, tokens = (part.to(settings.device) for part in batches.draw())
         timestep = torch.randint(0, len(kept), (len(image),), generator=batches.generator)
         noise = torch.randn(image.shape, generator=batches.generator).to(settings.device)
@@ -236,7 +236,7 @@ def train(rank: int, settings: Settings) -> None:
         if step % 50 == 0 and rank == 0:
             now = time.monotonic()
             rate = (step - last_step) * settings.batch * settings.ranks / (now - last_log)
-            _log(settings.out, step, seconds, float(torch.stack(losses).mean()), rate, progress)
+            log_row(settings.out, step, seconds, float(torch.stack(losses).mean()), rate, progress)
             losses, last_log, last_step = [], now, step
         if step % 500 == 0:
             _save_state(state_file, model, average, optimiser, batches, step, seconds)
@@ -254,7 +254,7 @@ def _progress(settings: Settings, step: int, seconds: float) -> float:
     return max(step / settings.steps, by_time)
 
 
-def _schedule(step: int, progress: float) -> float:
+def cosine_rate(step: int, progress: float) -> float:
     """Warm-up over 80 steps, then a cosine down to 3%."""
     return min(1, (step + 1) / 80) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -280,7 +280,7 @@ def _average_gradients(model: nn.Module, settings: Settings) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def _log(out: Path, step: int, seconds: float, loss: float, rate: float, progress: float) -> None:
+def log_row(out: Path, step: int, seconds: float, loss: float, rate: float, progress: float) -> None:
     print(
         f"step {step}  {progress:6.1%}  loss {loss:.4f}  {rate:.0f} images/s  {seconds / 60:.1f} min",
         flush=True,
