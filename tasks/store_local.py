@@ -1,0 +1,214 @@
+"""The local store: a directory, written through temporary files.
+
+A write goes to a temporary name that starts with a dot, is flushed to the disk, and then appears
+under its key in one step. `os.link` fails when the key exists, so that of two writers exactly one
+wins and neither can overwrite the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pyarrow import fs
+
+from tasks.store import (
+    AlreadyCommitted,
+    NotInStore,
+    StoredFile,
+    StoreError,
+    check_key,
+    stream_digest,
+)
+
+# What file systems without hard links answer (exFAT, some network and container mounts).
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free space there, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free space there, then run the same command again",
+    errno.EFBIG: "the file size limit is reached; raise it (ulimit -f)",
+    errno.EACCES: "permission denied; fix its permissions or choose another --store",
+    errno.EPERM: "the system refuses the write; fix its permissions or choose another --store",
+    errno.EROFS: "it is on a read-only file system; choose another --store",
+    errno.ENOTDIR: "a part of the path is a file; choose another --store",
+    errno.EEXIST: "it is a file and not a directory; choose another --store",
+    errno.ENAMETOOLONG: "the path is too long; choose a shorter --store",
+}
+
+
+class LocalStore:
+    """A store in the directory `root`."""
+
+    def __init__(self, root: Path, *, writable: bool = True) -> None:
+        self.root = Path(os.path.abspath(root.expanduser()))
+        with _explained("use", self.root):
+            if writable:
+                self.root.mkdir(parents=True, exist_ok=True)
+                probe = self._write_temporary(self.root / "probe", io.BytesIO(b"sjc"))[0]
+                probe.unlink()
+            elif not self.root.exists():
+                raise StoreError(
+                    f"There is no store at {self.root}; check --store, or run `sjc run`."
+                )
+            elif not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def uri(self, key: str) -> str:
+        return str(self._path(key))
+
+    def put_file(self, key: str, path: Path, *, replace: bool = False) -> StoredFile:
+        with path.open("rb") as source:
+            return self._put(key, source, replace)
+
+    def put_bytes(self, key: str, data: bytes, *, replace: bool = False) -> StoredFile:
+        return self._put(key, io.BytesIO(data), replace)
+
+    def get_bytes(self, key: str) -> bytes:
+        with _explained("read", self._path(key)):
+            return self._path(key).read_bytes()
+
+    def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
+        with _explained("read", self._path(key)), self._path(key).open("rb") as source:
+            temporary, stored = self._write_temporary(path, source)
+        with _removed_on_error(temporary):
+            if sha256 is not None and stored.sha256 != sha256:
+                raise StoreError(
+                    f"{self.uri(key)} is damaged: its SHA-256 is {stored.sha256} and should be "
+                    f"{sha256}; delete the asset's folder and run its manifest again."
+                )
+            with _explained("write", path):
+                os.replace(temporary, path)
+        return stored
+
+    def exists(self, key: str) -> bool:
+        with _explained("read", self._path(key)):
+            return self._path(key).is_file()
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        folder = prefix.rpartition("/")[0]
+        start = self._path(folder) if folder else self.root
+        with _explained("list", start):
+            for key in _walk(start, folder):
+                if key.startswith(prefix):
+                    yield key
+
+    def delete(self, key: str) -> None:
+        with _explained("delete", self._path(key)):
+            self._path(key).unlink(missing_ok=True)
+
+    def filesystem(self) -> fs.FileSystem:
+        return fs.SubTreeFileSystem(str(self.root), fs.LocalFileSystem())
+
+    def _path(self, key: str) -> Path:
+        path = self.root / check_key(key)
+        # A valid key cannot climb out by itself; a symbolic link inside the store could.
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise StoreError(f"{path} leaves the store through a symbolic link; remove the link.")
+        return path
+
+    def _put(self, key: str, source: BinaryIO, replace: bool) -> StoredFile:
+        path = self._path(key)
+        with _explained("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary, stored = self._write_temporary(path, source)
+            with _removed_on_error(temporary):
+                if replace:
+                    os.replace(temporary, path)
+                elif not _appear(temporary, path):
+                    temporary.unlink()
+                    with path.open("rb") as existing:
+                        if stream_digest(existing) != stored:
+                            raise AlreadyCommitted(
+                                f"{path} is already committed with other content; nothing was "
+                                "changed, use a new attempt."
+                            )
+            _flush_directory(path.parent)
+        return stored
+
+    def _write_temporary(self, path: Path, source: BinaryIO) -> tuple[Path, StoredFile]:
+        """Copy `source` to a flushed temporary file next to `path`."""
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with _removed_on_error(temporary), temporary.open("xb") as target:
+            stored = stream_digest(source, copy_to=target)
+            target.flush()
+            os.fsync(target.fileno())
+        return temporary, stored
+
+
+def _appear(temporary: Path, path: Path) -> bool:
+    """Give `temporary` the name `path` unless that name is taken; whether it was free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Without hard links two writers may both see a free name and the later one stays. The
+        # store is still right: each writer's manifest names its own attempt's files.
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+        return True
+    temporary.unlink()
+    return True
+
+
+def _flush_directory(folder: Path) -> None:
+    """Make a new name in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[str]:
+    """Keys of the files under `folder`, in the order in which S3 lists them."""
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    entries.sort(key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
+    for entry in entries:
+        key = f"{prefix}/{entry.name}" if prefix else entry.name
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(folder / entry.name, key)
+        elif entry.is_file(follow_symlinks=False):
+            yield key
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    """Leave no temporary file behind when the block fails, whatever it fails with."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _explained(verb: str, path: Path) -> Iterator[None]:
+    """Turn the operating system's error into one sentence with the fix."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotInStore(f"Cannot {verb} {path}: it does not exist; check --store.") from error
+    except OSError as error:
+        reason = _ADVICE.get(error.errno or 0) or f"{error.strerror or error}; check the disk"
+        raise StoreError(f"Cannot {verb} {path}: {reason}.") from error

@@ -1,0 +1,303 @@
+"""The S3 store: a bucket and a prefix, through boto3.
+
+Credentials come from boto3's default chain and the endpoint from ``AWS_ENDPOINT_URL_S3``. botocore
+repeats failed requests; this module adds what botocore leaves out: an upload that arrives damaged
+is sent again, an upload whose reply is lost is looked up before it counts as failed, and a
+download counts only when its SHA-256 is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import urlsplit
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from pyarrow import fs
+
+from tasks.store import (
+    AlreadyCommitted,
+    NotInStore,
+    StoredFile,
+    StoreError,
+    bytes_digest,
+    check_key,
+    stream_digest,
+)
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import PutObjectRequestTypeDef
+
+MULTIPART_BYTES = 32 << 20
+TRANSFERS = 3  # of one file, when its bytes arrive damaged
+ATTEMPTS = 5  # of one request, when it fails; botocore waits longer each time
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+
+CONTENT_TYPES = {
+    ".glb": "model/gltf-binary",
+    ".json": "application/json",
+    ".mp4": "video/mp4",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+
+_DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}
+_TAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}
+_MISSING = {"NoSuchKey", "404"}
+_CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_EXPIRED = "the credentials have expired; renew them and run the same command again"
+_ADVICE = {
+    "NoSuchBucket": "the bucket does not exist; create it or correct --store",
+    "AccessDenied": "these credentials may not do that; allow them to read, write and delete there",
+    "403": "these credentials are wrong or may not do that; " + _CREDENTIALS,
+    "InvalidAccessKeyId": "the access key is unknown there; " + _CREDENTIALS,
+    "SignatureDoesNotMatch": "the secret key is wrong; " + _CREDENTIALS,
+    "ExpiredToken": _EXPIRED,
+    "RequestExpired": _EXPIRED,
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it and run the same command again",
+}
+
+
+class S3Store:
+    """A store under ``s3://{bucket}/{prefix}``. Threads may share it."""
+
+    def __init__(self, bucket: str, prefix: str = "", *, writable: bool = True) -> None:
+        prefix = prefix.strip("/")
+        self.bucket = bucket
+        self.prefix = check_key(prefix) + "/" if prefix else ""
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            signature_version="s3v4",
+        )
+        with _explained("use", self.url):
+            self._session = boto3.Session()
+            self._client: S3Client = self._session.client("s3", config=config)
+            try:
+                bucket_reply = self._client.head_bucket(Bucket=bucket)
+            except ClientError as error:
+                if _code(error) == "404":  # a HEAD reply has no body that could say more
+                    raise StoreError(
+                        f"Cannot use {self.url}: {_ADVICE['NoSuchBucket']}."
+                    ) from error
+                raise
+            self._region = bucket_reply.get("BucketRegion") or "us-east-1"
+            if writable:
+                # The name starts with a dot: a probe that is left behind shows in no listing.
+                probe = f"{self.prefix}.probe-{secrets.token_hex(4)}"
+                self._client.put_object(Bucket=bucket, Key=probe, Body=b"sjc")
+                self._client.delete_object(Bucket=bucket, Key=probe)
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self._full(key)}"
+
+    def put_file(self, key: str, path: Path, *, replace: bool = False) -> StoredFile:
+        with path.open("rb") as source:
+            stored = stream_digest(source)
+        return self._put(key, stored, lambda: path.open("rb"), replace)
+
+    def put_bytes(self, key: str, data: bytes, *, replace: bool = False) -> StoredFile:
+        return self._put(key, bytes_digest(data), lambda: io.BytesIO(data), replace)
+
+    def get_bytes(self, key: str) -> bytes:
+        target = io.BytesIO()
+        with _explained("read", self.uri(key)):
+            self._fetch(key, target, None)
+        return target.getvalue()
+
+    def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            with _explained("read", self.uri(key)), temporary.open("xb") as target:
+                stored = self._fetch(key, target, sha256)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return stored
+
+    def exists(self, key: str) -> bool:
+        with _explained("read", self.uri(key)):
+            return self._head(key) is not None
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.prefix + prefix
+        )
+        with _explained("list", self.url):
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    key = entry["Key"].removeprefix(self.prefix)
+                    if not any(part.startswith(".") for part in key.split("/")):
+                        yield key
+
+    def delete(self, key: str) -> None:
+        with _explained("delete", self.uri(key)):
+            self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
+
+    def filesystem(self) -> fs.FileSystem:
+        with _explained("read", self.url):
+            # boto3's chain decides, so that tables need no second set of settings.
+            credentials = self._session.get_credentials()
+            if credentials is None:
+                raise NoCredentialsError
+            frozen = credentials.get_frozen_credentials()
+        endpoint = urlsplit(self._client.meta.endpoint_url)
+        certificates = os.environ.get("AWS_CA_BUNDLE")
+        s3 = fs.S3FileSystem(
+            access_key=frozen.access_key,
+            secret_key=frozen.secret_key,
+            session_token=frozen.token,
+            region=self._region,
+            scheme=endpoint.scheme,
+            endpoint_override=None if ".amazonaws.com" in endpoint.netloc else endpoint.netloc,
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=READ_SECONDS,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+            **({"tls_ca_file_path": certificates} if certificates else {}),
+        )
+        return fs.SubTreeFileSystem(f"{self.bucket}/{self.prefix}".rstrip("/"), s3)
+
+    def _full(self, key: str) -> str:
+        return self.prefix + check_key(key)
+
+    def _head(self, key: str) -> StoredFile | None:
+        """What the server knows about `key`; no SHA-256 when others wrote it."""
+        try:
+            reply = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+        except ClientError as error:
+            if _code(error) in _MISSING:
+                return None
+            raise
+        return StoredFile(reply["ContentLength"], reply["Metadata"].get("sha256", ""))
+
+    def _put(
+        self, key: str, stored: StoredFile, source: Callable[[], BinaryIO], replace: bool
+    ) -> StoredFile:
+        with _explained("write", self.uri(key)):
+            for remaining in reversed(range(TRANSFERS)):
+                # Some servers ignore If-None-Match, so look before writing as well.
+                if not replace and self._is_stored(key, stored):
+                    return stored
+                try:
+                    self._send(key, stored, source, replace)
+                    return stored
+                except (ClientError, BotoCoreError) as error:
+                    # The reply may be lost although the server took the file.
+                    with contextlib.suppress(ClientError, BotoCoreError):
+                        if self._head(key) == stored:
+                            return stored
+                    if not remaining or _code(error) not in _DAMAGED | _TAKEN:
+                        raise
+        raise AssertionError("unreachable: the last round returns or raises")
+
+    def _is_stored(self, key: str, stored: StoredFile) -> bool:
+        """Whether `key` already holds exactly this; raises `AlreadyCommitted` if it holds other."""
+        found = self._head(key)
+        if found not in (None, stored):
+            raise AlreadyCommitted(
+                f"{self.uri(key)} is already committed with other content; nothing was changed, "
+                "use a new attempt."
+            )
+        return found is not None
+
+    def _send(
+        self, key: str, stored: StoredFile, source: Callable[[], BinaryIO], replace: bool
+    ) -> None:
+        metadata = {"sha256": stored.sha256}
+        kind = CONTENT_TYPES.get(PurePosixPath(key).suffix, "application/octet-stream")
+        with source() as body:
+            if stored.bytes >= MULTIPART_BYTES:
+                self._client.upload_fileobj(
+                    body,
+                    self.bucket,
+                    self._full(key),
+                    ExtraArgs={"Metadata": metadata, "ContentType": kind},
+                    Config=TransferConfig(
+                        multipart_threshold=MULTIPART_BYTES,
+                        multipart_chunksize=MULTIPART_BYTES,
+                        use_threads=False,
+                    ),
+                )
+            else:
+                request: PutObjectRequestTypeDef = {
+                    "Bucket": self.bucket,
+                    "Key": self._full(key),
+                    "Body": body,
+                    "Metadata": metadata,
+                    "ContentType": kind,
+                }
+                if not replace:
+                    request["IfNoneMatch"] = "*"
+                self._client.put_object(**request)
+
+    def _fetch(self, key: str, target: BinaryIO, sha256: str | None) -> StoredFile:
+        """Copy `key` into `target`, again while the bytes that arrive are not the right ones."""
+        problem = ""
+        for _ in range(TRANSFERS):
+            target.seek(0)
+            target.truncate()
+            reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
+            expected = sha256 or reply["Metadata"].get("sha256")
+            try:
+                stored = stream_digest(reply["Body"], copy_to=target)
+            except BotoCoreError as error:
+                problem = str(error)
+                continue
+            if expected in (None, stored.sha256):
+                return stored
+            problem = f"its SHA-256 is {stored.sha256} and should be {expected}"
+        raise StoreError(
+            f"{self.uri(key)} is damaged or cut short ({problem}); try again, and if it stays so "
+            "delete the asset's folder and run its manifest again."
+        )
+
+
+def _code(error: Exception) -> str:
+    return error.response["Error"].get("Code", "") if isinstance(error, ClientError) else ""
+
+
+@contextlib.contextmanager
+def _explained(verb: str, where: str) -> Iterator[None]:
+    """Turn botocore's error into one sentence with the fix."""
+    try:
+        yield
+    except ClientError as error:
+        code = _code(error)
+        if code in _MISSING:
+            raise NotInStore(f"Cannot {verb} {where}: it does not exist; check --store.") from error
+        reason = _ADVICE.get(code) or f"the server answers {code}; try again later"
+        raise StoreError(f"Cannot {verb} {where}: {reason}.") from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise StoreError(
+            f"Cannot {verb} {where}: there are no complete AWS credentials; {_CREDENTIALS}."
+        ) from error
+    except ParamValidationError as error:
+        raise StoreError(
+            f"Cannot {verb} {where}: this is not a valid bucket; use s3://bucket/prefix."
+        ) from error
+    except (BotoCoreError, ValueError) as error:  # ValueError: a malformed endpoint
+        raise StoreError(
+            f"Cannot {verb} {where}: {error}; check AWS_ENDPOINT_URL_S3 and the network."
+        ) from error
+    except OSError as error:
+        raise StoreError(f"Cannot {verb} {where}: {error}; check the local disk.") from error

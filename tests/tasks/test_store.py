@@ -1,0 +1,234 @@
+"""The store's contract, on both back ends, and the local store against a hostile system."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks import store_local
+from tasks.store import AlreadyCommitted, NotInStore, Store, StoredFile, StoreError, open_store
+
+ROOT = Path(__file__).parents[2]
+
+
+def digest(data: bytes) -> StoredFile:
+    return StoredFile(len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_file_comes_back_as_it_went(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(3_000_001))
+    stored = store.put_file("assets/ab/a01/mesh.glb", source)
+    assert stored == digest(source.read_bytes())
+    assert store.download("assets/ab/a01/mesh.glb", tmp_path / "copy", stored.sha256) == stored
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+    assert store.get_bytes("assets/ab/a01/mesh.glb") == source.read_bytes()
+    assert sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+def test_an_empty_file_is_a_file(store: Store) -> None:
+    assert store.put_bytes("empty", b"") == digest(b"")
+    assert store.get_bytes("empty") == b""
+    assert store.exists("empty")
+
+
+def test_a_committed_file_is_never_overwritten(store: Store) -> None:
+    first = store.put_bytes("assets/ab/manifest.json", b"first")
+    with pytest.raises(AlreadyCommitted, match="already committed"):
+        store.put_bytes("assets/ab/manifest.json", b"second")
+    assert store.get_bytes("assets/ab/manifest.json") == b"first"
+    assert store.put_bytes("assets/ab/manifest.json", b"first") == first, "a repeat is no change"
+    store.put_bytes("assets/ab/manifest.json", b"third", replace=True)
+    assert store.get_bytes("assets/ab/manifest.json") == b"third"
+
+
+def test_one_of_eight_writers_wins(store: Store) -> None:
+    barrier, outcomes = threading.Barrier(8), []
+
+    def write(number: int) -> None:
+        barrier.wait()
+        try:
+            store.put_bytes("race/manifest.json", b"%d" % number * 100_000)
+            outcomes.append(number)
+        except AlreadyCommitted:
+            pass
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 1
+    assert store.get_bytes("race/manifest.json") == b"%d" % outcomes[0] * 100_000
+    assert list(store.list()) == ["race/manifest.json"]
+
+
+def test_listing_is_by_prefix_in_order_without_temporary_files(store: Store) -> None:
+    keys = ["a-b/x", "a.json", "a/a01/views/1.png", "a/a01/x", "a/a02/x", "ab/x", "b"]
+    for key in reversed(keys):
+        store.put_bytes(key, b"x")
+    assert list(store.list()) == keys
+    assert list(store.list("a/")) == keys[2:5]
+    assert list(store.list("a/a0")) == keys[2:5]
+    assert list(store.list("a/a01/v")) == keys[2:3]
+    assert list(store.list("nothing/")) == []
+    store.delete("a/a01/x")
+    store.delete("a/a01/x")
+    assert list(store.list("a/a01")) == keys[2:3]
+    assert not store.exists("a/a01/x")
+
+
+def test_missing_keys_say_so(store: Store, tmp_path: Path) -> None:
+    assert not store.exists("assets/ab/manifest.json")
+    with pytest.raises(NotInStore, match=r"assets/ab/manifest\.json"):
+        store.get_bytes("assets/ab/manifest.json")
+    with pytest.raises(NotInStore):
+        store.download("assets/ab/manifest.json", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+BAD_KEYS = ["", "/etc/passwd", "../x", "a/../x", "a//b", "a/", ".", "..", ".tmp", "a/.b", "a b"]
+BAD_KEYS += ["a\0b", "a\\b", "a\nb", "a\n", "c:x", "a?b", "é", "x" * 300, "*"]
+
+
+def test_keys_cannot_leave_the_store(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x")
+    calls: list[Callable[[str], object]] = [
+        lambda key: store.put_bytes(key, b"x"),
+        lambda key: store.put_file(key, tmp_path / "source"),
+        lambda key: store.get_bytes(key),
+        lambda key: store.download(key, tmp_path / "copy"),
+        lambda key: store.exists(key),
+        lambda key: store.delete(key),
+        lambda key: store.uri(key),
+    ]
+    for key in BAD_KEYS:
+        for call in calls:
+            with pytest.raises(StoreError, match="not a valid key"):
+                call(key)
+    assert list(store.list()) == []
+
+
+def test_a_download_with_another_hash_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    store.put_bytes("mesh.glb", b"right")
+    with pytest.raises(StoreError, match=r"damaged.*run its manifest again"):
+        store.download("mesh.glb", tmp_path / "copy", digest(b"wrong").sha256)
+    assert not (tmp_path / "copy").exists()
+    assert sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+def test_the_arrow_file_system_reads_keys(store: Store) -> None:
+    store.put_bytes("tables/x.parquet", b"content")
+    with store.filesystem().open_input_file("tables/x.parquet") as file:
+        assert file.read() == b"content"
+
+
+def test_a_store_reopens_by_its_url(store: Store) -> None:
+    store.put_bytes("x", b"x")
+    assert open_store(store.url, writable=False).get_bytes("x") == b"x"
+    assert store.uri("a/b").endswith("/a/b")
+    assert store.uri("a/b").startswith(store.url)
+
+
+def test_symbolic_links_cannot_leave_the_store(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    store = open_store(tmp_path / "store")
+    (tmp_path / "store" / "assets").symlink_to(tmp_path / "outside")
+    with pytest.raises(StoreError, match="symbolic link"):
+        store.get_bytes("assets/secret")
+    with pytest.raises(StoreError, match="symbolic link"):
+        store.put_bytes("assets/new", b"x")
+    assert list(store.list()) == []
+
+
+def test_a_file_is_not_a_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        for writable in (True, False):
+            with pytest.raises(StoreError, match=r"Cannot use|no store"):
+                open_store(path, writable=writable)
+
+
+def test_reading_does_not_make_a_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no store at .*typo"):
+        open_store(tmp_path / "typo", writable=False)
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "http://x/y", "file:///tmp/x"])
+def test_other_schemes_are_refused(url: str) -> None:
+    with pytest.raises(StoreError, match="directory or s3://bucket/prefix"):
+        open_store(url)
+
+
+def test_an_unwritable_directory_is_found_at_once() -> None:
+    code = (
+        "import os, sys; from tasks import store_local; from tasks.store import *\n"
+        "if os.getuid() == 0: os.setuid(65534)  # root may write anywhere\n"
+        "try: open_store(sys.argv[1])\n"
+        "except StoreError as error: sys.exit(str(error))"
+    )
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        os.chmod(folder, 0o555)
+        result = subprocess.run(
+            [sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=ROOT
+        )
+    assert "permission denied; fix its permissions or choose another --store" in result.stderr
+    assert result.returncode == 1
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from tasks.store import *\n"
+        "store = open_store(sys.argv[1])\n"
+        "store.put_bytes('before', b'x' * 1000)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "try: store.put_bytes('big', b'x' * 100_000)\n"
+        "except StoreError as error: sys.exit(str(error))"
+    )
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert "file size limit" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["before"], "no temporary file stays behind"
+
+
+def test_without_hard_links_the_rule_still_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(store_local.os, "link", no_links)
+    store = open_store(tmp_path)
+    store.put_bytes("x", b"first")
+    with pytest.raises(AlreadyCommitted):
+        store.put_bytes("x", b"second")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_killed_write_leaves_no_visible_file(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from tasks import store_local\n"
+        "store = store_local.LocalStore(Path(sys.argv[1]))\n"
+        "store_local.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store.put_bytes('a/manifest.json', b'x' * 100_000)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    assert result.returncode == -9
+    store = open_store(tmp_path)
+    assert list(store.list()) == []
+    store.put_bytes("a/manifest.json", b"next run")
+    assert list(store.list()) == ["a/manifest.json"]
