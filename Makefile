@@ -1,0 +1,43 @@
+# make demo      the paper's six prompts -> ./store, with the embedded prior
+# make test      the tests that need nothing but pip
+# make test-all  everything: check, test and the suites that need Debian or npm packages
+# make check     ruff, mypy and the import direction
+#
+# PYTHON names the interpreter (3.11 or newer) that .venv is made from.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEVICES ?= cpu,cpu
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-all check format clean
+
+demo: $(READY)
+	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not system"
+
+test-all: check
+	scripts/install-system-packages
+	$(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(READY): pyproject.toml constraints.txt scripts/make-venv
+	scripts/make-venv "$(PYTHON)" $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .sjc node_modules
