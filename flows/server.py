@@ -1,0 +1,137 @@
+"""Which Prefect server a run talks to: the given one, that of `sjc ui`, or one of its own.
+
+`python -m flows.server` is the server process; it serves the API, and the UI if asked to.
+"""
+
+import argparse
+import atexit
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from flows.environment import prefect_home
+from sjc_engine.lifeline import die_with_parent
+
+HOST = "127.0.0.1"
+UI_PORT = 4200
+START_SECONDS = 120.0  # 15 s measured on a quiet machine of two cores
+
+
+class ServerError(RuntimeError):
+    """No Prefect server could be reached or started."""
+
+
+def healthy(api_url: str, timeout: float = 2.0) -> bool:
+    """Whether a Prefect API answers there."""
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=timeout) as reply:
+            return bool(reply.status == 200)
+    except (OSError, ValueError):  # refused, timed out, HTTP error, not a URL
+        return False
+
+
+def _note() -> Path:
+    """Where `sjc ui` leaves the address of its API."""
+    return prefect_home() / "sjc-ui.json"
+
+
+def ui_server() -> str | None:
+    """The API address of the running `sjc ui` of this PREFECT_HOME."""
+    try:
+        url = json.loads(_note().read_text("utf-8"))["api_url"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return url if healthy(url) else None
+
+
+def connect(log: Path) -> str:
+    """Sets and returns PREFECT_API_URL: an address where a server is up or starting.
+
+    It returns at once so that imports can run while the server starts: call
+    `wait_until_healthy` before the first request. log: for the output of an own server. That
+    one ends with the interpreter, after Prefect's own exit hooks have sent their last records.
+    """
+    api_url = os.environ.get("PREFECT_API_URL") or ui_server()
+    if api_url is None:
+        port = _free_port()
+        api_url = f"http://{HOST}:{port}/api"
+        command = [sys.executable, "-m", "flows.server"]
+        command += ["--port", str(port), "--parent", str(os.getpid())]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as output:
+            # Its own process group: a Ctrl-C must not end it before the run has told its end.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+            )
+        atexit.register(_end, process)
+    os.environ["PREFECT_API_URL"] = api_url
+    return api_url
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until_healthy(api_url: str, seconds: float = START_SECONDS) -> None:
+    """Blocks until the API answers; ServerError when it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not healthy(api_url):
+        if time.monotonic() > deadline:
+            raise ServerError(f"no Prefect server answers at {api_url} after {seconds:g} s")
+        time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def serve(port: int, ui: bool) -> None:
+    """Runs a Prefect server in this process until it is told to stop."""
+    api_url = f"http://{HOST}:{port}/api"
+    os.environ["PREFECT_SERVER_API_HOST"] = HOST
+    os.environ["PREFECT_SERVER_API_PORT"] = str(port)
+    os.environ["PREFECT_API_URL"] = api_url
+    os.environ["PREFECT_SERVER_UI_ENABLED"] = str(ui).lower()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(final=True)
+    uvicorn.run(app, host=HOST, port=port, log_level="error", lifespan="on")
+
+
+def serve_ui(port: int) -> None:
+    """The server of `sjc ui`, which leaves its address for the runs of this PREFECT_HOME."""
+    _note().write_text(json.dumps({"api_url": f"http://{HOST}:{port}/api"}), "utf-8")
+    try:
+        serve(port, ui=True)
+    finally:
+        _note().unlink(missing_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
+    arguments = parser.parse_args()
+    die_with_parent(arguments.parent)
+    serve(arguments.port, ui=False)
+
+
+if __name__ == "__main__":
+    main()
