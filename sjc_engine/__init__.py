@@ -1,0 +1,49 @@
+"""Score Jacobian Chaining as a library: prompts in, meshes out.
+
+prior = load_prior("toybox")
+fields = optimize(["a DSLR photo of a yellow duck"], prior, Recipe.for_prior(prior), seeds=[0])
+extract_mesh(fields[0]).export("duck.glb")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sjc_engine.chaining import optimize
+    from sjc_engine.field import VoxelField, load_field
+    from sjc_engine.mesh import Mesh, extract_mesh
+    from sjc_engine.prior import load_prior
+    from sjc_engine.recipes import Recipe
+    from sjc_engine.spec import AssetSpec
+
+__all__ = [
+    "AssetSpec",
+    "Mesh",
+    "Recipe",
+    "VoxelField",
+    "extract_mesh",
+    "load_field",
+    "load_prior",
+    "optimize",
+]
+
+# Imported at first use: reading a manifest needs recipes, not torch. (No module may be called
+# `optimize`: importing it would put the module in the function's place.)
+_HOMES = {
+    "AssetSpec": "spec",
+    "Mesh": "mesh",
+    "Recipe": "recipes",
+    "VoxelField": "field",
+    "extract_mesh": "mesh",
+    "load_field": "field",
+    "load_prior": "prior",
+    "optimize": "chaining",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

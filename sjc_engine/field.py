@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -12,6 +11,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from sjc_engine.checkpoint import write_atomically
 
 Space = Literal["rgb", "latent"]
 
@@ -167,16 +168,6 @@ def field_metadata(path: str | Path) -> dict[str, str]:
 def resample_grid(grid: Tensor, resolution: int) -> Tensor:
     """(1, C, N, N, N) at another resolution, trilinear, voxel centres kept in place."""
     return F.interpolate(grid, size=(resolution,) * 3, mode="trilinear", align_corners=False)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a crash leaves either the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _interpolate(grid: Tensor, unit: Tensor) -> Tensor:

@@ -188,7 +188,6 @@ TOYBOX: dict[str, Value] = {
     "half_length": 0.7,
     "color_init": 0.1,
     "background": "random",
-    "background_lr": 0.0,
     "render_size": 32,
     "ray_step": 2.1 / 96,
     "ray_jitter": True,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from sjc_engine.camera import Camera
+if TYPE_CHECKING:
+    from sjc_engine.camera import Camera
 
 ViewStyle = Literal["none", "paper", "sided"]
 OverheadRule = Literal["elevation", "official"]
