@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ _CORPUS = 20_000
 _CHARACTERS = [chr(code) for code in range(33, 127)]
 
 
+@cache
 def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     """A CLIPTokenizer of `MAX_TOKENS` positions; token 0 starts and token 1 ends and pads."""
     rng = np.random.default_rng(seed)

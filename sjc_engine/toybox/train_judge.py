@@ -197,7 +197,7 @@ def train(out: Path, steps: int, minutes: float | None, batch: int, images: int,
         with torch.no_grad():
             judge.logit_scale.clamp_(max=4.6)  # CLIP's bound: a factor of 100
         step += 1
-        recent.append(float(loss))
+        recent.append(float(loss.detach()))
         if step % 50 == 0:
             now = time.monotonic()
             rate = (step - last[1]) * batch / (now - last[0])

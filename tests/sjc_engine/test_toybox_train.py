@@ -1,0 +1,115 @@
+"""Training: the tokenizer, a few real steps, resume, warm start and the shipped layout."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sjc_engine.toybox import train_judge
+from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
+from sjc_engine.toybox.train import Settings, cosine_rate, train
+
+TINY = Settings(
+    out=Path(), steps=6, minutes=None, batch=8, images=64, rate=1e-3, ranks=1, device="cpu",
+    seed=0, init_from=None,
+)  # fmt: skip
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_tokenizer_knows_words_and_spells_the_rest():
+    tokenizer = build_tokenizer()
+    known = tokenizer("overhead view of A ficus planted in a pot")["input_ids"]
+    assert known[0] == tokenizer.bos_token_id
+    assert known[-1] == tokenizer.eos_token_id
+    assert len(known) == 2 + 9  # one token a word
+    spelled = tokenizer("zebra!", add_special_tokens=False)["input_ids"]
+    assert "".join(tokenizer.convert_ids_to_tokens(spelled)).replace("</w>", "") == "zebra!"
+    longest = tokenizer("left side view of A wide angle zoomed out photo of a purple airplane")
+    assert len(longest["input_ids"]) <= MAX_TOKENS
+
+
+def test_training_resumes_and_writes_a_loadable_half_precision_model(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    train(0, replace(TINY, out=out, steps=3))
+    halfway = weights(out)
+    train(0, replace(TINY, out=out, steps=6))
+    state = torch.load(out / "state" / "rank0.pt", weights_only=True)
+    assert state["step"] == 6
+    final = weights(out)
+    assert all(tensor.dtype == torch.float16 for tensor in final.values())
+    assert any((final[name] != halfway[name]).any() for name in final)
+    assert (out / "model" / "model_index.json").exists()
+    assert not (out / "model.partial").exists()
+
+
+def test_warm_start_continues_from_the_shipped_weights(tmp_path):
+    from sjc_engine.toybox import weights_path
+
+    out = tmp_path / "warm"
+    out.mkdir()
+    train(0, replace(TINY, out=out, steps=1, rate=0.0, init_from=weights_path("prior")))
+    shipped = load_file(weights_path("prior") / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, tensor in weights(out).items():
+        torch.testing.assert_close(tensor, shipped[name])
+
+
+def test_log_has_a_row_for_every_fifty_steps(tmp_path, capsys):
+    from sjc_engine.toybox.train import log_row
+
+    log_row(tmp_path, 50, 12.0, 0.5, 99.0, 0.1)
+    log_row(tmp_path, 100, 24.0, 0.4, 99.0, 0.2)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert [int(row[0]) for row in rows] == [50, 100]
+    assert "images/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("step", "progress", "rate"), [(0, 0.0, 1 / 80), (500, 0.0, 1), (900, 1.0, 0.03)])
+def test_rate_warms_up_and_decays(step, progress, rate):
+    assert cosine_rate(step, progress) == pytest.approx(rate)
+
+
+def test_judges_targets_count_only_what_a_caption_says():
+    index = torch.tensor
+    said = train_judge.Labels(index([0, 0, 1]), index([-1, 2, -1]), index([-1, -1, 3]))
+    seen = train_judge.Labels(index([0, 0, 1]), index([1, 2, 1]), index([0, 3, 3]))
+    expected = [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert train_judge.matches(said, seen).int().tolist() == expected
+
+
+def test_contrastive_loss_is_least_where_only_right_pairs_are_similar():
+    positive = torch.eye(4, dtype=torch.bool)
+    right = train_judge.contrastive_loss(20 * torch.eye(4), positive)
+    wrong = train_judge.contrastive_loss(20 * torch.eye(4).roll(1, 0), positive)
+    assert right < 1e-6
+    assert wrong > 10
+
+
+def test_judge_trains_and_saves_in_clip_layout(tmp_path):
+    train_judge.train(tmp_path, steps=2, minutes=None, batch=8, images=64, seed=0)
+    train_judge.train(tmp_path, steps=3, minutes=None, batch=8, images=64, seed=0)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 3
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= names
+
+
+def test_degraded_images_stay_in_range_and_gray_ones_are_gray():
+    from sjc_engine.toybox.dataset import render_toys
+
+    batches = train_judge.Batches(render_toys(64, 48, 3), build_tokenizer(), 16, 0)
+    rgba = torch.rand(16, 48, 48, 4)
+    image = batches.degrade(rgba, torch.ones(16, dtype=torch.bool))
+    assert image.shape == (16, 3, 48, 48)
+    assert image.abs().max() <= 1
+    assert np.isfinite(image.numpy()).all()
