@@ -1,0 +1,274 @@
+"""The engine process: one device, one loaded prior, up to K scenes stepped together.
+
+`python -m sjc_engine.worker --device cpu --parent PID` talks newline-delimited JSON. What else
+prints goes to stderr. On stdin:
+
+add   scene: name for the messages; spec: `AssetSpec.to_json()`; field: path for the result;
+      checkpoint: path to save under. A checkpoint that is there already is gone on from.
+      A scene of another prior than the running ones waits for those.
+drop  scene: forget it. Its checkpoint stays.
+
+On stdout, each with `scene`, `first_step` (steps that an earlier process had done) and `step`
+(steps done):
+
+progress  steps: steps in all; loss; seconds: spent on this scene, earlier processes included
+done      field: path, written; steps; loss_first, loss_last, loss_min; seconds;
+          peak_memory_bytes: of this process (CPU) or this device (CUDA)
+failed    error_type; error
+
+A scene that cannot start or diverges is `failed` alone. Any other error in a step says nothing
+about whose it is: with one scene on board that scene is `failed`, with more the process ends,
+and whoever runs it tries each alone. SIGTERM, or the end of stdin, makes it checkpoint and end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from sjc_engine.chaining import step_scenes
+from sjc_engine.checkpoint import CheckpointError, write_atomically
+from sjc_engine.lifeline import die_with_parent
+from sjc_engine.prior import Prior, load_prior
+from sjc_engine.scene import Diverged, Scene, StepStats
+from sjc_engine.spec import AssetSpec
+
+Message = dict[str, Any]
+
+PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
+CHECKPOINT_SECONDS = 15.0
+
+
+@dataclass
+class Tally:
+    """What a scene's steps have cost so far; kept beside its checkpoint."""
+
+    seconds: float = 0.0
+    loss_first: float | None = None
+    loss_last: float | None = None
+    loss_min: float | None = None
+
+    def count(self, stats: StepStats, seconds: float) -> None:
+        self.seconds += seconds
+        self.loss_last = stats.loss
+        self.loss_first = stats.loss if self.loss_first is None else self.loss_first
+        self.loss_min = stats.loss if self.loss_min is None else min(self.loss_min, stats.loss)
+
+
+class Running:
+    """A scene on board, with its paths and its clock."""
+
+    def __init__(self, message: Message, prior: Prior) -> None:
+        spec = AssetSpec.from_json(message["spec"])
+        self.key: str = message["scene"]
+        self.field = Path(message["field"])
+        self.checkpoint = Path(message["checkpoint"])
+        self.scene, self.tally = self._resumed(prior) or (
+            Scene(spec.prompt, spec.negative_prompt, spec.seed, spec.recipe, prior),
+            Tally(),
+        )
+        self.first_step = self.scene.step
+        self.saved = time.monotonic()
+        self.told = 0.0
+
+    @property
+    def _notes(self) -> Path:
+        return self.checkpoint.with_name(f"{self.checkpoint.name}.json")
+
+    def _resumed(self, prior: Prior) -> tuple[Scene, Tally] | None:
+        if not self.checkpoint.exists():
+            return None
+        try:
+            scene = Scene.load(self.checkpoint, prior)
+            return scene, Tally(**json.loads(self._notes.read_text("utf-8")))
+        except (CheckpointError, OSError, ValueError) as error:
+            print(f"{self.key} begins anew: {error}", file=sys.stderr)
+            return None
+
+    def save(self) -> None:
+        write_atomically(self._notes, json.dumps(asdict(self.tally)).encode())
+        self.scene.save(self.checkpoint)
+        self.saved = time.monotonic()
+
+    def place(self) -> Message:
+        return {"scene": self.key, "first_step": self.first_step, "step": self.scene.step}
+
+    def progress(self) -> Message:
+        steps = self.scene.recipe.optimize.steps
+        told = {"steps": steps, "loss": self.tally.loss_last, "seconds": self.tally.seconds}
+        return {"type": "progress", **self.place(), **told}
+
+
+class Engine:
+    """The process's state, and its one loop."""
+
+    def __init__(self, device: str, replies: IO[str]) -> None:
+        self.device = torch.device(device)
+        self.replies = replies
+        self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self.prior: Prior | None = None
+        self.waiting: list[Message] = []
+        self.running: list[Running] = []
+
+    def listen(self, lines: Iterable[str]) -> None:
+        """Queues commands; their end is the command to end."""
+        for line in lines:
+            self.commands.put(json.loads(line))
+        self.commands.put(None)
+
+    def run(self) -> None:
+        """Steps all scenes, and lets them join and leave in between, until told to end."""
+        while self._take_commands():
+            self._admit()
+            if self.running:
+                self._step()
+                self._report()
+        for run in self.running:
+            run.save()
+
+    def _take_commands(self) -> bool:
+        idle = not self.running and not self.waiting
+        while idle or not self.commands.empty():
+            command = self.commands.get()
+            if command is None:
+                return False
+            if command["type"] == "add":
+                self.waiting.append(command)
+            else:
+                key = command["scene"]
+                self.waiting = [m for m in self.waiting if m["scene"] != key]
+                self.running = [r for r in self.running if r.key != key]
+            idle = False
+        return True
+
+    def _admit(self) -> None:
+        """Takes waiting scenes on board; those of another prior once nothing else runs."""
+        kept = []
+        for message in self.waiting:
+            wanted = (message["spec"]["prior"], message["spec"]["prior_revision"])
+            loaded = self.prior and (self.prior.id, self.prior.revision)
+            if loaded != wanted and self.running:
+                kept.append(message)
+                continue
+            try:
+                if loaded != wanted:
+                    self.prior = None  # the old one's memory first
+                    self.prior = load_prior(*wanted, device=self.device)
+                assert self.prior is not None
+                run = Running(message, self.prior)
+            except Exception as error:
+                place = {"scene": message["scene"], "first_step": 0, "step": 0}
+                self._fail(place, error)
+                continue
+            self.running.append(run)
+            self._tell(run.progress())
+        self.waiting = kept
+
+    def _step(self) -> None:
+        assert self.prior is not None
+        started = time.perf_counter()
+        active = [r for r in self.running if not r.scene.done]
+        try:
+            stats = step_scenes([r.scene for r in active], self.prior) if active else []
+        except Diverged as error:
+            self._leave_diverged(error)
+            return
+        except Exception as error:
+            if len(active) > 1:
+                raise
+            self._fail(active[0].place(), error)
+            raise SystemExit(1) from error  # a device error can poison whatever comes next
+        seconds = time.perf_counter() - started
+        for run, stat in zip(active, stats, strict=True):
+            run.tally.count(stat, seconds / len(active))
+
+    def _leave_diverged(self, error: Diverged) -> None:
+        for run in [r for r in self.running if r.scene in error.scenes]:
+            self.running.remove(run)
+            self._fail(run.place(), Diverged([run.scene]))
+
+    def _report(self) -> None:
+        for run in list(self.running):
+            now = time.monotonic()
+            if run.scene.done:
+                self._finish(run)
+            elif now - run.saved > CHECKPOINT_SECONDS:
+                self._save(run)
+            if now - run.told > PROGRESS_SECONDS and run in self.running:
+                run.told = now
+                self._tell(run.progress())
+
+    def _save(self, run: Running) -> None:
+        try:
+            run.save()
+        except Diverged as error:
+            self._leave_diverged(error)
+
+    def _finish(self, run: Running) -> None:
+        started = time.perf_counter()
+        self.running.remove(run)
+        try:
+            field = run.scene.finish()
+            field.save(run.field)
+        except (Diverged, OverflowError) as error:  # the latter: beyond half precision
+            self._fail(run.place(), error)
+            return
+        run.tally.seconds += time.perf_counter() - started
+        self._tell(
+            {"type": "done", **run.place(), "field": str(run.field), "steps": run.scene.step}
+            | asdict(run.tally)
+            | {"peak_memory_bytes": self._peak_memory()}
+        )
+
+    def _peak_memory(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+    def _fail(self, place: Message, error: Exception) -> None:
+        traceback.print_exception(error)
+        text = str(error) or type(error).__name__
+        self._tell({"type": "failed", **place, "error_type": type(error).__name__, "error": text})
+
+    def _tell(self, message: Message) -> None:
+        # A reader that is gone has closed stdin too: the loop ends with the next command.
+        with contextlib.suppress(BrokenPipeError):
+            self.replies.write(json.dumps(message) + "\n")
+            self.replies.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sjc_engine.worker")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a CPU device")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
+    arguments = parser.parse_args()
+    die_with_parent(arguments.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    torch.set_num_threads(arguments.threads)
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a library that prints must not break the protocol
+    engine = Engine(arguments.device, replies)
+    signal.signal(signal.SIGTERM, lambda *_: engine.commands.put(None))
+    threading.Thread(target=engine.listen, args=(sys.stdin,), daemon=True).start()
+    engine.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The engine process as its parent sees it: a real process, real scenes, real signals."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sjc_engine import Recipe, load_prior, optimize
+from sjc_engine.prior import find_prior
+from sjc_engine.spec import AssetSpec
+
+TINY = {"grid_size": 12, "ray_step": 0.1, "views_per_step": 1}
+
+
+def spec(prompt: str, steps: int = 8, seed: int = 0, **overrides: Any) -> dict[str, Any]:
+    recipe = Recipe.for_prior("toybox").override({**TINY, "steps": steps, **overrides})
+    revision = find_prior("toybox").revision
+    return AssetSpec(prompt, "", None, seed, "toybox", revision, recipe).to_json()
+
+
+class Engine:
+    """A worker process; messages come back through a queue."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = (folder / "log").open("a")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sjc_engine.worker", "--parent", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+        self.messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.messages.put(json.loads(line))
+        self.messages.put(None)
+
+    def send(self, **message: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+
+    def add(self, name: str, spec: dict[str, Any]) -> None:
+        paths = {"field": str(self.field(name)), "checkpoint": str(self.checkpoint(name))}
+        self.send(type="add", scene=name, spec=spec, **paths)
+
+    def field(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def checkpoint(self, name: str) -> Path:
+        return self.folder / f"{name}.checkpoint"
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first message that `wanted` accepts; what comes before it is dropped."""
+        while True:
+            message = self.messages.get(timeout=60)
+            assert message is not None, (self.folder / "log").read_text()
+            if wanted(message):
+                return message
+
+    def ended(self, *names: str) -> dict[str, dict[str, Any]]:
+        """The `done` or `failed` message of every named scene."""
+        result: dict[str, dict[str, Any]] = {}
+        while set(result) < set(names):
+            message = self.until(lambda m: m["type"] != "progress")
+            result[message["scene"]] = message
+        return result
+
+    def close(self) -> int:
+        self.process.kill()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        code = self.process.wait()
+        while self.messages.get() is not None:
+            pass
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.log.close()
+        return code
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], Engine]]:
+    engines: list[Engine] = []
+
+    def one() -> Engine:
+        engines.append(Engine(tmp_path))
+        return engines[-1]
+
+    yield one
+    for engine in engines:
+        engine.close()
+
+
+def in_process(spec_json: dict[str, Any], path: Path) -> bytes:
+    """The bytes of the same scene's field from the engine as a library: the oracle."""
+    asset = AssetSpec.from_json(spec_json)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        prior = load_prior("toybox")
+        (field,) = optimize([asset.prompt], prior, asset.recipe, seeds=[asset.seed])
+    finally:
+        torch.set_num_threads(threads)
+    field.save(path)
+    return path.read_bytes()
+
+
+def test_a_scene_becomes_the_field_that_the_library_makes(
+    start: Callable[[], Engine], tmp_path: Path
+) -> None:
+    engine = start()
+    engine.add("duck", spec("a yellow duck"))
+    first = engine.until(lambda m: m["type"] == "progress")
+    assert (first["scene"], first["first_step"], first["step"], first["steps"]) == ("duck", 0, 0, 8)
+    done = engine.ended("duck")["duck"]
+    assert (done["type"], done["step"], done["steps"], done["first_step"]) == ("done", 8, 8, 0)
+    assert done["loss_min"] <= min(done["loss_first"], done["loss_last"])
+    assert 0 < done["seconds"] < 60
+    assert 50e6 < done["peak_memory_bytes"] < 4e9
+    assert done["field"] == str(engine.field("duck"))
+    expected = in_process(spec("a yellow duck"), tmp_path / "expected.safetensors")
+    assert engine.field("duck").read_bytes() == expected
+
+
+def test_scenes_join_and_leave_without_touching_each_other(
+    start: Callable[[], Engine], tmp_path: Path
+) -> None:
+    """A long scene with neighbours that join, are dropped, fail and end is the scene alone."""
+    engine = start()
+    engine.add("long", spec("a red car", steps=60))
+    engine.until(lambda m: m["scene"] == "long" and m["step"] > 0)
+    engine.add("short", spec("a yellow duck", steps=5))
+    engine.add("dropped", spec("a green cactus", steps=10**6))
+    engine.add("bad", spec("a cactus") | {"prior_revision": "0" * 64})
+    engine.add("worse", spec("a cactus") | {"recipe": {}})
+    engine.add("wild", spec("a blue chair", guidance_scale=1000, lr=10, emptiness_weight=1e9))
+    engine.until(lambda m: m["scene"] == "dropped")
+    engine.send(type="drop", scene="dropped")
+    ended = engine.ended("long", "short", "worse", "wild")
+    assert {k: m["type"] for k, m in ended.items() if k in ("long", "short", "worse")} == {
+        "long": "done",
+        "short": "done",
+        "worse": "failed",
+    }
+    assert ended["worse"]["error_type"]
+    bad = engine.ended("bad")["bad"]  # another revision waits for the running scenes
+    assert bad["error_type"] == "ValueError"
+    assert "revision" in bad["error"]
+    expected = in_process(spec("a red car", steps=60), tmp_path / "expected.safetensors")
+    assert engine.field("long").read_bytes() == expected
+    assert engine.process.poll() is None
+
+
+def test_a_diverging_scene_fails_alone(start: Callable[[], Engine], tmp_path: Path) -> None:
+    """A checkpoint whose density overflows in the next step, beside a healthy scene."""
+    from sjc_engine.scene import Scene
+
+    prior = load_prior("toybox")
+    asset = AssetSpec.from_json(spec("a red car", steps=40))
+    engine = start()
+    scene = Scene(asset.prompt, "", 0, asset.recipe, prior)
+    with torch.no_grad():
+        scene.field.d_scale.fill_(200.0)  # its exponential is infinite
+    scene.save(engine.checkpoint("bad"))
+    engine.checkpoint("bad").with_name("bad.checkpoint.json").write_text("{}")
+    engine.add("good", spec("a yellow duck", steps=40))
+    engine.add("bad", asset.to_json())
+    ended = engine.ended("good", "bad")
+    assert (ended["bad"]["type"], ended["bad"]["error_type"]) == ("failed", "Diverged")
+    assert "red car" in ended["bad"]["error"]
+    assert ended["good"]["step"] == 40
+
+
+@pytest.mark.parametrize("how", ["SIGINT then SIGTERM", "end of stdin"])
+def test_told_to_end_it_saves_and_the_next_process_goes_on(
+    start: Callable[[], Engine], tmp_path: Path, how: str
+) -> None:
+    engine = start()
+    engine.add("duck", spec("a yellow duck", steps=50))
+    engine.until(lambda m: m["step"] > 0)
+    assert engine.process.stdin is not None
+    if how == "end of stdin":
+        engine.process.stdin.close()
+    else:
+        for name in how.split(" then "):
+            engine.process.send_signal(signal.Signals[name])
+            time.sleep(0.2)  # long enough for a wrong reaction to the first
+    assert engine.process.wait(timeout=20) == 0
+    assert not engine.field("duck").exists()
+
+    second = start()
+    second.add("duck", spec("a yellow duck", steps=50))
+    done = second.ended("duck")["duck"]
+    assert 0 < done["first_step"] < 50
+    assert done["step"] == 50
+    expected = in_process(spec("a yellow duck", steps=50), tmp_path / "expected.safetensors")
+    assert second.field("duck").read_bytes() == expected
+
+
+def test_a_torn_checkpoint_is_not_used(start: Callable[[], Engine]) -> None:
+    engine = start()
+    engine.checkpoint("duck").write_bytes(b"not a checkpoint")
+    engine.add("duck", spec("a yellow duck"))
+    done = engine.ended("duck")["duck"]
+    assert (done["type"], done["first_step"]) == ("done", 0)
+    assert "begins anew" in (engine.folder / "log").read_text()
+
+
+def test_a_process_without_its_parent_ends_at_once() -> None:
+    worker = [sys.executable, "-m", "sjc_engine.worker", "--parent", "1"]
+    assert subprocess.run(worker, stdin=subprocess.DEVNULL, check=False).returncode == 3
