@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -128,9 +128,14 @@ class VoxelField(nn.Module):
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise OverflowError(f"the field's {name} is not finite in half precision")
-        header = {"half_length": self.half_length, "space": self.space}
+        header = {
+            "half_length": self.half_length,
+            "space": self.space,
+            "metadata": metadata or {},
+        }
+        # One entry holds it all, since safetensors writes several in random order.
+        text = {"field": json.dumps(header, sort_keys=True)}
         contiguous = {k: v.cpu().contiguous() for k, v in tensors.items()}
-        text = {**(metadata or {}), "field": json.dumps(header, sort_keys=True)}
         write_atomically(Path(path), save(contiguous, metadata=text))
 
     def _activate_density(self, value: Tensor) -> Tensor:
@@ -143,8 +148,8 @@ class VoxelField(nn.Module):
 def load_field(path: str | Path) -> VoxelField:
     """Read a field written by `VoxelField.save`; ValueError when the file is not one."""
     try:
+        header = _header(path)
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["field"])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         space = header["space"]
         if space not in get_args(Space):
@@ -161,8 +166,14 @@ def load_field(path: str | Path) -> VoxelField:
 
 def field_metadata(path: str | Path) -> dict[str, str]:
     """The metadata given to `VoxelField.save`."""
+    metadata: dict[str, str] = _header(path)["metadata"]
+    return metadata
+
+
+def _header(path: str | Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        return {k: v for k, v in (file.metadata() or {}).items() if k != "field"}
+        header: dict[str, Any] = json.loads((file.metadata() or {})["field"])
+    return header
 
 
 def resample_grid(grid: Tensor, resolution: int) -> Tensor:

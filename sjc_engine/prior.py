@@ -12,11 +12,12 @@ x / sqrt(1 + sigma^2) at the timestep of sigma, and its output o gives
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,9 +201,10 @@ def load_prior(
         unet = source.component(UNet2DConditionModel, "unet", torch_dtype=dtype, **weights)
         scheduler = source.component(DDPMScheduler, "scheduler")
         tokenizer = source.component(CLIPTokenizer, "tokenizer")
-        text_encoder = source.component(
-            CLIPTextModel, "text_encoder", use_safetensors=True, dtype=torch.float32
-        )
+        with _no_progress_bar():
+            text_encoder = source.component(
+                CLIPTextModel, "text_encoder", use_safetensors=True, dtype=torch.float32
+            )
         vae = source.component(AutoencoderKL, "vae", **full) if has_vae else None
     except OSError as error:
         raise ValueError(f"prior {id!r} cannot be loaded: {error}") from error
@@ -257,6 +259,20 @@ def _hub_file(id: str, revision: str | None, local_files_only: bool) -> Path:
         raise ValueError(
             f"prior {id!r} is neither an existing folder nor available from the hub: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every model it loads, however small."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _unshuffle_factor(id: str, in_channels: int, channels: int) -> int:

@@ -1,0 +1,151 @@
+import math
+
+import pytest
+import torch
+
+from sjc_engine.camera import evaluation_cameras, orbit, rays, sample_camera
+from sjc_engine.views import view_prompt, view_prompts
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "eye"),
+    [
+        (0, 0, (-1.5, 0, 0)),
+        (90, 0, (0, 0, 1.5)),
+        (180, 0, (1.5, 0, 0)),
+        (270, 0, (0, 0, -1.5)),
+        (0, 90, (0, 1.5, 0)),
+        (0, -90, (0, -1.5, 0)),
+    ],
+)
+def test_eye_is_where_the_convention_puts_it(azimuth, elevation, eye):
+    pose = orbit(azimuth, elevation).camera_to_world
+    torch.testing.assert_close(pose[:3, 3], torch.tensor(eye, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("azimuth", [0, 37, 200])
+@pytest.mark.parametrize("elevation", [-90, -20, 0, 60, 90])
+def test_pose_is_a_rotation_that_looks_at_the_origin_with_up_upwards(azimuth, elevation):
+    pose = orbit(azimuth, elevation, radius=2.0).camera_to_world
+    turn = pose[:3, :3]
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=torch.float64))
+    assert torch.linalg.det(turn) == pytest.approx(1.0)
+    torch.testing.assert_close(pose[:3, 3], 2.0 * turn[:, 2])  # backwards is away from the origin
+    assert turn[1, 1] >= -1e-12  # the picture's up never points down
+    assert turn[1, 0] == 0  # the horizon is level
+
+
+def test_rays_go_through_the_pixels_of_a_pinhole_camera():
+    """Oracle: project points on the rays with the pinhole equation, written from scratch."""
+    camera = orbit(30, 20, radius=1.7, fov_deg=55)
+    height, width = 6, 10
+    origins, directions = rays(camera, height, width, dtype=torch.float64)
+    points = origins + 1.3 * directions
+    world_to_camera = torch.linalg.inv(camera.camera_to_world)
+    local = points @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
+    focal = width / 2 / math.tan(math.radians(55) / 2)
+    x = focal * local[:, 0] / -local[:, 2] + width / 2
+    y = height / 2 - focal * local[:, 1] / -local[:, 2]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    torch.testing.assert_close(x, columns.reshape(-1) + 0.5, check_dtype=False)
+    torch.testing.assert_close(y, rows.reshape(-1) + 0.5, check_dtype=False)
+    torch.testing.assert_close(directions.norm(dim=1), torch.ones(60, dtype=torch.float64))
+
+
+def test_jitter_shifts_a_ray_by_pixels():
+    camera = orbit(0, 0)
+    jitter = torch.zeros(4, 4, 2)
+    jitter[1, 1] = torch.tensor([1.0, 2.0])  # one to the right, two down
+    _, plain = rays(camera, 4, 4)
+    _, moved = rays(camera, 4, 4, jitter)
+    torch.testing.assert_close(moved[5], plain[3 * 4 + 2])
+    torch.testing.assert_close(moved[6], plain[6])
+
+
+def test_training_cameras_are_uniform_over_the_area_of_the_sphere():
+    generator = torch.Generator().manual_seed(0)
+    cameras = [sample_camera(generator) for _ in range(4000)]
+    heights = torch.tensor([math.sin(math.radians(c.elevation_deg)) for c in cameras])
+    lowest = 1 - 2 * 100 / 180
+    assert heights.min() >= lowest - 1e-9
+    expected = torch.linspace(lowest, 1, 4000)
+    assert (heights.sort().values - expected).abs().max() < 0.05  # Kolmogorov-Smirnov, p ~ 1e-3
+    azimuths = torch.tensor([c.azimuth_deg for c in cameras]).sort().values
+    assert (azimuths / 360 - torch.linspace(0, 1, 4000)).abs().max() < 0.03
+    fovs = [math.degrees(c.fov) for c in cameras]
+    assert 40 <= min(fovs) < 41
+    assert 69 < max(fovs) <= 70
+    assert max(c.elevation_deg for c in cameras) < 90
+
+
+def test_training_cameras_are_the_generators():
+    one, same, other = (
+        sample_camera(torch.Generator().manual_seed(seed)).camera_to_world for seed in (3, 3, 4)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_evaluation_views_are_eight_around_and_one_above():
+    cameras = evaluation_cameras()
+    assert [round(c.azimuth_deg, 4) for c in cameras] == [
+        0,
+        45,
+        90,
+        135,
+        180,
+        225,
+        270,
+        315,
+        22.9183,
+    ]
+    assert [round(c.elevation_deg, 2) for c in cameras] == [12.84] * 8 + [56.44]
+    assert all(math.degrees(c.fov) == pytest.approx(50) for c in cameras)
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "paper", "sided"),
+    [
+        (0, "front", "front"),
+        (44, "front", "front"),
+        (46, "side", "left side"),
+        (134, "side", "left side"),
+        (136, "backside", "backside"),
+        (226, "side", "right side"),
+        (314, "side", "right side"),
+        (316, "front", "front"),
+    ],
+)
+def test_view_prompts_follow_the_azimuth(azimuth, paper, sided):
+    camera = orbit(azimuth, 10)
+    assert view_prompt(camera, "paper") == f"{paper} view of"
+    assert view_prompt(camera, "sided") == f"{sided} view of"
+    assert view_prompt(camera, "none") == ""
+
+
+def test_overhead_rules():
+    def overhead(elevation, rule):
+        return view_prompt(orbit(0, elevation), overhead=rule) == "overhead view of"
+
+    assert not overhead(59, "elevation")
+    assert overhead(61, "elevation")
+    # The official code compares the draw with 30 degrees before warping it: v < pi / 6 means
+    # polar < acos(1 - 2 / 6).
+    border = 90 - math.degrees(math.acos(2 / 3))
+    assert not overhead(border - 0.01, "official")
+    assert overhead(border + 0.01, "official")
+
+
+def test_view_prompts_lists_all_that_can_come():
+    for style in ("none", "paper", "sided"):
+        seen = {
+            view_prompt(orbit(azimuth, elevation), style)
+            for azimuth in range(0, 360, 30)
+            for elevation in (0, 80)
+        }
+        assert seen == set(view_prompts(style))
+
+
+def test_unknown_view_style_is_named():
+    with pytest.raises(ValueError, match=r"'both'.*paper"):
+        view_prompt(orbit(0, 0), "both")

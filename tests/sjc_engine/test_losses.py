@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+from sjc_engine.field import VoxelField
+from sjc_engine.losses import (
+    DEPTH_KNEE,
+    center_depth,
+    emptiness,
+    opacity_entropy,
+    total_variation,
+)
+
+
+def test_emptiness_is_the_mean_over_all_samples():
+    weights = torch.tensor([[0.0, 0.1], [0.5, 0.0]], dtype=torch.float64)
+    expected = (math.log(1 + 10 * 0.1) + math.log(1 + 10 * 0.5)) / 4
+    assert emptiness(weights).item() == pytest.approx(expected, rel=1e-12)
+    assert emptiness(weights, scale=3.0).item() == pytest.approx(
+        (math.log(1.3) + math.log(2.5)) / 4, rel=1e-12
+    )
+
+
+def depth_map(center, border, size=64):
+    depth = torch.full((size, size), float(border), dtype=torch.float64)
+    depth[7:-7, 7:-7] = center
+    return depth
+
+
+def test_center_depth_is_minus_the_log_of_the_difference():
+    assert center_depth(depth_map(1.0, 4.0)).item() == pytest.approx(-math.log(3.0), rel=1e-12)
+    stack = torch.stack([depth_map(1.0, 4.0), depth_map(1.0, 2.0)])
+    assert center_depth(stack).item() == pytest.approx(-math.log(3.0) / 2, rel=1e-12)
+    small = torch.full((32, 32), 4.0)
+    small[4:-4, 4:-4] = 1.0  # round(32 * 7 / 64) = 4 (banker's rounding of 3.5)
+    assert center_depth(small).item() == pytest.approx(-math.log(3.0), rel=1e-6)
+
+
+def center_slope(center, form):
+    depth = depth_map(center, 2.0).requires_grad_()
+    center_depth(depth, form).backward()
+    return depth.grad[7:-7, 7:-7].sum().item()
+
+
+@pytest.mark.parametrize("center", [1.0, 1.95, 2.0, 3.0])
+def test_fixed_center_depth_always_draws_the_center_forwards(center):
+    assert center_slope(center, "fixed") > 0  # descending makes the center's depth smaller
+    assert math.isfinite(center_depth(depth_map(center, 2.0)).item())
+
+
+def test_official_center_depth_has_the_published_gradient():
+    """-log(center - border + 1e-12) as in the code: NaN in value, 1/difference in gradient."""
+    for center in (1.0, 3.0):
+        depth = depth_map(center, 2.0).requires_grad_()
+        inner = depth[7:-7, 7:-7]
+        border = (depth.sum() - inner.sum()) / (64 * 64 - 50 * 50)
+        (-torch.log(inner.mean() - border + 1e-12)).backward()
+        assert center_slope(center, "official") == pytest.approx(
+            depth.grad[7:-7, 7:-7].sum().item(), rel=1e-6
+        )
+    assert center_slope(1.0, "official") > 0
+    assert center_slope(3.0, "official") < 0  # the bug: behind the border it is pushed away
+
+
+def test_fixed_center_depth_is_smooth_at_its_knee():
+    below, above = (
+        center_depth(depth_map(2.0 - DEPTH_KNEE + side * 1e-7, 2.0)).item() for side in (1, -1)
+    )
+    assert below == pytest.approx(above, abs=1e-5)
+    slopes = [center_slope(2.0 - DEPTH_KNEE + side * 1e-7, "fixed") for side in (1, -1)]
+    assert slopes[0] == pytest.approx(slopes[1], rel=1e-4)
+
+
+def test_opacity_entropy_is_least_where_rays_are_decided():
+    assert opacity_entropy(torch.tensor([0.5])).item() == pytest.approx(math.log(2), rel=1e-6)
+    assert opacity_entropy(torch.tensor([0.0, 1.0])).item() < 2e-4
+    expected = -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
+    assert opacity_entropy(torch.tensor([0.2])).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_total_variation_counts_every_pair_of_neighbours():
+    field = VoxelField(3, 1, color_init=0.0)
+    with torch.no_grad():
+        field.density[0, 0, 1, 1, 1] = 2.0  # six neighbours
+        field.color[0, 0, 0, 0, 0] = 3.0  # three neighbours
+    assert total_variation(field).item() == pytest.approx(6 * 4.0 + 3 * 9.0)
+
+
+def test_gradients_are_right():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(9, 9, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+    values.requires_grad_()
+    for loss in (emptiness, opacity_entropy, center_depth):
+        assert torch.autograd.gradcheck(loss, values)

@@ -1,0 +1,348 @@
+"""Scenes, the loop and checkpoints."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from tiny_priors import build_latent_prior, build_pixel_prior
+
+from sjc_engine import checkpoint, optimize
+from sjc_engine.chaining import step_scenes
+from sjc_engine.checkpoint import CheckpointError
+from sjc_engine.prior import Cond, load_prior
+from sjc_engine.recipes import Recipe
+from sjc_engine.scene import Diverged, Scene
+
+SMALL = {
+    "steps": 6,
+    "grid_size": 8,
+    "render_size": 8,
+    "ray_step": 0.1,
+    "half_length": 0.7,
+    "views_per_step": 2,
+}
+PIXEL = Recipe.for_prior("toybox").override(SMALL)
+LATENT = Recipe.for_prior("owner/name").override(SMALL)
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return load_prior(str(build_pixel_prior(tmp_path_factory.mktemp("pixel"))))
+
+
+@pytest.fixture(scope="module")
+def latent_prior(tmp_path_factory):
+    return load_prior(str(build_latent_prior(tmp_path_factory.mktemp("latent"))))
+
+
+def parameters(scene):
+    return [p.detach().clone() for p in scene.field.parameters()]
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def run(scene, steps):
+    for _ in range(steps):
+        step_scenes([scene], scene.prior)
+    return scene
+
+
+class KnownAnswer:
+    """A prior that always sees the same picture: `color` everywhere."""
+
+    id, revision, latent, channels, resolution = "known", "0", False, 3, 8
+    device = torch.device("cpu")
+    sigmas = torch.linspace(0.1, 2.0, 1000, dtype=torch.float64)
+
+    def __init__(self, color):
+        self.color = torch.tensor(color).view(1, 3, 1, 1)
+
+    def condition(self, prompts, images=None, cameras=None):
+        return Cond(torch.zeros(len(prompts), 1, 1))
+
+    def denoise(self, x, sigma, cond):
+        return self.color.expand_as(x)
+
+
+def test_the_scene_becomes_what_the_prior_expects_to_see():
+    """Oracle for the chain rule's sign and scale: every view of the field turns orange."""
+    recipe = PIXEL.override(
+        {"steps": 300, "background": "white", "emptiness_weight": 0.0, "fov_max": 45.0}
+    )
+    prior = KnownAnswer([0.6, 0.1, -0.5])
+    scene = Scene("an orange wall", "", 0, recipe, prior)
+    distances = []
+    for _ in range(300):
+        images = scene.draw().images.detach()
+        centre = images[:, :, 2:6, 2:6]  # the box fills the middle of every view
+        distances.append((centre - prior.color).abs().mean().item())
+        step_scenes([scene], prior)
+    assert distances[0] > 0.5
+    assert sum(distances[-10:]) / 10 < 0.06
+
+
+def test_emptiness_alone_empties_the_field():
+    class Content(KnownAnswer):
+        """Thinks that every picture is as it should be: D = what was rendered, score 0."""
+
+        def denoise(self, x, sigma, cond):
+            return x
+
+    recipe = PIXEL.override({"steps": 60, "variance_reduction": False})
+    scene = Scene("nothing", "", 0, recipe, Content([0.0, 0.0, 0.0]))
+    stats = [step_scenes([scene], scene.prior)[0] for _ in range(60)]
+    assert stats[0].opacity > 0.2
+    assert stats[-1].opacity < 0.05
+    assert stats[-1].score == 0
+
+
+@pytest.mark.parametrize("overrides", [{}, {"noise_samples": 3}, {"variance_reduction": False}])
+def test_a_scene_does_not_depend_on_its_neighbours(prior, overrides):
+    """Bit for bit, over several steps, on the CPU."""
+    recipe = PIXEL.override(overrides)
+    alone = run(Scene("a duck", "", 5, recipe, prior), 3)
+    crowd = [
+        Scene("a tank", "dark", 1, PIXEL.override({"guidance_scale": 3.0}), prior),
+        Scene("a duck", "", 5, recipe, prior),
+        Scene("a burger", "", 5, PIXEL.override({"views_per_step": 1}), prior),
+    ]
+    for _ in range(3):
+        step_scenes(crowd, prior)
+    assert equal(parameters(alone), parameters(crowd[1]))
+    assert torch.equal(alone.generator.get_state(), crowd[1].generator.get_state())
+
+
+def test_one_call_for_all_scenes_gives_the_same_gradients_to_rounding(prior):
+    prompts = ["a duck", "a tank", "a burger"]
+    apart = [Scene(prompt, "", k, PIXEL, prior) for k, prompt in enumerate(prompts)]
+    together = [Scene(prompt, "", k, PIXEL, prior) for k, prompt in enumerate(prompts)]
+    step_scenes(apart, prior)
+    step_scenes(together, prior, one_call=True)
+    for one, other in zip(apart, together, strict=True):
+        for name in ("density", "color"):
+            a, b = getattr(one.field, name).grad, getattr(other.field, name).grad
+            assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+
+
+def test_one_call_really_is_one(prior):
+    calls = []
+
+    class Counting(KnownAnswer):
+        def denoise(self, x, sigma, cond):
+            calls.append(len(x))
+            return super().denoise(x, sigma, cond)
+
+    counting = Counting([0.0, 0.0, 0.0])
+    scenes = [Scene("x", "", k, PIXEL, counting) for k in range(3)]
+    step_scenes(scenes, counting, one_call=True)
+    assert calls == [3 * 2 * 2]  # scenes, views, with and without text
+    step_scenes(scenes, counting)
+    assert calls[1:] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("overrides", [{}, {"grid_start": 4, "grid_grow_at": 0.5}])
+@pytest.mark.parametrize("stop", [0, 2, 4])
+def test_resuming_equals_never_having_stopped(prior, tmp_path, overrides, stop):
+    recipe = PIXEL.override(overrides)
+    whole = run(Scene("a duck", "ugly", 7, recipe, prior), 6)
+    run(Scene("a duck", "ugly", 7, recipe, prior), stop).save(tmp_path / "scene.ckpt")
+    resumed = Scene.load(tmp_path / "scene.ckpt", prior)
+    assert (resumed.step, resumed.prompt, resumed.recipe) == (stop, "a duck", recipe)
+    run(resumed, 6 - stop)
+    assert resumed.done
+    assert equal(parameters(whole), parameters(resumed))
+
+
+def test_resuming_a_latent_scene_equals_never_having_stopped(latent_prior, tmp_path):
+    whole = run(Scene("a duck", "", 7, LATENT, latent_prior), 4)
+    run(Scene("a duck", "", 7, LATENT, latent_prior), 2).save(tmp_path / "scene.ckpt")
+    resumed = run(Scene.load(tmp_path / "scene.ckpt", latent_prior), 2)
+    assert equal(parameters(whole), parameters(resumed))
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_from_its_checkpoint(prior, tmp_path):
+    """SIGKILL while it saves after every step, over and over."""
+    path = tmp_path / "scene.ckpt"
+    code = f"""
+        import torch
+        torch.set_num_threads(1)
+        from sjc_engine.chaining import step_scenes
+        from sjc_engine.prior import load_prior
+        from sjc_engine.recipes import Recipe
+        from sjc_engine.scene import Scene
+
+        prior = load_prior({prior.id!r})
+        recipe = Recipe.for_prior("toybox").override({SMALL | {"steps": 1000}!r})
+        scene = Scene("a duck", "", 7, recipe, prior)
+        for k in range(1000):
+            step_scenes([scene], prior)
+            scene.save({str(path)!r})
+            print(k, flush=True)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE
+    ) as process:
+        for _ in range(3):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    resumed = Scene.load(path, prior)
+    assert resumed.step >= 3
+    steps = resumed.step + 2
+    whole = run(Scene("a duck", "", 7, PIXEL.override({"steps": 1000}), prior), steps)
+    assert equal(parameters(whole), parameters(run(resumed, 2)))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text", "header"])
+def test_a_damaged_checkpoint_is_named(prior, tmp_path, damage):
+    path = tmp_path / "scene.ckpt"
+    run(Scene("a duck", "", 0, PIXEL, prior), 1).save(path)
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        data = data[:-100]
+    elif damage == "flip":
+        data[-1000] ^= 1
+    elif damage == "header":
+        where = data.index(b"a duck")
+        data[where] = ord("b")
+    else:
+        data = bytearray(b"" if damage == "empty" else b"x" * 64)
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"scene\.ckpt"):
+        Scene.load(path, prior)
+
+
+def test_a_crash_while_saving_keeps_the_old_checkpoint(prior, tmp_path, monkeypatch):
+    path = tmp_path / "scene.ckpt"
+    scene = run(Scene("a duck", "", 0, PIXEL, prior), 1)
+    scene.save(path)
+    old = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        run(scene, 1).save(path)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["scene.ckpt"]
+
+
+def test_a_checkpoint_belongs_to_its_prior(prior, tmp_path):
+    path = tmp_path / "scene.ckpt"
+    Scene("a duck", "", 0, PIXEL, prior).save(path)
+    with pytest.raises(CheckpointError, match="another engine version or prior"):
+        Scene.load(path, KnownAnswer([0.0, 0.0, 0.0]))
+
+
+def test_checkpoints_hold_no_pickle_and_are_whole(tmp_path):
+    tensors = {"a": torch.arange(3.0), "b": torch.tensor(4), "c": torch.zeros(0)}
+    checkpoint.write_checkpoint(tmp_path / "new" / "x", tensors, {"step": 3})
+    back, header = checkpoint.read_checkpoint(tmp_path / "new" / "x")
+    assert header == {"step": 3}
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.read_checkpoint(tmp_path / "missing")
+
+
+def test_a_diverged_scene_leaves_the_others_alone(prior):
+    alone = run(Scene("a duck", "", 5, PIXEL, prior), 2)
+    sick, healthy = Scene("a tank", "", 1, PIXEL, prior), Scene("a duck", "", 5, PIXEL, prior)
+    step_scenes([sick, healthy], prior)
+    with torch.no_grad():
+        sick.field.color[0, 0, 4, 4, 4] = float("nan")
+    with pytest.raises(Diverged, match="'a tank' at step 1") as caught:
+        step_scenes([sick, healthy], prior)
+    assert caught.value.scenes == [sick]
+    assert caught.value.step == 1
+    assert equal(parameters(alone), parameters(healthy))
+
+
+def test_a_field_that_is_not_finite_is_neither_saved_nor_finished(prior, tmp_path):
+    scene = Scene("a duck", "", 0, PIXEL, prior)
+    with torch.no_grad():
+        scene.field.density[0, 0, 0, 0, 0] = float("inf")
+    with pytest.raises(Diverged):
+        scene.save(tmp_path / "scene.ckpt")
+    with pytest.raises(Diverged):
+        scene.finish()
+    assert os.listdir(tmp_path) == []
+
+
+def test_optimize_gives_a_field_per_prompt_and_tells_of_every_step(prior):
+    heard = []
+    fields = optimize(
+        ["a duck", "a tank"],
+        prior,
+        PIXEL,
+        seeds=[0, 1],
+        on_step=lambda scene, stats: heard.append((scene.prompt, stats.step, stats.steps)),
+    )
+    assert [f.space for f in fields] == ["rgb", "rgb"]
+    assert heard == [(p, k, 6) for k in range(1, 7) for p in ("a duck", "a tank")]
+    again = optimize(["a tank"], prior, PIXEL, seeds=[1])
+    assert torch.equal(fields[1].density, again[0].density)
+    with pytest.raises(ValueError, match="zip"):
+        optimize(["a duck", "a tank"], prior, PIXEL, seeds=[0])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"prompt": "a tank"},
+        {"negative_prompt": "a tank"},
+        {"seed": 1},
+        {"guidance_scale": 2.0},
+        {"noise_samples": 2},
+        {"variance_reduction": False},
+        {"tick_max": 100},
+        {"tick_end": 100},
+        {"lr": 0.01},
+        {"grid_start": 4},
+        {"half_length": 0.5},
+        {"color_init": 1.0},
+        {"background": "white"},
+        {"background": "learned"},
+        {"render_size": 12},
+        {"ray_step": 0.05},
+        {"ray_jitter": False},
+        {"views_per_step": 3},
+        {"radius": 2.0},
+        {"fov_min": 65.0},
+        {"fov_max": 45.0},
+        {"view_style": "none"},
+        {"emptiness_weight": 5.0},
+        {"emptiness_scale": 3.0},
+        {"emptiness_step": 0.0},
+        {"depth_weight": 1.0},
+        {"binary_weight": 1.0},
+        {"tv_weight": 1.0},
+    ],
+)
+def test_every_setting_matters(prior, overrides):
+    base = {"prompt": "a duck", "negative_prompt": "", "seed": 0}
+
+    def result(changes):
+        named = {**base, **{k: v for k, v in changes.items() if k in base}}
+        recipe = PIXEL.override({k: v for k, v in changes.items() if k not in base})
+        return parameters(run(Scene(**named, recipe=recipe, prior=prior), 2))
+
+    one, other = result({}), result(overrides)
+    assert [a.shape for a in one] != [b.shape for b in other] or not equal(one, other)
+
+
+def test_latent_priors_keep_their_own_background(latent_prior):
+    with pytest.raises(ValueError, match="background = 'white' needs a prior that works on pixels"):
+        Scene("a duck", "", 0, LATENT.override({"background": "white"}), latent_prior)
+
+
+def test_a_latent_scene_leaves_in_rgb(latent_prior, monkeypatch):
+    monkeypatch.setattr("sjc_engine.distill.STEPS", 3)
+    [field] = optimize(["a duck"], latent_prior, LATENT.override({"steps": 2}))
+    assert (field.space, field.channels) == ("rgb", 3)

@@ -1,0 +1,231 @@
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from tiny_priors import build_latent_prior, build_pixel_prior
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sjc_engine.prior import Cond, find_prior, folder_digest, load_prior
+
+TICKS = [3, 100, 500, 969]
+
+
+def images(prior, count, seed=0):
+    shape = (count, prior.channels, prior.resolution, prior.resolution)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def pixel_folder(tmp_path_factory):
+    return build_pixel_prior(tmp_path_factory.mktemp("pixel"))
+
+
+@pytest.fixture(scope="module")
+def latent_folder(tmp_path_factory):
+    return build_latent_prior(tmp_path_factory.mktemp("latent"))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("build", [build_pixel_prior, build_latent_prior])
+def test_denoiser_is_the_schedulers_own_x0(tmp_path, build, prediction):
+    """D(z; sigma) against DDPMScheduler.step(...).pred_original_sample of the raw network."""
+    prior = load_prior(str(build(tmp_path, prediction)))
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False)
+    scheduler = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
+    cond = prior.condition(["a duck"])
+    for tick in TICKS:
+        sigma = prior.sigmas[[tick]]
+        z = images(prior, 1) * (1 + sigma).float()
+        scaled = (z.double() / (1 + sigma**2).sqrt()).float()
+        with torch.no_grad():
+            packed = F.pixel_unshuffle(scaled, prior.unshuffle)
+            output = unet(packed, tick, encoder_hidden_states=cond.hidden).sample
+        output = F.pixel_shuffle(output, prior.unshuffle)
+        x0 = scheduler.step(output, tick, scaled).pred_original_sample
+        error = (prior.denoise(z, sigma, cond) - x0).abs().max()
+        assert error <= 1e-5 * max(1.0, sigma.item())
+
+
+def test_layouts_are_read_from_the_configs(pixel_folder, latent_folder):
+    pixel, latent = load_prior(str(pixel_folder)), load_prior(str(latent_folder))
+    assert (pixel.channels, pixel.resolution, pixel.unshuffle, pixel.latent) == (3, 8, 2, False)
+    assert (latent.channels, latent.resolution, latent.unshuffle, latent.latent) == (4, 8, 1, True)
+
+
+def test_builtin_is_the_shipped_folder():
+    prior = load_prior("toybox")
+    assert (prior.id, prior.channels, prior.resolution) == ("toybox", 3, 32)
+    assert prior.revision == find_prior("toybox").revision
+    assert len(prior.sigmas) == 1000
+    # research on Stable Diffusion's schedule: 0.098 and 12.23 at the paper's outermost ticks
+    assert prior.sigmas[10].item() == pytest.approx(0.098, abs=1e-3)
+    assert prior.sigmas[969].item() == pytest.approx(12.23, abs=1e-2)
+
+
+def test_sigma_to_timestep_and_back(pixel_folder):
+    prior = load_prior(str(pixel_folder))
+    torch.testing.assert_close(
+        prior.timestep(prior.sigmas), torch.arange(1000, dtype=torch.float64), atol=1e-9, rtol=0
+    )
+    rounded = prior.timestep(prior.sigmas.float())
+    assert (rounded - torch.arange(1000)).abs().max() < 1e-3
+    between = (prior.sigmas[500] * prior.sigmas[501]).sqrt()
+    assert prior.timestep(between.view(1)).item() == pytest.approx(500.5)
+    assert prior.timestep(torch.tensor([1e-9, 1e9])).tolist() == [0.0, 999.0]
+
+
+@pytest.mark.parametrize("layout", ["pixel_folder", "latent_folder"])
+def test_samples_of_a_batch_have_their_own_sigma_and_prompt(layout, request):
+    prior = load_prior(str(request.getfixturevalue(layout)))
+    z, sigma = images(prior, 4), prior.sigmas[TICKS]
+    cond = prior.condition(["a duck", "a tank", "", "front view of a burger"])
+    together = prior.denoise(z, sigma, cond)
+    for k in range(4):
+        alone = prior.denoise(z[[k]], sigma[[k]], cond[[k]])
+        assert (together[[k]] - alone).abs().max() <= 2e-6 * max(1.0, sigma[k].item())
+
+
+def test_text_changes_the_answer_and_is_embedded_like_the_pipelines(latent_folder):
+    prior = load_prior(str(latent_folder))
+    tokenizer = CLIPTokenizer.from_pretrained(latent_folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(latent_folder / "text_encoder")
+    tokens = tokenizer("a toy tank", padding="max_length", truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = encoder(tokens.input_ids)[0]
+    cond = prior.condition(["a toy tank", ""])
+    torch.testing.assert_close(cond.hidden[:1], expected)
+    z, sigma = images(prior, 1), torch.tensor([1.0])
+    answers = [prior.denoise(z, sigma, cond[[k]]) for k in (0, 1)]
+    assert not torch.equal(*answers)
+
+
+def test_conditions_are_indexed_and_joined():
+    cond = Cond(torch.arange(6.0).view(3, 1, 2))
+    joined = Cond.cat([cond[[2]], cond[0:2], cond[[0, 0]]])
+    assert joined.hidden[:, 0, 0].tolist() == [4.0, 0.0, 2.0, 0.0, 0.0]
+    assert len(joined) == 5
+
+
+def test_latents_are_decoded_through_the_vae(latent_folder):
+    prior = load_prior(str(latent_folder))
+    vae = AutoencoderKL.from_pretrained(latent_folder / "vae", low_cpu_mem_usage=False)
+    z = images(prior, 2) * 0.1
+    with torch.no_grad():
+        expected = vae.decode(z / 0.18215).sample.clamp(-1, 1)
+    decoded = prior.decode(z)
+    assert decoded.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(decoded, expected)
+
+
+def test_pixels_are_only_clipped(pixel_folder):
+    prior = load_prior(str(pixel_folder))
+    assert prior.decode(torch.tensor([[-3.0, 0.5, 2.0]])).tolist() == [[-1.0, 0.5, 1.0]]
+
+
+def test_half_precision_stays_near(pixel_folder):
+    full = load_prior(str(pixel_folder))
+    half = load_prior(str(pixel_folder), dtype=torch.bfloat16)
+    z, sigma = images(full, 4), full.sigmas[TICKS]
+    cond = full.condition(["a duck"] * 4)
+    exact, near = full.denoise(z, sigma, cond), half.denoise(z, sigma, cond)
+    assert near.dtype == torch.float32
+    bound = 0.05 * sigma.clamp(min=1).view(-1, 1, 1, 1)
+    assert ((exact - near).abs() <= bound).all()
+
+
+def test_a_zero_terminal_snr_schedule_loses_its_last_tick(tmp_path):
+    folder = build_latent_prior(tmp_path, "v_prediction", rescale_betas_zero_snr=True)
+    prior = load_prior(str(folder))
+    abar = DDPMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod
+    assert len(prior.sigmas) == int((abar > 0).sum())
+    assert torch.isfinite(prior.sigmas).all()
+    assert (prior.sigmas.diff() > 0).all()
+
+
+def test_revision_is_the_digest_of_weights_and_settings(pixel_folder, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(pixel_folder, copy)
+    digest = folder_digest(pixel_folder)
+    assert folder_digest(copy) == digest
+    assert load_prior(str(copy), revision=digest).revision == digest
+    (copy / "README.md").write_text("words change nothing")
+    assert folder_digest(copy) == digest
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert folder_digest(copy) != digest
+    with pytest.raises(ValueError, match="not the wanted"):
+        load_prior(str(copy), revision=digest)
+
+
+def test_pickled_weights_are_not_read(pixel_folder, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(pixel_folder, folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_prior(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["sd15", "a b", "./missing", "/no/such/folder", "a/b/c", "", "../x"]
+)
+def test_names_that_are_no_prior_are_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"unknown prior|no model_index"):
+        load_prior(name)
+
+
+def test_a_hub_id_that_is_not_there_says_so():
+    with pytest.raises(ValueError, match="neither an existing folder nor available from the hub"):
+        load_prior("nobody/nothing", local_files_only=True)
+
+
+def test_a_hub_id_is_loaded_from_the_cache_at_its_commit(pixel_folder, tmp_path, monkeypatch):
+    """The hub's cache layout, filled by hand: no network."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--name"
+    shutil.copytree(pixel_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    source = find_prior("owner/name", local_files_only=True)
+    assert (source.id, source.revision) == ("owner/name", commit)
+    assert source.index()["vae"] == [None, None]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
+        load_prior(str(tmp_path))
+
+
+def test_unknown_prediction_type_is_named(tmp_path):
+    folder = build_pixel_prior(tmp_path)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "wishes"}))
+    with pytest.raises(ValueError, match=r"'wishes'.*epsilon, v_prediction, sample"):
+        load_prior(str(folder))
+
+
+def test_channels_that_do_not_fit_are_refused(tmp_path):
+    folder = build_latent_prior(tmp_path)
+    index = json.loads((folder / "model_index.json").read_text()) | {"vae": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="4 channels does not fit 3-channel"):
+        load_prior(str(folder))
+
+
+def test_a_text_prior_takes_no_images(pixel_folder):
+    prior = load_prior(str(pixel_folder))
+    with pytest.raises(ValueError, match="text only"):
+        prior.condition(["a duck"], images=[torch.zeros(3, 8, 8)])
+
+
+def test_batches_of_unequal_parts_are_refused(pixel_folder):
+    prior = load_prior(str(pixel_folder))
+    with pytest.raises(ValueError, match="2 images, 1 sigmas, 1 conditions"):
+        prior.denoise(images(prior, 2), torch.ones(1), prior.condition(["a duck"]))

@@ -1,0 +1,160 @@
+import dataclasses
+import json
+
+import pytest
+from tiny_priors import build_latent_prior, build_pixel_prior
+
+from sjc_engine.prior import load_prior
+from sjc_engine.recipes import (
+    PAPER_EXCEPTIONS,
+    PARTS,
+    RECIPE_KEYS,
+    OptimizeRecipe,
+    Recipe,
+    preset_names,
+)
+
+HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def test_paper_is_what_the_published_commands_say():
+    r = Recipe.for_prior(HUB).optimize
+    commands = {
+        "lr": 0.05,
+        "steps": 10_000,
+        "guidance_scale": 100.0,
+        "emptiness_weight": 10_000.0,
+        "emptiness_step": 0.5,
+        "emptiness_multiplier": 20.0,
+        "emptiness_scale": 10.0,
+        "depth_weight": 0.0,
+        "variance_reduction": True,
+        "grid_size": 100,
+        "half_length": 1.0,
+        "render_size": 64,
+        "ray_step": 0.01,
+        "radius": 1.5,
+        "background": "learned",
+        "background_lr": 1e-4,
+        "views_per_step": 1,
+        "tick_min": 10,
+        "tick_max": 969,
+    }
+    assert {key: getattr(r, key) for key in commands} == commands
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("burger", {}),
+        ("tank", {"steps": 20_000}),
+        ("ficus", {"depth_weight": 100.0}),
+        ("icecream", {"depth_weight": 10.0}),
+        ("duck", {"depth_weight": 10.0}),
+        ("giraffe", {"depth_weight": 50.0}),
+        ("chair", {"steps": 50_000, "lr": 0.01, "emptiness_weight": 7000.0}),
+        ("zebra", {"lr": 0.02, "emptiness_weight": 3e4, "variance_reduction": False}),
+        ("rocket", {"steps": 30_000, "variance_reduction": False}),
+    ],
+)
+def test_paper_prompts_have_their_exceptions(name, changes):
+    recipe = Recipe.for_prior(HUB, f"paper-{name}")
+    assert recipe.name == f"paper-{name}"
+    assert recipe.optimize == dataclasses.replace(OptimizeRecipe(), **changes)
+
+
+def test_there_is_a_preset_for_each_published_prompt():
+    assert len(PAPER_EXCEPTIONS) == 24
+    without = {k for k, v in PAPER_EXCEPTIONS.items() if v.get("variance_reduction") is False}
+    assert without == {"obama", "school-bus", "rocket", "zebra", "printer", "zelda"}
+
+
+@pytest.mark.parametrize("prior", ["toybox", HUB])
+def test_every_preset_is_valid_and_draft_is_everywhere(prior):
+    names = preset_names(prior)
+    assert "draft" in names
+    assert Recipe.for_prior(prior) == Recipe.for_prior(prior, names[0])
+    for name in names:
+        assert Recipe.for_prior(prior, name).name == name
+    assert Recipe.for_prior(prior, "draft").optimize.steps < Recipe.for_prior(prior).optimize.steps
+
+
+def test_folders_get_the_presets_of_their_layout(tmp_path):
+    pixel = str(build_pixel_prior(tmp_path / "pixel"))
+    latent = str(build_latent_prior(tmp_path / "latent"))
+    assert preset_names(pixel) == preset_names("toybox")
+    assert preset_names(latent) == preset_names(HUB)
+    assert Recipe.for_prior(load_prior(pixel)).name == "toybox"
+    assert Recipe.for_prior(load_prior(latent)).name == "paper"
+
+
+def test_a_preset_that_does_not_fit_names_those_that_do():
+    with pytest.raises(ValueError, match=r"'paper-burger' does not fit 'toybox'.*: toybox, draft$"):
+        Recipe.for_prior("toybox", "paper-burger")
+    with pytest.raises(ValueError, match=r"'drat' is unknown .did you mean 'draft'"):
+        Recipe.for_prior("toybox", "drat")
+
+
+def test_override_changes_a_copy():
+    base = Recipe.for_prior("toybox")
+    changed = base.override({"steps": 7, "max_faces": 99, "judge": "owner/name"})
+    assert (changed.optimize.steps, changed.mesh.max_faces) == (7, 99)
+    assert changed.evaluate.judge == "owner/name"
+    assert changed.name == base.name
+    assert base == Recipe.for_prior("toybox")
+    assert base.override({}) == base
+
+
+def test_text_is_read_as_the_keys_type():
+    texts = {"steps": "800", "lr": " 1e-2 ", "variance_reduction": "False", "background": "white"}
+    typed = {"steps": 800.0, "lr": 0.01, "variance_reduction": False, "background": "white"}
+    assert Recipe().override(texts) == Recipe().override(typed)
+    assert isinstance(Recipe().override(typed).optimize.steps, int)
+    assert isinstance(Recipe().override({"lr": 1}).optimize.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"guidence_scale": 1}, r"unknown recipe key 'guidence_scale' .*'guidance_scale'"),
+        ({"xyzzy": 1}, r"unknown recipe key 'xyzzy'$"),
+        ({"steps": 0}, r"steps = 0 is outside 1\.\.\."),
+        ({"steps": 2.5}, "steps = 2.5: expected a whole number"),
+        ({"steps": "many"}, "steps = 'many': expected a whole number"),
+        ({"steps": "inf"}, "expected a whole number"),
+        ({"steps": True}, "steps = True: expected a whole number"),
+        ({"steps": [1]}, "expected a whole number"),
+        ({"lr": "nan"}, "lr = nan is outside"),
+        ({"lr": float("inf")}, "lr = inf is outside"),
+        ({"variance_reduction": "maybe"}, "expected true or false"),
+        ({"variance_reduction": 1}, "expected true or false"),
+        ({"background": "red"}, "background = 'red': use one of learned, random, white"),
+        ({"background": 3}, "background = 3: expected text"),
+        ({"tick_min": 500, "tick_max": 400}, "tick_min = 500 must not exceed tick_max = 400"),
+        ({"tick_min": 500, "tick_end": 400}, "tick_end = 400"),
+        ({"fov_min": 60, "fov_max": 50}, "fov_min = 60"),
+        ({"grid_start": 200}, "grid_start = 200 must be"),
+    ],
+)
+def test_bad_values_are_explained(values, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe().override(values)
+
+
+def test_keys_are_flat_and_typed():
+    assert len(RECIPE_KEYS) == sum(len(dataclasses.fields(part)) for part in PARTS.values())
+    assert set(RECIPE_KEYS.values()) == {int, float, bool, str}
+    assert RECIPE_KEYS["steps"] is int
+    assert RECIPE_KEYS["guidance_scale"] is float
+    assert RECIPE_KEYS["variance_reduction"] is bool
+    assert RECIPE_KEYS["view_style"] is str
+
+
+def test_json_goes_there_and_back():
+    recipe = Recipe.for_prior("toybox", "draft").override({"lr": 0.1 + 0.2})
+    text = json.dumps(recipe.to_json())
+    assert Recipe.from_json(json.loads(text)) == recipe
+    missing = json.loads(text)
+    del missing["optimize"]["lr"]
+    with pytest.raises(ValueError, match=r"another version \(keys: lr\)"):
+        Recipe.from_json(missing)

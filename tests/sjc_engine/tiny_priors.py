@@ -1,0 +1,86 @@
+"""Tiny random checkpoints in the real diffusers layouts, for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sjc_engine.prior import BUILTINS
+
+WIDTH = 16
+
+
+def build_pixel_prior(folder: Path, prediction: str = "epsilon", **schedule: object) -> Path:
+    """The toybox's layout: 8 x 8 RGB pixels, unshuffled to 12 x 4 x 4, no VAE."""
+    _build(folder, unet_channels=12, unet_size=4, prediction=prediction, **schedule)
+    _write_index(folder, has_vae=False)
+    return folder
+
+
+def build_latent_prior(folder: Path, prediction: str = "epsilon", **schedule: object) -> Path:
+    """Stable Diffusion's layout: 8 x 8 latents of 4 channels, decoded to 16 x 16 RGB."""
+    _build(folder, unet_channels=4, unet_size=8, prediction=prediction, **schedule)
+    torch.manual_seed(1)
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    ).save_pretrained(folder / "vae", safe_serialization=True)
+    _write_index(folder, has_vae=True)
+    return folder
+
+
+def _build(
+    folder: Path, unet_channels: int, unet_size: int, prediction: str, **schedule: object
+) -> None:
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=unet_size,
+        in_channels=unet_channels,
+        out_channels=unet_channels,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "unet", safe_serialization=True)
+    tokenizer = CLIPTokenizer.from_pretrained(BUILTINS["toybox"] / "tokenizer")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    ).save_pretrained(folder / "text_encoder")
+    DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
+        clip_sample=False,
+        **schedule,
+    ).save_pretrained(folder / "scheduler")
+
+
+def _write_index(folder: Path, has_vae: bool) -> None:
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"] if has_vae else [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
