@@ -7,6 +7,8 @@ from functools import cache
 
 import numpy as np
 
+from sjc_engine.views import view_prompts
+
 NOUNS: dict[str, tuple[str, ...]] = {
     "burger": ("burger", "hamburger", "delicious burger", "cheeseburger"),
     "duck": ("duck", "rubber duck", "toy duck"),
@@ -44,8 +46,10 @@ TEMPLATES = (
     "a 3D render of a {}",
     "{}",
 )
+# The prefixes of `sjc_engine.views` that tell left from right.
+VIEWS = tuple(view_prompts("sided"))
 # Words that carry no content of their own, whatever the prompt.
-_FILLERS = frozenset("a an the of in on with from view front side left right backside overhead".split())
+_FILLERS = {"a", "an", "the", "of", "in", "on", "with", "from"} | set(" ".join(VIEWS).split())
 
 
 def caption(rng: np.random.Generator, category: str, color: str | None, view: str) -> str:

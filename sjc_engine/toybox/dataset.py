@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.camera import rays, sample_camera
-from sjc_engine.toybox.captions import caption
+from sjc_engine.toybox.captions import VIEWS, caption
 from sjc_engine.toybox.objects import CATEGORIES, PAPER_CATEGORIES, make_toy
 from sjc_engine.toybox.raycast import Light, raycast
 from sjc_engine.views import view_prompt
@@ -71,13 +71,6 @@ class Renders:
         return weight / weight.sum()
 
 
-VIEWS = (
-    "front view of",
-    "left side view of",
-    "backside view of",
-    "right side view of",
-    "overhead view of",
-)
 _PLAIN = {"left side view of": "side view of", "right side view of": "side view of"}
 
 

@@ -125,8 +125,8 @@ def _cone(o: Tensor, d: Tensor, radii: Tensor) -> Tensor:
         ok = (root > 0) & (t > _NEAR) & (y.abs() <= 1) & (m + n * y >= 0) & (t < nearest)
         nearest = torch.where(ok, t, nearest)
     safe = torch.where(d[1].abs() < 1e-8, 1e-8, d[1])
-    for y, radius in ((-1.0, bottom), (1.0, top)):
-        t = (y - o[1]) / safe
+    for cap, radius in ((-1.0, bottom), (1.0, top)):
+        t = (cap - o[1]) / safe
         x, z = o[0] + t * d[0], o[2] + t * d[2]
         ok = (x * x + z * z <= radius * radius) & (t > _NEAR) & (t < nearest)
         nearest = torch.where(ok, t, nearest)
@@ -188,7 +188,8 @@ def _pattern(pattern: Tensor, frequency: Tensor, point: Tensor, local: Tensor) -
     x, y, z = point.unbind(1)
     f = frequency
     blotches = (
-        torch.sin(f * x + 1.3 * torch.sin(0.7 * f * y)) * torch.sin(f * y + 1.1 * torch.sin(0.8 * f * z))
+        torch.sin(f * x + 1.3 * torch.sin(0.7 * f * y))
+        * torch.sin(f * y + 1.1 * torch.sin(0.8 * f * z))
         + 0.6 * torch.sin(f * z + 0.5 + 1.2 * torch.sin(0.6 * f * x))
     ) > 0.15
     turn = torch.atan2(local[:, 2], local[:, 0]) * 1.2

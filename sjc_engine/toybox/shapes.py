@@ -1,4 +1,4 @@
-"""Toys as lists of primitives: ellipsoids, boxes and capped cones, each with a colour and a pattern.
+"""Toys as lists of coloured primitives: ellipsoids, boxes and capped cones.
 
 World axes: +Y up, a toy's front looks along -X, so its left side faces +Z.
 """
@@ -133,7 +133,15 @@ class Builder:
         x /= np.linalg.norm(x)
         turn = np.stack([x, y, np.cross(x, y)], 1)
         self.cone(
-            (a + b) / 2, length / 2, start_radius, end_radius, color, turn, color2, pattern, frequency
+            (a + b) / 2,
+            length / 2,
+            start_radius,
+            end_radius,
+            color,
+            turn,
+            color2,
+            pattern,
+            frequency,
         )
 
     def _add(

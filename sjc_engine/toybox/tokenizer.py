@@ -14,8 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from sjc_engine.toybox.captions import caption
-from sjc_engine.toybox.dataset import VIEWS
+from sjc_engine.toybox.captions import VIEWS, caption
 from sjc_engine.toybox.objects import CATEGORIES, make_toy
 
 MAX_TOKENS = 24

@@ -19,6 +19,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Settings:
 class Model(nn.Module):
     """The trainable pair, called as one."""
 
-    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+    def __init__(self, text_encoder: Any, unet: Any) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.unet = unet.to(memory_format=torch.channels_last)
@@ -101,7 +102,7 @@ def build_model(tokenizer: CLIPTokenizer) -> Model:
     return Model(text_encoder, unet)
 
 
-def build_scheduler() -> DDPMScheduler:
+def build_scheduler() -> Any:
     """Stable Diffusion's noise schedule."""
     return DDPMScheduler(
         num_train_timesteps=1000,
@@ -280,9 +281,12 @@ def _average_gradients(model: nn.Module, settings: Settings) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def log_row(out: Path, step: int, seconds: float, loss: float, rate: float, progress: float) -> None:
+def log_row(
+    out: Path, step: int, seconds: float, loss: float, rate: float, progress: float
+) -> None:
+    minutes = seconds / 60
     print(
-        f"step {step}  {progress:6.1%}  loss {loss:.4f}  {rate:.0f} images/s  {seconds / 60:.1f} min",
+        f"step {step}  {progress:6.1%}  loss {loss:.4f}  {rate:.0f} images/s  {minutes:.1f} min",
         flush=True,
     )
     with (out / "log.csv").open("a", newline="") as file:
@@ -319,7 +323,7 @@ def save_model(
     model: Model,
     average: dict[str, Tensor],
     tokenizer: CLIPTokenizer,
-    scheduler: DDPMScheduler,
+    scheduler: Any,
 ) -> None:
     """The averaged weights in diffusers layout, fp16, `model_index.json` included."""
     fresh = build_model(tokenizer)

@@ -27,8 +27,8 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from sjc_engine.toybox.captions import caption
-from sjc_engine.toybox.dataset import OUTDOORS, VIEWS, Renders, cached_toys, on_backgrounds
+from sjc_engine.toybox.captions import VIEWS, caption
+from sjc_engine.toybox.dataset import OUTDOORS, Renders, cached_toys, on_backgrounds
 from sjc_engine.toybox.objects import CATEGORIES
 from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
 from sjc_engine.toybox.train import cosine_rate, log_row

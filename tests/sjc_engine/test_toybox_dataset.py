@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sjc_engine.toybox.captions import VIEWS
 from sjc_engine.toybox.dataset import (
     OUTDOORS,
     STUDIO,
-    VIEWS,
     cached_toys,
     on_backgrounds,
     render_toys,

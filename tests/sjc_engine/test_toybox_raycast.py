@@ -111,7 +111,7 @@ def test_front_is_minus_x_and_left_is_plus_z():
 
     def beak(azimuth: float) -> torch.Tensor:
         """Columns in which the beak shows, 0 to 64: little blue, and green well below red."""
-        red, green, blue, alpha = view(toy, azimuth, light=Light((0, 1, 0), 1.0, 0.0)).unbind(-1)
+        red, green, _, alpha = view(toy, azimuth, light=Light((0, 1, 0), 1.0, 0.0)).unbind(-1)
         return ((alpha > 0) & (green < 0.6 * red) & (red > 0.5)).any(0).nonzero()[:, 0]
 
     assert 25 < beak(0).float().mean() < 39

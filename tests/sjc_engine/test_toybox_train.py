@@ -74,7 +74,9 @@ def test_log_has_a_row_for_every_fifty_steps(tmp_path, capsys):
     assert "images/s" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("step", "progress", "rate"), [(0, 0.0, 1 / 80), (500, 0.0, 1), (900, 1.0, 0.03)])
+@pytest.mark.parametrize(
+    ("step", "progress", "rate"), [(0, 0.0, 1 / 80), (500, 0.0, 1), (900, 1.0, 0.03)]
+)
 def test_rate_warms_up_and_decays(step, progress, rate):
     assert cosine_rate(step, progress) == pytest.approx(rate)
 

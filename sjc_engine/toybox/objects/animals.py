@@ -76,7 +76,9 @@ def fish(rng: np.random.Generator) -> tuple[Builder, str | None]:
     toy = Builder()
     toy.ellipsoid((0, 0, 0), (0.62, rng.uniform(0.32, 0.38), 0.20), skin)
     for side in SIDES:
-        toy.ellipsoid((0.74, side * 0.16, 0), (0.26, 0.11, 0.05), skin * 0.8, rotation("z", side * 0.8))
+        toy.ellipsoid(
+            (0.74, side * 0.16, 0), (0.26, 0.11, 0.05), skin * 0.8, rotation("z", side * 0.8)
+        )
         toy.ellipsoid((-0.40, 0.10, side * 0.14), 0.06, (0.95, 0.95, 0.95))
         toy.ellipsoid((-0.43, 0.10, side * 0.18), 0.035, INK)
         toy.ellipsoid((0.0, -0.05, side * 0.22), (0.16, 0.08, 0.03), skin * 0.8)

@@ -32,7 +32,7 @@ def vary(rng: np.random.Generator, color: Sequence[float] | Array, spread: float
 
 def pick(rng: np.random.Generator, names: Sequence[str] = tuple(COLORS)) -> tuple[str, Array]:
     """A named colour, uniformly, slightly varied."""
-    name = names[rng.integers(len(names))]
+    name = names[int(rng.integers(len(names)))]
     return name, vary(rng, COLORS[name])
 
 

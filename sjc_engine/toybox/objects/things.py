@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -131,5 +132,5 @@ def _handle(
     out = at / np.linalg.norm(at)
     turn = np.linspace(-1.35, 1.35, 7)
     points = [at + bulge * math.cos(a) * out + (0, height * math.sin(a), 0) for a in turn]
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in pairwise(points):
         toy.rod(start, end, thickness, thickness, color)

@@ -107,5 +107,12 @@ def airplane(rng: np.random.Generator) -> tuple[Builder, str | None]:
         wing = rotation("y", side * 0.35)
         toy.box((0.06, -0.03, side * 0.46), (0.17, 0.03, 0.46), trim, wing)
         toy.box((length * 0.86, 0.04, side * 0.18), (0.09, 0.025, 0.20), trim, wing)
-        toy.cone((-0.06, -0.13, side * 0.42), 0.15, 0.07, 0.07, (0.4, 0.4, 0.42), rotation("z", math.pi / 2))
+        toy.cone(
+            (-0.06, -0.13, side * 0.42),
+            0.15,
+            0.07,
+            0.07,
+            (0.4, 0.4, 0.42),
+            rotation("z", math.pi / 2),
+        )
     return toy, name
