@@ -147,18 +147,21 @@ def _march(
     dtype = field.density.dtype
     edges = torch.minimum(ticks, length[:, None])  # (n, samples + 1), float64
     deltas = edges.diff()
-    inside = deltas > 0
-    ray = inside.nonzero()[:, 0]  # (m,): the m samples inside the box, ray by ray
-    middle = near[:, None] + (edges[:, :-1] + edges[:, 1:]) / 2
-    points = origins[ray] + directions[ray] * middle[inside][:, None]
+    middle = near[:, None] + edges[:, :-1] + deltas / 2
+    # The m samples inside the box, ray by ray: where they are in (n, samples), and on which ray
+    inside = deltas.flatten().nonzero()[:, 0]
+    ray = inside // deltas.shape[1]
+    distance = middle.flatten()[inside]
+    points = origins[ray] + directions[ray] * distance[:, None]
     sigma, color = field.sample(points.to(dtype))
 
-    deltas, middle = deltas.to(dtype), middle.to(dtype)
-    optical = torch.zeros_like(deltas).masked_scatter(inside, sigma * deltas[inside])
+    optical = sigma.new_zeros(deltas.numel())
+    optical = optical.index_copy(0, inside, sigma * deltas.flatten()[inside].to(dtype))
+    optical = optical.view(deltas.shape)
     reached = optical.cumsum(dim=1)
     weights = torch.exp(optical - reached) * -torch.expm1(-optical)
     opacity = -torch.expm1(-reached[:, -1])
     rgb = color.new_zeros(len(origins), color.shape[1])
-    rgb = rgb.index_add(0, ray, color * weights[inside][:, None])
-    depth = (weights * middle).sum(dim=1) + (1 - opacity) * BACKGROUND_DEPTH
+    rgb = rgb.index_add(0, ray, color * weights.flatten()[inside, None])
+    depth = (weights * middle.to(dtype)).sum(dim=1) + (1 - opacity) * BACKGROUND_DEPTH
     return rgb, opacity, depth, weights
