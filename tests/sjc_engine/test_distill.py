@@ -34,8 +34,8 @@ def latent_ball():
     return field
 
 
-@pytest.mark.slow
-def test_the_distilled_field_looks_like_the_decoded_one_from_unseen_views():
+def test_the_distilled_field_looks_like_the_decoded_one_from_unseen_views(monkeypatch):
+    monkeypatch.setattr("sjc_engine.distill.STEPS", 100)
     field, prior = latent_ball(), LinearDecoder()
     result = distill_rgb(field, prior, RECIPE, seed=0)
     assert (result.space, result.channels) == ("rgb", 3)
@@ -49,7 +49,7 @@ def test_the_distilled_field_looks_like_the_decoded_one_from_unseen_views():
             view = render(result, camera, 48, 48)
             picture = composite(view, learned_background(result, view))
         error = F.mse_loss(picture, target).item()
-        assert 10 * math.log10(4 / error) >= 25  # the range [-1, 1] spans 2
+        assert 10 * math.log10(4 / error) >= 30  # the range [-1, 1] spans 2
 
 
 def test_distilling_is_repeatable(monkeypatch):
