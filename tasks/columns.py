@@ -1,0 +1,86 @@
+"""What a table column is: its type, meaning, unit, range and which direction is better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+TEXT, WHOLE, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+TIME = pa.timestamp("us", tz="UTC")
+TEXTS, TEXT_MAP = pa.list_(TEXT), pa.map_(TEXT, TEXT)
+
+
+class RowError(ValueError):
+    """A row does not fit its table; the message names table, column and value."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `low` and `high` are inclusive; `better` is "higher", "lower" or ""."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    required: bool = False
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    better: str = ""
+    choices: tuple[str, ...] = ()
+
+    def check(self, value: Any) -> None:
+        """Raises `RowError` unless `value` may stand in this column."""
+        if value is None:
+            if self.required:
+                raise RowError(f"{self.name}: null is not allowed")
+            return
+        try:
+            pa.array([value], self.type)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise RowError(f"{self.name}: {value!r} is not {self.type} ({error})") from error
+        if self.choices and value not in self.choices:
+            raise RowError(f"{self.name}: {value!r} is not one of {', '.join(self.choices)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RowError(f"{self.name}: {value} is not finite")
+        # A mean of float32 ones may exceed 1.
+        if (self.low is not None and value < self.low - 1e-6) or (
+            self.high is not None and value > self.high * (1 + 1e-6)
+        ):
+            raise RowError(f"{self.name}: {value} is outside {self.range}")
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words."""
+        if self.choices:
+            return ", ".join(f"`{choice}`" for choice in self.choices)
+        if self.low is None:
+            return ""
+        return f"{self.low:g} to {self.high:g}" if self.high is not None else f"≥ {self.low:g}"
+
+
+def share(name: str, meaning: str, better: str = "") -> Column:
+    return Column(name, REAL, meaning, low=0, high=1, better=better)
+
+
+def count(name: str, meaning: str, unit: str = "", better: str = "") -> Column:
+    return Column(name, WHOLE, meaning, unit=unit, low=0, better=better)
+
+
+def seconds(name: str, meaning: str) -> Column:
+    return Column(name, REAL, meaning, unit="s", low=0, better="lower")
+
+
+def required(
+    name: str,
+    meaning: str,
+    type: pa.DataType = TEXT,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Column:
+    return Column(name, type, meaning, True, unit, low, high, choices=choices)

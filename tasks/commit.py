@@ -1,0 +1,287 @@
+"""The JSON that is the truth: attempts at an asset, the commit marker, and runs.
+
+Every attempt writes under its own folder, so that two runs of one asset never meet in a file.
+`attempt.json` is written when an attempt starts and when it ends. `manifest.json` names the files
+of the one attempt that counts; it is written once, last, and never again. An asset is finished if
+and only if its `manifest.json` exists.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sjc_engine.spec import AssetSpec
+from tasks.rows import check_report
+from tasks.store import AlreadyCommitted, NotInStore, Store, StoreError
+
+if TYPE_CHECKING:
+    from tasks.manifest import Entry
+
+Document = dict[str, Any]
+
+UPLOADS = 4  # files at a time, of one asset
+LOOKUPS = 8  # assets at a time
+
+_ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a(\d{2,})/.+")
+
+
+def now() -> str:
+    """The time as all documents write it: ISO 8601, microseconds, UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def new_run_id() -> str:
+    """An id that sorts by time, such as ``20250131T101502-3f9a2c``."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def read_document(store: Store, key: str) -> Document:
+    """The JSON object under `key`; raises `NotInStore`, or `StoreError` for anything else."""
+    try:
+        document = json.loads(store.get_bytes(key))
+        if not isinstance(document, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise StoreError(
+            f"{store.uri(key)} is damaged ({error}); delete its folder and run its manifest again."
+        ) from error
+    return document
+
+
+def asset_manifest(store: Store, asset_id: str) -> Document | None:
+    """The commit marker, or None while the asset is not finished."""
+    try:
+        return read_document(store, f"assets/{asset_id}/manifest.json")
+    except NotInStore:
+        return None
+
+
+def asset_attempts(store: Store, asset_id: str) -> list[Document]:
+    """Every attempt's document, the oldest first."""
+    keys = [k for k in store.list(f"assets/{asset_id}/a") if k.endswith("/attempt.json")]
+    return sorted(
+        (read_document(store, key) for key in keys), key=lambda a: attempt_number(a["attempt"])
+    )
+
+
+def attempt_number(attempt: str) -> int:
+    """3 for "a03"."""
+    return int(attempt.removeprefix("a"))
+
+
+def start_attempt(
+    store: Store, spec: AssetSpec, run_id: str, prior_coverage: float | None = None
+) -> Document:
+    """Claim the asset's next attempt and write its `attempt.json` with status `running`."""
+    asset_id = spec.asset_id
+    numbers = [_ATTEMPT_FILE.fullmatch(key) for key in store.list(f"assets/{asset_id}/a")]
+    number = 1 + max((int(found[1]) for found in numbers if found), default=0)
+    document: Document = {
+        "asset_id": asset_id,
+        "field_id": spec.field_id,
+        "run_id": run_id,
+        "status": "running",
+        "spec": spec.to_json(),
+        "prior_coverage": prior_coverage,
+        "started_at": now(),
+        "ended_at": None,
+        "error_type": None,
+        "error": None,
+        "device": None,
+        "first_step": None,
+        "last_step": None,
+        "report": {},
+        "timings": {},
+        "versions": {},
+        "token": secrets.token_hex(8),
+    }
+    while True:
+        document["attempt"] = f"a{number:02d}"
+        key = _attempt_key(asset_id, document["attempt"])
+        try:
+            store.put_bytes(key, _json(document))
+            # Two writers can both succeed on servers that ignore If-None-Match; one of them reads
+            # back the other's token.
+            if read_document(store, key)["token"] == document["token"]:
+                return document
+        except AlreadyCommitted:
+            pass
+        number += 1
+
+
+def finish_attempt(
+    store: Store,
+    asset_id: str,
+    attempt: str,
+    status: str,
+    *,
+    error: BaseException | str | None = None,
+    error_type: str | None = None,
+    device: str | None = None,
+    first_step: int | None = None,
+    last_step: int | None = None,
+    report: Mapping[str, Any] | None = None,
+    timings: Mapping[str, float] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Document:
+    """Write the end of an attempt into its `attempt.json`; returns the document.
+
+    Call it after `commit_asset` for status `ok`: report, timings and versions are then in the
+    manifest and may be left out here. Raises `RowError` for a report that fits no table.
+    """
+    document = read_document(store, _attempt_key(asset_id, attempt))
+    if isinstance(error, BaseException):
+        error_type = error_type or type(error).__name__
+    document |= {
+        "status": status,
+        "ended_at": now(),
+        "error_type": error_type,
+        "error": None if error is None else str(error),
+        "device": device,
+        "first_step": first_step,
+        "last_step": last_step,
+        "report": dict(report or {}),
+        "timings": dict(timings or {}),
+        "versions": dict(versions or {}),
+    }
+    check_report(document["report"], document["timings"], document["versions"])
+    store.put_bytes(_attempt_key(asset_id, attempt), _json(document), replace=True)
+    return document
+
+
+def commit_asset(
+    store: Store,
+    asset_id: str,
+    attempt: str,
+    files: Mapping[str, Path],
+    spec: AssetSpec,
+    report: Mapping[str, Any],
+    timings: Mapping[str, float],
+    versions: Mapping[str, str],
+) -> Document:
+    """Upload an attempt's files, then write `manifest.json`: the asset is finished. Returns it.
+
+    `files` maps names within the attempt ("mesh.glb", "views/mesh_0.png") to local files. `report`
+    holds columns of table `assets` and, under "views", rows of table `views`. Committing the same
+    attempt again returns the manifest that is there; raises `AlreadyCommitted` if another attempt
+    was committed first, and `RowError` for a report that fits no table, before any upload.
+    """
+    check_report(report, timings, versions)
+    names = sorted(files)
+    keys = [f"assets/{asset_id}/{attempt}/{name}" for name in names]
+    with ThreadPoolExecutor(UPLOADS) as pool:
+        stored = list(pool.map(store.put_file, keys, (files[name] for name in names)))
+    manifest: Document = {
+        "spec": spec.to_json(),
+        "files": {
+            f"{attempt}/{name}": {"bytes": file.bytes, "sha256": file.sha256}
+            for name, file in zip(names, stored, strict=True)
+        },
+        "report": dict(report),
+        "timings": dict(timings),
+        "versions": dict(versions),
+    }
+    try:
+        store.put_bytes(f"assets/{asset_id}/manifest.json", _json(manifest))
+    except AlreadyCommitted:
+        first = asset_manifest(store, asset_id)
+        if first is None or committed_attempt(first) != attempt:
+            raise
+        return first
+    return manifest
+
+
+def committed_attempt(manifest: Mapping[str, Any]) -> str:
+    """The attempt whose files a commit marker names, such as "a01"."""
+    return str(min(manifest["files"])).partition("/")[0]
+
+
+def close_interrupted(store: Store, asset_ids: Iterable[str]) -> list[tuple[Document, Document]]:
+    """End every attempt that never ended; returns (attempt, manifest or {}) for their rows.
+
+    An attempt that was committed before its process died ends as `ok`, any other as
+    `interrupted`. If its process lives after all, that process writes the true end later.
+    """
+
+    def close(asset_id: str) -> list[tuple[Document, Document]]:
+        running = [a for a in asset_attempts(store, asset_id) if a["status"] == "running"]
+        if not running:
+            return []
+        manifest = asset_manifest(store, asset_id) or {}
+        closed = []
+        for attempt in running:
+            name = attempt["attempt"]
+            if manifest and committed_attempt(manifest) == name:
+                document = finish_attempt(store, asset_id, name, "ok")
+            else:
+                document = finish_attempt(
+                    store,
+                    asset_id,
+                    name,
+                    "interrupted",
+                    error="The process ended without a word; a later run closed this attempt.",
+                    error_type="Interrupted",
+                )
+            closed.append((document, manifest))
+        return closed
+
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        return [pair for pairs in pool.map(close, asset_ids) for pair in pairs]
+
+
+def start_run(
+    store: Store,
+    run_id: str,
+    manifest: str,
+    manifest_sha256: str,
+    entries: Sequence[Entry],
+    settings: Mapping[str, Any],
+    flow_run_id: str | None = None,
+) -> Document:
+    """Write `runs/{run_id}.json` without an end; returns it."""
+    document: Document = {
+        "run_id": run_id,
+        "manifest": manifest,
+        "manifest_sha256": manifest_sha256,
+        "flow_run_id": flow_run_id,
+        "settings": dict(settings),
+        "started_at": now(),
+        "ended_at": None,
+        "entries": [
+            {
+                "line": entry.line,
+                "row_id": entry.row_id,
+                "asset_id": entry.spec.asset_id,
+                "tags": entry.tags,
+                "meta": entry.meta,
+                "outcome": None,
+            }
+            for entry in entries
+        ],
+    }
+    store.put_bytes(f"runs/{run_id}.json", _json(document), replace=True)
+    return document
+
+
+def finish_run(store: Store, run: Document, outcomes: Mapping[str, str]) -> Document:
+    """Write the end of a run; `outcomes` maps row ids to `computed`, `reused`, ... Returns it."""
+    entries = [{**e, "outcome": outcomes.get(e["row_id"], e["outcome"])} for e in run["entries"]]
+    document = {**run, "ended_at": now(), "entries": entries}
+    store.put_bytes(f"runs/{run['run_id']}.json", _json(document), replace=True)
+    return document
+
+
+def _attempt_key(asset_id: str, attempt: str) -> str:
+    return f"assets/{asset_id}/{attempt}/attempt.json"
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1, sort_keys=True)
+    return text.encode("utf-8")

@@ -1,0 +1,251 @@
+"""What one manifest row asks for, checked as far as the row alone can tell."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sjc_engine.recipes import RECIPE_KEYS, Recipe, Value, preset_names
+from tasks.manifest_files import META, Record, Records, shown
+
+MAX_CELL = 100_000  # characters
+MAX_ID = 128
+MAX_SEED = 2**63 - 1
+MAX_SEEDS = 10_000  # of one row
+
+_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID}}}")
+_SEEDS = re.compile(r"([0-9]{1,19})(?:\s*-\s*([0-9]{1,19}))?")
+# Control characters but for line breaks, and halves of surrogate pairs: neither can be stored.
+_CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry as the manifest asks for it; a seed range makes one Row for each seed."""
+
+    line: int
+    row_id: str
+    prompt: str
+    negative_prompt: str
+    image_path: Path | None
+    image: str | None  # SHA-256 of the picture's bytes
+    seed: int
+    prior: str | None
+    recipe: str | None
+    overrides: dict[str, Value]
+    tags: list[str]
+    meta: dict[str, str]
+
+
+class RowReader:
+    """Reads the cells of one record; what is wrong goes to `records`, and `failed` tells."""
+
+    def __init__(self, record: Record, records: Records, folder: Path) -> None:
+        self.cells = record.cells
+        self.line = record.line
+        self.records = records
+        self.folder = folder
+        self.failed = False
+        for column, value in self.cells.items():
+            self._check_characters(column, value)
+
+    def blame(self, column: str, problem: str, fix: str) -> None:
+        self.records.blame(self.line, column, problem, fix)
+        self.failed = True
+
+    def row_id(self) -> str:
+        """The given id; "" if there is none or it cannot be one."""
+        value = self._given("id")
+        text = str(value) if type(value) is int else self._text("id")
+        if text and (not _ID.fullmatch(text) or text in (".", "..")):
+            fix = "use 1 to 128 of A-Z a-z 0-9 . _ - (and not . or .. alone)"
+            self.blame("id", f"{shown(text)!r} is no id", fix)
+            return ""
+        return text
+
+    def slug(self) -> str:
+        """An id made from the prompt."""
+        prompt = str(self.cells.get("prompt", ""))
+        words = re.findall(r"[a-z0-9]+", prompt.lower())
+        digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
+        return "-".join(words)[:60].strip("-") or f"prompt-{digest[:8]}"
+
+    def rows(self, row_id: str) -> list[Row]:
+        """The record's entries under this id; none if anything is wrong with the record."""
+        seeds, ranged = self._seeds()
+        image_path, image = self._image()
+        prior = self._prior()
+        row = Row(
+            line=self.line,
+            row_id=row_id,
+            prompt=self._prompt(),
+            negative_prompt=self._text("negative_prompt"),
+            image_path=image_path,
+            image=image,
+            seed=seeds[0],
+            prior=prior,
+            recipe=self._recipe(prior),
+            overrides=self._overrides(),
+            tags=self._tags(),
+            meta=self._meta(),
+        )
+        rows = [replace(row, seed=s, row_id=f"{row_id}-s{s}") for s in seeds] if ranged else [row]
+        if any(len(row.row_id) > MAX_ID for row in rows):
+            self.blame("id", f"is longer than {MAX_ID} characters with its seed", "shorten it")
+        return [] if self.failed else rows
+
+    def _given(self, column: str) -> Any:
+        """The cell's value, or None if it is blank."""
+        value = self.cells.get(column)
+        return None if isinstance(value, str) and not value.strip() else value
+
+    def _text(self, column: str) -> str:
+        """The cell's text, verbatim; "" if it is blank."""
+        value = self._given(column)
+        if value is None or isinstance(value, str):
+            return value or ""
+        self.blame(column, f"{shown(repr(value))} is not text", "put it in quotes")
+        return ""
+
+    def _check_characters(self, column: str, value: Any) -> None:
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                continue
+            if len(text) > MAX_CELL:
+                problem = f"has {len(text):,} characters, and the limit is {MAX_CELL:,}"
+                self.blame(shown(column), problem, "shorten it; a quote may not be closed")
+            elif found := _CONTROL.search(text):
+                problem = f"has the control character {found[0]!a}"
+                self.blame(shown(column), problem, "remove it, or write a space")
+
+    def _prompt(self) -> str:
+        if self._given("prompt") is None:
+            self.blame("prompt", "is blank", "write what to make, or remove the row")
+        return self._text("prompt")
+
+    def _seeds(self) -> tuple[list[int], bool]:
+        """The seeds, and whether they were given as a range; [0] if they are wrong."""
+        value = self._given("seed")
+        if value is None:
+            return [0], False
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
+            value = str(int(value))
+        found = _SEEDS.fullmatch(value.strip()) if isinstance(value, str) else None
+        if found is None:
+            fix = "write a whole number from 0, or a range such as 0-3"
+            self.blame("seed", f"{shown(str(value))!r} is no seed", fix)
+            return [0], False
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last > MAX_SEED:
+            self.blame("seed", f"{last} is too large", f"use at most {MAX_SEED}")
+        elif last < first:
+            self.blame("seed", f"{value} counts down", f"write {last}-{first}")
+        elif last - first >= MAX_SEEDS:
+            problem = f"{value} is {last - first + 1:,} seeds"
+            self.blame("seed", problem, f"write at most {MAX_SEEDS:,} in one row")
+        else:
+            return list(range(first, last + 1)), found[2] is not None
+        return [0], False
+
+    def _image(self) -> tuple[Path | None, str | None]:
+        text = self._text("image")
+        if not text:
+            return None, None
+        path = self.folder / text
+        try:
+            return path, hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            fix = "give its path from the manifest's folder"
+            self.blame("image", f"{shown(str(path))}: {error.strerror}", fix)
+            return None, None
+
+    def _prior(self) -> str | None:
+        text = self._text("prior").strip()
+        if text and (problem := prior_problem(text)):
+            self.blame("prior", *problem)
+            return None
+        return text or None
+
+    def _recipe(self, prior: str | None) -> str | None:
+        text = self._text("recipe").strip()
+        if not text:
+            return None
+        if prior is not None:
+            try:
+                Recipe.for_prior(prior, text)
+            except ValueError as error:
+                self.blame("recipe", *split_error(error))
+        elif text not in (known := _all_presets()):
+            close = difflib.get_close_matches(text, known, n=1)
+            fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+            self.blame("recipe", f"{shown(text)!r} is unknown", fix)
+        return text
+
+    def _overrides(self) -> dict[str, Value]:
+        given = {key: self._given(key) for key in RECIPE_KEYS}
+        overrides = {key: value for key, value in given.items() if value is not None}
+        for key, value in overrides.items():
+            try:
+                Recipe().override({key: value})
+            except ValueError as error:
+                # An error that names two keys depends on the preset, which is not known here.
+                if blamed_keys(error) == [key]:
+                    self.blame(key, *split_error(error))
+        return overrides
+
+    def _tags(self) -> list[str]:
+        value = self._given("tags")
+        tags = value if isinstance(value, list) else self._text("tags").split(";")
+        if not all(isinstance(tag, str) for tag in tags):
+            self.blame("tags", f"{shown(repr(value))} is not a list of text", 'write "a;b"')
+            return []
+        return list(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
+
+    def _meta(self) -> dict[str, str]:
+        meta = {}
+        for column, value in self.cells.items():
+            if not column.startswith(META):
+                continue
+            if not isinstance(value, str | int | float):
+                self.blame(shown(column), f"{shown(repr(value))} is not text", "put it in quotes")
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            meta[column.removeprefix(META)] = text
+        return meta
+
+
+def prior_problem(prior: str) -> tuple[str, str] | None:
+    """What is wrong with a prior's name, and the fix; the hub is not asked."""
+    # torch comes with this import, and most manifests name no prior.
+    from sjc_engine.prior import BUILTINS, HUB_ID
+
+    folder = Path(prior)
+    if prior in BUILTINS:
+        return None
+    if folder.is_dir():
+        if (folder / "model_index.json").is_file():
+            return None
+        return f"the folder {prior} has no model_index.json", "name a diffusers model folder"
+    if HUB_ID.fullmatch(prior):
+        return None
+    fix = f"use {', '.join(BUILTINS)}, an existing folder, or owner/name on the hub"
+    return f"{shown(prior)!r} is unknown", fix
+
+
+def split_error(error: ValueError) -> tuple[str, str]:
+    """The engine's message as problem and fix."""
+    problem, _, fix = str(error).partition("; ")
+    return problem, fix or "see docs/manifests.md for its values"
+
+
+def blamed_keys(error: ValueError) -> list[str]:
+    """The recipe keys that an error of the engine names, in its order."""
+    return [word for word in re.findall(r"\w+", str(error)) if word in RECIPE_KEYS]
+
+
+def _all_presets() -> list[str]:
+    """Presets for pixel priors, then for latent ones, as any hub id is taken for."""
+    return list(dict.fromkeys([*preset_names("toybox"), *preset_names("owner/name")]))

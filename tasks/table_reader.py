@@ -1,0 +1,232 @@
+"""Reading the five tables, lazily, from a directory or S3: for pandas and for SQL."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from tasks.schemas import FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
+from tasks.store import Store, StoreError, open_store
+
+SEALED = "sealed.parquet"
+HELD_PARTS = b"sjc.parts"  # file metadata: a JSON list of the parts that were merged into it
+
+READS = 5  # while files vanish because another process seals their run
+FOOTERS = 16  # files at a time
+
+# A later failure must not hide an earlier success. The last two only make ties certain.
+BEST_ASSETS = """
+SELECT * FROM assets QUALIFY row_number() OVER (
+    PARTITION BY asset_id
+    ORDER BY (status = 'ok') DESC, ended_at DESC, run_id DESC, attempt DESC
+) = 1
+"""
+_ORDER = {
+    "assets": "started_at, asset_id",
+    "views": "asset_id, run_id, source, view",
+    "entries": "run_id, line, row_id",
+    "attempts": "started_at, asset_id, attempt",
+    "runs": "started_at, run_id",
+}
+_OF_MANIFEST = {
+    "assets": "asset_id IN (SELECT asset_id FROM entries WHERE manifest_sha256 = $manifest)",
+    "entries": "manifest_sha256 = $manifest",
+    "runs": "run_id IN (SELECT run_id FROM entries WHERE manifest_sha256 = $manifest)",
+}
+_PART = re.compile(r"tables/\w+/run_id=([^/]+)/([^/]+\.parquet)")
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+
+
+class TableError(StoreError):
+    """A table cannot be read; the message names the file and what to do."""
+
+
+class QueryError(ValueError):
+    """The SQL is wrong, or returns no rows at all."""
+
+
+def read_table(
+    store: Store | str | Path, name: str, manifest: str | Path | None = None
+) -> pd.DataFrame:
+    """A table as pandas; `assets` has one row per asset, its best outcome.
+
+    With `manifest`, a manifest file: only what its entries, as the file is now, ever asked for.
+    An empty store gives an empty table with all columns. Raises `TableError` for a damaged file.
+    """
+    if name not in SCHEMAS:
+        raise QueryError(f"there is no table {name!r}; use one of {', '.join(SCHEMAS)}")
+    if isinstance(store, str | Path):
+        store = open_store(store, writable=False)
+    sql = f"SELECT * FROM {'best_assets' if name == 'assets' else name}"
+    parameters = {}
+    if manifest is not None:
+        sql += f" WHERE {_OF_MANIFEST.get(name, _OF_MANIFEST['assets'])}"
+        parameters["manifest"] = hashlib.sha256(Path(manifest).read_bytes()).hexdigest()
+    return to_pandas(_execute(store, f"{sql} ORDER BY {_ORDER[name]}", parameters))
+
+
+def query(store: Store, sql: str) -> pa.Table:
+    """The rows of an SQL query (DuckDB) over the five tables and the view `best_assets`.
+
+    Here `assets` has one row per asset and run. Raises `QueryError` for wrong SQL and `TableError`
+    for a damaged file.
+    """
+    return _execute(store, sql, {})
+
+
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """pandas with nullable integers and flags, so that one null does not make them floats."""
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    return table.to_pandas(types_mapper=nullable.get, maps_as_pydicts="strict")
+
+
+def part_keys(store: Store, table: str) -> dict[str, list[str]]:
+    """The files of a table by run, in order; raises `TableError` for a file in a wrong place."""
+    runs: dict[str, list[str]] = {}
+    for key in store.list(f"tables/{table}/"):
+        found = _PART.fullmatch(key)
+        if found:
+            runs.setdefault(found[1], []).append(key)
+        elif key.endswith(".parquet"):
+            raise TableError(
+                f"{store.uri(key)} is not in a run's folder; move it out of the store."
+            )
+    return runs
+
+
+def read_part(store: Store, table: str, key: str) -> pa.Table:
+    """One file of a table, whole; its schema's metadata is the file's. Raises `TableError`."""
+    data = pa.BufferReader(store.get_bytes(key))
+    with _named(store, key):
+        content = pq.ParquetFile(data, page_checksum_verification=True).read()
+    _check_schema(store.uri(key), table, content.schema)
+    return content
+
+
+def held_parts(schema: pa.Schema) -> list[str]:
+    """The parts that a sealed file holds, from the metadata of its schema."""
+    return json.loads((schema.metadata or {}).get(HELD_PARTS, b"[]"))
+
+
+def _check_schema(where: str, table: str, schema: pa.Schema) -> None:
+    """Raises `TableError` unless `schema` is that of the table's files."""
+    found = (schema.metadata or {}).get(b"sjc.version", b"none").decode()
+    if found not in ("none", str(SCHEMA_VERSION)):
+        raise TableError(
+            f"{where} has schema version {found} and this program reads {SCHEMA_VERSION}; "
+            "run `sjc verify --repair`."
+        )
+    if not schema.equals(FILE_SCHEMAS[table], check_metadata=False):
+        raise TableError(
+            f"{where} is not a file of table {table}: its columns are others; move it out of the "
+            "store."
+        )
+
+
+def _dataset(store: Store, table: str) -> ds.Dataset:
+    """A table as a lazy dataset. Raises FileNotFoundError if a file vanishes meanwhile."""
+    filesystem = store.filesystem()
+    keys = [(run, key) for run, part in part_keys(store, table).items() for key in part]
+
+    def open_part(run_and_key: tuple[str, str]) -> ds.ParquetFileFragment:
+        run, key = run_and_key
+        partition = ds.field("run_id") == run
+        fragment = _FORMAT.make_fragment(key, filesystem, partition_expression=partition)
+        with _named(store, key):
+            _check_schema(store.uri(key), table, fragment.physical_schema)
+        return fragment
+
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        fragments = dict(zip(keys, pool.map(open_part, keys), strict=True))
+    for (run, key), fragment in list(fragments.items()):
+        if key.endswith(f"/{SEALED}"):
+            folder = key.removesuffix(SEALED)
+            for part in held_parts(fragment.physical_schema):
+                fragments.pop((run, folder + part), None)
+    if not fragments:
+        return ds.dataset(SCHEMAS[table].empty_table())
+    return ds.FileSystemDataset(list(fragments.values()), SCHEMAS[table], _FORMAT, filesystem)
+
+
+def _execute(store: Store, sql: str, parameters: dict[str, Any]) -> pa.Table:
+    """Run `sql` in a fresh DuckDB, again if files vanish because their run is being sealed."""
+    words = {word.lower() for word in re.findall(r"\w+", sql)}
+    tables = [
+        name for name in SCHEMAS if name in words or (name == "assets" and "best_assets" in words)
+    ]
+    for _ in range(READS):
+        try:
+            datasets = {name: _dataset(store, name) for name in tables}
+        except FileNotFoundError:
+            continue
+        try:
+            return _run_sql(datasets, sql, parameters)
+        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
+            raise QueryError(str(error)) from error
+        except duckdb.Error as error:
+            if any(_vanished(store, name, dataset) for name, dataset in datasets.items()):
+                continue
+            for dataset in datasets.values():
+                _read_all(store, dataset)
+            raise QueryError(str(error)) from error
+    raise TableError(f"The tables in {store.url} change all the time; try again later.")
+
+
+def _run_sql(datasets: dict[str, ds.Dataset], sql: str, parameters: dict[str, Any]) -> pa.Table:
+    with duckdb.connect() as connection:
+        # SQL must see the tables and never a Python variable of that name.
+        connection.execute(
+            "SET TimeZone = 'UTC'; SET python_enable_replacements = false;"
+            "SET autoinstall_known_extensions = false"
+        )
+        for name, dataset in datasets.items():
+            connection.register(name, dataset)
+        if "assets" in datasets:
+            connection.execute(f"CREATE TEMP VIEW best_assets AS {BEST_ASSETS}")
+        relation = connection.sql(sql, params=parameters or None)
+        if relation is None:
+            raise QueryError("this SQL returns no rows; write a SELECT")
+        return relation.to_arrow_table()
+
+
+def _vanished(store: Store, table: str, dataset: ds.Dataset) -> bool:
+    return not set(_files(dataset)) <= set(store.list(f"tables/{table}/"))
+
+
+def _read_all(store: Store, dataset: ds.Dataset) -> None:
+    """Raises `TableError` for the first file that cannot be read."""
+    for key in _files(dataset):
+        with _named(store, key):
+            _FORMAT.make_fragment(key, store.filesystem()).to_table()
+
+
+def _files(dataset: ds.Dataset) -> list[str]:
+    return dataset.files if isinstance(dataset, ds.FileSystemDataset) else []
+
+
+@contextlib.contextmanager
+def _named(store: Store, key: str) -> Iterator[None]:
+    """Name the file that cannot be read; one that is gone is another matter."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TableError(
+            f"{store.uri(key)} is damaged ({reason}); delete it and run `sjc verify --repair`."
+        ) from error

@@ -1,0 +1,539 @@
+"""Manifests: what is accepted, what is refused and how that is said, and the plan that follows."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sjc_engine.recipes import PAPER_EXCEPTIONS, Recipe
+from sjc_engine.toybox.captions import NOUNS
+from tasks.manifest import ManifestError, Plan, Problem, read_manifest, resolve
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a manifest, m.csv by default."""
+
+    def write(content: str | bytes, name: str = "m.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def problems(path: Path, **options: Any) -> list[str]:
+    """What is wrong with a manifest, without the folder's name."""
+    with pytest.raises(ManifestError) as caught:
+        plan(path, **options)
+    return str(caught.value).replace(f"{path.parent}/", "").split("\n")
+
+
+def plan(path: Path, **options: Any) -> Plan:
+    return resolve(read_manifest(path), prior_revision=lambda prior: f"r-{prior}", **options)
+
+
+# --- what is accepted --------------------------------------------------------------------------
+
+
+def test_every_column(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"picture")
+    path = write(
+        "id,prompt,negative_prompt,image,seed,prior,recipe,steps,guidance_scale,"
+        "variance_reduction,tags,meta.source,meta.note\n"
+        'a.1_B-2,"a duck, ""big"" and red",blurry,pictures/a.png,7,toybox,draft,12,5.5,false,'
+        "a; b;;a,web,\n"
+    )
+    manifest = read_manifest(path)
+    assert manifest.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    [entry] = plan(path).entries
+    assert (entry.line, entry.row_id, entry.duplicate_of) == (2, "a.1_B-2", None)
+    assert entry.spec.prompt == 'a duck, "big" and red'
+    assert entry.spec.negative_prompt == "blurry"
+    assert entry.spec.image == hashlib.sha256(b"picture").hexdigest()
+    assert entry.image_path == tmp_path / "pictures" / "a.png"
+    assert (entry.spec.seed, entry.spec.prior, entry.spec.prior_revision) == (
+        7, "toybox", "r-toybox",
+    )  # fmt: skip
+    expected = Recipe.for_prior("toybox", "draft").override(
+        {"steps": 12, "guidance_scale": 5.5, "variance_reduction": False}
+    )
+    assert entry.spec.recipe == expected
+    assert entry.tags == ["a", "b"]
+    assert entry.meta == {"source": "web", "note": ""}
+
+
+def test_only_a_prompt(write: Write) -> None:
+    [entry] = plan(write("prompt\na DSLR photo of a yellow duck\n")).entries
+    assert entry.row_id == "a-dslr-photo-of-a-yellow-duck"
+    assert entry.spec.seed == 0
+    assert entry.spec.image is None
+    assert entry.spec.negative_prompt == ""
+    assert entry.spec.recipe == Recipe.for_prior("toybox")
+    assert entry.prior_coverage == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfid,prompt\r\na,one duck\r\nb,two\r\n",
+        b"id,prompt\na,one duck\nb,two",
+        b"id,prompt\ra,one duck\rb,two\r",
+        b'"id","prompt"\r\n\r\n"a","one duck"\r\n\r\n"b","two"\r\n\r\n',
+    ],
+    ids=["BOM and CRLF", "no last line end", "CR", "quoted with blank lines"],
+)
+def test_csv_dialects(write: Write, content: bytes) -> None:
+    rows = read_manifest(write(content)).rows
+    assert [(row.row_id, row.prompt) for row in rows] == [("a", "one duck"), ("b", "two")]
+
+
+def test_lines_are_physical(write: Write) -> None:
+    rows = read_manifest(write('prompt,id\n\n"one\r\n\ntwo",a\nthree,b\n"x\ny",c\nz,d\n')).rows
+    assert [(row.row_id, row.line) for row in rows] == [("a", 3), ("b", 6), ("c", 7), ("d", 9)]
+    assert rows[0].prompt == "one\r\n\ntwo"
+
+
+def test_prompts_stay_verbatim(write: Write) -> None:
+    prompts = ["  spaces ", "=cmd|' /C calc'!A0", "<script>", "'; DROP TABLE assets;"]
+    prompts += ["../../etc/passwd", "{braces} %s \\n", "ünï 🦆", "\u2028 line", "\u202eleft"]
+    text = io.StringIO()
+    csv.writer(text).writerows([["prompt"], *([p] for p in prompts)])
+    rows = read_manifest(write(text.getvalue())).rows
+    assert [row.prompt for row in rows] == prompts
+    assert len({row.row_id for row in rows}) == len(prompts)
+
+
+def test_json_lines_and_parquet_say_the_same(write: Write, tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "prompt": "one", "seed": 3, "tags": ["x", "y"], "steps": 5, "meta.n": 1},
+        {"id": "b", "prompt": "two\nlines", "guidance_scale": 2.5, "variance_reduction": True},
+        {"id": "c", "prompt": "three", "seed": "0-1", "tags": "x;y", "meta.n": None},
+    ]
+    lines = read_manifest(
+        write("\n" + "\n".join(json.dumps(row) for row in rows) + "\n", "m.jsonl")
+    ).rows
+    assert [row.line for row in lines] == [2, 3, 4, 4]
+    assert [row.seed for row in lines] == [3, 0, 0, 1]
+    assert lines[0].tags == lines[2].tags == ["x", "y"]
+    assert lines[0].meta == {"n": "1"}
+    assert lines[1].prompt == "two\nlines"
+    assert lines[1].overrides == {"guidance_scale": 2.5, "variance_reduction": True}
+    columns = {
+        "id": ["a", "b"],
+        "prompt": ["one", "two\nlines"],
+        "seed": [3, None],
+        "tags": [["x", "y"], None],
+        "steps": pa.array([5.0, None]),
+        "meta.n": [1, None],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    again = read_manifest(tmp_path / "m.parquet").rows
+    assert [(r.line, r.row_id, r.prompt, r.seed, r.tags, r.meta) for r in again] == [
+        (2, "a", "one", 3, ["x", "y"], {"n": "1"}),
+        (3, "b", "two\nlines", 0, [], {}),
+    ]
+    assert plan(tmp_path / "m.parquet").entries[0].spec.recipe.optimize.steps == 5
+
+
+def test_seed_ranges_make_entries(write: Write) -> None:
+    entries = plan(write("id,prompt,seed\nduck,a duck,0-3\nx,a pig,5\n,a pig,7-8\n")).entries
+    assert [(e.row_id, e.spec.seed, e.line) for e in entries] == [
+        ("duck-s0", 0, 2), ("duck-s1", 1, 2), ("duck-s2", 2, 2), ("duck-s3", 3, 2),
+        ("x", 5, 3), ("a-pig-s7", 7, 4), ("a-pig-s8", 8, 4),
+    ]  # fmt: skip
+    assert len({e.spec.asset_id for e in entries}) == 7
+
+
+def test_derived_ids_are_unique_and_do_not_take_given_ones(write: Write) -> None:
+    path = write("prompt,id\na duck,\na duck,\nA Duck!,\nb,a-duck-2\n鴨,\n")
+    ids = [row.row_id for row in read_manifest(path).rows]
+    assert ids[:4] == ["a-duck", "a-duck-3", "a-duck-4", "a-duck-2"]
+    assert ids[4].startswith("prompt-")
+    assert ids == [row.row_id for row in read_manifest(path).rows]
+
+
+def test_a_cell_may_be_long(write: Write) -> None:
+    """The csv module alone refuses fields above 131,072 characters."""
+    prompt = "duck " * 20_000
+    assert read_manifest(write(f"prompt\n{prompt}\n")).rows[0].prompt == prompt
+    before = csv.field_size_limit()
+    [problem] = problems(write(f"prompt,id\n{'x' * 9_000_000},a\n"))
+    assert problem.startswith("m.csv:2: prompt: has 9,000,000 characters, and the limit is 100,000")
+    [problem] = problems(write(f"prompt,id\nb,b\n{'x' * 11_000_000},a\n"))
+    assert problem.startswith("m.csv:3: row: is not CSV (field larger than field limit")
+    assert csv.field_size_limit() == before
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def test_every_bad_row_is_named_at_once(write: Write) -> None:
+    path = write(
+        "id,prompt,seed,steps,prior,recipe\n"
+        "ok,a duck,,,,\n"
+        ",,,,,\n"
+        'a/b,"two\nlines",-1,,,\n'
+        "ok,a duck,1.5,many,nonsense,drift\n"
+        "..,a duck,3-1,0,toybox,paper\n"
+        "short,a duck\n"
+        "long,a, duck,,,,\n"
+        "last,a duck,,nan,,\n"
+    )
+    found = problems(path)
+    assert [text.split(": ")[:2] for text in found] == [
+        ["m.csv:3", "prompt"],
+        ["m.csv:4", "id"],
+        ["m.csv:4", "seed"],
+        ["m.csv:6", "id"],
+        ["m.csv:6", "seed"],
+        ["m.csv:6", "prior"],
+        ["m.csv:6", "recipe"],
+        ["m.csv:6", "steps"],
+        ["m.csv:7", "id"],
+        ["m.csv:7", "seed"],
+        ["m.csv:7", "recipe"],
+        ["m.csv:7", "steps"],
+        ["m.csv:8", "row"],
+        ["m.csv:9", "row"],
+        ["m.csv:10", "steps"],
+    ]
+    text = "\n".join(found)
+    for part in [
+        "prompt: is blank; write what to make, or remove the row",
+        "id: 'a/b' is no id; use 1 to 128 of A-Z a-z 0-9 . _ -",
+        "id: 'ok' is the id of line 2 too; make it unique",
+        "prior: 'nonsense' is unknown; use toybox, an existing folder, or owner/name",
+        "recipe: 'drift' is unknown; did you mean 'draft'?",
+        "recipe: recipe 'paper' does not fit 'toybox'; presets for 'toybox': toybox, draft",
+        "seed: '3-1' counts down; write 1-3",
+        "row: 2 cells, and the header has 6",
+        "row: 7 cells, and the header has 6",
+    ]:
+        assert part.removeprefix("seed: '3-1'") in text
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("prompt,promt", "promt: is an unknown column; did you mean 'prompt'?"),
+        ("prompt,guidance", "guidance: is an unknown column; did you mean 'guidance_scale'?"),
+        ("Prompt,id", "header: there is no column 'prompt'; add it"),
+        ("Prompt,id", "Prompt: is an unknown column; did you mean 'prompt'?"),
+        ("prompt,zzz", "zzz: is an unknown column; remove it, or call it meta.NAME"),
+        ("prompt,meta.", "meta.: is an unknown column"),
+        ("prompt,id,id", "id: is in the header twice; keep one of the columns"),
+        ("prompt,", "column 2: has no name; name it, or remove the column"),
+        ("prompt;id", "header: cells are separated by ';'; use commas"),
+        ("prompt\tid", "header: cells are separated by '\\t'; use commas"),
+        ("id,seed", "header: there is no column 'prompt'; add it"),
+    ],
+)
+def test_bad_headers(write: Write, header: str, expected: str) -> None:
+    cells = header.count(",") + 1
+    found = problems(write(f"{header}\n{','.join('x' * cells)}\n"))
+    assert any(text.startswith(f"m.csv:1: {expected}") for text in found), found
+
+
+def test_a_bad_header_does_not_hide_bad_rows(write: Write) -> None:
+    found = problems(write("prompt,promt,id\na,b,c\n,b,d\na,b,c\n"))
+    assert [text.split(": ")[:2] for text in found] == [
+        ["m.csv:1", "promt"], ["m.csv:3", "prompt"], ["m.csv:4", "id"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "m.csv:1: file: has no rows; add at least one prompt"),
+        (b"\n\n", "m.csv:1: file: has no rows"),
+        (b"prompt\n", "m.csv:1: file: has no rows"),
+        (b"prompt\na\nb\xe9\n", "m.csv:3: file: byte 0xE9 is not UTF-8; save it as UTF-8"),
+        ("prompt\na\n".encode("utf-16"), "m.csv:1: file: is UTF-16; save it as UTF-8"),
+        (b"prompt\na\x00b\n", r"m.csv:2: prompt: has the control character '\x00'"),
+        (b"prompt\na\tb\n", r"m.csv:2: prompt: has the control character '\t'"),
+        (b"prompt\n\x1b[31mred\n", r"m.csv:2: prompt: has the control character '\x1b'"),
+        ("prompt\na\x85b\n".encode(), r"m.csv:2: prompt: has the control character '\x85'"),
+        (b'prompt,id\nx,a\n"open,b\nx,c\n', "m.csv:3: row: is not CSV (unexpected end of data)"),
+        (b'prompt,id\n"a"b,c\n', "m.csv:2: row: is not CSV (',' expected after '\"')"),
+        (b"prompt,image\na,no.png\n", "m.csv:2: image: "),
+        (b"prompt,image\na,..\n", "m.csv:2: image: "),
+        (b"prompt,seed\na,9223372036854775808\n", "m.csv:2: seed: 9223372036854775808 is too"),
+        (b"prompt,seed\na,0-10000\n", "m.csv:2: seed: 0-10000 is 10,001 seeds"),
+        ("prompt,seed\na,٣\n".encode(), "m.csv:2: seed: '٣' is no seed"),
+        (b"prompt,steps\na,1e999\n", "m.csv:2: steps: "),
+        (b"prompt,guidance_scale\na,inf\n", "m.csv:2: guidance_scale: "),
+        (b"prompt,depth_loss\na,both\n", "m.csv:2: depth_loss: "),
+        (b"prompt,prior\na,tests\n", "m.csv:2: prior: the folder tests has no model_index.json"),
+        (b"prompt,id,seed\na,x,0-1\nb,x-s1,\n", "m.csv:3: id: 'x-s1' is the id of line 2 too"),
+        (b"prompt,id,seed\na," + b"x" * 127 + b",0-1\n", "m.csv:2: id: is longer than 128"),
+    ],
+)
+def test_bad_files(write: Write, content: bytes, expected: str) -> None:
+    [problem] = problems(write(content))
+    assert problem.startswith(expected), problem
+    assert "; " in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{}", "m.jsonl:1: prompt: is blank"),
+        ("[1]", "m.jsonl:1: row: is not a JSON object"),
+        ('{"prompt": "a"}\n{"prompt": ', "m.jsonl:2: row: is not JSON"),
+        ('{"prompt": "a", "prompt": "b"}', "m.jsonl:1: row: is not JSON (a key is there twice)"),
+        ('{"prompt": "a", "promt": 1}', "m.jsonl:1: promt: is an unknown column; did you mean"),
+        ('{"prompt": 5}', "m.jsonl:1: prompt: 5 is not text"),
+        ('{"prompt": "a", "seed": true}', "m.jsonl:1: seed: 'True' is no seed"),
+        ('{"prompt": "a", "seed": -1}', "m.jsonl:1: seed: '-1' is no seed"),
+        ('{"prompt": "a", "seed": 1.5}', "m.jsonl:1: seed: '1.5' is no seed"),
+        ('{"prompt": "a", "seed": NaN}', "m.jsonl:1: row: is not JSON (NaN is not"),
+        ('{"prompt": "a", "seed": 1e999}', "m.jsonl:1: seed: 'inf' is no seed"),
+        ('{"prompt": "a", "steps": [5]}', "m.jsonl:1: steps: "),
+        ('{"prompt": "a", "steps": {"a": 5}}', "m.jsonl:1: steps: "),
+        ('{"prompt": "a", "tags": [5]}', "m.jsonl:1: tags: [5] is not a list of text"),
+        ('{"prompt": "a", "meta.x": {}}', "m.jsonl:1: meta.x: {} is not text"),
+        ('{"prompt": "a\\u0000"}', "m.jsonl:1: prompt: has the control character"),
+        ('{"prompt": "\\ud83e"}', "m.jsonl:1: prompt: has the control character '\\ud83e'"),
+        ('{"prompt": "a", "tags": ["\\u0007"]}', "m.jsonl:1: tags: has the control character"),
+        ("[" * 100_000, "m.jsonl:1: row: is not JSON"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "m.jsonl:1: row: is not JSON"),
+    ],
+)
+def test_bad_json_lines(write: Write, content: str, expected: str) -> None:
+    [problem] = problems(write(content, "m.jsonl"))
+    assert problem.startswith(expected), problem
+
+
+def test_bad_parquet(write: Write, tmp_path: Path) -> None:
+    [problem] = problems(write(b"PAR1 no parquet PAR1", "m.parquet"))
+    assert problem.startswith("m.parquet:1: file: is not a readable Parquet file")
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"prompt": [b"a"]}), path)
+    assert problems(path) == ["m.parquet:1: prompt: has the type binary; store it as text"]
+    pq.write_table(pa.table({"prompt": ["a", None], "seed": [1.5, math.nan]}), path)
+    assert [text.split(": ")[:2] for text in problems(path)] == [
+        ["m.parquet:2", "seed"], ["m.parquet:3", "seed"], ["m.parquet:3", "prompt"],
+    ]  # fmt: skip
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "m.txt").write_text("prompt\na\n")
+    cases = {
+        "none.csv": "does not exist; check the path",
+        "folder.csv": "is a directory; name a file in it",
+        "folder.csv/x.csv": "does not exist",
+        "m.txt": "its name ends in none of .csv, .jsonl, .parquet; rename or convert it",
+        "m.txt/x.csv": "does not exist",
+        "x" * 300 + ".csv": "cannot be read (File name too long)",
+    }
+    for name, expected in cases.items():
+        with pytest.raises(ManifestError) as caught:
+            read_manifest(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}:1: file: {expected}")
+    with pytest.raises(ManifestError, match="is not a regular file"):
+        read_manifest("/dev/null")
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+def test_a_row_goes_before_the_command_line_and_that_before_the_preset(write: Write) -> None:
+    path = write("prompt,steps,recipe,prior\na,5,,\nb,,draft,\nc,,,owner/name\n")
+    entries = plan(
+        path, recipe=None, overrides={"steps": "7", "guidance_scale": 3.0}
+    ).entries  # fmt: skip
+    recipes = [entry.spec.recipe for entry in entries]
+    assert [r.optimize.steps for r in recipes] == [5, 7, 7]
+    assert [r.optimize.guidance_scale for r in recipes] == [3.0, 3.0, 3.0]
+    assert [r.name for r in recipes] == ["toybox", "draft", "paper"]
+    assert [r.optimize.grid_size for r in recipes] == [
+        Recipe.for_prior(prior, name).optimize.grid_size
+        for prior, name in [("toybox", "toybox"), ("toybox", "draft"), ("owner/name", "paper")]
+    ]
+    other = plan(path, prior="other/prior", recipe="draft").entries
+    assert [entry.spec.prior for entry in other] == ["other/prior", "other/prior", "owner/name"]
+    assert {entry.spec.recipe.name for entry in other} == {"draft"}
+    assert len(plan(path, limit=2).entries) == 2
+
+
+def test_the_command_line_is_checked_too(write: Write) -> None:
+    path = write("prompt\na\nb\n")
+    assert problems(path, recipe="paper") == [
+        "command line: --recipe: recipe 'paper' does not fit 'toybox'; "
+        "presets for 'toybox': toybox, draft"
+    ]
+    assert problems(path, prior="nonsense")[0].startswith(
+        "command line: --prior: 'nonsense' is unknown; use toybox"
+    )
+    found = problems(path, overrides={"stepz": "5", "steps": "many", "lr": -1.0})
+    assert [text.split(": ")[:2] for text in found] == [
+        ["command line", "--set stepz"], ["command line", "--set steps"],
+        ["command line", "--set lr"],
+    ]  # fmt: skip
+    assert "did you mean 'steps'" in found[0]
+    assert problems(path, limit=0) == ["command line: --limit: 0 leaves nothing; use 1 or more"]
+
+
+def test_ranges_between_keys_are_judged_with_the_preset(write: Write) -> None:
+    path = write("prompt,tick_min,tick_max\na,980,\nb,980,999\nc,990,980\n")
+    assert [text.split(": ")[:2] for text in problems(path)] == [
+        ["m.csv:2", "tick_min"], ["m.csv:4", "tick_min"],
+    ]  # fmt: skip
+    assert [text.split(": ")[:2] for text in problems(path, overrides={"tick_max": 985})] == [
+        ["m.csv:4", "tick_min"]
+    ]
+
+
+def test_a_prior_that_cannot_be_found_is_named_where_it_is_asked_for(write: Write) -> None:
+    asked: list[str] = []
+
+    def revision(prior: str) -> str:
+        asked.append(prior)
+        if prior == "toybox":
+            return "r"
+        raise ValueError(f"prior {prior!r} is not available from the hub")
+
+    manifest = read_manifest(write("prompt,prior\na,\nb,owner/name\nc,owner/name\n"))
+    with pytest.raises(ManifestError) as caught:
+        resolve(manifest, prior_revision=revision)
+    lines = str(caught.value).split("\n")
+    assert [line.split(": ")[:2] for line in lines] == [
+        [f"{manifest.path}:3", "prior"], [f"{manifest.path}:4", "prior"],
+    ]  # fmt: skip
+    assert asked == ["toybox", "owner/name"], "each prior is looked up once"
+
+
+def test_duplicates_are_one_asset_and_a_warning(write: Write) -> None:
+    path = write("prompt,id,tags\na duck,a,x\na pig,b,\na duck,c,y\na duck,d,\n")
+    found = plan(path)
+    assert [entry.duplicate_of for entry in found.entries] == [None, None, 0, 0]
+    assert found.entries[2].spec == found.entries[0].spec
+    assert found.warnings == [
+        f"{path}:4: id: c is the same asset as a (line 2); it is made once",
+        f"{path}:5: id: d is the same asset as a (line 2); it is made once",
+    ]
+
+
+def test_prompts_outside_the_vocabulary_are_warned_of(write: Write) -> None:
+    path = write("prompt,seed,prior\na duck with a hat,0-1,\na zebra,,\na zebra,,owner/name\n")
+    found = plan(path)
+    assert [entry.prior_coverage for entry in found.entries] == [0.5, 0.5, 0.0, None]
+    assert len(found.warnings) == 2, "one warning for each row"
+    assert "'hat'" in found.warnings[0]
+    assert "has no such object (burger, duck" in found.warnings[1]
+
+
+def test_nothing_of_an_asset_depends_on_its_neighbours(write: Write) -> None:
+    alone = plan(write("prompt\na pig\n")).entries[0].spec
+    others = plan(write("id,prompt,tags\nx,a duck,t\ny,a pig,u\nz,a pig,\n")).entries
+    assert others[1].spec == alone
+    assert others[1].spec.asset_id == alone.asset_id
+
+
+# --- what is shipped ---------------------------------------------------------------------------
+
+
+def test_the_papers_six() -> None:
+    found = plan(MANIFESTS / "paper.csv")
+    assert found.warnings == []
+    assert {entry.row_id: entry.spec.prompt for entry in found.entries} == {
+        "burger": "A high quality photo of a delicious burger",
+        "duck": "a DSLR photo of a yellow duck",
+        "ficus": "A ficus planted in a pot",
+        "tank": "A product photo of a toy tank",
+        "icecream": "A high quality photo of a chocolate icecream cone",
+        "giraffe": "A wide angle zoomed out photo of a giraffe",
+    }
+
+
+def test_the_24_of_the_official_code_have_their_recipes() -> None:
+    entries = plan(MANIFESTS / "paper24.csv").entries
+    assert len(entries) == 24
+    assert {entry.row_id for entry in entries} == set(PAPER_EXCEPTIONS)
+    assert all(entry.spec.recipe.name == f"paper-{entry.row_id}" for entry in entries)
+
+
+def test_the_toybox_manifest_stays_in_the_vocabulary() -> None:
+    found = plan(MANIFESTS / "toybox.csv")
+    assert found.warnings == []
+    assert len(found.entries) >= 24
+    assert {entry.meta["category"] for entry in found.entries} <= set(NOUNS)
+
+
+# --- properties --------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    content=st.binary(max_size=300)
+    | st.text(alphabet='prompt,id"\n\r;\t\0 meta.x', max_size=80).map(
+        lambda text: b"prompt,id\n" + text.encode()
+    ),
+    ending=st.sampled_from([".csv", ".jsonl", ".parquet"]),
+)
+def test_no_content_gives_a_traceback(
+    content: bytes, ending: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"fuzz{ending}"
+    path.write_bytes(content)
+    found: list[Problem] = []
+    try:
+        plan(path)
+    except ManifestError as error:
+        found = error.problems
+    else:
+        return
+    assert found
+    for problem in found:
+        assert problem.line is not None
+        assert problem.line >= 1
+        assert str(problem).isprintable()
+
+
+CELLS = st.lists(
+    st.characters(exclude_categories=["Cc", "Cs"]) | st.sampled_from(['"', ",", ";", "\n", "\r\n"]),
+    max_size=20,
+).map("".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.tuples(CELLS.filter(str.strip), CELLS, CELLS), min_size=1, max_size=6),
+    crlf=st.booleans(),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_no_column_is_ever_shifted(
+    rows: list[tuple[str, str, str]],
+    crlf: bool,
+    quoting: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    text, lines = io.StringIO(newline=""), []
+    writer = csv.writer(text, lineterminator="\r\n" if crlf else "\n", quoting=quoting)
+    writer.writerow(["meta.a", "prompt", "meta.b"])
+    for prompt, a, b in rows:
+        lines.append(1 + text.getvalue().count("\n"))
+        writer.writerow([a, prompt, b])
+    path = tmp_path_factory.getbasetemp() / "shift.csv"
+    path.write_bytes(text.getvalue().encode())
+    found = read_manifest(path).rows
+    assert [(row.prompt, row.meta["a"], row.meta["b"]) for row in found] == rows
+    assert [row.line for row in found] == lines
