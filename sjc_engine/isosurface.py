@@ -43,7 +43,7 @@ def isosurface(
     """
     threshold = np.float32(level)
     padded = np.pad(density.astype(np.float32), 1)  # the field is zero outside its box
-    # A value equal to the level makes triangles of no area and edges with four faces.
+    # A corner exactly on the level makes edges with four faces.
     padded[padded == threshold] = np.nextafter(threshold, np.float32(np.inf))
     if not padded.min() < threshold < padded.max():
         raise EmptyField(f"no density exceeds the level {level:.4g} (maximum {density.max():.4g})")

@@ -1,4 +1,4 @@
-"""A z-buffer in plain torch: draws a triangle mesh on any device, without a display or a GPU driver.
+"""A z-buffer in plain torch: draws a triangle mesh on any device, with no display and no driver.
 
 Every pixel centre inside a triangle is a fragment; the nearest fragment of a pixel wins. All
 fragments are made at once, and the z-test is a single `scatter_reduce` with "amin" over int64

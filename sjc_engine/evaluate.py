@@ -1,0 +1,134 @@
+"""Metrics of one asset: how the mesh agrees with its field, and what a judge sees in it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sjc_engine.distractors import DISTRACTORS_SHA256, rivals
+from sjc_engine.field import VoxelField
+from sjc_engine.judge import Judge
+from sjc_engine.level import iou
+from sjc_engine.mesh import Mesh
+from sjc_engine.pictures import AROUND, Pictures, take_pictures
+from sjc_engine.recipes import EvaluateRecipe
+
+MAX_PSNR = 100.0  # dB, for identical pictures
+SINGLE_COLOR_SHARE, SINGLE_COLOR_RADIUS = 0.95, 0.15  # of the area; of RGB in [0, 1]
+SIDES = ("front view of", "side view of", "backside view of")
+AWAY = slice(2, 7)  # azimuths 90 to 270 degrees: the views that do not show the front
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What is known of an asset: one value per column, and one row per view and source."""
+
+    metrics: dict[str, float | bool | str]
+    views: list[dict[str, Any]]
+
+
+def evaluate(
+    field: VoxelField,
+    mesh: Mesh,
+    prompt: str,
+    judge: Judge,
+    recipe: EvaluateRecipe | None = None,
+    pictures: Pictures | None = None,
+) -> Report:
+    """Every metric of an asset. `pictures` saves the rendering where they were taken already.
+
+    Agreement, over all nine views: `field_mesh_iou` in [0, 1], mean IoU of the mesh's silhouette
+    with the field's (opacity > 0.5); `field_mesh_psnr` in dB, mean over the views, on the pixels of
+    either silhouette alone, since a white background would flatter it. `opacity_mean` and
+    `foreground_fraction` (opacity > 0.5) are of the field's pictures; 0 is empty, and a sharp
+    field has both about equal. `single_color`: 95% of the surface has almost one colour.
+
+    By the judge, from the eight views around the mesh, with c the cosine of picture and text:
+    `clip_score` is the mean of 100 max(c, 0) (Hessel et al. 2021, CLIPScore, with w = 100);
+    `clip_r_precision` is the share of views whose best caption among the prompt and its `rivals`
+    is the prompt (Park et al. 2021); `geometry_r_precision` is the same without colours;
+    `janus_score` is the share of the five views from azimuth 90 to 270 degrees that the judge
+    calls "front view of" the prompt rather than "side view of" or "backside view of" it: 0 is
+    best, 1 is a face on every side (or an object that is round: then it says nothing).
+    """
+    recipe = recipe or EvaluateRecipe()
+    pictures = pictures or take_pictures(field, mesh, recipe.evaluation_size)
+    field_masks, mesh_masks = pictures.field_opacity > 0.5, pictures.mesh_opacity > 0.5
+    pairs = list(zip(field_masks, mesh_masks, strict=True))
+    ious = [iou(*pair) for pair in pairs]
+    psnrs = [
+        psnr(a, b, either=first | second)
+        for a, b, (first, second) in zip(pictures.field, pictures.mesh, pairs, strict=True)
+    ]
+
+    captions = [prompt, *rivals(prompt)]
+    text = judge.text_features(captions)
+    cosines = {
+        "field": judge.image_features(pictures.field) @ text.T,  # (9, captions)
+        "mesh": judge.image_features(pictures.mesh) @ text.T,
+    }
+    geometry = judge.image_features(pictures.geometry[:AROUND]) @ text.T
+    sides = judge.text_features([f"{side} {prompt}" for side in SIDES])
+    facing = judge.image_features(pictures.mesh[AWAY]) @ sides.T  # (5, 3)
+
+    metrics: dict[str, float | bool | str] = {
+        "clip_score": float(_clip_score(cosines["mesh"][:AROUND, 0]).mean()),
+        "clip_r_precision": _share(cosines["mesh"][:AROUND].argmax(1) == 0),
+        "geometry_r_precision": _share(geometry.argmax(1) == 0),
+        "janus_score": _share(facing.argmax(1) == 0),
+        "field_mesh_iou": float(np.mean(ious)),
+        "field_mesh_psnr": float(np.mean(psnrs)),
+        "opacity_mean": float(pictures.field_opacity.mean()),
+        "foreground_fraction": _share(field_masks),
+        "single_color": single_color(mesh),
+        "evaluator": judge.id,
+        "evaluator_revision": judge.revision,
+        "distractors_sha256": DISTRACTORS_SHA256,
+    }
+    views = [
+        {
+            "view": view,
+            "azimuth_deg": camera.azimuth_deg,
+            "elevation_deg": camera.elevation_deg,
+            "source": source,
+            "clip_score": float(_clip_score(seen[view, 0])),
+            "top_caption": captions[int(seen[view].argmax())],
+            "field_mesh_iou": ious[view],
+            "field_mesh_psnr": psnrs[view],
+        }
+        for source, seen in cosines.items()
+        for view, camera in enumerate(pictures.cameras)
+    ]
+    return Report(metrics, views)
+
+
+def psnr(a: Tensor, b: Tensor, either: Tensor) -> float:
+    """Peak signal-to-noise ratio (dB) of RGB images (3, H, W) in [-1, 1] on a mask (H, W).
+
+    At most `MAX_PSNR`, which is also the value on an empty mask.
+    """
+    if not either.any():
+        return MAX_PSNR
+    error = float(((a - b) / 2)[:, either].square().mean())
+    return min(MAX_PSNR, -10 * math.log10(max(error, 1e-12)))
+
+
+def single_color(mesh: Mesh) -> bool:
+    """Whether 95% of the area lies within a distance of 0.15 from the median colour."""
+    a, b, c = mesh.vertices[mesh.faces.T].astype(np.float64)
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    colors = mesh.colors[mesh.faces].mean(axis=1)
+    distance = np.linalg.norm(colors - np.median(mesh.colors, axis=0), axis=1)
+    return bool(area[distance <= SINGLE_COLOR_RADIUS].sum() >= SINGLE_COLOR_SHARE * area.sum())
+
+
+def _clip_score(cosine: Tensor) -> Tensor:
+    return 100 * cosine.clamp(min=0)
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.double().mean())

@@ -1,0 +1,66 @@
+"""The evaluation pictures of an asset: its field and its mesh from the same "8 + 1" cameras."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sjc_engine.camera import Camera, evaluation_cameras
+from sjc_engine.field import VoxelField
+from sjc_engine.mesh import Mesh
+from sjc_engine.raster import Raster, rasterize
+from sjc_engine.render import composite, render
+
+AROUND = 8  # the first views are a ring, 45 degrees apart, the first one from the front
+WHITE = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Views by camera: RGB in [-1, 1] over white (9, 3, S, S), opacities in [0, 1] (9, S, S)."""
+
+    cameras: list[Camera]
+    field: Tensor
+    field_opacity: Tensor
+    mesh: Tensor
+    mesh_opacity: Tensor
+    geometry: Tensor  # the mesh in plain shaded grey: the shape without its colours
+
+
+@torch.no_grad()
+def take_pictures(field: VoxelField, mesh: Mesh, size: int = 256) -> Pictures:
+    """Render field and mesh from `evaluation_cameras`, size x size pixels, on the field's device.
+
+    The field is sampled once per voxel: half that step changes a picture by 0.2 of 255 grey levels
+    on average and takes four times as long.
+    """
+    device = field.density.device
+    cameras = evaluation_cameras()
+    renderings = [render(field, c, size, size, step=field.voxel_length) for c in cameras]
+    rasters = [rasterize(mesh, camera, size, size, device=device) for camera in cameras]
+    white = torch.full((3, 1, 1), WHITE, device=device)
+    pairs = list(zip(rasters, cameras, strict=True))
+    return Pictures(
+        cameras,
+        field=torch.stack([composite(r, white).clamp(-1, 1) for r in renderings]).cpu(),
+        field_opacity=torch.stack([r.opacity for r in renderings]).cpu(),
+        mesh=torch.stack([_over_white(raster.rgb, raster) for raster in rasters]).cpu(),
+        mesh_opacity=torch.stack([raster.opacity for raster in rasters]).cpu(),
+        geometry=torch.stack([_over_white(_shade(*pair), pair[0]) for pair in pairs]).cpu(),
+    )
+
+
+def _over_white(rgb: Tensor, raster: Raster) -> Tensor:
+    return (rgb + (1 - raster.opacity) * WHITE).clamp(-1, 1)
+
+
+def _shade(raster: Raster, camera: Camera) -> Tensor:
+    """Grey (3, H, W) in [-1, 1], premultiplied: a lamp above the camera's left shoulder."""
+    pose = camera.camera_to_world[:3, :3].to(raster.normals)
+    lamp = pose @ F.normalize(pose.new_tensor([-0.4, 0.6, 1.0]), dim=0)
+    lambert = (raster.normals * lamp[:, None, None]).sum(0).clamp(min=0)
+    brightness = 0.35 * raster.opacity + 0.55 * lambert  # premultiplied, in [0, 0.9]
+    return (2 * brightness - raster.opacity).expand(3, -1, -1)
