@@ -15,15 +15,12 @@ import urllib.request
 from pathlib import Path
 
 from flows.environment import prefect_home
+from flows.errors import RunError
 from sjc_engine.lifeline import die_with_parent
 
 HOST = "127.0.0.1"
 UI_PORT = 4200
 START_SECONDS = 120.0  # 15 s measured on a quiet machine of two cores
-
-
-class ServerError(RuntimeError):
-    """No Prefect server could be reached or started."""
 
 
 def healthy(api_url: str, timeout: float = 2.0) -> bool:
@@ -87,11 +84,11 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def wait_until_healthy(api_url: str, seconds: float = START_SECONDS) -> None:
-    """Blocks until the API answers; ServerError when it does not within `seconds`."""
+    """Blocks until the API answers; RunError when it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not healthy(api_url):
         if time.monotonic() > deadline:
-            raise ServerError(f"no Prefect server answers at {api_url} after {seconds:g} s")
+            raise RunError(f"no Prefect server answers at {api_url} after {seconds:g} s")
         time.sleep(0.1)
 
 

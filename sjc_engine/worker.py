@@ -77,6 +77,8 @@ class Running:
         self.key: str = message["scene"]
         self.field = Path(message["field"])
         self.checkpoint = Path(message["checkpoint"])
+        for path in (self.field, self.checkpoint):
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.scene, self.tally = self._resumed(prior) or (
             Scene(spec.prompt, spec.negative_prompt, spec.seed, spec.recipe, prior),
             Tally(),

@@ -23,7 +23,7 @@ Event = dict[str, Any]
 Watcher = Callable[[Event], None]
 
 ENGINE = (sys.executable, "-m", "sjc_engine.worker")
-_LOG_TAIL = 600  # characters of an engine's log that go into an error
+_LAST_WORDS = 300  # characters of an engine's last line that go into an error
 
 
 class SceneError(Exception):
@@ -337,7 +337,8 @@ class _Engine:
             process.stdin.close()
         code = process.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"{self.device}: {how}; log {self.log}: …{self.log.read_text()[-_LOG_TAIL:]}"
+        last = self.log.read_text("utf-8", errors="replace").rstrip().rpartition("\n")[2]
+        return f"{self.device}: {how}; {self.log} ends with: {last[-_LAST_WORDS:]}"
 
     def _heard(self, event: Event) -> None:
         with self.pool.changed:

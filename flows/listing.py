@@ -1,0 +1,58 @@
+"""`sjc assets` and `sjc query`: what the store's tables say."""
+
+import hashlib
+from pathlib import Path
+
+from flows.errors import UsageError
+from flows.tabulate import show
+from tasks.store import open_store
+from tasks.tables import QueryError, query
+
+# What a person wants to see of an asset, and its heading.
+ASSET_COLUMNS = {
+    "asset_id": "asset",
+    "status": "status",
+    "prompt": "prompt",
+    "seed": "seed",
+    "seconds": "seconds",
+    "clip_score": "CLIP",
+    "clip_r_precision": "R-prec",
+    "geometry_r_precision": "geo R-prec",
+    "janus_score": "Janus",
+    "field_mesh_iou": "IoU",
+    "faces": "faces",
+}
+# Seconds of work, without the wait for a device.
+SECONDS = "+".join(
+    f"coalesce(seconds_{stage}, 0)" for stage in ("optimize", "extract", "evaluate", "publish")
+)
+
+
+def list_assets(store: str, manifest: Path | None, where: str | None, format: str) -> None:
+    """Prints one row per asset, its best outcome; every column but in a `table`."""
+    conditions = [f"({where})"] if where is not None else []
+    if manifest is not None:
+        try:
+            digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UsageError(f"--manifest {manifest}: {error.strerror}") from error
+        conditions.append(
+            f"asset_id IN (SELECT asset_id FROM entries WHERE manifest_sha256 = '{digest}')"
+        )
+    chosen = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    seconds = f", {SECONDS} AS seconds" if format == "table" else ""
+    sql = f"SELECT *{seconds} FROM best_assets {chosen} ORDER BY started_at, asset_id"
+    _show(store, sql, format, ASSET_COLUMNS)
+
+
+def run_query(store: str, sql: str, format: str) -> None:
+    """Prints the rows of a query."""
+    _show(store, sql, format, None)
+
+
+def _show(store: str, sql: str, format: str, columns: dict[str, str] | None) -> None:
+    try:
+        rows = query(open_store(store, writable=False), sql)
+    except QueryError as error:
+        raise UsageError(str(error)) from error
+    show(rows, format, columns)

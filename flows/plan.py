@@ -1,0 +1,244 @@
+"""What a run is going to do: everything is read and checked here, before anything starts."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.errors import UsageError
+from tasks.commit import LOOKUPS, asset_attempts
+from tasks.manifest import Entry, Manifest, read_manifest, resolve
+from tasks.manifest import Plan as Resolved
+from tasks.store import Store, StoreError, open_store
+
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_HUB_ID = re.compile(r"[^/\s]+/[^/\s]+")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of a run, as JSON values."""
+
+    manifest: str
+    store: str = "./store"
+    prior: str | None = None
+    recipe: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    where: str | None = None
+    devices: list[str] | None = None  # None: every GPU, else one CPU engine
+    scenes_per_device: int | None = 1  # None: chosen for the device
+    scratch: str = ".sjc"
+    retry_failed: bool = False
+    timeout: float | None = None  # seconds of optimisation per asset
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The entries of a run and what the store knows of their assets."""
+
+    settings: Settings
+    manifest: Manifest
+    entries: list[Entry]
+    warnings: list[str]
+    store: Store
+    states: dict[str, str]  # by asset id: `new`, `interrupted`, `failed` or `finished`
+    devices: list[str]
+
+    @property
+    def assets(self) -> dict[str, Entry]:
+        """The first entry of each asset."""
+        first: dict[str, Entry] = {}
+        for entry in self.entries:
+            first.setdefault(entry.spec.asset_id, entry)
+        return first
+
+    @property
+    def todo(self) -> dict[str, Entry]:
+        """The assets that this run works on."""
+        skipped = {"finished"} if self.settings.retry_failed else {"finished", "failed"}
+        return {k: e for k, e in self.assets.items() if self.states[k] not in skipped}
+
+    @property
+    def scenes_per_device(self) -> int:
+        """A CPU gains nothing from scenes side by side; a GPU does until it is full."""
+        if self.settings.scenes_per_device is not None:
+            return self.settings.scenes_per_device
+        return 1 if "cpu" in self.devices else 8
+
+    def counts(self) -> dict[str, int]:
+        """How many assets are in which state, and how many entries repeat one."""
+        counted = dict.fromkeys(("new", "interrupted", "failed", "finished"), 0)
+        for asset_id in self.assets:
+            counted[self.states[asset_id]] += 1
+        return {**counted, "duplicate": len(self.entries) - len(self.assets)}
+
+
+def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
+    """Reads and checks everything that a run depends on.
+
+    Raises ManifestError for the manifest, UsageError for a wrong option, and StoreError. With
+    `writable` the store is made when it is missing, but only after all else is found right.
+    """
+    if settings.scenes_per_device is not None and settings.scenes_per_device < 1:
+        raise UsageError("--scenes-per-device: use a whole number above 0, or auto")
+    devices = check_devices(settings.devices)
+    manifest, resolved = read_entries(settings, revision)
+    entries = select(resolved.entries, settings.where, settings.limit)
+    check_judges(entries)
+    scratch = Path(settings.scratch)
+    if scratch.exists() and not scratch.is_dir():
+        raise UsageError(f"--scratch {scratch} is a file; name a folder")
+    store = open_store(settings.store, writable=writable)
+    ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
+    states = asset_states(store, ids)
+    return Plan(settings, manifest, entries, resolved.warnings, store, states, devices)
+
+
+def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
+    """The manifest and its entries under the run's options; ManifestError with every problem."""
+    manifest = read_manifest(settings.manifest)
+    resolved = resolve(
+        manifest,
+        prior=settings.prior,
+        recipe=settings.recipe,
+        overrides=settings.overrides,
+        prior_revision=revision,
+    )
+    return manifest, resolved
+
+
+def revision(prior: str) -> str:
+    """The revision of a prior's weights; ValueError when there is no such prior."""
+    from sjc_engine.prior import find_prior
+
+    return find_prior(prior).revision
+
+
+def check_devices(devices: Sequence[str] | None) -> list[str]:
+    """The devices to use; UsageError for one that this machine does not have."""
+    if devices is not None:
+        for device in devices:
+            if not _DEVICE.fullmatch(device):
+                raise UsageError(f"--devices: {device!r} is not cpu, cuda or cuda:N")
+        if not devices:
+            raise UsageError("--devices: name at least one, such as cpu")
+        if set(devices) == {"cpu"}:
+            return list(devices)
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if devices is None:
+        return [f"cuda:{n}" for n in range(gpus)] or ["cpu"]
+    names = ["cuda:0" if device == "cuda" else device for device in devices]
+    for name in names:
+        if name != "cpu" and int(name.partition(":")[2]) >= gpus:
+            raise UsageError(f"--devices: there is no {name}; this machine has {gpus} CUDA devices")
+    return names
+
+
+def check_judges(entries: Iterable[Entry]) -> None:
+    """UsageError for a judge that cannot be: a builtin, a folder or owner/name may."""
+    for judge in {entry.spec.recipe.evaluate.judge for entry in entries}:
+        if not (judge == "toybox" or Path(judge).is_dir() or _HUB_ID.fullmatch(judge)):
+            raise UsageError(f"judge {judge!r} is neither toybox, a folder nor owner/name")
+
+
+def select(entries: list[Entry], where: str | None, limit: int | None) -> list[Entry]:
+    """The entries that `where` (SQL over their columns) lets through, at most `limit` of them."""
+    if limit is not None and limit < 1:
+        raise UsageError("--limit: use a whole number above 0")
+    if where is not None:
+        entries = [entries[n] for n in _matching(entries, where)]
+        if not entries:
+            raise UsageError(f"--where {where!r}: no entry of the manifest matches")
+    return entries[:limit]
+
+
+def _matching(entries: list[Entry], where: str) -> list[int]:
+    import duckdb
+    import pyarrow as pa
+
+    rows = [
+        {
+            "number": number,
+            "line": entry.line,
+            "id": entry.row_id,
+            "tags": entry.tags,
+            "meta": list(entry.meta.items()),
+            "asset_id": entry.spec.asset_id,
+            "recipe": entry.spec.recipe.name,
+            **{
+                key: getattr(entry.spec, key)
+                for key in ("prompt", "negative_prompt", "image", "seed", "prior")
+            },
+        }
+        for number, entry in enumerate(entries)
+    ]
+    schema = pa.schema(
+        {
+            **dict.fromkeys(("number", "line", "seed"), pa.int64()),
+            "tags": pa.list_(pa.string()),
+            "meta": pa.map_(pa.string(), pa.string()),
+            **dict.fromkeys(
+                ("id", "asset_id", "recipe", "prompt", "negative_prompt", "image", "prior"),
+                pa.string(),
+            ),
+        }
+    )
+    with duckdb.connect() as connection:
+        connection.register("entries", pa.Table.from_pylist(rows, schema))
+        try:
+            sql = f"SELECT number FROM entries WHERE ({where}) ORDER BY number"
+            return [number for (number,) in connection.execute(sql).fetchall()]
+        except duckdb.Error as error:
+            first = str(error).splitlines()[0]
+            columns = ", ".join(name for name in schema.names if name != "number")
+            raise UsageError(f"--where: {first}; columns: {columns}") from error
+
+
+def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
+    """What the store knows of each asset: `new`, `interrupted`, `failed` or `finished`."""
+
+    def state(asset_id: str) -> str:
+        if store.exists(f"assets/{asset_id}/manifest.json"):
+            return "finished"
+        attempts = asset_attempts(store, asset_id)
+        if not attempts:
+            return "new"
+        last = attempts[-1]["status"]
+        return "failed" if last in ("failed", "diverged", "timeout") else "interrupted"
+
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        return dict(zip(asset_ids, pool.map(state, asset_ids), strict=True))
+
+
+def seconds_expected(plan: Plan) -> float | None:
+    """How long the run should take, from finished assets of the same prior and recipe.
+
+    None while the store has none for one of its recipes.
+    """
+    from tasks.tables import query
+
+    try:
+        known = query(
+            plan.store,
+            "SELECT prior, recipe, median(seconds_optimize / steps) AS step,"
+            " median(seconds_extract + seconds_evaluate + seconds_publish) AS rest"
+            " FROM best_assets WHERE status = 'ok' AND seconds_optimize > 0 GROUP BY ALL",
+        ).to_pylist()
+    except StoreError:  # a damaged table is no reason against a plan
+        return None
+    costs = {(row["prior"], row["recipe"]): row for row in known}
+    seconds = 0.0
+    for entry in plan.todo.values():
+        cost = costs.get((entry.spec.prior, entry.spec.recipe.name))
+        if cost is None or cost["step"] is None or cost["rest"] is None:
+            return None
+        seconds += entry.spec.recipe.optimize.steps * cost["step"] + cost["rest"]
+    return seconds / len(plan.devices)

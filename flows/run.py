@@ -1,0 +1,136 @@
+"""`sjc run` around the flow: the plan first, the server, the live lines, the end."""
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows import environment, server
+from flows.errors import FAILED, RunError
+from flows.listing import SECONDS
+from flows.plan import Plan, Settings, make_plan, seconds_expected
+from flows.tabulate import print_table
+from flows.terminal import terminal_watcher, watched_by
+from tasks.store import Store
+from tasks.tables import query
+
+RESULT_COLUMNS = {
+    "asset": "asset",
+    "status": "status",
+    "seconds": "seconds",
+    "clip_score": "CLIP",
+    "clip_r_precision": "R-prec",
+    "geometry_r_precision": "geo R-prec",
+    "field_mesh_iou": "IoU",
+    "faces": "faces",
+    "preview": "preview",
+}
+
+
+def dry_run(settings: Settings, *, as_json: bool) -> None:
+    """Prints what a run would do; nothing is made, not even the store."""
+    with tempfile.TemporaryDirectory() as empty:
+        fresh = "://" not in settings.store and not Path(settings.store).exists()
+        plan = make_plan(replace(settings, store=empty) if fresh else settings, writable=False)
+        seconds = seconds_expected(plan)
+    if as_json:
+        states = {entry.row_id: plan.states[entry.spec.asset_id] for entry in plan.entries}
+        facts = {"counts": plan.counts(), "entries": states, "seconds_expected": seconds}
+        print(json.dumps({**facts, "warnings": plan.warnings, "devices": plan.devices}, indent=1))
+        return
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    rows = [
+        {
+            "id": entry.row_id,
+            "plan": "duplicate" if entry.duplicate_of is not None else _intent(plan, asset_id),
+            "asset": asset_id,
+            "prompt": entry.spec.prompt,
+        }
+        for entry in plan.entries
+        for asset_id in (entry.spec.asset_id,)
+    ]
+    print_table({name: name for name in rows[0]}, rows)
+    counts = ", ".join(f"{number} {state}" for state, number in plan.counts().items() if number)
+    print(f"{counts}; devices: {', '.join(plan.devices)}; time: {_duration(seconds)}")
+
+
+def _intent(plan: Plan, asset_id: str) -> str:
+    state = plan.states[asset_id]
+    if state == "failed":
+        return "try again" if plan.settings.retry_failed else "failed (needs --retry-failed)"
+    return {"new": "make", "interrupted": "go on", "finished": "reuse"}[state]
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown, the store has nothing like it yet"
+    return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"
+
+
+def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
+    """Runs the flow and prints what came of it; returns the exit code."""
+    plan = make_plan(settings)
+    if not quiet:
+        for warning in plan.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    environment.apply(console_level="CRITICAL")
+    scratch = Path(settings.scratch)
+    log = scratch / "logs" / "prefect-server.log"
+    api_url = server.connect(log)
+    from prefect.exceptions import FailedRun
+
+    from flows.generate import generate  # seconds of imports, while the server starts
+
+    try:
+        server.wait_until_healthy(api_url)
+    except RunError as error:
+        hint = f"see {log}" if log.exists() else "start it, or unset PREFECT_API_URL"
+        raise RunError(f"{error}; {hint}") from error
+    with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+        state = generate(**settings.to_json(), return_state=True)
+    if state.is_cancelled():
+        raise KeyboardInterrupt
+    if not state.is_completed():
+        problem = state.result(raise_on_failure=False)
+        if not isinstance(problem, FailedRun):  # that is the verdict when every asset failed
+            raise problem
+    return report(plan, watch.run_id, as_json=as_json)
+
+
+def report(plan: Plan, run_id: str, *, as_json: bool) -> int:
+    """Prints a run's table, where its files are, and the picture to open; the exit code."""
+    rows = results(plan.store, run_id)
+    failed = [row for row in rows if row["status"] != "ok"]
+    picture = f"runs/{run_id}.png"
+    places = {
+        "store": plan.store.url,
+        "tables": plan.store.uri("tables"),
+        "picture": plan.store.uri(picture) if plan.store.exists(picture) else None,
+    }
+    if as_json:
+        print(json.dumps({"run_id": run_id, **places, "assets": rows}, indent=1))
+    else:
+        print_table(RESULT_COLUMNS, rows)
+        for row in failed:
+            print(f"{row['asset']}: {row['error']}")
+        for name, place in places.items():
+            if place is not None:
+                print(f"{name + ':':9}{place}")
+    return FAILED if failed else 0
+
+
+def results(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """The assets of a run in the manifest's order, reused ones with the numbers they have."""
+    sql = f"""
+        SELECT e.row_id AS asset, a.asset_id, coalesce(a.status, 'interrupted') AS status,
+               e.outcome, {SECONDS} AS seconds, a.clip_score, a.clip_r_precision,
+               a.geometry_r_precision, a.janus_score, a.field_mesh_iou, a.faces,
+               a.uri_mesh AS mesh, a.uri_preview AS preview, a.error
+        FROM entries e LEFT JOIN best_assets a USING (asset_id)
+        WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
+        ORDER BY e.line, e.row_id"""
+    rows: list[dict[str, Any]] = query(store, sql).to_pylist()
+    return rows

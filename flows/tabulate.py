@@ -1,0 +1,83 @@
+"""Arrow tables on stdout, as a person or another program wants them."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from flows.errors import UsageError
+
+PIPE_WIDTH = 240  # characters of a table line that nobody's window limits
+
+
+def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:
+    """Prints rows in a format of the command line; a table shows `columns` (name -> heading)."""
+    match format:
+        case "table":
+            names = dict(columns or {name: name for name in rows.column_names})
+            print_table(names, rows.to_pylist(maps_as_pydicts="strict"))
+        case "csv":
+            print(to_csv(rows), end="")
+        case "json":
+            items = rows.to_pylist(maps_as_pydicts="strict")
+            print(json.dumps(items, default=_text, ensure_ascii=False, indent=1))
+        case _:
+            if sys.stdout.isatty():
+                raise UsageError("--format parquet is binary; send it to a file: ... > FILE")
+            data = io.BytesIO()  # Parquet writers seek, and a pipe does not
+            pq.write_table(rows, data, compression="zstd", write_page_checksum=True)
+            sys.stdout.buffer.write(data.getvalue())
+
+
+def print_table(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> None:
+    """A table for people: headings over the named columns of the rows."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name, heading in columns.items():
+        numeric = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        # markup and emoji codes in a prompt are text
+        table.add_row(*(_cell(row[name]) for name in columns))
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    console.print(table)
+
+
+def to_csv(rows: pa.Table) -> str:
+    """CSV with a header. Text that a spreadsheet would run as a formula gets a quote in front."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(rows.column_names)
+    for row in rows.to_pylist(maps_as_pydicts="strict"):
+        writer.writerow([_csv_cell(row[name]) for name in rows.column_names])
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=_text, ensure_ascii=False)
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return _text(value) if hasattr(value, "isoformat") else value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)

@@ -1,0 +1,183 @@
+"""What a person sees while a run goes on: live lines on a terminal, plain ones elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+LINE_SECONDS = 10.0  # between two plain lines of one asset
+
+
+class Watcher:
+    """Hears of a run, from several threads, and by itself shows nothing."""
+
+    run_id = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def begun(self, run_id: str, total: int) -> None:
+        """A run starts, with so many assets."""
+        self.run_id = run_id
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+
+    def stage(self, name: str, stage: str) -> None:
+        """An asset begins a stage; while it waits for a device that is `queue`."""
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        """An asset's optimisation came this far."""
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        """An asset is through; outcome: `ok`, `reused` or how it failed."""
+
+
+def terminal_watcher(*, quiet: bool) -> Watcher:
+    """What suits stderr."""
+    if quiet:
+        return Watcher()
+    return Screen() if sys.stderr.isatty() else Lines()
+
+
+# The flow's parameters are JSON; who watches it comes in by this side door.
+_WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Runs of this thread, and of threads that copy its context, tell this watcher."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+def watcher() -> Watcher:
+    return _WATCHER.get() or Watcher()
+
+
+class Pace:
+    """Steps a second since the first report, hence the time that is left."""
+
+    def __init__(self, step: int) -> None:
+        self.first, self.started = step, time.monotonic()
+
+    def left(self, step: int, steps: int) -> float | None:
+        """Seconds, or None while nothing is known."""
+        done = step - self.first
+        return (time.monotonic() - self.started) / done * (steps - step) if done > 0 else None
+
+
+class Lines(Watcher):
+    """Plain lines for logs and pipes; each asset speaks at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+        self._paces: dict[str, Pace] = {}
+
+    def begun(self, run_id: str, total: int) -> None:
+        super().begun(run_id, total)
+        self.note(f"run {run_id}: {total} assets")
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def stage(self, name: str, stage: str) -> None:
+        if stage != "queue":
+            self.note(f"{name}: {stage}")
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        pace = self._paces.setdefault(name, Pace(step))
+        now = time.monotonic()
+        if now - self._told.setdefault(name, now) >= LINE_SECONDS:
+            self._told[name] = now
+            parts = [f"{name}: step {step}/{steps}", _loss(loss), _left(pace.left(step, steps))]
+            self.note(", ".join(part for part in parts if part))
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        self.note(f"{name}: {outcome} after {seconds:.0f} s" if seconds else f"{name}: {outcome}")
+
+
+class Screen(Watcher):
+    """One line for each running asset, drawn again in place; notes scroll above."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._rows: dict[str, tuple[str, int, int, float | None, Pace | None]] = {}
+        self._total, self._done = 0, 0
+        self._started = time.monotonic()
+        self._live = Live(
+            console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def begun(self, run_id: str, total: int) -> None:
+        super().begun(run_id, total)
+        self._total = total
+        self.note(f"run {run_id}: {total} assets")
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text))
+
+    def stage(self, name: str, stage: str) -> None:
+        _, step, steps, loss, pace = self._rows.get(name, ("", 0, 0, None, None))
+        self._rows[name] = (stage, step, steps, loss, pace)
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        pace = self._rows.get(name, ("", 0, 0, None, None))[4] or Pace(step)
+        self._rows[name] = ("optimize", step, steps, loss, pace)
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        self._rows.pop(name, None)
+        self._done += 1
+        mark = ("✓", "green") if outcome in ("ok", "reused") else ("✗", "red")
+        took = f" {seconds:.0f} s" if seconds else ""
+        self._console.print(Text.assemble(mark, f" {name} {outcome}{took}"))
+
+    def _draw(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for name, (stage, step, steps, loss, pace) in list(self._rows.items()):
+            if stage == "queue":
+                continue
+            running = stage == "optimize" and steps
+            table.add_row(
+                Text(name, style="bold", overflow="ellipsis", no_wrap=True),
+                Text(stage),
+                ProgressBar(total=steps, completed=step, width=24) if running else "",
+                Text(f"{step}/{steps}" if running else ""),
+                Text(_loss(loss) if running else ""),
+                Text(_left(pace.left(step, steps)) if running and pace else ""),
+            )
+        waiting = self._total - self._done
+        seconds = int(time.monotonic() - self._started)
+        clock = f"{seconds // 60}:{seconds % 60:02d}"
+        table.add_row(Text(f"{self._done}/{self._total} done, {waiting} to go, {clock}", "dim"))
+        return table
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"loss {loss:.3g}"
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:.0f} min left"

@@ -1,0 +1,86 @@
+"""One asset on its way through the stages."""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sjc_engine.checkpoint import write_atomically
+from sjc_engine.spec import AssetSpec
+from tasks.store import Store
+
+if TYPE_CHECKING:
+    from sjc_engine.field import VoxelField
+    from sjc_engine.mesh import Mesh
+
+Document = dict[str, Any]
+
+
+class Asset:
+    """What the stages of one asset hand on: each adds what it made.
+
+    name: readable, unique within a run. scratch: where checkpoints and unfinished files lie, the
+    same folder for every run, so that an interrupted asset goes on from there.
+    """
+
+    def __init__(
+        self, name: str, spec: AssetSpec, coverage: float | None, store: Store, scratch: Path
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.coverage = coverage
+        self.store = store
+        self.id = spec.asset_id
+        self.folder = scratch / "assets" / self.id
+        fields = scratch / "fields"
+        self.field_path = fields / f"{spec.field_id}.safetensors"
+        self.checkpoint = fields / f"{spec.field_id}.checkpoint"
+        self.attempt = ""  # "a01", once it has begun
+        self.device: str | None = None
+        self.first_step: int | None = None
+        self.last_step: int | None = None
+        self.report: Document = {}
+        self.timings: dict[str, float] = {}
+        self.field: VoxelField | None = None
+        self.mesh: Mesh | None = None
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Counts the seconds of a stage, also of one that fails."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - started
+
+    @property
+    def _field_notes(self) -> Path:
+        return self.field_path.with_suffix(".json")
+
+    def keep_field(self, notes: Document) -> None:
+        """Marks the field as finished, with what is known of its optimisation."""
+        write_atomically(self._field_notes, json.dumps(notes).encode())
+        self._drop_checkpoint()
+
+    def kept_field(self) -> Document | None:
+        """The notes of a field that an earlier run, or another asset, left finished."""
+        if not (self.field_path.exists() and self._field_notes.exists()):
+            return None
+        notes: Document = json.loads(self._field_notes.read_text("utf-8"))
+        return notes
+
+    def clear(self, *, field: bool) -> None:
+        """Removes what the store has by now; `field` unless another asset waits for it."""
+        self.field = self.mesh = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if field:
+            self._drop_checkpoint()
+            self.field_path.unlink(missing_ok=True)
+            self._field_notes.unlink(missing_ok=True)
+
+    def _drop_checkpoint(self) -> None:
+        for path in self.checkpoint.parent.glob(f"{self.checkpoint.name}*"):
+            path.unlink(missing_ok=True)

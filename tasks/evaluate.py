@@ -1,0 +1,70 @@
+"""Stage 3: metrics, view pictures and the contact sheet of an asset."""
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import show_preview
+from tasks.asset import Asset
+from tasks.rows import view_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sjc_engine.judge import Judge
+
+
+class Judges:
+    """The judges of a run, each loaded once."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Judge] = {}
+        self._lock = threading.Lock()
+
+    def get(self, id: str) -> "Judge":
+        """Raises ValueError, saying what is missing, when there is no such judge."""
+        from sjc_engine.judge import load_judge
+
+        with self._lock:
+            if id not in self._loaded:
+                self._loaded[id] = load_judge(id)
+            return self._loaded[id]
+
+
+def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
+    """Puts preview.png and views/*.png into the asset's folder and returns the metrics."""
+    from sjc_engine.evaluate import evaluate as measure
+    from sjc_engine.pictures import take_pictures
+    from sjc_engine.preview import contact_sheet
+
+    assert asset.field is not None
+    assert asset.mesh is not None
+    recipe, prompt = asset.spec.recipe.evaluate, asset.spec.prompt
+    with asset.timed("evaluate"):
+        pictures = take_pictures(asset.field, asset.mesh, recipe.evaluation_size)
+        judge = judges.get(recipe.judge)
+        report = measure(asset.field, asset.mesh, prompt, judge, recipe, pictures)
+        contact_sheet(asset.field, asset.mesh, prompt, pictures).save(asset.folder / "preview.png")
+        (asset.folder / "views").mkdir(exist_ok=True)
+        for source, views in (("field", pictures.field), ("mesh", pictures.mesh)):
+            for number, view in enumerate(views):
+                _write_view(view, asset.folder / view_file(source, number))
+    asset.report |= {**report.metrics, "views": report.views}
+    return report.metrics
+
+
+def _write_view(view: "Tensor", path: Path) -> None:
+    """An 8-bit picture of (3, H, W) in [-1, 1]."""
+    levels = ((view + 1) * 127.5).round().clamp(0, 255).byte()
+    Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB").save(path)
+
+
+@task(name="evaluate", task_run_name="evaluate-{asset.name}", cache_policy=NO_CACHE)
+def evaluate_asset(asset: Asset, judges: Judges) -> dict[str, Any]:
+    metrics = evaluate(asset, judges)
+    show_preview(asset.name, asset.folder / "preview.png", asset.spec.prompt)
+    return metrics

@@ -1,0 +1,28 @@
+"""Stage 2: a mesh from a field."""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.asset import Asset
+
+
+def extract(asset: Asset) -> dict[str, Any]:
+    """Puts mesh.glb into the asset's folder and returns its statistics. Raises MeshError."""
+    from sjc_engine.field import load_field
+    from sjc_engine.mesh import extract_mesh, mesh_statistics
+
+    with asset.timed("extract"):
+        asset.field = load_field(asset.field_path)
+        asset.mesh = extract_mesh(asset.field, asset.spec.recipe.mesh)
+        asset.folder.mkdir(parents=True, exist_ok=True)
+        asset.mesh.export(asset.folder / "mesh.glb")
+        statistics = mesh_statistics(asset.mesh)
+    asset.report |= statistics
+    return statistics
+
+
+@task(name="extract", task_run_name="extract-{asset.name}", cache_policy=NO_CACHE)
+def extract_asset(asset: Asset) -> dict[str, Any]:
+    return extract(asset)

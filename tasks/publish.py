@@ -1,0 +1,76 @@
+"""Stage 4: an asset's files into the store, its rows into the tables; or the row of a failure."""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.asset import Asset
+from tasks.commit import commit_asset, finish_attempt
+from tasks.devices import SceneError
+from tasks.store import AlreadyCommitted
+from tasks.tables import record_attempt
+from tasks.versions import versions
+
+
+def publish(asset: Asset) -> dict[str, Any]:
+    """Commits the asset and writes its rows; returns where its preview and mesh are.
+
+    If another run was first its asset counts, and this attempt ends as `cancelled`.
+    """
+    names = ["mesh.glb", "preview.png", *sorted(f"views/{p.name}" for p in _views(asset))]
+    files = {name: asset.folder / name for name in names} | {"field.safetensors": asset.field_path}
+    try:
+        with asset.timed("publish"):
+            manifest = commit_asset(
+                asset.store,
+                asset.id,
+                asset.attempt,
+                files,
+                asset.spec,
+                asset.report,
+                asset.timings,
+                versions(),
+            )
+    except AlreadyCommitted as error:
+        _end(asset, {}, "cancelled", error)
+        return {"outcome": "reused"}
+    _end(asset, manifest, "ok", None)
+    folder = f"assets/{asset.id}/{asset.attempt}"
+    return {
+        "outcome": "computed",
+        "preview": asset.store.uri(f"{folder}/preview.png"),
+        "mesh": asset.store.uri(f"{folder}/mesh.glb"),
+    }
+
+
+def record_failure(asset: Asset, error: BaseException) -> None:
+    """Ends the asset's attempt with its error, and writes its rows."""
+    _end(asset, {}, error.status if isinstance(error, SceneError) else "failed", error)
+
+
+def _end(asset: Asset, manifest: dict[str, Any], status: str, error: BaseException | None) -> None:
+    document = finish_attempt(
+        asset.store,
+        asset.id,
+        asset.attempt,
+        status,
+        error=error,
+        error_type=error.error_type if isinstance(error, SceneError) else None,
+        device=asset.device,
+        first_step=asset.first_step,
+        last_step=asset.last_step,
+        report=asset.report,
+        timings=asset.timings,
+        versions=versions(),
+    )
+    record_attempt(asset.store, document, manifest)
+
+
+def _views(asset: Asset) -> list[Any]:
+    return list((asset.folder / "views").glob("*.png"))
+
+
+@task(name="publish", task_run_name="publish-{asset.name}", cache_policy=NO_CACHE)
+def publish_asset(asset: Asset) -> dict[str, Any]:
+    return publish(asset)

@@ -1,0 +1,40 @@
+"""One picture of a run: the previews of its assets, one below the other."""
+
+import io
+
+from PIL import Image
+
+from tasks.commit import asset_manifest, committed_attempt
+from tasks.store import Store
+
+MOST = 24  # assets; more would make a picture that nobody scrolls through
+WIDTH = 1400  # pixels
+
+
+def write_sheet(store: Store, run_id: str, assets: dict[str, str]) -> str | None:
+    """Puts runs/{run_id}.png, for the first 24 of `assets` (name -> asset id); returns where.
+
+    None when there is no preview at all.
+    """
+    previews = [p for p in (_preview(store, k) for k in list(assets.values())[:MOST]) if p]
+    if not previews:
+        return None
+    sheet = Image.new("RGB", (WIDTH, sum(p.height for p in previews)), "white")
+    top = 0
+    for preview in previews:
+        sheet.paste(preview, (0, top))
+        top += preview.height
+    data = io.BytesIO()
+    sheet.save(data, "PNG", optimize=True)
+    store.put_bytes(f"runs/{run_id}.png", data.getvalue(), replace=True)
+    return store.uri(f"runs/{run_id}.png")
+
+
+def _preview(store: Store, asset_id: str) -> Image.Image | None:
+    manifest = asset_manifest(store, asset_id)
+    if manifest is None or f"{committed_attempt(manifest)}/preview.png" not in manifest["files"]:
+        return None
+    key = f"assets/{asset_id}/{committed_attempt(manifest)}/preview.png"
+    with Image.open(io.BytesIO(store.get_bytes(key))) as image:
+        image.thumbnail((WIDTH, WIDTH))
+        return image.convert("RGB")
