@@ -181,9 +181,7 @@ def rivals(prompt: str) -> list[str]:
     apart for certain. A prompt that names several categories meets the distractors of none of them.
     """
     named = _categories(prompt)
-    return [
-        caption for caption in DISTRACTORS if caption != prompt and not named & _categories(caption)
-    ]
+    return [caption for caption in DISTRACTORS if not named & _categories(caption)]
 
 
 def _categories(text: str) -> set[tuple[str, ...]]:

@@ -156,7 +156,8 @@ def test_negative_cosines_count_as_nothing(red: Pictures, asset: tuple[Any, Mesh
 def test_there_is_a_row_for_every_view_and_source(
     two_faced: Pictures, asset: tuple[Any, Mesh]
 ) -> None:
-    rows = evaluate(*asset, PROMPT, RednessJudge(), SMALL, two_faced).views
+    swapped = replace(two_faced, field=two_faced.field.flip(1))  # red and blue: not what it shows
+    rows = evaluate(*asset, PROMPT, RednessJudge(), SMALL, swapped).views
     assert [(row["source"], row["view"]) for row in rows] == [
         (source, view) for source in ("field", "mesh") for view in range(9)
     ]
@@ -168,6 +169,8 @@ def test_there_is_a_row_for_every_view_and_source(
     assert back["top_caption"] in DISTRACTORS
     assert front["clip_score"] > 90 > 10 > back["clip_score"]
     assert 0.9 < front["field_mesh_iou"] <= 1
+    assert rows[0]["top_caption"] in DISTRACTORS
+    assert rows[4]["top_caption"] == PROMPT
     assert rows[0]["field_mesh_iou"] == front["field_mesh_iou"]
 
 
@@ -210,4 +213,5 @@ def test_pictures_are_of_the_field_the_mesh_and_its_shape(two_faced: Pictures) -
     assert red_in[0] > 5 * red_in[4]
     grey = two_faced.geometry
     assert torch.equal(grey[:, 0], grey[:, 2])
-    assert grey[0].min() < 0.6  # shaded
+    lit, shadow = grey[0, 0, 24, 27], grey[0, 0, 40, 37]  # from above the camera's left shoulder
+    assert lit > shadow + 0.3

@@ -78,6 +78,12 @@ def test_no_prompt_breaks_the_sheet(prompt: str) -> None:
     assert (title(sheet) < 128).any() == bool(prompt.strip())
 
 
+def test_control_characters_become_spaces() -> None:
+    plain = contact_sheet(FIELD, MESH, "a duck on a pond", PICTURES)
+    marked = contact_sheet(FIELD, MESH, "a duck\x00on\u202e\na pond\x1b", PICTURES)
+    assert np.array_equal(title(plain), title(marked))
+
+
 def test_accents_do_not_become_boxes() -> None:
     plain = contact_sheet(FIELD, MESH, "eclair creme", PICTURES)
     accented = contact_sheet(FIELD, MESH, "éclair crème", PICTURES)
