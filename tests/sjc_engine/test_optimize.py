@@ -87,6 +87,19 @@ def test_the_scene_becomes_what_the_prior_expects_to_see():
     assert sum(distances[-10:]) / 10 < 0.06
 
 
+@pytest.mark.parametrize("noise_samples", [1, 3])
+def test_the_gradient_is_sigma_times_the_score_through_the_renderers_jacobian(noise_samples):
+    """Written out: d(loss)/dtheta = -(1/V) sum_v mean_n (D - x_v) / sigma_v . dx_v/dtheta."""
+    prior = KnownAnswer([0.6, 0.1, -0.5])
+    recipe = PIXEL.override({"emptiness_weight": 0.0, "noise_samples": noise_samples})
+    scene, twin = (Scene("x", "", 3, recipe, prior) for _ in range(2))
+    x = twin.draw()
+    per_view = (prior.color - x.images.detach()) / x.sigma.view(-1, 1, 1, 1)
+    expected = torch.autograd.grad(x.images, twin.field.color, -per_view.float() / 2)[0]
+    step_scenes([scene], prior)
+    torch.testing.assert_close(scene.field.color.grad, expected, rtol=1e-4, atol=1e-7)
+
+
 def test_emptiness_alone_empties_the_field():
     class Content(KnownAnswer):
         """Thinks that every picture is as it should be: D = what was rendered, score 0."""
@@ -172,7 +185,7 @@ def test_a_killed_process_goes_on_from_its_checkpoint(prior, tmp_path):
     path = tmp_path / "scene.ckpt"
     code = f"""
         import torch
-        torch.set_num_threads(1)
+        torch.set_num_threads({torch.get_num_threads()})
         from sjc_engine.chaining import step_scenes
         from sjc_engine.prior import load_prior
         from sjc_engine.recipes import Recipe
