@@ -30,7 +30,7 @@ def reported() -> Iterator[None]:
     from tasks.manifest_files import ManifestError
     from tasks.store import StoreError
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except ManifestError as error:
@@ -46,6 +46,8 @@ def reported() -> Iterator[None]:
     except BrokenPipeError:  # `sjc assets | head`: nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -23,7 +23,6 @@ from tasks.manifest import Entry
 from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure
 from tasks.sheet import write_sheet
-from tasks.store import Store
 from tasks.tables import record_attempt, record_run, seal_run
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
@@ -133,7 +132,7 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
         except ValueError as error:
             raise UsageError(str(error)) from error
     scratch = Path(plan.settings.scratch).resolve()
-    waiting = deque(_asset(plan.assets[k], plan.store, scratch) for k in asset_ids)
+    waiting = deque(_asset(plan, plan.assets[k], scratch) for k in asset_ids)
     fields = Counter(asset.spec.field_id for asset in waiting)  # unfinished assets of each field
     ended: SimpleQueue[tuple[Asset, str, PrefectFuture[Any]]] = SimpleQueue()
     optimizing: set[str] = set()  # field ids: two assets of one field take turns
@@ -180,8 +179,15 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
     return outcomes
 
 
-def _asset(entry: Entry, store: Store, scratch: Path) -> Asset:
-    return Asset(entry.row_id, entry.spec, entry.prior_coverage, store, scratch)
+def _asset(plan: Plan, entry: Entry, scratch: Path) -> Asset:
+    return Asset(
+        entry.row_id,
+        entry.spec,
+        plan.store,
+        scratch,
+        coverage=entry.prior_coverage,
+        donor=plan.donors.get(entry.spec.field_id),
+    )
 
 
 def _teller(watch: Watcher, name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
+from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_attempts
 from tasks.manifest import Entry, Manifest, read_manifest, resolve
 from tasks.manifest import Plan as Resolved
@@ -48,6 +49,7 @@ class Plan:
     warnings: list[str]
     store: Store
     states: dict[str, str]  # by asset id: `new`, `interrupted`, `failed` or `finished`
+    donors: dict[str, str]  # by field id: a finished asset that has this field
     devices: list[str]
 
     @property
@@ -87,6 +89,8 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     """
     if settings.scenes_per_device is not None and settings.scenes_per_device < 1:
         raise UsageError("--scenes-per-device: use a whole number above 0, or auto")
+    if settings.timeout is not None and not settings.timeout > 0:
+        raise UsageError("--timeout: use a number of seconds above 0")
     devices = check_devices(settings.devices)
     manifest, resolved = read_entries(settings, revision)
     entries = select(resolved.entries, settings.where, settings.limit)
@@ -97,7 +101,9 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     store = open_store(settings.store, writable=writable)
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
-    return Plan(settings, manifest, entries, resolved.warnings, store, states, devices)
+    unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]
+    donors = find_donors(store, unfinished)
+    return Plan(settings, manifest, entries, resolved.warnings, store, states, donors, devices)
 
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
@@ -115,8 +121,6 @@ def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Ma
 
 def revision(prior: str) -> str:
     """The revision of a prior's weights; ValueError when there is no such prior."""
-    from sjc_engine.prior import find_prior
-
     return find_prior(prior).revision
 
 
@@ -216,6 +220,17 @@ def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
 
     with ThreadPoolExecutor(LOOKUPS) as pool:
         return dict(zip(asset_ids, pool.map(state, asset_ids), strict=True))
+
+
+def find_donors(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
+    """Finished assets by the fields that they have: only mesh or judge settings differ."""
+    if not field_ids:
+        return {}
+    from tasks.tables import query
+
+    rows = query(store, "SELECT field_id, asset_id FROM best_assets WHERE status = 'ok'")
+    known = dict(zip(rows["field_id"].to_pylist(), rows["asset_id"].to_pylist(), strict=True))
+    return {field_id: known[field_id] for field_id in field_ids if field_id in known}
 
 
 def seconds_expected(plan: Plan) -> float | None:

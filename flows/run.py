@@ -95,7 +95,8 @@ def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
         raise KeyboardInterrupt
     if not state.is_completed():
         problem = state.result(raise_on_failure=False)
-        if not isinstance(problem, FailedRun):  # that is the verdict when every asset failed
+        # FailedRun is the verdict when every asset failed, and the report says so
+        if isinstance(problem, Exception) and not isinstance(problem, FailedRun):
             raise problem
     return report(plan, watch.run_id, as_json=as_json)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.prior import HUB_ID, folder_digest
+from sjc_engine.sources import HUB_ID, folder_digest
 
 BUILTINS = {"toybox": Path(__file__).parent / "toybox" / "weights" / "judge"}
 BATCH = 32  # images or texts to a call of the network

@@ -13,21 +13,17 @@ x / sqrt(1 + sigma^2) at the timestep of sigma, and its output o gives
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BUILTINS = {"toybox": Path(__file__).parent / "toybox" / "weights" / "prior"}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+from sjc_engine.sources import Source, find_prior
+
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -46,30 +42,6 @@ class Cond:
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:
         return Cond(torch.cat([part.hidden for part in parts]))
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a prior's weights are: a folder, or a hub id pinned to a commit."""
-
-    id: str
-    location: str  # folder or hub id, as from_pretrained takes it
-    revision: str  # commit; for a folder the digest of its weights and settings
-    on_hub: bool
-    local_files_only: bool
-
-    def component(self, cls: Any, name: str, **options: Any) -> Any:
-        if self.on_hub:
-            options |= {"revision": self.revision, "local_files_only": self.local_files_only}
-        return cls.from_pretrained(self.location, subfolder=name, **options)
-
-    def index(self) -> dict[str, Any]:
-        """The parsed model_index.json: which components there are."""
-        path = Path(self.location, "model_index.json")
-        if self.on_hub:
-            path = _hub_file(self.location, self.revision, self.local_files_only)
-        index: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return index
 
 
 class Prior:
@@ -209,56 +181,6 @@ def load_prior(
     except OSError as error:
         raise ValueError(f"prior {id!r} cannot be loaded: {error}") from error
     return Prior(source, unet, scheduler, tokenizer, text_encoder, vae, device, dtype)
-
-
-def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> Source:
-    """Resolve a prior's name to its weights without loading them.
-
-    Raises ValueError when the name is neither a builtin, an existing folder nor "owner/name", or
-    when the hub has no such model at this revision.
-    """
-    folder = BUILTINS.get(id, Path(id))
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"prior {id!r}: no model_index.json; not a diffusers model folder")
-        digest = folder_digest(folder)
-        if revision not in (None, digest):
-            raise ValueError(f"prior {id!r} has revision {digest}, not the wanted {revision}")
-        return Source(id, str(folder), digest, on_hub=False, local_files_only=True)
-    if not HUB_ID.fullmatch(id):
-        raise ValueError(
-            f"unknown prior {id!r}: use {', '.join(BUILTINS)}, a folder in diffusers layout"
-            " that exists, or a hub id such as owner/name"
-        )
-    commit = _hub_file(id, revision, local_files_only).parent.name
-    return Source(id, id, commit, on_hub=True, local_files_only=local_files_only)
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a folder's weights and settings."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json"}):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _hub_file(id: str, revision: str | None, local_files_only: bool) -> Path:
-    """model_index.json in the local cache; its folder is named after the commit."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    try:
-        return Path(
-            hf_hub_download(
-                id, "model_index.json", revision=revision, local_files_only=local_files_only
-            )
-        )
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(
-            f"prior {id!r} is neither an existing folder nor available from the hub: {error}"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -50,7 +50,8 @@ from sjc_engine.spec import AssetSpec
 Message = dict[str, Any]
 
 PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
-CHECKPOINT_SECONDS = 15.0
+CHECKPOINT_SECONDS = 5.0  # at least, between two checkpoints of a scene
+CHECKPOINT_SHARE = 0.02  # at most, of the time
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Running:
             Tally(),
         )
         self.first_step = self.scene.step
-        self.saved = time.monotonic()
+        self.next_save = time.monotonic() + CHECKPOINT_SECONDS
         self.told = 0.0
 
     @property
@@ -102,9 +103,12 @@ class Running:
             return None
 
     def save(self) -> None:
-        write_atomically(self._notes, json.dumps(asdict(self.tally)).encode())
+        """Raises Diverged, and writes nothing, when the field is not finite."""
+        started = time.monotonic()
         self.scene.save(self.checkpoint)
-        self.saved = time.monotonic()
+        write_atomically(self._notes, json.dumps(asdict(self.tally)).encode())
+        ended = time.monotonic()
+        self.next_save = ended + max(CHECKPOINT_SECONDS, (ended - started) / CHECKPOINT_SHARE)
 
     def place(self) -> Message:
         return {"scene": self.key, "first_step": self.first_step, "step": self.scene.step}
@@ -139,8 +143,8 @@ class Engine:
             if self.running:
                 self._step()
                 self._report()
-        for run in self.running:
-            run.save()
+        for run in list(self.running):
+            self._save(run)
 
     def _take_commands(self) -> bool:
         idle = not self.running and not self.waiting
@@ -208,7 +212,7 @@ class Engine:
             now = time.monotonic()
             if run.scene.done:
                 self._finish(run)
-            elif now - run.saved > CHECKPOINT_SECONDS:
+            elif now > run.next_save:
                 self._save(run)
             if now - run.told > PROGRESS_SECONDS and run in self.running:
                 run.told = now

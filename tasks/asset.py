@@ -23,16 +23,25 @@ class Asset:
     """What the stages of one asset hand on: each adds what it made.
 
     name: readable, unique within a run. scratch: where checkpoints and unfinished files lie, the
-    same folder for every run, so that an interrupted asset goes on from there.
+    same folder for every run, so that an interrupted asset goes on from there. donor: a finished
+    asset with the same field, if there is one.
     """
 
     def __init__(
-        self, name: str, spec: AssetSpec, coverage: float | None, store: Store, scratch: Path
+        self,
+        name: str,
+        spec: AssetSpec,
+        store: Store,
+        scratch: Path,
+        *,
+        coverage: float | None = None,
+        donor: str | None = None,
     ) -> None:
         self.name = name
         self.spec = spec
         self.coverage = coverage
         self.store = store
+        self.donor = donor
         self.id = spec.asset_id
         self.folder = scratch / "assets" / self.id
         fields = scratch / "fields"

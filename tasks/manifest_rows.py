@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.recipes import RECIPE_KEYS, Recipe, Value, preset_names
+from sjc_engine.sources import BUILTINS, HUB_ID
 from tasks.manifest_files import META, Record, Records, shown
 
 MAX_CELL = 100_000  # characters
@@ -219,9 +220,6 @@ class RowReader:
 
 def prior_problem(prior: str) -> tuple[str, str] | None:
     """What is wrong with a prior's name, and the fix; the hub is not asked."""
-    # torch comes with this import, and most manifests name no prior.
-    from sjc_engine.prior import BUILTINS, HUB_ID
-
     folder = Path(prior)
     if prior in BUILTINS:
         return None

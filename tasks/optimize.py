@@ -8,8 +8,9 @@ from prefect.states import Cancelled
 
 from tasks.artifacts import Progress
 from tasks.asset import Asset
-from tasks.commit import start_attempt
+from tasks.commit import asset_manifest, committed_attempt, start_attempt
 from tasks.devices import DevicePool, SceneError, Watcher
+from tasks.store import StoreError
 
 _NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
 
@@ -22,10 +23,10 @@ def optimize_field(
 ) -> dict[str, Any]:
     """Puts the field at `asset.field_path` and returns what is known of its optimisation.
 
-    A finished field is taken as it is; the seconds that it once cost stay with it. Raises
-    SceneError.
+    A finished field, in the scratch folder or of another asset, is taken as it is; the seconds
+    that it once cost stay with it. Raises SceneError.
     """
-    notes = asset.kept_field()
+    notes = asset.kept_field() or _donated_field(asset)
     if notes is None:
         try:
             done = pool.run(
@@ -46,6 +47,26 @@ def optimize_field(
     asset.device, asset.last_step = notes["device"], notes["steps"]
     asset.first_step = notes["first_step"]
     asset.report |= {key: notes[key] for key in _NOTES}
+    return notes
+
+
+def _donated_field(asset: Asset) -> dict[str, Any] | None:
+    """Fetches the donor's field; None if there is none, or it cannot be had any more."""
+    manifest = asset_manifest(asset.store, asset.donor) if asset.donor else None
+    if manifest is None:
+        return None
+    name = f"{committed_attempt(manifest)}/field.safetensors"
+    report, seconds = manifest["report"], manifest["timings"].get("optimize")
+    if name not in manifest["files"] or seconds is None or not set(_NOTES) <= set(report):
+        return None
+    asset.field_path.parent.mkdir(parents=True, exist_ok=True)
+    key, sha256 = f"assets/{asset.donor}/{name}", manifest["files"][name]["sha256"]
+    try:
+        asset.store.download(key, asset.field_path, sha256)
+    except StoreError:  # damaged or gone: it can be made again
+        return None
+    notes = {key: report[key] for key in _NOTES} | {"seconds": seconds, "first_step": 0}
+    asset.keep_field(notes)
     return notes
 
 

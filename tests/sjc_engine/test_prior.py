@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tiny_priors import build_latent_prior, build_pixel_prior
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sjc_engine.prior import Cond, find_prior, folder_digest, load_prior
+from sjc_engine.prior import Cond, load_prior
+from sjc_engine.sources import find_prior, folder_digest
 
 TICKS = [3, 100, 500, 969]
 

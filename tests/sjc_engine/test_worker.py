@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sjc_engine import Recipe, load_prior, optimize
-from sjc_engine.prior import find_prior
+from sjc_engine.sources import find_prior
 from sjc_engine.spec import AssetSpec
 
 TINY = {"grid_size": 12, "ray_step": 0.1, "views_per_step": 1}

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sjc_engine.prior import BUILTINS
+from sjc_engine.sources import BUILTINS
 
 WIDTH = 16
 

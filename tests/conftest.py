@@ -1,0 +1,40 @@
+"""The surroundings of all tests: one thread per process, a Prefect home and server of their own."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before prefect and torch are imported anywhere, and inherited by every process a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sjc-tests-prefect-")
+os.environ.pop("PREFECT_API_URL", None)
+os.environ.pop("SJC_STORE", None)
+
+from flows import environment
+
+environment.apply(console_level="CRITICAL")
+sys.path.insert(0, str(Path(__file__).parent / "sjc_engine"))  # tiny_clip
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """A Prefect server for this session; processes find it through PREFECT_API_URL = this."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A judge that knows nothing, and loads in no time."""
+    from tiny_clip import save_tiny_clip
+
+    folder = tmp_path_factory.mktemp("judge")
+    save_tiny_clip(folder)
+    return str(folder)

@@ -1,0 +1,360 @@
+"""The command line: what users type, what they read, and what exit code a script sees."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from flows.cli import main
+from tasks.commit import asset_attempts, asset_manifest
+from tasks.store import open_store
+from tasks.tables import read_table
+
+SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "steps=20",
+    "lr=0.3",
+    "grid_size=16",
+    "ray_step=0.08",
+    "views_per_step=1",
+    "emptiness_weight=0",
+    "mesh_resolution=32",
+    "max_faces=2000",
+    "evaluation_size=32",
+]
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def sjc(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Said]:
+    """Runs a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["sjc", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Said(int(ended.value.code or 0), out, err)
+
+    return call
+
+
+def tiny(judge: str) -> list[str]:
+    return [word for pair in (*TINY, f"judge={judge}") for word in ("--set", pair)]
+
+
+GOOD = "id,prompt\nduck,a yellow duck\n"
+BAD_INPUTS: dict[str, tuple[str, str, int, str]] = {  # manifest, options, exit code, message
+    "no manifest": ("", "", 2, "manifest.csv"),
+    "an empty manifest": ("id,prompt\n", "", 2, "no rows"),
+    "a blank prompt": ("id,prompt\nduck,\n", "", 2, "manifest.csv:2: prompt:"),
+    "an unknown column": ("prompt,stepps\na duck,3\n", "", 2, "steps"),
+    "a value out of range": ("prompt,steps\na duck,0\n", "", 2, "manifest.csv:2: steps:"),
+    "an unknown prior": (GOOD, "--prior nosuch", 2, "nosuch"),
+    "an unknown prior in a row": ("prompt,prior\na duck,nosuch\n", "", 2, "manifest.csv:2: prior:"),
+    "a recipe for other priors": (GOOD, "--recipe paper-duck", 2, "toybox"),
+    "a misspelt recipe": (GOOD, "--recipe drafft", 2, "draft"),
+    "a misspelt key": (GOOD, "--set stepz=3", 2, "steps"),
+    "a key without a value": (GOOD, "--set steps", 2, "key=value"),
+    "a wrong value": (GOOD, "--set steps=many", 2, "steps"),
+    "no such device": (GOOD, "--devices cuda:99", 2, "cuda:99"),
+    "a misspelt device": (GOOD, "--devices gpu", 2, "gpu"),
+    "no entries wanted": (GOOD, "--limit 0", 2, "--limit"),
+    "no scenes wanted": (GOOD, "--scenes-per-device 0", 2, "--scenes-per-device"),
+    "wrong SQL": (GOOD, "--where sed=1", 2, "seed"),
+    "SQL that nothing matches": (GOOD, "--where seed>5", 2, "no entry"),
+    "no such judge": (GOOD, "--set judge=nosuch", 2, "nosuch"),
+    "a scratch file": (GOOD, "--scratch manifest.csv", 2, "manifest.csv"),
+    "no time": (GOOD, "--timeout 0", 2, "--timeout"),
+    "a store below a file": (GOOD, "--store manifest.csv/store", 3, "manifest.csv"),
+    "a store of another kind": (GOOD, "--store ftp://host/x", 3, "ftp://host/x"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_one_message_and_nothing_starts(
+    case: str, sjc: Callable[..., Said], tmp_path: Path
+) -> None:
+    manifest, options, code, message = BAD_INPUTS[case]
+    if manifest:
+        (tmp_path / "manifest.csv").write_text(manifest)
+    before = sorted(tmp_path.rglob("*"))
+    said = sjc("run", "manifest.csv", *options.split())
+    assert said.code == code, said.err
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_bucket_is_found_before_any_work(
+    sjc: Callable[..., Said], tmp_path: Path, s3: None
+) -> None:
+    (tmp_path / "manifest.csv").write_text(GOOD)
+    said = sjc("run", "manifest.csv", "--store", "s3://no-such-bucket/x")
+    assert (said.code, len(said.err.splitlines())) == (3, 1)
+    assert "no-such-bucket" in said.err
+    assert not (tmp_path / ".sjc").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run", "MANIFEST"),
+        ("run manifest.csv --stor x", "--store"),
+        ("runn", "run"),
+        ("assets --format xml", "xml"),
+        ("assets --store nowhere", "nowhere"),
+        ("generate a-duck", "--out"),
+    ],
+)
+def test_wrong_usage_is_no_traceback(
+    arguments: str, message: str, sjc: Callable[..., Said], tmp_path: Path
+) -> None:
+    said = sjc(*arguments.split())
+    assert said.code in (2, 3)
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_shows_every_bad_row_at_once(sjc: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("prompt,seed,prior\n,0,\na duck,-1,\na duck,0,nosuch\n")
+    said = sjc("check", "m.csv")
+    assert said.code == 2
+    places = [line.split(": ")[:2] for line in said.err.splitlines()]
+    assert places == [["m.csv:2", "prompt"], ["m.csv:3", "seed"], ["m.csv:4", "prior"]]
+    (tmp_path / "m.csv").write_text(GOOD + "again,a yellow duck\nodd,a yellow zeppelin\n")
+    said = sjc("check", "m.csv")
+    assert (said.code, said.out) == (0, "m.csv: 3 entries, 2 assets, no errors\n")
+    assert ["duck (line 2)" in said.err, "zeppelin" in said.err] == [True, True]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]
+
+
+def test_a_dry_run_tells_the_plan_and_makes_nothing(
+    sjc: Callable[..., Said], tmp_path: Path
+) -> None:
+    (tmp_path / "m.csv").write_text(GOOD + "again,a yellow duck\ntank,a toy tank\n")
+    said = sjc("run", "m.csv", "--dry-run", "--where", "id <> 'tank'", "--devices", "cpu,cpu")
+    assert said.code == 0
+    assert [line.split()[:2] for line in said.out.splitlines()[1:3]] == [
+        ["duck", "make"],
+        ["again", "duplicate"],
+    ]
+    assert "1 new, 1 duplicate; devices: cpu, cpu" in said.out
+    facts = json.loads(sjc("run", "m.csv", "--dry-run", "--json").out)
+    assert facts["counts"] == {
+        "new": 2,
+        "interrupted": 0,
+        "failed": 0,
+        "finished": 0,
+        "duplicate": 1,
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]
+
+
+@pytest.mark.parametrize("command", ["--help", "check m.csv", "run --help"])
+def test_help_and_check_import_neither_torch_nor_prefect(command: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(GOOD)
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['prefect'] = None\n"
+        f"sys.argv = ['sjc', *{command.split()!r}]\n"
+        "from flows.cli import main; main()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) -> None:
+    arguments = ["generate", "a yellow duck", "-o", "duck", "--json", "--quiet", *tiny(judge)]
+    code = (
+        "import sys; sys.modules['prefect'] = None\n"
+        f"sys.argv = ['sjc', *{arguments!r}]\n"
+        "from flows.cli import main; main()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    report = json.loads(ran.stdout)
+    assert (report["prompt"], report["seed"]) == ("a yellow duck", 0)
+    assert 0 < report["faces"] <= 2000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["duck"]
+    names = ["field.safetensors", "mesh.glb", "preview.png", "report.json"]
+    assert sorted(p.name for p in (tmp_path / "duck").iterdir()) == names
+    again = subprocess.run(
+        [*SJC, "generate", "a duck", "-o", "duck"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (again.returncode, "duck has mesh.glb" in again.stderr) == (2, True)
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A live S3 server with the bucket `toys`, and a user's credentials for it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="toys")
+    yield
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_run_into_a_bucket_and_what_the_tables_say(
+    sjc: Callable[..., Said],
+    s3: None,
+    judge: str,
+    prefect_api: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    monkeypatch.setenv("SJC_STORE", "s3://toys/first")
+    (tmp_path / "m.csv").write_text("id,prompt,iso_level\nduck,=a yellow duck,\nbad,a tank,1e6\n")
+    said = sjc("run", "m.csv", "--devices", "cpu", "--json", *tiny(judge))
+    assert said.code == 1, said.err
+    result = json.loads(said.out)
+    assert [(a["asset"], a["status"]) for a in result["assets"]] == [
+        ("duck", "ok"),
+        ("bad", "failed"),
+    ]
+    assert result["picture"] == f"s3://toys/first/runs/{result['run_id']}.png"
+    assert result["assets"][0]["mesh"].startswith("s3://toys/first/assets/")
+    keys = [o["Key"] for o in boto3.client("s3").list_objects_v2(Bucket="toys")["Contents"]]
+    assert all(key.startswith("first/") for key in keys)
+
+    (duck,) = json.loads(sjc("assets", "--where", "status = 'ok'", "--format", "json").out)
+    assert (duck["prompt"], duck["steps"]) == ("=a yellow duck", 20)
+    rows = list(csv.DictReader(io.StringIO(sjc("assets", "--format", "csv").out)))
+    assert [row["prompt"] for row in rows] == ["'=a yellow duck", "a tank"]
+    assert len(sjc("assets", "--manifest", "m.csv").out.splitlines()) == 3
+    (tmp_path / "other.csv").write_text(GOOD)
+    assert len(sjc("assets", "--manifest", "other.csv").out.splitlines()) == 1
+    sql = "SELECT status, count(*) AS n FROM attempts GROUP BY ALL ORDER BY 1"
+    assert json.loads(sjc("query", sql, "--format", "json").out) == [
+        {"status": "failed", "n": 1},
+        {"status": "ok", "n": 1},
+    ]
+    wrong = sjc("query", "SELECT nothing FROM assets")
+    assert (wrong.code, "nothing" in wrong.err, "Traceback" in wrong.err) == (2, True, False)
+
+
+def test_parquet_on_a_pipe_is_parquet(sjc: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    command = [*SJC, "query", "SELECT 1 AS one", "--format", "parquet"]
+    data = subprocess.run(command, check=True, capture_output=True, cwd=tmp_path).stdout
+    assert pq.read_table(io.BytesIO(data)).to_pydict() == {"one": [1]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGINT to the group", "SIGTERM to the process"])
+def test_an_interrupted_run_goes_on_without_doing_anything_twice(
+    how: str, judge: str, prefect_api: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m.csv").write_text(
+        "id,prompt,steps\nduck,a yellow duck,20\ntank,a toy tank,400\ncar,a red car,20\n"
+    )
+    command = [*SJC, "run", "m.csv", "--devices", "cpu", *tiny(judge)]
+    environment = os.environ | {"PREFECT_API_URL": prefect_api}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            start_new_session=True,  # a process group, as a shell makes one
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    first = start()
+    assets = tmp_path / "store" / "assets"
+    checkpoints = tmp_path / ".sjc" / "fields"
+    try:
+        while not (list(assets.glob("*/manifest.json")) and list(checkpoints.glob("*.checkpoint"))):
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.05)
+        if how == "SIGINT to the group":
+            os.killpg(first.pid, signal.SIGINT)
+        else:
+            first.send_signal(signal.SIGTERM)
+        _, err = first.communicate(timeout=90)
+    finally:
+        first.kill()
+    assert first.returncode == 130, err
+    assert "run the same command again" in err
+    assert "Traceback" not in err
+    assert not alive_in_group(first.pid)
+    store = open_store(tmp_path / "store", writable=False)
+    before = {p.name: asset_manifest(store, p.name) for p in assets.iterdir()}
+    finished = [name for name, manifest in before.items() if manifest]
+    assert len(finished) == 1
+
+    second = start()
+    out, err = second.communicate(timeout=300)
+    assert second.returncode == 0, err
+    assert out.splitlines()[1].split()[:2] == ["duck", "ok"]
+    assert asset_manifest(store, finished[0]) == before[finished[0]]
+    assert len(asset_attempts(store, finished[0])) == 1
+    attempts = read_table(store, "attempts").sort_values(["asset_id", "attempt"])
+    tank = attempts[attempts.asset_id.isin([asset_of(store, "a toy tank")])]
+    assert list(tank.status) == ["interrupted", "ok"]
+    assert 0 < tank.first_step.iloc[1] < 400
+    assert tank.last_step.iloc[1] == 400
+    outcomes = read_table(store, "entries").groupby("row_id").outcome.agg(list).to_dict()
+    assert outcomes["duck"] == ["computed", "reused"]
+    assert outcomes["tank"][-1] == "computed"
+
+
+def asset_of(store: Any, prompt: str) -> str:
+    assets = read_table(store, "assets")
+    return str(assets[assets.prompt == prompt].asset_id.iloc[0])
+
+
+def alive_in_group(group: int) -> list[str]:
+    """The commands of processes that are left of a process group."""
+    left = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = stat.read_text().rpartition(") ")[2].split()[:3]
+        except (OSError, ValueError):  # it ended while we looked
+            continue
+        if int(process_group) == group and state != "Z":
+            left.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+    return left

@@ -1,0 +1,260 @@
+"""The flow with real prompts, the embedded prior and real engine processes, very small."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import State
+
+import flows.generate
+from flows.plan import Settings, make_plan
+from sjc_engine import load_field, load_prior, optimize
+from tasks.commit import asset_manifest
+from tasks.store import open_store
+from tasks.tables import query, read_table
+
+pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
+
+TABLES = ("assets", "views", "entries", "attempts", "runs")
+# Opaque after 20 steps, and a small mesh.
+TINY: dict[str, Any] = {
+    "steps": 20,
+    "lr": 0.3,
+    "grid_size": 16,
+    "ray_step": 0.08,
+    "views_per_step": 1,
+    "emptiness_weight": 0,
+    "mesh_resolution": 32,
+    "max_faces": 2000,
+    "evaluation_size": 32,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, judge: str) -> Any:
+    """Runs the flow on the lines of a CSV with the store and the scratch folder of this test."""
+
+    def run_flow(*lines: str, **parameters: Any) -> State[Any]:
+        manifest = tmp_path / "manifest.csv"
+        manifest.write_text("\n".join(lines) + "\n")
+        overrides = {**TINY, "judge": judge, **parameters.pop("overrides", {})}
+        return flows.generate.generate(
+            str(manifest),
+            store=str(tmp_path / "store"),
+            scratch=str(tmp_path / "scratch"),
+            devices=parameters.pop("devices", ["cpu"]),
+            overrides=overrides,
+            return_state=True,
+            **parameters,
+        )
+
+    return run_flow
+
+
+def tables(tmp_path: Path) -> dict[str, pd.DataFrame]:
+    return {name: read_table(tmp_path / "store", name) for name in TABLES}
+
+
+def task_runs(state: State[Any]) -> list[TaskRun]:
+    assert state.state_details.flow_run_id is not None
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(flow_run_filter=wanted)
+
+
+def artifacts(state: State[Any]) -> dict[str, Any]:
+    flow_run_id = state.state_details.flow_run_id
+    assert flow_run_id is not None
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+    with get_client(sync_client=True) as client:
+        return {a.key: a for a in client.read_artifacts(artifact_filter=wanted) if a.key}
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its size and its time of change."""
+    found = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in found}
+
+
+def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) -> None:
+    lines = ("id,prompt,tags,meta.who", "duck,a yellow duck,toy;animal,me", "tank,a toy tank,,")
+    again = "duck2,a yellow duck,,"
+    state = run(*lines, again, devices=["cpu", "cpu"])
+    assert (state.name, state.message) == ("Completed", "2 ok")
+
+    found = tables(tmp_path)
+    assets = found["assets"].set_index("prompt")
+    assert list(assets.status) == ["ok", "ok"]
+    assert (assets.steps == 20).all()
+    assert (assets.faces <= 2000).all()
+    stages = ("queue", "optimize", "extract", "evaluate", "publish")
+    assert all((assets[f"seconds_{stage}"] >= 0).all() for stage in stages)
+    assert assets.clip_score.between(0, 100).all()
+    assert (assets.prior_coverage == 1).all()
+    assert dict(zip(found["entries"].row_id, found["entries"].outcome, strict=True)) == {
+        "duck": "computed",
+        "tank": "computed",
+        "duck2": "duplicate",
+    }
+    assert len(found["views"]) == 2 * 2 * 9
+    assert list(found["attempts"].status) == ["ok", "ok"]
+    assert (found["attempts"].last_step == 20).all()
+    (row,) = found["runs"].to_dict("records")
+    assert (row["count_computed"], row["count_duplicate"], row["count_failed"]) == (2, 1, 0)
+    assert row["flow_run_id"] == str(state.state_details.flow_run_id)
+    assert json.loads(row["settings"])["overrides"]["steps"] == 20
+
+    store = open_store(tmp_path / "store")
+    for asset_id in assets.asset_id:
+        manifest = asset_manifest(store, asset_id)
+        assert manifest is not None
+        names = {name.partition("/")[2] for name in manifest["files"]}
+        assert {"mesh.glb", "preview.png", "field.safetensors", "views/mesh_8.png"} <= names
+        for name, facts in manifest["files"].items():
+            data = (tmp_path / "store" / "assets" / asset_id / name).read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (
+                facts["bytes"],
+                facts["sha256"],
+            )
+    assert all(Path(uri).is_file() for uri in [*assets.uri_mesh, *found["views"].uri])
+    assert (tmp_path / "store" / "runs" / f"{row['run_id']}.png").is_file()
+    parts = [p for p in (tmp_path / "store" / "tables").rglob("*") if p.is_file()]
+    assert len(parts) == len(TABLES), "a run is sealed into one file for each table"
+    kept = [p for p in (tmp_path / "scratch").rglob("*") if p.is_file() and p.parent.name != "logs"]
+    assert kept == []
+
+    names = {f"{stage}-{name}" for stage in stages[1:] for name in ("duck", "tank")}
+    assert {r.name for r in task_runs(state)} == names
+    shown = artifacts(state)
+    assert {"progress-duck", "preview-duck", "preview-tank", "summary", "run"} <= set(shown)
+    assert shown["preview-duck"].data.startswith("data:image/png;base64,")
+    assert float(shown["progress-duck"].data) == 100.0
+
+    before = files(tmp_path / "store" / "assets")
+    second = run(*lines, again)
+    assert (second.name, second.message) == ("Completed", "2 reused")
+    assert files(tmp_path / "store" / "assets") == before
+    assert task_runs(second) == []
+    outcomes = query(store, "SELECT outcome, count(*) n FROM entries GROUP BY ALL ORDER BY 1")
+    assert outcomes.to_pydict() == {
+        "outcome": ["computed", "duplicate", "reused"],
+        "n": [2, 2, 2],
+    }
+    assert len(read_table(store, "runs")) == 2
+
+
+def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, judge: str) -> None:
+    """The field of the interrupted asset is, bit for bit, that of one that was never touched."""
+    overrides = {"steps": 150}
+    resumed = []
+
+    def kill_once() -> None:
+        fields = tmp_path / "scratch" / "fields"
+        while not list(fields.glob("*.checkpoint")):
+            time.sleep(0.05)
+        (engine,) = [p for p in children(os.getpid()) if "sjc_engine.worker" in command(p)]
+        resumed.append(engine)
+        os.kill(engine, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_once, daemon=True)
+    killer.start()
+    state = run("id,prompt", "duck,a yellow duck", overrides=overrides)
+    killer.join(timeout=1)
+    assert resumed, "nothing was killed: the test has tested nothing"
+    assert state.name == "Completed"
+    (asset,) = tables(tmp_path)["assets"].to_dict("records")
+    assert (asset["attempt"], asset["steps"]) == ("a01", 150)
+
+    settings = Settings(
+        str(tmp_path / "manifest.csv"),
+        str(tmp_path / "store"),
+        overrides={**TINY, "judge": judge, **overrides},
+    )
+    (entry,) = make_plan(settings, writable=False).entries
+    (whole,) = optimize(["a yellow duck"], load_prior("toybox"), entry.spec.recipe, seeds=[0])
+    whole.save(tmp_path / "whole.safetensors")
+    assert (tmp_path / "whole.safetensors").read_bytes() == Path(asset["uri_field"]).read_bytes()
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def test_a_failed_asset_is_a_row_and_is_tried_again_only_when_asked(
+    run: Any, tmp_path: Path
+) -> None:
+    lines = ("id,prompt,iso_level", "duck,a yellow duck,", "bad,a toy tank,1000000")
+    state = run(*lines)
+    assert state.is_completed()
+    assert (state.name, state.message) == ("CompletedWithErrors", "1 ok, 1 failed")
+    bad = tables(tmp_path)["assets"].set_index("prompt").loc["a toy tank"]
+    assert (bad.status, bad.error_type, bad.attempt) == ("failed", "EmptyField", "a01")
+    assert "1e+06" in bad.error
+    assert bad.steps == 20
+    states = {r.name: r.state_name for r in task_runs(state)}
+    assert states == {
+        **{f"{s}-duck": "Completed" for s in ("optimize", "extract", "evaluate", "publish")},
+        "optimize-bad": "Completed",
+        "extract-bad": "Failed",
+    }
+
+    again = run(*lines)
+    assert (again.name, again.message) == ("CompletedWithErrors", "1 reused, 1 failed")
+    assert task_runs(again) == []
+    retried = run(*lines, retry_failed=True)
+    assert {r.name for r in task_runs(retried)} == {"optimize-bad", "extract-bad"}
+    assert list(tables(tmp_path)["attempts"].status) == ["ok", "failed", "failed"]
+    outcomes = tables(tmp_path)["entries"].groupby("row_id").outcome.agg(list).to_dict()
+    assert outcomes == {"duck": ["computed", "reused", "reused"], "bad": ["failed"] * 3}
+
+
+def test_nothing_but_failures_is_a_failed_run(run: Any, tmp_path: Path) -> None:
+    state = run("id,prompt", "duck,a yellow duck", timeout=0.001)
+    assert (state.is_failed(), state.message) == (True, "1 timeout")
+    (row,) = tables(tmp_path)["assets"].to_dict("records")
+    assert (row["status"], row["error_type"], row["device"]) == ("timeout", "Timeout", "cpu")
+
+
+def test_a_field_is_made_once_for_all_its_meshes(run: Any, tmp_path: Path) -> None:
+    """Within a run the field waits in the scratch folder; a later run fetches it from the store."""
+    run("id,prompt,max_faces", "a,a yellow duck,2000", "b,a yellow duck,1000")
+    run("id,prompt,max_faces", "c,a yellow duck,500")
+    assets = tables(tmp_path)["assets"]
+    assert sorted(assets.faces) == [500, 1000, 2000]
+    assert assets.field_id.nunique() == 1
+    assert assets.seconds_optimize.nunique() == 1  # the one optimisation's
+    assert assets.seconds_queue.notna().sum() == 1
+    contents = {Path(uri).read_bytes() for uri in assets.uri_field}
+    assert len(contents) == 1
+    assert load_field(assets.uri_field[0]).resolution == 16
+
+
+def test_a_large_manifest_runs_in_parts(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.generate, "PART", 2)
+    state = run("prompt,seed", "a yellow duck,0-2")
+    assert (state.name, state.message) == ("Completed", "3 ok")
+    assert len(tables(tmp_path)["runs"]) == 1
+    assert list(tables(tmp_path)["entries"].outcome) == ["computed"] * 3
+    assert sorted(r.name.partition("-")[0] for r in task_runs(state)) == ["generate"] * 2
