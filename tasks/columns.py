@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,15 @@ import pyarrow as pa
 TEXT, WHOLE, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", tz="UTC")
 TEXTS, TEXT_MAP = pa.list_(TEXT), pa.map_(TEXT, TEXT)
+
+_KINDS: dict[pa.DataType, Any] = {
+    TEXT: str,
+    WHOLE: int,
+    REAL: int | float,
+    FLAG: bool,
+    TIME: datetime,
+    TEXTS: list,
+}
 
 
 class RowError(ValueError):
@@ -38,9 +48,14 @@ class Column:
                 raise RowError(f"{self.name}: null is not allowed")
             return
         try:
+            # Arrow cuts 1.5 down to a whole 1 and takes True for one.
+            if not isinstance(value, _KINDS.get(self.type, object)) or (
+                isinstance(value, bool) and self.type != FLAG
+            ):
+                raise TypeError(f"it is {type(value).__name__}")
             pa.array([value], self.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise RowError(f"{self.name}: {value!r} is not {self.type} ({error})") from error
+            raise RowError(f"{self.name}: {value!r} is not {self.type}; {error}") from error
         if self.choices and value not in self.choices:
             raise RowError(f"{self.name}: {value!r} is not one of {', '.join(self.choices)}")
         if isinstance(value, float) and not math.isfinite(value):

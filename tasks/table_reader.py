@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tasks.schemas import FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
-from tasks.store import Store, StoreError, open_store
+from tasks.store import NotInStore, Store, StoreError, open_store
 
-SEALED = "sealed.parquet"
-HELD_PARTS = b"sjc.parts"  # file metadata: a JSON list of the parts that were merged into it
+HELD_PARTS = b"sjc.parts"  # metadata of a sealed file: JSON, the names of the files in its place
 
-READS = 5  # while files vanish because another process seals their run
-FOOTERS = 16  # files at a time
+READS = 10  # while files vanish because another process seals their run
+FILES = 16  # at a time
 
 # A later failure must not hide an earlier success. The last two only make ties certain.
 BEST_ASSETS = """
@@ -45,6 +45,7 @@ _OF_MANIFEST = {
     "entries": "manifest_sha256 = $manifest",
     "runs": "run_id IN (SELECT run_id FROM entries WHERE manifest_sha256 = $manifest)",
 }
+_SEALED = re.compile(r".*/sealed-(\d+)\.parquet")
 _PART = re.compile(r"tables/\w+/run_id=([^/]+)/([^/]+\.parquet)")
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -53,6 +54,10 @@ _FORMAT = ds.ParquetFileFormat(
 
 class TableError(StoreError):
     """A table cannot be read; the message names the file and what to do."""
+
+
+class _Vanished(Exception):
+    """A file went away between its listing and its reading."""
 
 
 class QueryError(ValueError):
@@ -117,8 +122,19 @@ def read_part(store: Store, table: str, key: str) -> pa.Table:
     return content
 
 
+def is_sealed(key: str) -> bool:
+    """Whether a file of a table is a merged one."""
+    return _SEALED.fullmatch(key) is not None
+
+
+def sealed_name(keys: Iterable[str]) -> str:
+    """The name for the next merged file of a folder with these files."""
+    numbers = [int(found[1]) for found in map(_SEALED.fullmatch, keys) if found]
+    return f"sealed-{max(numbers, default=0) + 1:04d}.parquet"
+
+
 def held_parts(schema: pa.Schema) -> list[str]:
-    """The parts that a sealed file holds, from the metadata of its schema."""
+    """The files whose rows a sealed file has, from the metadata of its schema."""
     return json.loads((schema.metadata or {}).get(HELD_PARTS, b"[]"))
 
 
@@ -138,28 +154,60 @@ def _check_schema(where: str, table: str, schema: pa.Schema) -> None:
 
 
 def _dataset(store: Store, table: str) -> ds.Dataset:
-    """A table as a lazy dataset. Raises FileNotFoundError if a file vanishes meanwhile."""
-    filesystem = store.filesystem()
-    keys = [(run, key) for run, part in part_keys(store, table).items() for key in part]
+    """A table as a dataset. Raises `_Vanished` if a file does so meanwhile.
 
-    def open_part(run_and_key: tuple[str, str]) -> ds.ParquetFileFragment:
-        run, key = run_and_key
-        partition = ds.field("run_id") == run
-        fragment = _FORMAT.make_fragment(key, filesystem, partition_expression=partition)
-        with _named(store, key):
-            _check_schema(store.uri(key), table, fragment.physical_schema)
-        return fragment
+    Sealed files are read lazily: their content never changes under a name. Parts are small and may
+    be replaced, so each is read at once and whole.
+    """
+    runs = part_keys(store, table)
+    sealed = [(run, key) for run, keys in runs.items() for key in keys if is_sealed(key)]
+    with ThreadPoolExecutor(FILES) as pool:
+        fragments = list(pool.map(partial(_open_sealed, store, table), sealed))
+        held = {
+            f"{fragment.path.rpartition('/')[0]}/{name}"
+            for fragment in fragments
+            for name in held_parts(fragment.physical_schema)
+        }
+        parts = [
+            (run, key)
+            for run, keys in runs.items()
+            for key in keys
+            if not is_sealed(key) and key not in held
+        ]
+        contents = list(pool.map(partial(_read_live_part, store, table), parts))
+    if parts:
+        # A part that was moved during a listing of many pages may be missing from it, and so may
+        # the file that it went to; but that one was there before the part went.
+        now = {key for keys in part_keys(store, table).values() for key in keys if is_sealed(key)}
+        if now - {key for _, key in sealed}:
+            raise _Vanished
+    schema = SCHEMAS[table]
+    live = [fragment for fragment in fragments if fragment.path not in held]
+    files = ds.FileSystemDataset(live, schema, _FORMAT, store.filesystem())
+    rows = ds.dataset(pa.concat_tables([schema.empty_table(), *contents]))
+    return ds.UnionDataset(schema, [files, rows]) if live else rows
 
-    with ThreadPoolExecutor(FOOTERS) as pool:
-        fragments = dict(zip(keys, pool.map(open_part, keys), strict=True))
-    for (run, key), fragment in list(fragments.items()):
-        if key.endswith(f"/{SEALED}"):
-            folder = key.removesuffix(SEALED)
-            for part in held_parts(fragment.physical_schema):
-                fragments.pop((run, folder + part), None)
-    if not fragments:
-        return ds.dataset(SCHEMAS[table].empty_table())
-    return ds.FileSystemDataset(list(fragments.values()), SCHEMAS[table], _FORMAT, filesystem)
+
+def _open_sealed(store: Store, table: str, run_and_key: tuple[str, str]) -> ds.ParquetFileFragment:
+    run, key = run_and_key
+    partition = ds.field("run_id") == run
+    fragment = _FORMAT.make_fragment(key, store.filesystem(), partition_expression=partition)
+    with _named(store, key):
+        schema = fragment.physical_schema
+    _check_schema(store.uri(key), table, schema)
+    return fragment
+
+
+def _read_live_part(store: Store, table: str, run_and_key: tuple[str, str]) -> pa.Table:
+    run, key = run_and_key
+    try:
+        content = read_part(store, table, key)
+    except NotInStore as error:
+        raise _Vanished from error
+    runs = pa.array([run] * content.num_rows, pa.string())
+    position = SCHEMAS[table].get_field_index("run_id")
+    whole = content.add_column(position, SCHEMAS[table].field("run_id"), runs)
+    return whole.replace_schema_metadata(SCHEMAS[table].metadata)
 
 
 def _execute(store: Store, sql: str, parameters: dict[str, Any]) -> pa.Table:
@@ -169,20 +217,16 @@ def _execute(store: Store, sql: str, parameters: dict[str, Any]) -> pa.Table:
         name for name in SCHEMAS if name in words or (name == "assets" and "best_assets" in words)
     ]
     for _ in range(READS):
-        try:
+        with contextlib.suppress(_Vanished):
             datasets = {name: _dataset(store, name) for name in tables}
-        except FileNotFoundError:
-            continue
-        try:
-            return _run_sql(datasets, sql, parameters)
-        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
-            raise QueryError(str(error)) from error
-        except duckdb.Error as error:
-            if any(_vanished(store, name, dataset) for name, dataset in datasets.items()):
-                continue
-            for dataset in datasets.values():
-                _read_all(store, dataset)
-            raise QueryError(str(error)) from error
+            try:
+                return _run_sql(datasets, sql, parameters)
+            except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as e:
+                raise QueryError(str(e)) from e
+            except duckdb.Error as error:
+                for dataset in datasets.values():
+                    _read_all(store, dataset)
+                raise QueryError(str(error)) from error
     raise TableError(f"The tables in {store.url} change all the time; try again later.")
 
 
@@ -203,19 +247,12 @@ def _run_sql(datasets: dict[str, ds.Dataset], sql: str, parameters: dict[str, An
         return relation.to_arrow_table()
 
 
-def _vanished(store: Store, table: str, dataset: ds.Dataset) -> bool:
-    return not set(_files(dataset)) <= set(store.list(f"tables/{table}/"))
-
-
 def _read_all(store: Store, dataset: ds.Dataset) -> None:
-    """Raises `TableError` for the first file that cannot be read."""
-    for key in _files(dataset):
-        with _named(store, key):
-            _FORMAT.make_fragment(key, store.filesystem()).to_table()
-
-
-def _files(dataset: ds.Dataset) -> list[str]:
-    return dataset.files if isinstance(dataset, ds.FileSystemDataset) else []
+    """Raises `TableError` for the first file that cannot be read, or `_Vanished`."""
+    files = dataset.children[0] if isinstance(dataset, ds.UnionDataset) else None
+    for fragment in files.get_fragments() if files else ():
+        with _named(store, fragment.path):
+            fragment.to_table()
 
 
 @contextlib.contextmanager
@@ -223,8 +260,8 @@ def _named(store: Store, key: str) -> Iterator[None]:
     """Name the file that cannot be read; one that is gone is another matter."""
     try:
         yield
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise _Vanished from error
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise TableError(

@@ -1,8 +1,9 @@
 """Writing the five tables: plain Parquet parts, one per asset and attempt, sealed per run.
 
 A part's name follows from what it holds, so writing it again replaces it. `seal_run` merges a
-run's parts into `sealed.parquet`, which names the parts that it holds: until those are deleted,
-readers leave them out, so that no row is seen twice and none is lost wherever a process dies.
+run's parts into `sealed-0001.parquet`, which names the files whose place it takes: until those are
+deleted, readers leave them out, so that no row is seen twice and none is lost wherever a process
+dies. A sealed file is never written again; the next one takes its place too.
 Reading is in `tasks.table_reader`.
 """
 
@@ -12,6 +13,8 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +25,15 @@ from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
 from tasks.schemas import FILE_SCHEMAS, SCHEMAS, Row, to_arrow
 from tasks.store import Store, StoredFile
 from tasks.table_reader import (
+    FILES,
     HELD_PARTS,
-    SEALED,
     QueryError,
     TableError,
     held_parts,
     query,
     read_part,
     read_table,
+    sealed_name,
 )
 
 __all__ = [
@@ -37,7 +41,7 @@ __all__ = [
     "record_attempt", "record_run", "seal_run", "write_part",
 ]  # fmt: skip
 
-RUN_PART = "run"  # the only part of a run in `entries` and `runs`
+RUN_TABLES, RUN_PART = ("entries", "runs"), "run"  # their only part of a run
 
 
 def write_part(store: Store, table: str, run_id: str, part: str, rows: Iterable[Row]) -> StoredFile:
@@ -54,7 +58,7 @@ def record_attempt(store: Store, attempt: Mapping[str, Any], manifest: Mapping[s
 
     `manifest` is the asset's commit marker, or {}. Recording the same attempt again is harmless.
     """
-    run_id, part = attempt["run_id"], f"{attempt['asset_id']}-{attempt['attempt']}"
+    run_id, part = attempt["run_id"], _part(attempt)
     views = view_rows(store, attempt, manifest)
     if views:
         write_part(store, "views", run_id, part, views)
@@ -64,73 +68,69 @@ def record_attempt(store: Store, attempt: Mapping[str, Any], manifest: Mapping[s
 
 def record_run(store: Store, run: Mapping[str, Any]) -> None:
     """Write the rows of a run, ended or not: `entries` and `runs`."""
-    write_part(store, "entries", run["run_id"], RUN_PART, entry_rows(run))
-    write_part(store, "runs", run["run_id"], RUN_PART, [run_row(run)])
+    for table, rows in zip(RUN_TABLES, (entry_rows(run), [run_row(run)]), strict=True):
+        write_part(store, table, run["run_id"], RUN_PART, rows)
 
 
 def seal_run(store: Store, run_id: str) -> None:
-    """Merge each table's parts of this run into one file; safe to repeat after a crash."""
+    """Merge each table's files of this run into one; safe to repeat after a crash."""
     for table in SCHEMAS:
-        keys = list(store.list(_folder(table, run_id)))
-        sealed = _folder(table, run_id) + SEALED
-        if sealed not in keys and len(keys) < 2:
+        keys = _keys(store, _folder(table, run_id))
+        if len(keys) < 2:
             continue
-        merged = [read_part(store, table, sealed)] if sealed in keys else []
-        held = held_parts(merged[0].schema) if merged else []
-        parts = [key for key in keys if key != sealed]
-        names = {key: key.rpartition("/")[2] for key in parts}
-        fresh = [key for key in parts if names[key] not in held]
-        if fresh:
-            merged += [read_part(store, table, key) for key in fresh]
-            held = sorted({*held, *(names[key] for key in fresh)})
+        with ThreadPoolExecutor(FILES) as pool:
+            contents = dict(
+                zip(keys, pool.map(partial(read_part, store, table), keys), strict=True)
+            )
+        held = {name for content in contents.values() for name in held_parts(content.schema)}
+        live = [key for key in keys if _name(key) not in held]
+        if len(live) > 1:
             plain = FILE_SCHEMAS[table].metadata
-            content = pa.concat_tables([part.replace_schema_metadata(plain) for part in merged])
-            _write_sealed(store, table, run_id, content, held)
-        for key in parts:
-            store.delete(key)
+            merged = pa.concat_tables([contents[k].replace_schema_metadata(plain) for k in live])
+            _write_sealed(store, table, run_id, merged, held)
+            live = []
+        _delete(store, [key for key in keys if key not in live])
 
 
 def rebuild_tables(store: Store) -> None:
     """Make every table again from the JSON in the store; rows without JSON behind them go."""
-    rows: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    held: dict[str, list[str]] = defaultdict(list)
-    folders = {key.split("/")[1] for key in store.list("assets/")}
-    for asset_id in sorted(folders):
-        manifest = asset_manifest(store, asset_id) or {}
-        for attempt in asset_attempts(store, asset_id):
+    rows: dict[tuple[str, str], list[Row]] = defaultdict(list)  # by table and run
+    parts: dict[str, set[str]] = defaultdict(set)  # by run: the names that live parts have
+    asset_ids = sorted({key.split("/")[1] for key in store.list("assets/")})
+    with ThreadPoolExecutor(FILES) as pool:
+        manifests = pool.map(partial(asset_manifest, store), asset_ids)
+        attempts = pool.map(partial(asset_attempts, store), asset_ids)
+    for manifest, documents in zip(manifests, attempts, strict=True):
+        for attempt in documents:
             if attempt["status"] == "running":
                 continue
             run_id = attempt["run_id"]
-            held[run_id].append(f"{asset_id}-{attempt['attempt']}.parquet")
-            rows["assets", run_id].append(asset_row(store, attempt, manifest))
+            parts[run_id].add(f"{_part(attempt)}.parquet")
+            rows["assets", run_id].append(asset_row(store, attempt, manifest or {}))
             rows["attempts", run_id].append(attempt_row(attempt))
-            rows["views", run_id] += view_rows(store, attempt, manifest)
+            rows["views", run_id] += view_rows(store, attempt, manifest or {})
+    written = set()
+    for (table, run_id), found in rows.items():
+        if found:
+            content = to_arrow(table, run_id, found)
+            written.add(_write_sealed(store, table, run_id, content, parts[run_id]))
     for key in store.list("runs/"):
         run = read_document(store, key)
         record_run(store, run)
-    for (table, run_id), found in rows.items():
-        if found:
-            _write_sealed(store, table, run_id, to_arrow(table, run_id, found), held[run_id])
-    runs = {key.removeprefix("runs/").removesuffix(".json") for key in store.list("runs/")}
-    for table in SCHEMAS:
-        for key in list(store.list(f"tables/{table}/")):
-            run_id, _, name = key.removeprefix(f"tables/{table}/run_id=").partition("/")
-            if table in ("entries", "runs"):
-                wanted = run_id in runs and name == f"{RUN_PART}.parquet"
-            else:
-                wanted = bool(rows.get((table, run_id))) and name == SEALED
-            if not wanted:
-                store.delete(key)
+        written |= {f"{_folder(table, run['run_id'])}{RUN_PART}.parquet" for table in RUN_TABLES}
+    _delete(store, [key for key in _keys(store, "tables/") if key not in written])
 
 
-def _write_sealed(
-    store: Store, table: str, run_id: str, content: pa.Table, held: list[str]
-) -> None:
+def _write_sealed(store: Store, table: str, run_id: str, content: pa.Table, held: set[str]) -> str:
+    """Write `content` under a new name; it takes the place of `held` and of what is there now."""
     if table == "assets":
         content = _last_attempts(content)
-    metadata = {**content.schema.metadata, HELD_PARTS: json.dumps(held).encode()}
-    data = _parquet(content.replace_schema_metadata(metadata))
-    store.put_bytes(_folder(table, run_id) + SEALED, data, replace=True)
+    keys = _keys(store, _folder(table, run_id))
+    names = sorted(held | {_name(key) for key in keys})
+    metadata = {**content.schema.metadata, HELD_PARTS: json.dumps(names).encode()}
+    key = _folder(table, run_id) + sealed_name(keys)
+    store.put_bytes(key, _parquet(content.replace_schema_metadata(metadata)))
+    return key
 
 
 def _last_attempts(content: pa.Table) -> pa.Table:
@@ -146,6 +146,23 @@ def _parquet(content: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(content, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
+
+
+def _keys(store: Store, prefix: str) -> list[str]:
+    return [key for key in store.list(prefix) if key.endswith(".parquet")]
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _delete(store: Store, keys: list[str]) -> None:
+    with ThreadPoolExecutor(FILES) as pool:
+        list(pool.map(store.delete, keys))
+
+
+def _part(attempt: Mapping[str, Any]) -> str:
+    return f"{attempt['asset_id']}-{attempt['attempt']}"
 
 
 def _folder(table: str, run_id: str) -> str:
