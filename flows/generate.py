@@ -245,7 +245,9 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     where = f"- store: `{store.url}`\n- tables: `{store.uri('tables')}`\n"
     picture = f"- picture: `{sheet}`\n" if sheet else ""
     show_text("run", f"# Run {run_id}\n\n{where}{picture}", f"Where run {run_id} put its results")
-    message = ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common())
+    order = [word for word in ("ok", "reused") if counts[word]]
+    order += sorted(counts.keys() - set(order))
+    message = ", ".join(f"{counts[outcome]} {outcome}" for outcome in order)
     if not good:
         return Failed(message=message)
     name = "Completed" if len(good) == len(outcomes) else "CompletedWithErrors"

@@ -55,7 +55,7 @@ def connect(log: Path) -> str:
     """
     api_url = os.environ.get("PREFECT_API_URL") or ui_server()
     if api_url is None:
-        port = _free_port()
+        port = free_port()
         api_url = f"http://{HOST}:{port}/api"
         command = [sys.executable, "-m", "flows.server"]
         command += ["--port", str(port), "--parent", str(os.getpid())]
@@ -92,7 +92,7 @@ def wait_until_healthy(api_url: str, seconds: float = START_SECONDS) -> None:
         time.sleep(0.1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -4,12 +4,13 @@ import sys
 
 from flows import environment
 from flows.errors import UsageError
-from flows.server import HOST, healthy, serve_ui
+from flows.server import HOST, free_port, healthy, serve_ui
 
 
 def serve(port: int) -> None:
-    """Serves until Ctrl-C. Raises UsageError when something serves there already."""
+    """Serves until Ctrl-C; port 0 is any free one. Raises UsageError when a server is up there."""
     environment.apply()
+    port = port or free_port()
     if healthy(f"http://{HOST}:{port}/api"):
         raise UsageError(f"a Prefect server is up at http://{HOST}:{port} already")
     print(f"Prefect's pages: http://{HOST}:{port} (Ctrl-C ends them)", file=sys.stderr, flush=True)

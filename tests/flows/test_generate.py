@@ -228,19 +228,13 @@ def test_a_failed_asset_is_a_row_and_is_tried_again_only_when_asked(
     assert outcomes == {"duck": ["computed", "reused", "reused"], "bad": ["failed"] * 3}
 
 
-def test_nothing_but_failures_is_a_failed_run(run: Any, tmp_path: Path) -> None:
-    state = run("id,prompt", "duck,a yellow duck", timeout=0.001)
-    assert (state.is_failed(), state.message) == (True, "1 timeout")
-    (row,) = tables(tmp_path)["assets"].to_dict("records")
-    assert (row["status"], row["error_type"], row["device"]) == ("timeout", "Timeout", "cpu")
-
-
 def test_a_field_is_made_once_for_all_its_meshes(run: Any, tmp_path: Path) -> None:
     """Within a run the field waits in the scratch folder; a later run fetches it from the store."""
     run("id,prompt,max_faces", "a,a yellow duck,2000", "b,a yellow duck,1000")
     run("id,prompt,max_faces", "c,a yellow duck,500")
     assets = tables(tmp_path)["assets"]
-    assert sorted(assets.faces) == [500, 1000, 2000]
+    faces = sorted(assets.faces)
+    assert faces[0] <= 500 < faces[1] <= 1000 < faces[2] <= 2000
     assert assets.field_id.nunique() == 1
     assert assets.seconds_optimize.nunique() == 1  # the one optimisation's
     assert assets.seconds_queue.notna().sum() == 1
@@ -249,12 +243,15 @@ def test_a_field_is_made_once_for_all_its_meshes(run: Any, tmp_path: Path) -> No
     assert load_field(assets.uri_field[0]).resolution == 16
 
 
-def test_a_large_manifest_runs_in_parts(
+def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flows.generate, "PART", 2)
-    state = run("prompt,seed", "a yellow duck,0-2")
-    assert (state.name, state.message) == ("Completed", "3 ok")
-    assert len(tables(tmp_path)["runs"]) == 1
-    assert list(tables(tmp_path)["entries"].outcome) == ["computed"] * 3
+    state = run("prompt,seed", "a yellow duck,0-2", timeout=0.001)
+    assert (state.is_failed(), state.message) == (True, "3 timeout")
     assert sorted(r.name.partition("-")[0] for r in task_runs(state)) == ["generate"] * 2
+    found = tables(tmp_path)
+    assert len(found["runs"]) == 1
+    assert list(found["entries"].outcome) == ["failed"] * 3
+    assets = found["assets"]
+    assert [*assets.status, *assets.error_type] == ["timeout"] * 3 + ["Timeout"] * 3

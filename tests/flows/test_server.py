@@ -1,0 +1,95 @@
+"""The Prefect server that runs start: that it serves, schedules, and never outlives its run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flows.server import healthy, ui_server
+
+pytestmark = pytest.mark.slow
+
+# What a run does: start a server, wait for it. Then this process deploys a flow with a cron
+# schedule and waits for the scheduler. Newer FastAPI and SQLAlchemy releases break one or the
+# other without a word: the pins in pyproject.toml are there for this test to pass.
+SCHEDULE = """
+import sys, time
+from pathlib import Path
+from flows import environment, server
+environment.apply("CRITICAL")
+api_url = server.connect(Path("server.log"))
+server.wait_until_healthy(api_url)
+print(api_url, flush=True)
+from prefect import flow
+from prefect.client.orchestration import get_client
+@flow
+def nightly() -> None: ...
+nightly.to_deployment("guard", cron="0 2 * * *").apply()
+with get_client(sync_client=True) as client:
+    while True:
+        runs = [run for run in client.read_flow_runs() if run.state_type.value == "SCHEDULED"]
+        if runs: break
+        time.sleep(0.2)
+print(len(runs), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(tmp_path: Path) -> None:
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path / "home")}
+    environment.pop("PREFECT_API_URL", None)
+    (tmp_path / "schedule.py").write_text(SCHEDULE)  # Prefect deploys flows of files only
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    run = subprocess.Popen(
+        [sys.executable, "schedule.py"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    try:
+        api_url = run.stdout.readline().strip()
+        assert healthy(api_url)
+        assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+        assert int(run.stdout.readline()) >= 1
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+    deadline = time.monotonic() + 10
+    while healthy(api_url):
+        assert time.monotonic() < deadline, "the server has outlived its run"
+        time.sleep(0.1)
+
+
+def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert ui_server() is None
+    ui = subprocess.Popen(
+        [sys.executable, "-c", "from flows.cli import main; main()", "ui", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := ui_server()):
+            assert ui.poll() is None, ui.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert found == json.loads((tmp_path / "sjc-ui.json").read_text())["api_url"]
+        assert found.startswith("http://127.0.0.1:")
+        page = found.removesuffix("/api")
+        with urllib.request.urlopen(page) as reply:
+            assert b"<html" in reply.read()
+    finally:
+        ui.send_signal(signal.SIGINT)
+        ui.communicate(timeout=30)
+    assert ui_server() is None
+    assert not (tmp_path / "sjc-ui.json").exists()
