@@ -152,6 +152,12 @@ def test_json_lines_and_parquet_say_the_same(write: Write, tmp_path: Path) -> No
     assert plan(tmp_path / "m.parquet").entries[0].spec.recipe.optimize.steps == 5
 
 
+def test_json_lines_end_at_line_feeds_alone(write: Write) -> None:
+    prompt = "one\u2028two\u2029three"
+    path = write(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\r\n", "m.jsonl")
+    assert [row.prompt for row in read_manifest(path).rows] == [prompt]
+
+
 def test_seed_ranges_make_entries(write: Write) -> None:
     entries = plan(write("id,prompt,seed\nduck,a duck,0-3\nx,a pig,5\n,a pig,7-8\n")).entries
     assert [(e.row_id, e.spec.seed, e.line) for e in entries] == [
@@ -171,14 +177,14 @@ def test_derived_ids_are_unique_and_do_not_take_given_ones(write: Write) -> None
 
 def test_a_cell_may_be_long(write: Write) -> None:
     """The csv module alone refuses fields above 131,072 characters."""
+    csv.field_size_limit(131_072)
     prompt = "duck " * 20_000
     assert read_manifest(write(f"prompt\n{prompt}\n")).rows[0].prompt == prompt
-    before = csv.field_size_limit()
     [problem] = problems(write(f"prompt,id\n{'x' * 9_000_000},a\n"))
     assert problem.startswith("m.csv:2: prompt: has 9,000,000 characters, and the limit is 100,000")
     [problem] = problems(write(f"prompt,id\nb,b\n{'x' * 11_000_000},a\n"))
     assert problem.startswith("m.csv:3: row: is not CSV (field larger than field limit")
-    assert csv.field_size_limit() == before
+    assert csv.field_size_limit() == 131_072, "the rest of the process keeps its limit"
 
 
 # --- what is refused ---------------------------------------------------------------------------
