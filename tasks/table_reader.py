@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tasks.schemas import FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
-from tasks.store import NotInStore, Store, StoreError, open_store
+from tasks.store import NotInStore, Store, StoreError, bytes_digest, open_store
 
-HELD_PARTS = b"sjc.parts"  # metadata of a sealed file: JSON, the names of the files in its place
+# Metadata of a sealed file: the files whose rows it has, as a JSON object of name and SHA-256. A
+# part that is there under such a name with other content was written later, and counts.
+HELD_PARTS = b"sjc.parts"
 
 READS = 10  # while files vanish because another process seals their run
 FILES = 16  # at a time
@@ -113,13 +116,28 @@ def part_keys(store: Store, table: str) -> dict[str, list[str]]:
     return runs
 
 
-def read_part(store: Store, table: str, key: str) -> pa.Table:
-    """One file of a table, whole; its schema's metadata is the file's. Raises `TableError`."""
-    data = pa.BufferReader(store.get_bytes(key))
+@dataclass(frozen=True)
+class Part:
+    """One file of a table, whole. `held` names the files in whose place it stands, by SHA-256."""
+
+    key: str
+    sha256: str
+    content: pa.Table
+    held: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+
+def read_part(store: Store, table: str, key: str) -> Part:
+    """Read one file; raises `TableError` if it is damaged and `NotInStore` if it is gone."""
+    data = store.get_bytes(key)
     with _named(store, key):
-        content = pq.ParquetFile(data, page_checksum_verification=True).read()
+        content = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     _check_schema(store.uri(key), table, content.schema)
-    return content
+    plain = content.replace_schema_metadata(FILE_SCHEMAS[table].metadata)
+    return Part(key, bytes_digest(data).sha256, plain, _held(content.schema))
 
 
 def is_sealed(key: str) -> bool:
@@ -133,9 +151,9 @@ def sealed_name(keys: Iterable[str]) -> str:
     return f"sealed-{max(numbers, default=0) + 1:04d}.parquet"
 
 
-def held_parts(schema: pa.Schema) -> list[str]:
-    """The files whose rows a sealed file has, from the metadata of its schema."""
-    return json.loads((schema.metadata or {}).get(HELD_PARTS, b"[]"))
+def _held(schema: pa.Schema) -> dict[str, str]:
+    held: dict[str, str] = json.loads((schema.metadata or {}).get(HELD_PARTS, b"{}"))
+    return held
 
 
 def _check_schema(where: str, table: str, schema: pa.Schema) -> None:
@@ -164,24 +182,22 @@ def _dataset(store: Store, table: str) -> ds.Dataset:
     with ThreadPoolExecutor(FILES) as pool:
         fragments = list(pool.map(partial(_open_sealed, store, table), sealed))
         held = {
-            f"{fragment.path.rpartition('/')[0]}/{name}"
+            f"{fragment.path.rpartition('/')[0]}/{name}": sha256
             for fragment in fragments
-            for name in held_parts(fragment.physical_schema)
+            for name, sha256 in _held(fragment.physical_schema).items()
         }
-        parts = [
-            (run, key)
-            for run, keys in runs.items()
-            for key in keys
-            if not is_sealed(key) and key not in held
-        ]
-        contents = list(pool.map(partial(_read_live_part, store, table), parts))
+        keys = [(run, key) for run, keys in runs.items() for key in keys if not is_sealed(key)]
+        parts = list(pool.map(lambda found: (found[0], _live_part(store, table, found[1])), keys))
     if parts:
         # A part that was moved during a listing of many pages may be missing from it, and so may
         # the file that it went to; but that one was there before the part went.
-        now = {key for keys in part_keys(store, table).values() for key in keys if is_sealed(key)}
+        now = {key for found in part_keys(store, table).values() for key in found if is_sealed(key)}
         if now - {key for _, key in sealed}:
             raise _Vanished
     schema = SCHEMAS[table]
+    contents = [
+        _with_run(table, run, part) for run, part in parts if held.get(part.key) != part.sha256
+    ]
     live = [fragment for fragment in fragments if fragment.path not in held]
     files = ds.FileSystemDataset(live, schema, _FORMAT, store.filesystem())
     rows = ds.dataset(pa.concat_tables([schema.empty_table(), *contents]))
@@ -198,16 +214,20 @@ def _open_sealed(store: Store, table: str, run_and_key: tuple[str, str]) -> ds.P
     return fragment
 
 
-def _read_live_part(store: Store, table: str, run_and_key: tuple[str, str]) -> pa.Table:
-    run, key = run_and_key
+def _live_part(store: Store, table: str, key: str) -> Part:
     try:
-        content = read_part(store, table, key)
+        return read_part(store, table, key)
     except NotInStore as error:
         raise _Vanished from error
-    runs = pa.array([run] * content.num_rows, pa.string())
-    position = SCHEMAS[table].get_field_index("run_id")
-    whole = content.add_column(position, SCHEMAS[table].field("run_id"), runs)
-    return whole.replace_schema_metadata(SCHEMAS[table].metadata)
+
+
+def _with_run(table: str, run: str, part: Part) -> pa.Table:
+    """A part's rows with the column that its folder stands for."""
+    schema = SCHEMAS[table]
+    position = schema.get_field_index("run_id")
+    runs = pa.array([run] * part.content.num_rows, pa.string())
+    whole = part.content.add_column(position, schema.field(position), runs)
+    return whole.replace_schema_metadata(schema.metadata)
 
 
 def _execute(store: Store, sql: str, parameters: dict[str, Any]) -> pa.Table:

@@ -9,6 +9,7 @@ Reading is in `tasks.table_reader`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections import defaultdict
@@ -22,14 +23,14 @@ import pyarrow.parquet as pq
 
 from tasks.commit import asset_attempts, asset_manifest, attempt_number, read_document
 from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
-from tasks.schemas import FILE_SCHEMAS, SCHEMAS, Row, to_arrow
-from tasks.store import Store, StoredFile
+from tasks.schemas import SCHEMAS, Row, to_arrow
+from tasks.store import AlreadyCommitted, NotInStore, Store, StoredFile, bytes_digest
 from tasks.table_reader import (
     FILES,
     HELD_PARTS,
     QueryError,
     TableError,
-    held_parts,
+    is_sealed,
     query,
     read_part,
     read_table,
@@ -41,6 +42,14 @@ __all__ = [
     "record_attempt", "record_run", "seal_run", "write_part",
 ]  # fmt: skip
 
+# What tells a run's rows of a table apart.
+ROW_KEYS = {
+    "assets": ("asset_id",),
+    "attempts": ("asset_id", "attempt"),
+    "views": ("asset_id", "source", "view"),
+    "entries": ("row_id",),
+    "runs": ("manifest",),
+}
 RUN_TABLES, RUN_PART = ("entries", "runs"), "run"  # their only part of a run
 
 
@@ -75,27 +84,34 @@ def record_run(store: Store, run: Mapping[str, Any]) -> None:
 def seal_run(store: Store, run_id: str) -> None:
     """Merge each table's files of this run into one; safe to repeat after a crash."""
     for table in SCHEMAS:
-        keys = _keys(store, _folder(table, run_id))
-        if len(keys) < 2:
-            continue
-        with ThreadPoolExecutor(FILES) as pool:
-            contents = dict(
-                zip(keys, pool.map(partial(read_part, store, table), keys), strict=True)
-            )
-        held = {name for content in contents.values() for name in held_parts(content.schema)}
-        live = [key for key in keys if _name(key) not in held]
-        if len(live) > 1:
-            plain = FILE_SCHEMAS[table].metadata
-            merged = pa.concat_tables([contents[k].replace_schema_metadata(plain) for k in live])
-            _write_sealed(store, table, run_id, merged, held)
-            live = []
-        _delete(store, [key for key in keys if key not in live])
+        # Another process that seals this run at the same time does what is to be done.
+        with contextlib.suppress(AlreadyCommitted, NotInStore):
+            _seal(store, table, run_id)
+
+
+def _seal(store: Store, table: str, run_id: str) -> None:
+    keys = _keys(store, _folder(table, run_id))
+    if len(keys) < 2:
+        return
+    with ThreadPoolExecutor(FILES) as pool:
+        parts = list(pool.map(partial(read_part, store, table), keys))
+    held = {name: sha256 for part in parts for name, sha256 in part.held.items()}
+    # By name sealed files come last; here they come first, since later rows count.
+    live = sorted(
+        (part for part in parts if held.get(part.name) != part.sha256),
+        key=lambda part: (not is_sealed(part.key), part.key),
+    )
+    if len(live) > 1:
+        held |= {part.name: part.sha256 for part in parts}
+        content = pa.concat_tables([part.content for part in live])
+        _write_sealed(store, table, run_id, content, held, sealed_name(keys))
+        live = []
+    _delete(store, sorted({part.key for part in parts} - {part.key for part in live}))
 
 
 def rebuild_tables(store: Store) -> None:
     """Make every table again from the JSON in the store; rows without JSON behind them go."""
     rows: dict[tuple[str, str], list[Row]] = defaultdict(list)  # by table and run
-    parts: dict[str, set[str]] = defaultdict(set)  # by run: the names that live parts have
     asset_ids = sorted({key.split("/")[1] for key in store.list("assets/")})
     with ThreadPoolExecutor(FILES) as pool:
         manifests = pool.map(partial(asset_manifest, store), asset_ids)
@@ -105,15 +121,17 @@ def rebuild_tables(store: Store) -> None:
             if attempt["status"] == "running":
                 continue
             run_id = attempt["run_id"]
-            parts[run_id].add(f"{_part(attempt)}.parquet")
             rows["assets", run_id].append(asset_row(store, attempt, manifest or {}))
             rows["attempts", run_id].append(attempt_row(attempt))
             rows["views", run_id] += view_rows(store, attempt, manifest or {})
     written = set()
     for (table, run_id), found in rows.items():
         if found:
+            keys = _keys(store, _folder(table, run_id))
+            held = {_name(key): bytes_digest(store.get_bytes(key)).sha256 for key in keys}
             content = to_arrow(table, run_id, found)
-            written.add(_write_sealed(store, table, run_id, content, parts[run_id]))
+            name = sealed_name(keys)
+            written.add(_write_sealed(store, table, run_id, content, held, name))
     for key in store.list("runs/"):
         run = read_document(store, key)
         record_run(store, run)
@@ -121,25 +139,30 @@ def rebuild_tables(store: Store) -> None:
     _delete(store, [key for key in _keys(store, "tables/") if key not in written])
 
 
-def _write_sealed(store: Store, table: str, run_id: str, content: pa.Table, held: set[str]) -> str:
-    """Write `content` under a new name; it takes the place of `held` and of what is there now."""
-    if table == "assets":
-        content = _last_attempts(content)
-    keys = _keys(store, _folder(table, run_id))
-    names = sorted(held | {_name(key) for key in keys})
-    metadata = {**content.schema.metadata, HELD_PARTS: json.dumps(names).encode()}
-    key = _folder(table, run_id) + sealed_name(keys)
+def _write_sealed(
+    store: Store, table: str, run_id: str, content: pa.Table, held: Mapping[str, str], name: str
+) -> str:
+    """Write `content` in the place of the files `held`; raises `AlreadyCommitted`.
+
+    `name` follows from the listing that `held` is from: of two processes that merge the same
+    files one finds the name taken.
+    """
+    content = _last_rows(table, content)
+    metadata = {**content.schema.metadata, HELD_PARTS: json.dumps(held).encode()}
+    key = _folder(table, run_id) + name
     store.put_bytes(key, _parquet(content.replace_schema_metadata(metadata)))
     return key
 
 
-def _last_attempts(content: pa.Table) -> pa.Table:
-    """One row per asset: a run's outcome is that of its last attempt."""
-    last: dict[str, tuple[int, int]] = {}  # asset_id -> (attempt, row)
-    pairs = zip(content["asset_id"].to_pylist(), content["attempt"].to_pylist(), strict=True)
-    for row, (asset_id, attempt) in enumerate(pairs):
-        last[asset_id] = max(last.get(asset_id, (0, 0)), (attempt_number(attempt), row))
-    return content.take(sorted(row for _, row in last.values()))
+def _last_rows(table: str, content: pa.Table) -> pa.Table:
+    """One row for each key of the table: the last one, and of assets that of the last attempt."""
+    rows: Iterable[int] = range(content.num_rows)
+    if table == "assets":
+        attempts = content["attempt"].to_pylist()
+        rows = sorted(rows, key=lambda row: attempt_number(attempts[row]))
+    columns = [content[name].to_pylist() for name in ROW_KEYS[table]]
+    last = {tuple(column[row] for column in columns): row for row in rows}
+    return content.take(sorted(last.values()))
 
 
 def _parquet(content: pa.Table) -> bytes:

@@ -434,6 +434,50 @@ def test_a_crash_while_sealing_again_shows_no_row_twice(
     ]
 
 
+def test_the_true_end_of_an_attempt_counts_even_after_a_seal(tmp_path: Path) -> None:
+    """Another run took this one for dead, closed its attempt and sealed its tables."""
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec("a pig"), "run1", "failed")
+    start_attempt(store, spec(), "run1")
+    for attempt, manifest in close_interrupted(store, [spec().asset_id]):
+        record_attempt(store, attempt, manifest)
+    seal_run(store, "run1")
+    ended = finish_attempt(store, spec().asset_id, "a01", "diverged")
+    for _ in range(2):
+        record_attempt(store, ended, {})
+        frame = read_table(store, "assets").set_index("prompt")
+        assert dict(frame["status"]) == {"a duck": "diverged", "a pig": "failed"}
+        seal_run(store, "run1")
+        assert sorted(read_table(store, "attempts")["status"]) == ["diverged", "failed"]
+    before = all_tables(store)
+    record_attempt(store, ended, {})
+    assert all_tables(store) == before, "the same once more is seen once"
+
+
+def test_two_processes_seal_one_run(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    fill(store, tmp_path)
+    rows = len(all_tables(store)["attempts"])
+    barrier, errors = threading.Barrier(4), []
+
+    def seal() -> None:
+        barrier.wait()
+        try:
+            seal_run(store, "run1")
+        except StoreError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=seal) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(all_tables(store)["attempts"]) == rows
+    seal_run(store, "run1")
+    assert len(all_tables(store)["attempts"]) == rows
+
+
 def test_a_part_is_complete_or_absent(tmp_path: Path) -> None:
     """SIGKILL in the middle of a write."""
     store = open_store(tmp_path / "store")
