@@ -11,7 +11,8 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.errors import UsageError
-from flows.plan import Plan, Settings, make_plan
+from flows.listing import RESULT_COLUMNS, results
+from flows.plan import Plan, Settings, asset_states, make_plan
 from flows.terminal import Watcher, watcher
 from tasks.artifacts import show_table, show_text
 from tasks.asset import Asset
@@ -67,6 +68,7 @@ def generate(
     log, watch = get_run_logger(), watcher()
     for warning in plan.warnings:
         log.warning(warning)
+    judges = load_judges(plan)
     close_attempts(plan)
     run = start_run(
         plan.store,
@@ -80,20 +82,26 @@ def generate(
     record_run(plan.store, run)
     log.info("run %s: %s", run["run_id"], ", ".join(f"{n} {s}" for s, n in plan.counts().items()))
     watch.begun(run["run_id"], len(plan.assets))
-    outcomes: Outcomes = {}
-    for asset_id, entry in plan.assets.items():
-        if asset_id not in plan.todo:
-            outcomes[asset_id] = "reused" if plan.states[asset_id] == "finished" else "failed"
-            watch.finished(entry.row_id, outcomes[asset_id], 0.0)
     todo = list(plan.todo)
+    outcomes: Outcomes = {
+        k: "reused" if state == "finished" else "failed"
+        for k, state in plan.states.items()
+        if k not in plan.todo
+    }
+    for asset_id, outcome in outcomes.items():
+        watch.finished(plan.assets[asset_id].row_id, outcome, 0.0)
     try:
         if len(todo) <= PART:
-            outcomes |= produce(plan, todo, run["run_id"])
+            outcomes |= produce(plan, todo, run["run_id"], judges)
         else:
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]
                 outcomes |= generate_part(settings.to_json(), part, run["run_id"])
     finally:
+        # A run that is ended from outside has finished some assets all the same.
+        unknown = asset_states(plan.store, [k for k in todo if k not in outcomes])
+        words = {"finished": "ok", "failed": "failed"}
+        outcomes |= {k: words[state] for k, state in unknown.items() if state in words}
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
     seal_run(plan.store, run["run_id"])
@@ -104,7 +112,20 @@ def generate(
 def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -> Outcomes:
     """A slice of a large manifest, as a flow run of its own."""
     plan = make_plan(Settings(**settings))
-    return produce(plan, [k for k in asset_ids if plan.states[k] != "finished"], run_id)
+    open_ids = [k for k in asset_ids if plan.states[k] != "finished"]
+    outcomes = dict.fromkeys(asset_ids, "reused")  # what another run has finished meanwhile
+    return outcomes | produce(plan, open_ids, run_id, load_judges(plan))
+
+
+def load_judges(plan: Plan) -> Judges:
+    """The judges of all assets to make; UsageError for one that cannot be loaded."""
+    judges = Judges()
+    for name in {entry.spec.recipe.evaluate.judge for entry in plan.todo.values()}:
+        try:
+            judges.get(name)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    return judges
 
 
 def close_attempts(plan: Plan) -> None:
@@ -117,7 +138,7 @@ def close_attempts(plan: Plan) -> None:
         seal_run(plan.store, run_id)
 
 
-def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
+def produce(plan: Plan, asset_ids: list[str], run_id: str, judges: Judges) -> Outcomes:
     """Moves assets through the stages, a window of them at a time, until all are through.
 
     An asset's next stage is submitted when the one before has ended, so that a thread waits for
@@ -125,12 +146,7 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
     """
     if not asset_ids:
         return {}
-    watch, judges, outcomes = watcher(), Judges(), Outcomes()
-    for judge in {plan.assets[k].spec.recipe.evaluate.judge for k in asset_ids}:
-        try:
-            judges.get(judge)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+    watch, log, outcomes = watcher(), get_run_logger(), Outcomes()
     scratch = Path(plan.settings.scratch).resolve()
     waiting = deque(_asset(plan, plan.assets[k], scratch) for k in asset_ids)
     fields = Counter(asset.spec.field_id for asset in waiting)  # unfinished assets of each field
@@ -175,7 +191,8 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
             flying -= 1
             fields[asset.spec.field_id] -= 1
             outcomes[asset.id] = _land(asset, future, last=not fields[asset.spec.field_id])
-            watch.finished(asset.name, outcomes[asset.id], sum(asset.timings.values()))
+            watch.finished(asset.name, outcomes[asset.id], asset.seconds)
+            log.info("%s: %s after %.0f s", asset.name, outcomes[asset.id], asset.seconds)
     return outcomes
 
 
@@ -238,10 +255,10 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     store, run_id = plan.store, run["run_id"]
     counts = Counter(outcomes.values())
     good = [k for k, outcome in outcomes.items() if outcome in ("ok", "reused")]
-    names = {k: entry.row_id for k, entry in plan.assets.items()}
-    sheet = write_sheet(store, run_id, {names[k]: k for k in good})
-    rows = [{"asset": names[k], "status": v, "asset_id": k} for k, v in outcomes.items()]
-    show_table("summary", rows, f"Run {run_id}")
+    sheet = write_sheet(store, run_id, good)
+    rows = results(store, run_id)
+    table = [{title: row[key] for key, title in RESULT_COLUMNS.items()} for row in rows]
+    show_table("summary", table, f"Run {run_id}")
     where = f"- store: `{store.url}`\n- tables: `{store.uri('tables')}`\n"
     picture = f"- picture: `{sheet}`\n" if sheet else ""
     show_text("run", f"# Run {run_id}\n\n{where}{picture}", f"Where run {run_id} put its results")

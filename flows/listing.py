@@ -1,11 +1,12 @@
-"""`sjc assets` and `sjc query`: what the store's tables say."""
+"""What the store's tables say: `sjc assets`, `sjc query`, and the end of `sjc run`."""
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from flows.errors import UsageError
 from flows.tabulate import show
-from tasks.store import open_store
+from tasks.store import Store, open_store
 from tasks.tables import QueryError, query
 
 # What a person wants to see of an asset, and its heading.
@@ -21,6 +22,18 @@ ASSET_COLUMNS = {
     "janus_score": "Janus",
     "field_mesh_iou": "IoU",
     "faces": "faces",
+}
+# The same of an asset in a run.
+RESULT_COLUMNS = {
+    "asset": "asset",
+    "status": "status",
+    "seconds": "seconds",
+    "clip_score": "CLIP",
+    "clip_r_precision": "R-prec",
+    "geometry_r_precision": "geo R-prec",
+    "field_mesh_iou": "IoU",
+    "faces": "faces",
+    "preview": "preview",
 }
 # Seconds of work, without the wait for a device.
 SECONDS = "+".join(
@@ -43,6 +56,20 @@ def list_assets(store: str, manifest: Path | None, where: str | None, format: st
     seconds = f", {SECONDS} AS seconds" if format == "table" else ""
     sql = f"SELECT *{seconds} FROM best_assets {chosen} ORDER BY started_at, asset_id"
     _show(store, sql, format, ASSET_COLUMNS)
+
+
+def results(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """The assets of a run in the manifest's order, reused ones with the numbers they have."""
+    sql = f"""
+        SELECT e.row_id AS asset, a.asset_id, coalesce(a.status, 'interrupted') AS status,
+               e.outcome, {SECONDS} AS seconds, a.clip_score, a.clip_r_precision,
+               a.geometry_r_precision, a.janus_score, a.field_mesh_iou, a.faces,
+               a.uri_mesh AS mesh, a.uri_preview AS preview, a.error
+        FROM entries e LEFT JOIN best_assets a USING (asset_id)
+        WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
+        ORDER BY e.line, e.row_id"""
+    rows: list[dict[str, Any]] = query(store, sql).to_pylist()
+    return rows
 
 
 def run_query(store: str, sql: str, format: str) -> None:

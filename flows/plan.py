@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Plan:
     donors: dict[str, str]  # by field id: a finished asset that has this field
     devices: list[str]
 
-    @property
+    @cached_property
     def assets(self) -> dict[str, Entry]:
         """The first entry of each asset."""
         first: dict[str, Entry] = {}
@@ -60,7 +61,7 @@ class Plan:
             first.setdefault(entry.spec.asset_id, entry)
         return first
 
-    @property
+    @cached_property
     def todo(self) -> dict[str, Entry]:
         """The assets that this run works on."""
         skipped = {"finished"} if self.settings.retry_failed else {"finished", "failed"}

@@ -5,28 +5,13 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flows import environment, server
-from flows.errors import FAILED, RunError
-from flows.listing import SECONDS
+from flows.errors import FAILED
+from flows.listing import RESULT_COLUMNS, results
 from flows.plan import Plan, Settings, make_plan, seconds_expected
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
-from tasks.store import Store
-from tasks.tables import query
-
-RESULT_COLUMNS = {
-    "asset": "asset",
-    "status": "status",
-    "seconds": "seconds",
-    "clip_score": "CLIP",
-    "clip_r_precision": "R-prec",
-    "geometry_r_precision": "geo R-prec",
-    "field_mesh_iou": "IoU",
-    "faces": "faces",
-    "preview": "preview",
-}
 
 
 def dry_run(settings: Settings, *, as_json: bool) -> None:
@@ -77,18 +62,12 @@ def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
         for warning in plan.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     environment.apply(console_level="CRITICAL")
-    scratch = Path(settings.scratch)
-    log = scratch / "logs" / "prefect-server.log"
-    api_url = server.connect(log)
+    connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
     from prefect.exceptions import FailedRun
 
     from flows.generate import generate  # seconds of imports, while the server starts
 
-    try:
-        server.wait_until_healthy(api_url)
-    except RunError as error:
-        hint = f"see {log}" if log.exists() else "start it, or unset PREFECT_API_URL"
-        raise RunError(f"{error}; {hint}") from error
+    connection.wait()
     with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = generate(**settings.to_json(), return_state=True)
     if state.is_cancelled():
@@ -121,17 +100,3 @@ def report(plan: Plan, run_id: str, *, as_json: bool) -> int:
             if place is not None:
                 print(f"{name + ':':9}{place}")
     return FAILED if failed else 0
-
-
-def results(store: Store, run_id: str) -> list[dict[str, Any]]:
-    """The assets of a run in the manifest's order, reused ones with the numbers they have."""
-    sql = f"""
-        SELECT e.row_id AS asset, a.asset_id, coalesce(a.status, 'interrupted') AS status,
-               e.outcome, {SECONDS} AS seconds, a.clip_score, a.clip_r_precision,
-               a.geometry_r_precision, a.janus_score, a.field_mesh_iou, a.faces,
-               a.uri_mesh AS mesh, a.uri_preview AS preview, a.error
-        FROM entries e LEFT JOIN best_assets a USING (asset_id)
-        WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
-        ORDER BY e.line, e.row_id"""
-    rows: list[dict[str, Any]] = query(store, sql).to_pylist()
-    return rows

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from flows.environment import prefect_home
@@ -20,7 +21,8 @@ from sjc_engine.lifeline import die_with_parent
 
 HOST = "127.0.0.1"
 UI_PORT = 4200
-START_SECONDS = 120.0  # 15 s measured on a quiet machine of two cores
+START_SECONDS = 120.0  # for our own; 5 to 15 s measured on a quiet machine of two cores
+ANSWER_SECONDS = 10.0  # for one that should be up
 
 
 def healthy(api_url: str, timeout: float = 2.0) -> bool:
@@ -46,32 +48,46 @@ def ui_server() -> str | None:
     return url if healthy(url) else None
 
 
-def connect(log: Path) -> str:
-    """Sets and returns PREFECT_API_URL: an address where a server is up or starting.
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server that is up or starting. log: what ours prints; None for another's."""
 
-    It returns at once so that imports can run while the server starts: call
-    `wait_until_healthy` before the first request. log: for the output of an own server. That
-    one ends with the interpreter, after Prefect's own exit hooks have sent their last records.
+    api_url: str
+    log: Path | None
+
+    def wait(self) -> None:
+        """Blocks until the API answers; RunError, with what to do, when it never does."""
+        seconds = START_SECONDS if self.log else ANSWER_SECONDS
+        deadline = time.monotonic() + seconds
+        while not healthy(self.api_url):
+            if time.monotonic() > deadline:
+                hint = f"see {self.log}" if self.log else "start it, or unset PREFECT_API_URL"
+                raise RunError(f"no Prefect server answers at {self.api_url}; {hint}")
+            time.sleep(0.1)
+
+
+def connect(log: Path) -> Server:
+    """Finds a server, or starts one, and sets PREFECT_API_URL to it.
+
+    It returns at once so that imports can go on while the server starts: `wait` before the first
+    request. log: for the output of an own server. That one ends with the interpreter, after
+    Prefect's own exit hooks have sent their last records.
     """
-    api_url = os.environ.get("PREFECT_API_URL") or ui_server()
-    if api_url is None:
-        port = free_port()
-        api_url = f"http://{HOST}:{port}/api"
-        command = [sys.executable, "-m", "flows.server"]
-        command += ["--port", str(port), "--parent", str(os.getpid())]
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as output:
-            # Its own process group: a Ctrl-C must not end it before the run has told its end.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                process_group=0,
-            )
-        atexit.register(_end, process)
-    os.environ["PREFECT_API_URL"] = api_url
-    return api_url
+    if found := os.environ.get("PREFECT_API_URL") or ui_server():
+        os.environ["PREFECT_API_URL"] = found
+        return Server(found, None)
+    port = free_port()
+    command = [sys.executable, "-m", "flows.server"]
+    command += ["--port", str(port), "--parent", str(os.getpid())]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        # Its own process group: a Ctrl-C must not end it before the run has told its end.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+        )
+    atexit.register(_end, process)
+    os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
+    return Server(os.environ["PREFECT_API_URL"], log)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -81,15 +97,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def wait_until_healthy(api_url: str, seconds: float = START_SECONDS) -> None:
-    """Blocks until the API answers; RunError when it does not within `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not healthy(api_url):
-        if time.monotonic() > deadline:
-            raise RunError(f"no Prefect server answers at {api_url} after {seconds:g} s")
-        time.sleep(0.1)
 
 
 def free_port() -> int:

@@ -66,6 +66,11 @@ class Asset:
             self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - started
 
     @property
+    def seconds(self) -> float:
+        """Of work, so far; the wait for a device is none."""
+        return sum(seconds for stage, seconds in self.timings.items() if stage != "queue")
+
+    @property
     def _field_notes(self) -> Path:
         return self.field_path.with_suffix(".json")
 

@@ -6,6 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.asset import Asset
+from tasks.columns import RowError
 from tasks.commit import commit_asset, finish_attempt
 from tasks.devices import SceneError
 from tasks.store import AlreadyCommitted
@@ -46,6 +47,8 @@ def publish(asset: Asset) -> dict[str, Any]:
 
 def record_failure(asset: Asset, error: BaseException) -> None:
     """Ends the asset's attempt with its error, and writes its rows."""
+    if isinstance(error, RowError):
+        asset.report = {}  # it is what no table can hold
     _end(asset, {}, error.status if isinstance(error, SceneError) else "failed", error)
 
 

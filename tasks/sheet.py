@@ -1,6 +1,7 @@
 """One picture of a run: the previews of its assets, one below the other."""
 
 import io
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -11,12 +12,12 @@ MOST = 24  # assets; more would make a picture that nobody scrolls through
 WIDTH = 1400  # pixels
 
 
-def write_sheet(store: Store, run_id: str, assets: dict[str, str]) -> str | None:
-    """Puts runs/{run_id}.png, for the first 24 of `assets` (name -> asset id); returns where.
+def write_sheet(store: Store, run_id: str, asset_ids: Sequence[str]) -> str | None:
+    """Puts runs/{run_id}.png, for the first 24 of the assets; returns where.
 
     None when there is no preview at all.
     """
-    previews = [p for p in (_preview(store, k) for k in list(assets.values())[:MOST]) if p]
+    previews = [p for p in (_preview(store, k) for k in asset_ids[:MOST]) if p]
     if not previews:
         return None
     sheet = Image.new("RGB", (WIDTH, sum(p.height for p in previews)), "white")

@@ -23,9 +23,9 @@ import sys, time
 from pathlib import Path
 from flows import environment, server
 environment.apply("CRITICAL")
-api_url = server.connect(Path("server.log"))
-server.wait_until_healthy(api_url)
-print(api_url, flush=True)
+connection = server.connect(Path("server.log"))
+connection.wait()
+print(connection.api_url, flush=True)
 from prefect import flow
 from prefect.client.orchestration import get_client
 @flow
