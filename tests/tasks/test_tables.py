@@ -583,6 +583,19 @@ def test_every_table_can_be_made_again_from_the_json(store: Store, tmp_path: Pat
     assert all_tables(store) == before, "what is not over has no row"
 
 
+def test_a_crash_while_rebuilding_shows_no_row_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+    before = all_tables(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "delete", lambda self, key: None)
+        rebuild_tables(store)
+    assert len(list(store.list("tables/assets/"))) == 2
+    assert all_tables(store) == before
+
+
 def test_rows_are_written_again_after_a_crash_before_them(store: Store, tmp_path: Path) -> None:
     """Killed between the end of an attempt and its rows: recording it is harmless and enough."""
     make(store, tmp_path, spec(), "run1")
