@@ -8,6 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from task_samples import Write
 
 from tasks.store import Store, open_store
 
@@ -50,3 +51,15 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(tmp_path / "store")
     return open_store(request.getfixturevalue("s3_url"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a manifest, m.csv by default."""
+
+    def write(content: str | bytes, name: str = "m.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write

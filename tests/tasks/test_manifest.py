@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from task_samples import Write, plan, problems
 
-from sjc_engine.recipes import PAPER_EXCEPTIONS, Recipe
-from sjc_engine.toybox.captions import NOUNS
-from tasks.manifest import ManifestError, Plan, Problem, read_manifest, resolve
-
-MANIFESTS = Path(__file__).parents[2] / "manifests"
-Write = Callable[..., Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Writes a manifest, m.csv by default."""
-
-    def write(content: str | bytes, name: str = "m.csv") -> Path:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
-
-
-def problems(path: Path, **options: Any) -> list[str]:
-    """What is wrong with a manifest, without the folder's name."""
-    with pytest.raises(ManifestError) as caught:
-        plan(path, **options)
-    return str(caught.value).replace(f"{path.parent}/", "").split("\n")
-
-
-def plan(path: Path, **options: Any) -> Plan:
-    return resolve(read_manifest(path), prior_revision=lambda prior: f"r-{prior}", **options)
-
+from sjc_engine.recipes import Recipe
+from tasks.manifest import ManifestError, Problem, read_manifest
 
 # --- what is accepted --------------------------------------------------------------------------
 
@@ -356,132 +328,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{tmp_path / name}:1: file: {expected}")
     with pytest.raises(ManifestError, match="is not a regular file"):
         read_manifest("/dev/null")
-
-
-# --- the plan ----------------------------------------------------------------------------------
-
-
-def test_a_row_goes_before_the_command_line_and_that_before_the_preset(write: Write) -> None:
-    path = write("prompt,steps,recipe,prior\na,5,,\nb,,draft,\nc,,,owner/name\n")
-    entries = plan(
-        path, recipe=None, overrides={"steps": "7", "guidance_scale": 3.0}
-    ).entries  # fmt: skip
-    recipes = [entry.spec.recipe for entry in entries]
-    assert [r.optimize.steps for r in recipes] == [5, 7, 7]
-    assert [r.optimize.guidance_scale for r in recipes] == [3.0, 3.0, 3.0]
-    assert [r.name for r in recipes] == ["toybox", "draft", "paper"]
-    assert [r.optimize.grid_size for r in recipes] == [
-        Recipe.for_prior(prior, name).optimize.grid_size
-        for prior, name in [("toybox", "toybox"), ("toybox", "draft"), ("owner/name", "paper")]
-    ]
-    other = plan(path, prior="other/prior", recipe="draft").entries
-    assert [entry.spec.prior for entry in other] == ["other/prior", "other/prior", "owner/name"]
-    assert {entry.spec.recipe.name for entry in other} == {"draft"}
-    assert len(plan(path, limit=2).entries) == 2
-
-
-def test_the_command_line_is_checked_too(write: Write) -> None:
-    path = write("prompt\na\nb\n")
-    assert problems(path, recipe="paper") == [
-        "command line: --recipe: recipe 'paper' does not fit 'toybox'; "
-        "presets for 'toybox': toybox, draft"
-    ]
-    assert problems(path, prior="nonsense")[0].startswith(
-        "command line: --prior: 'nonsense' is unknown; use toybox"
-    )
-    found = problems(path, overrides={"stepz": "5", "steps": "many", "lr": -1.0})
-    assert [text.split(": ")[:2] for text in found] == [
-        ["command line", "--set stepz"], ["command line", "--set steps"],
-        ["command line", "--set lr"],
-    ]  # fmt: skip
-    assert "did you mean 'steps'" in found[0]
-    assert problems(path, limit=0) == ["command line: --limit: 0 leaves nothing; use 1 or more"]
-
-
-def test_ranges_between_keys_are_judged_with_the_preset(write: Write) -> None:
-    path = write("prompt,tick_min,tick_max\na,980,\nb,980,999\nc,990,980\n")
-    assert [text.split(": ")[:2] for text in problems(path)] == [
-        ["m.csv:2", "tick_min"], ["m.csv:4", "tick_min"],
-    ]  # fmt: skip
-    assert [text.split(": ")[:2] for text in problems(path, overrides={"tick_max": 985})] == [
-        ["m.csv:4", "tick_min"]
-    ]
-
-
-def test_a_prior_that_cannot_be_found_is_named_where_it_is_asked_for(write: Write) -> None:
-    asked: list[str] = []
-
-    def revision(prior: str) -> str:
-        asked.append(prior)
-        if prior == "toybox":
-            return "r"
-        raise ValueError(f"prior {prior!r} is not available from the hub")
-
-    manifest = read_manifest(write("prompt,prior\na,\nb,owner/name\nc,owner/name\n"))
-    with pytest.raises(ManifestError) as caught:
-        resolve(manifest, prior_revision=revision)
-    lines = str(caught.value).split("\n")
-    assert [line.split(": ")[:2] for line in lines] == [
-        [f"{manifest.path}:3", "prior"], [f"{manifest.path}:4", "prior"],
-    ]  # fmt: skip
-    assert asked == ["toybox", "owner/name"], "each prior is looked up once"
-
-
-def test_duplicates_are_one_asset_and_a_warning(write: Write) -> None:
-    path = write("prompt,id,tags\na duck,a,x\na pig,b,\na duck,c,y\na duck,d,\n")
-    found = plan(path)
-    assert [entry.duplicate_of for entry in found.entries] == [None, None, 0, 0]
-    assert found.entries[2].spec == found.entries[0].spec
-    assert found.warnings == [
-        f"{path}:4: id: c is the same asset as a (line 2); it is made once",
-        f"{path}:5: id: d is the same asset as a (line 2); it is made once",
-    ]
-
-
-def test_prompts_outside_the_vocabulary_are_warned_of(write: Write) -> None:
-    path = write("prompt,seed,prior\na duck with a hat,0-1,\na zebra,,\na zebra,,owner/name\n")
-    found = plan(path)
-    assert [entry.prior_coverage for entry in found.entries] == [0.5, 0.5, 0.0, None]
-    assert len(found.warnings) == 2, "one warning for each row"
-    assert "'hat'" in found.warnings[0]
-    assert "has no such object (burger, duck" in found.warnings[1]
-
-
-def test_nothing_of_an_asset_depends_on_its_neighbours(write: Write) -> None:
-    alone = plan(write("prompt\na pig\n")).entries[0].spec
-    others = plan(write("id,prompt,tags\nx,a duck,t\ny,a pig,u\nz,a pig,\n")).entries
-    assert others[1].spec == alone
-    assert others[1].spec.asset_id == alone.asset_id
-
-
-# --- what is shipped ---------------------------------------------------------------------------
-
-
-def test_the_papers_six() -> None:
-    found = plan(MANIFESTS / "paper.csv")
-    assert found.warnings == []
-    assert {entry.row_id: entry.spec.prompt for entry in found.entries} == {
-        "burger": "A high quality photo of a delicious burger",
-        "duck": "a DSLR photo of a yellow duck",
-        "ficus": "A ficus planted in a pot",
-        "tank": "A product photo of a toy tank",
-        "icecream": "A high quality photo of a chocolate icecream cone",
-        "giraffe": "A wide angle zoomed out photo of a giraffe",
-    }
-
-
-def test_the_24_of_the_official_code_have_their_recipes() -> None:
-    entries = plan(MANIFESTS / "paper24.csv").entries
-    assert len(entries) == 24
-    assert {entry.row_id for entry in entries} == set(PAPER_EXCEPTIONS)
-    assert all(entry.spec.recipe.name == f"paper-{entry.row_id}" for entry in entries)
-
-
-def test_the_toybox_manifest_stays_in_the_vocabulary() -> None:
-    found = plan(MANIFESTS / "toybox.csv")
-    assert found.warnings == []
-    assert len(found.entries) >= 24
-    assert {entry.meta["category"] for entry in found.entries} <= set(NOUNS)
 
 
 # --- properties --------------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""Manifests, specs, reports, assets and runs to test with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sjc_engine.recipes import Recipe
+from sjc_engine.spec import AssetSpec
+from tasks.commit import (
+    asset_manifest,
+    close_interrupted,
+    commit_asset,
+    finish_attempt,
+    finish_run,
+    start_attempt,
+    start_run,
+)
+from tasks.manifest import ManifestError, Plan, read_manifest, resolve
+from tasks.rows import REPORT_KEYS
+from tasks.schemas import SCHEMAS
+from tasks.store import Store
+from tasks.tables import query, record_attempt, record_run
+
+Write = Callable[..., Path]
+
+
+def problems(path: Path, **options: Any) -> list[str]:
+    """What is wrong with a manifest, without the folder's name."""
+    with pytest.raises(ManifestError) as caught:
+        plan(path, **options)
+    return str(caught.value).replace(f"{path.parent}/", "").split("\n")
+
+
+def plan(path: Path, **options: Any) -> Plan:
+    return resolve(read_manifest(path), prior_revision=lambda prior: f"r-{prior}", **options)
+
+
+def spec(prompt: str = "a duck", seed: int = 0) -> AssetSpec:
+    return AssetSpec(prompt, "", None, seed, "toybox", "r", Recipe.for_prior("toybox", "draft"))
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    """A whole report, as the engine makes it."""
+    numbers = dict.fromkeys(REPORT_KEYS, 0.5)
+    whole = dict.fromkeys(("steps", "peak_memory_bytes", "vertices", "faces", "components"), 3)
+    whole |= {"genus": 0, "degenerate_faces": 0}
+    texts = dict.fromkeys(("device", "evaluator", "evaluator_revision", "distractors_sha256"), "x")
+    views = [
+        {"view": view, "azimuth_deg": 45.0 * view, "elevation_deg": 12.8, "source": source,
+         "clip_score": 30.0, "top_caption": "a duck", "field_mesh_iou": 0.9,
+         "field_mesh_psnr": 20.0}
+        for source in ("field", "mesh") for view in range(2)
+    ]  # fmt: skip
+    flags = {"watertight": True, "single_color": False}
+    return {**numbers, **whole, **texts, **flags, "views": views, **changes}
+
+
+def make(
+    store: Store, folder: Path, spec: AssetSpec, run_id: str, status: str = "ok", **changes: Any
+) -> None:
+    """One asset's attempt, with its rows."""
+    attempt = start_attempt(store, spec, run_id, prior_coverage=1.0)["attempt"]
+    manifest: Mapping[str, Any] = {}
+    if status == "ok":
+        files = {}
+        for name in ("mesh.glb", "preview.png", "field.safetensors", "views/mesh_1.png"):
+            files[name] = folder / name.replace("/", "-")
+            files[name].write_text(f"{name} of {spec.prompt}")
+        timings = {"queue": 0.0, "optimize": 40.0, "extract": 2.0, "evaluate": 1.0}
+        versions = {"code": "1.0", "engine": "1.0/1"}
+        manifest = commit_asset(
+            store, spec.asset_id, attempt, files, spec, report(**changes), timings, versions
+        )
+    error = None if status == "ok" else ValueError("loss is NaN")
+    document = finish_attempt(
+        store, spec.asset_id, attempt, status, error=error, device="cpu", first_step=0, last_step=3
+    )
+    record_attempt(store, document, manifest)
+
+
+def make_run(store: Store, folder: Path, run_id: str, rows: str) -> None:
+    """A run of a manifest with its assets, all ok."""
+    path = folder / "m.csv"
+    path.write_text(f"id,prompt,tags,meta.k\n{rows}")
+    manifest = read_manifest(path)
+    plan = resolve(manifest, prior_revision=lambda _: "r", recipe="draft")
+    run = start_run(store, run_id, str(path), manifest.sha256, plan.entries, {"limit": None})
+    record_run(store, run)
+    outcomes = {}
+    for entry in plan.entries:
+        known = asset_manifest(store, entry.spec.asset_id) is not None
+        outcomes[entry.row_id] = "reused" if known else "computed"
+        if not known:
+            make(store, folder, entry.spec, run_id)
+    record_run(store, finish_run(store, run, outcomes))
+
+
+def all_tables(store: Store) -> dict[str, list[dict[str, Any]]]:
+    """Every row of every table, in an order of its own."""
+    return {
+        name: sorted(query(store, f"SELECT * FROM {name}").to_pylist(), key=repr)
+        for name in SCHEMAS
+    }
+
+
+def fill(store: Store, folder: Path) -> None:
+    """A run with a retry in it, an interrupted attempt, and another run after it."""
+    make_run(store, folder, "run1", "duck,a duck,t,v\npig,a pig,,\n")
+    make(store, folder, spec("a mug"), "run1", "failed")
+    make(store, folder, spec("a mug"), "run1", "ok")
+    start_attempt(store, spec("a tank"), "run1")
+    for attempt, manifest in close_interrupted(store, [spec("a tank").asset_id]):
+        record_attempt(store, attempt, manifest)
+    make_run(store, folder, "run2", "duck,a duck,t,v\ncar,a car,,\n")
