@@ -135,7 +135,7 @@ def read_part(store: Store, table: str, key: str) -> Part:
     data = store.get_bytes(key)
     with _named(store, key):
         content = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-    _check_schema(store.uri(key), table, content.schema)
+    _check_schema(store, key, table, content.schema)
     plain = content.replace_schema_metadata(FILE_SCHEMAS[table].metadata)
     return Part(key, bytes_digest(data).sha256, plain, _held(content.schema))
 
@@ -156,13 +156,14 @@ def _held(schema: pa.Schema) -> dict[str, str]:
     return held
 
 
-def _check_schema(where: str, table: str, schema: pa.Schema) -> None:
+def _check_schema(store: Store, key: str, table: str, schema: pa.Schema) -> None:
     """Raises `TableError` unless `schema` is that of the table's files."""
+    where = store.uri(key)
     found = (schema.metadata or {}).get(b"sjc.version", b"none").decode()
     if found not in ("none", str(SCHEMA_VERSION)):
         raise TableError(
-            f"{where} has schema version {found} and this program reads {SCHEMA_VERSION}; "
-            "run `sjc verify --repair`."
+            f"{where} has schema version {found} and this program reads {SCHEMA_VERSION}"
+            + _remedy(store)
         )
     if not schema.equals(FILE_SCHEMAS[table], check_metadata=False):
         raise TableError(
@@ -210,7 +211,7 @@ def _open_sealed(store: Store, table: str, run_and_key: tuple[str, str]) -> ds.P
     fragment = _FORMAT.make_fragment(key, store.filesystem(), partition_expression=partition)
     with _named(store, key):
         schema = fragment.physical_schema
-    _check_schema(store.uri(key), table, schema)
+    _check_schema(store, key, table, schema)
     return fragment
 
 
@@ -284,6 +285,8 @@ def _named(store: Store, key: str) -> Iterator[None]:
         raise _Vanished from error
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise TableError(
-            f"{store.uri(key)} is damaged ({reason}); delete it and run `sjc verify --repair`."
-        ) from error
+        raise TableError(f"{store.uri(key)} is damaged ({reason})" + _remedy(store)) from error
+
+
+def _remedy(store: Store) -> str:
+    return f"; make the tables again with `python -m tasks.tables {store.url}`."

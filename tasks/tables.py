@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from tasks.commit import asset_attempts, asset_manifest, attempt_number, read_document
 from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
 from tasks.schemas import SCHEMAS, Row, to_arrow
-from tasks.store import AlreadyCommitted, NotInStore, Store, StoredFile, bytes_digest
+from tasks.store import AlreadyCommitted, NotInStore, Store, StoredFile, bytes_digest, open_store
 from tasks.table_reader import (
     FILES,
     HELD_PARTS,
@@ -190,3 +191,7 @@ def _part(attempt: Mapping[str, Any]) -> str:
 
 def _folder(table: str, run_id: str) -> str:
     return f"tables/{table}/run_id={run_id}/"
+
+
+if __name__ == "__main__":
+    rebuild_tables(open_store(sys.argv[1]))

@@ -261,6 +261,19 @@ def test_every_table_can_be_made_again_from_the_json(store: Store, tmp_path: Pat
     assert all_tables(store) == before, "what is not over has no row"
 
 
+def test_the_remedy_that_errors_name_works(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+    before = all_tables(store)
+    damage(store, f"tables/assets/run_id=run1/{spec().asset_id}-a01.parquet", b"PAR1")
+    with pytest.raises(TableError) as caught:
+        read_table(store, "assets")
+    command = str(caught.value).partition("`")[2].partition("`")[0].split()
+    assert command[:3] == ["python", "-m", "tasks.tables"]
+    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True)
+    assert all_tables(store) == before
+
+
 def test_a_crash_while_rebuilding_shows_no_row_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,7 +325,7 @@ def test_a_torn_or_foreign_file_names_itself(store: Store, tmp_path: Path) -> No
     good = store.get_bytes(key)
     for content in (good[:-10], good[: len(good) // 2], b"", b"PAR1"):
         damage(store, key, content)
-        with pytest.raises(TableError, match=rf"{key} is damaged .*verify --repair"):
+        with pytest.raises(TableError, match=rf"{key} is damaged .*python -m tasks\.tables"):
             read_table(store, "assets")
     damage(
         store, key, store.get_bytes(f"tables/attempts/run_id=run1/{spec().asset_id}-a01.parquet")
