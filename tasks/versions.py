@@ -25,7 +25,8 @@ def _commit() -> str:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=.dirty", "--exclude=*"]
+    command = ["git", "--no-optional-locks", "-C", str(root)]
+    command += ["describe", "--always", "--dirty=.dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or not ours to read

@@ -18,6 +18,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from flows.cli import main
+from sjc_engine.checkpoint import read_checkpoint
 from tasks.commit import asset_attempts, asset_manifest
 from tasks.store import open_store
 from tasks.tables import read_table
@@ -281,70 +282,80 @@ def test_parquet_on_a_pipe_is_parquet(sjc: Callable[..., Said], tmp_path: Path) 
     assert pq.read_table(io.BytesIO(data)).to_pydict() == {"one": [1]}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["SIGINT to the group", "SIGTERM to the process"])
-def test_an_interrupted_run_goes_on_without_doing_anything_twice(
-    how: str, judge: str, prefect_api: str, tmp_path: Path
-) -> None:
-    (tmp_path / "m.csv").write_text(
-        "id,prompt,steps\nduck,a yellow duck,400\ntank,a toy tank,400\ncar,a red car,400\n"
+def start(folder: Path, judge: str, prefect_api: str) -> subprocess.Popen[str]:
+    """`sjc run m.csv` in a process group of its own, as a shell makes one."""
+    return subprocess.Popen(
+        [*SJC, "run", "m.csv", "--devices", "cpu", *tiny(judge)],
+        cwd=folder,
+        env=os.environ | {"PREFECT_API_URL": prefect_api},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    command = [*SJC, "run", "m.csv", "--devices", "cpu", *tiny(judge)]
-    environment = os.environ | {"PREFECT_API_URL": prefect_api}
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            start_new_session=True,  # a process group, as a shell makes one
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
-    first = start()
-    assets = tmp_path / "store" / "assets"
-    checkpoints = tmp_path / ".sjc" / "fields"
+def interrupt(run: subprocess.Popen[str], ready: Callable[[], bool], group: bool) -> None:
+    """Ctrl-C as a terminal sends it, or SIGTERM to the process alone, once it is `ready`."""
     try:
-        while not (list(assets.glob("*/manifest.json")) and list(checkpoints.glob("*.checkpoint"))):
-            assert first.poll() is None, first.communicate()
+        while not ready():
+            assert run.poll() is None, run.communicate()
             time.sleep(0.05)
-        if how == "SIGINT to the group":
-            os.killpg(first.pid, signal.SIGINT)
+        if group:
+            os.killpg(run.pid, signal.SIGINT)
         else:
-            first.send_signal(signal.SIGTERM)
-        _, err = first.communicate(timeout=90)
+            run.send_signal(signal.SIGTERM)
+        _, err = run.communicate(timeout=120)
     finally:
-        first.kill()
-    assert first.returncode == 130, err
+        run.kill()
+    assert run.returncode == 130, err
     assert "run the same command again" in err
     assert "Traceback" not in err
-    assert not alive_in_group(first.pid)
+    assert not alive_in_group(run.pid)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_what_was_running(judge: str, prefect_api: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,100000\n")
+    fields = tmp_path / ".sjc" / "fields"
+    run = start(tmp_path, judge, prefect_api)
+    interrupt(run, lambda: bool(list(fields.glob("*.checkpoint"))), group=False)
+    (checkpoint,) = fields.glob("*.checkpoint")
+    _, header = read_checkpoint(checkpoint)
+    assert header["step"] > 0
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_the_next_run_does_nothing_twice(
+    judge: str, prefect_api: str, tmp_path: Path
+) -> None:
+    lines = ["id,prompt,steps", "duck,a yellow duck,300", "tank,a toy tank,300"]
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    assets = tmp_path / "store" / "assets"
+    fields = tmp_path / ".sjc" / "fields"
+
+    def one_is_done_and_one_is_not() -> bool:
+        return bool(list(assets.glob("*/manifest.json")) and list(fields.glob("*.checkpoint")))
+
+    interrupt(start(tmp_path, judge, prefect_api), one_is_done_and_one_is_not, group=True)
     store = open_store(tmp_path / "store", writable=False)
     before = {p.name: asset_manifest(store, p.name) for p in assets.iterdir()}
-    finished = [name for name, manifest in before.items() if manifest]
-    assert 1 <= len(finished) <= 2
+    (finished,) = (name for name, manifest in before.items() if manifest)
 
-    second = start()
+    second = start(tmp_path, judge, prefect_api)
     out, err = second.communicate(timeout=600)
     assert second.returncode == 0, err
-    assert [line.split()[:2] for line in out.splitlines()[1:4]] == [
-        ["duck", "ok"],
-        ["tank", "ok"],
-        ["car", "ok"],
-    ]
-    assert all(asset_manifest(store, name) == before[name] for name in finished)
-    assert all(len(asset_attempts(store, name)) == 1 for name in finished)
-    attempts = read_table(store, "attempts").sort_values(["asset_id", "attempt"])
-    statuses = attempts.groupby("asset_id").status.agg(list)
-    assert all(s == ["ok"] if k in finished else s[-1] == "ok" for k, s in statuses.items())
-    assert ["interrupted", "ok"] in list(statuses)
-    goes_on = attempts[(attempts.first_step > 0) & (attempts.status == "ok")]
-    assert list(goes_on.attempt) == ["a02"]
-    assert goes_on.first_step.iloc[0] < goes_on.last_step.iloc[0] == 400
+    listed = [line.split()[:2] for line in out.splitlines()[1:3]]
+    assert listed == [["duck", "ok"], ["tank", "ok"]]
+    assert asset_manifest(store, finished) == before[finished]
+    assert len(asset_attempts(store, finished)) == 1
+    attempts = read_table(store, "attempts")
+    other = attempts[attempts.asset_id != finished].sort_values("attempt")
+    assert list(other.status) == ["interrupted", "ok"]
+    assert 0 < other.first_step.iloc[1] < other.last_step.iloc[1] == 300
     outcomes = read_table(store, "entries").groupby("asset_id").outcome.agg(list)
-    assert all(outcomes[name] == ["computed", "reused"] for name in finished)
+    assert outcomes[finished] == ["computed", "reused"]
 
 
 def alive_in_group(group: int) -> list[str]:

@@ -255,3 +255,11 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
     assert list(found["entries"].outcome) == ["failed"] * 3
     assets = found["assets"]
     assert [*assets.status, *assets.error_type] == ["timeout"] * 3 + ["Timeout"] * 3
+
+
+def test_one_run_at_a_time_uses_a_scratch_folder(run: Any, tmp_path: Path) -> None:
+    with flows.generate.sole_user(tmp_path / "scratch"):
+        state = run("prompt", "a yellow duck")
+    assert state.is_failed()
+    assert "another run uses" in str(state.message)
+    assert files(tmp_path / "store") == {}
