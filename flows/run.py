@@ -13,6 +13,8 @@ from flows.plan import Plan, Settings, make_plan, seconds_expected
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
 
+PREVIEWS = 24  # paths that are printed; the picture holds as many
+
 
 def dry_run(settings: Settings, *, as_json: bool) -> None:
     """Prints what a run would do; nothing is made, not even the store."""
@@ -93,9 +95,12 @@ def report(plan: Plan, run_id: str, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run_id": run_id, **places, "assets": rows}, indent=1))
     else:
-        print_table(RESULT_COLUMNS, rows)
+        print_table({k: v for k, v in RESULT_COLUMNS.items() if k != "preview"}, rows)
         for row in failed:
             print(f"{row['asset']}: {row['error']}")
+        for row in rows[:PREVIEWS]:
+            if row["preview"]:
+                print(f"{row['asset']}: {row['preview']}")
         for name, place in places.items():
             if place is not None:
                 print(f"{name + ':':9}{place}")
