@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG
+
 RADIUS = 1.5
-MAX_POLAR_DRAW_DEG = 100.0  # upper end of the draw that `warped_polar` bends: polar <= 96.4 degrees
-MIN_POLAR_DRAW = 1e-2  # radians; the pole itself has no azimuth
+NEAREST_TO_POLE = 1e-2 * 2 / math.pi  # in 1 - cos(polar); the pole itself has no azimuth
 EVALUATION_FOV_DEG = 50.0
 
 
@@ -56,16 +57,19 @@ def sample_camera(
     generator: torch.Generator,
     radius: float = RADIUS,
     fov_deg: tuple[float, float] = (40.0, 70.0),
+    elevation_deg: tuple[float, float] = (LOWEST_DEG, HIGHEST_DEG),
 ) -> Camera:
-    """SJC's training camera: any azimuth, polar angle area-uniform in (0, 96.4] degrees.
+    """SJC's training camera: any azimuth, uniform over the sphere's area between two elevations.
 
     `generator` lives on the CPU; three numbers are drawn from it.
     """
     azimuth, height, zoom = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-    draw = max(height * math.radians(MAX_POLAR_DRAW_DEG), MIN_POLAR_DRAW)
+    bottom, top = (math.sin(math.radians(angle)) for angle in elevation_deg)
+    rise = min(top - height * (top - bottom), 1.0 - NEAREST_TO_POLE)
     low, high = fov_deg
-    elevation_deg = 90.0 - math.degrees(warped_polar(draw))
-    return orbit(azimuth * 360.0, elevation_deg, radius, low + zoom * (high - low))
+    return orbit(
+        azimuth * 360.0, math.degrees(math.asin(rise)), radius, low + zoom * (high - low)
+    )
 
 
 def evaluation_cameras() -> list[Camera]:

@@ -14,7 +14,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from sjc_engine.views import OverheadRule, ViewStyle
+from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 
 if TYPE_CHECKING:
     from sjc_engine.prior import Prior
@@ -59,6 +59,8 @@ class OptimizeRecipe:
     radius: float = _number(1.5, 0.1, 100.0)
     fov_min: float = _number(40.0, 1.0, 170.0)  # degrees
     fov_max: float = _number(70.0, 1.0, 170.0)
+    elevation_min: float = _number(LOWEST_DEG, -89.0, 90.0)  # degrees
+    elevation_max: float = _number(HIGHEST_DEG, -89.0, 90.0)
     view_style: ViewStyle = "paper"
     overhead_prompt: OverheadRule = "elevation"
     # Regularisers
@@ -80,6 +82,11 @@ class OptimizeRecipe:
             )
         if self.fov_min > self.fov_max:
             raise ValueError(f"fov_min = {self.fov_min} exceeds fov_max = {self.fov_max}")
+        if self.elevation_min > self.elevation_max:
+            raise ValueError(
+                f"elevation_min = {self.elevation_min} exceeds"
+                f" elevation_max = {self.elevation_max}"
+            )
         if self.grid_start and not 4 <= self.grid_start <= self.grid_size:
             raise ValueError(
                 f"grid_start = {self.grid_start} must be 0 or 4...grid_size = {self.grid_size}"

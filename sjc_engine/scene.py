@@ -107,7 +107,8 @@ class Scene:
             self.field.resample(r.grid_size)
             self.optimizer = _adamax(self.field, r)
         count, size = r.views_per_step, r.render_size
-        cameras = [sample_camera(g, r.radius, (r.fov_min, r.fov_max)) for _ in range(count)]
+        fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
+        cameras = [sample_camera(g, r.radius, fov, elevation) for _ in range(count)]
         views = render_views(
             self.field, cameras, size, size, step=r.ray_step, generator=g if r.ray_jitter else None
         )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from sjc_engine.camera import Camera
+
+# Elevations that SJC trains from. It draws a number up to 100 degrees and bends it to be
+# area-uniform, which ends at a polar angle of 96.4 degrees.
+LOWEST_DEG = -math.degrees(math.asin(1 / 9))
+HIGHEST_DEG = 90.0
 
 ViewStyle = Literal["none", "paper", "sided"]
 OverheadRule = Literal["elevation", "official"]
