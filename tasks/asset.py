@@ -6,15 +6,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sjc_engine.checkpoint import write_atomically
+from sjc_engine.field import VoxelField
+from sjc_engine.mesh import Mesh
 from sjc_engine.spec import AssetSpec
 from tasks.store import Store
-
-if TYPE_CHECKING:
-    from sjc_engine.field import VoxelField
-    from sjc_engine.mesh import Mesh
 
 Document = dict[str, Any]
 

@@ -2,20 +2,20 @@
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from torch import Tensor
 
+from sjc_engine.evaluate import evaluate as measure
+from sjc_engine.judge import Judge, load_judge
+from sjc_engine.pictures import take_pictures
+from sjc_engine.preview import contact_sheet
 from tasks.artifacts import show_preview
 from tasks.asset import Asset
 from tasks.rows import view_file
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sjc_engine.judge import Judge
 
 
 class Judges:
@@ -25,10 +25,8 @@ class Judges:
         self._loaded: dict[str, Judge] = {}
         self._lock = threading.Lock()
 
-    def get(self, id: str) -> "Judge":
+    def get(self, id: str) -> Judge:
         """Raises ValueError, saying what is missing, when there is no such judge."""
-        from sjc_engine.judge import load_judge
-
         with self._lock:
             if id not in self._loaded:
                 self._loaded[id] = load_judge(id)
@@ -37,10 +35,6 @@ class Judges:
 
 def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
     """Puts preview.png and views/*.png into the asset's folder and returns the metrics."""
-    from sjc_engine.evaluate import evaluate as measure
-    from sjc_engine.pictures import take_pictures
-    from sjc_engine.preview import contact_sheet
-
     assert asset.field is not None
     assert asset.mesh is not None
     recipe, prompt = asset.spec.recipe.evaluate, asset.spec.prompt
@@ -57,7 +51,7 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
     return report.metrics
 
 
-def _write_view(view: "Tensor", path: Path) -> None:
+def _write_view(view: Tensor, path: Path) -> None:
     """An 8-bit picture of (3, H, W) in [-1, 1]."""
     levels = ((view + 1) * 127.5).round().clamp(0, 255).byte()
     Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB").save(path)

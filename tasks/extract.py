@@ -5,14 +5,13 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from sjc_engine.field import load_field
+from sjc_engine.mesh import extract_mesh, mesh_statistics
 from tasks.asset import Asset
 
 
 def extract(asset: Asset) -> dict[str, Any]:
     """Puts mesh.glb into the asset's folder and returns its statistics. Raises MeshError."""
-    from sjc_engine.field import load_field
-    from sjc_engine.mesh import extract_mesh, mesh_statistics
-
     with asset.timed("extract"):
         asset.field = load_field(asset.field_path)
         asset.mesh = extract_mesh(asset.field, asset.spec.recipe.mesh)
