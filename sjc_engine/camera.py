@@ -67,9 +67,7 @@ def sample_camera(
     bottom, top = (math.sin(math.radians(angle)) for angle in elevation_deg)
     rise = min(top - height * (top - bottom), 1.0 - NEAREST_TO_POLE)
     low, high = fov_deg
-    return orbit(
-        azimuth * 360.0, math.degrees(math.asin(rise)), radius, low + zoom * (high - low)
-    )
+    return orbit(azimuth * 360.0, math.degrees(math.asin(rise)), radius, low + zoom * (high - low))
 
 
 def evaluation_cameras() -> list[Camera]:

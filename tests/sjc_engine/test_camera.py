@@ -149,3 +149,15 @@ def test_view_prompts_lists_all_that_can_come():
 def test_unknown_view_style_is_named():
     with pytest.raises(ValueError, match=r"'both'.*paper"):
         view_prompt(orbit(0, 0), "both")
+
+
+def test_training_cameras_can_be_kept_between_two_elevations():
+    generator = torch.Generator().manual_seed(0)
+    cameras = [sample_camera(generator, elevation_deg=(5.0, 42.0)) for _ in range(2000)]
+    elevation = torch.tensor([camera.elevation_deg for camera in cameras])
+    assert 5.0 <= elevation.min() < 6.0
+    assert 41.0 < elevation.max() <= 42.0
+    # Uniform over the area means uniform in sin(elevation).
+    rise = elevation.deg2rad().sin()
+    low, high = math.sin(math.radians(5)), math.sin(math.radians(42))
+    assert abs(float(rise.mean()) - (low + high) / 2) < 0.01
