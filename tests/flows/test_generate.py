@@ -135,8 +135,9 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
     assert (tmp_path / "store" / "runs" / f"{row['run_id']}.png").is_file()
     parts = [p for p in (tmp_path / "store" / "tables").rglob("*") if p.is_file()]
     assert len(parts) == len(TABLES), "a run is sealed into one file for each table"
-    kept = [p for p in (tmp_path / "scratch").rglob("*") if p.is_file() and p.parent.name != "logs"]
-    assert kept == []
+    scratch = tmp_path / "scratch"
+    kept = [p for p in scratch.rglob("*") if p.is_file() and p.parent.name != "logs"]
+    assert kept == [scratch / "lock"], "only the lock file stays"
 
     names = {f"{stage}-{name}" for stage in stages[1:] for name in ("duck", "tank")}
     assert {r.name for r in task_runs(state)} == names
