@@ -87,18 +87,19 @@ def instance_masks(category: str) -> np.ndarray:
 def quarter_turn(masks: np.ndarray) -> float:
     """1 - mean IoU of views 90 degrees apart; masks (8, H, W)."""
     other = np.roll(masks, 2, axis=0)
-    return 1 - float(np.mean((masks & other).sum((1, 2)) / (masks | other).sum((1, 2))))
+    both, either = (masks & other).sum((1, 2)), (masks | other).sum((1, 2))
+    return 1 - float(np.mean(both / np.maximum(either, 1)))
 
 
 def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     """One asset, from prompt to scores."""
     category, prompt, seed, preset, changes, out = job
     import torch
-    from PIL import Image
 
     from sjc_engine import Recipe, extract_mesh, load_field, load_prior, optimize
     from sjc_engine.evaluate import evaluate
     from sjc_engine.judge import load_judge
+    from sjc_engine.pictures import take_pictures
     from sjc_engine.preview import contact_sheet
     from sjc_engine.raster import rasterize
     from sjc_engine.render import render_views
@@ -118,18 +119,16 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     mesh = extract_mesh(field, recipe.mesh)
     meshed = time.process_time()
     judge = load_judge("toybox")
-    report = evaluate(field, mesh, prompt, judge, recipe.evaluate)
+    pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
+    report = evaluate(field, mesh, prompt, judge, recipe.evaluate, pictures)
     evaluated = time.process_time()
-    sheet = contact_sheet(field, mesh, f"{prompt} (seed {seed})")
-    (sheet if isinstance(sheet, Image.Image) else Image.fromarray(sheet)).save(
+    contact_sheet(field, mesh, f"{prompt} (seed {seed})", pictures).save(
         out / f"{category}-{seed}.png"
     )
-
     with torch.no_grad():
         field_masks = render_views(field, ring(), SIZE, SIZE).opacity > 0.5
-        pictures = [rasterize(mesh, camera, SIZE * 2, SIZE * 2) for camera in ring()]
     mesh_masks = torch.stack(
-        [p.opacity.view(SIZE, 2, SIZE, 2).mean((1, 3)) > 0.5 for p in pictures]
+        [rasterize(mesh, camera, SIZE, SIZE).opacity > 0.5 for camera in ring()]
     )
     known = {
         name: torch.from_numpy(masks) for name, masks in np.load(out / "instances.npz").items()
@@ -137,8 +136,7 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     match = {name: silhouette_match(field_masks, masks) for name, masks in known.items()}
     rival = max(match, key=lambda name: match[name])
     words = judge.text_features([f"a photo of a {nouns[0]}" for nouns in NOUNS.values()])
-    shown = torch.stack([p.rgb + 1 - p.opacity for p in pictures])
-    first = (judge.image_features(shown) @ words.T).argmax(1)
+    first = (judge.image_features(pictures.mesh[:8]) @ words.T).argmax(1)
     return Result(
         category=category,
         seed=seed,
@@ -213,7 +211,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from tasks.manifest import read_manifest
 
-    prompts = {row.id: row.prompt for row in read_manifest(MANIFEST).rows}
+    prompts = {row.row_id: row.prompt for row in read_manifest(MANIFEST).rows}
     settings.out.mkdir(parents=True, exist_ok=True)
     import torch
 

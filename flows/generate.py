@@ -15,6 +15,7 @@ from flows.errors import UsageError
 from flows.listing import RESULT_COLUMNS, results
 from flows.plan import Plan, Settings, asset_states, make_plan
 from flows.produce import Outcomes, produce
+from flows.tabulate import cell
 from flows.terminal import watcher
 from tasks.artifacts import show_table, show_text
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
@@ -170,10 +171,10 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     """The picture of all previews, the artifacts, and the flow's final state."""
     store, run_id = plan.store, run["run_id"]
     counts = Counter(outcomes.values())
-    good = [k for k, outcome in outcomes.items() if outcome in ("ok", "reused")]
+    good = [k for k in plan.assets if outcomes.get(k) in ("ok", "reused")]
     sheet = write_sheet(store, run_id, good)
     rows = results(store, run_id)
-    table = [{title: row[key] for key, title in RESULT_COLUMNS.items()} for row in rows]
+    table = [{title: cell(row[key]) for key, title in RESULT_COLUMNS.items()} for row in rows]
     show_table("summary", table, f"Run {run_id}")
     where = f"- store: `{store.url}`\n- tables: `{store.uri('tables')}`\n"
     picture = f"- picture: `{sheet}`\n" if sheet else ""

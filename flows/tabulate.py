@@ -44,7 +44,7 @@ def print_table(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> None:
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         # markup and emoji codes in a prompt are text
-        table.add_row(*(_cell(row[name]) for name in columns))
+        table.add_row(*(cell(row[name]) for name in columns))
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
@@ -57,7 +57,7 @@ def to_csv(rows: pa.Table) -> str:
     writer = csv.writer(text)
     writer.writerow(rows.column_names)
     for row in rows.to_pylist(maps_as_pydicts="strict"):
-        writer.writerow([_csv_cell(row[name]) for name in rows.column_names])
+        writer.writerow([_csvcell(row[name]) for name in rows.column_names])
     return text.getvalue()
 
 
@@ -69,7 +69,8 @@ def _csv_cell(value: Any) -> Any:
     return _text(value) if hasattr(value, "isoformat") else value
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as a person reads it: three digits, yes or no, and - for nothing."""
     if value is None:
         return "-"
     if isinstance(value, bool):
