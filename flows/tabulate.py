@@ -57,7 +57,7 @@ def to_csv(rows: pa.Table) -> str:
     writer = csv.writer(text)
     writer.writerow(rows.column_names)
     for row in rows.to_pylist(maps_as_pydicts="strict"):
-        writer.writerow([_csvcell(row[name]) for name in rows.column_names])
+        writer.writerow([_csv_cell(row[name]) for name in rows.column_names])
     return text.getvalue()
 
 
