@@ -19,7 +19,7 @@ from sjc_engine.toybox.objects import CATEGORIES, make_toy
 
 MAX_TOKENS = 24
 START, END = "<|startoftext|>", "<|endoftext|>"
-_CORPUS = 20_000
+_CORPUS = 5_000
 _CHARACTERS = [chr(code) for code in range(33, 127)]
 
 
@@ -49,10 +49,11 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     )
     with tempfile.TemporaryDirectory() as folder:
         pairs.model.save(folder)
-        vocabulary = json.loads(Path(folder, "vocab.json").read_text())
-        for character in _CHARACTERS:
-            for token in (character, f"{character}</w>"):
-                vocabulary.setdefault(token, len(vocabulary))
+        merges = Path(folder, "merges.txt").read_text().splitlines()[1:]  # after its version
+        # The trainer numbers single characters in random order: number all tokens ourselves.
+        tokens = [START, END, *_CHARACTERS, *(f"{c}</w>" for c in _CHARACTERS)]
+        tokens += [merge.replace(" ", "") for merge in merges]
+        vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
         Path(folder, "vocab.json").write_text(json.dumps(vocabulary))
         return CLIPTokenizer(
             vocab=f"{folder}/vocab.json",

@@ -330,7 +330,7 @@ def test_sigterm_saves_what_was_running(judge: str, prefect_api: str, tmp_path: 
 def test_after_ctrl_c_the_next_run_does_nothing_twice(
     judge: str, prefect_api: str, tmp_path: Path
 ) -> None:
-    lines = ["id,prompt,steps", "duck,a yellow duck,300", "tank,a toy tank,300"]
+    lines = ["id,prompt,steps", "duck,a yellow duck,900", "tank,a toy tank,900"]
     (tmp_path / "m.csv").write_text("\n".join(lines))
     assets = tmp_path / "store" / "assets"
     fields = tmp_path / ".sjc" / "fields"
@@ -353,7 +353,7 @@ def test_after_ctrl_c_the_next_run_does_nothing_twice(
     attempts = read_table(store, "attempts")
     other = attempts[attempts.asset_id != finished].sort_values("attempt")
     assert list(other.status) == ["interrupted", "ok"]
-    assert 0 < other.first_step.iloc[1] < other.last_step.iloc[1] == 300
+    assert 0 < other.first_step.iloc[1] < other.last_step.iloc[1] == 900
     outcomes = read_table(store, "entries").groupby("asset_id").outcome.agg(list)
     assert outcomes[finished] == ["computed", "reused"]
 

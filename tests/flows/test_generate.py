@@ -224,7 +224,7 @@ def test_a_failed_asset_is_a_row_and_is_tried_again_only_when_asked(
     assert task_runs(again) == []
     retried = run(*lines, retry_failed=True)
     assert {r.name for r in task_runs(retried)} == {"optimize-bad", "extract-bad"}
-    assert list(tables(tmp_path)["attempts"].status) == ["ok", "failed", "failed"]
+    assert sorted(tables(tmp_path)["attempts"].status) == ["failed", "failed", "ok"]
     outcomes = tables(tmp_path)["entries"].groupby("row_id").outcome.agg(list).to_dict()
     assert outcomes == {"duck": ["computed", "reused", "reused"], "bad": ["failed"] * 3}
 

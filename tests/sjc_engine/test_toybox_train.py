@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +38,16 @@ def test_tokenizer_knows_words_and_spells_the_rest():
     assert "".join(tokenizer.convert_ids_to_tokens(spelled)).replace("</w>", "") == "zebra!"
     longest = tokenizer("left side view of A wide angle zoomed out photo of a purple airplane")
     assert len(longest["input_ids"]) <= MAX_TOKENS
+
+
+def test_tokenizer_is_the_same_in_every_process():
+    """Each rank of a training run, and each resumed run, builds its own."""
+    code = (
+        "from sjc_engine.toybox.tokenizer import build_tokenizer as b;"
+        "import json; print(json.dumps(b().get_vocab(), sort_keys=True))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(other.stdout) == build_tokenizer().get_vocab()
 
 
 def test_training_resumes_and_writes_a_loadable_half_precision_model(tmp_path):
