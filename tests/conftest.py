@@ -1,6 +1,7 @@
 """The surroundings of all tests: one thread per process, a Prefect home and server of their own."""
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sjc-tests-prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("SJC_STORE", None)
+
+# A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from flows import environment
 
