@@ -15,12 +15,11 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sjc-tests-prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("SJC_STORE", None)
 
-# A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 from flows import environment
 
 environment.apply(console_level="CRITICAL")
+# A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent / "sjc_engine"))  # tiny_clip
 
 
