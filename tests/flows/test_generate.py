@@ -161,7 +161,7 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
 
 def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, judge: str) -> None:
     """The field of the interrupted asset is, bit for bit, that of one that was never touched."""
-    overrides = {"steps": 150}
+    overrides = {"steps": 1000}  # longer than the five seconds to the first checkpoint
     resumed = []
 
     def kill_once() -> None:
@@ -179,7 +179,7 @@ def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, j
     assert resumed, "nothing was killed: the test has tested nothing"
     assert state.name == "Completed"
     (asset,) = tables(tmp_path)["assets"].to_dict("records")
-    assert (asset["attempt"], asset["steps"]) == ("a01", 150)
+    assert (asset["attempt"], asset["steps"]) == ("a01", 1000)
 
     settings = Settings(
         str(tmp_path / "manifest.csv"),
