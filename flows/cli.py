@@ -68,7 +68,7 @@ def run(
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
-    with reported():
+    with reported("run the same command again to go on"):
         from flows.plan import Settings
         from flows.run import dry_run as show_plan
         from flows.run import run as run_flow

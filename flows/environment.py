@@ -33,6 +33,8 @@ def apply(console_level: str = "WARNING") -> None:
     """
     home = prefect_home()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if "PREFECT_HOME" not in os.environ:
+        home.chmod(0o700)
     defaults = _DEFAULTS | {
         "PREFECT_HOME": str(home),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console_level,

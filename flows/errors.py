@@ -22,10 +22,11 @@ class RunError(RuntimeError):
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
+def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     """Turns the mistakes of users, and their Ctrl-C, into messages and exit codes.
 
-    Everything else is a defect of ours and keeps its traceback.
+    interrupted: what to know after a Ctrl-C. Everything else is a defect of ours and keeps its
+    traceback.
     """
     from tasks.manifest_files import ManifestError
     from tasks.store import StoreError
@@ -42,7 +43,7 @@ def reported() -> Iterator[None]:
     except RunError as error:
         fail(f"sjc: {error}", FAILED)
     except KeyboardInterrupt:
-        fail("sjc: interrupted; run the same command again to go on", INTERRUPTED)
+        fail(f"sjc: interrupted; {interrupted}", INTERRUPTED)
     except BrokenPipeError:  # `sjc assets | head`: nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None

@@ -1,5 +1,6 @@
 """`sjc ui`: Prefect's server and pages on the loopback address."""
 
+import contextlib
 import sys
 
 from flows import environment
@@ -14,4 +15,5 @@ def serve(port: int) -> None:
     if healthy(f"http://{HOST}:{port}/api"):
         raise UsageError(f"a Prefect server is up at http://{HOST}:{port} already")
     print(f"Prefect's pages: http://{HOST}:{port} (Ctrl-C ends them)", file=sys.stderr, flush=True)
-    serve_ui(port)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_ui(port)

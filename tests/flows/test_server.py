@@ -91,5 +91,6 @@ def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.Mo
     finally:
         ui.send_signal(signal.SIGINT)
         ui.communicate(timeout=30)
+    assert ui.returncode == 0
     assert ui_server() is None
     assert not (tmp_path / "sjc-ui.json").exists()
