@@ -341,23 +341,21 @@ def test_after_ctrl_c_the_next_run_does_nothing_twice(
     interrupt(start(tmp_path, judge, prefect_api), one_is_done_and_one_is_not, group=True)
     store = open_store(tmp_path / "store", writable=False)
     before = {p.name: asset_manifest(store, p.name) for p in assets.iterdir()}
-    finished = [name for name, manifest in before.items() if manifest]
-    assert 1 <= len(finished) <= 2
+    (finished,) = (name for name, manifest in before.items() if manifest)
 
     second = start(tmp_path, judge, prefect_api)
     out, err = second.communicate(timeout=600)
     assert second.returncode == 0, err
-    listed = [line.split()[:2] for line in out.splitlines()[1:4]]
-    assert listed == [["duck", "ok"], ["tank", "ok"], ["car", "ok"]]
-    assert all(asset_manifest(store, name) == before[name] for name in finished)
-    assert all(len(asset_attempts(store, name)) == 1 for name in finished)
+    listed = [line.split()[:2] for line in out.splitlines()[1:3]]
+    assert listed == [["duck", "ok"], ["tank", "ok"]]
+    assert asset_manifest(store, finished) == before[finished]
+    assert len(asset_attempts(store, finished)) == 1
+    attempts = read_table(store, "attempts")
+    other = attempts[attempts.asset_id != finished].sort_values("attempt")
+    assert list(other.status) == ["interrupted", "ok"]
+    assert 0 < other.first_step.iloc[1] < other.last_step.iloc[1] == 900
     outcomes = read_table(store, "entries").groupby("asset_id").outcome.agg(list)
-    assert all(outcomes[name] == ["computed", "reused"] for name in finished)
-    attempts = read_table(store, "attempts").sort_values("attempt")
-    others = attempts[~attempts.asset_id.isin(finished)]
-    assert set(others[others.attempt == "a01"].status) == {"interrupted"}
-    (went_on,) = others[(others.status == "ok") & (others.first_step > 0)].to_dict("records")
-    assert (went_on["attempt"], went_on["last_step"]) == ("a02", 250)
+    assert outcomes[finished] == ["computed", "reused"]
 
 
 def alive_in_group(group: int) -> list[str]:
