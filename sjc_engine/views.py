@@ -13,14 +13,28 @@ if TYPE_CHECKING:
 LOWEST_DEG = -math.degrees(math.asin(1 / 9))
 HIGHEST_DEG = 90.0
 
-ViewStyle = Literal["none", "paper", "sided"]
+ViewStyle = Literal["none", "paper", "sided", "detailed"]
 OverheadRule = Literal["elevation", "official"]
 
-SIDES: dict[str, tuple[str, str, str, str]] = {
+# Names of equal arcs of azimuth, the first centred on the object's front.
+SIDES: dict[str, tuple[str, ...]] = {
     "paper": ("front view of", "side view of", "backside view of", "side view of"),
     # One name for both sides makes opposite views average to mirror images; two names do not.
     "sided": ("front view of", "left side view of", "backside view of", "right side view of"),
+    "detailed": (
+        "front view of",
+        "front left view of",
+        "left side view of",
+        "back left view of",
+        "backside view of",
+        "back right view of",
+        "right side view of",
+        "front right view of",
+    ),
 }
+# Said before the side in style "detailed", each up to an elevation in degrees: a score follows
+# the mean look of all the views that share its prompt, and low and high views differ most.
+HEIGHTS = (("low angle", 15.0), ("mid angle", 35.0), ("high angle", 90.0))
 OVERHEAD = "overhead view of"
 # The paper calls a polar angle below 30 degrees "overhead". The official code tests the angle
 # before it is warped to be area-uniform, so that its rule fires above acos(2/3) of polar angle.
@@ -31,15 +45,36 @@ def view_prompt(
     camera: Camera, style: ViewStyle = "paper", overhead: OverheadRule = "elevation"
 ) -> str:
     """The prefix for this camera, for example "front view of"; empty for style "none"."""
+    return view_name(camera.azimuth_deg, camera.elevation_deg, style, overhead)
+
+
+def view_name(
+    azimuth_deg: float,
+    elevation_deg: float,
+    style: ViewStyle = "paper",
+    overhead: OverheadRule = "elevation",
+) -> str:
+    """`view_prompt` for a camera at these angles in degrees."""
     if style not in get_args(ViewStyle):
         raise ValueError(f"view style {style!r}: use one of {', '.join(get_args(ViewStyle))}")
     if style == "none":
         return ""
-    if camera.elevation_deg > OVERHEAD_ABOVE_DEG[overhead]:
+    if elevation_deg > OVERHEAD_ABOVE_DEG[overhead]:
         return OVERHEAD
-    return SIDES[style][int(((camera.azimuth_deg + 45.0) % 360.0) // 90.0)]
+    names = SIDES[style]
+    arc = 360.0 / len(names)
+    side = names[int(((azimuth_deg + arc / 2) % 360.0) // arc)]
+    if style != "detailed":
+        return side
+    height = next(name for name, top in HEIGHTS if elevation_deg <= top)
+    return f"{height} {side}"
 
 
 def view_prompts(style: ViewStyle) -> list[str]:
     """Every prefix that `view_prompt` can return for this style, each once."""
-    return [""] if style == "none" else list(dict.fromkeys([*SIDES[style], OVERHEAD]))
+    if style == "none":
+        return [""]
+    sides = list(dict.fromkeys(SIDES[style]))
+    if style == "detailed":
+        sides = [f"{height} {side}" for height, _ in HEIGHTS for side in sides]
+    return [*sides, OVERHEAD]

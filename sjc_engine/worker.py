@@ -85,6 +85,8 @@ class Running:
             Tally(),
         )
         self.first_step = self.scene.step
+        if self.first_step:
+            print(f"{self.key} goes on from step {self.first_step}", file=sys.stderr, flush=True)
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
         self.told = 0.0
 
@@ -103,10 +105,12 @@ class Running:
             return None
 
     def save(self) -> None:
-        """Raises Diverged, and writes nothing, when the field is not finite."""
+        """Raises Diverged, and leaves the last checkpoint, when the field is not finite."""
         started = time.monotonic()
-        self.scene.save(self.checkpoint)
+        # Notes first: a checkpoint without them would be worth nothing, and notes that are ahead
+        # of it count the time that was really spent.
         write_atomically(self._notes, json.dumps(asdict(self.tally)).encode())
+        self.scene.save(self.checkpoint)
         ended = time.monotonic()
         self.next_save = ended + max(CHECKPOINT_SECONDS, (ended - started) / CHECKPOINT_SHARE)
 

@@ -347,8 +347,10 @@ class _Engine:
             if job is None:
                 return  # a scene dropped a moment ago
             job.last_step = event["step"]
-            if job.first_step is None:
+            # Of the whole attempt: a process that replaces a dead one goes on from a later step.
+            if job.first_step is None or event["first_step"] < job.first_step:
                 job.first_step = event["first_step"]
+            event["first_step"] = job.first_step
             if event["type"] != "progress":
                 self.active.remove(job)
                 self.pool.assign()

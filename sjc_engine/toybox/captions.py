@@ -46,8 +46,10 @@ TEMPLATES = (
     "a 3D render of a {}",
     "{}",
 )
-# The prefixes of `sjc_engine.views` that tell left from right.
-VIEWS = tuple(view_prompts("sided"))
+# Every prefix of `sjc_engine.views`, from the coarsest style to the finest.
+VIEWS = tuple(
+    dict.fromkeys(name for style in ("paper", "sided", "detailed") for name in view_prompts(style))
+)
 # Words that carry no content of their own, whatever the prompt.
 _FILLERS = {"a", "an", "the", "of", "in", "on", "with", "from"} | set(" ".join(VIEWS).split())
 

@@ -31,7 +31,7 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     for _ in range(_CORPUS):
         category = CATEGORIES[rng.integers(len(CATEGORIES))]
         _, color = make_toy(category, rng)
-        view = ("", "side view of", *VIEWS)[rng.integers(len(VIEWS) + 2)]
+        view = ("", *VIEWS)[rng.integers(len(VIEWS) + 1)]
         captions.append(caption(rng, category, color, view).lower())
     pairs = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", fuse_unk=False))
     pairs.normalizer = normalizers.Lowercase()

@@ -27,16 +27,18 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from sjc_engine.toybox.captions import VIEWS, caption
+from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.dataset import OUTDOORS, Renders, cached_toys, on_backgrounds
 from sjc_engine.toybox.objects import CATEGORIES
 from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
 from sjc_engine.toybox.train import cosine_rate, log_row
+from sjc_engine.views import view_prompts
 
 SIZE = 48
 JUDGE_SEED = 90_000  # far from the prior's data seeds
 GRAY = 0.25  # share of images without colour, for the geometry R-Precision
 PAPER_WEIGHT = 2.0
+VIEWS = view_prompts("sided")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Batches:
         rgba = torch.from_numpy(toys.images[chosen]).float() / 255
         image = self.degrade(rgba, torch.from_numpy(gray))
         seen_color = np.array([self.colors.get(toys.color[i], -2) for i in chosen])
-        seen_view = toys.view[chosen]
+        seen_view = np.array([VIEWS.index(toys.view(i, "sided")) for i in chosen])
         # An image without colour gets a caption without one; others name it most of the time.
         names_color = ~gray & (seen_color >= 0) & (rng.random(self.batch) < 0.7)
         names_view = rng.random(self.batch) < 0.5
@@ -108,9 +110,11 @@ class Batches:
                 rng,
                 CATEGORIES[toys.category[i]],
                 toys.color[i] if with_color else None,
-                VIEWS[toys.view[i]] if with_view else "",
+                VIEWS[view] if with_view else "",
             )
-            for i, with_color, with_view in zip(chosen, names_color, names_view, strict=True)
+            for i, view, with_color, with_view in zip(
+                chosen, seen_view, names_color, names_view, strict=True
+            )
         ]
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"

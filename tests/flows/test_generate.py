@@ -180,6 +180,10 @@ def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, j
     assert state.name == "Completed"
     (asset,) = tables(tmp_path)["assets"].to_dict("records")
     assert (asset["attempt"], asset["steps"]) == ("a01", 1000)
+    (attempt,) = tables(tmp_path)["attempts"].to_dict("records")
+    assert (attempt["first_step"], attempt["last_step"]) == (0, 1000)
+    (log,) = (tmp_path / "scratch" / "logs").glob("engine-*.log")
+    assert "goes on from step" in log.read_text()
 
     settings = Settings(
         str(tmp_path / "manifest.csv"),

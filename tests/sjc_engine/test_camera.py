@@ -104,23 +104,37 @@ def test_evaluation_views_are_eight_around_and_one_above():
 
 
 @pytest.mark.parametrize(
-    ("azimuth", "paper", "sided"),
+    ("azimuth", "paper", "sided", "detailed"),
     [
-        (0, "front", "front"),
-        (44, "front", "front"),
-        (46, "side", "left side"),
-        (134, "side", "left side"),
-        (136, "backside", "backside"),
-        (226, "side", "right side"),
-        (314, "side", "right side"),
-        (316, "front", "front"),
+        (0, "front", "front", "front"),
+        (44, "front", "front", "front left"),
+        (46, "side", "left side", "front left"),
+        (68, "side", "left side", "left side"),
+        (134, "side", "left side", "back left"),
+        (136, "backside", "backside", "back left"),
+        (180, "backside", "backside", "backside"),
+        (226, "side", "right side", "back right"),
+        (314, "side", "right side", "front right"),
+        (316, "front", "front", "front right"),
+        (338, "front", "front", "front"),
     ],
 )
-def test_view_prompts_follow_the_azimuth(azimuth, paper, sided):
+def test_view_prompts_follow_the_azimuth(azimuth, paper, sided, detailed):
     camera = orbit(azimuth, 10)
     assert view_prompt(camera, "paper") == f"{paper} view of"
     assert view_prompt(camera, "sided") == f"{sided} view of"
+    assert view_prompt(camera, "detailed") == f"low angle {detailed} view of"
     assert view_prompt(camera, "none") == ""
+
+
+def test_detailed_view_prompts_follow_the_elevation():
+    def height(elevation):
+        return view_prompt(orbit(90, elevation), "detailed").removesuffix(" left side view of")
+
+    assert height(-6) == height(14) == "low angle"
+    assert height(16) == height(34) == "mid angle"
+    assert height(36) == height(59) == "high angle"
+    assert height(61) == "overhead view of"
 
 
 def test_overhead_rules():
@@ -137,11 +151,11 @@ def test_overhead_rules():
 
 
 def test_view_prompts_lists_all_that_can_come():
-    for style in ("none", "paper", "sided"):
+    for style in ("none", "paper", "sided", "detailed"):
         seen = {
             view_prompt(orbit(azimuth, elevation), style)
             for azimuth in range(0, 360, 30)
-            for elevation in (0, 80)
+            for elevation in (0, 20, 50, 80)
         }
         assert seen == set(view_prompts(style))
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sjc_engine.toybox.captions import VIEWS
+from sjc_engine.camera import orbit
 from sjc_engine.toybox.dataset import (
     OUTDOORS,
     STUDIO,
+    STYLES,
     cached_toys,
     on_backgrounds,
     render_toys,
 )
+from sjc_engine.views import view_prompt
 
 
 def test_renders_repeat_with_their_seed_and_differ_without(tmp_path):
@@ -30,16 +32,24 @@ def test_renders_repeat_with_their_seed_and_differ_without(tmp_path):
 def test_captions_name_the_view_and_the_color():
     toys = render_toys(192, 8, 1)
     rng = np.random.default_rng(0)
-    sided = 0
+    detailed = 0
     for index in range(len(toys)):
         text = toys.caption(rng, index)
-        view = VIEWS[toys.view[index]]
-        assert text.startswith((view, view.replace("left ", "").replace("right ", "")))
+        assert text.startswith(tuple(f"{toys.view(index, style)} " for style in STYLES))
         assert toys.color[index] in text
-        sided += text.startswith(("left", "right"))
-    sides = np.isin(toys.view, [1, 3]).sum()
-    assert 0.4 * sides < sided < 0.8 * sides
-    assert not toys.caption(rng, 0, view=False).startswith(VIEWS[toys.view[0]])
+        detailed += " angle " in text.partition(" view of ")[0]
+    sides = (toys.elevation <= 60).sum()
+    assert 0.5 * sides < detailed < 0.8 * sides
+
+
+def test_the_view_is_the_cameras(tmp_path):
+    toys = cached_toys(tmp_path, 64, 8, 3, STUDIO, "cpu")
+    again = cached_toys(tmp_path, 64, 8, 3, STUDIO, "cpu")  # from disk
+    for index in range(len(toys)):
+        camera = orbit(toys.azimuth[index], toys.elevation[index])
+        for style in STYLES:
+            assert toys.view(index, style) == view_prompt(camera, style)
+            assert again.view(index, style) == toys.view(index, style)
 
 
 def test_paper_categories_weigh_more():
