@@ -124,12 +124,19 @@ def warm_start(model: Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
     model.text_encoder.load_state_dict(
         {name: value.float() for name, value in text.items()}, strict=False
     )
-    known = CLIPTokenizer.from_pretrained(str(folder / "tokenizer")).get_vocab()
-    embedding = model.text_encoder.get_input_embeddings().weight
-    with torch.no_grad():
-        for token, index in tokenizer.get_vocab().items():
-            if token in known:
-                embedding[index] = old[known[token]].float()
+    known = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
+    copy_embeddings(model.text_encoder.get_input_embeddings().weight, tokenizer, old, known)
+
+
+@torch.no_grad()
+def copy_embeddings(
+    new: Tensor, tokenizer: CLIPTokenizer, old: Tensor, known: CLIPTokenizer
+) -> None:
+    """Fills in the rows (token, width) of all tokens that an earlier tokenizer knew as well."""
+    ids = known.get_vocab()
+    for token, index in tokenizer.get_vocab().items():
+        if token in ids:
+            new[index] = old[ids[token]].float()
 
 
 class Batches:

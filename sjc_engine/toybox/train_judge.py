@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     CLIPConfig,
@@ -31,7 +33,7 @@ from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.dataset import OUTDOORS, Renders, cached_toys, on_backgrounds
 from sjc_engine.toybox.objects import CATEGORIES
 from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
-from sjc_engine.toybox.train import cosine_rate, log_row
+from sjc_engine.toybox.train import copy_embeddings, cosine_rate, log_row
 from sjc_engine.views import view_prompts
 
 SIZE = 48
@@ -164,11 +166,31 @@ class Batches:
         return (image + noise * uniform(0, 0.08, 1, 1, 1)).clamp(-1, 1)
 
 
-def train(out: Path, steps: int, minutes: float | None, batch: int, images: int, seed: int) -> None:
+def warm_start(judge: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Copies the weights of an earlier judge; token embeddings by token, since ids may differ."""
+    weights = load_file(folder / "model.safetensors")
+    old = weights.pop("text_model.embeddings.token_embedding.weight")
+    judge.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
+    known = CLIPTokenizer.from_pretrained(str(folder))
+    copy_embeddings(judge.text_model.get_input_embeddings().weight, tokenizer, old, known)
+
+
+def train(
+    out: Path,
+    steps: int,
+    minutes: float | None,
+    batch: int,
+    images: int,
+    seed: int,
+    rate: float = 1e-3,
+    init_from: Path | None = None,
+) -> None:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     judge = build_judge(tokenizer)
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
+    if init_from:
+        warm_start(judge, tokenizer, init_from)
+    optimiser = torch.optim.AdamW(judge.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.1)
     toys = cached_toys(out / "data", images, SIZE, JUDGE_SEED + seed, OUTDOORS, "cpu")
     batches = Batches(toys, tokenizer, batch, seed)
     step, seconds = 0, 0.0
@@ -189,14 +211,16 @@ def train(out: Path, steps: int, minutes: float | None, batch: int, images: int,
         if progress >= 1:
             break
         for group in optimiser.param_groups:
-            group["lr"] = 1e-3 * cosine_rate(step, progress)
+            group["lr"] = rate * cosine_rate(step, progress)
         image, tokens, positive = batches.draw()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             similarity = judge(input_ids=tokens, pixel_values=image).logits_per_text
         loss = contrastive_loss(similarity.float(), positive)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        if not math.isfinite(norm):
+            raise ArithmeticError(f"step {step}: the gradient is not finite")
         optimiser.step()
         with torch.no_grad():
             judge.logit_scale.clamp_(max=4.6)  # CLIP's bound: a factor of 100
@@ -204,8 +228,8 @@ def train(out: Path, steps: int, minutes: float | None, batch: int, images: int,
         recent.append(float(loss.detach()))
         if step % 50 == 0:
             now = time.monotonic()
-            rate = (step - last[1]) * batch / (now - last[0])
-            log_row(out, step, seconds, sum(recent) / len(recent), rate, progress)
+            speed = (step - last[1]) * batch / (now - last[0])
+            log_row(out, step, seconds, sum(recent) / len(recent), speed, progress)
             recent, last = [], (now, step)
         if step % 500 == 0:
             _save_state(state_file, judge, optimiser, batches, step, seconds)
@@ -262,7 +286,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="ends the schedule by the clock")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, default=30_000, help="rendered training images")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init-from", type=Path, help="an earlier judge's folder")
     settings = parser.parse_args()
     settings.out.mkdir(parents=True, exist_ok=True)
     train(**vars(settings))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from sjc_engine.toybox import train_judge
 from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
@@ -117,6 +118,29 @@ def test_judge_trains_and_saves_in_clip_layout(tmp_path):
     assert state["step"] == 3
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= names
+
+
+def test_a_judge_goes_on_from_the_shipped_weights(tmp_path):
+    from sjc_engine.toybox import weights_path
+
+    shipped = weights_path("judge")
+    train_judge.train(
+        tmp_path, steps=1, minutes=None, batch=8, images=64, seed=0, rate=0.0, init_from=shipped
+    )
+    old = load_file(shipped / "model.safetensors")
+    new = load_file(tmp_path / "model" / "model.safetensors")
+    for name, tensor in new.items():
+        if "token_embedding" not in name:
+            torch.testing.assert_close(tensor, old[name])
+    duck = "duck</w>"
+    rows = [
+        weights["text_model.embeddings.token_embedding.weight"][tokenizer.get_vocab()[duck]]
+        for weights, tokenizer in (
+            (old, CLIPTokenizer.from_pretrained(shipped)),
+            (new, build_tokenizer()),
+        )
+    ]
+    torch.testing.assert_close(*rows)
 
 
 def test_degraded_images_stay_in_range_and_gray_ones_are_gray():
