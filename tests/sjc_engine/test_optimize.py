@@ -73,7 +73,13 @@ class KnownAnswer:
 def test_the_scene_becomes_what_the_prior_expects_to_see():
     """Oracle for the chain rule's sign and scale: every view of the field turns orange."""
     recipe = PIXEL.override(
-        {"steps": 300, "background": "white", "emptiness_weight": 0.0, "fov_max": 45.0}
+        {
+            "steps": 300,
+            "background": "white",
+            "emptiness_weight": 0.0,
+            "fov_min": 40.0,
+            "fov_max": 45.0,
+        }
     )
     prior = KnownAnswer([0.6, 0.1, -0.5])
     scene = Scene("an orange wall", "", 0, recipe, prior)
@@ -327,8 +333,8 @@ def test_optimize_gives_a_field_per_prompt_and_tells_of_every_step(prior):
         {"ray_jitter": False},
         {"views_per_step": 3},
         {"radius": 2.0},
-        {"fov_min": 65.0},
-        {"fov_max": 45.0},
+        {"fov_min": 55.0},
+        {"fov_max": 50.0},
         {"view_style": "none"},
         {"emptiness_weight": 5.0},
         {"emptiness_scale": 3.0},
