@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.sources import HUB_ID, folder_digest
+from sjc_engine.sources import HUB_ID, folder_digest, no_progress_bar
 
 BUILTINS = {"toybox": Path(__file__).parent / "toybox" / "weights" / "judge"}
 BATCH = 32  # images or texts to a call of the network
@@ -115,9 +115,10 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
     try:
         settings = folder / "preprocessor_config.json" if folder.is_dir() else _hub_file(id)
         preprocessing = read_preprocessing(settings)
-        model: Any = CLIPModel.from_pretrained(
-            location, use_safetensors=True, dtype=torch.float32, **pinned
-        )
+        with no_progress_bar():
+            model: Any = CLIPModel.from_pretrained(
+                location, use_safetensors=True, dtype=torch.float32, **pinned
+            )
         tokenizer = CLIPTokenizer.from_pretrained(location, **pinned)
     except OSError as error:
         raise ValueError(f"judge {id!r} cannot be loaded from {location}: {error}") from error

@@ -12,9 +12,8 @@ x / sqrt(1 + sigma^2) at the timestep of sigma, and its output o gives
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.sources import Source, find_prior
+from sjc_engine.sources import Source, find_prior, no_progress_bar
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -173,7 +172,7 @@ def load_prior(
         unet = source.component(UNet2DConditionModel, "unet", torch_dtype=dtype, **weights)
         scheduler = source.component(DDPMScheduler, "scheduler")
         tokenizer = source.component(CLIPTokenizer, "tokenizer")
-        with _no_progress_bar():
+        with no_progress_bar():
             text_encoder = source.component(
                 CLIPTextModel, "text_encoder", use_safetensors=True, dtype=torch.float32
             )
@@ -181,20 +180,6 @@ def load_prior(
     except OSError as error:
         raise ValueError(f"prior {id!r} cannot be loaded: {error}") from error
     return Prior(source, unet, scheduler, tokenizer, text_encoder, vae, device, dtype)
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for every model it loads, however small."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _unshuffle_factor(id: str, in_channels: int, channels: int) -> int:

@@ -122,3 +122,8 @@ def test_a_damaged_folder_is_an_error(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_judge(str(tmp_path))
+
+
+def test_loading_draws_no_progress_bar(capfd):
+    load_judge("toybox")
+    assert "Loading weights" not in capfd.readouterr().err

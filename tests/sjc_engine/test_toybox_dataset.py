@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from sjc_engine.camera import orbit
+from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.dataset import (
+    FOV_DEG,
     OUTDOORS,
     STUDIO,
     STYLES,
@@ -50,6 +52,12 @@ def test_the_view_is_the_cameras(tmp_path):
         for style in STYLES:
             assert toys.view(index, style) == view_prompt(camera, style)
             assert again.view(index, style) == toys.view(index, style)
+
+
+def test_the_toybox_recipe_renders_as_the_prior_was_trained():
+    recipe = Recipe.for_prior("toybox").optimize
+    assert (recipe.fov_min, recipe.fov_max) == FOV_DEG
+    assert recipe.view_style == max(STYLES, key=lambda style: STYLES[style])
 
 
 def test_paper_categories_weigh_more():
