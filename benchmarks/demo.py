@@ -24,7 +24,7 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -41,18 +41,21 @@ class Result:
     category: str
     seed: int
     field_iou: float
-    mesh_iou: float
     rival: str
     rival_iou: float
-    top1: float
     turn: float
     instance_turn: float
-    clip_score: float
-    field_mesh_iou: float
     cpu_optimize: float
-    cpu_mesh: float
-    cpu_evaluate: float
-    peak_mb: float
+    # Of the mesh; 0 where the field has none
+    mesh_iou: float = 0.0
+    top1: float = 0.0
+    clip_score: float = 0.0
+    r_precision: float = 0.0
+    field_mesh_iou: float = 0.0
+    cpu_mesh: float = 0.0
+    cpu_evaluate: float = 0.0
+    peak_mb: float = 0.0
+    no_mesh: str = ""
 
 
 def ring():
@@ -98,6 +101,7 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
 
     from sjc_engine import Recipe, extract_mesh, load_field, load_prior, optimize
     from sjc_engine.evaluate import evaluate
+    from sjc_engine.isosurface import MeshError
     from sjc_engine.judge import load_judge
     from sjc_engine.pictures import take_pictures
     from sjc_engine.preview import contact_sheet
@@ -116,7 +120,28 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     path = out / f"{category}-{seed}.safetensors"
     fresh.save(path)
     field = load_field(path)
-    mesh = extract_mesh(field, recipe.mesh)
+    with torch.no_grad():
+        field_masks = render_views(field, ring(), SIZE, SIZE).opacity > 0.5
+    known = {
+        name: torch.from_numpy(masks) for name, masks in np.load(out / "instances.npz").items()
+    }
+    match = {name: silhouette_match(field_masks, masks) for name, masks in known.items()}
+    rival = max(match, key=lambda name: match[name])
+    result = Result(
+        category=category,
+        seed=seed,
+        field_iou=match[category],
+        rival=rival,
+        rival_iou=match[rival],
+        turn=quarter_turn(field_masks.numpy()),
+        instance_turn=mean(quarter_turn(masks.numpy()) for masks in known[category]),
+        cpu_optimize=optimized - started,
+    )
+    meshing = time.process_time()
+    try:
+        mesh = extract_mesh(field, recipe.mesh)
+    except MeshError as error:  # a field without a surface is a result too, with scores of 0
+        return replace(result, no_mesh=str(error))
     meshed = time.process_time()
     judge = load_judge("toybox")
     pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
@@ -125,32 +150,19 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     contact_sheet(field, mesh, f"{prompt} (seed {seed})", pictures).save(
         out / f"{category}-{seed}.png"
     )
-    with torch.no_grad():
-        field_masks = render_views(field, ring(), SIZE, SIZE).opacity > 0.5
     mesh_masks = torch.stack(
         [rasterize(mesh, camera, SIZE, SIZE).opacity > 0.5 for camera in ring()]
     )
-    known = {
-        name: torch.from_numpy(masks) for name, masks in np.load(out / "instances.npz").items()
-    }
-    match = {name: silhouette_match(field_masks, masks) for name, masks in known.items()}
-    rival = max(match, key=lambda name: match[name])
     words = judge.text_features([f"a photo of a {nouns[0]}" for nouns in NOUNS.values()])
     first = (judge.image_features(pictures.mesh[:8]) @ words.T).argmax(1)
-    return Result(
-        category=category,
-        seed=seed,
-        field_iou=match[category],
+    return replace(
+        result,
         mesh_iou=silhouette_match(mesh_masks, known[category]),
-        rival=rival,
-        rival_iou=match[rival],
         top1=float((first == list(NOUNS).index(category)).float().mean()),
-        turn=quarter_turn(field_masks.numpy()),
-        instance_turn=mean(quarter_turn(masks.numpy()) for masks in known[category]),
         clip_score=float(report.metrics["clip_score"]),
+        r_precision=float(report.metrics["clip_r_precision"]),
         field_mesh_iou=float(report.metrics["field_mesh_iou"]),
-        cpu_optimize=optimized - started,
-        cpu_mesh=meshed - optimized,
+        cpu_mesh=meshed - meshing,
         cpu_evaluate=evaluated - meshed,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
@@ -164,7 +176,7 @@ def show(result: Result) -> None:
         f"  top-1 {result.top1:.2f}  turn {result.turn:.2f} [{result.instance_turn:.2f}]"
         f"  clip {result.clip_score:.1f}  field/mesh {result.field_mesh_iou:.3f}"
         f"  CPU s {result.cpu_optimize:.0f}+{result.cpu_mesh:.1f}+{result.cpu_evaluate:.1f}"
-        f"  peak {result.peak_mb:.0f} MB",
+        f"  peak {result.peak_mb:.0f} MB  {result.no_mesh}",
         flush=True,
     )
 

@@ -163,6 +163,31 @@ def query(
 
 
 @app.command()
+def sample2d(
+    prompt: Annotated[str, typer.Argument(help="What to draw; priors without words ignore it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(help="As for `run`; repeatable, one part of the picture each."),
+    ] = None,
+    guidance: Annotated[str, typer.Option(help="Scales of the grid's columns.")] = "1,3,10,30",
+    steps: Annotated[int, typer.Option(min=1, help="Steps along the score.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda:N.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Draw the paper's 2D experiments: the perturbed score, samples, schedules and guidance."""
+    with reported():
+        from flows.experiments import sample2d as draw
+
+        try:
+            scales = [float(text) for text in guidance.split(",")]
+        except ValueError:
+            fail(f"sjc: --guidance {guidance!r}: write numbers with commas between", 2)
+        draw(prompt, out, prior or ["toybox"], scales, steps, seed, device, quiet=quiet)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 4200,
 ) -> None:

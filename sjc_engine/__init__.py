@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sjc_engine.chaining import optimize
-    from sjc_engine.field import VoxelField, load_field
+    from sjc_engine.fields import VoxelField, load_field
     from sjc_engine.mesh import Mesh, extract_mesh
     from sjc_engine.prior import load_prior
     from sjc_engine.recipes import Recipe
@@ -35,9 +35,9 @@ _HOMES = {
     "AssetSpec": "spec",
     "Mesh": "mesh",
     "Recipe": "recipes",
-    "VoxelField": "field",
+    "VoxelField": "fields",
     "extract_mesh": "mesh",
-    "load_field": "field",
+    "load_field": "fields",
     "load_prior": "prior",
     "optimize": "chaining",
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import Field
 from sjc_engine.prior import Cond, Prior
 from sjc_engine.recipes import Recipe
 from sjc_engine.scene import Diverged, Scene, StepStats
@@ -28,34 +28,34 @@ def step_scenes(
     if one_call is None:
         one_call = prior.device.type != "cpu"
     draws = [scene.draw() for scene in scenes]
-    groups = [list(range(len(scenes)))] if one_call else [[k] for k in range(len(scenes))]
-    stats: list[StepStats] = []
+    # Scenes ask alike in one call: those with Perp-Neg have one question more.
+    kinds = sorted({len(draw.negatives) for draw in draws})
+    groups = [[k for k, draw in enumerate(draws) if len(draw.negatives) == n] for n in kinds]
+    if not one_call:
+        groups = [[k] for k in range(len(scenes))]
+    stats: dict[int, StepStats] = {}
     diverged: list[Scene] = []
     for group in groups:
         asked = [draws[k] for k in group]
         counts = [len(draw.cond) for draw in asked]
-        scale = torch.cat(
-            [
-                torch.full((count,), scenes[k].recipe.optimize.guidance_scale)
-                for k, count in zip(group, counts, strict=True)
-            ]
-        )
         denoised = guide(
             prior,
             torch.cat([draw.z.flatten(0, 1) for draw in asked]),
             torch.cat([draw.sigma.repeat(len(draw.z)) for draw in asked]),
             Cond.cat([draw.cond for draw in asked]),
             Cond.cat([draw.uncond for draw in asked]),
-            scale,
+            torch.cat([draw.scale for draw in asked]),
+            [Cond.cat(conds) for conds in zip(*(draw.negatives for draw in asked), strict=True)],
+            torch.cat([draw.weights for draw in asked], dim=1),
         )
         for k, draw, d in zip(group, asked, denoised.split(counts), strict=True):
             try:
-                stats.append(scenes[k].learn(draw, d.view_as(draw.z)))
+                stats[k] = scenes[k].learn(draw, d.view_as(draw.z))
             except Diverged:
                 diverged.append(scenes[k])
     if diverged:
         raise Diverged(diverged)
-    return stats
+    return [stats[k] for k in range(len(scenes))]
 
 
 def optimize(
@@ -65,7 +65,7 @@ def optimize(
     seeds: Sequence[int] | None = None,
     on_step: Callable[[Scene, StepStats], None] | None = None,
     negative_prompts: Sequence[str] | None = None,
-) -> list[VoxelField]:
+) -> list[Field]:
     """Optimise one field per prompt, together; `on_step` hears of every scene's every step.
 
     `seeds` and `negative_prompts` hold one entry per prompt (default: 0 and none). Raises
@@ -77,8 +77,8 @@ def optimize(
         Scene(prompt, negative, seed, recipe, prior)
         for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True)
     ]
-    for _ in range(recipe.optimize.steps):
-        for scene, stats in zip(scenes, step_scenes(scenes, prior), strict=True):
+    while active := [scene for scene in scenes if not scene.done]:
+        for scene, stats in zip(active, step_scenes(active, prior), strict=True):
             if on_step:
                 on_step(scene, stats)
     return [scene.finish() for scene in scenes]

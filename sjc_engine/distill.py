@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from sjc_engine.camera import sample_camera
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import Field, VoxelField, voxelize
 from sjc_engine.prior import Prior
 from sjc_engine.recipes import OptimizeRecipe
 from sjc_engine.render import composite, learned_background, render, render_views
@@ -17,8 +17,8 @@ VIEWS_PER_STEP = 2
 LEARNING_RATE = 0.05
 
 
-def distill_rgb(field: VoxelField, prior: Prior, recipe: OptimizeRecipe, seed: int) -> VoxelField:
-    """Fit RGB colours to decoded views of a latent field, with its density frozen.
+def distill_rgb(field: Field, prior: Prior, recipe: OptimizeRecipe, seed: int) -> VoxelField:
+    """Fit RGB colours to decoded views of a latent field, with its density (as voxels) frozen.
 
     Views are drawn from the training cameras and decoded once each; the decoded pictures, averaged
     down to the rays' resolution, are what the colours are fitted to (mean squared error).
@@ -36,9 +36,10 @@ def distill_rgb(field: VoxelField, prior: Prior, recipe: OptimizeRecipe, seed: i
 
     result = VoxelField(
         field.resolution, 3, field.half_length, color_init=0.0, generator=generator
-    ).to(field.density.device)
-    result.density.data.copy_(field.density)
-    result.d_scale.data.copy_(field.d_scale)
+    ).to(field.device)
+    voxels = voxelize(field)
+    result.density.data.copy_(voxels.density)
+    result.d_scale.data.copy_(voxels.d_scale)
     result.density.requires_grad_(False)
     result.d_scale.requires_grad_(False)
     optimizer = torch.optim.Adam([result.color, result.background], lr=LEARNING_RATE)

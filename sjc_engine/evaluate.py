@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sjc_engine.distractors import DISTRACTORS_SHA256, rivals
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import Field
 from sjc_engine.judge import Judge
 from sjc_engine.level import iou
 from sjc_engine.mesh import Mesh
@@ -32,7 +32,7 @@ class Report:
 
 
 def evaluate(
-    field: VoxelField,
+    field: Field,
     mesh: Mesh,
     prompt: str,
     judge: Judge,

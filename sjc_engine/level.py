@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from sjc_engine.camera import orbit
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import VoxelField
 from sjc_engine.isosurface import EmptyField, OpaqueField, isosurface
 from sjc_engine.raster import coverage
 from sjc_engine.render import render

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import Field
+from sjc_engine.render import Rendering
 
 # The official crop: the central 50 x 50 of 64 x 64 pixels, so a border of 7 / 64 of the side.
 BORDER_SHARE = 7 / 64
@@ -50,7 +51,33 @@ def opacity_entropy(opacity: Tensor) -> Tensor:
     return -(o * torch.log(o) + (1 - o) * torch.log1p(-o)).mean()
 
 
-def total_variation(field: VoxelField) -> Tensor:
-    """Sum of squared differences of neighbouring voxels, over density and colour."""
-    grids = torch.cat([field.density, field.color], dim=1)
-    return torch.stack([grids.diff(dim=axis).square().sum() for axis in (2, 3, 4)]).sum()
+def total_variation(field: Field) -> Tensor:
+    """Sum of squared differences of neighbouring cells over all of the field's grids.
+
+    Raises ValueError for a field without grids.
+    """
+    terms = [
+        grid.diff(dim=axis).square().sum()
+        for grid in field.grids()
+        for axis in range(2, grid.dim())
+        if grid.shape[axis] > 1
+    ]
+    if not terms:
+        raise ValueError(f"a field of kind {field.kind!r} has no grid: use tv_weight = 0")
+    return torch.stack(terms).sum()
+
+
+def distortion(rendering: Rendering) -> Tensor:
+    """Mean over rays of mip-NeRF 360's distortion loss (Barron et al. 2022, eq. 15).
+
+    sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 delta_i / 3 over a ray's intervals, with middles m and
+    lengths delta in world units: smallest where light stops at one surface.
+    """
+    ticks, chord = rendering.ticks[..., None, :], rendering.chord[..., None]
+    edges = torch.minimum(ticks, chord)  # (..., rays, samples + 1)
+    middle, length = (edges[..., 1:] + edges[..., :-1]) / 2, edges.diff()
+    w = rendering.weights
+    # Middles ascend along a ray, so that the double sum needs only running sums.
+    before, moment = w.cumsum(-1) - w, (w * middle).cumsum(-1) - w * middle
+    pairs = 2 * (w * (middle * before - moment)).sum(-1)
+    return (pairs + (w.square() * length).sum(-1) / 3).mean()

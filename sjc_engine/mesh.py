@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sjc_engine.checkpoint import write_atomically
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import Field, voxelize
+from sjc_engine.fields.voxel import grid_centers
 from sjc_engine.glb import glb_bytes
 from sjc_engine.isosurface import (
     EmptyField,
@@ -86,7 +87,7 @@ class Mesh:
 
 
 @torch.no_grad()
-def extract_mesh(field: VoxelField, recipe: MeshRecipe | None = None) -> Mesh:
+def extract_mesh(field: Field, recipe: MeshRecipe | None = None) -> Mesh:
     """The field's coloured surface: closed, manifold, outward, at most `recipe.max_faces` faces.
 
     Raises NonFinite, EmptyField or OpaqueField where there is none, and ValueError for a field
@@ -97,6 +98,7 @@ def extract_mesh(field: VoxelField, recipe: MeshRecipe | None = None) -> Mesh:
         raise ValueError("only an RGB field has a mesh: decode the latent field first")
     if not all(bool(torch.isfinite(parameter).all()) for parameter in field.parameters()):
         raise NonFinite("the field holds values that are not finite: the optimisation diverged")
+    field = voxelize(field)
     smoothing, fraction = recipe.mesh_smoothing, recipe.min_component
     resolution = max(recipe.mesh_resolution, field.resolution)
     density = _density(field, resolution, smoothing)
@@ -135,15 +137,13 @@ def mesh_statistics(mesh: Mesh) -> dict[str, int | float | bool]:
     }
 
 
-def _density(field: VoxelField, resolution: int, smoothing: float) -> NDArray[np.float32]:
+def _density(field: Field, resolution: int, smoothing: float) -> NDArray[np.float32]:
     """The field's density (r, r, r), [z, y, x], at the centres of a finer grid.
 
     `smoothing` is the standard deviation of a Gaussian in voxels of the field's own grid. The
     surface of a field that was seen in small pictures is rough at the scale of one voxel.
     """
-    ticks = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * field.half_length
-    z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
-    points = torch.stack([x, y, z], dim=-1).to(field.density)
+    points = grid_centers(resolution, field.half_length, field.background)
     slabs = [field.sigma(slab.reshape(-1, 3)) for slab in points.split(16)]
     density = torch.cat(slabs).view((resolution,) * 3).cpu().numpy()
     if smoothing == 0:

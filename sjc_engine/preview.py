@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sjc_engine.camera import Camera
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import Field
 from sjc_engine.mesh import Mesh
 from sjc_engine.pictures import Pictures, take_pictures
 
@@ -20,7 +20,7 @@ SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}
 
 
 def contact_sheet(
-    field: VoxelField, mesh: Mesh, prompt: str = "", pictures: Pictures | None = None
+    field: Field, mesh: Mesh, prompt: str = "", pictures: Pictures | None = None
 ) -> Image.Image:
     """An RGB picture: the prompt, then rows for the field, the mesh and its bare shape.
 

@@ -7,13 +7,12 @@ A recipe has three frozen parts, whose keys are flat and unique so that a manife
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from sjc_engine.sources import family_of
 from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 RECIPE_VERSION = 1
 
 Value = int | float | bool | str
+Score = Literal["sjc", "sds", "naive"]
+FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
 
 
 def _number(default: float, low: float, high: float) -> Any:
@@ -36,15 +37,31 @@ class OptimizeRecipe:
     # Score (equations 14 to 16)
     steps: int = _number(10_000, 1, 1_000_000)
     guidance_scale: float = _number(100.0, 0.0, 1000.0)
+    guidance_end: float = _number(-1.0, -1.0, 1000.0)  # at the last step, linear; -1: constant
+    score: Score = "sjc"  # "sds": DreamFusion's; "naive": of the rendering itself, no noise added
     variance_reduction: bool = True  # eq. 16; False is eq. 15
     noise_samples: int = _number(1, 1, 64)  # n of eq. 14
+    perp_neg_weight: float = _number(0.0, 0.0, 100.0)  # pushes views from behind off the front
+    # Noise levels: random in the range, from its top to its bottom, or always the same
+    sigma_schedule: Literal["random", "annealed", "fixed"] = "random"
+    sigma_fixed: float = _number(1.5, 1e-3, 1000.0)
     tick_min: int = _number(10, 0, 999)  # index into the prior's noise levels, inclusive
     tick_max: int = _number(969, 0, 999)  # inclusive, at the first step
     tick_end: int = _number(0, 0, 999)  # the same at the last step, linear between; 0: tick_max
-    # Optimiser: Adamax
-    lr: float = _number(0.05, 1e-6, 10.0)
+    # Optimiser
+    optimizer: Literal["adamax", "adam"] = "adamax"
+    lr: float = _number(0.05, 1e-6, 10.0)  # of grids
+    density_lr: float = _number(0.0, 0.0, 10.0)  # of the density's own; 0: lr
+    network_lr: float = _number(3e-3, 1e-6, 10.0)  # of fields that hold networks
     background_lr: float = _number(1e-4, 0.0, 10.0)
+    plateau_steps: int = _number(0, 0, 1_000_000)  # ends when the score no longer falls; 0: never
+    plateau_tolerance: float = _number(0.01, 0.0, 1.0)  # by this share from span to span
     # Field
+    field: FieldKind = "voxel"
+    density_rank: int = _number(8, 1, 256)  # of "tensorf": products a plane
+    color_rank: int = _number(16, 1, 256)
+    mlp_width: int = _number(64, 1, 1024)  # of "mlp"
+    mlp_frequencies: int = _number(6, 1, 16)
     grid_size: int = _number(100, 4, 512)  # voxels per side at the end
     grid_start: int = _number(0, 0, 512)  # voxels per side at first; 0: grid_size
     grid_grow_at: float = _number(0.5, 0.0, 1.0)  # share of the steps done on grid_start
@@ -72,6 +89,7 @@ class OptimizeRecipe:
     depth_loss: Literal["fixed", "official"] = "fixed"
     binary_weight: float = _number(0.0, 0.0, 1e9)  # of the mean entropy of opacity
     tv_weight: float = _number(0.0, 0.0, 1e9)  # of the sum of squared neighbour differences
+    distortion_weight: float = _number(0.0, 0.0, 1e9)  # of mip-NeRF 360's, mean over rays
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -86,6 +104,8 @@ class OptimizeRecipe:
             raise ValueError(
                 f"elevation_min = {self.elevation_min} exceeds elevation_max = {self.elevation_max}"
             )
+        if self.field == "mlp" and self.tv_weight:
+            raise ValueError("tv_weight: the field 'mlp' has no grid to smooth; use 0")
         if self.grid_start and not 4 <= self.grid_start <= self.grid_size:
             raise ValueError(
                 f"grid_start = {self.grid_start} must be 0 or 4...grid_size = {self.grid_size}"
@@ -136,7 +156,7 @@ class Recipe:
         presets = _presets(prior_id)
         name = next(iter(presets)) if preset is None else preset
         if name not in presets:
-            known = name in {**PIXEL_PRESETS, **LATENT_PRESETS}
+            known = any(name in family for family in PRESETS.values())
             problem = f"recipe {name!r} " + (
                 f"does not fit {prior_id!r}" if known else "is unknown"
             )
@@ -251,23 +271,46 @@ LATENT_PRESETS: dict[str, dict[str, Value]] = {
 }
 
 
+# DreamFusion's own loss on the prior at hand; its field and camera stay SJC's.
+SDS: dict[str, Value] = {"score": "sds"}
+# 64 x 64 pixels from T5: DreamFusion's setting.
+IF: dict[str, Value] = {
+    "background": "random",
+    "color_init": 0.1,
+    "guidance_scale": 20.0,
+    "half_length": 0.7,
+    "ray_step": 0.011,
+    "grid_size": 128,
+}
+# Models of one kind of picture follow the noise down (the paper's section 5.1).
+ANNEALED: dict[str, Value] = {
+    "sigma_schedule": "annealed",
+    "view_style": "none",
+    "color_init": 0.1,
+    "tick_min": 20,
+}
+PRESETS: dict[str, dict[str, dict[str, Value]]] = {
+    "toybox": {**PIXEL_PRESETS, "sds": {**TOYBOX, **SDS}},
+    "stable_diffusion": {**LATENT_PRESETS, "sds": SDS},
+    "deepfloyd": {"if": IF, "draft": {**IF, "steps": 1000, "grid_size": 64, "ray_step": 0.022}},
+    "unconditional": {
+        "annealed": ANNEALED,
+        "draft": {**ANNEALED, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
+    },
+}
+
+
 def preset_names(prior_id: str) -> list[str]:
     """The presets that fit this prior, the default first."""
     return list(_presets(prior_id))
 
 
 def _presets(prior_id: str) -> dict[str, dict[str, Value]]:
-    """Pixel priors (toybox, a folder without a VAE) and latent ones want other settings.
-
-    A hub id is taken for a latent model without asking the network.
-    """
-    if prior_id == "toybox":
-        return PIXEL_PRESETS
-    index = Path(prior_id) / "model_index.json"
-    if index.is_file():
-        vae = json.loads(index.read_text("utf-8")).get("vae")
-        return PIXEL_PRESETS if not vae or vae[0] is None else LATENT_PRESETS
-    return LATENT_PRESETS
+    """The presets of the prior's family; a small pixel model without a VAE counts as a toybox."""
+    family, index = family_of(prior_id)
+    if family == "stable_diffusion" and not (index.get("vae") or [None])[0]:
+        family = "toybox"
+    return PRESETS[family]
 
 
 def _check_ranges(part: Any) -> None:

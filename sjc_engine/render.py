@@ -1,4 +1,4 @@
-"""Volume rendering of a voxel field in plain torch: the oracle for faster renderers.
+"""Volume rendering of a radiance field in plain torch: the oracle for faster renderers.
 
 A ray's chord through the box is cut into intervals of length `step`, the last one clipped at the
 box, so that a constant density gives the exact transmittance exp(-sigma L). Each interval takes
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from sjc_engine.camera import Camera, rays
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import Field, Sight
 
 BACKGROUND_DEPTH = 10.0  # where light that leaves the box is said to end (official code)
 RAYS_PER_CHUNK = 1 << 14  # bounds the memory of large pictures
+UNIFORM = 12**-0.5  # standard deviation of a uniform distribution of width 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,8 @@ class Rendering:
     depth: Tensor  # (H, W) expected distance; the unabsorbed part counts as BACKGROUND_DEPTH
     weights: Tensor  # (H * W, samples): the share of each interval in its ray's colour
     directions: Tensor  # (H * W, 3) unit vectors
+    chord: Tensor  # (H * W,) length of each ray inside the box
+    ticks: Tensor  # (samples + 1,) where intervals end, from the box's wall; the chord clips them
 
 
 def composite(rendering: Rendering, background: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ def composite(rendering: Rendering, background: Tensor) -> Tensor:
     return rendering.rgb + (1 - rendering.opacity).unsqueeze(-3) * background
 
 
-def learned_background(field: VoxelField, rendering: Rendering) -> Tensor:
+def learned_background(field: Field, rendering: Rendering) -> Tensor:
     """The field's own background behind this rendering, (..., C, H, W)."""
     colors = field.background_rgb(rendering.directions.reshape(-1, 3))
     *views, _, height, width = rendering.rgb.shape
@@ -58,7 +61,7 @@ def random_background(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def render(
-    field: VoxelField,
+    field: Field,
     camera: Camera,
     height: int,
     width: int,
@@ -72,7 +75,7 @@ def render(
 
 
 def render_views(
-    field: VoxelField,
+    field: Field,
     cameras: Sequence[Camera],
     height: int,
     width: int,
@@ -98,16 +101,21 @@ def render_views(
         rays(camera, height, width, jitter, torch.float64)
         for camera, jitter in zip(cameras, jitters, strict=True)
     ]
-    device = field.density.device
+    device = field.device
     origins = torch.cat([bundle[0] for bundle in bundles]).to(device)
     directions = torch.cat([bundle[1] for bundle in bundles]).to(device)
+    # A pixel's width one unit away, for fields that look at cones and not at points
+    pixels = torch.tensor([2 * math.tan(camera.fov / 2) / width for camera in cameras])
+    pixels = pixels.to(device).repeat_interleave(height * width)
     near, length = intersect_box(origins, directions, field.aabb.to(device))
     count = max(1, math.ceil(float(length.max()) / step + 1.0 - first))
     ticks = torch.arange(-1, count, dtype=torch.float64, device=device) + first
     ticks = ticks.clamp_(min=0.0) * step  # (count + 1,): where intervals begin and end
 
     chunks = [
-        _march(field, origins[part], directions[part], near[part], length[part], ticks)
+        _march(
+            field, origins[part], directions[part], near[part], length[part], ticks, pixels[part]
+        )
         for start in range(0, len(origins), RAYS_PER_CHUNK)
         for part in [slice(start, start + RAYS_PER_CHUNK)]
     ]
@@ -119,6 +127,8 @@ def render_views(
         depth.view(views, height, width),
         weights.view(views, height * width, -1),
         directions.to(rgb.dtype).view(views, height * width, 3),
+        length.to(rgb.dtype).view(views, height * width),
+        ticks.to(rgb.dtype).expand(views, -1),
     )
 
 
@@ -136,15 +146,16 @@ def intersect_box(origins: Tensor, directions: Tensor, aabb: Tensor) -> tuple[Te
 
 
 def _march(
-    field: VoxelField,
+    field: Field,
     origins: Tensor,
     directions: Tensor,
     near: Tensor,
     length: Tensor,
     ticks: Tensor,
+    pixels: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Colour (n, C), opacity (n,), depth (n,) and weights (n, samples) of n rays."""
-    dtype = field.density.dtype
+    dtype = field.dtype
     edges = torch.minimum(ticks, length[:, None])  # (n, samples + 1), float64
     deltas = edges.diff()
     middle = near[:, None] + edges[:, :-1] + deltas / 2
@@ -153,7 +164,14 @@ def _march(
     ray = inside // deltas.shape[1]
     distance = middle.flatten()[inside]
     points = origins[ray] + directions[ray] * distance[:, None]
-    sigma, color = field.sample(points.to(dtype))
+    sight = None
+    if field.needs_sight:
+        sight = Sight(
+            directions[ray].to(dtype),
+            along=deltas.flatten()[inside].to(dtype) * UNIFORM,
+            across=(distance.to(dtype) * pixels[ray].to(dtype)) * UNIFORM,
+        )
+    sigma, color = field.sample(points.to(dtype), sight)
 
     optical = sigma.new_zeros(deltas.numel())
     optical = optical.index_copy(0, inside, sigma * deltas.flatten()[inside].to(dtype))

@@ -14,8 +14,15 @@ from torch import Tensor
 from sjc_engine.camera import sample_camera
 from sjc_engine.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from sjc_engine.distill import distill_rgb
-from sjc_engine.field import VoxelField
-from sjc_engine.losses import center_depth, emptiness, opacity_entropy, total_variation
+from sjc_engine.fields import Field, make_field
+from sjc_engine.fields.protocol import Space
+from sjc_engine.losses import (
+    center_depth,
+    distortion,
+    emptiness,
+    opacity_entropy,
+    total_variation,
+)
 from sjc_engine.prior import Cond, Prior
 from sjc_engine.recipes import RECIPE_VERSION, OptimizeRecipe, Recipe
 from sjc_engine.render import (
@@ -25,7 +32,8 @@ from sjc_engine.render import (
     random_background,
     render_views,
 )
-from sjc_engine.score import average, perturb
+from sjc_engine.rollback import LR_FACTOR, SNAPSHOT_STEPS, Snapshot
+from sjc_engine.score import average, perturb, weighting
 from sjc_engine.views import view_prompt, view_prompts
 
 
@@ -36,7 +44,7 @@ class StepStats:
     step: int  # steps done, this one included
     steps: int  # steps in all
     loss: float  # what was minimised; its score part is a surrogate without a meaning of its own
-    score: float  # root mean square of sigma times the score
+    score: float  # root mean square of the weighted score
     emptiness: float  # mean log(1 + beta w), before its weight
     opacity: float  # mean over the rendered views, [0, 1]
 
@@ -61,6 +69,9 @@ class Draw:
     z: Tensor  # (n, V, C, H, W): images plus sigma times noise
     cond: Cond  # n * V
     uncond: Cond
+    scale: Tensor  # (n * V,) guidance
+    negatives: list[Cond]  # each n * V, for Perp-Neg
+    weights: Tensor  # (negatives, n * V)
 
 
 class Scene:
@@ -80,32 +91,34 @@ class Scene:
         self.recipe, self.prior = recipe, prior
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.field = VoxelField(
-            r.grid_start or r.grid_size,
-            prior.channels,
-            r.half_length,
-            space="latent" if prior.latent else "rgb",
-            color_init=r.color_init,
-            generator=self.generator,
-        ).to(prior.device)
-        self.optimizer = _adamax(self.field, r)
+        space: Space = "latent" if prior.latent else "rgb"
+        self.field = make_field(r, prior.channels, space, self.generator).to(prior.device)
+        self.optimizer = make_optimizer(self.field, r)
+        self.rolled_back = False
+        self._snapshot: Snapshot | None = None
+        self._measured = [0.0] * 4  # what the last good step did
+        self._scores: list[float] = []  # of the last two spans that a plateau is judged by
         prefixes = view_prompts(r.view_style)
         embedded = prior.condition(
             [f"{prefix} {prompt}".strip() for prefix in prefixes] + [negative_prompt]
         )
         self._conds = {prefix: embedded[[k]] for k, prefix in enumerate(prefixes)}
+        self._front = prefixes[0]
         self._uncond = embedded[[len(prefixes)]]
 
     @property
     def done(self) -> bool:
-        return self.step >= self.recipe.optimize.steps
+        return self.step >= self.recipe.optimize.steps or self._on_plateau()
 
     def draw(self) -> Draw:
         """Render this step's views and perturb them."""
         r, g, device = self.recipe.optimize, self.generator, self.prior.device
         if r.grid_start and self.field.resolution != r.grid_size and self._progress(r.grid_grow_at):
             self.field.resample(r.grid_size)
-            self.optimizer = _adamax(self.field, r)
+            self.optimizer = make_optimizer(self.field, r, self._lr_factor)
+            self._snapshot = None
+        if self.step % SNAPSHOT_STEPS == 0 or self._snapshot is None:
+            self._snapshot = Snapshot.take(self.step, self.field, self.optimizer)
         count, size = r.views_per_step, r.render_size
         fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
         cameras = [sample_camera(g, r.radius, fov, elevation) for _ in range(count)]
@@ -117,11 +130,17 @@ class Scene:
             shape = (self.prior.resolution, self.prior.resolution)
             images = F.interpolate(images, shape, mode="bilinear", antialias=True)
 
-        ticks = torch.randint(r.tick_min, self._highest_tick() + 1, (count,), generator=g)
-        sigma = self.prior.sigmas[ticks.clamp(max=len(self.prior.sigmas) - 1).to(device)]
+        sigma = self._sigma(count)
         noise = torch.randn(r.noise_samples, *images.shape, generator=g).to(device)
+        if r.score == "naive":
+            noise = torch.zeros_like(noise)
         prefixes = [view_prompt(camera, r.view_style, r.overhead_prompt) for camera in cameras]
         asked = r.noise_samples * count
+        negatives, weights = [], torch.zeros(0, asked)
+        if r.perp_neg_weight:
+            negatives = [self._conds[self._front][[0] * asked]]
+            behind = [(1 - math.cos(math.radians(c.azimuth_deg))) / 2 for c in cameras]
+            weights = r.perp_neg_weight * torch.tensor([behind * r.noise_samples])
         return Draw(
             views,
             images,
@@ -129,12 +148,16 @@ class Scene:
             perturb(images.detach(), sigma, noise),
             Cond.cat([self._conds[prefix] for prefix in prefixes] * r.noise_samples),
             self._uncond[[0] * asked],
+            torch.full((asked,), self._guidance()),
+            negatives,
+            weights,
         )
 
     def learn(self, draw: Draw, denoised: Tensor) -> StepStats:
         """Chain the score at `denoised` (n, V, C, H, W) through the renderer and take a step.
 
-        Raises Diverged, with the field as it was, when the loss is not finite.
+        A loss that is not finite takes the scene back to its last snapshot, at half the learning
+        rate, once; the second time it raises Diverged, with the field as it was.
         """
         r, views = self.recipe.optimize, draw.rendering
         images = draw.images
@@ -143,10 +166,10 @@ class Scene:
             images.detach(),
             draw.z,
             draw.sigma,
-            variance_reduction=r.variance_reduction,
+            variance_reduction=r.variance_reduction or r.score == "sds",
         )
-        gradient = draw.sigma.to(score).view(-1, 1, 1, 1) * score  # the official weighting
-        # d/dtheta of this is -(sigma score) . dx/dtheta: the chain rule that names the method
+        gradient = weighting(r.score, draw.sigma).to(score).view(-1, 1, 1, 1) * score
+        # d/dtheta of this is -(weight score) . dx/dtheta: the chain rule that names the method
         loss = -(gradient * images).sum() / len(images)
         empty = emptiness(views.weights, r.emptiness_scale)
         rising = r.emptiness_multiplier if self._progress(r.emptiness_step) else 1.0
@@ -157,18 +180,24 @@ class Scene:
             loss = loss + r.binary_weight * opacity_entropy(views.opacity)
         if r.tv_weight:
             loss = loss + r.tv_weight * total_variation(self.field)
+        if r.distortion_weight:
+            loss = loss + r.distortion_weight * distortion(views)
 
         measured = torch.stack([loss, gradient.square().mean().sqrt(), empty, views.opacity.mean()])
         values = measured.detach().tolist()  # the step's one wait for the device
         if not all(map(math.isfinite, values)):
-            raise Diverged([self])
+            self._roll_back()
+            return StepStats(self.step, r.steps, *self._measured)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
+        self._measured = values
+        if r.plateau_steps:
+            self._scores = [*self._scores, values[1]][-2 * r.plateau_steps :]
         return StepStats(self.step, r.steps, *values)
 
-    def finish(self) -> VoxelField:
+    def finish(self) -> Field:
         """The field in RGB (a latent one is decoded and distilled). Raises Diverged."""
         self._require_finite()
         if not self.prior.latent:
@@ -193,6 +222,9 @@ class Scene:
             "prior": self.prior.id,
             "prior_revision": self.prior.revision,
             "step": self.step,
+            "resolution": self.field.resolution,
+            "rolled_back": self.rolled_back,
+            "scores": self._scores,
         }
         write_checkpoint(Path(path), tensors, header)
 
@@ -209,16 +241,16 @@ class Scene:
         recipe = Recipe.from_json(header["recipe"])
         scene = cls(header["prompt"], header["negative_prompt"], header["seed"], recipe, prior)
         scene.step = header["step"]
-        resolution = tensors["field.density"].shape[-1]
-        if resolution != scene.field.resolution:
-            scene.field.resample(resolution)
-            scene.optimizer = _adamax(scene.field, recipe.optimize)
+        scene.rolled_back, scene._scores = header["rolled_back"], header["scores"]
+        if header["resolution"] != scene.field.resolution:
+            scene.field.resample(header["resolution"])
+        scene.optimizer = make_optimizer(scene.field, recipe.optimize, scene._lr_factor)
         for name, parameter in scene.field.named_parameters():
             parameter.data.copy_(tensors[f"field.{name}"])
             prefix = f"optimizer.{name}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if state:
-                # Adamax keeps its step counter, a scalar, on the CPU
+                # The step counter, a scalar, stays on the CPU
                 scene.optimizer.state[parameter] = {
                     k: v if k == "step" else v.to(prior.device) for k, v in state.items()
                 }
@@ -234,6 +266,45 @@ class Scene:
         end = r.tick_end or r.tick_max
         return round(r.tick_max + (end - r.tick_max) * self.step / max(1, r.steps - 1))
 
+    def _sigma(self, count: int) -> Tensor:
+        """This step's noise levels (count,) by the recipe's schedule."""
+        r, sigmas = self.recipe.optimize, self.prior.sigmas
+        if r.sigma_schedule == "fixed":
+            return sigmas.new_full((count,), r.sigma_fixed)
+        highest = self._highest_tick()
+        if r.sigma_schedule == "annealed":
+            share = self.step / max(1, r.steps - 1)
+            ticks = torch.full((count,), round(highest + (r.tick_min - highest) * share))
+        else:
+            ticks = torch.randint(r.tick_min, highest + 1, (count,), generator=self.generator)
+        return sigmas[ticks.clamp(max=len(sigmas) - 1).to(sigmas.device)]
+
+    def _guidance(self) -> float:
+        """This step's guidance scale."""
+        r = self.recipe.optimize
+        end = r.guidance_scale if r.guidance_end < 0 else r.guidance_end
+        return r.guidance_scale + (end - r.guidance_scale) * self.step / max(1, r.steps - 1)
+
+    @property
+    def _lr_factor(self) -> float:
+        return LR_FACTOR if self.rolled_back else 1.0
+
+    def _roll_back(self) -> None:
+        """To the last snapshot, with other random numbers from here on. Once."""
+        if self.rolled_back or self.step == 0 or self._snapshot is None:
+            raise Diverged([self])
+        self.rolled_back = True
+        self._snapshot.restore(self.field, self.optimizer)
+        self.step = self._snapshot.step
+
+    def _on_plateau(self) -> bool:
+        """Whether the score's mean over the last span is hardly below that of the one before."""
+        span, tolerance = self.recipe.optimize.plateau_steps, self.recipe.optimize.plateau_tolerance
+        if not span or len(self._scores) < 2 * span:
+            return False
+        before, after = sum(self._scores[:span]), sum(self._scores[span:])
+        return after > (1 - tolerance) * before
+
     def _background(self, views: Rendering) -> Tensor:
         kind = self.recipe.optimize.background
         if kind == "learned":
@@ -247,10 +318,20 @@ class Scene:
             raise Diverged([self])
 
 
-def _adamax(field: VoxelField, recipe: OptimizeRecipe) -> torch.optim.Adamax:
-    groups: list[dict[str, object]] = [
-        {"params": [field.density, field.color, field.d_scale], "lr": recipe.lr}
+def make_optimizer(
+    field: Field, recipe: OptimizeRecipe, factor: float = 1.0
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the field, every learning rate times `factor`."""
+    rates = {
+        "density": recipe.density_lr or recipe.lr,
+        "color": recipe.lr,
+        "network": recipe.network_lr,
+        "background": recipe.background_lr,
+    }
+    groups = [
+        {"params": parameters, "lr": factor * rates[name]}
+        for name, parameters in field.groups().items()
+        if name != "background" or recipe.background == "learned"
     ]
-    if recipe.background == "learned":
-        groups.append({"params": [field.background], "lr": recipe.background_lr})
-    return torch.optim.Adamax(groups, lr=recipe.lr)
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.Adamax
+    return kind(groups, lr=factor * recipe.lr)

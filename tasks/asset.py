@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.checkpoint import write_atomically
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import Field
 from sjc_engine.mesh import Mesh
 from sjc_engine.spec import AssetSpec
 from tasks.store import Store
@@ -51,7 +51,7 @@ class Asset:
         self.last_step: int | None = None
         self.report: Document = {}
         self.timings: dict[str, float] = {}
-        self.field: VoxelField | None = None
+        self.field: Field | None = None
         self.mesh: Mesh | None = None
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sjc_engine.field import load_field
+from sjc_engine.fields import load_field
 from sjc_engine.mesh import extract_mesh, mesh_statistics
 from tasks.asset import Asset
 

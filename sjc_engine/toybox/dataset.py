@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,12 @@ class Renders:
 
 
 def render_toys(
-    count: int, size: int, seed: int, lighting: Lighting = STUDIO, device: str = "cpu"
+    count: int,
+    size: int,
+    seed: int,
+    lighting: Lighting = STUDIO,
+    device: str = "cpu",
+    categories: Sequence[str] = CATEGORIES,
 ) -> Renders:
     """`count` images of random toys from random SJC cameras, 2x2 samples a pixel."""
     rng = np.random.default_rng(seed)
@@ -92,7 +98,7 @@ def render_toys(
     done = 0
     while done < count:
         # One category a batch: its toys have about the same number of primitives.
-        kind = int(rng.integers(len(CATEGORIES)))
+        kind = CATEGORIES.index(categories[int(rng.integers(len(categories)))])
         toys, lights = [], []
         for _ in range(_TOYS_PER_BATCH):
             toy, name = make_toy(CATEGORIES[kind], rng)

@@ -1,21 +1,19 @@
 """Sample sheet of a pixel prior: `python -m sjc_engine.toybox.samples --out sheet.png`.
 
-One row per prompt and one column per view prefix, sampled with DDIM.
+One row per prompt and one column per view prefix, sampled with Heun's method.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from sjc_engine.prior import Prior, load_prior
-from sjc_engine.score import guide
+from sjc_engine.sample2d import heun
 from sjc_engine.toybox.captions import NOUNS
 from sjc_engine.views import view_prompts
 
@@ -29,33 +27,6 @@ PAPER_PROMPTS = (
 )
 
 
-@torch.no_grad()
-def sample(
-    prior: Prior,
-    prompts: Sequence[str],
-    generator: torch.Generator,
-    guidance_scale: float = 3.0,
-    steps: int = 40,
-) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] by DDIM (Song et al. 2021) with eta = 0.
-
-    In the Karras variables x = image + sigma n a DDIM step is a straight line towards D:
-    x' = D + (sigma' / sigma) (x - D).
-    """
-    cond = prior.condition(prompts)
-    uncond = prior.condition([""] * len(prompts))
-    ticks = torch.linspace(len(prior.sigmas) - 1, 0, steps).round().long()
-    levels = [*prior.sigmas[ticks].tolist(), 0.0]
-    shape = (len(prompts), prior.channels, prior.resolution, prior.resolution)
-    x = levels[0] * torch.randn(shape, generator=generator)
-    scale = torch.full((len(prompts),), guidance_scale)
-    for sigma, following in pairwise(levels):
-        d = guide(prior, x, torch.full((len(prompts),), sigma), cond, uncond, scale)
-        d = d.clamp(-1, 1)
-        x = d + following / sigma * (x - d)
-    return x
-
-
 def sheet(prior: Prior, prompts: Sequence[str], seed: int = 0, zoom: int = 3) -> Image.Image:
     """The labelled grid: a row per prompt, a column per view prefix."""
     views = view_prompts("sided")
@@ -64,7 +35,7 @@ def sheet(prior: Prior, prompts: Sequence[str], seed: int = 0, zoom: int = 3) ->
     picture = Image.new("RGB", (size * len(views), (size + label) * len(prompts)), "white")
     draw = ImageDraw.Draw(picture)
     for row, prompt in enumerate(prompts):
-        images = sample(prior, [f"{view} {prompt}" for view in views], generator)
+        images = heun(prior, [f"{view} {prompt}" for view in views], generator)
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
         top = row * (size + label)
         draw.text((2, top + 1), prompt, fill="black")

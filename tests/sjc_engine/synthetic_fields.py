@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import VoxelField
 
 HALF = 0.7
 Array = NDArray[np.float64]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from sjc_engine.camera import orbit
 from sjc_engine.distill import distill_rgb
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import VoxelField
 from sjc_engine.recipes import OptimizeRecipe
 from sjc_engine.render import composite, learned_background, render
 

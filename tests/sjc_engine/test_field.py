@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sjc_engine.field import VoxelField, field_metadata, load_field
+from sjc_engine.fields import VoxelField, field_metadata, load_field
 
 
 def centres(field):
@@ -111,14 +111,14 @@ def test_values_beyond_half_precision_are_refused(tmp_path):
 def test_a_file_that_is_no_field_is_named(tmp_path, content):
     path = tmp_path / "broken.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.safetensors is not a voxel field"):
+    with pytest.raises(ValueError, match=r"broken\.safetensors is not a field"):
         load_field(path)
 
 
 def test_a_truncated_field_is_refused(tmp_path):
     random_field().save(tmp_path / "a")
     (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:-5])
-    with pytest.raises(ValueError, match="not a voxel field"):
+    with pytest.raises(ValueError, match="not a field"):
         load_field(tmp_path / "b")
 
 

@@ -3,14 +3,17 @@ import math
 import pytest
 import torch
 
-from sjc_engine.field import VoxelField
+from sjc_engine.camera import orbit
+from sjc_engine.fields import MLPField, VoxelField
 from sjc_engine.losses import (
     DEPTH_KNEE,
     center_depth,
+    distortion,
     emptiness,
     opacity_entropy,
     total_variation,
 )
+from sjc_engine.render import render, render_views
 
 
 def test_emptiness_is_the_mean_over_all_samples():
@@ -93,3 +96,27 @@ def test_gradients_are_right():
     values.requires_grad_()
     for loss in (emptiness, opacity_entropy, center_depth):
         assert torch.autograd.gradcheck(loss, values)
+
+
+def test_distortion_is_the_double_sum():
+    field = VoxelField(6, half_length=0.7, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        field.density.normal_(generator=torch.Generator().manual_seed(1))
+    view = render(field, orbit(30, 20), 4, 4, step=0.13)
+    total = 0.0
+    for weights, chord in zip(view.weights, view.chord, strict=True):
+        edges = torch.minimum(view.ticks, chord)
+        middle, length = (edges[1:] + edges[:-1]) / 2, edges.diff()
+        total += (weights[:, None] * weights * (middle[:, None] - middle).abs()).sum()
+        total += (weights**2 * length).sum() / 3
+    assert distortion(view).item() == pytest.approx(total.item() / 16, rel=1e-9)
+    stack = render_views(field, [orbit(30, 20), orbit(70, 10)], 4, 4, step=0.13)
+    other = render_views(field, [orbit(70, 10)], 4, 4, step=0.13)
+    assert distortion(stack).item() == pytest.approx(
+        (distortion(view).item() + distortion(other).item()) / 2, rel=1e-9
+    )
+
+
+def test_total_variation_needs_a_grid():
+    with pytest.raises(ValueError, match="'mlp' has no grid"):
+        total_variation(MLPField(4))

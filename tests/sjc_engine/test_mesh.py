@@ -26,7 +26,7 @@ from synthetic_fields import (
 )
 
 from sjc_engine.camera import evaluation_cameras
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import VoxelField
 from sjc_engine.isosurface import isosurface, simplify
 from sjc_engine.level import calibrate_level, iou
 from sjc_engine.mesh import (

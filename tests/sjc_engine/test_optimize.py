@@ -56,7 +56,7 @@ def run(scene, steps):
 class KnownAnswer:
     """A prior that always sees the same picture: `color` everywhere."""
 
-    id, revision, latent, channels, resolution = "known", "0", False, 3, 8
+    id, revision, latent, guided, channels, resolution = "known", "0", False, True, 3, 8
     device = torch.device("cpu")
     sigmas = torch.linspace(0.1, 2.0, 1000, dtype=torch.float64)
 
@@ -270,17 +270,126 @@ def test_checkpoints_hold_no_pickle_and_are_whole(tmp_path):
         checkpoint.read_checkpoint(tmp_path / "missing")
 
 
+def poison(scene):
+    with torch.no_grad():
+        scene.field.color[0, 0, 4, 4, 4] = float("nan")
+
+
+def test_a_loss_that_is_not_finite_takes_the_scene_back_once(prior, tmp_path):
+    scene = run(Scene("a tank", "", 1, PIXEL, prior), 2)
+    rate = scene.optimizer.param_groups[0]["lr"]
+    poison(scene)
+    [stats] = step_scenes([scene], prior)
+    assert (stats.step, scene.step, scene.rolled_back) == (0, 0, True)
+    assert all(torch.isfinite(p).all() for p in scene.field.parameters())
+    assert scene.optimizer.param_groups[0]["lr"] == rate / 2
+    # The second chance is not the first over again: its random numbers are new.
+    assert not equal(
+        parameters(run(scene, 1)), parameters(run(Scene("a tank", "", 1, PIXEL, prior), 1))
+    )
+    scene.save(tmp_path / "scene.ckpt")
+    resumed = Scene.load(tmp_path / "scene.ckpt", prior)
+    assert resumed.rolled_back
+    assert resumed.optimizer.param_groups[0]["lr"] == rate / 2
+    poison(scene)
+    with pytest.raises(Diverged, match="'a tank' at step 1"):
+        step_scenes([scene], prior)
+
+
 def test_a_diverged_scene_leaves_the_others_alone(prior):
-    alone = run(Scene("a duck", "", 5, PIXEL, prior), 2)
+    alone = run(Scene("a duck", "", 5, PIXEL, prior), 3)
     sick, healthy = Scene("a tank", "", 1, PIXEL, prior), Scene("a duck", "", 5, PIXEL, prior)
     step_scenes([sick, healthy], prior)
-    with torch.no_grad():
-        sick.field.color[0, 0, 4, 4, 4] = float("nan")
-    with pytest.raises(Diverged, match="'a tank' at step 1") as caught:
+    poison(sick)
+    step_scenes([sick, healthy], prior)  # goes back
+    poison(sick)
+    with pytest.raises(Diverged, match="'a tank' at step 0") as caught:
         step_scenes([sick, healthy], prior)
     assert caught.value.scenes == [sick]
-    assert caught.value.step == 1
+    assert caught.value.step == 0
     assert equal(parameters(alone), parameters(healthy))
+
+
+def test_the_score_stops_falling_and_so_does_the_scene():
+    """A prior that always wants the same picture is soon content; one that never is goes on."""
+    changes = {
+        "steps": 400,
+        "background": "white",
+        "emptiness_weight": 0.0,
+        "fov_min": 40.0,
+        "fov_max": 45.0,
+    }
+    changes |= {"sigma_schedule": "fixed", "sigma_fixed": 1.0, "plateau_steps": 40}
+    changes |= {"plateau_tolerance": 0.2}
+    scene = Scene("x", "", 0, PIXEL.override(changes), KnownAnswer([0.6, 0.1, -0.5]))
+    while not scene.done:
+        step_scenes([scene], scene.prior)
+    assert 80 <= scene.step < 400
+    patient = PIXEL.override(changes | {"plateau_steps": 0, "steps": 100})
+    [field] = optimize(["x"], KnownAnswer([0.6, 0.1, -0.5]), patient)
+    assert field is not None
+
+
+class Recording(KnownAnswer):
+    """Keeps what it was asked: noise levels and conditions."""
+
+    def __init__(self):
+        super().__init__([0.0, 0.0, 0.0])
+        self.sigmas_asked, self.conds = [], []
+
+    def condition(self, prompts, images=None, cameras=None):
+        self.prompts = list(prompts)
+        return Cond(torch.arange(len(prompts), dtype=torch.float32).view(-1, 1, 1))
+
+    def denoise(self, x, sigma, cond):
+        self.sigmas_asked += sigma.tolist()
+        self.conds.append([self.prompts[int(k)] for k in cond.hidden.flatten()])
+        return super().denoise(x, sigma, cond)
+
+
+def asked(changes, steps=6):
+    prior = Recording()
+    recipe = PIXEL.override({"steps": steps, "views_per_step": 1, "tick_min": 100} | changes)
+    run(Scene("x", "", 0, recipe, prior), steps)
+    return prior
+
+
+def test_noise_levels_follow_their_schedule():
+    ticks = KnownAnswer.sigmas
+    fixed = asked({"sigma_schedule": "fixed", "sigma_fixed": 0.7}).sigmas_asked
+    assert set(fixed) == {0.7}
+    annealed = asked({"sigma_schedule": "annealed"}).sigmas_asked[::2]
+    assert annealed == sorted(annealed, reverse=True)
+    assert annealed[0] == ticks[969]
+    assert annealed[-1] == ticks[100]
+    random = asked({}, steps=200).sigmas_asked[::2]
+    assert ticks[100] <= min(random) < ticks[150]
+    assert ticks[920] < max(random) <= ticks[969]
+    falling = asked({"tick_end": 200}, steps=200).sigmas_asked[::2]
+    assert max(falling[-20:]) < ticks[300]
+
+
+def test_perp_neg_asks_for_the_front_as_well():
+    prior = asked({"perp_neg_weight": 2.0, "view_style": "paper"})
+    uncond, cond, negative = prior.conds[0]
+    assert uncond == ""
+    assert cond.endswith("view of x")
+    assert negative == "front view of x"
+
+
+def test_guidance_moves_from_one_scale_to_the_other(prior):
+    recipe = PIXEL.override({"guidance_scale": 10.0, "guidance_end": 4.0, "steps": 4})
+    scene = Scene("a duck", "", 0, recipe, prior)
+    scales = []
+    for _ in range(4):
+        scales.append(scene.draw().scale[0].item())
+        scene.step += 1
+    assert scales == [10.0, 8.0, 6.0, 4.0]
+
+
+def test_the_naive_score_adds_no_noise(prior):
+    draw = Scene("a duck", "", 0, PIXEL.override({"score": "naive"}), prior).draw()
+    assert torch.equal(draw.z[0], draw.images.detach())
 
 
 def test_a_field_that_is_not_finite_is_neither_saved_nor_finished(prior, tmp_path):
@@ -342,6 +451,18 @@ def test_optimize_gives_a_field_per_prompt_and_tells_of_every_step(prior):
         {"depth_weight": 1.0},
         {"binary_weight": 1.0},
         {"tv_weight": 1.0},
+        {"distortion_weight": 1.0},
+        {"score": "sds"},
+        {"score": "naive"},
+        {"sigma_schedule": "annealed"},
+        {"sigma_schedule": "fixed"},
+        {"guidance_end": 3.0},
+        {"perp_neg_weight": 1.0},
+        {"optimizer": "adam"},
+        {"density_lr": 0.01},
+        {"field": "tensorf"},
+        {"field": "plenoxels"},
+        {"field": "mlp"},
     ],
 )
 def test_every_setting_matters(prior, overrides):

@@ -5,7 +5,7 @@ import torch
 
 from sjc_engine import render as render_module
 from sjc_engine.camera import orbit, rays, sample_camera
-from sjc_engine.field import VoxelField
+from sjc_engine.fields import VoxelField
 from sjc_engine.render import (
     BACKGROUND_DEPTH,
     composite,

@@ -1,10 +1,12 @@
 """Oracle: for data from N(0, s^2) the denoiser is known, D(z; sigma) = z s^2 / (s^2 + sigma^2)."""
 
+import math
+
 import pytest
 import torch
 
 from sjc_engine.prior import Cond
-from sjc_engine.score import guide, paas
+from sjc_engine.score import guide, naive, paas, perpendicular, sds, weighting
 
 S = 0.7  # the data's standard deviation
 SHAPE = (2, 3, 4, 4)
@@ -71,6 +73,8 @@ def test_paas_calls_the_network_once_with_each_samples_own_sigma():
 class TwoAnswers:
     """A prior whose denoiser answers with its condition."""
 
+    guided = True
+
     def __init__(self):
         self.calls = 0
 
@@ -88,3 +92,68 @@ def test_guidance_goes_from_unconditional_through_conditional_in_one_call():
     guided = guide(prior, x, torch.ones(3), cond, uncond, scale)
     assert guided[:, 0, 0, 0].tolist() == [2.0, 6.0, 2.0 + 10 * (7.0 - 2.0)]
     assert prior.calls == 1
+
+
+def test_perp_neg_takes_out_only_what_is_at_right_angles():
+    """Written out for one pixel pair: uncond 0, cond along x, the negative half along each axis."""
+
+    class Vectors:
+        calls, guided = 0, True
+
+        def denoise(self, x, sigma, cond):
+            self.calls += 1
+            return cond.hidden.view(-1, 1, 1, 2).expand_as(x)
+
+    prior, x = Vectors(), torch.zeros(1, 1, 1, 2)
+    uncond, cond, negative = (
+        Cond(torch.tensor([[v]])) for v in ([0.0, 0.0], [2.0, 0.0], [3.0, 1.0])
+    )
+    scale, weight = torch.tensor([10.0]), torch.tensor([[0.5]])
+    guided = guide(prior, x, torch.ones(1), cond, uncond, scale, [negative], weight)
+    assert guided.flatten().tolist() == [20.0, -5.0]  # the negative's x component plays no part
+    assert prior.calls == 1
+    without = guide(prior, x, torch.ones(1), cond, uncond, scale, [negative], 0 * weight)
+    torch.testing.assert_close(without, guide(prior, x, torch.ones(1), cond, uncond, scale))
+
+
+def test_perpendicular_is_per_sample():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, *SHAPE, generator=generator)
+    rest = perpendicular(a, b)
+    torch.testing.assert_close((rest * b).sum((1, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(perpendicular(b, b), torch.zeros(SHAPE), atol=1e-6, rtol=0)
+
+
+def test_sds_is_dreamfusions_formula():
+    """w(t) (eps_hat - eps) in DreamFusion's own variables: z_t = alpha x + s eps."""
+    x, sigma, noise = draw(1)
+    level = sigma.view(-1, 1, 1, 1)
+    alpha = 1 / (1 + level**2).sqrt()
+    s = level * alpha  # alpha^2 + s^2 = 1
+    z_t = alpha * x + s * noise[0]
+    denoised = gaussian_denoiser(z_t / alpha, sigma)
+    eps_hat = (z_t - alpha * denoised) / s
+    expected = -(s**2) * (eps_hat - noise[0])  # w(t) = s^2 = 1 - alpha_bar
+    torch.testing.assert_close(sds(gaussian_denoiser, x, sigma, noise[0]), expected)
+    assert weighting("sjc", sigma) is sigma
+
+
+def test_the_naive_score_is_wrong_where_the_denoiser_was_never_trained():
+    """Data are two points, -1 and 1. At x = 0.9 the true score of their blur points to 1; a
+    denoiser that expects noise of level sigma takes x for a noisy picture and is too sure of
+    nothing: at sigma = 3 it answers nearly 0, and the naive score points away from the data.
+    """
+
+    def two_points(z, sigma):
+        return torch.tanh(z / sigma.view(-1, 1, 1, 1) ** 2)  # the posterior mean, exactly
+
+    x = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64)
+    sigma = torch.tensor([3.0], dtype=torch.float64)
+    assert naive(two_points, x, sigma).item() == pytest.approx(
+        (math.tanh(0.9 / 9) - 0.9) / 9, rel=1e-12
+    )
+    assert naive(two_points, x, sigma) < 0
+    generator = torch.Generator().manual_seed(0)
+    near = torch.tensor([0.3], dtype=torch.float64)
+    noise = torch.randn(4000, 1, 1, 1, 1, generator=generator, dtype=torch.float64)
+    assert paas(two_points, x, near, noise) > 0

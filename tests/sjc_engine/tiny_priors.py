@@ -6,8 +6,21 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    ScoreSdeVeScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from sjc_engine.sources import BUILTINS
 
@@ -84,3 +97,74 @@ def _write_index(folder: Path, has_vae: bool) -> None:
         "vae": ["diffusers", "AutoencoderKL"] if has_vae else [None, None],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def build_deepfloyd_prior(folder: Path) -> Path:
+    """DeepFloyd IF's layout: 8 x 8 pixels, noise and variance out, T5 in, cosine schedule."""
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=6,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        encoder_hid_dim=24,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        act_fn="gelu",
+    ).save_pretrained(folder / "unet", safe_serialization=True)
+    letters = [(f"\u2581{c}", -3.0) for c in "abcdefghijklmnopqrstuvwxyz"]
+    letters += [(c, -4.0) for c in "abcdefghijklmnopqrstuvwxyz"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    tokenizer = T5Tokenizer(vocab=special + letters, extra_ids=0)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
+    ).save_pretrained(folder / "text_encoder")
+    DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        clip_sample=False,
+    ).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "IFPipeline"}))
+    return folder
+
+
+def build_ddpm_prior(folder: Path, in_root: bool = False) -> Path:
+    """The layout of google/ddpm-*-256: 8 x 8 pixels, linear betas; early ones lie in the root."""
+    torch.manual_seed(0)
+    _unconditional_unet().save_pretrained(
+        folder if in_root else folder / "unet", safe_serialization=True
+    )
+    DDPMScheduler(clip_sample=False).save_pretrained(folder if in_root else folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
+    return folder
+
+
+def build_ve_prior(folder: Path) -> Path:
+    """The layout of google/ncsnpp-ffhq-256: Fourier features of sigma, pixels in [0, 1]."""
+    torch.manual_seed(0)
+    _unconditional_unet(time_embedding_type="fourier").save_pretrained(
+        folder / "unet", safe_serialization=True
+    )
+    ScoreSdeVeScheduler().save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "ScoreSdeVePipeline"}))
+    return folder
+
+
+def _unconditional_unet(**options: object) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        **options,
+    )

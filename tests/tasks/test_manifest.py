@@ -199,7 +199,7 @@ def test_every_bad_row_is_named_at_once(write: Write) -> None:
         "id: 'ok' is the id of line 2 too; make it unique",
         "prior: 'nonsense' is unknown; use toybox, an existing folder, or owner/name",
         "recipe: 'drift' is unknown; did you mean 'draft'?",
-        "recipe: recipe 'paper' does not fit 'toybox'; presets for 'toybox': toybox, draft",
+        "recipe: recipe 'paper' does not fit 'toybox'; presets for 'toybox': toybox, draft, sds",
         "seed: '3-1' counts down; write 1-3",
         "row: 2 cells, and the header has 6",
         "row: 7 cells, and the header has 6",
@@ -211,7 +211,7 @@ def test_every_bad_row_is_named_at_once(write: Write) -> None:
     ("header", "expected"),
     [
         ("prompt,promt", "promt: is an unknown column; did you mean 'prompt'?"),
-        ("prompt,guidance", "guidance: is an unknown column; did you mean 'guidance_scale'?"),
+        ("prompt,guidance", "guidance: is an unknown column; did you mean 'guidance_end'?"),
         ("Prompt,id", "header: there is no column 'prompt'; add it"),
         ("Prompt,id", "Prompt: is an unknown column; did you mean 'prompt'?"),
         ("prompt,zzz", "zzz: is an unknown column; remove it, or call it meta.NAME"),

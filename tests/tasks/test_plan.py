@@ -37,7 +37,7 @@ def test_the_command_line_is_checked_too(write: Write) -> None:
     path = write("prompt\na\nb\n")
     assert problems(path, recipe="paper") == [
         "command line: --recipe: recipe 'paper' does not fit 'toybox'; "
-        "presets for 'toybox': toybox, draft"
+        "presets for 'toybox': toybox, draft, sds"
     ]
     assert problems(path, prior="nonsense")[0].startswith(
         "command line: --prior: 'nonsense' is unknown; use toybox"

@@ -1,0 +1,50 @@
+"""`sjc sample2d`: the paper's experiments in 2D, as one picture."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.errors import UsageError
+from flows.plan import check_devices
+
+
+def sample2d(
+    prompt: str,
+    out: Path,
+    priors: Sequence[str],
+    guidance: Sequence[float],
+    steps: int,
+    seed: int,
+    device: str | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Writes the picture. Raises UsageError for what cannot be made, before any work."""
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"-o {out}: name a .png file")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"-o {out}: its folder does not exist, or it is one")
+    if not guidance or steps < 1:
+        raise UsageError("--guidance needs a number, and --steps one above 0")
+    [chosen] = check_devices([device] if device else None)[:1]
+
+    from sjc_engine.figures import experiments
+    from sjc_engine.prior import load_prior
+
+    try:
+        loaded = [load_prior(prior, device=chosen) for prior in priors]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+    def tell(done: int, total: int) -> None:
+        if not quiet:
+            print(f"{done} of {total} tables", file=sys.stderr, flush=True)
+
+    picture = experiments(loaded, prompt, guidance=guidance, steps=steps, seed=seed, on_done=tell)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        picture.save(partial, "PNG", optimize=True)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(out)

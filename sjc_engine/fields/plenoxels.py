@@ -1,0 +1,97 @@
+"""Plenoxels (Fridovich-Keil et al. 2022): a dense grid with spherical harmonics for its colours.
+
+Density keeps SJC's softplus: Plenoxels' ReLU has no gradient in empty space, and score
+distillation has no photographs that would carve an object out of a dense start.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sjc_engine.fields.protocol import GridField, Sight, Space, interpolate, resample_grid
+
+HARMONICS = 9  # of degree 0 to 2
+
+
+def harmonics(directions: Tensor) -> Tensor:
+    """Real spherical harmonics of degree 0, 1 and 2, (n, 9), of unit directions (n, 3)."""
+    x, y, z = directions.unbind(-1)
+    return torch.stack(
+        [
+            torch.full_like(x, 0.28209479177387814),
+            0.4886025119029199 * y,
+            0.4886025119029199 * z,
+            0.4886025119029199 * x,
+            1.0925484305920792 * x * y,
+            1.0925484305920792 * y * z,
+            0.31539156525252005 * (3 * z * z - 1),
+            1.0925484305920792 * x * z,
+            0.5462742152960396 * (x * x - y * y),
+        ],
+        dim=-1,
+    )
+
+
+class PlenoxelField(GridField):
+    """Density and, for each channel, nine coefficients on N^3 voxel centres.
+
+    The colour towards d is the activation of sum_k c_k Y_k(d); without a direction it is that of
+    the constant term, the mean over all directions before the activation.
+    """
+
+    kind = "plenoxels"
+    needs_sight = True
+
+    def __init__(
+        self,
+        resolution: int,
+        channels: int = 3,
+        half_length: float = 1.0,
+        *,
+        space: Space = "rgb",
+        color_init: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Density starts at 0, colours as N(0, color_init^2) in every direction alike."""
+        super().__init__(resolution, channels, half_length, space)
+        n = resolution
+        coefficients = torch.zeros(1, channels, HARMONICS, n, n, n)
+        constant = torch.randn(1, channels, n, n, n, generator=generator)
+        coefficients[:, :, 0] = color_init / 0.28209479177387814 * constant
+        self.density = nn.Parameter(torch.zeros(1, 1, n, n, n))
+        self.color = nn.Parameter(coefficients.flatten(1, 2))  # (1, channels * 9, N, N, N)
+        self._set_background(color_init, generator)
+        self._set_density_scale()
+
+    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+        unit = points / self.half_length
+        if sight is None:
+            constant = self.color[:, ::HARMONICS]
+            values = interpolate(torch.cat([self.density, constant], dim=1), unit)
+            color = 0.28209479177387814 * values[1:]
+        else:
+            values = interpolate(torch.cat([self.density, self.color], dim=1), unit)
+            basis = harmonics(sight.directions).T  # (9, n)
+            color = (values[1:].view(self.channels, HARMONICS, -1) * basis).sum(1)
+        return self._activate_density(values[0]), self._activate_color(color).T
+
+    def sigma(self, points: Tensor) -> Tensor:
+        density = interpolate(self.density, points / self.half_length)[0]
+        return self._activate_density(density) * self._inside(points)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "density": [self.density, self.d_scale],
+            "color": [self.color],
+            "background": [self.background],
+        }
+
+    def grids(self) -> list[Tensor]:
+        return [self.density, self.color]
+
+    @torch.no_grad()
+    def resample(self, resolution: int) -> None:
+        self.density = nn.Parameter(resample_grid(self.density, resolution))
+        self.color = nn.Parameter(resample_grid(self.color, resolution))
+        self.resolution = resolution

@@ -1,0 +1,92 @@
+"""DeepFloyd IF, stage I: 64 x 64 pixels from T5 embeddings, the open stand-in for Imagen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sjc_engine.camera import Camera
+from sjc_engine.prior import Cond, Prior, frozen
+from sjc_engine.sources import Source, no_progress_bar
+
+MAX_TOKENS = 77  # T5 would take more; the model was trained with these
+# The cosine schedule ends at sigma = 2e4, where a rendering is nothing: 22 is enough.
+LAST_TICK = 970
+
+
+class DeepFloydPrior(Prior):
+    """A `UNet2DConditionModel` that predicts noise and its variance, of which the latter is left.
+
+    The text encoder (4.7 billion parameters) stays on the CPU: an asset's few prompts are embedded
+    once, and the device keeps its memory for the network.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        unet: Any,
+        scheduler: Any,
+        tokenizer: Any,
+        text_encoder: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(
+            source,
+            scheduler,
+            channels=unet.config.in_channels,
+            resolution=unet.config.sample_size,
+            device=device,
+            dtype=dtype,
+        )
+        self.sigmas = self.sigmas[: LAST_TICK + 1]
+        self._unet = frozen(unet, device)
+        self._text_encoder = frozen(text_encoder, torch.device("cpu"))
+        self._tokenizer = tokenizer
+
+    @torch.no_grad()
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
+        """Embed prompts, in lower case as in training."""
+        if images is not None:
+            raise ValueError(f"prior {self.id!r} takes text only, not images")
+        tokens = self._tokenizer(
+            [prompt.lower().strip() for prompt in prompts],
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            truncation=True,
+            add_special_tokens=True,
+            return_tensors="pt",
+        )
+        hidden = self._text_encoder(
+            tokens.input_ids, attention_mask=tokens.attention_mask
+        ).last_hidden_state
+        return Cond(hidden.float().to(self.device))
+
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        output = self._unet(scaled, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
+        return output[:, : self.channels]
+
+
+def load(source: Source, device: torch.device, dtype: torch.dtype) -> DeepFloydPrior:
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    unet = source.network(UNet2DConditionModel, "unet", dtype)
+    scheduler = source.component(DDPMScheduler, "scheduler")
+    tokenizer = source.component(AutoTokenizer, "tokenizer")
+    with no_progress_bar():
+        text_encoder = source.component(
+            T5EncoderModel,
+            "text_encoder",
+            use_safetensors=True,
+            dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+        )
+    return DeepFloydPrior(source, unet, scheduler, tokenizer, text_encoder, device, dtype)

@@ -1,0 +1,112 @@
+"""Text-to-image models of Stable Diffusion's layout, in latents or (the toybox) in pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sjc_engine.camera import Camera
+from sjc_engine.prior import Cond, Prior, frozen
+from sjc_engine.sources import Source, no_progress_bar
+
+
+class StableDiffusionPrior(Prior):
+    """CLIP text encoder, `UNet2DConditionModel` and, for latents, an `AutoencoderKL`."""
+
+    def __init__(
+        self,
+        source: Source,
+        unet: Any,
+        scheduler: Any,
+        tokenizer: Any,
+        text_encoder: Any,
+        vae: Any | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        channels: int = vae.config.latent_channels if vae else 3
+        # A network of more channels sees each f x f block of the image as channels.
+        self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, channels)
+        super().__init__(
+            source,
+            scheduler,
+            channels=channels,
+            resolution=unet.config.sample_size * self.unshuffle,
+            device=device,
+            dtype=dtype,
+        )
+        self.latent = vae is not None
+        self._unet = frozen(unet, device)
+        self._text_encoder = frozen(text_encoder, device)
+        self._tokenizer = tokenizer
+        self._vae = frozen(vae, device) if vae else None
+
+    @torch.no_grad()
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
+        """Embed prompts. A text prior knows no cameras (they are in the words) and no images."""
+        if images is not None:
+            raise ValueError(f"prior {self.id!r} takes text only, not images")
+        tokens = self._tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self._tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return Cond(self._text_encoder(tokens.input_ids.to(self.device)).last_hidden_state)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
+        if self._vae is None:
+            return latents.clamp(-1, 1)
+        shift = self._vae.config.shift_factor or 0.0
+        unscaled = latents / self._vae.config.scaling_factor + shift
+        image: Tensor = self._vae.decode(unscaled).sample
+        return image.clamp(-1, 1)
+
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        blocks = F.pixel_unshuffle(scaled, self.unshuffle)
+        output = self._unet(blocks, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
+        return F.pixel_shuffle(output, self.unshuffle)
+
+
+def load(source: Source, device: torch.device, dtype: torch.dtype) -> StableDiffusionPrior:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    # Text encoder and VAE stay in float32: they run rarely, and SD's VAE overflows in float16.
+    full = torch.float32
+    unet = source.network(UNet2DConditionModel, "unet", dtype)
+    scheduler = source.component(DDPMScheduler, "scheduler")
+    tokenizer = source.component(CLIPTokenizer, "tokenizer")
+    with no_progress_bar():
+        text_encoder = source.component(
+            CLIPTextModel, "text_encoder", use_safetensors=True, dtype=full
+        )
+    has_vae = (source.index().get("vae") or [None])[0] is not None
+    vae = source.network(AutoencoderKL, "vae", full) if has_vae else None
+    return StableDiffusionPrior(
+        source, unet, scheduler, tokenizer, text_encoder, vae, device, dtype
+    )
+
+
+def _unshuffle_factor(id: str, in_channels: int, channels: int) -> int:
+    """f such that the network sees each f x f block of the image as channels."""
+    factor = math.isqrt(in_channels // channels)
+    if factor**2 * channels != in_channels:
+        raise ValueError(
+            f"prior {id!r}: a network of {in_channels} channels does not fit {channels}-channel"
+            " images"
+        )
+    return factor

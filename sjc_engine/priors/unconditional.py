@@ -1,0 +1,104 @@
+"""Models that know one kind of picture and take no words: DDPM, and score models of the VE kind.
+
+The paper's LSUN bedrooms and churches, CelebA-HQ (`google/ddpm-*-256`), and FFHQ
+(`google/ncsnpp-ffhq-256`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sjc_engine.camera import Camera
+from sjc_engine.prior import Cond, Prior, frozen
+from sjc_engine.sources import Source
+
+VE_TICKS = 1000
+
+
+class UnconditionalPrior(Prior):
+    """A `UNet2DModel` under a DDPM schedule. Prompts mean nothing to it, nor does guidance."""
+
+    guided = False
+
+    def __init__(
+        self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(
+            source,
+            scheduler,
+            channels=unet.config.in_channels,
+            resolution=unet.config.sample_size,
+            device=device,
+            dtype=dtype,
+        )
+        self._unet = frozen(unet, device)
+
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
+        """Nothing, once for each prompt."""
+        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        output: Tensor = self._unet(scaled, time).sample
+        return output[:, : self.channels]
+
+
+class VEPrior(Prior):
+    """A variance-exploding score model (Song et al. 2021): D = u + s^2 score(u; s).
+
+    The network works on u in [0, 1], so that this module's x in [-1, 1] and sigma are twice its.
+    """
+
+    guided = False
+
+    def __init__(
+        self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.id, self.revision = source.id, source.revision
+        self.device, self.dtype = device, dtype
+        self.channels, self.resolution = unet.config.in_channels, unet.config.sample_size
+        self.prediction = "score"
+        low, high = 2 * scheduler.config.sigma_min, 2 * scheduler.config.sigma_max
+        ticks = torch.linspace(math.log(low), math.log(high), VE_TICKS, dtype=torch.float64)
+        self.sigmas = ticks.exp().to(device)
+        self._unet = frozen(unet, device)
+
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
+        """Nothing, once for each prompt."""
+        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        if not len(x) == len(sigma) == len(cond):
+            raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
+        level = sigma.to(self.device, torch.float64) / 2
+        u = (x + 1) / 2
+        score = self._unet(u.to(self.dtype), level.to(self.dtype)).sample.float()
+        denoised = u + level.view(-1, 1, 1, 1) ** 2 * score
+        return (2 * denoised - 1).float()
+
+
+def load(source: Source, device: torch.device, dtype: torch.dtype) -> Prior:
+    from diffusers import DDPMScheduler, ScoreSdeVeScheduler, UNet2DModel
+
+    unet = source.network(UNet2DModel, "unet", dtype)
+    if source.index()["_class_name"] == "ScoreSdeVePipeline":
+        return VEPrior(
+            source, unet, source.component(ScoreSdeVeScheduler, "scheduler"), device, dtype
+        )
+    scheduler = source.component(DDPMScheduler, "scheduler")
+    return UnconditionalPrior(source, unet, scheduler, device, dtype)
