@@ -168,7 +168,7 @@ def sample2d(
     out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],
     prior: Annotated[
         list[str] | None,
-        typer.Option(help="As for `run`; repeatable, one part of the picture each."),
+        typer.Option(help="As for `run`; repeatable. Default: toybox and toybox-duck."),
     ] = None,
     guidance: Annotated[str, typer.Option(help="Scales of the grid's columns.")] = "1,3,10,30",
     steps: Annotated[int, typer.Option(min=1, help="Steps along the score.")] = 400,
@@ -184,7 +184,16 @@ def sample2d(
             scales = [float(text) for text in guidance.split(",")]
         except ValueError:
             fail(f"sjc: --guidance {guidance!r}: write numbers with commas between", 2)
-        draw(prompt, out, prior or ["toybox"], scales, steps, seed, device, quiet=quiet)
+        draw(
+            prompt,
+            out,
+            prior or ["toybox", "toybox-duck"],
+            scales,
+            steps,
+            seed,
+            device,
+            quiet=quiet,
+        )
 
 
 @app.command()

@@ -38,7 +38,7 @@ def sample2d(
 
     def tell(done: int, total: int) -> None:
         if not quiet:
-            print(f"{done} of {total} tables", file=sys.stderr, flush=True)
+            print(f"{done} of {total} parts", file=sys.stderr, flush=True)
 
     picture = experiments(loaded, prompt, guidance=guidance, steps=steps, seed=seed, on_done=tell)
     partial = out.with_name(f".{out.name}.partial")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,17 +21,19 @@ from sjc_engine.sample2d import (
 
 TILE, GAP, LABELS, HEADER = 96, 4, 190, 22  # pixels
 SHOWN_SIGMAS = (0.2, 0.5, 1.5, 4.0, 10.0)
+SAMPLES = 6
+FIRST_TICK = 20  # below it noise is less than a pixel level or two
 INK, FAINT = (32, 32, 36), (120, 120, 128)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A titled table of pictures (rows, columns, 3, H, W) in [-1, 1] with its labels."""
+    """A titled table of pictures, (3, H, W) in [-1, 1] or none, with its labels."""
 
     title: str
     rows: list[str]
     columns: list[str]
-    pictures: Tensor
+    pictures: list[list[Tensor | None]]
 
 
 def experiments(
@@ -43,86 +45,96 @@ def experiments(
     seed: int = 0,
     on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> Image.Image:
-    """What scores do to pixels, for each prior: the problem, samples, and the ablation grid.
+    """What scores do to pixels: the problem and samples for each prior, and the ablation grid.
 
-    For each prior: the out-of-distribution figure; samples by Heun's method; and pictures moved by
-    perturb-and-average scores from a blob, by schedule of noise and scale of guidance (one for
-    priors that take no words). `on_done` hears of every table as it is finished.
+    Of each prior the out-of-distribution figure, and samples by Heun's method. Then pictures that
+    perturb-and-average scores moved from a blob: a row for each prior, a column for each schedule
+    of noise and scale of guidance (one scale for priors that take no words). `on_done` hears of
+    every part as it is finished.
     """
-    panels: list[Panel] = []
-    total = 3 * len(priors)
-    for prior in priors:
-        for panel in _panels(prior, prompt, guidance, steps, seed):
-            panels.append(panel)
-            on_done(len(panels), total)
-    return draw(panels)
-
-
-def _panels(
-    prior: Prior, prompt: str, guidance: Sequence[float], steps: int, seed: int
-) -> Iterator[Panel]:
-    scales = list(guidance) if prior.guided else [1.0]
-    about = f"{prior.id}: {prompt!r}" if prior.guided else prior.id
 
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
+    panels: list[Panel] = []
+    total = 3 * len(priors)
+    for prior in priors:
+        panels.append(_out_of_distribution(prior, prompt, generator()))
+        on_done(len(panels), total)
+        panels.append(_samples(prior, prompt, guidance, generator))
+        on_done(len(panels), total)
+    grid = []
+    for prior in priors:
+        grid.append(_moved(prior, prompt, guidance, steps, generator))
+        on_done(len(panels) + len(grid), total)
+    columns = [f"{schedule}, {s:g}" for schedule in SCHEDULES for s in guidance]
+    title = f"{steps} steps along the perturb-and-average score, by schedule of sigma and guidance"
+    return draw([*panels, Panel(title, [prior.id for prior in priors], columns, grid)])
+
+
+def _out_of_distribution(prior: Prior, prompt: str, generator: torch.Generator) -> Panel:
     sigmas = [s for s in SHOWN_SIGMAS if s <= float(prior.sigmas[-1])]
-    blurred = out_of_distribution(prior, prompt, sigmas, generator())
-    shown = torch.cat([blob(prior).expand(3, 1, -1, -1, -1), blurred], dim=1)
-    rows = ["D(x): no noise added", "D(x + noise), once", "the mean of 32"]
-    columns = ["x", *(f"sigma {s:g}" for s in sigmas)]
-    yield Panel(
-        f"{about}; the denoiser on a picture it never saw", rows, columns, rgb(prior, shown)
+    denoised = out_of_distribution(prior, prompt, sigmas, generator)
+    shown = torch.cat([blob(prior).expand(3, 1, -1, -1, -1), denoised], dim=1)
+    return Panel(
+        f"{_about(prior, prompt)}: its denoiser on a picture that it never saw",
+        ["D(x): no noise added", "D(x + noise), once", "the mean of 32"],
+        ["x", *(f"sigma {s:g}" for s in sigmas)],
+        [list(rgb(prior, row)) for row in shown],
     )
 
-    count = 6
-    drawn = torch.stack(
-        [heun(prior, [prompt] * count, generator(), guidance_scale=s) for s in scales]
-    )
-    yield Panel(
-        f"{about}; samples (Heun, 24 steps)",
-        [f"guidance {s:g}" for s in scales] if prior.guided else ["samples"],
-        [""] * count,
-        rgb(prior, drawn),
+
+def _samples(
+    prior: Prior,
+    prompt: str,
+    guidance: Sequence[float],
+    generator: Callable[[], torch.Generator],
+) -> Panel:
+    scales = list(guidance) if prior.guided else [1.0]
+    drawn = [heun(prior, [prompt] * SAMPLES, generator(), guidance_scale=s) for s in scales]
+    return Panel(
+        f"{_about(prior, prompt)}: samples (Heun, 24 steps)",
+        [f"guidance {s:g}" for s in scales] if prior.guided else ["no guidance"],
+        [""] * SAMPLES,
+        [list(rgb(prior, row)) for row in drawn],
     )
 
-    ticks = (20, len(prior.sigmas) - 1)
-    moved = torch.stack(
-        [
-            torch.cat(
-                [
-                    optimize_pixels(
-                        prior,
-                        [prompt],
-                        noise_levels(prior, schedule, steps, generator(), ticks),
-                        generator(),
-                        start=blob(prior),
-                        guidance_scale=s,
-                    )
-                    for s in scales
-                ]
+
+def _moved(
+    prior: Prior,
+    prompt: str,
+    guidance: Sequence[float],
+    steps: int,
+    generator: Callable[[], torch.Generator],
+) -> list[Tensor | None]:
+    """One row of the grid."""
+    ticks = (FIRST_TICK, len(prior.sigmas) - 1)
+    row: list[Tensor | None] = []
+    for schedule in SCHEDULES:
+        for k, scale in enumerate(guidance):
+            if k and not prior.guided:
+                row.append(None)
+                continue
+            sigmas = noise_levels(prior, schedule, steps, generator(), ticks)
+            end = optimize_pixels(
+                prior, [prompt], sigmas, generator(), start=blob(prior), guidance_scale=scale
             )
-            for schedule in SCHEDULES
-        ]
-    )
-    yield Panel(
-        f"{about}; {steps} steps along the perturb-and-average score, from a blob",
-        [f"{schedule} sigma" for schedule in SCHEDULES],
-        [f"guidance {s:g}" for s in scales] if prior.guided else [""],
-        rgb(prior, moved),
-    )
+            row.append(rgb(prior, end)[0])
+    return row
+
+
+def _about(prior: Prior, prompt: str) -> str:
+    return f"{prior.id}, {prompt!r}" if prior.guided else prior.id
 
 
 def rgb(prior: Prior, pictures: Tensor) -> Tensor:
-    """(rows, columns, 3, H, W) in [-1, 1] on the CPU from pictures in the prior's space."""
-    flat = prior.decode(pictures.flatten(0, 1)).cpu()
-    return flat.unflatten(0, pictures.shape[:2])
+    """(B, 3, H, W) in [-1, 1] on the CPU from pictures in the prior's space."""
+    return prior.decode(pictures).cpu()
 
 
 def draw(panels: Sequence[Panel]) -> Image.Image:
     """The panels below each other."""
-    across = max(panel.pictures.shape[1] for panel in panels)
+    across = max(len(panel.columns) for panel in panels)
     heights = [2 * HEADER + len(panel.rows) * (TILE + GAP) + HEADER for panel in panels]
     sheet = Image.new("RGB", (LABELS + across * (TILE + GAP), sum(heights)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -137,6 +149,8 @@ def draw(panels: Sequence[Panel]) -> Image.Image:
             y = top + 2 * HEADER + row * (TILE + GAP)
             pen.text((8, y + TILE / 2), name, INK, label, anchor="lm")
             for column, picture in enumerate(panel.pictures[row]):
+                if picture is None:
+                    continue
                 levels = ((picture + 1) * 127.5).round().clamp(0, 255).byte()
                 image = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB")
                 image = image.resize((TILE, TILE), Image.Resampling.NEAREST)

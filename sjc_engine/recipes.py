@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from sjc_engine.sources import family_of
+from sjc_engine.sources import BUILTINS, family_of
 from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 
 if TYPE_CHECKING:
@@ -156,11 +156,12 @@ class Recipe:
         presets = _presets(prior_id)
         name = next(iter(presets)) if preset is None else preset
         if name not in presets:
-            known = any(name in family for family in PRESETS.values())
-            problem = f"recipe {name!r} " + (
-                f"does not fit {prior_id!r}" if known else "is unknown"
-            )
-            hint = "" if known else _suggestion(name, presets)
+            homes = [family for family, known in PRESETS.items() if name in known]
+            if homes:
+                problem = f"recipe {name!r} does not fit {prior_id!r}"
+                hint = f" (it is for {' and '.join(homes)} priors)"
+            else:
+                problem, hint = f"recipe {name!r} is unknown", _suggestion(name, presets)
             raise ValueError(f"{problem}{hint}; presets for {prior_id!r}: {', '.join(presets)}")
         return cls(name=name).override(presets[name])
 
@@ -297,6 +298,10 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
         "annealed": ANNEALED,
         "draft": {**ANNEALED, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
     },
+    "toybox_unconditional": {
+        "annealed": {**TOYBOX, **ANNEALED},
+        "draft": {**TOYBOX_DRAFT, **ANNEALED},
+    },
 }
 
 
@@ -310,6 +315,8 @@ def _presets(prior_id: str) -> dict[str, dict[str, Value]]:
     family, index = family_of(prior_id)
     if family == "stable_diffusion" and not (index.get("vae") or [None])[0]:
         family = "toybox"
+    if family == "unconditional" and prior_id in BUILTINS:
+        family = "toybox_unconditional"
     return PRESETS[family]
 
 

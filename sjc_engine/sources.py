@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BUILTINS = {"toybox": Path(__file__).parent / "toybox" / "weights" / "prior"}
+_WEIGHTS = Path(__file__).parent / "toybox" / "weights"
+BUILTINS = {"toybox": _WEIGHTS / "prior", "toybox-duck": _WEIGHTS / "duck"}
 # model_index.json's _class_name -> the module of `sjc_engine.priors` that loads such a model
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",

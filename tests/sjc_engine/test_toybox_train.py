@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from sjc_engine.toybox import train_judge
+from sjc_engine.prior import load_prior
+from sjc_engine.toybox import train_judge, train_unconditional
+from sjc_engine.toybox.dataset import on_backgrounds, render_toys
 from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
 from sjc_engine.toybox.train import Settings, cosine_rate, train
 
@@ -152,3 +154,25 @@ def test_degraded_images_stay_in_range_and_gray_ones_are_gray():
     assert image.shape == (16, 3, 48, 48)
     assert image.abs().max() <= 1
     assert np.isfinite(image.numpy()).all()
+
+
+def test_a_model_without_words_is_trained_and_loads(tmp_path):
+    """Hardly trained, it is a denoiser in the layout of google/ddpm-*-256 all the same."""
+    train_unconditional.train(tmp_path, "duck", minutes=0.03, batch=4, images=8, rate=1e-3, seed=0)
+    prior = load_prior(str(tmp_path / "model"))
+    assert (prior.channels, prior.resolution, prior.guided) == (3, 32, False)
+    x = torch.zeros(1, 3, 32, 32)
+    d = prior.denoise(x, torch.tensor([1.0]), prior.condition([""]))
+    assert torch.isfinite(d).all()
+
+
+def test_the_shipped_model_without_words_draws_ducks():
+    """Its denoised pictures are near the ducks that noise was added to, far from the noise."""
+    prior = load_prior("toybox-duck")
+    toys = render_toys(16, 32, seed=77, categories=["duck"])
+    image = on_backgrounds(torch.from_numpy(toys.images).float() / 255, torch.Generator())
+    generator = torch.Generator().manual_seed(0)
+    sigma = torch.full((16,), 0.5)
+    noisy = image + 0.5 * torch.randn(image.shape, generator=generator)
+    d = prior.denoise(noisy, sigma, prior.condition([""] * 16))
+    assert (d - image).square().mean() < 0.1 * (noisy - image).square().mean()

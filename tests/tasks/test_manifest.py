@@ -197,9 +197,10 @@ def test_every_bad_row_is_named_at_once(write: Write) -> None:
         "prompt: is blank; write what to make, or remove the row",
         "id: 'a/b' is no id; use 1 to 128 of A-Z a-z 0-9 . _ -",
         "id: 'ok' is the id of line 2 too; make it unique",
-        "prior: 'nonsense' is unknown; use toybox, an existing folder, or owner/name",
+        "prior: 'nonsense' is unknown; use toybox, toybox-duck, an existing folder, or owner/name",
         "recipe: 'drift' is unknown; did you mean 'draft'?",
-        "recipe: recipe 'paper' does not fit 'toybox'; presets for 'toybox': toybox, draft, sds",
+        "recipe: recipe 'paper' does not fit 'toybox' (it is for stable_diffusion priors);"
+        " presets for 'toybox': toybox, draft, sds",
         "seed: '3-1' counts down; write 1-3",
         "row: 2 cells, and the header has 6",
         "row: 7 cells, and the header has 6",

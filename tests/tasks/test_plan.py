@@ -36,8 +36,8 @@ def test_a_row_goes_before_the_command_line_and_that_before_the_preset(write: Wr
 def test_the_command_line_is_checked_too(write: Write) -> None:
     path = write("prompt\na\nb\n")
     assert problems(path, recipe="paper") == [
-        "command line: --recipe: recipe 'paper' does not fit 'toybox'; "
-        "presets for 'toybox': toybox, draft, sds"
+        "command line: --recipe: recipe 'paper' does not fit 'toybox' (it is for stable_diffusion"
+        " priors); presets for 'toybox': toybox, draft, sds"
     ]
     assert problems(path, prior="nonsense")[0].startswith(
         "command line: --prior: 'nonsense' is unknown; use toybox"
@@ -124,7 +124,10 @@ def test_the_papers_six() -> None:
 
 
 def test_the_24_of_the_official_code_have_their_recipes() -> None:
-    entries = plan(MANIFESTS / "paper24.csv").entries
+    """The prior is the command line's: whichever folder or hub id has the weights."""
+    entries = plan(
+        MANIFESTS / "paper24.csv", prior="stable-diffusion-v1-5/stable-diffusion-v1-5"
+    ).entries
     assert len(entries) == 24
     assert {entry.row_id for entry in entries} == set(PAPER_EXCEPTIONS)
     assert all(entry.spec.recipe.name == f"paper-{entry.row_id}" for entry in entries)
