@@ -63,6 +63,11 @@ SETTINGS: dict[str, dict[str, Changes]] = {
         "the paper's four": {"view_style": "paper"},
         "none": {"view_style": "none"},
     },
+    "Field": {
+        "TensoRF": {"field": "tensorf"},
+        "Plenoxels, TV 1e-4": {"field": "plenoxels", "tv_weight": "1e-4"},
+        "mip-NeRF MLP": {"field": "mlp"},
+    },
 }
 ROWS: list[tuple[str, str, Changes]] = [
     (group, name, changes)
