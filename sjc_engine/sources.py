@@ -61,8 +61,17 @@ class Source:
             return cls.from_pretrained(self.location, **options)
 
     def network(self, cls: Any, name: str, dtype: Any) -> Any:
-        """A diffusers network from safetensors: those of full precision, else variant "fp16"."""
-        options = {"use_safetensors": True, "low_cpu_mem_usage": False, "torch_dtype": dtype}
+        """A diffusers network from `weights`."""
+        return self.weights(cls, name, low_cpu_mem_usage=False, torch_dtype=dtype)
+
+    def text_model(self, cls: Any, dtype: Any) -> Any:
+        """The transformers model of folder "text_encoder" from `weights`."""
+        with no_progress_bar():
+            return self.weights(cls, "text_encoder", dtype=dtype)
+
+    def weights(self, cls: Any, name: str, **options: Any) -> Any:
+        """A model from safetensors: those of full precision, else variant "fp16"."""
+        options["use_safetensors"] = True
         try:
             return self.component(cls, name, **options)
         except OSError:

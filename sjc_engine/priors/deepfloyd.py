@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sjc_engine.camera import Camera
 from sjc_engine.prior import Cond, Prior, frozen
-from sjc_engine.sources import Source, no_progress_bar
+from sjc_engine.sources import Source
 
 MAX_TOKENS = 77  # T5 would take more; the model was trained with these
 # The cosine schedule ends at sigma = 2e4, where a rendering is nothing: 22 is enough.
@@ -77,16 +77,12 @@ class DeepFloydPrior(Prior):
 
 def load(source: Source, device: torch.device, dtype: torch.dtype) -> DeepFloydPrior:
     from diffusers import DDPMScheduler, UNet2DConditionModel
-    from transformers import AutoTokenizer, T5EncoderModel
+    from transformers import T5EncoderModel, T5Tokenizer
 
     unet = source.network(UNet2DConditionModel, "unet", dtype)
     scheduler = source.component(DDPMScheduler, "scheduler")
-    tokenizer = source.component(AutoTokenizer, "tokenizer")
-    with no_progress_bar():
-        text_encoder = source.component(
-            T5EncoderModel,
-            "text_encoder",
-            use_safetensors=True,
-            dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
-        )
+    # AutoTokenizer would want a config.json, which the folder does not have, and ask the hub for it
+    tokenizer = source.component(T5Tokenizer, "tokenizer")
+    encoder_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    text_encoder = source.text_model(T5EncoderModel, encoder_dtype)
     return DeepFloydPrior(source, unet, scheduler, tokenizer, text_encoder, device, dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sjc_engine.camera import Camera
 from sjc_engine.prior import Cond, Prior, frozen
-from sjc_engine.sources import Source, no_progress_bar
+from sjc_engine.sources import Source
 
 
 class StableDiffusionPrior(Prior):
@@ -90,10 +90,7 @@ def load(source: Source, device: torch.device, dtype: torch.dtype) -> StableDiff
     unet = source.network(UNet2DConditionModel, "unet", dtype)
     scheduler = source.component(DDPMScheduler, "scheduler")
     tokenizer = source.component(CLIPTokenizer, "tokenizer")
-    with no_progress_bar():
-        text_encoder = source.component(
-            CLIPTextModel, "text_encoder", use_safetensors=True, dtype=full
-        )
+    text_encoder = source.text_model(CLIPTextModel, full)
     has_vae = (source.index().get("vae") or [None])[0] is not None
     vae = source.network(AutoencoderKL, "vae", full) if has_vae else None
     return StableDiffusionPrior(

@@ -87,7 +87,7 @@ class VEPrior(Prior):
             raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
         level = sigma.to(self.device, torch.float64) / 2
         u = (x + 1) / 2
-        score = self._unet(u.to(self.dtype), level.to(self.dtype)).sample.float()
+        score = self._unet(u.to(self.dtype), level.float()).sample.float()
         denoised = u + level.view(-1, 1, 1, 1) ** 2 * score
         return (2 * denoised - 1).float()
 
@@ -95,10 +95,13 @@ class VEPrior(Prior):
 def load(source: Source, device: torch.device, dtype: torch.dtype) -> Prior:
     from diffusers import DDPMScheduler, ScoreSdeVeScheduler, UNet2DModel
 
-    unet = source.network(UNet2DModel, "unet", dtype)
     if source.index()["_class_name"] == "ScoreSdeVePipeline":
-        return VEPrior(
-            source, unet, source.component(ScoreSdeVeScheduler, "scheduler"), device, dtype
-        )
+        unet = source.network(UNet2DModel, "unet", torch.float32)
+        # Its features are sines of up to hundreds of radians: half precision would make them noise.
+        for part in unet.children():
+            part.to(torch.float32 if part is unet.time_proj else dtype)
+        scheduler = source.component(ScoreSdeVeScheduler, "scheduler")
+        return VEPrior(source, unet, scheduler, device, dtype)
+    unet = source.network(UNet2DModel, "unet", dtype)
     scheduler = source.component(DDPMScheduler, "scheduler")
     return UnconditionalPrior(source, unet, scheduler, device, dtype)

@@ -1,17 +1,14 @@
-"""The other families of models: tiny random checkpoints in their real layouts."""
+"""Every family of models: tiny random checkpoints in their real layouts, by the numbers."""
 
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel, UNet2DModel
-from tiny_priors import (
-    build_ddpm_prior,
-    build_deepfloyd_prior,
-    build_latent_prior,
-    build_ve_prior,
-)
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, ScoreSdeVeScheduler
+from tiny_priors import FAMILIES, SCHEDULED, build_ddpm_prior, build_ve_prior
 from transformers import AutoTokenizer, T5EncoderModel
 
 from sjc_engine import optimize
@@ -20,6 +17,9 @@ from sjc_engine.recipes import Recipe
 from sjc_engine.score import guide
 
 TICKS = [3, 100, 500, 969]
+WORDS = ["a duck", "a tank", "", "front view of a burger"]
+GUIDED = ["pixel", "latent", "deepfloyd"]
+UNITS = {torch.float16: 2**-11, torch.bfloat16: 2**-8}  # relative rounding errors
 
 
 def images(prior, count, seed=0):
@@ -28,42 +28,201 @@ def images(prior, count, seed=0):
 
 
 @pytest.fixture(scope="module")
-def deepfloyd(tmp_path_factory):
-    return build_deepfloyd_prior(tmp_path_factory.mktemp("if"))
+def folders(tmp_path_factory):
+    return {name: build(tmp_path_factory.mktemp(name)) for name, build in FAMILIES.items()}
 
 
 @pytest.fixture(scope="module")
-def ddpm(tmp_path_factory):
-    return build_ddpm_prior(tmp_path_factory.mktemp("ddpm"))
+def priors(folders):
+    return {name: load_prior(str(folder)) for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
-def ve(tmp_path_factory):
-    return build_ve_prior(tmp_path_factory.mktemp("ve"))
+def deepfloyd(folders):
+    return folders["deepfloyd"]
 
 
-def schedulers_x0(folder, output, tick, scaled):
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", thresholding=False)
-    return scheduler.step(output, tick, scaled).pred_original_sample
+@pytest.fixture(scope="module")
+def ddpm(folders):
+    return folders["ddpm"]
 
 
-def test_deepfloyd_is_the_schedulers_own_x0(deepfloyd):
-    prior = load_prior(str(deepfloyd))
-    assert (prior.channels, prior.resolution, prior.latent) == (3, 8, False)
-    assert len(prior.sigmas) == 971
-    assert 20 < prior.sigmas[-1] < 24
-    unet = UNet2DConditionModel.from_pretrained(deepfloyd / "unet", low_cpu_mem_usage=False)
-    cond = prior.condition(["a duck"])
-    for tick in TICKS:
-        sigma = prior.sigmas[[tick]]
+def network(folder):
+    """The network by itself: what its folder says it is."""
+    kind = json.loads((folder / "unet" / "config.json").read_text())["_class_name"]
+    return getattr(diffusers, kind).from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+
+
+ZERO_SNR = {"rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize("family", SCHEDULED)
+@pytest.mark.parametrize(
+    ("prediction", "schedule"),
+    [("epsilon", {}), ("v_prediction", {}), ("sample", {}), ("v_prediction", ZERO_SNR)],
+)
+def test_denoiser_is_the_schedulers_own_x0(tmp_path, family, prediction, schedule):
+    """D(z; sigma) against DDPMScheduler.step(...).pred_original_sample of the raw network.
+
+    A zero-terminal-SNR schedule loses its last tick, where sigma is infinite, and no other.
+    """
+    prior = load_prior(str(SCHEDULED[family](tmp_path, prediction, **schedule)))
+    scheduler = DDPMScheduler.from_pretrained(tmp_path / "scheduler", thresholding=False)
+    abar = scheduler.alphas_cumprod.double()
+    ticks = min(999 if schedule else 1000, 971 if family == "deepfloyd" else 1000)
+    expected = ((1 - abar) / abar).sqrt()[:ticks]
+    torch.testing.assert_close(prior.sigmas, expected, rtol=1e-12, atol=0)
+    assert torch.isfinite(prior.sigmas).all()
+    assert (prior.sigmas.diff() > 0).all()
+
+    unet, cond = network(tmp_path), prior.condition(["a duck"])
+    words = {} if family == "ddpm" else {"encoder_hidden_states": cond.hidden}
+    block = 2 if family == "pixel" else 1
+    for tick in [*TICKS, ticks - 1]:
+        sigma = expected[[tick]]
         z = images(prior, 1) * (1 + sigma).float()
         scaled = (z.double() / (1 + sigma**2).sqrt()).float()
         with torch.no_grad():
-            output = unet(scaled, tick, encoder_hidden_states=cond.hidden).sample
-        assert output.shape[1] == 6  # the variance is told to nobody
-        x0 = schedulers_x0(deepfloyd, output, tick, scaled)
+            output = unet(F.pixel_unshuffle(scaled, block), tick, **words).sample
+        assert output.shape[1] == {"pixel": 12, "latent": 4, "deepfloyd": 6, "ddpm": 3}[family]
+        x0 = scheduler.step(F.pixel_shuffle(output, block), tick, scaled).pred_original_sample
         error = (prior.denoise(z, sigma, cond) - x0).abs().max()
-        assert error <= 1e-5 * max(1.0, sigma.item())
+        assert error <= 1e-5 * max(1.0, sigma.item()), f"tick {tick}"
+
+
+def test_a_ve_model_is_the_score_sde_that_its_scheduler_walks(folders, priors):
+    """The scheduler's step from level s to r is u + (s^2 - r^2) score, with pixels u in [0, 1].
+
+    So D_u = u + s^2 score is its mean's move times s^2 / (s^2 - r^2). Ours is twice as large and
+    shifted: pixels in [-1, 1].
+    """
+    prior, unet = priors["ve"], network(folders["ve"])
+    assert prior.sigmas[0].item() == pytest.approx(2 * 0.01)
+    assert prior.sigmas[-1].item() == pytest.approx(2 * 1348)
+    assert (prior.sigmas.diff() > 0).all()
+    scheduler = ScoreSdeVeScheduler.from_pretrained(folders["ve"] / "scheduler")
+    scheduler.set_timesteps(20)
+    scheduler.set_sigmas(20)
+    levels = scheduler.discrete_sigmas.double()
+    for k, s in enumerate(levels.tolist()):
+        u = (images(prior, 1, seed=k) * (1 + s)).double()
+        with torch.no_grad():
+            score = unet(u.float(), torch.tensor([s])).sample.double()
+        mean = scheduler.step_pred(score, k / 19 + 1e-6, u).prev_sample_mean
+        r = levels[k - 1].item() if k else 0.0
+        expected = 2 * (u + (mean - u) * s**2 / (s**2 - r**2)) - 1
+        answer = prior.denoise((2 * u - 1).float(), torch.tensor([2 * s]), prior.condition([""]))
+        assert (answer - expected).abs().max() <= 1e-5 * max(1.0, 2 * s)
+
+
+@pytest.mark.parametrize("family", SCHEDULED)
+def test_sigma_to_timestep_and_back(family, priors):
+    """Ticks are the scheduler's own; between two of them log sigma is linear."""
+    prior = priors[family]
+    count = len(prior.sigmas)
+    ticks = torch.arange(count, dtype=torch.float64)
+    torch.testing.assert_close(prior.timestep(prior.sigmas), ticks, atol=1e-9, rtol=0)
+    assert (prior.timestep(prior.sigmas.float()) - ticks).abs().max() < 1e-2
+    where = torch.rand(200, generator=torch.Generator().manual_seed(0)).double() * (count - 1)
+    low, share = where.long(), where.frac()
+    logs = prior.sigmas.log()
+    sigma = torch.lerp(logs[low], logs[low + 1], share).exp()
+    torch.testing.assert_close(prior.timestep(sigma), where, atol=1e-8, rtol=0)
+    assert prior.timestep(torch.tensor([1e-9, 1e9])).tolist() == [0.0, count - 1.0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_of_a_batch_have_their_own_sigma_and_prompt(family, priors):
+    prior = priors[family]
+    sigma = prior.sigmas[TICKS]
+    z = images(prior, 4) * (1 + sigma.view(-1, 1, 1, 1)).float()
+    cond = prior.condition(WORDS)
+    together = prior.denoise(z, sigma, cond)
+    for k in range(4):
+        alone = prior.denoise(z[[k]], sigma[[k]], cond[[k]])
+        assert (together[[k]] - alone).abs().max() <= 1e-5 * max(1.0, sigma[k].item())
+    with pytest.raises(ValueError, match="4 images, 3 sigmas"):
+        prior.denoise(z, sigma[:3], cond)
+
+
+@pytest.mark.parametrize("family", GUIDED)
+def test_guidance_0_is_unconditional_and_1_is_conditional(family, priors):
+    prior = priors[family]
+    z, sigma = images(prior, 4), prior.sigmas[TICKS]
+    cond, uncond = prior.condition(["a duck"] * 4), prior.condition([""] * 4)
+    plain, bare = prior.denoise(z, sigma, cond), prior.denoise(z, sigma, uncond)
+    limit = 1e-5 * sigma.clamp(min=1).view(-1, 1, 1, 1)
+    assert ((plain - bare).abs().amax((1, 2, 3), keepdim=True) > 10 * limit)[-1]
+    for scale, expected in ((0.0, bare), (1.0, plain), (3.0, bare + 3 * (plain - bare))):
+        guided = guide(prior, z, sigma, cond, uncond, torch.full((4,), scale))
+        assert ((guided - expected).abs() <= (1 + 5 * scale) * limit).all(), scale
+
+
+HALVED = [(name, p) for name in SCHEDULED for p in ("epsilon", "v_prediction", "sample")]
+
+
+@pytest.mark.parametrize("dtype", UNITS, ids=str)
+@pytest.mark.parametrize(
+    ("family", "prediction"), [("toybox", "epsilon"), ("ve", "epsilon"), *HALVED]
+)
+def test_half_precision_keeps_its_bound(tmp_path, family, prediction, dtype):
+    """|D_half - D| <= 16 u g(sigma), as `load_prior` says.
+
+    The unit roundoff u is 2^-11 in float16 and 2^-8 in bfloat16. The network's output is off by
+    a few u, since roundings of many terms mostly cancel; g is what D multiplies it with.
+    """
+    folder = family
+    if family in SCHEDULED:
+        folder = str(SCHEDULED[family](tmp_path, prediction))
+    elif family == "ve":
+        folder = str(build_ve_prior(tmp_path))
+    full, half = load_prior(folder), load_prior(folder, dtype=dtype)
+    count = 3 if family == "toybox" else 24  # of trained weights; half precision is slow on a CPU
+    sigma = full.sigmas[torch.linspace(0, len(full.sigmas) - 1, count).long()]
+    level = sigma.view(-1, 1, 1, 1)
+    z = images(full, count) * (1 + level).float()
+    cond = full.condition(["a duck"] * count)
+    answer = half.denoise(z, sigma, cond)
+    error = (full.denoise(z, sigma, cond) - answer).abs()
+    gain = {
+        "epsilon": level,
+        "v_prediction": level / (1 + level**2).sqrt(),
+        "sample": torch.ones_like(level),
+    }[prediction]
+    assert answer.dtype == torch.float32
+    assert (error <= 16 * UNITS[dtype] * gain).all(), (error / gain).max() / UNITS[dtype]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_variant_fp16_serve_where_there_are_no_others(family, folders, tmp_path):
+    folder = shutil.copytree(folders[family], tmp_path / "half")
+    for weights in [*folder.glob("*/*.safetensors")]:
+        weights.rename(weights.with_name(weights.stem + ".fp16.safetensors"))
+    prior, full = load_prior(str(folder)), load_prior(str(folders[family]))
+    z, sigma = images(full, 1), torch.tensor([1.0])
+    answers = [p.denoise(z, sigma, p.condition(["a duck"])) for p in (prior, full)]
+    assert torch.equal(*answers)
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")  # diffusers' own
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_hub_model_is_loaded_whole_at_the_pinned_commit(family, folders, tmp_path, monkeypatch):
+    """The hub's cache layout, filled by hand, with a broken model on the main branch."""
+    pinned, newest = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+    repository = tmp_path / "models--owner--name"
+    shutil.copytree(folders[family], repository / "snapshots" / pinned)
+    broken = shutil.copytree(folders[family], repository / "snapshots" / newest)
+    for settings in broken.glob("*/*.json"):
+        settings.write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(newest)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    prior = load_prior("owner/name", revision=pinned, local_files_only=True)
+    assert (prior.id, prior.revision) == ("owner/name", pinned)
+    z, sigma = images(prior, 1), torch.tensor([1.0])
+    local = load_prior(str(folders[family]))
+    answers = [p.denoise(z, sigma, p.condition(["a duck"])) for p in (prior, local)]
+    assert torch.equal(*answers)
 
 
 def test_deepfloyd_embeds_in_lower_case_and_masks_the_padding(deepfloyd):
@@ -79,57 +238,12 @@ def test_deepfloyd_embeds_in_lower_case_and_masks_the_padding(deepfloyd):
         prior.condition(["x"], images=[torch.zeros(3, 8, 8)])
 
 
-def test_ddpm_is_the_schedulers_own_x0(ddpm):
-    prior = load_prior(str(ddpm))
-    unet = UNet2DModel.from_pretrained(ddpm / "unet", low_cpu_mem_usage=False)
-    cond = prior.condition(["whatever"])
-    for tick in TICKS:
-        sigma = prior.sigmas[[tick]]
-        z = images(prior, 1) * (1 + sigma).float()
-        scaled = (z.double() / (1 + sigma**2).sqrt()).float()
-        with torch.no_grad():
-            output = unet(scaled, tick).sample
-        x0 = schedulers_x0(ddpm, output, tick, scaled)
-        error = (prior.denoise(z, sigma, cond) - x0).abs().max()
-        assert error <= 1e-5 * max(1.0, sigma.item())
-
-
-def test_an_early_repository_has_its_network_in_the_root(tmp_path, ddpm):
+def test_an_early_repository_has_its_network_in_the_root(tmp_path, priors):
     old = load_prior(str(build_ddpm_prior(tmp_path, in_root=True)))
-    new = load_prior(str(ddpm))
+    new = priors["ddpm"]
     z, sigma = images(new, 1), torch.tensor([1.0])
     answers = [prior.denoise(z, sigma, prior.condition([""])) for prior in (old, new)]
     assert torch.equal(*answers)
-
-
-def test_a_ve_model_is_its_score_in_its_own_units(ve):
-    """D_u = u + s^2 score for u in [0, 1]; ours is twice as large and shifted."""
-    prior = load_prior(str(ve))
-    assert prior.sigmas[0].item() == pytest.approx(0.02)
-    assert prior.sigmas[-1].item() == pytest.approx(2 * 1348)
-    assert (prior.sigmas.diff() > 0).all()
-    unet = UNet2DModel.from_pretrained(ve / "unet", low_cpu_mem_usage=False)
-    z = images(prior, 2)
-    with torch.no_grad():
-        score = unet((z + 1) / 2, torch.tensor([0.25, 4.0])).sample
-    s2 = torch.tensor([0.25, 4.0]).view(-1, 1, 1, 1) ** 2
-    expected = 2 * ((z + 1) / 2 + s2 * score) - 1
-    sigma = torch.tensor([0.5, 8.0])
-    answer = prior.denoise(z, sigma, prior.condition(["", ""]))
-    torch.testing.assert_close(answer, expected, atol=1e-4, rtol=1e-5)
-
-
-@pytest.mark.parametrize("layout", ["deepfloyd", "ddpm", "ve"])
-def test_samples_of_a_batch_have_their_own_sigma(layout, request):
-    prior = load_prior(str(request.getfixturevalue(layout)))
-    z, sigma = images(prior, 4), prior.sigmas[TICKS]
-    cond = prior.condition(["a duck", "a tank", "", "front view of a burger"])
-    together = prior.denoise(z, sigma, cond)
-    for k in range(4):
-        alone = prior.denoise(z[[k]], sigma[[k]], cond[[k]])
-        assert (together[[k]] - alone).abs().max() <= 1e-5 * max(1.0, sigma[k].item() ** 2)
-    with pytest.raises(ValueError, match="4 images, 3 sigmas"):
-        prior.denoise(z, sigma[:3], cond)
 
 
 def test_guidance_is_one_plain_call_where_words_mean_nothing(ddpm):
@@ -143,9 +257,9 @@ def test_guidance_is_one_plain_call_where_words_mean_nothing(ddpm):
     assert calls == [2]
 
 
-@pytest.mark.parametrize("layout", ["deepfloyd", "ddpm", "ve"])
-def test_every_family_optimises_a_field(layout, request):
-    prior = load_prior(str(request.getfixturevalue(layout)))
+@pytest.mark.parametrize("family", ["deepfloyd", "ddpm", "ve"])
+def test_every_family_optimises_a_field(family, priors):
+    prior = priors[family]
     recipe = Recipe.for_prior(prior).override(
         {"steps": 2, "grid_size": 6, "render_size": 12, "ray_step": 0.2}  # not the model's: resized
     )
@@ -169,11 +283,3 @@ def test_a_pipeline_that_the_engine_does_not_know_is_named(tmp_path, ddpm):
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(ValueError, match=r"is a FluxPipeline; this engine loads .*IFPipeline"):
         load_prior(str(folder))
-
-
-def test_weights_of_variant_fp16_serve_where_there_are_no_others(tmp_path):
-    folder = build_latent_prior(tmp_path)
-    for part in ("unet", "vae"):
-        weights = folder / part / "diffusion_pytorch_model.safetensors"
-        weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert load_prior(str(folder)).latent

@@ -99,7 +99,7 @@ def _write_index(folder: Path, has_vae: bool) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def build_deepfloyd_prior(folder: Path) -> Path:
+def build_deepfloyd_prior(folder: Path, prediction: str = "epsilon", **schedule: object) -> Path:
     """DeepFloyd IF's layout: 8 x 8 pixels, noise and variance out, T5 in, cosine schedule."""
     torch.manual_seed(0)
     UNet2DConditionModel(
@@ -130,18 +130,24 @@ def build_deepfloyd_prior(folder: Path) -> Path:
         variance_type="learned_range",
         thresholding=True,
         clip_sample=False,
+        prediction_type=prediction,
+        **schedule,
     ).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "IFPipeline"}))
     return folder
 
 
-def build_ddpm_prior(folder: Path, in_root: bool = False) -> Path:
+def build_ddpm_prior(
+    folder: Path, prediction: str = "epsilon", in_root: bool = False, **schedule: object
+) -> Path:
     """The layout of google/ddpm-*-256: 8 x 8 pixels, linear betas; early ones lie in the root."""
     torch.manual_seed(0)
     _unconditional_unet().save_pretrained(
         folder if in_root else folder / "unet", safe_serialization=True
     )
-    DDPMScheduler(clip_sample=False).save_pretrained(folder if in_root else folder / "scheduler")
+    DDPMScheduler(clip_sample=False, prediction_type=prediction, **schedule).save_pretrained(
+        folder if in_root else folder / "scheduler"
+    )
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
     return folder
 
@@ -149,9 +155,12 @@ def build_ddpm_prior(folder: Path, in_root: bool = False) -> Path:
 def build_ve_prior(folder: Path) -> Path:
     """The layout of google/ncsnpp-ffhq-256: Fourier features of sigma, pixels in [0, 1]."""
     torch.manual_seed(0)
-    _unconditional_unet(time_embedding_type="fourier").save_pretrained(
-        folder / "unet", safe_serialization=True
-    )
+    unet = _unconditional_unet(time_embedding_type="fourier")
+    with torch.no_grad():  # a network that listens to its time, as trained ones do
+        for name, parameter in unet.named_parameters():
+            if "time_emb" in name:
+                parameter.mul_(4)
+    unet.save_pretrained(folder / "unet", safe_serialization=True)
     ScoreSdeVeScheduler().save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "ScoreSdeVePipeline"}))
     return folder
@@ -168,3 +177,13 @@ def _unconditional_unet(**options: object) -> UNet2DModel:
         norm_num_groups=4,
         **options,
     )
+
+
+# Those with a schedule of alphas take the prediction type and the schedule's settings.
+SCHEDULED = {
+    "pixel": build_pixel_prior,
+    "latent": build_latent_prior,
+    "deepfloyd": build_deepfloyd_prior,
+    "ddpm": build_ddpm_prior,
+}
+FAMILIES = {**SCHEDULED, "ve": build_ve_prior}
