@@ -9,19 +9,19 @@ import math
 
 import pytest
 import torch
+from known_priors import KnownPrior
 
 from sjc_engine.camera import orbit, sample_camera
 from sjc_engine.chaining import optimize
 from sjc_engine.fields import KINDS, VoxelField
 from sjc_engine.fields.voxel import grid_centers
-from sjc_engine.prior import Cond
 from sjc_engine.recipes import Recipe
 from sjc_engine.render import composite, render
 from sjc_engine.views import view_prompt
 
 SIZE, HALF, FOV = 24, 0.7, 50.0
 ELEVATION = (-5.0, 58.0)
-PICTURES = 1500
+PICTURES, STEPS = 1000, 200
 
 
 def known_object():
@@ -43,44 +43,22 @@ def known_object():
 
 def picture(field, camera, size=SIZE):
     with torch.no_grad():
-        return composite(render(field, camera, size, size), torch.ones(3, 1, 1))
-
-
-class IdealDenoiser:
-    id, revision, latent, guided, channels, resolution = "ideal", "0", False, True, 3, SIZE
-    device = torch.device("cpu")
-    sigmas = torch.logspace(math.log10(0.05), math.log10(4.0), 1000, dtype=torch.float64)
-
-    def __init__(self, field):
-        generator = torch.Generator().manual_seed(1)
-        cameras = [
-            sample_camera(generator, fov_deg=(FOV, FOV), elevation_deg=ELEVATION)
-            for _ in range(PICTURES)
-        ]
-        self.pictures = torch.stack([picture(field, camera) for camera in cameras])
-        self.names = [view_prompt(camera, "detailed") for camera in cameras]
-        self.sectors = sorted(set(self.names))
-
-    def condition(self, prompts, images=None, cameras=None):
-        known = [prompt.removesuffix(" x") for prompt in prompts]
-        numbers = [self.sectors.index(k) if k in self.sectors else -1 for k in known]
-        return Cond(torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1))
-
-    def denoise(self, x, sigma, cond):
-        answers = []
-        for z, s, number in zip(x, sigma.tolist(), cond.hidden.flatten().tolist(), strict=True):
-            inside = [number in (-1, self.sectors.index(name)) for name in self.names]
-            pictures = self.pictures[torch.tensor(inside)]
-            square = (pictures - z).square().sum((1, 2, 3))
-            answers.append(
-                torch.einsum("k,kchw->chw", torch.softmax(-square / (2 * s * s), 0), pictures)
-            )
-        return torch.stack(answers)
+        return composite(
+            render(field, camera, size, size, step=field.voxel_length), torch.ones(3, 1, 1)
+        )
 
 
 @pytest.fixture(scope="module")
 def prior():
-    return IdealDenoiser(known_object())
+    """The prompts are view prompts of "x"."""
+    field, generator, groups = known_object(), torch.Generator().manual_seed(1), {}
+    pictures = []
+    for k in range(PICTURES):
+        camera = sample_camera(generator, fov_deg=(FOV, FOV), elevation_deg=ELEVATION)
+        groups.setdefault(f"{view_prompt(camera, 'detailed')} x", []).append(k)
+        pictures.append(picture(field, camera))
+    levels = (0.05, 4.0)
+    return KnownPrior(torch.stack(pictures), groups=groups, levels=levels, guided=False)
 
 
 @pytest.mark.slow
@@ -89,7 +67,7 @@ def test_sjc_gives_the_known_object_back(kind, prior):
     recipe = Recipe.for_prior("toybox").override(
         {
             "field": kind,
-            "steps": 400,
+            "steps": STEPS,
             "guidance_scale": 1.0,
             "background": "white",
             "sigma_schedule": "annealed",

@@ -2,38 +2,25 @@
 
 import pytest
 import torch
+from known_priors import KnownPrior
 
-from sjc_engine.prior import Cond
 from sjc_engine.sample2d import blob, heun, noise_levels, optimize_pixels, out_of_distribution
 
 S, MEAN = 0.5, 0.2
 
 
-class Gaussian:
+def flat(*levels):
+    return torch.stack([torch.full((3, 4, 4), level) for level in levels])
+
+
+def two_gaussians():
     """Pixels are N(mean, s^2), the mean being 0.2 with text and -0.2 without."""
-
-    guided, channels, resolution = True, 3, 4
-    device = torch.device("cpu")
-    sigmas = torch.logspace(-2, 1, 1000, dtype=torch.float64)
-
-    def condition(self, prompts, images=None, cameras=None):
-        return Cond(torch.tensor([[[MEAN if prompt else -MEAN]] for prompt in prompts]))
-
-    def denoise(self, x, sigma, cond):
-        share = S**2 / (S**2 + sigma.view(-1, 1, 1, 1) ** 2)
-        mean = cond.hidden.view(-1, 1, 1, 1)
-        return (mean + share * (x - mean)).float()
+    return KnownPrior(flat(MEAN, -MEAN), S, groups={"x": [0], "": [1]})
 
 
-class FewPictures(Gaussian):
+def few_pictures():
     """The ideal denoiser of three pictures: their mean, weighted by how likely each is."""
-
-    pictures = torch.stack([torch.full((3, 4, 4), v) for v in (-0.8, 0.1, 0.9)])
-
-    def denoise(self, x, sigma, cond):
-        square = (x[:, None] - self.pictures).square().sum((2, 3, 4))
-        weight = torch.softmax(-square / (2 * sigma.view(-1, 1) ** 2), dim=1).float()
-        return torch.einsum("bk,kchw->bchw", weight, self.pictures)
+    return KnownPrior(flat(-0.8, 0.1, 0.9))
 
 
 def generator(seed=0):
@@ -41,20 +28,20 @@ def generator(seed=0):
 
 
 def test_heun_draws_from_the_data():
-    samples = heun(Gaussian(), ["x"] * 400, generator(), guidance_scale=1.0)
+    samples = heun(two_gaussians(), ["x"] * 400, generator(), guidance_scale=1.0)
     assert samples.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert samples.std().item() == pytest.approx(S, rel=0.03)
 
 
 def test_heun_goes_where_guidance_says():
-    samples = heun(Gaussian(), ["x"] * 400, generator(), guidance_scale=2.0)
+    samples = heun(two_gaussians(), ["x"] * 400, generator(), guidance_scale=2.0)
     assert samples.mean().item() == pytest.approx(-MEAN + 2 * 2 * MEAN, abs=0.05)
 
 
 @pytest.mark.parametrize("schedule", ["annealed", "random", "fixed"])
 def test_pixels_end_at_one_of_the_pictures(schedule):
     """A likely picture of the blurred data, and for annealing of the data themselves."""
-    prior = FewPictures()
+    prior = few_pictures()
     sigmas = noise_levels(prior, schedule, 300, generator(), (0, 999))
     ends = optimize_pixels(
         prior, ["x"] * 3, sigmas, generator(), start=blob(prior, 3), guidance_scale=1.0
@@ -64,7 +51,7 @@ def test_pixels_end_at_one_of_the_pictures(schedule):
 
 
 def test_schedules():
-    prior = Gaussian()
+    prior = two_gaussians()
     annealed = noise_levels(prior, "annealed", 50, generator(), (100, 900))
     assert (annealed.diff() < 0).all()
     assert (annealed[0], annealed[-1]) == (prior.sigmas[900], prior.sigmas[100])
@@ -77,7 +64,8 @@ def test_schedules():
 
 def test_sds_and_sjc_point_the_same_way_from_the_same_noise():
     """They differ in how steps of different sigma weigh, which Adam's first step does not see."""
-    prior, start = Gaussian(), blob(Gaussian())
+    prior = two_gaussians()
+    start = blob(prior)
     ends = [
         optimize_pixels(prior, ["x"], torch.tensor([0.7]), generator(), start=start, score=score)
         for score in ("sjc", "sds")
@@ -86,7 +74,7 @@ def test_sds_and_sjc_point_the_same_way_from_the_same_noise():
 
 
 def test_out_of_distribution_shows_all_three():
-    prior = FewPictures()
+    prior = few_pictures()
     figure = out_of_distribution(prior, "x", [0.2, 3.0], generator(), noise_samples=64)
     assert figure.shape == (3, 2, 3, 4, 4)
     torch.testing.assert_close(

@@ -1,9 +1,11 @@
-"""Oracle: for data from N(0, s^2) the denoiser is known, D(z; sigma) = z s^2 / (s^2 + sigma^2)."""
+"""Oracles: denoisers of Gaussian data and of mixtures, whose scores are known in closed form."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from known_priors import KnownPrior, gaussian
 
 from sjc_engine.prior import Cond
 from sjc_engine.score import guide, naive, paas, perpendicular, sds, weighting
@@ -12,8 +14,8 @@ S = 0.7  # the data's standard deviation
 SHAPE = (2, 3, 4, 4)
 
 
-def gaussian_denoiser(z, sigma):
-    return z * (S**2 / (S**2 + sigma.view(-1, 1, 1, 1) ** 2))
+GAUSSIAN = gaussian(S)
+gaussian_denoiser = GAUSSIAN.denoise
 
 
 def draw(n, seed=0):
@@ -23,20 +25,76 @@ def draw(n, seed=0):
     return x, torch.tensor([0.4, 2.0], dtype=torch.float64), noise
 
 
+def test_the_known_denoisers_and_scores_are_right():
+    """Tweedie's formula: D = x + sigma^2 grad log p(x; sigma), the latter by autograd."""
+    means, weights, s = torch.tensor([-0.6, 0.1, 0.9], dtype=torch.float64), [0.5, 0.2, 0.3], 0.2
+    mixture = KnownPrior(means.view(3, 1, 1, 1), s, weights=weights)
+    x = torch.linspace(-3, 3, 13, dtype=torch.float64).requires_grad_()
+    for level in (0.05, 0.4, 2.0):
+        variance = s**2 + level**2
+        heaps = torch.tensor(weights) * torch.exp(-((x[:, None] - means) ** 2) / (2 * variance))
+        [slope] = torch.autograd.grad(heaps.sum(1).log().sum(), x)
+        pixels, sigma = x.detach().view(-1, 1, 1, 1), torch.full((13,), level)
+        torch.testing.assert_close(
+            mixture.score(pixels, sigma).flatten(), slope, rtol=1e-6, atol=1e-6
+        )
+        tweedie = x.detach() + level**2 * slope
+        torch.testing.assert_close(mixture.denoise(pixels, sigma).flatten(), tweedie)
+    x, sigma, _ = draw(1)
+    level = sigma.view(-1, 1, 1, 1)
+    torch.testing.assert_close(GAUSSIAN.denoise(x, sigma), x * S**2 / (S**2 + level**2))
+    torch.testing.assert_close(GAUSSIAN.score(x, sigma), -x / (S**2 + level**2))
+
+
 @pytest.mark.parametrize("variance_reduction", [True, False])
-def test_paas_expects_the_score_convolved_with_the_noise(variance_reduction):
-    """For Gaussian data that is -x / (s^2 + sigma^2), whatever noise was added."""
+def test_paas_expects_the_mean_score_around_a_picture(variance_reduction):
+    """E_n[score(x + sigma n; sigma)], which for N(0, s^2) is -x / (s^2 + sigma^2).
+
+    The noise that PAAS adds blurs the score once: it is not the score of data blurred twice, at
+    sqrt(2) sigma, which is -x / (s^2 + 2 sigma^2).
+    """
     x, sigma, noise = draw(20_000)
     score = paas(gaussian_denoiser, x, sigma, noise, variance_reduction=variance_reduction)
-    sigma = sigma.view(-1, 1, 1, 1)
-    expected = -x / (S**2 + sigma**2)
-    deviation = (S**2 / sigma if variance_reduction else sigma) / (S**2 + sigma**2)
-    assert ((score - expected).abs() < 5 * deviation / len(noise) ** 0.5).all()
+    expected = GAUSSIAN.score(x, sigma)
+    level = sigma.view(-1, 1, 1, 1)
+    deviation = (S**2 / level if variance_reduction else level) / (S**2 + level**2)
+    error = 5 * deviation / len(noise) ** 0.5
+    assert ((score - expected).abs() < error).all()
+    twice = GAUSSIAN.score(x, 2**0.5 * sigma)
+    assert ((score - twice).abs() > error).float().mean() > 0.7
+
+
+def test_paas_of_a_mixture_is_its_integral():
+    """Against E_n[(D(x + sigma n; sigma) - x) / sigma^2] by Gauss-Hermite quadrature."""
+    mixture = KnownPrior(torch.tensor([-0.8, 0.1, 0.9]).view(3, 1, 1, 1), 0.15, weights=[3, 1, 2])
+    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64).view(-1, 1, 1, 1)
+    sigma = torch.tensor([0.3, 0.3, 0.5, 0.5, 1.0, 2.0, 2.0], dtype=torch.float64)
+    level = sigma.view(-1, 1, 1, 1)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(120)
+    weights = weights / weights.sum()
+    around = [x + level * n for n in nodes]
+    pairs = list(zip(weights, around, strict=True))
+    integral = sum(w * (mixture.denoise(z, sigma) - x) / level**2 for w, z in pairs)
+    scores = sum(w * mixture.score(z, sigma) for w, z in pairs)  # the same, since E[n] = 0
+    torch.testing.assert_close(integral, scores, rtol=1e-6, atol=1e-6)
+
+    generator = torch.Generator().manual_seed(0)
+    n = torch.randn(20_000, *x.shape, generator=generator, dtype=torch.float64)
+    z = x + level * n
+    d = mixture.denoise(z.flatten(0, 1), sigma.repeat(len(n))).view_as(z)
+    for reduced, start in ((False, z), (True, x)):
+        found = paas(mixture.denoise, x, sigma, n, variance_reduction=reduced)
+        error = 5 * ((d - start) / level**2).std(0) / len(n) ** 0.5
+        assert ((found - integral).abs() < error).all()
+    # Where the data are not Gaussian this is neither the score at x nor that at sqrt(2) sigma.
+    for other in (mixture.score(x, sigma), mixture.score(x, 2**0.5 * sigma)):
+        assert ((other - integral).abs() > 5 * error).any()
 
 
 def test_variance_reduction_scales_the_noise_by_s2_over_sigma2():
-    x, sigma, noise = draw(5_000)
-    spread = []
+    """The variances of eq. 16 and eq. 15 are as (s^2 / sigma^2)^2: less only where sigma > s."""
+    x, sigma, noise = draw(2_000)
+    variances = []
     for variance_reduction in (True, False):
         samples = torch.stack(
             [
@@ -44,8 +102,10 @@ def test_variance_reduction_scales_the_noise_by_s2_over_sigma2():
                 for n in noise
             ]
         )
-        spread.append(samples.std(dim=0).mean(dim=(1, 2, 3)))
-    torch.testing.assert_close(spread[0] / spread[1], S**2 / sigma**2, rtol=1e-6, atol=0)
+        variances.append(samples.var(dim=0).mean(dim=(1, 2, 3)))
+    ratio = variances[0] / variances[1]
+    torch.testing.assert_close(ratio, (S**2 / sigma**2) ** 2, rtol=1e-6, atol=0)
+    assert ratio[0] > 1 > ratio[1]
 
 
 def test_paas_averages_over_noise_samples():
@@ -144,9 +204,7 @@ def test_the_naive_score_is_wrong_where_the_denoiser_was_never_trained():
     nothing: at sigma = 3 it answers nearly 0, and the naive score points away from the data.
     """
 
-    def two_points(z, sigma):
-        return torch.tanh(z / sigma.view(-1, 1, 1, 1) ** 2)  # the posterior mean, exactly
-
+    two_points = KnownPrior(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)).denoise  # tanh(z / sigma^2)
     x = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64)
     sigma = torch.tensor([3.0], dtype=torch.float64)
     assert naive(two_points, x, sigma).item() == pytest.approx(
