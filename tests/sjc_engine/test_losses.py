@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sjc_engine.camera import orbit
-from sjc_engine.fields import MLPField, VoxelField
+from sjc_engine.fields import KINDS, MLPField, VoxelField
 from sjc_engine.losses import (
     DEPTH_KNEE,
     center_depth,
@@ -94,8 +95,43 @@ def test_gradients_are_right():
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(9, 9, generator=generator, dtype=torch.float64) * 0.8 + 0.1
     values.requires_grad_()
-    for loss in (emptiness, opacity_entropy, center_depth):
+    for loss in (emptiness, opacity_entropy):
         assert torch.autograd.gradcheck(loss, values)
+
+
+@pytest.mark.parametrize("form", ["fixed", "official"])
+@pytest.mark.parametrize("center", [1.0, 1.95, 3.0])  # before the border, at the knee, behind it
+def test_center_depths_gradients_are_right(center, form):
+    depth = (depth_map(center, 2.0, size=16) + 0.01 * torch.arange(16)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda d: center_depth(d, form), depth)
+
+
+def test_distortions_gradients_are_right():
+    field = VoxelField(4, half_length=0.7).double()
+    view = render(field, orbit(30, 20), 3, 3, step=0.2)
+    weights = view.weights.detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: distortion(replace(view, weights=w)), weights)
+
+
+@pytest.mark.parametrize("kind", ["voxel", "tensorf", "plenoxels"])
+def test_total_variations_gradients_are_right(kind):
+    field = KINDS[kind](3, 1, generator=torch.Generator().manual_seed(0)).double()
+
+    class Variation(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.field = field
+
+        def forward(self):
+            return total_variation(self.field)
+
+    names, values = zip(*field.named_parameters(), strict=True)
+
+    def loss(*parameters):
+        named = {f"field.{name}": value for name, value in zip(names, parameters, strict=True)}
+        return torch.func.functional_call(Variation(), named)
+
+    assert torch.autograd.gradcheck(loss, values)
 
 
 def test_distortion_is_the_double_sum():

@@ -60,6 +60,65 @@ def test_constant_density_has_the_exact_transmittance(step, density, jittered):
     torch.testing.assert_close(rendering.rgb, (0.5 * expected).expand(3, 8, 8))
 
 
+class Analytic(VoxelField):
+    """A field whose density at points (n, 3) is a given function, in a box of given corners."""
+
+    def __init__(self, density, corner=(0.7, 0.7, 0.7)):
+        super().__init__(4, 3, 0.7, space="latent")
+        self.double()
+        self.density_at, self.corner = density, corner
+
+    @property
+    def aabb(self):
+        corner = torch.tensor(self.corner, dtype=torch.float64)
+        return torch.stack([-corner, corner])
+
+    def sample(self, points, sight=None):
+        return self.density_at(points), super().sample(points)[1]
+
+
+def test_a_slab_has_the_exact_transmittance():
+    """exp(-sigma t / |d_x|) through a wall of thickness t, seen from the front."""
+    camera = orbit(20, 10, fov_deg=20)
+    slab = Analytic(lambda p: torch.full_like(p[:, 0], 7.0), corner=(0.05, 0.7, 0.7))
+    rendering = render(slab, camera, 8, 8, step=0.013)
+    _, directions = rays(camera, 8, 8, dtype=torch.float64)
+    expected = torch.exp(-7.0 * 0.1 / directions[:, 0].abs()).view(8, 8)
+    torch.testing.assert_close(1 - rendering.opacity, expected, atol=1e-14, rtol=1e-13)
+
+
+def from_the_center(camera, size):
+    """How far each ray passes from the origin."""
+    origins, directions = rays(camera, size, size, dtype=torch.float64)
+    return torch.linalg.cross(origins, directions).norm(dim=-1).view(size, size)
+
+
+def test_a_soft_sphere_has_the_exact_transmittance():
+    """Density A exp(-r^2 / 2 w^2) has the optical depth A w sqrt(2 pi) exp(-b^2 / 2 w^2).
+
+    The midpoint rule's error is exp(-2 pi^2 w^2 / step^2) of it: none, for a step of w / 2.
+    """
+    camera, a, w = orbit(40, 25, fov_deg=40), 30.0, 0.08
+    sphere = Analytic(lambda p: a * torch.exp(-p.square().sum(1) / (2 * w**2)))
+    rendering = render(sphere, camera, 9, 9, step=w / 2)
+    b = from_the_center(camera, 9)
+    optical = a * w * math.sqrt(2 * math.pi) * torch.exp(-(b**2) / (2 * w**2))
+    assert optical.min() < 1e-3 < 5 < optical.max()
+    torch.testing.assert_close(1 - rendering.opacity, torch.exp(-optical), atol=1e-12, rtol=1e-11)
+
+
+@pytest.mark.parametrize("step", [0.05, 0.01, 0.002])
+def test_a_hard_sphere_is_off_by_less_than_one_interval(step):
+    """Optical depth sigma times the chord, whose two ends fall into intervals."""
+    camera, density, radius = orbit(40, 25, fov_deg=40), 9.0, 0.4
+    sphere = Analytic(lambda p: density * (p.norm(dim=1) < radius).double())
+    rendering = render(sphere, camera, 9, 9, step=step)
+    chord = 2 * (radius**2 - from_the_center(camera, 9) ** 2).clamp(min=0).sqrt()
+    error = -torch.log1p(-rendering.opacity) - density * chord
+    assert error.abs().max() <= density * step
+    assert (chord > 0).sum() > 20
+
+
 def test_float32_keeps_the_slab_to_1e_6():
     camera = orbit(25, 17, fov_deg=60)
     opacity = render(constant_field(10.0).float(), camera, 8, 8, step=0.01).opacity
