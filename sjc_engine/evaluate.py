@@ -52,8 +52,9 @@ def evaluate(
     `clip_r_precision` is the share of views whose best caption among the prompt and its `rivals`
     is the prompt (Park et al. 2021); `geometry_r_precision` is the same without colours;
     `janus_score` is the share of the five views from azimuth 90 to 270 degrees that the judge
-    calls "front view of" the prompt rather than "side view of" or "backside view of" it: 0 is
-    best, 1 is a face on every side (or an object that is round: then it says nothing).
+    calls "front view of" the prompt rather than "side view of" or "backside view of" it,
+        1/5 sum_v [c(v, front) > max(c(v, side), c(v, backside))], v = 90, 135, 180, 225, 270,
+    where 0 is best and 1 a face on every side (or an object that is round: then it says nothing).
     """
     recipe = recipe or EvaluateRecipe()
     pictures = pictures or take_pictures(field, mesh, recipe.evaluation_size)
@@ -79,7 +80,7 @@ def evaluate(
         "clip_score": float(_clip_score(cosines["mesh"][:AROUND, 0]).mean()),
         "clip_r_precision": _share(cosines["mesh"][:AROUND].argmax(1) == 0),
         "geometry_r_precision": _share(geometry.argmax(1) == 0),
-        "janus_score": _share(facing.argmax(1) == 0),
+        "janus_score": _share(facing[:, 0] > facing[:, 1:].amax(1)),
         "field_mesh_iou": float(np.mean(ious)),
         "field_mesh_psnr": float(np.mean(psnrs)),
         "opacity_mean": float(pictures.field_opacity.mean()),

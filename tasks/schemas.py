@@ -130,8 +130,9 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             share("geometry_r_precision", "The same on pictures without colours.", "higher"),
             share(
                 "janus_score",
-                "Share of the five views away from the front that the judge calls front. Says "
-                "nothing about round objects.",
+                "Share of the five views from azimuth 90 to 270 degrees whose picture is nearer "
+                "(cosine, by the judge) to 'front view of PROMPT' than to 'side view of PROMPT' "
+                "and 'backside view of PROMPT'. Says nothing about round objects.",
                 "lower",
             ),
             _IOU,

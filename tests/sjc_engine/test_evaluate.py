@@ -131,6 +131,24 @@ def test_a_face_on_every_side_is_a_janus(
 ) -> None:
     assert judged(red, RednessJudge(), asset)["janus_score"] == 1.0
     assert judged(two_faced, RednessJudge(), asset)["janus_score"] == 0.0
+    # A second face, on the back alone, among the five views that should not show one
+    second = replace(two_faced, mesh=two_faced.mesh.clone())
+    second.mesh[4] = red.mesh[4]
+    assert judged(second, RednessJudge(), asset)["janus_score"] == pytest.approx(1 / 5)
+    # The front and its neighbours, and the view from above, have no say.
+    shown = replace(two_faced, mesh=two_faced.mesh.clone())
+    shown.mesh[[0, 1, 7, 8]] = red.mesh[[0, 1, 7, 8]]
+    assert judged(shown, RednessJudge(), asset)["janus_score"] == 0.0
+
+
+def test_a_judge_that_cannot_tell_sides_sees_no_second_face(
+    red: Pictures, asset: tuple[Any, Mesh]
+) -> None:
+    class Undecided(RednessJudge):
+        def text_features(self, texts: Sequence[str]) -> Tensor:
+            return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(texts), 3)
+
+    assert judged(red, Undecided(), asset)["janus_score"] == 0.0
 
 
 def test_scores_count_the_views_that_show_the_prompt(

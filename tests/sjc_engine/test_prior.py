@@ -4,13 +4,12 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub.errors import GatedRepoError
 from tiny_priors import build_latent_prior, build_pixel_prior
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sjc_engine.prior import Cond, load_prior
 from sjc_engine.sources import find_prior, folder_digest
-
-TICKS = [3, 100, 500, 969]
 
 
 def images(prior, count, seed=0):
@@ -132,6 +131,33 @@ def test_a_hub_id_is_loaded_from_the_cache_at_its_commit(pixel_folder, tmp_path,
     source = find_prior("owner/name", local_files_only=True)
     assert (source.id, source.revision) == ("owner/name", commit)
     assert source.index()["vae"] == [None, None]
+
+
+def test_an_id_whose_weights_have_moved_says_where_to():
+    with pytest.raises(ValueError, match="are now at stable-diffusion-v1-5/stable-diffusion-v1-5"):
+        load_prior("runwayml/stable-diffusion-v1-5", local_files_only=True)
+
+
+def test_a_gated_model_says_how_to_get_at_it(monkeypatch):
+    def refuse(*args, **options):
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(ValueError, match=r"accept its licence.*huggingface\.co/owner/name.*login"):
+        load_prior("owner/name")
+
+
+def test_local_files_only_asks_nobody(monkeypatch):
+    asked = []
+
+    def refuse(id, name, *, revision, local_files_only):
+        asked.append((id, revision, local_files_only))
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(ValueError, match="not in the cache"):
+        load_prior("owner/name", revision="abc", local_files_only=True)
+    assert asked == [("owner/name", "abc", True)]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

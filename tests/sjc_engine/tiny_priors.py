@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -47,6 +48,59 @@ def build_latent_prior(folder: Path, prediction: str = "epsilon", **schedule: ob
         scaling_factor=0.18215,
     ).save_pretrained(folder / "vae", safe_serialization=True)
     _write_index(folder, has_vae=True)
+    return folder
+
+
+# Colours from latents, for `build_color_prior`
+MIX = torch.tensor([[0.5, 0.2, 0.0, 0.1], [0.0, 0.4, -0.3, 0.2], [-0.2, 0.0, 0.5, 0.3]])
+
+
+def colors_of(latents: torch.Tensor) -> torch.Tensor:
+    """RGB (..., 3) in [-1, 1] that `build_color_prior` decodes latents (..., 4) to."""
+    y = 2 * latents @ MIX.T
+    rgb = torch.nn.functional.silu(y + 1) - torch.nn.functional.silu(y - 1) - 1
+    return rgb.clamp(-1, 1)
+
+
+def build_color_prior(folder: Path, blocks: int = 2) -> Path:
+    """`build_latent_prior` with a decoder that means something: `colors_of`, 2^(blocks - 1) larger.
+
+    A real AutoencoderKL whose weights are set. Residual branches are off and convolutions copy, so
+    that the last activation sees y in channels 0 to 5, -y in 6 to 11, and two large constants, that
+    make the last normalisation a division by a constant, which its own scale takes back.
+    """
+    build_latent_prior(folder)
+    scaling, large = 0.18215, 1000.0
+    vae = AutoencoderKL(
+        block_out_channels=(16,) * blocks,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=4,
+        norm_num_groups=1,
+        scaling_factor=scaling,
+        mid_block_add_attention=False,
+    )
+    decoder, here = vae.decoder, (slice(None), slice(None), 1, 1)  # a kernel's centre
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if ".conv2." in name or name.startswith(("conv_in", "conv_out")):
+                parameter.zero_()
+            elif "upsamplers" in name:
+                parameter.zero_()
+                if name.endswith("weight"):
+                    parameter[here] = torch.eye(16)
+        vae.post_quant_conv.weight[..., 0, 0] = torch.eye(4)
+        vae.post_quant_conv.bias.zero_()
+        y = 2 * scaling * MIX
+        decoder.conv_in.weight[here] = torch.cat([y, y, -y, -y, torch.zeros(4, 4)])
+        decoder.conv_in.bias[12:14] = torch.tensor([large, -large])
+        decoder.conv_norm_out.weight.fill_(large * (2 / 16) ** 0.5)
+        decoder.conv_norm_out.bias.zero_()
+        decoder.conv_norm_out.bias[:6] = torch.tensor([1.0] * 3 + [-1.0] * 3)
+        decoder.conv_out.weight[:, :6, 1, 1] = torch.cat([torch.eye(3), -torch.eye(3)], dim=1)
+        decoder.conv_out.bias.fill_(-1.0)
+    shutil.rmtree(folder / "vae")
+    vae.save_pretrained(folder / "vae", safe_serialization=True)
     return folder
 
 
