@@ -21,7 +21,7 @@ from sjc_engine.views import view_prompt
 
 SIZE, HALF, FOV = 24, 0.7, 50.0
 ELEVATION = (-5.0, 58.0)
-PICTURES, STEPS = 1000, 200
+PICTURES, STEPS = 600, 300
 
 
 def known_object():
@@ -75,8 +75,8 @@ def test_sjc_gives_the_known_object_back(kind, prior):
             "tick_max": 999,
             "grid_size": 32,
             "render_size": SIZE,
-            "ray_step": 0.04,
-            "views_per_step": 4,
+            "ray_step": 0.06,
+            "views_per_step": 2,
             "view_style": "detailed",
             "elevation_min": ELEVATION[0],
             "elevation_max": ELEVATION[1],
