@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sjc_engine.chaining import optimize
     from sjc_engine.fields import VoxelField, load_field
+    from sjc_engine.input_image import read_image
     from sjc_engine.mesh import Mesh, extract_mesh
     from sjc_engine.prior import load_prior
     from sjc_engine.recipes import Recipe
@@ -27,6 +28,7 @@ __all__ = [
     "load_field",
     "load_prior",
     "optimize",
+    "read_image",
 ]
 
 # Imported at first use: reading a manifest needs recipes, not torch. (No module may be called
@@ -40,6 +42,7 @@ _HOMES = {
     "load_field": "fields",
     "load_prior": "prior",
     "optimize": "chaining",
+    "read_image": "input_image",
 }
 
 

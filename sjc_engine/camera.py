@@ -18,6 +18,7 @@ from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG
 RADIUS = 1.5
 NEAREST_TO_POLE = 1e-2 * 2 / math.pi  # in 1 - cos(polar); the pole itself has no azimuth
 EVALUATION_FOV_DEG = 50.0
+NEAR = 0.05  # world units to a near view, as Zero-1-to-3's 3drec has it
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,23 @@ def sample_camera(
     rise = min(top - height * (top - bottom), 1.0 - NEAREST_TO_POLE)
     low, high = fov_deg
     return orbit(azimuth * 360.0, math.degrees(math.asin(rise)), radius, low + zoom * (high - low))
+
+
+def nearby(camera: Camera, generator: torch.Generator, distance: float = NEAR) -> Camera:
+    """A camera `distance` from this one in any direction, looking at the origin too.
+
+    `generator` lives on the CPU; three numbers are drawn from it.
+    """
+    step = torch.randn(3, generator=generator, dtype=torch.float64)
+    eye = camera.camera_to_world[:3, 3] + distance * step / step.norm()
+    x, y, z = eye.tolist()
+    radius = math.hypot(x, y, z)
+    return orbit(
+        math.degrees(math.atan2(z, -x)),
+        math.degrees(math.asin(y / radius)),
+        radius,
+        math.degrees(camera.fov),
+    )
 
 
 def evaluation_cameras() -> list[Camera]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sjc_engine.fields import Field
+from sjc_engine.input_image import InputImage
 from sjc_engine.prior import Cond, Prior
 from sjc_engine.recipes import Recipe
 from sjc_engine.scene import Diverged, Scene, StepStats
@@ -65,17 +66,20 @@ def optimize(
     seeds: Sequence[int] | None = None,
     on_step: Callable[[Scene, StepStats], None] | None = None,
     negative_prompts: Sequence[str] | None = None,
+    images: Sequence[InputImage] | None = None,
 ) -> list[Field]:
     """Optimise one field per prompt, together; `on_step` hears of every scene's every step.
 
-    `seeds` and `negative_prompts` hold one entry per prompt (default: 0 and none). Raises
-    Diverged when any scene does.
+    `seeds`, `negative_prompts` and `images` (of `read_image`, for priors that start from one) hold
+    one entry per prompt (default: 0, none and none). Raises Diverged when any scene does, and
+    ValueError for an image that the prior does not take, or wants.
     """
     seeds = [0] * len(prompts) if seeds is None else seeds
     negatives = [""] * len(prompts) if negative_prompts is None else negative_prompts
+    given = [None] * len(prompts) if images is None else images
     scenes = [
-        Scene(prompt, negative, seed, recipe, prior)
-        for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True)
+        Scene(prompt, negative, seed, recipe, prior, image)
+        for prompt, negative, seed, image in zip(prompts, negatives, seeds, given, strict=True)
     ]
     while active := [scene for scene in scenes if not scene.done]:
         for scene, stats in zip(active, step_scenes(active, prior), strict=True):

@@ -30,23 +30,29 @@ def decode_views(
     size: int,
     *,
     step: float | None = None,
+    behind: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """What the prior sees in a field of its own space: a picture (3, H, W) in [-1, 1] per camera.
 
-    Each view is rendered with size x size rays, over the learned background, and decoded by itself;
-    H and W are `size` times what the decoder enlarges by. The frames of a video of a latent field:
-    sharper than those of `distill_rgb`'s, but they may flicker, since a decoder sees one at a time.
+    Each view is rendered with size x size rays and decoded by itself, over `behind` (C, size, size)
+    or else the learned background; H and W are `size` times what the decoder enlarges by. As the
+    frames of a video they are sharper than views of `distill_rgb`'s field, but they may flicker,
+    since a decoder sees one at a time.
     """
     for camera in cameras:
         with torch.no_grad():
             view = render(field, camera, size, size, step=step)
-            latents = composite(view, learned_background(field, view))
+            latents = composite(view, learned_background(field, view) if behind is None else behind)
             picture = prior.decode(latents[None])[0]
         yield picture
 
 
-def distill_rgb(field: Field, prior: Prior, recipe: OptimizeRecipe, seed: int) -> VoxelField:
+def distill_rgb(
+    field: Field, prior: Prior, recipe: OptimizeRecipe, seed: int, behind: Tensor | None = None
+) -> VoxelField:
     """Fit RGB colours to decoded views of a latent field, with its density (as voxels) frozen.
+
+    `behind` (C, render_size, render_size) are the latents of its background, if not its own.
 
     Views are drawn from the training cameras and decoded once each; the decoded pictures, averaged
     down to the rays' resolution, are what the colours are fitted to (mean squared error).
@@ -58,7 +64,9 @@ def distill_rgb(field: Field, prior: Prior, recipe: OptimizeRecipe, seed: int) -
     cameras = [sample_camera(generator, recipe.radius, fov, elevation) for _ in range(VIEWS)]
     targets = [
         F.interpolate(picture[None], (size, size), mode="area")[0]
-        for picture in decode_views(field, prior, cameras, size, step=recipe.ray_step)
+        for picture in decode_views(
+            field, prior, cameras, size, step=recipe.ray_step, behind=behind
+        )
     ]
 
     result = VoxelField(

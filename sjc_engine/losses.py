@@ -14,6 +14,7 @@ from sjc_engine.render import Rendering
 BORDER_SHARE = 7 / 64
 # Below this difference in depth -log goes on as its tangent, where it would be infinite or NaN.
 DEPTH_KNEE = 0.1
+# "3drec" below is the part of Zero-1-to-3's code (Liu et al. 2023) that chains its scores.
 
 
 def emptiness(weights: Tensor, scale: float = 10.0) -> Tensor:
@@ -43,6 +44,34 @@ def center_depth(depth: Tensor, form: Literal["fixed", "official"] = "fixed") ->
         return -torch.log(difference.abs() + 1e-12).mean()
     above = difference.clamp(min=DEPTH_KNEE)
     return (-torch.log(above) + (above - difference) / DEPTH_KNEE).mean()
+
+
+def depth_smoothness(depth: Tensor) -> Tensor:
+    """(mean |d_x - d_x+1| + mean |d_y - d_y+1|) / 2 for maps (..., H, W), as 3drec has it."""
+    return (depth.diff(dim=-1).abs().mean() + depth.diff(dim=-2).abs().mean()) / 2
+
+
+def near_view(images: Tensor, near: Tensor, depth: Tensor, near_depth: Tensor) -> Tensor:
+    """mean |x - x'| + mean |d - d'| of views and of what is seen from a step aside (3drec).
+
+    Images (V, C, H, W), depths (V, H, W): pixels are compared in place, so that what a small move
+    of the camera makes flicker is dear, and what it merely shifts is cheap.
+    """
+    return (images - near).abs().mean() + (depth - near_depth).abs().mean()
+
+
+def input_view(image: Tensor, wanted: Tensor) -> Tensor:
+    """mean (x - z)^2 of the rendered view of the input picture, in the prior's space.
+
+    3drec decodes x and compares pixels; here z is the picture's scaled latents, which spares each
+    step a pass through the decoder and back.
+    """
+    return (image - wanted).square().mean()
+
+
+def silhouette(opacity: Tensor, wanted: Tensor) -> Tensor:
+    """mean (o - m)^2 of rendered opacity and the input picture's mask, both (..., H, W)."""
+    return (opacity - wanted).square().mean()
 
 
 def opacity_entropy(opacity: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ class OptimizeRecipe:
     ray_jitter: bool = False
     views_per_step: int = _number(1, 1, 64)
     radius: float = _number(1.5, 0.1, 100.0)
+    radius_spread: float = _number(0.0, 0.0, 10.0)  # views come from radius +- this
     fov_min: float = _number(40.0, 1.0, 170.0)  # degrees
     fov_max: float = _number(70.0, 1.0, 170.0)
     elevation_min: float = _number(LOWEST_DEG, -89.0, 90.0)  # degrees
@@ -90,6 +91,14 @@ class OptimizeRecipe:
     binary_weight: float = _number(0.0, 0.0, 1e9)  # of the mean entropy of opacity
     tv_weight: float = _number(0.0, 0.0, 1e9)  # of the sum of squared neighbour differences
     distortion_weight: float = _number(0.0, 0.0, 1e9)  # of mip-NeRF 360's, mean over rays
+    near_view_weight: float = _number(0.0, 0.0, 1e9)  # of what changes in a step of 0.05 aside
+    smooth_weight: float = _number(0.0, 0.0, 1e9)  # of the mean difference of neighbours' depths
+    smooth_start: float = _number(0.5, 0.0, 1.0)  # share of the steps before it
+    # The input picture, for priors that take one: where its camera stood, and its losses
+    image_elevation: float = _number(0.0, -89.0, 89.0)  # degrees; 0: at the object's height
+    image_azimuth: float = _number(0.0, -360.0, 360.0)  # degrees; 0: it shows the front
+    input_view_weight: float = _number(0.0, 0.0, 1e9)  # of the mean squared error there
+    silhouette_weight: float = _number(0.0, 0.0, 1e9)  # of its opacity's; wants a clear background
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -103,6 +112,10 @@ class OptimizeRecipe:
         if self.elevation_min > self.elevation_max:
             raise ValueError(
                 f"elevation_min = {self.elevation_min} exceeds elevation_max = {self.elevation_max}"
+            )
+        if self.radius_spread >= self.radius:
+            raise ValueError(
+                f"radius_spread = {self.radius_spread} must be below radius = {self.radius}"
             )
         if self.field == "mlp" and self.tv_weight:
             raise ValueError("tv_weight: the field 'mlp' has no grid to smooth; use 0")
@@ -290,6 +303,23 @@ ANNEALED: dict[str, Value] = {
     "color_init": 0.1,
     "tick_min": 20,
 }
+# Zero-1-to-3 as its 3drec sets it, on the command line that its README gives: the picture's view
+# and its latents' 32 x 32 rays, on the white that the model was trained with.
+ZERO123: dict[str, Value] = {
+    "view_style": "none",
+    "background": "white",
+    "render_size": 32,
+    "radius": 2.0,
+    "radius_spread": 0.2,
+    "fov_min": 49.1,
+    "fov_max": 49.1,
+    "elevation_min": -14.5,  # the eye's height above -0.5, at radius 2
+    "elevation_max": 90.0,
+    "emptiness_weight": 0.0,
+    "input_view_weight": 1e4,
+    "near_view_weight": 1e4,
+    "smooth_weight": 1e4,
+}
 PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "toybox": {**PIXEL_PRESETS, "sds": {**TOYBOX, **SDS}},
     "stable_diffusion": {**LATENT_PRESETS, "sds": SDS},
@@ -301,6 +331,10 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "toybox_unconditional": {
         "annealed": {**TOYBOX, **ANNEALED},
         "draft": {**TOYBOX_DRAFT, **ANNEALED},
+    },
+    "zero123": {
+        "zero123": ZERO123,
+        "draft": {**ZERO123, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
     },
 }
 

@@ -11,15 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.camera import sample_camera
+from sjc_engine.camera import Camera, nearby, sample_camera
 from sjc_engine.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from sjc_engine.distill import distill_rgb
 from sjc_engine.fields import Field, make_field
 from sjc_engine.fields.protocol import Space
+from sjc_engine.image_views import ImagePrior, ReferenceView, View
+from sjc_engine.input_image import InputImage, misfits
 from sjc_engine.losses import (
     center_depth,
+    depth_smoothness,
     distortion,
     emptiness,
+    near_view,
     opacity_entropy,
     total_variation,
 )
@@ -72,22 +76,36 @@ class Draw:
     scale: Tensor  # (n * V,) guidance
     negatives: list[Cond]  # each n * V, for Perp-Neg
     weights: Tensor  # (negatives, n * V)
+    near: View | None  # each view again, from a step aside
+    reference: View | None  # the input picture's
 
 
 class Scene:
-    """One prompt being optimised: its field, optimiser, generator and step.
+    """One prompt, or picture, being optimised: its field, optimiser, generator and step.
 
     Every random number comes from the scene's own generator, so that a scene does not depend on
     which others are optimised beside it.
     """
 
     def __init__(
-        self, prompt: str, negative_prompt: str, seed: int, recipe: Recipe, prior: Prior
+        self,
+        prompt: str,
+        negative_prompt: str,
+        seed: int,
+        recipe: Recipe,
+        prior: Prior,
+        image: InputImage | None = None,
     ) -> None:
         r = recipe.optimize
-        if prior.latent and r.background != "learned":
+        starts_from_image = isinstance(prior, ImagePrior)
+        for _, problem in misfits(
+            prior.id, starts_from_image, image is not None, negative_prompt, r
+        ):
+            raise ValueError(problem)
+        if prior.latent and not starts_from_image and r.background != "learned":
             raise ValueError(f"background = {r.background!r} needs a prior that works on pixels")
         self.prompt, self.negative_prompt, self.seed = prompt, negative_prompt, seed
+        self.image_sha256 = image.sha256 if image else None
         self.recipe, self.prior = recipe, prior
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
@@ -98,6 +116,11 @@ class Scene:
         self._snapshot: Snapshot | None = None
         self._measured = [0.0] * 4  # what the last good step did
         self._scores: list[float] = []  # of the last two spans that a plateau is judged by
+        self._reference: ReferenceView | None = None
+        if image is not None and isinstance(prior, ImagePrior):
+            self._reference = ReferenceView(image, prior, r)
+            self._uncond = self._reference.unconditional()
+            return
         prefixes = view_prompts(r.view_style)
         embedded = prior.condition(
             [f"{prefix} {prompt}".strip() for prefix in prefixes] + [negative_prompt]
@@ -121,36 +144,41 @@ class Scene:
             self._snapshot = Snapshot.take(self.step, self.field, self.optimizer)
         count, size = r.views_per_step, r.render_size
         fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
-        cameras = [sample_camera(g, r.radius, fov, elevation) for _ in range(count)]
+        cameras = [sample_camera(g, self._radius(), fov, elevation) for _ in range(count)]
         views = render_views(
             self.field, cameras, size, size, step=r.ray_step, generator=g if r.ray_jitter else None
         )
-        images = composite(views, self._background(views))
-        if size != self.prior.resolution:
-            shape = (self.prior.resolution, self.prior.resolution)
-            images = F.interpolate(images, shape, mode="bilinear", antialias=True)
+        backdrop = self._background(views)
+        images = self._picture(views, backdrop)
 
         sigma = self._sigma(count)
         noise = torch.randn(r.noise_samples, *images.shape, generator=g).to(device)
         if r.score == "naive":
             noise = torch.zeros_like(noise)
-        prefixes = [view_prompt(camera, r.view_style, r.overhead_prompt) for camera in cameras]
         asked = r.noise_samples * count
         negatives, weights = [], torch.zeros(0, asked)
         if r.perp_neg_weight:
             negatives = [self._conds[self._front][[0] * asked]]
             behind = [(1 - math.cos(math.radians(c.azimuth_deg))) / 2 for c in cameras]
             weights = r.perp_neg_weight * torch.tensor([behind * r.noise_samples])
+        near = reference = None
+        if r.near_view_weight:
+            same = backdrop if r.background == "random" else None
+            near = self._look([nearby(camera, g) for camera in cameras], same)
+        if self._reference and self._reference.demands:
+            reference = self._look([self._reference.camera])
         return Draw(
             views,
             images,
             sigma,
             perturb(images.detach(), sigma, noise),
-            Cond.cat([self._conds[prefix] for prefix in prefixes] * r.noise_samples),
+            Cond.cat([self._ask(cameras)] * r.noise_samples),
             self._uncond[[0] * asked],
             torch.full((asked,), self._guidance()),
             negatives,
             weights,
+            near,
+            reference,
         )
 
     def learn(self, draw: Draw, denoised: Tensor) -> StepStats:
@@ -182,6 +210,13 @@ class Scene:
             loss = loss + r.tv_weight * total_variation(self.field)
         if r.distortion_weight:
             loss = loss + r.distortion_weight * distortion(views)
+        if draw.near:
+            beside = draw.near.images, views.depth, draw.near.rendering.depth
+            loss = loss + r.near_view_weight * near_view(images, *beside)
+        if r.smooth_weight and self._progress(r.smooth_start):
+            loss = loss + r.smooth_weight * depth_smoothness(views.depth)
+        if self._reference and draw.reference:
+            loss = loss + self._reference.loss(draw.reference)
 
         measured = torch.stack([loss, gradient.square().mean().sqrt(), empty, views.opacity.mean()])
         values = measured.detach().tolist()  # the step's one wait for the device
@@ -202,7 +237,9 @@ class Scene:
         self._require_finite()
         if not self.prior.latent:
             return self.field
-        return distill_rgb(self.field, self.prior, self.recipe.optimize, self.seed)
+        r = self.recipe.optimize
+        white = self._reference.white if self._reference and r.background == "white" else None
+        return distill_rgb(self.field, self.prior, r, self.seed, white)
 
     def save(self, path: str | Path) -> None:
         """Write everything that the next step depends on. Raises Diverged, writing nothing."""
@@ -221,6 +258,7 @@ class Scene:
             "recipe": self.recipe.to_json(),
             "prior": self.prior.id,
             "prior_revision": self.prior.revision,
+            "image": self.image_sha256,
             "step": self.step,
             "resolution": self.field.resolution,
             "rolled_back": self.rolled_back,
@@ -229,17 +267,22 @@ class Scene:
         write_checkpoint(Path(path), tensors, header)
 
     @classmethod
-    def load(cls, path: str | Path, prior: Prior) -> Scene:
+    def load(cls, path: str | Path, prior: Prior, image: InputImage | None = None) -> Scene:
         """Go on from `save`: the same scene, bit for bit. Raises CheckpointError.
 
-        The prior must be the one that the scene was optimised with.
+        Prior and image must be those that the scene was optimised with.
         """
         tensors, header = read_checkpoint(Path(path))
         wanted = (RECIPE_VERSION, header["prior_revision"])
         if (header["recipe_version"], prior.revision) != wanted:
             raise CheckpointError(f"checkpoint {path} is of another engine version or prior")
+        if header["image"] != (image.sha256 if image else None):
+            has = "none" if header["image"] is None else f"that of SHA-256 {header['image']}"
+            given = "none" if image is None else f"one of SHA-256 {image.sha256}"
+            raise CheckpointError(f"checkpoint {path} is of another image: {has}, not {given}")
         recipe = Recipe.from_json(header["recipe"])
-        scene = cls(header["prompt"], header["negative_prompt"], header["seed"], recipe, prior)
+        texts = header["prompt"], header["negative_prompt"]
+        scene = cls(*texts, header["seed"], recipe, prior, image)
         scene.step = header["step"]
         scene.rolled_back, scene._scores = header["rolled_back"], header["scores"]
         if header["resolution"] != scene.field.resolution:
@@ -305,12 +348,43 @@ class Scene:
         before, after = sum(self._scores[:span]), sum(self._scores[span:])
         return after > (1 - tolerance) * before
 
+    def _radius(self) -> float:
+        r = self.recipe.optimize
+        if not r.radius_spread:
+            return r.radius
+        draw = float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        return r.radius + (2 * draw - 1) * r.radius_spread
+
+    def _ask(self, cameras: Sequence[Camera]) -> Cond:
+        """The question for each camera: the picture's object from there, or the prompt's."""
+        if self._reference:
+            return self._reference.ask(cameras)
+        r = self.recipe.optimize
+        prefixes = [view_prompt(camera, r.view_style, r.overhead_prompt) for camera in cameras]
+        return Cond.cat([self._conds[prefix] for prefix in prefixes])
+
+    def _look(self, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
+        """Views that the prior is not asked about, through pixel centres."""
+        r = self.recipe.optimize
+        views = render_views(self.field, cameras, r.render_size, r.render_size, step=r.ray_step)
+        backdrop = self._background(views) if backdrop is None else backdrop
+        return View(views, self._picture(views, backdrop))
+
+    def _picture(self, views: Rendering, backdrop: Tensor) -> Tensor:
+        """The views over their background, (V, C, H, W) at the prior's resolution."""
+        images = composite(views, backdrop)
+        if images.shape[-1] == self.prior.resolution:
+            return images
+        shape = (self.prior.resolution, self.prior.resolution)
+        return F.interpolate(images, shape, mode="bilinear", antialias=True)
+
     def _background(self, views: Rendering) -> Tensor:
         kind = self.recipe.optimize.background
         if kind == "learned":
             return learned_background(self.field, views)
         if kind == "white":
-            return torch.ones_like(views.rgb)
+            white = self._reference.white if self._reference else torch.ones_like(views.rgb)
+            return white.expand_as(views.rgb)
         return random_background(views.rgb, self.generator)
 
     def _require_finite(self) -> None:

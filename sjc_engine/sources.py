@@ -27,7 +27,10 @@ HUB_FAMILIES = {
     "DeepFloyd/IF-I-": "deepfloyd",
     "google/ddpm-": "unconditional",
     "google/ncsnpp-": "unconditional",
+    "kxic/zero123-": "zero123",
 }
+# Families whose models start from a picture; all others take words only
+FROM_IMAGES = {"zero123"}
 # Hub ids that papers and tutorials still name, and where the same weights are today
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -129,6 +132,11 @@ def family_of(id: str) -> tuple[str, dict[str, Any]]:
         if id.startswith(start):
             return family, {}
     return "stable_diffusion", {"vae": ["diffusers", "AutoencoderKL"]}
+
+
+def takes_image(id: str) -> bool:
+    """Whether this prior starts from a picture, from its name alone."""
+    return family_of(id)[0] in FROM_IMAGES
 
 
 def folder_digest(folder: Path) -> str:

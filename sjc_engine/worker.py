@@ -4,7 +4,8 @@
 prints goes to stderr. On stdin:
 
 add   scene: name for the messages; spec: `AssetSpec.to_json()`; field: path for the result;
-      checkpoint: path to save under. A checkpoint that is there already is gone on from.
+      checkpoint: path to save under. A checkpoint that is there already is gone on from;
+      image: path of the picture whose SHA-256 is in the spec, or null.
       A scene of another prior than the running ones waits for those.
 drop  scene: forget it. Its checkpoint stays.
 
@@ -42,6 +43,7 @@ import torch
 
 from sjc_engine.chaining import step_scenes
 from sjc_engine.checkpoint import CheckpointError, write_atomically
+from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.lifeline import die_with_parent
 from sjc_engine.prior import Prior, load_prior
 from sjc_engine.scene import Diverged, Scene, StepStats
@@ -80,8 +82,9 @@ class Running:
         self.checkpoint = Path(message["checkpoint"])
         for path in (self.field, self.checkpoint):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self.scene, self.tally = self._resumed(prior) or (
-            Scene(spec.prompt, spec.negative_prompt, spec.seed, spec.recipe, prior),
+        image = _image(message.get("image"), spec)
+        self.scene, self.tally = self._resumed(prior, image) or (
+            Scene(spec.prompt, spec.negative_prompt, spec.seed, spec.recipe, prior, image),
             Tally(),
         )
         self.first_step = self.scene.step
@@ -94,11 +97,11 @@ class Running:
     def _notes(self) -> Path:
         return self.checkpoint.with_name(f"{self.checkpoint.name}.json")
 
-    def _resumed(self, prior: Prior) -> tuple[Scene, Tally] | None:
+    def _resumed(self, prior: Prior, image: InputImage | None) -> tuple[Scene, Tally] | None:
         if not self.checkpoint.exists():
             return None
         try:
-            scene = Scene.load(self.checkpoint, prior)
+            scene = Scene.load(self.checkpoint, prior, image)
             return scene, Tally(**json.loads(self._notes.read_text("utf-8")))
         except (CheckpointError, OSError, ValueError) as error:
             print(f"{self.key} begins anew: {error}", file=sys.stderr)
@@ -121,6 +124,14 @@ class Running:
         steps = self.scene.recipe.optimize.steps
         told = {"steps": steps, "loss": self.tally.loss_last, "seconds": self.tally.seconds}
         return {"type": "progress", **self.place(), **told}
+
+
+def _image(path: str | None, spec: AssetSpec) -> InputImage | None:
+    """The picture that the spec means. Raises ImageError."""
+    image = None if path is None else read_image(path)
+    if (image and image.sha256) != spec.image:
+        raise ImageError(f"picture {path} has changed since this run was planned; run it again")
+    return image
 
 
 class Engine:

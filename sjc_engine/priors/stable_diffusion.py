@@ -68,17 +68,19 @@ class StableDiffusionPrior(Prior):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
-        if self._vae is None:
-            return latents.clamp(-1, 1)
-        shift = self._vae.config.shift_factor or 0.0
-        unscaled = latents / self._vae.config.scaling_factor + shift
-        image: Tensor = self._vae.decode(unscaled).sample
-        return image.clamp(-1, 1)
+        return latents.clamp(-1, 1) if self._vae is None else decode_latents(self._vae, latents)
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         blocks = F.pixel_unshuffle(scaled, self.unshuffle)
         output = self._unet(blocks, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
         return F.pixel_shuffle(output, self.unshuffle)
+
+
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) in [-1, 1] from scaled latents."""
+    unscaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    image: Tensor = vae.decode(unscaled).sample
+    return image.clamp(-1, 1)
 
 
 def load(source: Source, device: torch.device, dtype: torch.dtype) -> StableDiffusionPrior:

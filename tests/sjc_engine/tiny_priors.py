@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ConfigMixin,
+    DDIMScheduler,
     DDPMScheduler,
+    ModelMixin,
     ScoreSdeVeScheduler,
     UNet2DConditionModel,
     UNet2DModel,
@@ -18,6 +21,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -38,6 +43,12 @@ def build_pixel_prior(folder: Path, prediction: str = "epsilon", **schedule: obj
 def build_latent_prior(folder: Path, prediction: str = "epsilon", **schedule: object) -> Path:
     """Stable Diffusion's layout: 8 x 8 latents of 4 channels, decoded to 16 x 16 RGB."""
     _build(folder, unet_channels=4, unet_size=8, prediction=prediction, **schedule)
+    _build_vae(folder)
+    _write_index(folder, has_vae=True)
+    return folder
+
+
+def _build_vae(folder: Path) -> None:
     torch.manual_seed(1)
     AutoencoderKL(
         block_out_channels=(8, 8),
@@ -47,7 +58,64 @@ def build_latent_prior(folder: Path, prediction: str = "epsilon", **schedule: ob
         norm_num_groups=4,
         scaling_factor=0.18215,
     ).save_pretrained(folder / "vae", safe_serialization=True)
-    _write_index(folder, has_vae=True)
+
+
+class CCProjection(ModelMixin, ConfigMixin):
+    """As the community pipeline has it: its sizes are not among the settings that it saves."""
+
+    config_name = "config.json"
+
+    def __init__(self, in_channel: int = 772, out_channel: int = 768) -> None:
+        super().__init__()
+        self.projection = torch.nn.Linear(in_channel, out_channel)
+
+
+def build_zero123_prior(folder: Path) -> Path:
+    """The layout of kxic/zero123-*: 8 x 8 latents of 16 x 16 RGB, CLIP's 768 numbers, one token."""
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=8,
+        in_channels=8,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=768,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "unet", safe_serialization=True)
+    _build_vae(folder)
+    CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=12,
+            patch_size=4,
+            projection_dim=768,
+        )
+    ).save_pretrained(folder / "image_encoder")
+    CCProjection().save_pretrained(folder / "cc_projection", safe_serialization=True)
+    DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    ).save_pretrained(folder / "scheduler")
+    (folder / "feature_extractor").mkdir()
+    settings = {"crop_size": 12, "size": 12, "resample": 3, "do_center_crop": True}
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(settings))
+    index = {
+        "_class_name": "Zero1to3StableDiffusionPipeline",
+        "cc_projection": ["pipeline_zero1to3", "CCProjection"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
