@@ -90,6 +90,7 @@ def _asset(plan: Plan, entry: Entry, scratch: Path) -> Asset:
         scratch,
         coverage=entry.prior_coverage,
         donor=plan.donors.get(entry.spec.field_id),
+        image=entry.image_path.resolve() if entry.image_path else None,
     )
 
 

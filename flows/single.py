@@ -11,7 +11,9 @@ from typing import Any
 from flows.errors import RunError, UsageError
 from flows.plan import check_devices
 from flows.terminal import terminal_watcher
+from sjc_engine.input_image import NO_SILHOUETTE, ImageError, InputImage, misfits, read_image
 from sjc_engine.recipes import Recipe
+from sjc_engine.sources import takes_image
 
 FILES = ("mesh.glb", "field.safetensors", "preview.png", "report.json")
 
@@ -37,8 +39,6 @@ def make(request: Request, *, quiet: bool, as_json: bool) -> None:
     """
     if not request.prompt.strip():
         raise UsageError("the prompt is empty")
-    if request.image is not None:
-        raise UsageError(f"--image: prior {request.prior!r} takes text only")
     taken = [name for name in FILES if (request.out / name).exists()]
     if taken:
         raise UsageError(f"{request.out} has {', '.join(taken)} already; name another folder")
@@ -46,10 +46,11 @@ def make(request: Request, *, quiet: bool, as_json: bool) -> None:
         recipe = Recipe.for_prior(request.prior, request.recipe).override(request.overrides)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    image = _image(request, recipe)
     device = check_devices([request.device] if request.device else None)[0]
     request.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sjc-", dir=request.out.parent) as folder:
-        report = _make(request, recipe, device, Path(folder), quiet)
+        report = _make(request, recipe, image, device, Path(folder), quiet)
         request.out.mkdir(exist_ok=True)
         for name in FILES:
             shutil.move(Path(folder, name), request.out / name)
@@ -60,8 +61,28 @@ def make(request: Request, *, quiet: bool, as_json: bool) -> None:
             print(request.out / name)
 
 
+def _image(request: Request, recipe: Recipe) -> InputImage | None:
+    """The picture to start from; UsageError when it does not go with the rest."""
+    has_image, r = request.image is not None, recipe.optimize
+    for setting, problem in misfits(request.prior, takes_image(request.prior), has_image, "", r):
+        option = "--image" if setting == "image" else f"--set {setting}"
+        raise UsageError(f"{option}: {problem}")
+    try:
+        image = read_image(request.image) if request.image else None
+    except ImageError as error:
+        raise UsageError(f"--image: {error}") from error
+    if image and image.opacity is None and r.silhouette_weight:
+        raise UsageError(f"--set silhouette_weight: {NO_SILHOUETTE}")
+    return image
+
+
 def _make(
-    request: Request, recipe: Recipe, device: str, folder: Path, quiet: bool
+    request: Request,
+    recipe: Recipe,
+    image: InputImage | None,
+    device: str,
+    folder: Path,
+    quiet: bool,
 ) -> dict[str, Any]:
     from sjc_engine.chaining import optimize
     from sjc_engine.evaluate import evaluate
@@ -85,7 +106,12 @@ def _make(
 
         try:
             (field,) = optimize(
-                [request.prompt], prior, recipe, seeds=[request.seed], on_step=on_step
+                [request.prompt],
+                prior,
+                recipe,
+                seeds=[request.seed],
+                on_step=on_step,
+                images=[image] if image else None,
             )
             field = field.cpu()
             watch.stage("asset", "extract")
@@ -100,6 +126,7 @@ def _make(
     contact_sheet(field, mesh, request.prompt, pictures).save(folder / "preview.png")
     report = {
         "prompt": request.prompt,
+        "image": image.sha256 if image else None,
         "seed": request.seed,
         "prior": prior.id,
         "prior_revision": prior.revision,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sjc_engine.recipes import OptimizeRecipe
-
 if TYPE_CHECKING:
     from PIL import Image as PILImage
     from torch import Tensor
+
+    from sjc_engine.recipes import OptimizeRecipe
 
 MAX_BYTES = 64 * 2**20
 SIDES = (16, 8192)  # pixels: less shows nothing, and more is a mistake
@@ -26,8 +26,8 @@ TOUCHES_BORDER = 0.02  # at most this share of an object's outermost pixels is t
 
 
 NO_SILHOUETTE = (
-    "silhouette_weight: the picture has neither transparency nor a white border; cut its object"
-    " out, or use 0"
+    "the picture has neither transparency nor a white border, and so no silhouette; cut its object"
+    " out, or use silhouette_weight = 0"
 )
 
 
@@ -53,8 +53,8 @@ def read_image(path: str | Path) -> InputImage:
     import numpy as np
     import torch
 
-    data = image_bytes(path)
-    picture = _square(_decode(data, Path(path)).convert("RGBA"))
+    data = _read(path)
+    picture = _square(_decode(data, Path(path)))
     pixels = torch.from_numpy(np.array(picture)).float() / 255  # (S, S, 4)
     rgb, alpha = pixels[..., :3].movedim(-1, 0), pixels[..., 3]
     opacity: Tensor | None = alpha
@@ -103,12 +103,12 @@ def check_image(path: str | Path) -> str:
 
     Raises ImageError.
     """
-    data = image_bytes(path)
+    data = _read(path)
     _decode(data, Path(path))
     return hashlib.sha256(data).hexdigest()
 
 
-def image_bytes(path: str | Path) -> bytes:
+def _read(path: str | Path) -> bytes:
     path = Path(path)
     try:
         if not path.is_file():
@@ -127,24 +127,29 @@ def image_bytes(path: str | Path) -> bytes:
 
 
 def _decode(data: bytes, path: Path) -> PILImage.Image:
-    """All of the file's pixels, the right way up."""
+    """All of the file's pixels as RGBA, the right way up."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     low, high = SIDES
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of too many pixels: counted below; of odd metadata
+            warnings.simplefilter("ignore")  # of many pixels: counted below; of odd metadata
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as file:
                 if not low <= min(file.size) <= max(file.size) <= high:
+                    size = f"{file.width} x {file.height}"
                     raise ImageError(
-                        f"picture {path} has {file.width} x {file.height} pixels; use {low} to"
-                        f" {high} on each side"
+                        f"picture {path} has {size} pixels; use {low} to {high} a side"
                     )
-                file.load()
-                return ImageOps.exif_transpose(file)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+                if file.mode[0] in "IF":
+                    raise ImageError(f"picture {path} has 16-bit greys; save it with 8 bits")
+                return ImageOps.exif_transpose(file).convert("RGBA")
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
         raise ImageError(f"picture {path} is no picture; name a PNG, JPEG or WebP file") from error
-    except (OSError, SyntaxError, EOFError, MemoryError) as error:  # what PIL has for damage
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"picture {path}: {error}; use at most {high} pixels a side") from error
+    except (OSError, SyntaxError, EOFError, ValueError) as error:  # what PIL has for damage
         raise ImageError(f"picture {path} is damaged ({error}); save it again") from error
 
 

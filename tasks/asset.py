@@ -22,7 +22,7 @@ class Asset:
 
     name: readable, unique within a run. scratch: where checkpoints and unfinished files lie, the
     same folder for every run, so that an interrupted asset goes on from there. donor: a finished
-    asset with the same field, if there is one.
+    asset with the same field, if there is one. image: the file of the spec's picture.
     """
 
     def __init__(
@@ -34,9 +34,11 @@ class Asset:
         *,
         coverage: float | None = None,
         donor: str | None = None,
+        image: Path | None = None,
     ) -> None:
         self.name = name
         self.spec = spec
+        self.image = image
         self.coverage = coverage
         self.store = store
         self.donor = donor

@@ -118,15 +118,19 @@ class DevicePool:
         *,
         field: Path,
         checkpoint: Path,
+        image: Path | None = None,
         timeout: float | None = None,
         on_progress: Watcher | None = None,
     ) -> Event:
         """Optimises the scene of an `AssetSpec.to_json()` and blocks until its field is written.
 
-        Returns the engine's `done` message plus `device` and `seconds_queue`. timeout: seconds
-        from the moment a device takes the scene. Raises SceneError; the checkpoint stays.
+        Returns the engine's `done` message plus `device` and `seconds_queue`. image: the file of
+        the spec's picture. timeout: seconds from the moment a device takes the scene. Raises
+        SceneError; the checkpoint stays.
         """
-        message = {"type": "add", "spec": spec, "field": str(field), "checkpoint": str(checkpoint)}
+        paths = {"field": str(field), "checkpoint": str(checkpoint)}
+        picture = str(image) if image else None
+        message: Event = {"type": "add", "spec": spec, **paths, "image": picture}
         job = _Job(
             key=f"{checkpoint.name}-{time.monotonic_ns()}",
             message=message,

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sjc_engine.input_image import NO_SILHOUETTE, misfits, read_image
 from sjc_engine.recipes import RECIPE_KEYS, Recipe, Value
+from sjc_engine.sources import takes_image
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
 from tasks.manifest_files import ManifestError, Problem, read_records
@@ -189,6 +191,9 @@ class _Resolver:
     def spec(self, row: Row) -> AssetSpec:
         """What the row asks for; worth nothing if there are problems."""
         prior = row.prior or self.prior or DEFAULT_PRIOR
+        recipe = self._recipe(row, prior)
+        if not prior_problem(prior):
+            self._check_image(row, prior, recipe)
         return AssetSpec(
             prompt=row.prompt,
             negative_prompt=row.negative_prompt,
@@ -196,8 +201,21 @@ class _Resolver:
             seed=row.seed,
             prior=prior,
             prior_revision=self._revision(row, prior),
-            recipe=self._recipe(row, prior),
+            recipe=recipe,
         )
+
+    def _check_image(self, row: Row, prior: str, recipe: Recipe) -> None:
+        """Blames what does not go together: prior, picture, and the settings for pictures."""
+        r, has_image = recipe.optimize, row.image is not None
+        wrong = misfits(prior, takes_image(prior), has_image, row.negative_prompt, r)
+        path = row.image_path if r.silhouette_weight and not wrong else None
+        if path and read_image(path).opacity is None:
+            wrong = [("silhouette_weight", NO_SILHOUETTE)]
+        for setting, problem in wrong:
+            if setting in self.overrides and setting not in row.overrides:
+                self.blame(None, f"--set {setting}", *split_error(ValueError(problem)))
+            else:
+                self.blame(row.line, setting, *split_error(ValueError(problem)))
 
     def _revision(self, row: Row, prior: str) -> str:
         line, column = (row.line, "prior") if row.prior else (None, "--prior")

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.recipes import RECIPE_KEYS, Recipe, Value, preset_names
+from sjc_engine.input_image import ImageError, check_image
+from sjc_engine.recipes import PRESETS, RECIPE_KEYS, Recipe, Value
 from sjc_engine.sources import BUILTINS, HUB_ID
 from tasks.manifest_files import META, Record, Records, shown
 
@@ -158,10 +159,12 @@ class RowReader:
             return None, None
         path = self.folder / text
         try:
-            return path, hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            fix = "give its path from the manifest's folder"
-            self.blame("image", f"{shown(str(path))}: {error.strerror}", fix)
+            return path, check_image(path)
+        except ImageError as error:
+            problem, fix = split_error(error)
+            if not path.exists():
+                fix = "give its path from the manifest's folder"
+            self.blame("image", problem, fix)
             return None, None
 
     def _prior(self) -> str | None:
@@ -245,5 +248,5 @@ def blamed_keys(error: ValueError) -> list[str]:
 
 
 def _all_presets() -> list[str]:
-    """Presets for pixel priors, then for latent ones, as any hub id is taken for."""
-    return list(dict.fromkeys([*preset_names("toybox"), *preset_names("owner/name")]))
+    """The presets of every kind of prior."""
+    return list(dict.fromkeys(name for family in PRESETS.values() for name in family))

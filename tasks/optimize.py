@@ -33,6 +33,7 @@ def optimize_field(
                 asset.spec.to_json(),
                 field=asset.field_path,
                 checkpoint=asset.checkpoint,
+                image=asset.image,
                 timeout=timeout,
                 on_progress=on_progress,
             )

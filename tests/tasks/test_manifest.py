@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from task_samples import Write, plan, problems
 
 from sjc_engine.recipes import Recipe
@@ -23,13 +24,11 @@ from tasks.manifest import ManifestError, Problem, read_manifest
 # --- what is accepted --------------------------------------------------------------------------
 
 
-def test_every_column(write: Write, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"picture")
+def test_every_column(write: Write) -> None:
     path = write(
         "id,prompt,negative_prompt,image,seed,prior,recipe,steps,guidance_scale,"
         "variance_reduction,tags,meta.source,meta.note\n"
-        'a.1_B-2,"a duck, ""big"" and red",blurry,pictures/a.png,7,toybox,draft,12,5.5,false,'
+        'a.1_B-2,"a duck, ""big"" and red",blurry,,7,toybox,draft,12,5.5,false,'
         "a; b;;a,web,\n"
     )
     manifest = read_manifest(path)
@@ -38,8 +37,7 @@ def test_every_column(write: Write, tmp_path: Path) -> None:
     assert (entry.line, entry.row_id, entry.duplicate_of) == (2, "a.1_B-2", None)
     assert entry.spec.prompt == 'a duck, "big" and red'
     assert entry.spec.negative_prompt == "blurry"
-    assert entry.spec.image == hashlib.sha256(b"picture").hexdigest()
-    assert entry.image_path == tmp_path / "pictures" / "a.png"
+    assert (entry.spec.image, entry.image_path) == (None, None)
     assert (entry.spec.seed, entry.spec.prior, entry.spec.prior_revision) == (
         7, "toybox", "r-toybox",
     )  # fmt: skip
@@ -49,6 +47,60 @@ def test_every_column(write: Write, tmp_path: Path) -> None:
     assert entry.spec.recipe == expected
     assert entry.tags == ["a", "b"]
     assert entry.meta == {"source": "web", "note": ""}
+
+
+def test_an_image_row(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    picture = tmp_path / "pictures" / "a.png"
+    Image.new("RGB", (20, 20), "white").save(picture)
+    row = "a mug,pictures/a.png,kxic/zero123-xl,20,5"
+    path = write(f"prompt,image,prior,image_elevation,silhouette_weight\n{row}\n")
+    [entry] = plan(path).entries
+    assert entry.spec.image == hashlib.sha256(picture.read_bytes()).hexdigest()
+    assert entry.image_path == picture
+    assert entry.spec.recipe.name == "zero123"
+    assert entry.spec.recipe.optimize.image_elevation == 20
+    asset_id = entry.spec.asset_id
+    Image.new("RGB", (20, 20), "gold").save(picture)
+    assert problems(path) == [
+        "m.csv:2: silhouette_weight: the picture has neither transparency nor a white border,"
+        " and so no silhouette; cut its object out, or use silhouette_weight = 0"
+    ]
+    Image.new("RGB", (24, 24), "white").save(picture)
+    assert plan(path).entries[0].spec.asset_id != asset_id  # the same name, another picture
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "problem"),
+    [
+        ("a.png,toybox,,", "image", "prior 'toybox' takes text only, not images; leave the image"),
+        ("a.png,owner/name,,", "image", "prior 'owner/name' takes text only"),
+        (",kxic/zero123-xl,,", "image", "prior 'kxic/zero123-xl' starts from an image, and there"),
+        (",toybox,5,", "input_view_weight", "input_view_weight = 5 wants an input image"),
+        ("a.png,kxic/zero123-xl,,blurry", "negative_prompt", "prior 'kxic/zero123-xl' takes no w"),
+        ("none.png,kxic/zero123-xl,,", "image", "picture none.png does not exist; give its"),
+        ("text.png,kxic/zero123-xl,,", "image", "picture text.png is no picture; name a PNG"),
+        ("torn.png,kxic/zero123-xl,,", "image", "picture torn.png is damaged ("),
+        ("long.png,kxic/zero123-xl,,", "image", "picture long.png has 8193 x 16 pixels; use"),
+    ],
+)
+def test_an_image_and_its_prior_must_fit(
+    write: Write, tmp_path: Path, row: str, column: str, problem: str
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    Image.new("RGB", (8193, 16)).save(tmp_path / "long.png")
+    (tmp_path / "text.png").write_text("picture")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:-30])
+    path = write(f"prompt,image,prior,input_view_weight,negative_prompt\na mug,{row}\n")
+    [told] = problems(path)
+    assert told.startswith(f"m.csv:2: {column}: {problem}")
+    assert "; " in told
+
+
+def test_a_setting_of_the_command_line_is_blamed_once(write: Write) -> None:
+    path = write("prompt\na\nb\n")
+    [told] = problems(path, overrides={"silhouette_weight": 1})
+    assert told.startswith("command line: --set silhouette_weight: ")
 
 
 def test_only_a_prompt(write: Write) -> None:
