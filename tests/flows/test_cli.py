@@ -16,6 +16,7 @@ import boto3
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from PIL import Image
 
 from flows.cli import main
 from sjc_engine.checkpoint import read_checkpoint
@@ -91,6 +92,19 @@ BAD_INPUTS: dict[str, tuple[str, str, int, str]] = {  # manifest, options, exit 
     "SQL that nothing matches": (GOOD, "--where seed>5", 2, "no entry"),
     "no such judge": (GOOD, "--set judge=nosuch", 2, "nosuch"),
     "a scratch file": (GOOD, "--scratch manifest.csv", 2, "manifest.csv"),
+    "a picture for words": (
+        "prompt,image\na duck,manifest.csv\n",
+        "",
+        2,
+        "manifest.csv:2: image: picture manifest.csv is",
+    ),
+    "no picture": (GOOD, "--prior kxic/zero123-xl", 2, "manifest.csv:2: image: prior 'kxic/zero1"),
+    "a picture's loss without one": (
+        GOOD,
+        "--set input_view_weight=1",
+        2,
+        "--set input_view_weight",
+    ),
     "no time": (GOOD, "--timeout 0", 2, "--timeout"),
     "a store below a file": (GOOD, "--store manifest.csv/store", 3, "manifest.csv"),
     "a store of another kind": (GOOD, "--store ftp://host/x", 3, "ftp://host/x"),
@@ -213,6 +227,33 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
         [*SJC, "generate", "a duck", "-o", "duck"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (again.returncode, "duck has mesh.glb" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--image p.png", "--image: prior 'toybox' takes text only, not images; leave the image"),
+        ("--prior kxic/zero123-xl", "--image: prior 'kxic/zero123-xl' starts from an image, and"),
+        ("--image no.png --prior kxic/zero123-xl", "--image: picture no.png does not exist; name"),
+        ("--image t.png --prior kxic/zero123-xl", "--image: picture t.png is no picture; name a"),
+        ("--set silhouette_weight=1", "--set silhouette_weight: silhouette_weight = 1 wants an"),
+        (
+            "--image p.png --prior kxic/zero123-xl --set silhouette_weight=1",
+            "--set silhouette_weight: the picture has neither transparency nor",
+        ),
+    ],
+)
+def test_generate_says_which_picture_it_needs(
+    options: str, message: str, sjc: Callable[..., Said], tmp_path: Path
+) -> None:
+    Image.new("RGB", (20, 20), "gold").save(tmp_path / "p.png")
+    (tmp_path / "t.png").write_text("a picture")
+    before = sorted(tmp_path.rglob("*"))
+    said = sjc("generate", "a duck", "-o", "duck", *options.split())
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(f"sjc: {message}")
+    assert len(said.err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sjc_engine.camera import evaluation_cameras, orbit, rays, sample_camera
+from sjc_engine.camera import evaluation_cameras, nearby, orbit, rays, sample_camera
 from sjc_engine.views import view_prompt, view_prompts
 
 
@@ -175,3 +175,20 @@ def test_training_cameras_can_be_kept_between_two_elevations():
     rise = elevation.deg2rad().sin()
     low, high = math.sin(math.radians(5)), math.sin(math.radians(42))
     assert abs(float(rise.mean()) - (low + high) / 2) < 0.01
+
+
+@pytest.mark.parametrize(("azimuth", "elevation"), [(0, 0), (130, -14), (300, 60), (10, 89.9)])
+def test_a_near_camera_is_a_step_away_in_any_direction_and_looks_at_the_origin(azimuth, elevation):
+    camera = orbit(azimuth, elevation, 2.0, 49.1)
+    eye, generator = camera.camera_to_world[:3, 3], torch.Generator().manual_seed(0)
+    steps = []
+    for _ in range(200):
+        near = nearby(camera, generator)
+        pose = near.camera_to_world
+        assert near.fov == pytest.approx(camera.fov)
+        steps.append(pose[:3, 3] - eye)
+        torch.testing.assert_close(pose[:3, 2], pose[:3, 3] / pose[:3, 3].norm())
+    steps = torch.stack(steps)
+    torch.testing.assert_close(steps.norm(dim=1), torch.full((200,), 0.05, dtype=torch.float64))
+    assert steps.mean(0).norm() < 0.01
+    assert (steps.std(0) > 0.02).all()  # 0.05 / sqrt(3) in each direction

@@ -9,9 +9,13 @@ from sjc_engine.fields import KINDS, MLPField, VoxelField
 from sjc_engine.losses import (
     DEPTH_KNEE,
     center_depth,
+    depth_smoothness,
     distortion,
     emptiness,
+    input_view,
+    near_view,
     opacity_entropy,
+    silhouette,
     total_variation,
 )
 from sjc_engine.render import render, render_views
@@ -132,6 +136,33 @@ def test_total_variations_gradients_are_right(kind):
         return torch.func.functional_call(Variation(), named)
 
     assert torch.autograd.gradcheck(loss, values)
+
+
+def test_losses_of_other_views_are_what_they_say():
+    depth = torch.tensor([[1.0, 2.0, 4.0], [1.0, 5.0, 4.0]], dtype=torch.float64)
+    across, down = (1 + 2 + 4 + 1) / 4, (0 + 3 + 0) / 3
+    assert depth_smoothness(depth).item() == pytest.approx((across + down) / 2, rel=1e-12)
+    assert depth_smoothness(torch.stack([depth, depth])).item() == pytest.approx(
+        depth_smoothness(depth).item(), rel=1e-12
+    )
+    one, other = torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2, 2), -3.0)
+    assert near_view(one, other, depth, depth + 0.5).item() == pytest.approx(3.5)
+    assert input_view(one, other).item() == pytest.approx(9.0)
+    assert silhouette(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 1.0])).item() == 0.125
+
+
+def test_gradients_of_other_views_are_right():
+    generator = torch.Generator().manual_seed(1)
+
+    def values(*shape):
+        drawn = torch.rand(*shape, generator=generator, dtype=torch.float64)
+        return drawn.requires_grad_()
+
+    pictures, maps = [values(2, 3, 4, 4) for _ in range(2)], [values(2, 4, 4) for _ in range(2)]
+    assert torch.autograd.gradcheck(depth_smoothness, maps[0])
+    assert torch.autograd.gradcheck(near_view, (*pictures, *maps))
+    assert torch.autograd.gradcheck(input_view, tuple(pictures))
+    assert torch.autograd.gradcheck(silhouette, tuple(maps))
 
 
 def test_distortion_is_the_double_sum():

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
+from tiny_priors import build_zero123_prior
 
-from sjc_engine import Recipe, load_prior, optimize
+from sjc_engine import Recipe, load_prior, optimize, read_image
 from sjc_engine.sources import find_prior
 from sjc_engine.spec import AssetSpec
 
@@ -55,9 +57,9 @@ class Engine:
         self.process.stdin.write(json.dumps(message) + "\n")
         self.process.stdin.flush()
 
-    def add(self, name: str, spec: dict[str, Any]) -> None:
+    def add(self, name: str, spec: dict[str, Any], **more: Any) -> None:
         paths = {"field": str(self.field(name)), "checkpoint": str(self.checkpoint(name))}
-        self.send(type="add", scene=name, spec=spec, **paths)
+        self.send(type="add", scene=name, spec=spec, **paths, **more)
 
     def field(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -136,6 +138,31 @@ def test_a_scene_becomes_the_field_that_the_library_makes(
     assert done["field"] == str(engine.field("duck"))
     expected = in_process(spec("a yellow duck"), tmp_path / "expected.safetensors")
     assert engine.field("duck").read_bytes() == expected
+
+
+def test_a_scene_starts_from_the_picture_that_its_spec_means(
+    start: Callable[[], Engine], tmp_path: Path
+) -> None:
+    folder, picture = build_zero123_prior(tmp_path / "prior"), tmp_path / "ball.png"
+    ImageDraw.Draw(image := Image.new("RGB", (20, 20), "white")).ellipse((5, 5, 15, 15), "red")
+    image.save(picture)
+    prior = load_prior(str(folder))
+    small = {"steps": 3, "grid_size": 8, "render_size": 8, "ray_step": 0.2}
+    recipe, known = Recipe.for_prior(prior).override(small), read_image(picture)
+    names = prior.id, prior.revision
+    asset = AssetSpec("a ball", "", known.sha256, 1, *names, recipe).to_json()
+    engine = start()
+    engine.add("ball", asset, image=str(picture))
+    engine.add("none", asset, image=None)
+    ended = engine.ended("ball", "none")
+    assert ended["ball"]["type"] == "done", ended["ball"]
+    [field] = optimize(["a ball"], prior, recipe, seeds=[1], images=[known])
+    field.save(tmp_path / "expected.safetensors")
+    assert engine.field("ball").read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+    assert (ended["none"]["type"], ended["none"]["error_type"]) == ("failed", "ImageError")
+    image.rotate(90, fillcolor="gold").resize((30, 30)).save(picture)
+    engine.add("other", asset, image=str(picture))
+    assert "ball.png has changed since" in engine.ended("other")["other"]["error"]
 
 
 def test_scenes_join_and_leave_without_touching_each_other(

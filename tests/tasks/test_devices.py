@@ -42,6 +42,7 @@ while not ending:
         step = int(path.read_text()) if path.exists() else 0
         scenes[command["scene"]] = command | {"step": step, "first": step}
         note = {"type": "add", "scene": command["scene"], "step": step, "pid": os.getpid()}
+        note["image"] = command["image"]
         journal.write(json.dumps(note) + "\\n")
     for key, scene in list(scenes.items()):
         prompt = scene["spec"]["prompt"]
@@ -102,6 +103,13 @@ def test_a_scene_runs_and_reports(tmp_path: Path, journal: Path) -> None:
     assert result["seconds_queue"] < 5
     assert seen == [1, 2, 3, 4, 5]
     assert (tmp_path / "duck.field").read_text() == "duck"
+    assert [event["image"] for event in events(journal, "add")] == [None]
+
+
+def test_an_engine_is_told_where_the_picture_is(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cpu"]) as devices:
+        run(devices, tmp_path, "duck", image=Path("/pictures/duck.png"))
+    assert [event["image"] for event in events(journal, "add")] == ["/pictures/duck.png"]
 
 
 @pytest.mark.parametrize(("count", "together"), [(1, 1), (3, 3)])
