@@ -92,19 +92,8 @@ BAD_INPUTS: dict[str, tuple[str, str, int, str]] = {  # manifest, options, exit 
     "SQL that nothing matches": (GOOD, "--where seed>5", 2, "no entry"),
     "no such judge": (GOOD, "--set judge=nosuch", 2, "nosuch"),
     "a scratch file": (GOOD, "--scratch manifest.csv", 2, "manifest.csv"),
-    "a picture for words": (
-        "prompt,image\na duck,manifest.csv\n",
-        "",
-        2,
-        "manifest.csv:2: image: picture manifest.csv is",
-    ),
-    "no picture": (GOOD, "--prior kxic/zero123-xl", 2, "manifest.csv:2: image: prior 'kxic/zero1"),
-    "a picture's loss without one": (
-        GOOD,
-        "--set input_view_weight=1",
-        2,
-        "--set input_view_weight",
-    ),
+    "text for a picture": ("prompt,image\na,manifest.csv\n", "", 2, "manifest.csv:2: image: pic"),
+    "a picture's loss without one": (GOOD, "--set input_view_weight=1", 2, "input_view_weight"),
     "no time": (GOOD, "--timeout 0", 2, "--timeout"),
     "a store below a file": (GOOD, "--store manifest.csv/store", 3, "manifest.csv"),
     "a store of another kind": (GOOD, "--store ftp://host/x", 3, "ftp://host/x"),
@@ -165,6 +154,17 @@ def test_check_shows_every_bad_row_at_once(sjc: Callable[..., Said], tmp_path: P
     assert said.code == 2
     places = [line.split(": ")[:2] for line in said.err.splitlines()]
     assert places == [["m.csv:2", "prompt"], ["m.csv:3", "seed"], ["m.csv:4", "prior"]]
+    (tmp_path / "p.csv").write_text("prompt,image\na duck,no.png\na cat,\n")
+    said = sjc("check", "p.csv", "--prior", "kxic/zero123-xl")
+    assert said.err.startswith("p.csv:2: image: picture no.png does not exist; give its path from")
+    (tmp_path / "p.csv").write_text("prompt,image\na duck,\na cat,\n")
+    said = sjc("check", "p.csv", "--prior", "kxic/zero123-xl")
+    starts = "prior 'kxic/zero123-xl' starts from an image, and there is none; name one"
+    assert (said.code, said.err.splitlines()) == (
+        2,
+        [f"p.csv:{k}: image: {starts}" for k in (2, 3)],
+    )
+    (tmp_path / "p.csv").unlink()
     (tmp_path / "m.csv").write_text(GOOD + "again,a yellow duck\nodd,a yellow zeppelin\n")
     said = sjc("check", "m.csv")
     assert (said.code, said.out) == (0, "m.csv: 3 entries, 2 assets, no errors\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image, ImageDraw
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -20,6 +21,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
+from tiny_priors import build_zero123_prior
 
 import flows.generate
 from flows.plan import Settings, make_plan
@@ -157,6 +159,29 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
         "n": [2, 2, 2],
     }
     assert len(read_table(store, "runs")) == 2
+
+
+def test_pictures_become_assets(run: Any, tmp_path: Path) -> None:
+    """The column `image`, its path from the manifest's folder, all the way to a mesh."""
+    prior = build_zero123_prior(tmp_path / "zero123")
+    (tmp_path / "pictures").mkdir()
+    picture = tmp_path / "pictures" / "ball.png"
+    ball = Image.new("RGBA", (32, 32))
+    ImageDraw.Draw(ball).ellipse((6, 6, 25, 25), "red")
+    ball.save(picture)
+    lines = ("id,prompt,image", "ball,a red ball,pictures/ball.png")
+    settings = {"prior": str(prior), "overrides": {"render_size": 8, "silhouette_weight": 1e4}}
+    state = run(*lines, **settings)
+    assert (state.name, state.message) == ("Completed", "1 ok")
+    (asset,) = tables(tmp_path)["assets"].to_dict("records")
+    sha256 = hashlib.sha256(picture.read_bytes()).hexdigest()
+    assert (asset["image"], asset["recipe"], asset["steps"]) == (sha256, "zero123", 20)
+    assert asset["faces"] > 0
+    assert load_field(asset["uri_field"]).space == "rgb"
+    assert run(*lines, **settings).message == "1 reused"
+    ball.rotate(90).resize((40, 40)).save(picture)
+    assert run(*lines, **settings).message == "1 ok"  # another picture, another asset
+    assert tables(tmp_path)["assets"].asset_id.nunique() == 2
 
 
 def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, judge: str) -> None:
