@@ -170,7 +170,7 @@ def test_pictures_become_assets(run: Any, tmp_path: Path) -> None:
     ImageDraw.Draw(ball).ellipse((6, 6, 25, 25), "red")
     ball.save(picture)
     lines = ("id,prompt,image", "ball,a red ball,pictures/ball.png")
-    settings = {"prior": str(prior), "overrides": {"render_size": 8, "ray_step": 0.2}}
+    settings = {"prior": str(prior), "overrides": {"render_size": 8, "silhouette_weight": 1e4}}
     state = run(*lines, **settings)
     assert (state.name, state.message) == ("Completed", "1 ok")
     (asset,) = tables(tmp_path)["assets"].to_dict("records")
