@@ -92,9 +92,9 @@ def test_decoded_views_are_the_decoders_pictures_of_rendered_latents(prior):
 def test_views_are_decoded_from_where_the_scene_was_trained(prior, monkeypatch):
     seen = []
 
-    def listening(field, prior, cameras, size, *, step=None):
+    def listening(field, prior, cameras, size, **options):
         seen.extend(cameras)
-        return decode_views(field, prior, cameras, size, step=step)
+        return decode_views(field, prior, cameras, size, **options)
 
     monkeypatch.setattr("sjc_engine.distill.decode_views", listening)
     monkeypatch.setattr("sjc_engine.distill.STEPS", 1)

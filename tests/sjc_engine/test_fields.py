@@ -101,7 +101,8 @@ def test_the_renderers_gradients_are_those_of_finite_differences(kind):
         named = {f"field.{name}": value for name, value in zip(names, parameters, strict=True)}
         return torch.func.functional_call(shot, named)
 
-    assert torch.autograd.gradcheck(outputs, values)
+    # Along random directions: a field's own derivatives are checked one by one above.
+    assert torch.autograd.gradcheck(outputs, values, fast_mode=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
