@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from sjc_engine.sources import BUILTINS, family_of
+from sjc_engine.presets import PRESETS, Value, presets_of
 from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # Part of every asset's identity: raise it when the same recipe begins to give another asset.
 RECIPE_VERSION = 1
 
-Value = int | float | bool | str
 Score = Literal["sjc", "sds", "naive"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
 
@@ -166,7 +165,7 @@ class Recipe:
         `prior` is a loaded prior or its id. Raises ValueError, naming the presets that fit.
         """
         prior_id = prior if isinstance(prior, str) else prior.id
-        presets = _presets(prior_id)
+        presets = presets_of(prior_id)
         name = next(iter(presets)) if preset is None else preset
         if name not in presets:
             homes = [family for family, known in PRESETS.items() if name in known]
@@ -219,139 +218,6 @@ _HINTS: dict[str, Any] = {k: v for part in PARTS.values() for k, v in get_type_h
 RECIPE_KEYS: dict[str, type] = {
     name: str if get_origin(hint) is Literal else hint for name, hint in _HINTS.items()
 }
-
-# The embedded prior: 32 x 32 pixels, rendered as its training images were (`toybox.dataset`): seen
-# from no closer, and told by the finest view prompts that it knows. Emptiness 250 over about 1e5
-# samples is 2.5e-3 a sample: less leaves a haze that makes outlines a pixel too wide.
-TOYBOX: dict[str, Value] = {
-    "steps": 1000,
-    "guidance_scale": 15.0,
-    "grid_size": 48,
-    "half_length": 0.7,
-    "color_init": 0.1,
-    "background": "random",
-    "render_size": 32,
-    "ray_step": 2.1 / 96,
-    "ray_jitter": True,
-    "views_per_step": 2,
-    "view_style": "detailed",
-    "fov_min": 46.0,
-    "fov_max": 60.0,
-    "elevation_min": -5.0,
-    "elevation_max": 58.0,
-    "emptiness_weight": 250.0,
-    "binary_weight": 100.0,
-}
-TOYBOX_DRAFT: dict[str, Value] = {
-    **TOYBOX,
-    "steps": 300,
-    "views_per_step": 1,
-    "grid_size": 32,
-    "ray_step": 0.03,
-}
-PIXEL_PRESETS: dict[str, dict[str, Value]] = {"toybox": TOYBOX, "draft": TOYBOX_DRAFT}
-
-# What the 24 published commands change; the rest of each is the paper's default.
-PAPER_EXCEPTIONS: dict[str, dict[str, Value]] = {
-    "burger": {},
-    "duck": {"depth_weight": 10.0},
-    "ficus": {"depth_weight": 100.0},
-    "tank": {"steps": 20_000},
-    "icecream": {"depth_weight": 10.0},
-    "giraffe": {"depth_weight": 50.0},
-    "biden": {},
-    "car": {},
-    "castle": {"depth_weight": 50.0},
-    "chair": {"steps": 50_000, "lr": 0.01, "emptiness_weight": 7000.0},
-    "fries": {"depth_weight": 10.0},
-    "horse": {},
-    "motorcycle": {},
-    "obama": {"steps": 30_000, "variance_reduction": False},
-    "opera-house": {},
-    "pig": {},
-    "printer": {"variance_reduction": False},
-    "rocket": {"steps": 30_000, "variance_reduction": False},
-    "rose": {"depth_weight": 50.0},
-    "school-bus": {"steps": 30_000, "variance_reduction": False},
-    "temple": {},
-    "trump": {"steps": 30_000},
-    "zebra": {"lr": 0.02, "emptiness_weight": 3e4, "variance_reduction": False},
-    "zelda": {"variance_reduction": False},
-}
-LATENT_PRESETS: dict[str, dict[str, Value]] = {
-    "paper": {},
-    "draft": {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
-    **{f"paper-{name}": changes for name, changes in PAPER_EXCEPTIONS.items()},
-}
-
-
-# DreamFusion's own loss on the prior at hand; its field and camera stay SJC's.
-SDS: dict[str, Value] = {"score": "sds"}
-# 64 x 64 pixels from T5: DreamFusion's setting.
-IF: dict[str, Value] = {
-    "background": "random",
-    "color_init": 0.1,
-    "guidance_scale": 20.0,
-    "half_length": 0.7,
-    "ray_step": 0.011,
-    "grid_size": 128,
-}
-# Models of one kind of picture follow the noise down (the paper's section 5.1).
-ANNEALED: dict[str, Value] = {
-    "sigma_schedule": "annealed",
-    "view_style": "none",
-    "color_init": 0.1,
-    "tick_min": 20,
-}
-# Zero-1-to-3 as its 3drec sets it, on the command line that its README gives: the picture's view
-# and its latents' 32 x 32 rays, on the white that the model was trained with.
-ZERO123: dict[str, Value] = {
-    "view_style": "none",
-    "background": "white",
-    "render_size": 32,
-    "radius": 2.0,
-    "radius_spread": 0.2,
-    "fov_min": 49.1,
-    "fov_max": 49.1,
-    "elevation_min": -14.5,  # the eye's height above -0.5, at radius 2
-    "elevation_max": 90.0,
-    "emptiness_weight": 0.0,
-    "input_view_weight": 1e4,
-    "near_view_weight": 1e4,
-    "smooth_weight": 1e4,
-}
-PRESETS: dict[str, dict[str, dict[str, Value]]] = {
-    "toybox": {**PIXEL_PRESETS, "sds": {**TOYBOX, **SDS}},
-    "stable_diffusion": {**LATENT_PRESETS, "sds": SDS},
-    "deepfloyd": {"if": IF, "draft": {**IF, "steps": 1000, "grid_size": 64, "ray_step": 0.022}},
-    "unconditional": {
-        "annealed": ANNEALED,
-        "draft": {**ANNEALED, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
-    },
-    "toybox_unconditional": {
-        "annealed": {**TOYBOX, **ANNEALED},
-        "draft": {**TOYBOX_DRAFT, **ANNEALED},
-    },
-    "zero123": {
-        "zero123": ZERO123,
-        "draft": {**ZERO123, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
-    },
-}
-
-
-def preset_names(prior_id: str) -> list[str]:
-    """The presets that fit this prior, the default first."""
-    return list(_presets(prior_id))
-
-
-def _presets(prior_id: str) -> dict[str, dict[str, Value]]:
-    """The presets of the prior's family; a small pixel model without a VAE counts as a toybox."""
-    family, index = family_of(prior_id)
-    if family == "stable_diffusion" and not (index.get("vae") or [None])[0]:
-        family = "toybox"
-    if family == "unconditional" and prior_id in BUILTINS:
-        family = "toybox_unconditional"
-    return PRESETS[family]
 
 
 def _check_ranges(part: Any) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sjc_engine.input_image import NO_SILHOUETTE, misfits, read_image
-from sjc_engine.recipes import RECIPE_KEYS, Recipe, Value
+from sjc_engine.presets import Value
+from sjc_engine.recipes import RECIPE_KEYS, Recipe
 from sjc_engine.sources import takes_image
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.input_image import ImageError, check_image
-from sjc_engine.recipes import PRESETS, RECIPE_KEYS, Recipe, Value
+from sjc_engine.presets import PRESETS, Value
+from sjc_engine.recipes import RECIPE_KEYS, Recipe
 from sjc_engine.sources import BUILTINS, HUB_ID
 from tasks.manifest_files import META, Record, Records, shown
 

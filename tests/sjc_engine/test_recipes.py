@@ -4,14 +4,13 @@ import json
 import pytest
 from tiny_priors import build_latent_prior, build_pixel_prior
 
+from sjc_engine.presets import PAPER_EXCEPTIONS, preset_names
 from sjc_engine.prior import load_prior
 from sjc_engine.recipes import (
-    PAPER_EXCEPTIONS,
     PARTS,
     RECIPE_KEYS,
     OptimizeRecipe,
     Recipe,
-    preset_names,
 )
 
 HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from task_samples import Write, plan, problems
 
-from sjc_engine.recipes import PAPER_EXCEPTIONS, Recipe
+from sjc_engine.presets import PAPER_EXCEPTIONS
+from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
 from tasks.manifest import ManifestError, read_manifest, resolve
 
