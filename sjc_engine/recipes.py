@@ -1,4 +1,4 @@
-"""Recipes: every setting of an asset, its type, default and range, and the presets.
+"""Recipes: every setting of an asset, its type, default and range.
 
 A recipe has three frozen parts, whose keys are flat and unique so that a manifest column or
 `--set key=value` names one directly: `steps`, `guidance_scale`, `max_faces`, ...

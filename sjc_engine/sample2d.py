@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sjc_engine.prior import Prior
 from sjc_engine.recipes import Score
+from sjc_engine.schedules import Schedule, draw_sigma
 from sjc_engine.score import average, guide, perturb, weighting
 
-SCHEDULES = ("annealed", "random", "fixed")
+SCHEDULES: tuple[Schedule, ...] = ("annealed", "random", "fixed")
 FIXED_SIGMA = 1.5
 
 
@@ -57,22 +58,15 @@ def heun(
 
 
 def noise_levels(
-    prior: Prior, schedule: str, steps: int, generator: torch.Generator, ticks: tuple[int, int]
+    prior: Prior, schedule: Schedule, steps: int, generator: torch.Generator, ticks: tuple[int, int]
 ) -> Tensor:
-    """Sigma (steps,) of every step: "annealed" from the range's top down, "random" in it, "fixed".
-
-    `ticks` are the range's ends, inclusive. Raises ValueError for another schedule.
-    """
-    first, last = ticks[0], min(ticks[1], len(prior.sigmas) - 1)
-    if schedule == "fixed":
-        return torch.full((steps,), FIXED_SIGMA, dtype=torch.float64)
-    if schedule == "annealed":
-        chosen = torch.linspace(last, first, steps).round().long()
-    elif schedule == "random":
-        chosen = torch.randint(first, last + 1, (steps,), generator=generator)
-    else:
-        raise ValueError(f"schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
-    return prior.sigmas.cpu()[chosen]
+    """Sigma (steps,) of every step; `ticks` are the ends of its range, inclusive."""
+    sigmas = prior.sigmas.cpu()
+    levels = [
+        draw_sigma(schedule, k / max(1, steps - 1), ticks, FIXED_SIGMA, sigmas, 1, generator)
+        for k in range(steps)
+    ]
+    return torch.cat(levels)
 
 
 @torch.no_grad()

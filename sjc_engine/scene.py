@@ -27,8 +27,9 @@ from sjc_engine.losses import (
     opacity_entropy,
     total_variation,
 )
+from sjc_engine.optimizer import make_optimizer
 from sjc_engine.prior import Cond, Prior
-from sjc_engine.recipes import RECIPE_VERSION, OptimizeRecipe, Recipe
+from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.render import (
     Rendering,
     composite,
@@ -37,6 +38,7 @@ from sjc_engine.render import (
     render_views,
 )
 from sjc_engine.rollback import LR_FACTOR, SNAPSHOT_STEPS, Snapshot
+from sjc_engine.schedules import guidance_at, sigma_at
 from sjc_engine.score import average, perturb, weighting
 from sjc_engine.views import view_prompt, view_prompts
 
@@ -151,7 +153,7 @@ class Scene:
         backdrop = self._background(views)
         images = self._picture(views, backdrop)
 
-        sigma = self._sigma(count)
+        sigma = sigma_at(self.step, r, self.prior.sigmas, count, g)
         noise = torch.randn(r.noise_samples, *images.shape, generator=g).to(device)
         if r.score == "naive":
             noise = torch.zeros_like(noise)
@@ -174,7 +176,7 @@ class Scene:
             perturb(images.detach(), sigma, noise),
             Cond.cat([self._ask(cameras)] * r.noise_samples),
             self._uncond[[0] * asked],
-            torch.full((asked,), self._guidance()),
+            torch.full((asked,), guidance_at(self.step, r)),
             negatives,
             weights,
             near,
@@ -304,30 +306,6 @@ class Scene:
         """Whether this share of the steps is done."""
         return self.step >= share * self.recipe.optimize.steps
 
-    def _highest_tick(self) -> int:
-        r = self.recipe.optimize
-        end = r.tick_end or r.tick_max
-        return round(r.tick_max + (end - r.tick_max) * self.step / max(1, r.steps - 1))
-
-    def _sigma(self, count: int) -> Tensor:
-        """This step's noise levels (count,) by the recipe's schedule."""
-        r, sigmas = self.recipe.optimize, self.prior.sigmas
-        if r.sigma_schedule == "fixed":
-            return sigmas.new_full((count,), r.sigma_fixed)
-        highest = self._highest_tick()
-        if r.sigma_schedule == "annealed":
-            share = self.step / max(1, r.steps - 1)
-            ticks = torch.full((count,), round(highest + (r.tick_min - highest) * share))
-        else:
-            ticks = torch.randint(r.tick_min, highest + 1, (count,), generator=self.generator)
-        return sigmas[ticks.clamp(max=len(sigmas) - 1).to(sigmas.device)]
-
-    def _guidance(self) -> float:
-        """This step's guidance scale."""
-        r = self.recipe.optimize
-        end = r.guidance_scale if r.guidance_end < 0 else r.guidance_end
-        return r.guidance_scale + (end - r.guidance_scale) * self.step / max(1, r.steps - 1)
-
     @property
     def _lr_factor(self) -> float:
         return LR_FACTOR if self.rolled_back else 1.0
@@ -390,22 +368,3 @@ class Scene:
     def _require_finite(self) -> None:
         if not all(bool(torch.isfinite(p).all()) for p in self.field.parameters()):
             raise Diverged([self])
-
-
-def make_optimizer(
-    field: Field, recipe: OptimizeRecipe, factor: float = 1.0
-) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the field, every learning rate times `factor`."""
-    rates = {
-        "density": recipe.density_lr or recipe.lr,
-        "color": recipe.lr,
-        "network": recipe.network_lr,
-        "background": recipe.background_lr,
-    }
-    groups = [
-        {"params": parameters, "lr": factor * rates[name]}
-        for name, parameters in field.groups().items()
-        if name != "background" or recipe.background == "learned"
-    ]
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.Adamax
-    return kind(groups, lr=factor * recipe.lr)

@@ -58,8 +58,6 @@ def test_schedules():
     random = noise_levels(prior, "random", 500, generator(), (100, 5000))
     assert prior.sigmas[100] <= random.min() < random.max() <= prior.sigmas[-1]
     assert set(noise_levels(prior, "fixed", 3, generator(), (0, 1)).tolist()) == {1.5}
-    with pytest.raises(ValueError, match="'falling': use one of annealed"):
-        noise_levels(prior, "falling", 3, generator(), (0, 1))
 
 
 def test_sds_and_sjc_point_the_same_way_from_the_same_noise():

@@ -1,0 +1,59 @@
+"""What changes from step to step: the noise level and the guidance scale."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sjc_engine.recipes import OptimizeRecipe
+
+Schedule = Literal["random", "annealed", "fixed"]
+
+
+def guidance_at(step: int, recipe: OptimizeRecipe) -> float:
+    """Constant, or linear from `guidance_scale` to `guidance_end`."""
+    start = recipe.guidance_scale
+    end = start if recipe.guidance_end < 0 else recipe.guidance_end
+    return start + (end - start) * _share(step, recipe.steps)
+
+
+def sigma_at(
+    step: int, recipe: OptimizeRecipe, sigmas: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """Noise levels (count,) of a step, out of a prior's `sigmas` (ticks,)."""
+    share = _share(step, recipe.steps)
+    end = recipe.tick_end or recipe.tick_max
+    highest = round(recipe.tick_max + (end - recipe.tick_max) * share)
+    ticks = recipe.tick_min, highest
+    return draw_sigma(
+        recipe.sigma_schedule, share, ticks, recipe.sigma_fixed, sigmas, count, generator
+    )
+
+
+def draw_sigma(
+    schedule: Schedule,
+    share: float,
+    ticks: tuple[int, int],
+    fixed: float,
+    sigmas: Tensor,
+    count: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """`count` levels when `share` of the steps is done, `ticks` being the range, inclusive.
+
+    "random" draws from the range, "annealed" goes from its top to its bottom, "fixed" is `fixed`.
+    """
+    if schedule == "fixed":
+        return sigmas.new_full((count,), fixed)
+    low, high = (min(tick, len(sigmas) - 1) for tick in ticks)
+    if schedule == "annealed":
+        chosen = torch.full((count,), round(high + (low - high) * share))
+    else:
+        chosen = torch.randint(low, high + 1, (count,), generator=generator)
+    return sigmas[chosen.to(sigmas.device)]
+
+
+def _share(step: int, steps: int) -> float:
+    return step / max(1, steps - 1)
