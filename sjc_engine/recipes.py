@@ -102,9 +102,9 @@ class OptimizeRecipe:
     def __post_init__(self) -> None:
         _check_ranges(self)
         if self.tick_min > min(self.tick_max, self.tick_end or self.tick_max):
+            end = f" or tick_end = {self.tick_end}" if self.tick_end else ""
             raise ValueError(
-                f"tick_min = {self.tick_min} must not exceed tick_max = {self.tick_max}"
-                f" or tick_end = {self.tick_end}"
+                f"tick_min = {self.tick_min} must not exceed tick_max = {self.tick_max}{end}"
             )
         if self.fov_min > self.fov_max:
             raise ValueError(f"fov_min = {self.fov_min} exceeds fov_max = {self.fov_max}")
@@ -226,17 +226,19 @@ def _check_ranges(part: Any) -> None:
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
                 allowed = ", ".join(get_args(hint))
-                raise ValueError(f"{f.name} = {value!r}: use one of {allowed}")
+                raise ValueError(f"{f.name} = {value!r} is unknown; use one of {allowed}")
         elif "range" in f.metadata:
             low, high = f.metadata["range"]
             if not low <= value <= high:  # also false for NaN
-                raise ValueError(f"{f.name} = {value} is outside {low:g}...{high:g}")
+                raise ValueError(
+                    f"{f.name} = {value} is out of range; use {low:,.10g} to {high:,.10g}"
+                )
 
 
 def _convert(key: str, value: Value) -> Value:
     """The value as the key's own type, so that 800 and 800.0 and "800" make one identity."""
     wanted = RECIPE_KEYS[key]
-    problem = ValueError(f"{key} = {value!r}: expected {_TYPE_NAMES[wanted]}")
+    problem = ValueError(f"{key} = {value!r} is wrong; write {_TYPE_NAMES[wanted]}")
     if wanted is str or isinstance(value, str):
         if not isinstance(value, str):
             raise problem

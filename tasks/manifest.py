@@ -19,7 +19,15 @@ from sjc_engine.sources import takes_image
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
 from tasks.manifest_files import ManifestError, Problem, read_records
-from tasks.manifest_rows import Row, RowReader, blamed_keys, prior_problem, split_error
+from tasks.manifest_rows import (
+    Row,
+    RowReader,
+    blamed_keys,
+    judge_problem,
+    prior_problem,
+    recipe_problem,
+    split_error,
+)
 
 __all__ = [
     "Entry", "Manifest", "ManifestError", "Plan", "Problem", "Row", "read_manifest", "resolve",
@@ -191,7 +199,7 @@ class _Resolver:
 
     def spec(self, row: Row) -> AssetSpec:
         """What the row asks for; worth nothing if there are problems."""
-        prior = row.prior or self.prior or DEFAULT_PRIOR
+        prior = row.prior or (DEFAULT_PRIOR if self.prior is None else self.prior)
         recipe = self._recipe(row, prior)
         if not prior_problem(prior):
             self._check_image(row, prior, recipe)
@@ -235,6 +243,10 @@ class _Resolver:
         return found
 
     def _recipe(self, row: Row, prior: str) -> Recipe:
+        if not row.prior and prior_problem(prior):  # nobody can tell which presets fit it
+            if not row.recipe and self.recipe and (wrong := recipe_problem(None, self.recipe)):
+                self.blame(None, "--recipe", *wrong)
+            return Recipe()
         try:
             recipe = Recipe.for_prior(prior, row.recipe or self.recipe)
         except ValueError as error:
@@ -247,20 +259,25 @@ class _Resolver:
         values = {**self.overrides, **row.overrides}
         while True:
             try:
-                return recipe.override(values)
+                recipe = recipe.override(values)
+                break
             except ValueError as error:
                 # The engine stops at the first mistake; leave it out to find the next one.
                 named = [key for key in blamed_keys(error) if key in values]
                 key = next((key for key in named if key in row.overrides), named[0])
                 if key in row.overrides:
-                    self.blame(row.line, key, *split_error(error))
+                    self.blame(row.line, key, *split_error(error, key))
                 else:
-                    self.blame(None, f"--set {key}", *split_error(error))
+                    self.blame(None, f"--set {key}", *split_error(error, key))
                 del values[key]
+        judge = recipe.evaluate.judge
+        if "judge" not in row.overrides and (problem := judge_problem(judge)):
+            self.blame(None, "--set judge", *problem)
+        return recipe
 
 
 def _not_covered(prompt: str, covered: float) -> str:
-    words = ", ".join(repr(word) for word in unknown_words(prompt))
+    words = ", ".join(repr(word) for word in dict.fromkeys(unknown_words(prompt)))
     if covered == 0:
         return (
             f"the prior {DEFAULT_PRIOR!r} has no such object ({', '.join(NOUNS)}); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from sjc_engine.input_image import ImageError, check_image
 from sjc_engine.presets import PRESETS, Value
 from sjc_engine.recipes import RECIPE_KEYS, Recipe
-from sjc_engine.sources import BUILTINS, HUB_ID
+from sjc_engine.sources import BUILTINS, FAMILIES, HUB_ID
 from tasks.manifest_files import META, Record, Records, shown
 
 MAX_CELL = 100_000  # characters
@@ -177,18 +178,9 @@ class RowReader:
 
     def _recipe(self, prior: str | None) -> str | None:
         text = self._text("recipe").strip()
-        if not text:
-            return None
-        if prior is not None:
-            try:
-                Recipe.for_prior(prior, text)
-            except ValueError as error:
-                self.blame("recipe", *split_error(error))
-        elif text not in (known := _all_presets()):
-            close = difflib.get_close_matches(text, known, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
-            self.blame("recipe", f"{shown(text)!r} is unknown", fix)
-        return text
+        if text and (problem := recipe_problem(prior, text)):
+            self.blame("recipe", *problem)
+        return text or None
 
     def _overrides(self) -> dict[str, Value]:
         given = {key: self._given(key) for key in RECIPE_KEYS}
@@ -199,7 +191,10 @@ class RowReader:
             except ValueError as error:
                 # An error that names two keys depends on the preset, which is not known here.
                 if blamed_keys(error) == [key]:
-                    self.blame(key, *split_error(error))
+                    self.blame(key, *split_error(error, key))
+        judge = overrides.get("judge")
+        if isinstance(judge, str) and (problem := judge_problem(judge.strip())):
+            self.blame("judge", *problem)
         return overrides
 
     def _tags(self) -> list[str]:
@@ -228,26 +223,61 @@ def prior_problem(prior: str) -> tuple[str, str] | None:
     if prior in BUILTINS:
         return None
     if folder.is_dir():
-        if (folder / "model_index.json").is_file():
-            return None
-        return f"the folder {prior} has no model_index.json", "name a diffusers model folder"
+        return _index_problem(folder)
     if HUB_ID.fullmatch(prior):
         return None
     fix = f"use {', '.join(BUILTINS)}, an existing folder, or owner/name on the hub"
     return f"{shown(prior)!r} is unknown", fix
 
 
-def split_error(error: ValueError) -> tuple[str, str]:
-    """The engine's message as problem and fix."""
+def _index_problem(folder: Path) -> tuple[str, str] | None:
+    fix = "name a diffusers model folder"
+    if not (folder / "model_index.json").is_file():
+        return f"the folder {folder} has no model_index.json", fix
+    try:
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        index = None
+    if not isinstance(index, dict):
+        return f"{folder}/model_index.json is not readable", fix
+    kind = str(index.get("_class_name"))
+    if kind not in FAMILIES:
+        return f"the folder {folder} has a {shown(kind)}", f"use one with {', '.join(FAMILIES)}"
+    return None
+
+
+def recipe_problem(prior: str | None, recipe: str) -> tuple[str, str] | None:
+    """What is wrong with a preset's name, and the fix; without a prior it may be any family's."""
+    if prior is not None:
+        try:
+            Recipe.for_prior(prior, recipe)
+        except ValueError as error:
+            return split_error(error)
+        return None
+    known = list(dict.fromkeys(name for family in PRESETS.values() for name in family))
+    if recipe in known:
+        return None
+    close = difflib.get_close_matches(recipe, known, n=1)
+    fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+    return f"{shown(recipe)!r} is unknown", fix
+
+
+def judge_problem(judge: str) -> tuple[str, str] | None:
+    """What is wrong with a judge's name, and the fix; neither its files nor the hub are read."""
+    if judge == "toybox" or Path(judge).is_dir() or HUB_ID.fullmatch(judge):
+        return None
+    return (
+        f"{shown(judge)!r} is unknown",
+        "use toybox, an existing folder, or owner/name on the hub",
+    )
+
+
+def split_error(error: ValueError, key: str = "") -> tuple[str, str]:
+    """The engine's message as problem and fix; `key` names the column, and need not come twice."""
     problem, _, fix = str(error).partition("; ")
-    return problem, fix or "see docs/manifests.md for its values"
+    return problem.removeprefix(f"{key} = "), fix or "see docs/manifests.md for its values"
 
 
 def blamed_keys(error: ValueError) -> list[str]:
     """The recipe keys that an error of the engine names, in its order."""
     return [word for word in re.findall(r"\w+", str(error)) if word in RECIPE_KEYS]
-
-
-def _all_presets() -> list[str]:
-    """The presets of every kind of prior."""
-    return list(dict.fromkeys(name for family in PRESETS.values() for name in family))

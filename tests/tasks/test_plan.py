@@ -52,6 +52,57 @@ def test_the_command_line_is_checked_too(write: Write) -> None:
     assert problems(path, limit=0) == ["command line: --limit: 0 leaves nothing; use 1 or more"]
 
 
+def test_a_recipe_in_a_row_may_be_of_any_family(write: Write) -> None:
+    path = write("prompt,recipe\na cat,annealed\nb,draft\n")
+    entries = plan(path, prior="google/ddpm-cat-256").entries
+    assert [entry.spec.recipe.name for entry in entries] == ["annealed", "draft"]
+    [problem] = problems(path)
+    assert problem.startswith("m.csv:2: recipe: recipe 'annealed' does not fit 'toybox'; presets")
+    [problem] = problems(path, prior="nonsense")
+    assert problem.startswith("command line: --prior: 'nonsense' is unknown")
+    [row, option] = (
+        problems(write("prompt,recipe\na,anealed\n"), prior="nonsense"),
+        problems(write("prompt\na\n"), prior="nonsense", recipe="anealed"),
+    )
+    assert row == ["m.csv:2: recipe: 'anealed' is unknown; did you mean 'annealed'?"]
+    assert option[1:] == ["command line: --recipe: 'anealed' is unknown; did you mean 'annealed'?"]
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        ('{"_class_name":', "model_index.json is not readable; name a diffusers model folder"),
+        ("[1]", "model_index.json is not readable"),
+        ('{"_class_name": "FluxPipeline"}', "has a FluxPipeline; use one with StableDiffusion"),
+        ("{}", "has a None; use one with"),
+    ],
+)
+def test_a_folder_that_no_loader_takes(
+    index: str, problem: str, write: Write, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(index)
+    [row] = problems(write(f"prompt,prior\na,{folder}\n"))
+    assert row.startswith("m.csv:2: prior: ")
+    assert problem in row
+    [option] = problems(write("prompt\na\n"), prior=str(folder))
+    assert option.startswith("command line: --prior: ")
+    assert problem in option
+
+
+def test_a_judge_is_named_where_it_is_asked_for(write: Write, tmp_path: Path) -> None:
+    path = write(f"prompt,judge\na,nosuch\nb,{tmp_path}\nc,owner/name\nd,\n")
+    [row] = problems(path)
+    assert row == (
+        "m.csv:2: judge: 'nosuch' is unknown; use toybox, an existing folder, or owner/name on"
+        " the hub"
+    )
+    path = write("prompt,judge\na,owner/name\nb,\nc,\n")
+    [option] = problems(path, overrides={"judge": "nosuch"})
+    assert option.startswith("command line: --set judge: 'nosuch' is unknown")
+
+
 def test_ranges_between_keys_are_judged_with_the_preset(write: Write) -> None:
     path = write("prompt,tick_min,tick_max\na,980,\nb,980,999\nc,990,980\n")
     assert [text.split(": ")[:2] for text in problems(path)] == [
@@ -93,11 +144,15 @@ def test_duplicates_are_one_asset_and_a_warning(write: Write) -> None:
 
 
 def test_prompts_outside_the_vocabulary_are_warned_of(write: Write) -> None:
-    path = write("prompt,seed,prior\na duck with a hat,0-1,\na zebra,,\na zebra,,owner/name\n")
+    path = write(
+        "prompt,seed,prior\na duck with a hat on a hat,0-1,\na zebra,,\na zebra,,owner/name\n"
+    )
     found = plan(path)
-    assert [entry.prior_coverage for entry in found.entries] == [0.5, 0.5, 0.0, None]
+    assert [entry.prior_coverage for entry in found.entries] == pytest.approx(
+        [1 / 3, 1 / 3, 0.0, None]
+    )
     assert len(found.warnings) == 2, "one warning for each row"
-    assert "'hat'" in found.warnings[0]
+    assert "does not know 'hat'; it" in found.warnings[0]
     assert "has no such object (burger, duck" in found.warnings[1]
 
 
