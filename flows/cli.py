@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+MAX_SEED = 2**63 - 1  # as in a manifest
 StoreOption = Annotated[
     str, typer.Option(envvar="SJC_STORE", help="A directory or s3://bucket/prefix.")
 ]
@@ -119,7 +120,7 @@ def generate(
     prior: Annotated[str, typer.Option(help="As for `run`.")] = "toybox",
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the random numbers.")] = 0,
     image: Annotated[Path | None, typer.Option(help="A picture, for priors that take one.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda:N.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -172,7 +173,7 @@ def sample2d(
     ] = None,
     guidance: Annotated[str, typer.Option(help="Scales of the grid's columns.")] = "1,3,10,30",
     steps: Annotated[int, typer.Option(min=1, help="Steps along the score.")] = 400,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the random numbers.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda:N.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:

@@ -1,11 +1,13 @@
 """`sjc sample2d`: the paper's experiments in 2D, as one picture."""
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flows.errors import UsageError
 from flows.plan import check_devices
+from tasks.manifest_rows import prior_problem
 
 
 def sample2d(
@@ -26,23 +28,33 @@ def sample2d(
         raise UsageError(f"-o {out}: its folder does not exist, or it is one")
     if not guidance or steps < 1:
         raise UsageError("--guidance needs a number, and --steps one above 0")
-    [chosen] = check_devices([device] if device else None)[:1]
-
-    from sjc_engine.figures import experiments
-    from sjc_engine.prior import load_prior
-
+    if not all(math.isfinite(scale) for scale in guidance):
+        raise UsageError("--guidance: use finite numbers")
+    for prior in priors:
+        if problem := prior_problem(prior):
+            raise UsageError(f"--prior: {'; '.join(problem)}")
+    [chosen] = check_devices(None if device is None else [device], "--device")[:1]
+    partial = out.with_name(f".{out.name}.partial")
     try:
-        loaded = [load_prior(prior, device=chosen) for prior in priors]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        partial.touch()  # a folder that cannot be written is found before the work
+    except OSError as error:
+        raise UsageError(f"-o {out}: {error.strerror}; name another folder") from error
 
     def tell(done: int, total: int) -> None:
         if not quiet:
             print(f"{done} of {total} parts", file=sys.stderr, flush=True)
 
-    picture = experiments(loaded, prompt, guidance=guidance, steps=steps, seed=seed, on_done=tell)
-    partial = out.with_name(f".{out.name}.partial")
     try:
+        from sjc_engine.figures import experiments
+        from sjc_engine.prior import load_prior
+
+        try:
+            loaded = [load_prior(prior, device=chosen) for prior in priors]
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        picture = experiments(
+            loaded, prompt, guidance=guidance, steps=steps, seed=seed, on_done=tell
+        )
         picture.save(partial, "PNG", optimize=True)
         partial.replace(out)
     finally:

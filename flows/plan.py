@@ -1,7 +1,8 @@
 """What a run is going to do: everything is read and checked here, before anything starts."""
 
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,7 +17,6 @@ from tasks.manifest import Plan as Resolved
 from tasks.store import Store, StoreError, open_store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_HUB_ID = re.compile(r"[^/\s]+/[^/\s]+")
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,26 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     devices = check_devices(settings.devices)
     manifest, resolved = read_entries(settings, revision)
     entries = select(resolved.entries, settings.where, settings.limit)
-    check_judges(entries)
     scratch = Path(settings.scratch)
-    if scratch.exists() and not scratch.is_dir():
-        raise UsageError(f"--scratch {scratch} is a file; name a folder")
+    if not can_hold_files(scratch):
+        raise UsageError(f"--scratch {scratch} cannot be written; name another folder")
     store = open_store(settings.store, writable=writable)
+    if writable:
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--scratch {scratch}: {error.strerror}; name another") from error
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
     unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]
     donors = find_donors(store, unfinished)
     return Plan(settings, manifest, entries, resolved.warnings, store, states, donors, devices)
+
+
+def can_hold_files(folder: Path) -> bool:
+    """Whether a folder is there and writable, or can be made; nothing is made."""
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
@@ -125,14 +135,14 @@ def revision(prior: str) -> str:
     return find_prior(prior).revision
 
 
-def check_devices(devices: Sequence[str] | None) -> list[str]:
+def check_devices(devices: Sequence[str] | None, option: str = "--devices") -> list[str]:
     """The devices to use; UsageError for one that this machine does not have."""
     if devices is not None:
         for device in devices:
             if not _DEVICE.fullmatch(device):
-                raise UsageError(f"--devices: {device!r} is not cpu, cuda or cuda:N")
+                raise UsageError(f"{option}: {device!r} is not cpu, cuda or cuda:N")
         if not devices:
-            raise UsageError("--devices: name at least one, such as cpu")
+            raise UsageError(f"{option}: name at least one, such as cpu")
         if set(devices) == {"cpu"}:
             return list(devices)
     import torch
@@ -143,15 +153,8 @@ def check_devices(devices: Sequence[str] | None) -> list[str]:
     names = ["cuda:0" if device == "cuda" else device for device in devices]
     for name in names:
         if name != "cpu" and int(name.partition(":")[2]) >= gpus:
-            raise UsageError(f"--devices: there is no {name}; this machine has {gpus} CUDA devices")
+            raise UsageError(f"{option}: there is no {name}; this machine has {gpus} CUDA devices")
     return names
-
-
-def check_judges(entries: Iterable[Entry]) -> None:
-    """UsageError for a judge that cannot be: a builtin, a folder or owner/name may."""
-    for judge in {entry.spec.recipe.evaluate.judge for entry in entries}:
-        if not (judge == "toybox" or Path(judge).is_dir() or _HUB_ID.fullmatch(judge)):
-            raise UsageError(f"judge {judge!r} is neither toybox, a folder nor owner/name")
 
 
 def select(entries: list[Entry], where: str | None, limit: int | None) -> list[Entry]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from flows import environment, server
 from flows.errors import FAILED
 from flows.listing import RESULT_COLUMNS, results
-from flows.plan import Plan, Settings, make_plan, seconds_expected
+from flows.plan import Plan, Settings, can_hold_files, make_plan, seconds_expected
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
+from tasks.store import StoreError
 
 PREVIEWS = 24  # paths that are printed; the picture holds as many
 
@@ -20,6 +21,10 @@ def dry_run(settings: Settings, *, as_json: bool) -> None:
     """Prints what a run would do; nothing is made, not even the store."""
     with tempfile.TemporaryDirectory() as empty:
         fresh = "://" not in settings.store and not Path(settings.store).exists()
+        if fresh and not can_hold_files(Path(settings.store)):
+            raise StoreError(
+                f"Cannot use {settings.store}: it cannot be made; choose another --store"
+            )
         plan = make_plan(replace(settings, store=empty) if fresh else settings, writable=False)
         seconds = seconds_expected(plan)
     if as_json:

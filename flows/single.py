@@ -4,16 +4,18 @@ import json
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flows.errors import RunError, UsageError
 from flows.plan import check_devices
 from flows.terminal import terminal_watcher
-from sjc_engine.input_image import NO_SILHOUETTE, ImageError, InputImage, misfits, read_image
+from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.recipes import Recipe
-from sjc_engine.sources import takes_image
+from tasks.manifest import COMMAND_LINE, Manifest, resolve
+from tasks.manifest_files import ManifestError, Problem, Record, Records
+from tasks.manifest_rows import RowReader
 
 FILES = ("mesh.glb", "field.safetensors", "preview.png", "report.json")
 
@@ -37,19 +39,21 @@ def make(request: Request, *, quiet: bool, as_json: bool) -> None:
 
     Raises UsageError for what cannot be made.
     """
-    if not request.prompt.strip():
-        raise UsageError("the prompt is empty")
+    image = _image(request)
+    recipe = _recipe(request)
     taken = [name for name in FILES if (request.out / name).exists()]
     if taken:
         raise UsageError(f"{request.out} has {', '.join(taken)} already; name another folder")
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError(f"-o {request.out} is a file; name a folder")
+    device = check_devices(None if request.device is None else [request.device], "--device")[0]
+    home = request.out if request.out.is_dir() else request.out.parent
     try:
-        recipe = Recipe.for_prior(request.prior, request.recipe).override(request.overrides)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    image = _image(request, recipe)
-    device = check_devices([request.device] if request.device else None)[0]
-    request.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".sjc-", dir=request.out.parent) as folder:
+        home.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".sjc-", dir=home)
+    except OSError as error:
+        raise UsageError(f"-o {request.out}: {error.strerror}; name another folder") from error
+    with temporary as folder:
         report = _make(request, recipe, image, device, Path(folder), quiet)
         request.out.mkdir(exist_ok=True)
         for name in FILES:
@@ -61,19 +65,40 @@ def make(request: Request, *, quiet: bool, as_json: bool) -> None:
             print(request.out / name)
 
 
-def _image(request: Request, recipe: Recipe) -> InputImage | None:
-    """The picture to start from; UsageError when it does not go with the rest."""
-    has_image, r = request.image is not None, recipe.optimize
-    for setting, problem in misfits(request.prior, takes_image(request.prior), has_image, "", r):
-        option = "--image" if setting == "image" else f"--set {setting}"
-        raise UsageError(f"{option}: {problem}")
+def _image(request: Request) -> InputImage | None:
+    """The picture to start from."""
     try:
-        image = read_image(request.image) if request.image else None
+        return read_image(request.image) if request.image else None
     except ImageError as error:
         raise UsageError(f"--image: {error}") from error
-    if image and image.opacity is None and r.silhouette_weight:
-        raise UsageError(f"--set silhouette_weight: {NO_SILHOUETTE}")
-    return image
+
+
+def _recipe(request: Request) -> Recipe:
+    """What the request's options say; ManifestError with everything that is wrong with it."""
+    records = Records(COMMAND_LINE)
+    cells: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed}
+    if request.image is not None:
+        cells["image"] = str(request.image)
+    rows = RowReader(Record(1, cells), records, Path()).rows("asset")
+    try:
+        if records.problems:
+            raise ManifestError(records.problems)
+        resolved = resolve(
+            Manifest(Path(), "", rows),
+            prior=request.prior,
+            recipe=request.recipe,
+            overrides=request.overrides,
+            prior_revision=lambda prior: "",  # loading it asks the hub
+        )
+    except ManifestError as error:
+        raise ManifestError([_option(problem) for problem in error.problems]) from None
+    return resolved.entries[0].spec.recipe
+
+
+def _option(problem: Problem) -> Problem:
+    """A row's problem as one of the command line, whose options are named after the columns."""
+    option = f"--{problem.column}" if problem.column in ("seed", "image") else problem.column
+    return replace(problem, file=COMMAND_LINE, line=None, column=option)
 
 
 def _make(

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +21,7 @@ PIPE_WIDTH = 240  # characters of a table line that nobody's window limits
 
 def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:
     """Prints rows in a format of the command line; a table shows `columns` (name -> heading)."""
+    rows = rows.rename_columns(_distinct(rows.column_names))
     match format:
         case "table":
             names = dict(columns or {name: name for name in rows.column_names})
@@ -26,7 +29,7 @@ def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) 
         case "csv":
             print(to_csv(rows), end="")
         case "json":
-            items = rows.to_pylist(maps_as_pydicts="strict")
+            items = _finite(rows.to_pylist(maps_as_pydicts="strict"))
             print(json.dumps(items, default=_text, ensure_ascii=False, indent=1))
         case _:
             if sys.stdout.isatty():
@@ -34,6 +37,29 @@ def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) 
             data = io.BytesIO()  # Parquet writers seek, and a pipe does not
             pq.write_table(rows, data, compression="zstd", write_page_checksum=True)
             sys.stdout.buffer.write(data.getvalue())
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Column names with numbers behind repeated ones, as a join gives them; none gets lost."""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name}_{number}" for number in count(1))
+        found.append(
+            name if name not in found else next(n for n in others if n not in {*names, *found})
+        )
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not have."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case list():
+            return [_finite(item) for item in value]
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+    return value
 
 
 def print_table(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> None:

@@ -91,11 +91,22 @@ BAD_INPUTS: dict[str, tuple[str, str, int, str]] = {  # manifest, options, exit 
     "wrong SQL": (GOOD, "--where sed=1", 2, "seed"),
     "SQL that nothing matches": (GOOD, "--where seed>5", 2, "no entry"),
     "no such judge": (GOOD, "--set judge=nosuch", 2, "nosuch"),
+    "no such judge in a row": ("prompt,judge\na,nosuch\n", "", 2, "manifest.csv:2: judge:"),
+    "an empty prior": (GOOD, "--prior=", 2, "--prior"),
+    "a preset of no family": (GOOD, "--prior nosuch/ --recipe draft", 2, "nosuch/"),
     "a scratch file": (GOOD, "--scratch manifest.csv", 2, "manifest.csv"),
     "text for a picture": ("prompt,image\na,manifest.csv\n", "", 2, "manifest.csv:2: image: pic"),
     "a picture's loss without one": (GOOD, "--set input_view_weight=1", 2, "input_view_weight"),
+    "a scratch folder below a file": (GOOD, "--scratch manifest.csv/x", 2, "manifest.csv/x"),
+    "a scratch folder that cannot be": (GOOD, "--store . --scratch /proc/x", 2, "/proc/x"),
     "no time": (GOOD, "--timeout 0", 2, "--timeout"),
     "a store below a file": (GOOD, "--store manifest.csv/store", 3, "manifest.csv"),
+    "a plan for a store below a file": (
+        GOOD,
+        "--dry-run --store manifest.csv/s",
+        3,
+        "manifest.csv/s",
+    ),
     "a store of another kind": (GOOD, "--store ftp://host/x", 3, "ftp://host/x"),
 }
 
@@ -171,6 +182,74 @@ def test_check_shows_every_bad_row_at_once(sjc: Callable[..., Said], tmp_path: P
     warnings = said.err.splitlines()
     assert [line.split(": ")[1] for line in warnings] == ["m.csv:3", "m.csv:4"]
     assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]
+
+
+BAD_REQUESTS: dict[str, list[str]] = {  # command -> what its lines on stderr begin with
+    "generate \x01 -o new --seed 1 --prior nosuch --set steps=-1 --recipe nosuch": [
+        "command line: prompt: has the control character"
+    ],
+    "generate duck -o new --set steps=-1 --set lr=x --set stepz=1 --set judge=nosuch": [
+        "command line: --set stepz: unknown recipe key 'stepz' (did you mean 'steps'?)",
+        "command line: --set steps: -1 is out of range; use 1 to 1,000,000",
+        "command line: --set lr: 'x' is wrong; write a number",
+        "command line: --set judge: 'nosuch' is unknown; use toybox",
+    ],
+    "generate duck -o new --prior nosuch --recipe nosuch": [
+        "command line: --prior: 'nosuch' is unknown; use toybox",
+        "command line: --recipe: 'nosuch' is unknown; use one of",
+    ],
+    "generate duck -o new --device gpu": ["sjc: --device: 'gpu'"],
+    "generate duck -o new --device=": ["sjc: --device: ''"],
+    "generate duck -o file": ["sjc: -o file is a file; name a folder"],
+    "generate duck -o file/new": ["sjc: -o file/new: "],
+    "generate duck -o /proc/new/duck": ["sjc: -o /proc/new/duck: "],
+    "sample2d duck -o /proc/x.png": ["sjc: -o /proc/x.png: "],
+    "sample2d duck -o x.png --guidance 1,nan": ["sjc: --guidance: use finite numbers"],
+    "sample2d duck -o x.png --prior torn": ["sjc: --prior: torn/model_index.json is not readable"],
+    "sample2d duck -o x.png --prior nosuch": ["sjc: --prior: 'nosuch' is unknown; use toybox"],
+}
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What draws or optimises cannot be imported."""
+    for module in ("sjc_engine.chaining", "sjc_engine.figures"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("command", BAD_REQUESTS)
+def test_bad_requests_are_refused_before_the_work(
+    command: str, sjc: Callable[..., Said], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "model_index.json").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    said = sjc(*command.split())
+    assert said.code == 2, said.err
+    lines, expected = sorted(said.err.splitlines()), sorted(BAD_REQUESTS[command])
+    assert len(lines) == len(expected), said.err
+    for line, start in zip(lines, expected, strict=True):
+        assert line.startswith(start)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("command", ["generate duck -o d", "sample2d duck -o d.png"])
+def test_a_seed_is_as_in_a_manifest(command: str, sjc: Callable[..., Said]) -> None:
+    said = sjc(*command.split(), "--seed", str(2**63))
+    assert (said.code, "--seed" in said.err, "Traceback" in said.err) == (2, True, False)
+
+
+def test_json_is_json_and_no_column_gets_lost(sjc: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    sql = "SELECT 1 AS a, 'nan'::double AS a, ['inf'::double, 2] AS a, 3 AS a_1"
+    found = sjc("query", sql, "--format", "json").out
+    assert json.loads(found, parse_constant=float) == [
+        {"a": 1, "a_2": None, "a_3": [None, 2.0], "a_1": 3}
+    ]
+    assert sjc("query", sql, "--format", "csv").out.splitlines()[0] == "a,a_2,a_3,a_1"
 
 
 def test_a_dry_run_tells_the_plan_and_makes_nothing(
@@ -251,7 +330,7 @@ def test_generate_says_which_picture_it_needs(
     before = sorted(tmp_path.rglob("*"))
     said = sjc("generate", "a duck", "-o", "duck", *options.split())
     assert (said.code, said.out) == (2, "")
-    assert said.err.startswith(f"sjc: {message}")
+    assert said.err.partition(": ")[2].startswith(message)
     assert len(said.err.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
