@@ -168,7 +168,8 @@ class Recipe:
         presets = presets_of(prior_id)
         name = next(iter(presets)) if preset is None else preset
         if name not in presets:
-            homes = [family for family, known in PRESETS.items() if name in known]
+            families = [family for family, known in PRESETS.items() if name in known]
+            homes = dict.fromkeys(family.removeprefix("toybox_") for family in families)
             if homes:
                 problem = f"recipe {name!r} does not fit {prior_id!r}"
                 hint = f" (it is for {' and '.join(homes)} priors)"

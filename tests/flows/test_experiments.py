@@ -28,7 +28,7 @@ def test_one_picture_of_both_embedded_priors(tmp_path):
     [
         (["-o", "picture.jpg"], "name a .png file"),
         (["-o", "nowhere/picture.png"], "its folder does not exist"),
-        (["-o", "picture.png", "--prior", "nonsense"], "unknown prior 'nonsense'"),
+        (["-o", "picture.png", "--prior", "nonsense"], "'nonsense' is unknown; use toybox"),
         (["-o", "picture.png", "--guidance", "1;2"], "write numbers with commas between"),
         (["-o", "picture.png", "--device", "cuda:9"], "cuda:9"),
     ],

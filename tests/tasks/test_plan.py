@@ -57,7 +57,7 @@ def test_a_recipe_in_a_row_may_be_of_any_family(write: Write) -> None:
     entries = plan(path, prior="google/ddpm-cat-256").entries
     assert [entry.spec.recipe.name for entry in entries] == ["annealed", "draft"]
     [problem] = problems(path)
-    assert problem.startswith("m.csv:2: recipe: recipe 'annealed' does not fit 'toybox'; presets")
+    assert problem.startswith("m.csv:2: recipe: recipe 'annealed' does not fit 'toybox' (it is for")
     [problem] = problems(path, prior="nonsense")
     assert problem.startswith("command line: --prior: 'nonsense' is unknown")
     [row, option] = (
