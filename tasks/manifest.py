@@ -200,6 +200,7 @@ class _Resolver:
     def spec(self, row: Row) -> AssetSpec:
         """What the row asks for; worth nothing if there are problems."""
         prior = row.prior or (DEFAULT_PRIOR if self.prior is None else self.prior)
+        revision = self._revision(row, prior)
         recipe = self._recipe(row, prior)
         if not prior_problem(prior):
             self._check_image(row, prior, recipe)
@@ -209,7 +210,7 @@ class _Resolver:
             image=row.image,
             seed=row.seed,
             prior=prior,
-            prior_revision=self._revision(row, prior),
+            prior_revision=revision,
             recipe=recipe,
         )
 

@@ -93,7 +93,7 @@ BAD_INPUTS: dict[str, tuple[str, str, int, str]] = {  # manifest, options, exit 
     "no such judge": (GOOD, "--set judge=nosuch", 2, "nosuch"),
     "no such judge in a row": ("prompt,judge\na,nosuch\n", "", 2, "manifest.csv:2: judge:"),
     "an empty prior": (GOOD, "--prior=", 2, "--prior"),
-    "a preset of no family": (GOOD, "--prior nosuch/ --recipe draft", 2, "nosuch/"),
+    "a preset for an unknown prior": (GOOD, "--prior nosuch/ --recipe toybox", 2, "nosuch/"),
     "a scratch file": (GOOD, "--scratch manifest.csv", 2, "manifest.csv"),
     "text for a picture": ("prompt,image\na,manifest.csv\n", "", 2, "manifest.csv:2: image: pic"),
     "a picture's loss without one": (GOOD, "--set input_view_weight=1", 2, "input_view_weight"),
