@@ -11,7 +11,8 @@ pictures go to docs/ablation.md and docs/images/ablation.png, below the text tha
 silhouette IoU  best mean over the eight views against 64 random procedural instances of the
                 prompt's category and 8 azimuth offsets; of the field (opacity > 0.5)
 turn            1 - mean IoU of views a quarter turn apart, as a share of the instances' own: near 0
-                for an object that looks alike from all sides, near 1 for one with the right sides
+                for an object that looks alike from all sides, near 1 for one with the right sides;
+                of assets that show anything
 R-Precision     share of the mesh views whose caption the judge finds among its distractors
 seconds         CPU time of the optimisation
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -106,7 +108,8 @@ def table(results: dict[tuple[int, str, int], Result], prompts: list[str]) -> st
             spread([r.field_iou for (_, category, _), r in sorted(own.items()) if category == p])
             for p in prompts
         ]
-        turn = mean(r.turn / r.instance_turn for r in own.values())
+        turns = [r.turn / r.instance_turn for r in own.values() if r.field_iou > 0]
+        turn = mean(turns) if turns else math.nan
         precision = mean(r.r_precision for r in own.values())
         seconds = mean(r.cpu_optimize for r in own.values())
         cells = [name, *by_prompt, f"{turn:.2f}", f"{precision:.2f}", f"{seconds:.0f}"]
