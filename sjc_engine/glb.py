@@ -1,19 +1,21 @@
-"""A binary glTF 2.0 writer for one coloured mesh.
+"""A binary glTF 2.0 writer for one mesh with a texture, or with vertex colours.
 
 Written out because the usual exporters put sRGB bytes into COLOR_0, which glTF defines as linear
-(viewers then show washed-out colours), and because the colours of a field already contain their
-lighting: KHR_materials_unlit shows them as they are. A viewer without it falls back to the same
-colours on a rough dielectric.
+(viewers then show washed-out colours), compress textures hard, and because the colours of a field
+already contain their lighting: KHR_materials_unlit shows them as they are. A viewer without it
+falls back to the same colours on a rough dielectric.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
@@ -25,25 +27,41 @@ def srgb_to_linear(srgb: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
+def jpeg_bytes(image: NDArray[np.uint8]) -> bytes:
+    """Quality 92 without chroma subsampling, which would bleed over the charts' borders."""
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "JPEG", quality=92, subsampling=0)
+    return data.getvalue()
+
+
 def glb_bytes(
     vertices: NDArray[np.floating],
     faces: NDArray[np.integer],
     normals: NDArray[np.floating],
-    colors: NDArray[np.floating],
     *,
+    colors: NDArray[np.floating] | None = None,
+    uv: NDArray[np.floating] | None = None,
+    image: NDArray[np.uint8] | None = None,
     name: str = "asset",
     extras: dict[str, str] | None = None,
 ) -> bytes:
-    """A .glb file of vertices (V, 3), faces (F, 3), unit normals (V, 3) and sRGB colours (V, 3).
+    """A .glb file of vertices (V, 3), faces (F, 3), unit normals (V, 3), and their colours.
 
-    Axes are taken as they come (glTF: +Y up, +Z front, counter-clockwise faces). `extras` lands in
-    asset.extras. Raises ValueError for no faces, wrong shapes, or values that are not finite.
+    Either sRGB `colors` (V, 3) in [0, 1], or `uv` (V, 2) from the upper left corner of an sRGB
+    `image` (T, T, 3). Axes are taken as they come (glTF: +Y up, +Z front, counter-clockwise faces).
+    `extras` lands in asset.extras. Raises ValueError for no faces, wrong shapes, or values that are
+    not finite.
     """
     if len(faces) == 0:
         raise ValueError("a glTF mesh needs at least one face")
-    for values in (vertices, normals, colors):
-        if values.shape != (len(vertices), 3) or not np.isfinite(values).all():
-            raise ValueError("vertices, normals and colors must be finite and (V, 3) alike")
+    if (colors is None) == (uv is None) or (uv is None) != (image is None):
+        raise ValueError("a mesh has either colors, or uv and image")
+    wanted = [(vertices, 3), (normals, 3), (colors, 3), (uv, 2)]
+    for values, width in wanted:
+        if values is None:
+            continue
+        if values.shape != (len(vertices), width) or not np.isfinite(values).all():
+            raise ValueError("vertices, normals, colors and uv must be finite, (V, 3) or (V, 2)")
     chunks: list[bytes] = []
     views: list[dict[str, int]] = []
     accessors: list[dict[str, Any]] = []
@@ -61,13 +79,13 @@ def glb_bytes(
         return len(accessors) - 1
 
     def add_vectors(array: NDArray[np.floating]) -> int:
-        return add(array.astype("<f4"), _FLOAT, "VEC3", _ARRAY_BUFFER)
+        return add(array.astype("<f4"), _FLOAT, f"VEC{array.shape[1]}", _ARRAY_BUFFER)
 
-    attributes = {
-        "POSITION": add_vectors(vertices),
-        "NORMAL": add_vectors(normals),
-        "COLOR_0": add_vectors(srgb_to_linear(colors.clip(0, 1))),
-    }
+    attributes = {"POSITION": add_vectors(vertices), "NORMAL": add_vectors(normals)}
+    if colors is not None:
+        attributes["COLOR_0"] = add_vectors(srgb_to_linear(colors.clip(0, 1)))
+    if uv is not None:
+        attributes["TEXCOORD_0"] = add_vectors(uv)
     positions = vertices.astype("<f4")  # the bounds must be those of the stored values
     accessors[attributes["POSITION"]] |= {
         "min": positions.min(axis=0).tolist(),
@@ -81,6 +99,20 @@ def glb_bytes(
         "SCALAR",
         _ELEMENT_ARRAY_BUFFER,
     )
+    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
+    pictures: dict[str, Any] = {}
+    if image is not None:
+        data = jpeg_bytes(image)
+        offset = sum(map(len, chunks))
+        views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(data)})
+        chunks.append(data + b"\0" * (-len(data) % 4))
+        surface["baseColorTexture"] = {"index": 0}
+        pictures = {
+            "images": [{"bufferView": len(views) - 1, "mimeType": "image/jpeg"}],
+            # Linear, and between halvings of the picture linear too; charts end at its border.
+            "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
+            "textures": [{"source": 0, "sampler": 0}],
+        }
     document = {
         "asset": {"version": "2.0", "generator": GENERATOR}
         | ({"extras": extras} if extras else {}),
@@ -97,10 +129,11 @@ def glb_bytes(
         "materials": [
             {
                 "name": "field colours",
-                "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9},
+                "pbrMetallicRoughness": surface,
                 "extensions": {"KHR_materials_unlit": {}},
             }
         ],
+        **pictures,
         "accessors": accessors,
         "bufferViews": views,
         "buffers": [{"byteLength": sum(map(len, chunks))}],

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import trimesh
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from sjc_engine.checkpoint import write_atomically
@@ -35,6 +36,8 @@ from sjc_engine.isosurface import (
 from sjc_engine.level import calibrate_level
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.surface_color import surface_colors
+from sjc_engine.texture import Texture, bake
+from sjc_engine.unwrap import UnwrapTimeout
 
 __all__ = [
     "EmptyField",
@@ -42,6 +45,7 @@ __all__ = [
     "MeshError",
     "NonFinite",
     "OpaqueField",
+    "UnwrapTimeout",
     "extract_mesh",
     "mesh_statistics",
 ]
@@ -52,46 +56,94 @@ TO_GLTF = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], dtype=np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A closed triangle mesh with vertex colours."""
+    """A closed triangle mesh with vertex colours and, over the same faces, a texture."""
 
     vertices: Vertices  # (V, 3) float32, world units
     faces: Faces  # (F, 3) int64, counter-clockwise from outside
     normals: NDArray[np.float32]  # (V, 3) unit, outward
     colors: NDArray[np.float32]  # (V, 3) sRGB in [0, 1]
+    texture: Texture | None = None
 
     def export(self, path: str | Path, *, extras: dict[str, str] | None = None) -> None:
         """Write .glb, .ply or .obj by the path's suffix, with +Z as the front.
 
-        `extras` (asset_id, prompt, licence, ...) goes into a .glb only. Raises ValueError for
-        another suffix.
+        A .ply has vertex colours; an .obj has its .mtl and .png written beside it. `extras`
+        (asset_id, prompt, licence, ...) goes into a .glb only. Raises ValueError for another
+        suffix.
         """
         path = Path(path)
         suffix = path.suffix.lower()
-        vertices, normals = self.vertices @ TO_GLTF.T, self.normals @ TO_GLTF.T
-        if suffix == ".glb":
-            name = (extras or {}).get("asset_id", path.stem)
-            data = glb_bytes(vertices, self.faces, normals, self.colors, name=name, extras=extras)
-        elif suffix in (".ply", ".obj"):
-            solid = trimesh.Trimesh(
-                vertices,
-                self.faces,
-                vertex_normals=normals,
-                vertex_colors=(self.colors * 255).round().astype(np.uint8),
-                process=False,
-            )
-            exported: Any = solid.export(file_type=suffix[1:])
-            data = exported.encode() if isinstance(exported, str) else exported
-        else:
+        if suffix not in (".glb", ".ply", ".obj"):
             raise ValueError(f"cannot write {path.name}: use .glb, .ply or .obj")
-        write_atomically(path, data)
+        if suffix == ".glb":
+            files = {path.name: self._glb(path.stem, extras)}
+        elif suffix == ".ply" or self.texture is None:
+            files = {path.name: _bytes(self._solid().export(file_type=suffix[1:]))}
+        else:
+            files = self._textured_obj(path.stem)
+        # The file that names the others comes last, so that it never names what is not there.
+        for name in sorted(files, key=lambda name: name == path.name):
+            write_atomically(path.with_name(name), files[name])
+
+    def _glb(self, stem: str, extras: dict[str, str] | None) -> bytes:
+        vertices, normals = self.vertices @ TO_GLTF.T, self.normals @ TO_GLTF.T
+        name = (extras or {}).get("asset_id", stem)
+        if self.texture is None:
+            return glb_bytes(
+                vertices, self.faces, normals, colors=self.colors, name=name, extras=extras
+            )
+        corners = self.texture.corners
+        return glb_bytes(
+            vertices[corners],
+            self.texture.faces,
+            normals[corners],
+            uv=self.texture.uv,
+            image=self.texture.image,
+            name=name,
+            extras=extras,
+        )
+
+    def _solid(self) -> trimesh.Trimesh:
+        return trimesh.Trimesh(
+            self.vertices @ TO_GLTF.T,
+            self.faces,
+            vertex_normals=self.normals @ TO_GLTF.T,
+            vertex_colors=(self.colors * 255).round().astype(np.uint8),
+            process=False,
+        )
+
+    def _textured_obj(self, stem: str) -> dict[str, bytes]:
+        """The .obj, .mtl and .png by name."""
+        assert self.texture is not None
+        corners, uv = self.texture.corners, self.texture.uv
+        # OBJ counts v from the bottom.
+        flipped = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
+        material = trimesh.visual.material.SimpleMaterial(
+            image=Image.fromarray(self.texture.image), name=stem
+        )
+        solid = trimesh.Trimesh(
+            (self.vertices @ TO_GLTF.T)[corners],
+            self.texture.faces,
+            vertex_normals=(self.normals @ TO_GLTF.T)[corners],
+            visual=trimesh.visual.TextureVisuals(uv=flipped, material=material),
+            process=False,
+        )
+        text, others = trimesh.exchange.obj.export_obj(
+            solid, include_normals=True, return_texture=True, mtl_name=f"{stem}.mtl"
+        )
+        return {f"{stem}.obj": text.encode(), **{k: _bytes(v) for k, v in others.items()}}
+
+
+def _bytes(data: Any) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(data)
 
 
 @torch.no_grad()
 def extract_mesh(field: Field, recipe: MeshRecipe | None = None) -> Mesh:
     """The field's coloured surface: closed, manifold, outward, at most `recipe.max_faces` faces.
 
-    Raises NonFinite, EmptyField or OpaqueField where there is none, and ValueError for a field
-    that is not RGB.
+    Raises NonFinite, EmptyField or OpaqueField where there is none, UnwrapTimeout where it gets no
+    texture in time, and ValueError for a field that is not RGB.
     """
     recipe = recipe or MeshRecipe()
     if field.space != "rgb":
@@ -108,7 +160,10 @@ def extract_mesh(field: Field, recipe: MeshRecipe | None = None) -> Mesh:
     surface = isosurface(density, level, field.half_length, fraction)
     vertices, faces = simplify(*surface, recipe.max_faces or len(surface[1]))
     normals = vertex_normals(vertices, faces)
-    return Mesh(vertices, faces, normals, surface_colors(field, vertices, normals))
+    texture = None
+    if recipe.texture_size:
+        texture = bake(field, vertices, faces, normals, recipe.texture_size, recipe.unwrap_seconds)
+    return Mesh(vertices, faces, normals, surface_colors(field, vertices, normals), texture)
 
 
 def mesh_statistics(mesh: Mesh) -> dict[str, int | float | bool]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sjc_engine.camera import Camera
@@ -122,20 +124,28 @@ def rasterize(
     supersample: int = 2,
     device: torch.device | str = "cpu",
 ) -> Raster:
-    """Draw the mesh with its vertex colours, unlit, `supersample`^2 samples to the pixel."""
+    """Draw the mesh, unlit, with its texture or else its vertex colours.
+
+    `supersample`^2 samples to the pixel. A texture that is finer than they are is averaged down.
+    """
     vertices, faces = torch.tensor(mesh.vertices).to(device), torch.tensor(mesh.faces).to(device)
     fine_height, fine_width = height * supersample, width * supersample
     x, y, depth = project(vertices, camera, fine_height, fine_width)
     hits = visible(x, y, depth, faces, fine_height, fine_width)
 
-    attributes = torch.tensor(mesh.colors * 2 - 1).to(vertices)  # (V, 3) in [-1, 1]
-    attributes = torch.cat([attributes, torch.tensor(mesh.normals).to(vertices)], 1)
-    corners = attributes[faces[hits.face]]  # (n, 3 corners, 6)
-    values = (corners * hits.weights[..., None]).sum(1)
+    def spread(values: Tensor, faces: Tensor) -> Tensor:
+        """Values per vertex (V, C) at the hits (n, C)."""
+        return (values.to(vertices)[faces[hits.face]] * hits.weights[..., None]).sum(1)
+
+    if mesh.texture is None:
+        colors = spread(torch.tensor(mesh.colors), faces)
+    else:
+        uv = spread(torch.tensor(mesh.texture.uv), torch.tensor(mesh.texture.faces).to(device))
+        colors = _look_up(mesh.texture.image, uv, len(hits.face))
     values = torch.cat(
         [
-            values[:, :3],
-            F.normalize(values[:, 3:], dim=1),
+            colors * 2 - 1,
+            F.normalize(spread(torch.tensor(mesh.normals), faces), dim=1),
             hits.depth[:, None],
             torch.ones_like(hits.depth[:, None]),
         ],
@@ -152,3 +162,17 @@ def rasterize(
         depth=image[6] / opacity.clamp(min=1e-9),
         normals=image[3:6],
     )
+
+
+def _look_up(image: NDArray[np.uint8], uv: Tensor, samples: int) -> Tensor:
+    """Bilinear colours (n, 3) in [0, 1] of a picture (T, T, 3) at uv (n, 2).
+
+    A texel is counted once at most: where there are more texels than samples the picture is halved
+    first, as a graphics card does.
+    """
+    texels = torch.from_numpy(image).to(uv).permute(2, 0, 1)[None] / 255  # (1, 3, T, T)
+    # Charts fill about half of the picture, and a view shows about half of them.
+    while texels.shape[-1] ** 2 / 4 > 2 * max(1, samples) and texels.shape[-1] % 2 == 0:
+        texels = F.avg_pool2d(texels, 2)
+    grid = (uv * 2 - 1)[None, None]
+    return F.grid_sample(texels, grid, padding_mode="border", align_corners=False)[0, :, 0].T

@@ -132,7 +132,9 @@ class MeshRecipe:
     mesh_resolution: int = _number(128, 0, 512)  # samples per side, at least the field's voxels
     mesh_smoothing: float = _number(0.5, 0.0, 4.0)  # Gaussian over the density, in field voxels
     min_component: float = _number(0.02, 0.0, 1.0)  # less of the largest part's volume: a floater
-    max_faces: int = _number(50_000, 0, 10_000_000)  # decimated down to this; 0: keep all
+    max_faces: int = _number(20_000, 0, 10_000_000)  # decimated down to this; 0: keep all
+    texture_size: int = _number(1024, 0, 8192)  # texels per side; 0: vertex colours
+    unwrap_seconds: float = _number(60.0, 1.0, 3600.0)  # then the asset fails: UnwrapTimeout
 
     def __post_init__(self) -> None:
         _check_ranges(self)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import trimesh
 from sjc_engine.glb import glb_bytes, srgb_to_linear
 from sjc_engine.isosurface import vertex_normals
 from sjc_engine.mesh import TO_GLTF, Mesh
+from sjc_engine.texture import Texture
 
 ROOT = Path(__file__).parents[2]
 VALIDATE = """
@@ -76,7 +78,7 @@ def test_colours_are_stored_linear() -> None:
     # Reference values of IEC 61966-2-1.
     assert srgb_to_linear(srgb) == pytest.approx([0.0, 0.0030960, 0.2140411, 1.0], abs=1e-6)
     corners = np.eye(3, dtype=np.float32)
-    data = glb_bytes(corners, np.array([[0, 1, 2]]), corners, np.full((3, 3), 0.5))
+    data = glb_bytes(corners, np.array([[0, 1, 2]]), corners, colors=np.full((3, 3), 0.5))
     assert struct.pack("<f", 0.21404114) * 9 in data
     assert len(data) % 4 == 0  # three 16-bit indices need padding
 
@@ -105,7 +107,7 @@ def test_the_document_says_what_the_mesh_is(tmp_path: Path) -> None:
 def test_many_vertices_get_wide_indices() -> None:
     solid = trimesh.creation.icosphere(subdivisions=7)  # 163,842 vertices
     vertices = np.asarray(solid.vertices)
-    gltf = document(glb_bytes(vertices, np.asarray(solid.faces), vertices, np.abs(vertices)))
+    gltf = document(glb_bytes(vertices, np.asarray(solid.faces), vertices, colors=np.abs(vertices)))
     indices = gltf["accessors"][gltf["meshes"][0]["primitives"][0]["indices"]]
     assert indices == {"bufferView": 3, "componentType": 5125, "count": solid.faces.size,
                        "type": "SCALAR"}  # fmt: skip
@@ -115,19 +117,30 @@ def test_bad_arrays_are_refused() -> None:
     corners = np.eye(3, dtype=np.float32)
     faces = np.array([[0, 1, 2]])
     with pytest.raises(ValueError, match="at least one face"):
-        glb_bytes(corners, faces[:0], corners, corners)
-    with pytest.raises(ValueError, match="alike"):
-        glb_bytes(corners, faces, corners, corners[:2])
+        glb_bytes(corners, faces[:0], corners, colors=corners)
     with pytest.raises(ValueError, match="finite"):
-        glb_bytes(corners * np.nan, faces, corners, corners)
+        glb_bytes(corners, faces, corners, colors=corners[:2])
+    with pytest.raises(ValueError, match="finite"):
+        glb_bytes(corners * np.nan, faces, corners, colors=corners)
+    with pytest.raises(ValueError, match="either colors, or uv and image"):
+        glb_bytes(corners, faces, corners)
+    with pytest.raises(ValueError, match="either colors, or uv and image"):
+        glb_bytes(corners, faces, corners, uv=corners[:, :2])
 
 
 @pytest.mark.system
 @pytest.mark.parametrize("subdivisions", [0, 4, 7])
-def test_the_khronos_validator_has_nothing_to_say(subdivisions: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("textured", [False, True])
+def test_the_khronos_validator_has_nothing_to_say(
+    subdivisions: int, textured: bool, tmp_path: Path
+) -> None:
     path = tmp_path / "ball.glb"
     mesh = colored_ball(subdivisions)
     odd = Mesh(mesh.vertices, mesh.faces[:-1], mesh.normals, mesh.colors)
+    if textured:
+        uv = mesh.vertices[:, :2] + 0.5
+        image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        odd = replace(odd, texture=Texture(np.arange(len(uv)), odd.faces, uv, image))
     odd.export(path, extras={"prompt": "a ball", "licence": "CC0-1.0"})
     run = subprocess.run(
         ["node", "-e", VALIDATE, str(path)], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,0 +1,35 @@
+"""Runs xatlas on one mesh: `python xatlas_process.py < mesh.npz > atlas.npz`.
+
+A process of its own, since xatlas cannot be interrupted and may take minutes on a bad mesh. It
+imports nothing of the engine, so that it starts at once.
+"""
+
+import io
+import sys
+
+import numpy as np
+import xatlas
+
+PADDING = 3  # texels between charts: bilinear filtering and two halvings of the texture stay inside
+
+
+def main() -> None:
+    mesh = np.load(io.BytesIO(sys.stdin.buffer.read()))
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(mesh["vertices"], mesh["faces"])
+    packing = xatlas.PackOptions()
+    packing.resolution = int(mesh["size"])
+    packing.padding = PADDING
+    packing.bilinear = True
+    charting = xatlas.ChartOptions()
+    charting.max_iterations = 1
+    charting.max_cost = 8.0  # larger charts than the default 2: fewer seams, a third of the time
+    atlas.generate(charting, packing)
+    corners, faces, uv = atlas[0]
+    data = io.BytesIO()
+    np.savez(data, corners=corners, faces=faces, uv=uv, atlases=atlas.atlas_count)
+    sys.stdout.buffer.write(data.getvalue())
+
+
+if __name__ == "__main__":
+    main()
