@@ -48,6 +48,7 @@ __all__ = [
     "UnwrapTimeout",
     "extract_mesh",
     "mesh_statistics",
+    "write_mesh",
 ]
 
 # x' = z, y' = y, z' = -x: a quarter turn about +Y that takes the front from -X to +Z.
@@ -136,6 +137,14 @@ class Mesh:
 
 def _bytes(data: Any) -> bytes:
     return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def write_mesh(mesh: Mesh, folder: Path, recipe: MeshRecipe, extras: dict[str, str]) -> None:
+    """mesh.glb with its `extras`, and what else the recipe wants, into the folder."""
+    mesh.export(folder / "mesh.glb", extras=extras)
+    for suffix in recipe.also_write.split("+"):
+        if suffix != "none":
+            mesh.export(folder / f"mesh.{suffix}")
 
 
 @torch.no_grad()

@@ -28,6 +28,8 @@ class Pictures:
     mesh: Tensor
     mesh_opacity: Tensor
     geometry: Tensor  # the mesh in plain shaded grey: the shape without its colours
+    normals: Tensor  # of the mesh, as the camera sees them: red to the right, green up
+    depth: Tensor  # of the mesh in grey, near is bright
 
 
 @torch.no_grad()
@@ -50,6 +52,8 @@ def take_pictures(field: Field, mesh: Mesh, size: int = 256) -> Pictures:
         mesh=torch.stack([_over_white(raster.rgb, raster) for raster in rasters]).cpu(),
         mesh_opacity=torch.stack([raster.opacity for raster in rasters]).cpu(),
         geometry=torch.stack([_over_white(_shade(*pair), pair[0]) for pair in pairs]).cpu(),
+        normals=torch.stack([_over_white(_seen_normals(*pair), pair[0]) for pair in pairs]).cpu(),
+        depth=torch.stack([_over_white(_nearness(*pair), pair[0]) for pair in pairs]).cpu(),
     )
 
 
@@ -64,3 +68,16 @@ def _shade(raster: Raster, camera: Camera) -> Tensor:
     lambert = (raster.normals * lamp[:, None, None]).sum(0).clamp(min=0)
     brightness = 0.35 * raster.opacity + 0.55 * lambert  # premultiplied, in [0, 0.9]
     return (2 * brightness - raster.opacity).expand(3, -1, -1)
+
+
+def _seen_normals(raster: Raster, camera: Camera) -> Tensor:
+    """Normals (3, H, W) along the camera's axes, premultiplied."""
+    pose = camera.camera_to_world[:3, :3].to(raster.normals)
+    return torch.einsum("wc,wij->cij", pose, raster.normals)
+
+
+def _nearness(raster: Raster, camera: Camera) -> Tensor:
+    """Grey (3, H, W) in [-1, 1], premultiplied, over the depth of a unit ball at the origin."""
+    distance = camera.camera_to_world[:3, 3].norm().to(raster.depth)
+    near = ((distance + 1 - raster.depth) / 2).clamp(0.05, 1)
+    return ((2 * near - 1) * raster.opacity).expand(3, -1, -1)

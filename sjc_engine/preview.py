@@ -12,7 +12,7 @@ from sjc_engine.fields import Field
 from sjc_engine.mesh import Mesh
 from sjc_engine.pictures import Pictures, take_pictures
 
-TILE = 168  # pixels; the pictures are larger, so that shrinking them smooths their edges
+TILE = 144  # pixels; the pictures are larger, so that shrinking them smooths their edges
 PICTURE = 256
 MARGIN, GAP, LABELS, TITLE, HEADER = 16, 4, 64, 34, 20
 INK, FAINT, FRAME = (32, 32, 36), (120, 120, 128), (232, 232, 236)
@@ -22,14 +22,20 @@ SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}
 def contact_sheet(
     field: Field, mesh: Mesh, prompt: str = "", pictures: Pictures | None = None
 ) -> Image.Image:
-    """An RGB picture: the prompt, then rows for the field, the mesh and its bare shape.
+    """An RGB picture: the prompt, then rows for the field and the mesh, its shape and more.
 
     `pictures` saves the rendering where they were taken already. A prompt that is too long for the
     sheet is cut short. The built-in font knows ASCII: accents are dropped, and what remains
     unknown shows as boxes.
     """
     pictures = pictures or take_pictures(field, mesh, PICTURE)
-    rows = {"field": pictures.field, "mesh": pictures.mesh, "shape": pictures.geometry}
+    rows = {
+        "field": pictures.field,
+        "mesh": pictures.mesh,
+        "shape": pictures.geometry,
+        "normals": pictures.normals,
+        "depth": pictures.depth,
+    }
     columns = len(pictures.cameras)
     width = 2 * MARGIN + LABELS + columns * (TILE + GAP) - GAP
     height = 2 * MARGIN + TITLE + HEADER + len(rows) * (TILE + GAP) - GAP

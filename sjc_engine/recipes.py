@@ -135,6 +135,7 @@ class MeshRecipe:
     max_faces: int = _number(20_000, 0, 10_000_000)  # decimated down to this; 0: keep all
     texture_size: int = _number(1024, 0, 8192)  # texels per side; 0: vertex colours
     unwrap_seconds: float = _number(60.0, 1.0, 3600.0)  # then the asset fails: UnwrapTimeout
+    also_write: Literal["none", "ply", "obj", "ply+obj"] = "none"  # beside mesh.glb
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -145,10 +146,14 @@ class EvaluateRecipe:
     """How an asset is judged."""
 
     evaluation_size: int = _number(256, 16, 2048)  # pixels per side of the evaluation views
+    turntable_frames: int = _number(60, 0, 720)  # of the video, 20 a second; 0: no video
+    turntable_size: int = _number(256, 16, 2048)  # pixels per side, even
     judge: str = "toybox"  # "toybox", a transformers CLIP folder, or a hub id
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        if self.turntable_size % 2:
+            raise ValueError(f"turntable_size = {self.turntable_size} must be even")
 
 
 @dataclass(frozen=True)

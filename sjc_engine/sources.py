@@ -139,6 +139,33 @@ def takes_image(id: str) -> bool:
     return family_of(id)[0] in FROM_IMAGES
 
 
+# Licences of weights on the hub, by how their ids begin (after MOVED)
+LICENCES = {
+    "stable-diffusion-v1-5/": "creativeml-openrail-m",
+    "CompVis/stable-diffusion": "creativeml-openrail-m",
+    "sd2-community/": "openrail++",
+    "DeepFloyd/": "deepfloyd-if-license",
+    "google/ddpm-": "apache-2.0",
+    "google/ncsnpp-": "apache-2.0",
+}
+
+
+def licence_of(id: str) -> str:
+    """What is known of the licence of a prior's weights, from its name alone.
+
+    A folder's is what its README.md (a model card) says in its header; else "unknown".
+    """
+    if id in BUILTINS:
+        return "apache-2.0"
+    card = Path(id, "README.md")
+    if card.is_file():
+        header = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", "replace"), re.DOTALL)
+        named = re.search(r"^license:\s*(\S+)", header[1], re.MULTILINE) if header else None
+        if named:
+            return named[1]
+    return next((name for start, name in LICENCES.items() if id.startswith(start)), "unknown")
+
+
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of a folder's weights and settings."""
     digest = hashlib.sha256()

@@ -13,6 +13,7 @@ from sjc_engine.evaluate import evaluate as measure
 from sjc_engine.judge import Judge, load_judge
 from sjc_engine.pictures import take_pictures
 from sjc_engine.preview import contact_sheet
+from sjc_engine.turntable import write_turntable
 from tasks.artifacts import show_preview
 from tasks.asset import Asset
 from tasks.rows import view_file
@@ -34,7 +35,7 @@ class Judges:
 
 
 def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
-    """Puts preview.png and views/*.png into the asset's folder and returns the metrics."""
+    """Puts all pictures of the asset into its folder and returns the metrics."""
     assert asset.field is not None
     assert asset.mesh is not None
     recipe, prompt = asset.spec.recipe.evaluate, asset.spec.prompt
@@ -47,6 +48,8 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
         for source, views in (("field", pictures.field), ("mesh", pictures.mesh)):
             for number, view in enumerate(views):
                 _write_view(view, asset.folder / view_file(source, number))
+        if recipe.turntable_frames:
+            write_turntable(asset.mesh, asset.folder, recipe)
     asset.report |= {**report.metrics, "views": report.views}
     return report.metrics
 

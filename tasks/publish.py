@@ -19,8 +19,9 @@ def publish(asset: Asset) -> dict[str, Any]:
 
     If another run was first its asset counts, and this attempt ends as `cancelled`.
     """
-    names = ["mesh.glb", "preview.png", *sorted(f"views/{p.name}" for p in _views(asset))]
-    files = {name: asset.folder / name for name in names} | {"field.safetensors": asset.field_path}
+    made = [path for path in sorted(asset.folder.rglob("*")) if path.is_file()]
+    files = {path.relative_to(asset.folder).as_posix(): path for path in made}
+    files["field.safetensors"] = asset.field_path
     try:
         with asset.timed("publish"):
             manifest = commit_asset(
@@ -68,10 +69,6 @@ def _end(asset: Asset, manifest: dict[str, Any], status: str, error: BaseExcepti
         versions=versions(),
     )
     record_attempt(asset.store, document, manifest)
-
-
-def _views(asset: Asset) -> list[Any]:
-    return list((asset.folder / "views").glob("*.png"))
 
 
 @task(name="publish", task_run_name="publish-{asset.name}", cache_policy=NO_CACHE)

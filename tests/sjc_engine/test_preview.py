@@ -13,7 +13,7 @@ from sjc_engine.preview import GAP, HEADER, LABELS, MARGIN, TILE, TITLE, contact
 from sjc_engine.recipes import MeshRecipe
 
 FIELD = make_field(soft_density(sphere(0.3)(centers(16))))
-MESH = extract_mesh(FIELD, MeshRecipe(iso_level=5.0, mesh_resolution=32))
+MESH = extract_mesh(FIELD, MeshRecipe(iso_level=5.0, mesh_resolution=32, texture_size=0))
 
 
 def flat(level: float) -> torch.Tensor:
@@ -28,6 +28,8 @@ PICTURES = Pictures(
     mesh=flat(0.4),
     mesh_opacity=torch.ones(9, 32, 32),
     geometry=flat(-0.1),
+    normals=flat(0.2),
+    depth=flat(0.6),
 )
 
 
@@ -37,7 +39,7 @@ def title(sheet: Image.Image) -> np.ndarray:
 
 def test_every_view_is_at_its_place() -> None:
     sheet = np.asarray(contact_sheet(FIELD, MESH, "a ball", PICTURES))
-    for row, level in enumerate([0.9, 0.4, -0.1]):
+    for row, level in enumerate([0.9, 0.4, -0.1, 0.2, 0.6]):
         for column in range(9):
             y = MARGIN + TITLE + HEADER + row * (TILE + GAP) + TILE // 2
             x = MARGIN + LABELS + column * (TILE + GAP) + TILE // 2

@@ -1,0 +1,81 @@
+"""The turning mesh, read back from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from sjc_engine.mesh import Mesh
+from sjc_engine.turntable import (
+    FRAMES_PER_SECOND,
+    THUMBNAIL_FRAMES,
+    THUMBNAIL_SIZE,
+    turntable_frames,
+    write_thumbnail,
+    write_video,
+)
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    """A bar whose front half (-X) is red and whose back is blue."""
+    solid = trimesh.creation.box(extents=[0.8, 0.2, 0.2]).subdivide().subdivide()
+    vertices = np.asarray(solid.vertices, np.float32)
+    colors = np.where(vertices[:, :1] < 0, [[1.0, 0, 0]], [[0, 0, 1.0]]).astype(np.float32)
+    normals = np.asarray(solid.vertex_normals, np.float32)
+    mesh = Mesh(vertices, np.asarray(solid.faces, np.int64), normals, colors)
+    return turntable_frames(mesh, frames=24, size=64)
+
+
+def test_the_turn_begins_at_the_front_and_goes_once_around(frames: np.ndarray) -> None:
+    assert frames.shape == (24, 64, 64, 3)
+    assert (frames[:, 0, 0] == 255).all()  # white
+    red = (frames[..., 0] > 150) & (frames[..., 2] < 100)
+    blue = (frames[..., 2] > 150) & (frames[..., 0] < 100)
+    share = red.sum((1, 2)) / (red | blue).sum((1, 2))
+    assert share.argmax() in (23, 0, 1)
+    assert share.argmin() in (11, 12, 13)
+    steps = np.abs(np.diff(frames.astype(int), axis=0, append=frames[:1])).mean((1, 2, 3))
+    assert steps.max() < 3 * steps.mean()  # the last frame leads to the first
+
+
+def test_the_video_plays_what_was_drawn(frames: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "turntable.mp4"
+    write_video(frames, path)
+    reader = imageio_ffmpeg.read_frames(str(path))
+    about = next(reader)
+    assert about["source_size"] == (64, 64)
+    assert about["fps"] == FRAMES_PER_SECOND
+    assert about["codec"] == "h264"
+    assert about["pix_fmt"].startswith("yuv420p")  # others do not play in every browser
+    played = [np.frombuffer(frame, np.uint8).reshape(64, 64, 3) for frame in reader]
+    assert len(played) == 24
+    error = np.abs(np.stack(played).astype(int) - frames).mean()
+    assert error < 6
+    again = tmp_path / "again.mp4"
+    write_video(frames, again)
+    assert again.read_bytes() == path.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.mp4", "turntable.mp4"]
+
+
+def test_odd_sides_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="even sides"):
+        write_video(np.zeros((2, 33, 32, 3), np.uint8), tmp_path / "odd.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_thumbnail_is_small_and_loops(frames: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "thumbnail.webp"
+    write_thumbnail(frames, path)
+    with Image.open(path) as picture:
+        assert picture.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+        assert picture.n_frames == THUMBNAIL_FRAMES
+        assert picture.info["loop"] == 0
+        first = np.asarray(picture.convert("RGB").resize((64, 64)), int)
+    assert np.abs(first - frames[0]).mean() < 8
+    assert path.stat().st_size < 40_000
