@@ -1,0 +1,170 @@
+"use strict";
+// A wall of assets. Only the cards in sight exist, so that ten thousand scroll as ten do.
+const { columns, rows, folder } = JSON.parse(document.getElementById("data").textContent);
+const at = Object.fromEntries(columns.map((column, k) => [column.name, k]));
+const metrics = columns.filter((column) => column.kind !== "text");
+const texts = rows.map((row) =>
+  [row[at.prompt], row[at.asset_id], row[at.entries], row[at.error]].join("\n").toLowerCase());
+const WIDTH = 168, HEIGHT = 226, GAP = 12;
+const [grid, search, sort, down, status, filters, count] =
+  ["grid", "search", "sort", "down", "status", "filters", "count"].map((id) => document.getElementById(id));
+let shown = [];
+const cards = new Map();
+
+function show(value, kind) {
+  if (value === null || value === undefined) return "–";
+  if (kind === "flag") return value ? "yes" : "no";
+  if (kind === "number") return Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(4));
+  return value;
+}
+
+function conditions() {
+  return [...filters.children].map((node) => {
+    const [metric, test, limit] = node.querySelectorAll("select, input");
+    return { k: at[metric.value], name: metric.value, test: test.value, limit: limit.value };
+  }).filter((c) => c.limit !== "");
+}
+
+function passes(row, c) {
+  const value = row[c.k];
+  if (value === null || value === undefined) return false;
+  const number = +value, limit = +c.limit;
+  return c.test === "≥" ? number >= limit : c.test === "≤" ? number <= limit : number === limit;
+}
+
+function update() {
+  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const wanted = conditions();
+  shown = [];
+  for (let k = 0; k < rows.length; k++) {
+    if (status.value && rows[k][at.status] !== status.value) continue;
+    if (!words.every((word) => texts[k].includes(word))) continue;
+    if (!wanted.every((c) => passes(rows[k], c))) continue;
+    shown.push(k);
+  }
+  const key = at[sort.value], sign = down.dataset.down === "1" ? -1 : 1;
+  shown.sort((a, b) => {
+    const [x, y] = [rows[a][key], rows[b][key]];
+    if (x === y) return a - b;
+    if (x === null || x === undefined) return 1;  // what is not known comes last, either way
+    if (y === null || y === undefined) return -1;
+    return (x < y ? -1 : 1) * sign;
+  });
+  count.textContent = `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+  const state = new URLSearchParams();
+  if (search.value) state.set("q", search.value);
+  if (status.value) state.set("status", status.value);
+  state.set("sort", (sign < 0 ? "-" : "") + sort.value);
+  for (const c of wanted) state.append("f", `${c.name} ${c.test} ${c.limit}`);
+  history.replaceState(null, "", "#" + state);
+  for (const card of cards.values()) card.remove();
+  cards.clear();
+  draw();
+}
+
+function draw() {
+  const across = Math.max(1, Math.floor((grid.clientWidth + GAP) / (WIDTH + GAP)));
+  grid.style.height = `${Math.max(1, Math.ceil(shown.length / across)) * (HEIGHT + GAP)}px`;
+  grid.firstElementChild.hidden = shown.length > 0;
+  const top = window.scrollY - grid.offsetTop;
+  const first = Math.max(0, Math.floor(top / (HEIGHT + GAP)) - 1) * across;
+  const last = Math.min(shown.length, (Math.ceil((top + window.innerHeight) / (HEIGHT + GAP)) + 1) * across);
+  for (const [position, card] of cards) {
+    if (position < first || position >= last) { card.remove(); cards.delete(position); }
+  }
+  for (let position = first; position < last; position++) {
+    let card = cards.get(position);
+    if (!card) { card = make(rows[shown[position]]); cards.set(position, card); grid.append(card); }
+    card.style.left = `${(position % across) * (WIDTH + GAP)}px`;
+    card.style.top = `${Math.floor(position / across) * (HEIGHT + GAP)}px`;
+  }
+}
+
+function make(row) {
+  const card = document.createElement("a");
+  card.className = "card";
+  card.href = `${folder}/${row[at.asset_id]}/index.html`;
+  const picture = document.createElement("div");
+  picture.className = "picture";
+  if (row[at.status] === "ok") {
+    const image = document.createElement("img");
+    image.src = `${folder}/${row[at.asset_id]}/thumbnail.webp`;
+    image.alt = "";
+    picture.append(image);
+  } else {
+    picture.textContent = [row[at.status], row[at.error_type]].filter(Boolean).join(": ");
+  }
+  const prompt = document.createElement("div");
+  prompt.className = "prompt";
+  prompt.dir = "auto";
+  prompt.textContent = row[at.prompt];
+  const value = document.createElement("div");
+  value.className = "value";
+  const column = columns[at[sort.value]];
+  value.textContent = `${column.name}: ${show(row[at[sort.value]], column.kind)}`;
+  card.title = row[at.prompt];
+  card.append(picture, prompt, value);
+  return card;
+}
+
+function addFilter(name, test, limit) {
+  const node = document.createElement("span");
+  node.className = "filter";
+  const metric = document.createElement("select");
+  metric.append(...metrics.map((column) => new Option(column.name)));
+  if (name) metric.value = name;
+  const how = document.createElement("select");
+  how.append(new Option("≥"), new Option("≤"), new Option("="));
+  if (test) how.value = test;
+  const value = document.createElement("input");
+  value.type = "number";
+  value.step = "any";
+  if (limit) value.value = limit;
+  const hint = () => {
+    const column = columns[at[metric.value]];
+    value.title = metric.title = column.about;
+    value.placeholder = column.kind === "flag" ? "1 or 0" : "value";
+  };
+  metric.addEventListener("change", hint);
+  hint();
+  const gone = document.createElement("button");
+  gone.textContent = "×";
+  gone.title = "Remove this filter";
+  gone.addEventListener("click", () => { node.remove(); update(); });
+  node.addEventListener("input", update);
+  node.append(metric, how, value, gone);
+  filters.append(node);
+  return value;
+}
+
+function turn(isDown) {
+  down.dataset.down = isDown ? "1" : "0";
+  down.textContent = isDown ? "↓" : "↑";
+  down.title = isDown ? "Largest first" : "Smallest first";
+}
+
+sort.append(...columns.filter((column) => column.sorts).map((column) => new Option(column.name)));
+for (const name of new Set(rows.map((row) => row[at.status]))) status.append(new Option(name));
+const state = new URLSearchParams(location.hash.slice(1));
+search.value = state.get("q") || "";
+status.value = state.get("status") || "";
+const order = state.get("sort") || "-started_at";
+sort.value = order.replace(/^-/, "");
+if (!sort.value) sort.value = "started_at";
+turn(order.startsWith("-"));
+for (const text of state.getAll("f")) {
+  const [name, test, limit] = text.split(" ");
+  if (name in at) addFilter(name, test, limit);
+}
+for (const node of [search, sort, status]) node.addEventListener("input", update);
+down.addEventListener("click", () => { turn(down.dataset.down !== "1"); update(); });
+document.getElementById("add").addEventListener("click", () => addFilter().focus());
+let waiting = false;
+for (const event of ["scroll", "resize"]) {
+  window.addEventListener(event, () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; draw(); });
+  }, { passive: true });
+}
+update();
