@@ -164,6 +164,20 @@ def query(
 
 
 @app.command()
+def gallery(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    store: StoreOption = "./store",
+    where: Annotated[str | None, typer.Option(help="SQL over best_assets: faces < 9000.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Write a web page over a store: thumbnails, search, filters, and a 3D viewer per asset."""
+    with reported("what was copied stays; run it again to go on"):
+        from flows.pages import gallery as write
+
+        write(store, out, where, quiet=quiet)
+
+
+@app.command()
 def sample2d(
     prompt: Annotated[str, typer.Argument(help="What to draw; priors without words ignore it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],

@@ -97,7 +97,7 @@ def index_page(rows: list[dict[str, Any]]) -> str:
 <div id="grid"><p class="empty" hidden>Nothing matches.</p></div>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>{_INDEX_JS}</script>"""
-    policy = f"default-src 'none'; img-src 'self'; {_hashes(scripts=[_INDEX_JS])}"
+    policy = f"default-src 'none'; img-src 'self' data:; {_hashes(scripts=[_INDEX_JS])}"
     return _page("Assets", body, policy)
 
 
@@ -141,8 +141,8 @@ def command(row: dict[str, Any]) -> str:
     """The command line that makes the asset again, without a store."""
     spec = json.loads(row["spec_json"])
     parts = ["sjc", "generate", spec["prompt"], "-o", row["asset_id"], "--prior", spec["prior"]]
-    recipe = Recipe.from_json(spec["recipe"])
-    parts += ["--recipe", recipe.name, "--seed", str(spec["seed"])]
+    recipe = spec["recipe"]
+    parts += ["--recipe", recipe["name"], "--seed", str(spec["seed"])]
     if spec["image"]:
         parts += ["--image", "PICTURE"]
     for key, value in _changes(recipe, spec["prior"]).items():
@@ -150,15 +150,17 @@ def command(row: dict[str, Any]) -> str:
     return shlex.join(parts)
 
 
-def _changes(recipe: Recipe, prior: str) -> dict[str, Any]:
-    """What differs from the preset of the recipe's name."""
-    preset = Recipe.for_prior(prior, recipe.name).to_json()
-    mine = recipe.to_json()
+def _changes(recipe: dict[str, Any], prior: str) -> dict[str, Any]:
+    """What differs from the preset of the recipe's name, as it is today."""
+    try:
+        preset = Recipe.for_prior(prior, recipe["name"]).to_json()
+    except ValueError:  # an older version's
+        preset = Recipe().to_json()
     return {
         key: value
         for part in ("optimize", "mesh", "evaluate")
-        for key, value in mine[part].items()
-        if value != preset[part][key]
+        for key, value in recipe[part].items()
+        if key not in preset[part] or value != preset[part][key]
     }
 
 
@@ -239,7 +241,7 @@ def _page(title: str, body: str, policy: str) -> str:
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(title)}</title><style>{_CSS}</style></head>
+<link rel="icon" href="data:,"><title>{_text(title)}</title><style>{_CSS}</style></head>
 <body>{body}</body></html>
 """
 

@@ -1,0 +1,30 @@
+"""`sjc gallery`: a static web page over a store."""
+
+import sys
+from pathlib import Path
+
+from flows.errors import UsageError
+from tasks.gallery import build_gallery
+from tasks.store import open_store
+from tasks.table_reader import QueryError
+
+
+def gallery(store: str, out: Path, where: str | None, *, quiet: bool) -> None:
+    """Writes the pages and prints the index's path. Raises UsageError, StoreError."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"-o {out}: is a file; name a folder")
+    opened = open_store(store, writable=False)
+
+    def tell(done: int, total: int) -> None:
+        if not quiet and (done % 100 == 0 or done == total):
+            print(f"{done} of {total} assets", file=sys.stderr, flush=True)
+
+    try:
+        made = build_gallery(opened, out, where, tell)
+    except QueryError as error:
+        raise UsageError(f"--where: {error}") from error
+    except OSError as error:
+        raise UsageError(f"-o {out}: {error.strerror or error}") from error
+    if not quiet:
+        print(f"{made.assets} assets, {made.copied} files copied", file=sys.stderr)
+    print(made.index)

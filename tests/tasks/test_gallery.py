@@ -1,0 +1,230 @@
+"""The gallery: its files, what hostile text may do in it, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import re
+import shlex
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trimesh
+from browser import Page, browser
+from PIL import Image
+from task_samples import make, report
+
+from sjc_engine.glb import glb_bytes
+from sjc_engine.recipes import Recipe
+from sjc_engine.spec import AssetSpec
+from sjc_engine.turntable import write_video
+from tasks.commit import commit_asset, finish_attempt, start_attempt
+from tasks.gallery import build_gallery, command, index_page
+from tasks.schemas import COLUMNS
+from tasks.store import Store, open_store
+from tasks.table_reader import QueryError
+from tasks.tables import query, record_attempt
+
+HOSTILE = (
+    "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>\u2028 \"&\" 🦆"
+)
+SHOWN_FILES = {
+    "index.html", "mesh.glb", "mesh.js", "preview.png", "thumbnail.webp", "turntable.mp4",
+}  # fmt: skip
+
+
+def asset(prompt: str, seed: int = 0, **changes: Any) -> AssetSpec:
+    recipe = Recipe.for_prior("toybox", "draft").override(changes)
+    return AssetSpec(prompt, "", None, seed, "toybox", "r", recipe)
+
+
+def commit(store: Store, folder: Path, spec: AssetSpec, **metrics: Any) -> None:
+    """An asset with files that a browser can show."""
+    attempt = start_attempt(store, spec, "run1", prior_coverage=1.0)["attempt"]
+    solid = trimesh.creation.icosphere(subdivisions=2, radius=0.4)
+    vertices = np.asarray(solid.vertices, np.float32)
+    files = {}
+    for name in ("mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4", "views/mesh_1.png"):
+        files[name] = folder / name.replace("/", "-")
+    data = glb_bytes(vertices, np.asarray(solid.faces), vertices / 0.4, colors=abs(vertices))
+    files["mesh.glb"].write_bytes(data)
+    for name in ("preview.png", "thumbnail.webp", "views/mesh_1.png"):
+        Image.new("RGB", (128, 128), (200, 60, 40)).save(files[name])
+    write_video(np.zeros((4, 32, 32, 3), np.uint8), files["turntable.mp4"])
+    timings = {"queue": 0.0, "optimize": 40.0, "extract": 2.0, "evaluate": 1.0}
+    versions = {"code": "1.0", "engine": "1.0/1"}
+    manifest = commit_asset(
+        store, spec.asset_id, attempt, files, spec, report(**metrics), timings, versions
+    )
+    ended = finish_attempt(
+        store, spec.asset_id, attempt, "ok", device="cpu", first_step=0, last_step=3
+    )
+    record_attempt(store, ended, manifest)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Three assets: a duck, one with a hostile prompt, and a failure."""
+    opened = open_store(tmp_path / "store")
+    commit(opened, tmp_path, asset("a duck", steps=77), faces=1000, clip_score=10.0)
+    commit(opened, tmp_path, asset(HOSTILE), faces=3000, clip_score=30.0)
+    make(opened, tmp_path, asset("a mug"), "run1", "failed")
+    return opened
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_every_asset_has_its_page_and_its_files(store: Store, tmp_path: Path) -> None:
+    made = build_gallery(store, tmp_path / "pages")
+    assert (made.assets, made.copied) == (3, 8)
+    data = data_of(made.index.read_text())
+    names = [column["name"] for column in data["columns"]]
+    prompts = [row[names.index("prompt")] for row in data["rows"]]
+    assert sorted(prompts) == sorted(["a duck", "a mug", HOSTILE])
+    for row in data["rows"]:
+        folder = tmp_path / "pages" / "assets" / row[names.index("asset_id")]
+        page = (folder / "index.html").read_text()
+        made_files = {path.name for path in folder.iterdir()}
+        if row[names.index("status")] == "ok":
+            assert made_files == SHOWN_FILES
+            assert "<model-viewer" in page
+            assert "views/mesh_1.png" in page  # listed with its checksum, though not copied
+        else:
+            assert made_files == {"index.html"}
+            assert "loss is NaN" in page
+            assert "<model-viewer" not in page
+
+
+def test_a_second_time_copies_only_what_is_new(store: Store, tmp_path: Path) -> None:
+    build_gallery(store, tmp_path / "pages")
+    torn = next((tmp_path / "pages").glob("assets/*/mesh.glb"))
+    torn.write_bytes(torn.read_bytes()[:100])
+    commit(store, tmp_path, asset("a pig"))
+    again = build_gallery(store, tmp_path / "pages")
+    assert (again.assets, again.copied) == (4, 5)
+    assert torn.stat().st_size > 100
+
+
+def test_where_chooses_and_wrong_sql_is_told(store: Store, tmp_path: Path) -> None:
+    made = build_gallery(store, tmp_path / "pages", "faces > 2000")
+    assert made.assets == 1
+    with pytest.raises(QueryError):
+        build_gallery(store, tmp_path / "pages", "facez > 2000")
+
+
+def test_text_of_manifests_stays_text(store: Store, tmp_path: Path) -> None:
+    build_gallery(store, tmp_path / "pages")
+    for path in (tmp_path / "pages").rglob("*.html"):
+        page = path.read_text()
+        assert "<img src=x" not in page
+        assert "window.pwned=1</script>" not in page
+        assert "Content-Security-Policy" in page
+        assert re.search(r"script-src [^;\"]*'unsafe-inline'", page) is None
+
+
+def test_the_command_makes_the_same_asset(store: Store) -> None:
+    rows = query(store, "SELECT * FROM best_assets WHERE prompt = 'a duck'").to_pylist()
+    words = shlex.split(command(rows[0]))
+    assert words[:3] == ["sjc", "generate", "a duck"]
+    changes = dict(word.split("=") for flag, word in pairwise(words) if flag == "--set")
+    recipe = Recipe.for_prior("toybox", words[words.index("--recipe") + 1]).override(changes)
+    assert recipe == asset("a duck", steps=77).recipe
+
+
+def test_a_recipe_of_another_version_has_a_command_too(store: Store) -> None:
+    [row] = query(store, "SELECT * FROM best_assets WHERE prompt = 'a duck'").to_pylist()
+    spec = json.loads(row["spec_json"])
+    spec["recipe"]["name"] = "no-longer-there"
+    spec["recipe"]["optimize"]["no_longer_a_key"] = 3
+    assert "no_longer_a_key=3" in command({**row, "spec_json": json.dumps(spec)})
+
+
+# --- in a browser ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "pages")
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+SHOWN = "[...document.querySelectorAll('.card .prompt')].map((node) => node.textContent)"
+SET = """(() => {{
+    const node = document.getElementById('{}');
+    node.value = {};
+    node.dispatchEvent(new Event('input', {{bubbles: true}}));
+}})()"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_the_wall_searches_sorts_and_filters(
+    store: Store, tmp_path: Path, page: Page, served: str, scheme: str
+) -> None:
+    build_gallery(store, tmp_path / "pages")
+    root = f"file://{tmp_path}/pages" if scheme == "file" else served
+    page.complaints.clear()
+    page.open(f"{root}/index.html")
+    assert sorted(page.run(SHOWN)) == sorted(["a duck", "a mug", HOSTILE])
+    page.run(SET.format("search", "'DUCK'"))
+    assert page.run(SHOWN) == ["a duck"]
+    page.run(SET.format("search", "''"))
+    page.run(SET.format("sort", "'clip_score'"))
+    assert page.run(SHOWN) == [HOSTILE, "a duck", "a mug"]  # what is not known comes last
+    page.run("document.getElementById('down').click()")
+    assert page.run(SHOWN) == ["a duck", HOSTILE, "a mug"]
+    page.run("addFilter('faces', '≥', '2000'); update();")
+    assert page.run(SHOWN) == [HOSTILE]
+    # The address keeps it all.
+    kept = page.run("location.href")
+    page.open("about:blank")
+    page.open(kept)
+    assert page.run(SHOWN) == [HOSTILE]
+    page.wait("[...document.images].every((image) => image.complete && image.naturalWidth)")
+    assert page.run("window.pwned") is None
+    assert page.complaints == []
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_the_viewer_shows_the_mesh(
+    store: Store, tmp_path: Path, page: Page, served: str, scheme: str
+) -> None:
+    build_gallery(store, tmp_path / "pages", "status = 'ok'")
+    root = f"file://{tmp_path}/pages" if scheme == "file" else served
+    for folder in sorted((tmp_path / "pages" / "assets").iterdir()):
+        page.complaints.clear()
+        page.open(f"{root}/assets/{folder.name}/index.html")
+        page.wait("document.querySelector('model-viewer').loaded", 120)
+        title = page.run("document.querySelector('.prompt-title').textContent")
+        assert title in ("a duck", HOSTILE)
+        size = page.run("document.querySelector('model-viewer').getDimensions().x")
+        assert size == pytest.approx(0.8, abs=0.02)
+        assert page.run("window.pwned") is None
+        assert page.complaints == []
+
+
+def test_ten_thousand_rows_are_a_page_of_a_few_megabytes() -> None:
+    row = {column.name: None for column in COLUMNS["assets"]}
+    row |= {"asset_id": "0" * 16, "prompt": "a duck", "status": "ok", "entries": "duck"}
+    assert len(index_page([row | {"clip_score": 31.23456789} for _ in range(10_000)])) < 8e6
