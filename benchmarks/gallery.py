@@ -1,0 +1,97 @@
+"""The gallery's wall with many assets, in headless Chromium.
+
+    python benchmarks/gallery.py [--assets 10000] [--rounds 5]
+
+Rows are made up, pictures too (one file, linked under every id). Printed, medians over rounds:
+bytes of the page, time to the first contentful paint from a fresh browser's point of view, and the
+time from a keystroke in the search box, a new filter or another order to the new wall, layout
+included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "tasks"))
+from browser import browser
+
+from sjc_engine.toybox.captions import NOUNS
+from tasks.gallery import FOLDER, index_page
+from tasks.schemas import COLUMNS
+
+ACTIONS = {
+    "search": "search.value = '{word}'; update();",
+    "filter": "filters.replaceChildren(); addFilter('clip_score', '≥', '{number}'); update();",
+    "sort": "sort.value = '{metric}'; update();",
+}
+TIMED = """(() => {{ const began = performance.now(); {action} void document.body.offsetHeight;
+return performance.now() - began; }})()"""
+
+
+def rows(count: int) -> list[dict[str, object]]:
+    chance = random.Random(0)
+    nouns = [noun for words in NOUNS.values() for noun in words]
+    made = []
+    for k in range(count):
+        row: dict[str, object] = {column.name: None for column in COLUMNS["assets"]}
+        prompt = f"a photo of a {chance.choice(nouns)} beside a {chance.choice(nouns)}, number {k}"
+        row |= {"asset_id": f"{k:016x}", "prompt": prompt, "status": "ok", "seed": k % 7}
+        row |= {"entries": f"row-{k} toys", "started_at": f"2026-01-01 00:00:{k % 60:02}"}
+        for column in COLUMNS["assets"]:
+            if column.name in row and row[column.name] is None and str(column.type) == "double":
+                row[column.name] = chance.uniform(0, 100)
+        made.append(row)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--assets", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    settings = parser.parse_args()
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {settings.assets} assets"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        began = time.perf_counter()
+        page_text = index_page(rows(settings.assets))
+        print(f"page written in                 {time.perf_counter() - began:6.2f} s")
+        (root / "index.html").write_text(page_text)
+        print(f"page                            {len(page_text.encode()) / 1e6:6.2f} MB")
+        picture = root / "thumbnail.webp"
+        Image.effect_noise((128, 128), 60).convert("RGB").save(picture)
+        for k in range(settings.assets):
+            (root / FOLDER / f"{k:016x}").mkdir(parents=True)
+            (root / FOLDER / f"{k:016x}" / "thumbnail.webp").symlink_to(picture)
+        paints: list[float] = []
+        times: dict[str, list[float]] = {name: [] for name in ACTIONS}
+        for number in range(settings.rounds):
+            with browser() as page:
+                page.open(f"file://{root}/index.html")
+                page.wait("performance.getEntriesByName('first-contentful-paint').length")
+                paints.append(
+                    page.run("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+                )
+                for word, metric in (("duck", "clip_score"), ("tank number 7", "seed")):
+                    for name, action in ACTIONS.items():
+                        script = action.format(word=word, number=10 * number, metric=metric)
+                        times[name].append(page.run(TIMED.format(action=script)))
+                assert page.complaints == [], page.complaints
+    print(f"first contentful paint          {median(paints):6.0f} ms")
+    for name, values in times.items():
+        print(f"{name:32}{median(values):6.1f} ms (longest {max(values):.1f})")
+
+
+if __name__ == "__main__":
+    main()
