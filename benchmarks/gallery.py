@@ -22,7 +22,7 @@ from statistics import median
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "tasks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "flows"))
 from browser import browser
 
 from sjc_engine.toybox.captions import NOUNS

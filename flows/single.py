@@ -17,7 +17,17 @@ from tasks.manifest import COMMAND_LINE, Manifest, resolve
 from tasks.manifest_files import ManifestError, Problem, Record, Records
 from tasks.manifest_rows import RowReader
 
-FILES = ("mesh.glb", "field.safetensors", "preview.png", "report.json")
+# What an asset's folder may hold; a second asset does not go there.
+FILES = (
+    "mesh.glb",
+    "mesh.ply",
+    "mesh.obj",
+    "field.safetensors",
+    "preview.png",
+    "turntable.mp4",
+    "thumbnail.webp",
+    "report.json",
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,13 @@ def make(request: Request, *, quiet: bool, as_json: bool) -> None:
     with temporary as folder:
         report = _make(request, recipe, image, device, Path(folder), quiet)
         request.out.mkdir(exist_ok=True)
-        for name in FILES:
+        names = sorted(path.name for path in Path(folder).iterdir())
+        for name in names:
             shutil.move(Path(folder, name), request.out / name)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
-        for name in FILES:
+        for name in names:
             print(request.out / name)
 
 
@@ -112,11 +123,13 @@ def _make(
     from sjc_engine.chaining import optimize
     from sjc_engine.evaluate import evaluate
     from sjc_engine.judge import load_judge
-    from sjc_engine.mesh import MeshError, extract_mesh, mesh_statistics
+    from sjc_engine.mesh import MeshError, extract_mesh, mesh_statistics, write_mesh
     from sjc_engine.pictures import take_pictures
     from sjc_engine.preview import contact_sheet
     from sjc_engine.prior import load_prior
     from sjc_engine.scene import Diverged, Scene, StepStats
+    from sjc_engine.spec import AssetSpec
+    from sjc_engine.turntable import write_turntable
 
     started = time.perf_counter()
     try:
@@ -146,12 +159,17 @@ def _make(
         watch.stage("asset", "evaluate")
         pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
         metrics = evaluate(field, mesh, request.prompt, judge, recipe.evaluate, pictures).metrics
+        contact_sheet(field, mesh, request.prompt, pictures).save(folder / "preview.png")
+        if recipe.evaluate.turntable_frames:
+            write_turntable(mesh, folder, recipe.evaluate)
+    sha256 = image.sha256 if image else None
+    spec = AssetSpec(request.prompt, "", sha256, request.seed, prior.id, prior.revision, recipe)
     field.save(folder / "field.safetensors")
-    mesh.export(folder / "mesh.glb")
-    contact_sheet(field, mesh, request.prompt, pictures).save(folder / "preview.png")
+    write_mesh(mesh, folder, recipe.mesh, spec.extras())
     report = {
+        "asset_id": spec.asset_id,
         "prompt": request.prompt,
-        "image": image.sha256 if image else None,
+        "image": sha256,
         "seed": request.seed,
         "prior": prior.id,
         "prior_revision": prior.revision,

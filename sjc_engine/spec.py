@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
+from sjc_engine.sources import licence_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class AssetSpec:
     def field_id(self) -> str:
         """Like `asset_id`, from what the optimisation depends on: no mesh or judge settings."""
         return _digest({**self._sources(), "recipe": asdict(self.recipe.optimize)})
+
+    def extras(self) -> dict[str, str]:
+        """What a mesh file says of itself, wherever it goes."""
+        return {
+            "asset_id": self.asset_id,
+            "prompt": self.prompt,
+            "prior": f"{self.prior}@{self.prior_revision[:12]}",
+            "licence": f"made with weights under: {licence_of(self.prior)}",
+        }
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -7,8 +7,6 @@ from prefect.cache_policies import NO_CACHE
 
 from sjc_engine.fields import load_field
 from sjc_engine.mesh import extract_mesh, mesh_statistics, write_mesh
-from sjc_engine.sources import licence_of
-from sjc_engine.spec import AssetSpec
 from tasks.asset import Asset
 
 
@@ -22,20 +20,10 @@ def extract(asset: Asset) -> dict[str, Any]:
         recipe = asset.spec.recipe.mesh
         asset.mesh = extract_mesh(asset.field, recipe)
         asset.folder.mkdir(parents=True, exist_ok=True)
-        write_mesh(asset.mesh, asset.folder, recipe, _extras(asset.spec))
+        write_mesh(asset.mesh, asset.folder, recipe, asset.spec.extras())
         statistics = mesh_statistics(asset.mesh)
     asset.report |= statistics
     return statistics
-
-
-def _extras(spec: AssetSpec) -> dict[str, str]:
-    """What a file says of itself wherever it goes."""
-    return {
-        "asset_id": spec.asset_id,
-        "prompt": spec.prompt,
-        "prior": f"{spec.prior}@{spec.prior_revision[:12]}",
-        "licence": f"made with weights under: {licence_of(spec.prior)}",
-    }
 
 
 @task(name="extract", task_run_name="extract-{asset.name}", cache_policy=NO_CACHE)

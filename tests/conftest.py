@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +18,6 @@ from flows import environment
 environment.apply(console_level="CRITICAL")
 # A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.insert(0, str(Path(__file__).parent / "sjc_engine"))  # tiny_clip
 
 
 @pytest.fixture(scope="session")

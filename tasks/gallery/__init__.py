@@ -24,9 +24,9 @@ from tasks.schemas import COLUMNS
 from tasks.store import Store
 from tasks.table_reader import query
 
-_HERE = Path(__file__).parent
+RESOURCES = Path(__file__).parent
 _CSS, _INDEX_JS, _ASSET_JS = (
-    (_HERE / name).read_text("utf-8") for name in ("page.css", "index.js", "asset.js")
+    (RESOURCES / name).read_text("utf-8") for name in ("page.css", "index.js", "asset.js")
 )
 VIEWER = "model-viewer-umd.min.js"
 FOLDER = "assets"
@@ -65,7 +65,7 @@ def build_gallery(
     table = query(store, _SQL.format(where=f"WHERE {where}" if where else ""))
     rows = table.to_pylist()
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_HERE / "vendor" / VIEWER, out / VIEWER)
+    shutil.copyfile(RESOURCES / "vendor" / VIEWER, out / VIEWER)
     copied = 0
     for done, row in enumerate(rows, 1):
         copied += _write_asset(store, out / FOLDER / row["asset_id"], row)

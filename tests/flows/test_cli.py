@@ -300,7 +300,10 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
     assert (report["prompt"], report["seed"]) == ("a yellow duck", 0)
     assert 0 < report["faces"] <= 2000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["duck"]
-    names = ["field.safetensors", "mesh.glb", "preview.png", "report.json"]
+    names = [
+        "field.safetensors", "mesh.glb", "preview.png", "report.json", "thumbnail.webp",
+        "turntable.mp4",
+    ]  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "duck").iterdir()) == names
     again = subprocess.run(
         [*SJC, "generate", "a duck", "-o", "duck"], cwd=tmp_path, capture_output=True, text=True

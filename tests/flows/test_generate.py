@@ -43,7 +43,10 @@ TINY: dict[str, Any] = {
     "emptiness_weight": 0,
     "mesh_resolution": 32,
     "max_faces": 2000,
+    "texture_size": 128,
     "evaluation_size": 32,
+    "turntable_frames": 4,
+    "turntable_size": 32,
 }
 
 
@@ -127,6 +130,7 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
         assert manifest is not None
         names = {name.partition("/")[2] for name in manifest["files"]}
         assert {"mesh.glb", "preview.png", "field.safetensors", "views/mesh_8.png"} <= names
+        assert {"turntable.mp4", "thumbnail.webp"} <= names
         for name, facts in manifest["files"].items():
             data = (tmp_path / "store" / "assets" / asset_id / name).read_bytes()
             assert (len(data), hashlib.sha256(data).hexdigest()) == (

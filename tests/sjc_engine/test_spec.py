@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
+from sjc_engine.sources import licence_of
 from sjc_engine.spec import AssetSpec, canonical_json
 
 SPEC = AssetSpec("a duck", "blurry", None, 3, "toybox", "abc", Recipe.for_prior("toybox"))
@@ -78,3 +79,17 @@ def test_specs_and_recipes_do_without_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_names_its_asset_its_prior_and_the_licence_of_its_weights(tmp_path):
+    spec = dataclasses.replace(SPEC, prior="stable-diffusion-v1-5/stable-diffusion-v1-5")
+    extras = spec.extras()
+    assert (extras["asset_id"], extras["prompt"]) == (spec.asset_id, spec.prompt)
+    assert extras["licence"].endswith("creativeml-openrail-m")
+    assert licence_of("toybox") == "apache-2.0"
+    assert licence_of("somebody/something") == "unknown"
+    card = tmp_path / "README.md"
+    card.write_text("---\ntags: [x]\nlicense: cc-by-4.0\n---\n# A model\n")
+    assert licence_of(str(tmp_path)) == "cc-by-4.0"
+    card.write_text("# A model without a header\nlicense: no\n")
+    assert licence_of(str(tmp_path)) == "unknown"

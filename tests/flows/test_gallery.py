@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import http.server
 import json
@@ -18,14 +19,20 @@ import pytest
 import trimesh
 from browser import Page, browser
 from PIL import Image
+from synthetic_fields import TOTEM, centers, make_field, soft_density
 from task_samples import make, report
+from typer.testing import CliRunner
 
+from flows.cli import app
+from sjc_engine.camera import orbit
 from sjc_engine.glb import glb_bytes
-from sjc_engine.recipes import Recipe
+from sjc_engine.mesh import extract_mesh
+from sjc_engine.raster import rasterize
+from sjc_engine.recipes import MeshRecipe, Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.turntable import write_video
 from tasks.commit import commit_asset, finish_attempt, start_attempt
-from tasks.gallery import build_gallery, command, index_page
+from tasks.gallery import RESOURCES, VIEWER, build_gallery, command, index_page
 from tasks.schemas import COLUMNS
 from tasks.store import Store, open_store
 from tasks.table_reader import QueryError
@@ -149,6 +156,19 @@ def test_a_recipe_of_another_version_has_a_command_too(store: Store) -> None:
     assert "no_longer_a_key=3" in command({**row, "spec_json": json.dumps(spec)})
 
 
+def test_the_command_line_says_where_the_index_is(store: Store, tmp_path: Path) -> None:
+    arguments = ["gallery", "--store", str(tmp_path / "store"), "-o", str(tmp_path / "pages")]
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/pages/index.html\n"), done.stderr
+    assert "3 of 3 assets" in done.stderr
+    wrong = CliRunner().invoke(app, [*arguments, "--where", "facez > 1"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "--where" in wrong.stderr
+    (tmp_path / "file").touch()
+    wrong = CliRunner().invoke(app, ["gallery", "-o", str(tmp_path / "file")])
+    assert (wrong.exit_code, "is a file; name a folder" in wrong.stderr) == (2, True)
+
+
 # --- in a browser ------------------------------------------------------------------------------
 
 
@@ -228,3 +248,42 @@ def test_ten_thousand_rows_are_a_page_of_a_few_megabytes() -> None:
     row = {column.name: None for column in COLUMNS["assets"]}
     row |= {"asset_id": "0" * 16, "prompt": "a duck", "status": "ok", "entries": "duck"}
     assert len(index_page([row | {"clip_score": 31.23456789} for _ in range(10_000)])) < 8e6
+
+
+VIEWER_PAGE = """<!doctype html>
+<style>body {{ margin: 0 }} model-viewer {{ width: 512px; height: 512px; background: #fff;
+--progress-bar-height: 0px }}</style><script src="viewer.js"></script>
+<model-viewer interaction-prompt="none" shadow-intensity="0" camera-target="0m 0m 0m"
+min-camera-orbit="auto auto 0m" max-camera-orbit="auto auto 9m" min-field-of-view="10deg"
+max-field-of-view="90deg" src="data:model/gltf-binary;base64,{glb}"></model-viewer>"""
+AIM = """new Promise((done) => {{
+    const viewer = document.querySelector('model-viewer');
+    viewer.cameraOrbit = '{}deg {}deg 1.5m';
+    viewer.fieldOfView = '60deg';
+    viewer.jumpCameraToGoal();
+    setTimeout(done, 1000);
+}})"""
+
+
+@pytest.mark.system
+def test_a_browser_draws_a_file_as_the_rasteriser_does(tmp_path: Path, page: Page) -> None:
+    """Geometry, texture, colours, axes: all of it is right, or the pictures differ."""
+    points = centers(40)
+    colors = 0.8 * np.sin(np.array([7.0, 5.0, 6.0]) * points)
+    field = make_field(soft_density(TOTEM(points), density=60.0), colors)
+    mesh = extract_mesh(field, MeshRecipe(mesh_resolution=64, texture_size=512, iso_level=20.0))
+    mesh.export(tmp_path / "mesh.glb")
+    glb = base64.b64encode((tmp_path / "mesh.glb").read_bytes()).decode()
+    (tmp_path / "viewer.js").write_bytes((RESOURCES / "vendor" / VIEWER).read_bytes())
+    (tmp_path / "index.html").write_text(VIEWER_PAGE.format(glb=glb))
+    page.size(512, 512)
+    page.open(f"file://{tmp_path}/index.html")
+    page.wait("document.querySelector('model-viewer').loaded", 120)
+    for azimuth, elevation in ((0, 15), (60, 30), (200, 0)):
+        page.run(AIM.format(azimuth, 90 - elevation))
+        page.screenshot(tmp_path / "seen.png")
+        seen = np.asarray(Image.open(tmp_path / "seen.png").convert("RGB"), float)
+        drawn = rasterize(mesh, orbit(azimuth, elevation, 1.5, 60.0), 512, 512)
+        ours = ((drawn.rgb + 1 - drawn.opacity).clamp(-1, 1) + 1) * 127.5
+        error = np.mean((seen - ours.permute(1, 2, 0).numpy()) ** 2)
+        assert 10 * np.log10(255**2 / error) >= 38
