@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flows.errors import UsageError
 from flows.plan import check_devices
+from sjc_engine.sources import takes_image
 from tasks.manifest_rows import prior_problem
 
 
@@ -33,6 +34,8 @@ def sample2d(
     for prior in priors:
         if problem := prior_problem(prior):
             raise UsageError(f"--prior: {'; '.join(problem)}")
+        if takes_image(prior):
+            raise UsageError(f"--prior: {prior!r} starts from an image; name one that does not")
     [chosen] = check_devices(None if device is None else [device], "--device")[:1]
     partial = out.with_name(f".{out.name}.partial")
     try:

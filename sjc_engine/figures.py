@@ -153,7 +153,8 @@ def draw(panels: Sequence[Panel]) -> Image.Image:
                     continue
                 levels = ((picture + 1) * 127.5).round().clamp(0, 255).byte()
                 image = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB")
-                image = image.resize((TILE, TILE), Image.Resampling.NEAREST)
+                how = Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.BOX
+                image = image.resize((TILE, TILE), how)
                 sheet.paste(image, (LABELS + column * (TILE + GAP), y))
         top += height
     return sheet

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sjc_engine.sources import family_of
+
 if TYPE_CHECKING:
     from PIL import Image as PILImage
     from torch import Tensor
@@ -83,18 +85,27 @@ def misfits(
                 ("image", f"prior {prior!r} takes text only, not images; leave the image out, or"
                  " use a prior such as kxic/zero123-xl")
             )  # fmt: skip
+        if family_of(prior)[0] == "unconditional":
+            found += _words(prior, negative_prompt, recipe)
         return found
     found = []
     if not has_image:
         found.append(
             ("image", f"prior {prior!r} starts from an image, and there is none; name one")
         )
+    found += _words(prior, negative_prompt, recipe)
+    if recipe.background == "random":
+        found.append(("background", "'random' contradicts an image on white; use white or learned"))
+    return found
+
+
+def _words(prior: str, negative_prompt: str, recipe: OptimizeRecipe) -> list[tuple[str, str]]:
+    """What is asked in words of a prior that takes none."""
+    found = []
     if negative_prompt:
         found.append(("negative_prompt", f"prior {prior!r} takes no words; leave it out"))
     if recipe.perp_neg_weight:
         found.append(("perp_neg_weight", f"prior {prior!r} takes no words; use 0"))
-    if recipe.background == "random":
-        found.append(("background", "'random' contradicts an image on white; use white or learned"))
     return found
 
 

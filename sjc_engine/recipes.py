@@ -63,7 +63,7 @@ class OptimizeRecipe:
     mlp_frequencies: int = _number(6, 1, 16)
     grid_size: int = _number(100, 4, 512)  # voxels per side at the end
     grid_start: int = _number(0, 0, 512)  # voxels per side at first; 0: grid_size
-    grid_grow_at: float = _number(0.5, 0.0, 1.0)  # share of the steps done on grid_start
+    grid_grow_at: float = _number(0.5, 0.0, 0.99)  # share of the steps done on grid_start
     half_length: float = _number(1.0, 0.05, 10.0)  # of the box, world units
     color_init: float = _number(1.0, 0.0, 10.0)  # standard deviation of the first colours
     background: Literal["learned", "random", "white"] = "learned"
@@ -118,6 +118,12 @@ class OptimizeRecipe:
             )
         if self.field == "mlp" and self.tv_weight:
             raise ValueError("tv_weight: the field 'mlp' has no grid to smooth; use 0")
+        if self.field == "mlp" and self.grid_start:
+            raise ValueError("grid_start: the field 'mlp' has no grid to grow; use 0")
+        if self.perp_neg_weight and self.view_style == "none":
+            raise ValueError(
+                "perp_neg_weight: view_style = 'none' names no front to keep away from; use 0"
+            )
         if self.grid_start and not 4 <= self.grid_start <= self.grid_size:
             raise ValueError(
                 f"grid_start = {self.grid_start} must be 0 or 4...grid_size = {self.grid_size}"

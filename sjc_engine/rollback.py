@@ -1,10 +1,9 @@
-"""A field and its optimiser as they were some steps ago, to go back to when a loss explodes."""
+"""The tensors of a field and its optimiser: as they are kept, and gone back to."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,23 +14,42 @@ SNAPSHOT_STEPS = 100  # between two snapshots: what a roll-back can cost
 LR_FACTOR = 0.5  # of the learning rates after it
 
 
+def state_tensors(field: Field, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that the next step depends on, by name; not copied."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in field.named_parameters():
+        tensors[f"field.{name}"] = parameter
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    return tensors
+
+
+@torch.no_grad()
+def put_state(
+    field: Field, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `state_tensors`, for a field of the same resolution. Values are copied."""
+    for name, parameter in field.named_parameters():
+        parameter.copy_(tensors[f"field.{name}"])
+        prefix = f"optimizer.{name}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        optimizer.state.pop(parameter, None)  # before the first step there is none
+        if state:
+            # The step counter, a scalar, stays on the CPU
+            optimizer.state[parameter] = {
+                k: v.clone() if k == "step" else v.to(parameter.device, copy=True)
+                for k, v in state.items()
+            }
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """A copy in the device's memory. The grid's resolution must not change in between."""
 
     step: int
-    parameters: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    tensors: dict[str, Tensor]
 
     @classmethod
     def take(cls, step: int, field: Field, optimizer: torch.optim.Optimizer) -> Snapshot:
-        parameters = {name: value.detach().clone() for name, value in field.named_parameters()}
-        return cls(step, parameters, copy.deepcopy(optimizer.state_dict()))
-
-    def restore(self, field: Field, optimizer: torch.optim.Optimizer) -> None:
-        with torch.no_grad():
-            for name, parameter in field.named_parameters():
-                parameter.copy_(self.parameters[name])
-        optimizer.load_state_dict(copy.deepcopy(self.optimizer))
-        for group in optimizer.param_groups:
-            group["lr"] *= LR_FACTOR
+        state = state_tensors(field, optimizer)
+        return cls(step, {name: value.detach().clone() for name, value in state.items()})

@@ -37,7 +37,13 @@ from sjc_engine.render import (
     random_background,
     render_views,
 )
-from sjc_engine.rollback import LR_FACTOR, SNAPSHOT_STEPS, Snapshot
+from sjc_engine.rollback import (
+    LR_FACTOR,
+    SNAPSHOT_STEPS,
+    Snapshot,
+    put_state,
+    state_tensors,
+)
 from sjc_engine.schedules import guidance_at, sigma_at
 from sjc_engine.score import average, perturb, weighting
 from sjc_engine.views import view_prompt, view_prompts
@@ -104,6 +110,8 @@ class Scene:
             prior.id, starts_from_image, image is not None, negative_prompt, r
         ):
             raise ValueError(problem)
+        if not prior.guided and (negative_prompt or r.perp_neg_weight):
+            raise ValueError(f"prior {prior.id!r} takes no words: no negative prompt, no Perp-Neg")
         if prior.latent and not starts_from_image and r.background != "learned":
             raise ValueError(f"background = {r.background!r} needs a prior that works on pixels")
         self.prompt, self.negative_prompt, self.seed = prompt, negative_prompt, seed
@@ -142,7 +150,8 @@ class Scene:
             self.field.resample(r.grid_size)
             self.optimizer = make_optimizer(self.field, r, self._lr_factor)
             self._snapshot = None
-        if self.step % SNAPSHOT_STEPS == 0 or self._snapshot is None:
+        due = self.step % SNAPSHOT_STEPS == 0 or self._snapshot is None
+        if due and not self.rolled_back:
             self._snapshot = Snapshot.take(self.step, self.field, self.optimizer)
         count, size = r.views_per_step, r.render_size
         fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
@@ -186,8 +195,8 @@ class Scene:
     def learn(self, draw: Draw, denoised: Tensor) -> StepStats:
         """Chain the score at `denoised` (n, V, C, H, W) through the renderer and take a step.
 
-        A loss that is not finite takes the scene back to its last snapshot, at half the learning
-        rate, once; the second time it raises Diverged, with the field as it was.
+        A loss or gradient that is not finite takes the scene back to its last snapshot, at half the
+        learning rate, once; the second time it raises Diverged, with the field as it was.
         """
         r, views = self.recipe.optimize, draw.rendering
         images = draw.images
@@ -220,13 +229,15 @@ class Scene:
         if self._reference and draw.reference:
             loss = loss + self._reference.loss(draw.reference)
 
-        measured = torch.stack([loss, gradient.square().mean().sqrt(), empty, views.opacity.mean()])
-        values = measured.detach().tolist()  # the step's one wait for the device
-        if not all(map(math.isfinite, values)):
-            self._roll_back()
-            return StepStats(self.step, r.steps, *self._measured)
         self.optimizer.zero_grad()
         loss.backward()
+        measured = [loss, gradient.square().mean().sqrt(), empty, views.opacity.mean()]
+        slopes = [p.grad.abs().amax() for p in self.field.parameters() if p.grad is not None]
+        # The step's one wait for the device
+        *values, steepest = torch.stack([*measured, torch.stack(slopes).amax()]).tolist()
+        if not all(map(math.isfinite, [*values, steepest])):
+            self._roll_back()
+            return StepStats(self.step, r.steps, *self._measured)
         self.optimizer.step()
         self.step += 1
         self._measured = values
@@ -246,11 +257,10 @@ class Scene:
     def save(self, path: str | Path) -> None:
         """Write everything that the next step depends on. Raises Diverged, writing nothing."""
         self._require_finite()
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.field.named_parameters():
-            tensors[f"field.{name}"] = parameter
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value
+        tensors = state_tensors(self.field, self.optimizer)
+        if self._snapshot and not self.rolled_back:  # else there is no going back to it
+            earlier = self._snapshot.tensors
+            tensors |= {f"snapshot.{name}": value for name, value in earlier.items()}
         tensors["generator"] = self.generator.get_state()
         header = {
             "recipe_version": RECIPE_VERSION,
@@ -264,6 +274,8 @@ class Scene:
             "step": self.step,
             "resolution": self.field.resolution,
             "rolled_back": self.rolled_back,
+            "snapshot_step": self._snapshot.step if self._snapshot else None,
+            "measured": self._measured,
             "scores": self._scores,
         }
         write_checkpoint(Path(path), tensors, header)
@@ -287,18 +299,18 @@ class Scene:
         scene = cls(*texts, header["seed"], recipe, prior, image)
         scene.step = header["step"]
         scene.rolled_back, scene._scores = header["rolled_back"], header["scores"]
+        scene._measured = header["measured"]
         if header["resolution"] != scene.field.resolution:
             scene.field.resample(header["resolution"])
         scene.optimizer = make_optimizer(scene.field, recipe.optimize, scene._lr_factor)
-        for name, parameter in scene.field.named_parameters():
-            parameter.data.copy_(tensors[f"field.{name}"])
-            prefix = f"optimizer.{name}."
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                # The step counter, a scalar, stays on the CPU
-                scene.optimizer.state[parameter] = {
-                    k: v if k == "step" else v.to(prior.device) for k, v in state.items()
-                }
+        put_state(scene.field, scene.optimizer, tensors)
+        earlier = {
+            name.removeprefix("snapshot."): value
+            for name, value in tensors.items()
+            if name.startswith("snapshot.")
+        }
+        if earlier:
+            scene._snapshot = Snapshot(header["snapshot_step"], earlier)
         scene.generator.set_state(tensors["generator"])
         return scene
 
@@ -315,8 +327,11 @@ class Scene:
         if self.rolled_back or self.step == 0 or self._snapshot is None:
             raise Diverged([self])
         self.rolled_back = True
-        self._snapshot.restore(self.field, self.optimizer)
+        put_state(self.field, self.optimizer, self._snapshot.tensors)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= LR_FACTOR
         self.step = self._snapshot.step
+        self._snapshot = None
 
     def _on_plateau(self) -> bool:
         """Whether the score's mean over the last span is hardly below that of the one before."""

@@ -57,11 +57,14 @@ class Source:
             options |= {"revision": self.revision, "local_files_only": self.local_files_only}
         try:
             return cls.from_pretrained(self.location, subfolder=name, **options)
-        except OSError:
+        except OSError as error:
             # Early repositories have a lone network, and its scheduler, in their root.
             if name not in ("unet", "scheduler") or self._has_folder(name):
                 raise
-            return cls.from_pretrained(self.location, **options)
+            try:
+                return cls.from_pretrained(self.location, **options)
+            except OSError:
+                raise error from None  # what is wrong with the usual place says more
 
     def network(self, cls: Any, name: str, dtype: Any) -> Any:
         """A diffusers network from `weights`."""

@@ -1,5 +1,6 @@
 """Scenes, the loop and checkpoints."""
 
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from sjc_engine.checkpoint import CheckpointError
 from sjc_engine.prior import Cond, load_prior
 from sjc_engine.recipes import Recipe
 from sjc_engine.scene import Diverged, Scene
+from sjc_engine.score import guide, sds
 
 SMALL = {
     "steps": 6,
@@ -296,6 +298,52 @@ def test_a_loss_that_is_not_finite_takes_the_scene_back_once(prior, tmp_path):
         step_scenes([scene], prior)
 
 
+@pytest.mark.parametrize("grow", [0, 4])
+def test_a_roll_back_goes_to_the_same_state_after_a_resume(prior, tmp_path, monkeypatch, grow):
+    """The earlier state is part of the checkpoint: killed or not, the rest is the same."""
+    monkeypatch.setattr("sjc_engine.scene.SNAPSHOT_STEPS", 3)
+    recipe = PIXEL.override({"grid_start": grow, "grid_grow_at": 0.5, "steps": 12})
+    scene = run(Scene("a tank", "", 1, recipe, prior), 6)
+    assert scene.step == 6
+    kept = [p.detach().clone() for p in scene.field.parameters()]
+    run(scene, 2)
+    scene.save(tmp_path / "scene.ckpt")
+    resumed = Scene.load(tmp_path / "scene.ckpt", prior)
+    for one in (scene, resumed):
+        with torch.no_grad():
+            one.field.density += math.nan
+        step_scenes([one], prior)
+        assert (one.step, one.rolled_back) == (6, True)
+        assert grow or equal(kept, list(one.field.parameters()))
+    assert equal(parameters(run(scene, 4)), parameters(run(resumed, 4)))
+
+
+def test_a_gradient_that_is_not_finite_goes_back_before_it_is_applied(prior, monkeypatch):
+    scene = run(Scene("a tank", "", 1, PIXEL, prior), 1)
+    before = scene._snapshot.tensors["field.density"].clone()
+    scene.field.density.register_hook(lambda gradient: gradient * math.inf)
+    step_scenes([scene], prior)
+    assert scene.rolled_back
+    assert torch.equal(scene.field.density, before)
+
+
+def test_sds_in_a_scene_is_the_formula(prior):
+    """The gradient at the rendered pictures, whatever `variance_reduction` says."""
+    changes = {"score": "sds", "variance_reduction": False, "emptiness_weight": 0.0}
+    scene = Scene("a tank", "", 1, PIXEL.override(changes | {"binary_weight": 0.0}), prior)
+    draw = scene.draw()
+    draw.images.retain_grad()
+    x, sigma = draw.images.detach(), draw.sigma
+
+    def denoise(z, level):
+        return guide(prior, z, level, draw.cond, draw.uncond, draw.scale)
+
+    noise = (draw.z[0] - x) / sigma.to(x).view(-1, 1, 1, 1)
+    scene.learn(draw, denoise(draw.z[0], sigma)[None])
+    expected = -sds(denoise, x, sigma, noise) / len(x)
+    torch.testing.assert_close(draw.images.grad, expected.float(), rtol=1e-4, atol=1e-6)
+
+
 def test_a_diverged_scene_leaves_the_others_alone(prior):
     alone = run(Scene("a duck", "", 5, PIXEL, prior), 3)
     sick, healthy = Scene("a tank", "", 1, PIXEL, prior), Scene("a duck", "", 5, PIXEL, prior)
@@ -326,8 +374,9 @@ def test_the_score_stops_falling_and_so_does_the_scene():
         step_scenes([scene], scene.prior)
     assert 80 <= scene.step < 400
     patient = PIXEL.override(changes | {"plateau_steps": 0, "steps": 100})
-    [field] = optimize(["x"], KnownAnswer([0.6, 0.1, -0.5]), patient)
-    assert field is not None
+    heard = []
+    optimize(["x"], KnownAnswer([0.6, 0.1, -0.5]), patient, on_step=lambda _, s: heard.append(s))
+    assert heard[-1].step == len(heard) == 100
 
 
 class Recording(KnownAnswer):

@@ -69,6 +69,12 @@ def test_sds_and_sjc_point_the_same_way_from_the_same_noise():
         for score in ("sjc", "sds")
     ]
     torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
+    two = torch.tensor([0.2, 3.0])  # then their weights differ
+    ends = [
+        optimize_pixels(prior, ["x"], two, generator(), start=start, score=score)
+        for score in ("sjc", "sds")
+    ]
+    assert (ends[0] - ends[1]).abs().max() > 1e-3
 
 
 def test_out_of_distribution_shows_all_three():

@@ -258,7 +258,7 @@ def test_a_text_scene_has_no_picture_to_resume_with(tmp_path):
     [
         (None, "", {}, "starts from an image, and there is none"),
         (ball(), "ugly", {}, "takes no words; leave it out"),
-        (ball(), "", {"perp_neg_weight": 1}, "takes no words; use 0"),
+        (ball(), "", {"perp_neg_weight": 1, "view_style": "paper"}, "takes no words; use 0"),
         (ball(), "", {"background": "random"}, "contradicts an image on white"),
         (InputImage(ball().rgb, None, "ab"), "", {"silhouette_weight": 1}, "no silhouette"),
     ],
