@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from known_priors import KnownPrior
 from tiny_priors import build_color_prior, colors_of
 
-from sjc_engine.camera import orbit
+from sjc_engine.camera import orbit, sample_camera
+from sjc_engine.chaining import optimize
 from sjc_engine.distill import decode_views, distill_rgb
 from sjc_engine.fields import KINDS, VoxelField
 from sjc_engine.fields.voxel import grid_centers
@@ -16,10 +18,12 @@ from sjc_engine.prior import load_prior
 from sjc_engine.recipes import MeshRecipe, OptimizeRecipe, Recipe
 from sjc_engine.render import composite, learned_background, render
 from sjc_engine.scene import Scene
+from sjc_engine.views import view_prompt
 
 HALF = 0.7
 SMALL = {"grid_size": 16, "render_size": 16, "ray_step": 0.08, "half_length": HALF}
 RECIPE = OptimizeRecipe(**SMALL)
+FOV, ELEVATION = 50.0, (-5.0, 58.0)
 HELD_OUT = [orbit(*angles, fov_deg=55) for angles in ((13, 5), (100, 30), (205, 12), (310, 50))]
 
 
@@ -142,3 +146,58 @@ def test_distilling_is_repeatable(prior, monkeypatch):
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert one.abs().max().item() == pytest.approx(0.15, abs=0.05)  # three steps of Adam
+
+
+class KnownLatents(KnownPrior):
+    """Knows how the latent ball looks from each side, and decodes as the VAE does."""
+
+    latent = True
+
+    def __init__(self, decoder, count=500):
+        self._decoder = decoder
+        ball, generator = latent_ball(), torch.Generator().manual_seed(1)
+        pictures, groups = [], {}
+        for k in range(count):
+            camera = sample_camera(generator, fov_deg=(FOV, FOV), elevation_deg=ELEVATION)
+            groups.setdefault(f"{view_prompt(camera, 'detailed')} x", []).append(k)
+            with torch.no_grad():
+                view = render(ball, camera, 16, 16, step=0.08)
+                pictures.append(composite(view, torch.zeros(4, 1, 1)))
+        levels = (0.05, 6.0)
+        super().__init__(torch.stack(pictures), groups=groups, levels=levels, guided=False)
+
+    def decode(self, latents):
+        return self._decoder.decode(latents)
+
+
+def test_a_run_in_latents_ends_as_a_mesh_with_their_colours(prior, monkeypatch):
+    """Optimised from nothing by scores of latent pictures, decoded, distilled and cut out."""
+    monkeypatch.setattr("sjc_engine.distill.STEPS", 100)
+    changes = {
+        "steps": 250,
+        "guidance_scale": 1.0,
+        "sigma_schedule": "annealed",
+        "tick_min": 0,
+        "tick_max": 999,
+        "views_per_step": 2,
+        "view_style": "detailed",
+        "elevation_min": ELEVATION[0],
+        "elevation_max": ELEVATION[1],
+        "fov_min": FOV,
+        "fov_max": FOV,
+        "emptiness_weight": 1.0,
+        "background_lr": 0.05,
+        "color_init": 0.1,
+    }
+    recipe = Recipe.for_prior("owner/name", "paper").override(SMALL | changes)
+    [field] = optimize(["x"], KnownLatents(prior), recipe)
+    assert (field.space, field.channels) == ("rgb", 3)
+    mesh = extract_mesh(field, MeshRecipe(mesh_resolution=48, texture_size=0))
+    above = mesh.vertices[:, 1] > -0.2  # no camera saw the ball from below
+    vertices = torch.from_numpy(mesh.vertices[above])
+    assert vertices.norm(dim=1).mean().item() == pytest.approx(0.4, abs=0.05)
+    expected = (colors_of(latents_at(vertices)) + 1) / 2
+    error = (torch.from_numpy(mesh.colors[above]) - expected).abs()
+    assert error.mean() < 0.1
+    shuffled = expected[torch.randperm(len(expected), generator=torch.Generator().manual_seed(0))]
+    assert (shuffled - expected).abs().mean() > 0.25  # colours differ from place to place
