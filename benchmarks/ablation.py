@@ -1,7 +1,7 @@
 """What each part of the method does, on the toybox: one setting changed at a time, three seeds.
 
     python benchmarks/ablation.py [--seeds 0,1,2] [--only duck,tank] [--steps 500] [--processes 2]
-                                  [--out DIR] [--docs DIR]
+                                  [--out DIR] [--docs DIR] [--show]
 
 Starts from the preset `toybox` with `--steps` steps and changes what a row says. Every asset is
 made and judged as in `benchmarks/demo.py`, in a process of its own with one thread; its result is
@@ -80,9 +80,14 @@ MARK = "<!-- From here on: `python benchmarks/ablation.py --docs docs`. -->"
 TILE, LABELS, GAP = 96, 210, 3  # pixels
 
 
+def folder_of(out: Path, changes: Changes) -> Path:
+    """Named after the settings, so that another row or another --steps is another folder."""
+    return out / ",".join(f"{key}={value}" for key, value in sorted(changes.items()))
+
+
 def job(work: tuple[int, str, str, int, Changes, Path]) -> tuple[int, Result]:
     row, category, prompt, seed, changes, out = work
-    folder = out / f"row{row:02d}"
+    folder = folder_of(out, changes)
     folder.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):  # the row's other assets are at work beside us
         (folder / "instances.npz").symlink_to(Path("..", "instances.npz"))
@@ -117,7 +122,7 @@ def table(results: dict[tuple[int, str, int], Result], prompts: list[str]) -> st
     return "\n".join(lines)
 
 
-def picture(out: Path, prompts: list[str], seeds: list[int], path: Path) -> None:
+def picture(out: Path, base: Changes, prompts: list[str], seeds: list[int], path: Path) -> None:
     """A row per setting: each prompt's fields by seed, two views of each, front and side."""
     import torch
     from demo import ring
@@ -135,12 +140,12 @@ def picture(out: Path, prompts: list[str], seeds: list[int], path: Path) -> None
         if view == 1:
             x = LABELS + column * (TILE + GAP)
             pen.text((x + TILE, 3), f"{prompt}, seed {seed}", (32, 32, 36), font, anchor="ma")
-    for number, (group, name, _) in enumerate(ROWS):
+    for number, (group, name, changes) in enumerate(ROWS):
         y = 20 + number * (TILE + GAP)
         pen.text((6, y + TILE / 2 - 9), group, (120, 120, 128), font, anchor="lm")
         pen.text((6, y + TILE / 2 + 9), name, (32, 32, 36), font, anchor="lm")
         for column, (prompt, seed, view) in enumerate(columns):
-            kept = out / f"row{number:02d}" / f"{prompt}-{seed}.safetensors"
+            kept = folder_of(out, base | changes) / f"{prompt}-{seed}.safetensors"
             if not kept.exists():
                 continue
             with torch.no_grad():
@@ -162,6 +167,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(".runs/ablation"))
     parser.add_argument("--docs", type=Path, help="folder of ablation.md")
+    parser.add_argument("--show", action="store_true", help="what is kept; make nothing")
     settings = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
@@ -193,7 +199,7 @@ def main() -> None:
         for seed in seeds
         for row, (_, _, changes) in enumerate(ROWS)
         for category in chosen
-        if (row, category, seed) not in results
+        if (row, category, seed) not in results and not settings.show
     ]
     print(f"{len(results)} kept, {len(jobs)} to make", flush=True)
     context = multiprocessing.get_context("spawn")
@@ -216,7 +222,7 @@ def main() -> None:
     text = table(wanted, chosen)
     print("\n" + text)
     if settings.docs:
-        picture(settings.out, chosen, seeds, settings.docs / "images" / "ablation.png")
+        picture(settings.out, base, chosen, seeds, settings.docs / "images" / "ablation.png")
         page = settings.docs / "ablation.md"
         before = page.read_text().partition(MARK)[0] if page.exists() else "# Ablation\n\n"
         about = (
