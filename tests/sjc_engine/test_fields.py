@@ -257,6 +257,10 @@ def test_every_field_is_optimised_and_resumes_bit_for_bit(kind, growing, prior, 
     changes |= {"mlp_width": 8, "background": "learned"}
     if growing:
         changes |= {"grid_start": 4, "grid_grow_at": 0.25}
+    if growing and kind == "mlp":
+        with pytest.raises(ValueError, match="'mlp' has no grid to grow"):
+            Recipe.for_prior("toybox").override(changes)
+        return
     recipe = Recipe.for_prior("toybox").override(changes)
 
     def run(scene, steps):
