@@ -14,6 +14,7 @@ x / sqrt(1 + sigma^2) at the timestep of sigma, and its output o gives
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,14 +47,60 @@ class Cond:
         return Cond(torch.cat([p.hidden for p in parts]), torch.cat(beside) if beside else None)
 
 
-class Prior:
-    """A loaded model. Build it with `load_prior`.
-
-    A subclass implements `_network` and `condition`, and `decode` where it works on latents.
-    """
+class Prior(ABC):
+    """A loaded model, whatever its family. Build it with `load_prior`."""
 
     guided = True  # whether a condition says anything, so that guidance has a meaning
     latent = False
+
+    def __init__(
+        self,
+        source: Source,
+        sigmas: Tensor,
+        *,
+        channels: int,
+        resolution: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.id = source.id
+        self.revision = source.revision
+        self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
+        self.channels = channels
+        self.resolution = resolution
+        self.device = device
+        self.dtype = dtype  # of the network's weights and activations; images stay float32
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """D(x; sigma): (B, C, H, W) float32 from x (B, C, H, W), sigma (B,), cond of length B.
+
+        Each sample has its own sigma. H and W equal `resolution`, or any size the network takes.
+        """
+        if not len(x) == len(sigma) == len(cond):
+            raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
+        return self._denoised(x, sigma.to(self.device, torch.float64), cond).float()
+
+    @abstractmethod
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
+        """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
+        return latents.clamp(-1, 1)
+
+    @abstractmethod
+    def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """`denoise`, once its arguments are known to fit; sigma (B,) is float64."""
+
+
+class SchedulePrior(Prior):
+    """A network trained under a schedule of abar, as diffusers' schedulers have it."""
 
     def __init__(
         self,
@@ -65,12 +112,6 @@ class Prior:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.id = source.id
-        self.revision = source.revision
-        self.device = device
-        self.dtype = dtype  # of the network's weights and activations; images stay float32
-        self.channels = channels
-        self.resolution = resolution
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
             raise ValueError(
@@ -78,8 +119,15 @@ class Prior:
                 f" this engine knows {', '.join(PREDICTIONS)}"
             )
         abar = scheduler.alphas_cumprod.double()
-        # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
-        self.sigmas: Tensor = ((1 - abar) / abar).sqrt()[abar > 0].to(device)  # (ticks,) ascending
+        super().__init__(
+            source,
+            # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
+            ((1 - abar) / abar).sqrt()[abar > 0],
+            channels=channels,
+            resolution=resolution,
+            device=device,
+            dtype=dtype,
+        )
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The network's (fractional) timestep for sigma (B,): linear in log sigma between ticks.
@@ -92,42 +140,19 @@ class Prior:
         low, high = ticks[upper - 1], ticks[upper]
         return upper - 1 + (level - low) / (high - low)
 
-    @torch.no_grad()
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """D(x; sigma): (B, C, H, W) float32 from x (B, C, H, W), sigma (B,), cond of length B.
-
-        Each sample has its own sigma. H and W equal `resolution`, or any size the network takes.
-        """
-        if not len(x) == len(sigma) == len(cond):
-            raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
-        level = sigma.to(self.device, torch.float64)
-        s = level.view(-1, 1, 1, 1)
+    def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        s = sigma.view(-1, 1, 1, 1)
         c_in = 1 / (1 + s**2).sqrt()
-        o = self._network((x * c_in).to(self.dtype), self.timestep(level).float(), cond).float()
+        o = self._network((x * c_in).to(self.dtype), self.timestep(sigma).float(), cond).float()
         if self.prediction == "epsilon":
-            denoised = x - s * o
-        elif self.prediction == "v_prediction":
-            denoised = c_in**2 * x - s * c_in * o
-        else:
-            denoised = o
-        return denoised.float()
+            return x - s * o
+        if self.prediction == "v_prediction":
+            return c_in**2 * x - s * c_in * o
+        return o
 
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
-        """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views."""
-        raise NotImplementedError
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
-        return latents.clamp(-1, 1)
-
+    @abstractmethod
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The network's output (B, C, H, W) for its scaled input and timesteps (B,)."""
-        raise NotImplementedError
 
 
 def load_prior(

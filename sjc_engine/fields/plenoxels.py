@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import GridField, Sight, Space, interpolate, resample_grid
+from sjc_engine.fields.protocol import Sight, Space, interpolate
+from sjc_engine.fields.voxel import DenseField
 
 HARMONICS = 9  # of degree 0 to 2
 
@@ -33,7 +34,7 @@ def harmonics(directions: Tensor) -> Tensor:
     )
 
 
-class PlenoxelField(GridField):
+class PlenoxelField(DenseField):
     """Density and, for each channel, nine coefficients on N^3 voxel centres.
 
     The colour towards d is the activation of sum_k c_k Y_k(d); without a direction it is that of
@@ -75,23 +76,3 @@ class PlenoxelField(GridField):
             basis = harmonics(sight.directions).T  # (9, n)
             color = (values[1:].view(self.channels, HARMONICS, -1) * basis).sum(1)
         return self._activate_density(values[0]), self._activate_color(color).T
-
-    def sigma(self, points: Tensor) -> Tensor:
-        density = interpolate(self.density, points / self.half_length)[0]
-        return self._activate_density(density) * self._inside(points)
-
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "density": [self.density, self.d_scale],
-            "color": [self.color],
-            "background": [self.background],
-        }
-
-    def grids(self) -> list[Tensor]:
-        return [self.density, self.color]
-
-    @torch.no_grad()
-    def resample(self, resolution: int) -> None:
-        self.density = nn.Parameter(resample_grid(self.density, resolution))
-        self.color = nn.Parameter(resample_grid(self.color, resolution))
-        self.resolution = resolution

@@ -7,6 +7,7 @@ space "rgb" colour lies in [-1, 1]; in space "latent" it is a latent of the prio
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,7 +34,7 @@ class Sight:
     across: Tensor  # (n,) and of its pixel's cone, across the ray
 
 
-class Field(nn.Module):
+class Field(nn.Module, ABC):
     """A radiance field with a learned background.
 
     A subclass sets `kind`, calls `_set_background` after it has drawn its own parameters, and
@@ -60,20 +61,20 @@ class Field(nn.Module):
         shape = (1, self.channels, BACKGROUND_CELLS, BACKGROUND_CELLS)
         self.background = nn.Parameter(deviation * torch.randn(shape, generator=generator))
 
+    @abstractmethod
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
         """Density per unit length (n,) and colour (n, C) at points (n, 3) inside the box.
 
         Without `sight` the colour is that of no direction in particular, of a mere point.
         """
-        raise NotImplementedError
 
     def config(self) -> dict[str, int]:
         """The constructor's arguments beyond `resolution`, `channels`, `half_length`, `space`."""
         return {}
 
+    @abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by what learns alike: "density", "color", "network", "background"."""
-        raise NotImplementedError
 
     def grids(self) -> list[Tensor]:
         """The grids (B, C, ...) whose neighbouring cells are neighbours in space."""

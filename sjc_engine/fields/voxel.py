@@ -16,7 +16,34 @@ from sjc_engine.fields.protocol import (
 )
 
 
-class VoxelField(GridField):
+class DenseField(GridField):
+    """Density and colour on N^3 voxel centres: grids `density` and `color`, (1, C, Z, Y, X)."""
+
+    density: nn.Parameter
+    color: nn.Parameter
+
+    def sigma(self, points: Tensor) -> Tensor:
+        density = interpolate(self.density, points / self.half_length)[0]
+        return self._activate_density(density) * self._inside(points)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "density": [self.density, self.d_scale],
+            "color": [self.color],
+            "background": [self.background],
+        }
+
+    def grids(self) -> list[Tensor]:
+        return [self.density, self.color]
+
+    @torch.no_grad()
+    def resample(self, resolution: int) -> None:
+        self.density = nn.Parameter(resample_grid(self.density, resolution))
+        self.color = nn.Parameter(resample_grid(self.color, resolution))
+        self.resolution = resolution
+
+
+class VoxelField(DenseField):
     """Density and colour on N^3 voxel centres, trilinear in between.
 
     Grids are (1, C, Z, Y, X) with align_corners=False. In space "rgb" colour is
@@ -50,10 +77,6 @@ class VoxelField(GridField):
         values = interpolate(grid, points / self.half_length)
         return self._activate_density(values[0]), self._activate_color(values[1:]).T
 
-    def sigma(self, points: Tensor) -> Tensor:
-        density = interpolate(self.density, points / self.half_length)[0]
-        return self._activate_density(density) * self._inside(points)
-
     def rgb(self, points: Tensor) -> Tensor:
         return self._activate_color(interpolate(self.color, points / self.half_length)).T
 
@@ -64,22 +87,6 @@ class VoxelField(GridField):
     def color_grid(self) -> Tensor:
         """Colours at the voxel centres, (C, N, N, N) in [c, z, y, x] order."""
         return self._activate_color(self.color)[0]
-
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "density": [self.density, self.d_scale],
-            "color": [self.color],
-            "background": [self.background],
-        }
-
-    def grids(self) -> list[Tensor]:
-        return [self.density, self.color]
-
-    @torch.no_grad()
-    def resample(self, resolution: int) -> None:
-        self.density = nn.Parameter(resample_grid(self.density, resolution))
-        self.color = nn.Parameter(resample_grid(self.color, resolution))
-        self.resolution = resolution
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, Prior, frozen
+from sjc_engine.prior import Cond, SchedulePrior, frozen
 from sjc_engine.sources import Source
 
 MAX_TOKENS = 77  # T5 would take more; the model was trained with these
@@ -17,7 +17,7 @@ MAX_TOKENS = 77  # T5 would take more; the model was trained with these
 LAST_TICK = 970
 
 
-class DeepFloydPrior(Prior):
+class DeepFloydPrior(SchedulePrior):
     """A `UNet2DConditionModel` that predicts noise and its variance, of which the latter is left.
 
     The text encoder (4.7 billion parameters) stays on the CPU: an asset's few prompts are embedded

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, Prior, frozen
+from sjc_engine.prior import Cond, SchedulePrior, frozen
 from sjc_engine.sources import Source
 
 
-class StableDiffusionPrior(Prior):
+class StableDiffusionPrior(SchedulePrior):
     """CLIP text encoder, `UNet2DConditionModel` and, for latents, an `AutoencoderKL`."""
 
     def __init__(

@@ -14,29 +14,16 @@ import torch
 from torch import Tensor
 
 from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, Prior, frozen
+from sjc_engine.prior import Cond, Prior, SchedulePrior, frozen
 from sjc_engine.sources import Source
 
 VE_TICKS = 1000
 
 
-class UnconditionalPrior(Prior):
-    """A `UNet2DModel` under a DDPM schedule. Prompts mean nothing to it, nor does guidance."""
+class _Wordless(Prior):
+    """Prompts mean nothing to it, nor does guidance."""
 
     guided = False
-
-    def __init__(
-        self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(
-            source,
-            scheduler,
-            channels=unet.config.in_channels,
-            resolution=unet.config.sample_size,
-            device=device,
-            dtype=dtype,
-        )
-        self._unet = frozen(unet, device)
 
     def condition(
         self,
@@ -46,50 +33,45 @@ class UnconditionalPrior(Prior):
     ) -> Cond:
         """Nothing, once for each prompt."""
         return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+
+
+class UnconditionalPrior(_Wordless, SchedulePrior):
+    """A `UNet2DModel` under a DDPM schedule."""
+
+    def __init__(
+        self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        SchedulePrior.__init__(self, source, scheduler, **_shape(unet), device=device, dtype=dtype)
+        self._unet = frozen(unet, device)
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         output: Tensor = self._unet(scaled, time).sample
         return output[:, : self.channels]
 
 
-class VEPrior(Prior):
+class VEPrior(_Wordless):
     """A variance-exploding score model (Song et al. 2021): D = u + s^2 score(u; s).
 
     The network works on u in [0, 1], so that this module's x in [-1, 1] and sigma are twice its.
     """
 
-    guided = False
-
     def __init__(
         self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.id, self.revision = source.id, source.revision
-        self.device, self.dtype = device, dtype
-        self.channels, self.resolution = unet.config.in_channels, unet.config.sample_size
-        self.prediction = "score"
         low, high = 2 * scheduler.config.sigma_min, 2 * scheduler.config.sigma_max
         ticks = torch.linspace(math.log(low), math.log(high), VE_TICKS, dtype=torch.float64)
-        self.sigmas = ticks.exp().to(device)
+        super().__init__(source, ticks.exp(), **_shape(unet), device=device, dtype=dtype)
         self._unet = frozen(unet, device)
 
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
-        """Nothing, once for each prompt."""
-        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+    def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        u, s = (x + 1) / 2, sigma / 2
+        score = self._unet(u.to(self.dtype), s.float()).sample.float()
+        denoised: Tensor = u + s.view(-1, 1, 1, 1) ** 2 * score
+        return 2 * denoised - 1
 
-    @torch.no_grad()
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        if not len(x) == len(sigma) == len(cond):
-            raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
-        level = sigma.to(self.device, torch.float64) / 2
-        u = (x + 1) / 2
-        score = self._unet(u.to(self.dtype), level.float()).sample.float()
-        denoised = u + level.view(-1, 1, 1, 1) ** 2 * score
-        return (2 * denoised - 1).float()
+
+def _shape(unet: Any) -> dict[str, int]:
+    return {"channels": unet.config.in_channels, "resolution": unet.config.sample_size}
 
 
 def load(source: Source, device: torch.device, dtype: torch.dtype) -> Prior:

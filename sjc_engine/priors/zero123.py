@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.camera import Camera, orbit
-from sjc_engine.prior import Cond, Prior, frozen
+from sjc_engine.prior import Cond, SchedulePrior, frozen
 from sjc_engine.priors.stable_diffusion import decode_latents
 from sjc_engine.sources import Source, no_progress_bar
 
@@ -38,7 +38,7 @@ class Reference:
     latents: Tensor  # (C, H, W) scaled, like those that are optimised
 
 
-class Zero123Prior(Prior):
+class Zero123Prior(SchedulePrior):
     """Asked in two stages: `look` once for a picture, then `aim` for each step's cameras."""
 
     latent = True
