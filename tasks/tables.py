@@ -40,7 +40,7 @@ from tasks.table_reader import (
 
 __all__ = [
     "SCHEMAS", "QueryError", "TableError", "query", "read_table", "rebuild_tables",
-    "record_attempt", "record_run", "seal_run", "write_part",
+    "record_attempt", "record_run", "seal_run", "unrecorded_attempts", "write_part",
 ]  # fmt: skip
 
 # What tells a run's rows of a table apart.
@@ -74,6 +74,25 @@ def record_attempt(store: Store, attempt: Mapping[str, Any], manifest: Mapping[s
         write_part(store, "views", run_id, part, views)
     write_part(store, "attempts", run_id, part, [attempt_row(attempt)])
     write_part(store, "assets", run_id, part, [asset_row(store, attempt, manifest)])
+
+
+def unrecorded_attempts(
+    store: Store, asset_ids: Iterable[str]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The ended attempts, each with its asset's manifest or {}, of those assets without any row.
+
+    Their process was killed between the last word in `attempt.json` and the rows.
+    """
+    wanted = set(asset_ids)
+    if not wanted:
+        return []
+    known = query(store, "SELECT DISTINCT asset_id FROM assets")["asset_id"].to_pylist()
+    return [
+        (attempt, asset_manifest(store, asset_id) or {})
+        for asset_id in sorted(wanted.difference(known))
+        for attempt in asset_attempts(store, asset_id)
+        if attempt["status"] != "running"
+    ]
 
 
 def record_run(store: Store, run: Mapping[str, Any]) -> None:
