@@ -284,7 +284,7 @@ def compact(
 ) -> None:
     """Merge each table's files into one; readers and runs may go on meanwhile."""
     with reported("the tables are right as they are; run it again to go on"):
-        from flows.maintenance import run
+        from flows.compacting import run
 
         run(store, quiet=quiet, as_json=json_)
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,
 # A task that waits for a device holds a thread. Threads are made when they are needed.
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1024)
 
-Maker = Callable[[Plan, list[str], str, Judges], Outcomes]
+Maker = Callable[[Plan, list[str], str], Outcomes]
 
 
 def _run_name() -> str:
@@ -62,16 +63,16 @@ def generate(
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
+    make = partial(produce, judges=load_judges(plan))
     with sole_user(Path(scratch)):
-        return run_plan(plan)
+        return run_plan(plan, make)
 
 
-def run_plan(plan: Plan, make: Maker = produce) -> State[Any]:
+def run_plan(plan: Plan, make: Maker) -> State[Any]:
     """Everything that a run writes, from its first row to its final state.
 
-    make: what turns assets into outcomes.
+    make: what turns the assets of these ids into outcomes, for a run.
     """
-    judges = load_judges(plan)
     log, watch = get_run_logger(), watcher()
     close_attempts(plan)
     run = start_run(
@@ -96,7 +97,7 @@ def run_plan(plan: Plan, make: Maker = produce) -> State[Any]:
         watch.finished(plan.assets[asset_id].row_id, outcome, 0.0)
     try:
         if len(todo) <= PART:
-            outcomes |= make(plan, todo, run["run_id"], judges)
+            outcomes |= make(plan, todo, run["run_id"])
         else:
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]

@@ -1,14 +1,16 @@
 """The flow that workers run: a shard of a plan, with a run document and table parts of its own."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime
 from prefect.states import State
 
-from flows.generate import THREADS, Maker, produce, run_plan, sole_user
+from flows.generate import THREADS, Maker, load_judges, run_plan, sole_user
 from flows.plan import Settings, make_plan
+from flows.produce import produce
 from tasks.shard_plan import fetch_images
 
 
@@ -55,9 +57,10 @@ def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
     return Path(folder).expanduser() / "shards" / f"{plan}-{shard:05d}"
 
 
-def run_shard(settings: Settings, make: Maker = produce) -> State[Any]:
-    """What the flow does; `make` as in `run_plan`."""
+def run_shard(settings: Settings, make: Maker | None = None) -> State[Any]:
+    """What the flow does; `make` as in `run_plan`, by default the real thing."""
     plan = make_plan(settings)
+    make = make or partial(produce, judges=load_judges(plan))
     with sole_user(Path(settings.scratch)):
         fetch_images(plan.store, list(plan.todo.values()))
         return run_plan(plan, make)
