@@ -243,6 +243,84 @@ def sample2d(
 
 
 @app.command()
+def plan(
+    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file of prompts.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The plan to write, a Parquet file.")],
+    store: Annotated[
+        str, typer.Option(envvar="SJC_STORE", help="Whose finished assets tell how long it takes.")
+    ] = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    where: Annotated[str | None, typer.Option(help="SQL over the entries: seed < 3.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N entries.")] = None,
+    shard_seconds: Annotated[
+        float, typer.Option(help="Seconds of one device that a shard should take.")
+    ] = 5400,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No warnings.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Cut a manifest into shards for many machines; `dispatch` has them made."""
+    with reported():
+        from flows.plan import Settings
+        from flows.planning import plan as write
+
+        settings = Settings(
+            manifest, store, prior, recipe, parse_overrides(set_), limit=limit, where=where
+        )
+        write(settings, out, shard_seconds, quiet=quiet, as_json=json_)
+
+
+@app.command()
+def dispatch(
+    plan: Annotated[Path, typer.Argument(help="A plan of `sjc plan`.")],
+    store: StoreOption = "./store",
+    deployment: Annotated[
+        str, typer.Option(help="FLOW/NAME of the deployment that runs shards.")
+    ] = "generate-shard/shards",
+    workers: Annotated[
+        int | None, typer.Option(help="Of the work pool. Default: those that are online.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed assets again.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
+    with reported("shards at the pool go on; run the same command again to follow them"):
+        from flows.dispatching import run
+
+        code = run(
+            plan,
+            store,
+            deployment,
+            workers,
+            retry_failed=retry_failed,
+            timeout=timeout,
+            quiet=quiet,
+            as_json=json_,
+        )
+        raise typer.Exit(code)
+
+
+@app.command()
+def compact(
+    store: StoreOption = "./store",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Merge each table's files into one; readers and runs may go on meanwhile."""
+    with reported("the tables are right as they are; run it again to go on"):
+        from flows.compacting import run
+
+        run(store, quiet=quiet, as_json=json_)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 4200,
 ) -> None:

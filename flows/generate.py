@@ -3,7 +3,8 @@
 import contextlib
 import fcntl
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from tasks.artifacts import show_table, show_text
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
 from tasks.judges import Judges
 from tasks.sheet import write_sheet
-from tasks.tables import record_attempt, record_run, seal_run
+from tasks.tables import record_attempt, record_run, seal_run, unrecorded_attempts
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
 # A task that waits for a device holds a thread. Threads are made when they are needed.
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1024)
+
+Maker = Callable[[Plan, list[str], str], Outcomes]
 
 
 def _run_name() -> str:
@@ -60,13 +63,16 @@ def generate(
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
-    judges = load_judges(plan)
+    make = partial(produce, judges=load_judges(plan))
     with sole_user(Path(scratch)):
-        return run_plan(plan, judges)
+        return run_plan(plan, make)
 
 
-def run_plan(plan: Plan, judges: Judges) -> State[Any]:
-    """Everything that a run writes, from its first row to its final state."""
+def run_plan(plan: Plan, make: Maker) -> State[Any]:
+    """Everything that a run writes, from its first row to its final state.
+
+    make: what turns the assets of these ids into outcomes, for a run.
+    """
     log, watch = get_run_logger(), watcher()
     close_attempts(plan)
     run = start_run(
@@ -91,7 +97,7 @@ def run_plan(plan: Plan, judges: Judges) -> State[Any]:
         watch.finished(plan.assets[asset_id].row_id, outcome, 0.0)
     try:
         if len(todo) <= PART:
-            outcomes |= produce(plan, todo, run["run_id"], judges)
+            outcomes |= make(plan, todo, run["run_id"])
         else:
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]
@@ -147,7 +153,9 @@ def load_judges(plan: Plan) -> Judges:
 def close_attempts(plan: Plan) -> None:
     """Ends attempts whose process died, and writes the rows that it could not write."""
     runs = set()
-    for attempt, manifest in close_interrupted(plan.store, plan.assets):
+    ended = [k for k, state in plan.states.items() if state in ("finished", "failed")]
+    closed = close_interrupted(plan.store, plan.assets)
+    for attempt, manifest in closed + unrecorded_attempts(plan.store, ended):
         record_attempt(plan.store, attempt, manifest)
         runs.add(attempt["run_id"])
     for run_id in runs:

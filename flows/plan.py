@@ -14,6 +14,7 @@ from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_attempts
 from tasks.manifest import Entry, Manifest, read_manifest, resolve
 from tasks.manifest import Plan as Resolved
+from tasks.shard_plan import load_plan
 from tasks.store import Store, StoreError, open_store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -35,6 +36,8 @@ class Settings:
     scratch: str = ".sjc"
     retry_failed: bool = False
     timeout: float | None = None  # seconds of optimisation per asset
+    plan: str | None = None  # id of a shard plan in the store, which then stands for the manifest
+    shard: int | None = None  # its part that this run is about
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,8 +96,12 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     if settings.timeout is not None and not settings.timeout > 0:
         raise UsageError("--timeout: use a number of seconds above 0")
     devices = check_devices(settings.devices)
-    manifest, resolved = read_entries(settings, revision)
-    entries = select(resolved.entries, settings.where, settings.limit)
+    if settings.plan is None:
+        manifest, resolved = read_entries(settings, revision)
+        entries = select(resolved.entries, settings.where, settings.limit)
+        warnings = resolved.warnings
+    else:
+        manifest, entries, warnings = *read_shard(settings), []
     scratch = Path(settings.scratch)
     if not can_hold_files(scratch):
         raise UsageError(f"--scratch {scratch} cannot be written; name another folder")
@@ -108,7 +115,7 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     states = asset_states(store, ids)
     unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]
     donors = find_donors(store, unfinished)
-    return Plan(settings, manifest, entries, resolved.warnings, store, states, donors, devices)
+    return Plan(settings, manifest, entries, warnings, store, states, donors, devices)
 
 
 def can_hold_files(folder: Path) -> bool:
@@ -128,6 +135,25 @@ def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Ma
         prior_revision=revision,
     )
     return manifest, resolved
+
+
+def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
+    """What a shard's plan, which lies in the store, says in the manifest's stead.
+
+    Pictures are in the scratch folder, or will be: `flows.shard` brings them there. Raises
+    UsageError when this machine's program or priors are not those that the plan was made with.
+    """
+    assert settings.plan is not None
+    assert settings.shard is not None
+    store = open_store(settings.store, writable=False)
+    try:
+        plan = load_plan(store, settings.plan)
+        entries = plan.entries(settings.shard, Path(settings.scratch, "images"))
+        for prior, wanted in {(e.spec.prior, e.spec.prior_revision) for e in entries}:
+            find_prior(prior, wanted)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Manifest(Path(plan.manifest), plan.manifest_sha256, []), entries
 
 
 def revision(prior: str) -> str:
@@ -237,27 +263,44 @@ def find_donors(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
     return {field_id: known[field_id] for field_id in field_ids if field_id in known}
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one optimisation step, and of everything after the optimisation."""
+
+    step: float
+    rest: float
+
+    def seconds(self, entry: Entry) -> float:
+        return entry.spec.recipe.optimize.steps * self.step + self.rest
+
+
+def known_costs(store: Store) -> dict[tuple[str, str], Cost]:
+    """What finished assets of a prior and recipe took, by both names: medians."""
+    from tasks.tables import query
+
+    rows = query(
+        store,
+        "SELECT prior, recipe, median(seconds_optimize / steps) AS step,"
+        " median(seconds_extract + seconds_evaluate + seconds_publish) AS rest"
+        " FROM best_assets WHERE status = 'ok' AND seconds_optimize > 0 GROUP BY ALL"
+        " HAVING step IS NOT NULL AND rest IS NOT NULL",
+    ).to_pylist()
+    return {(row["prior"], row["recipe"]): Cost(row["step"], row["rest"]) for row in rows}
+
+
 def seconds_expected(plan: Plan) -> float | None:
     """How long the run should take, from finished assets of the same prior and recipe.
 
     None while the store has none for one of its recipes.
     """
-    from tasks.tables import query
-
     try:
-        known = query(
-            plan.store,
-            "SELECT prior, recipe, median(seconds_optimize / steps) AS step,"
-            " median(seconds_extract + seconds_evaluate + seconds_publish) AS rest"
-            " FROM best_assets WHERE status = 'ok' AND seconds_optimize > 0 GROUP BY ALL",
-        ).to_pylist()
+        costs = known_costs(plan.store)
     except StoreError:  # a damaged table is no reason against a plan
         return None
-    costs = {(row["prior"], row["recipe"]): row for row in known}
     seconds = 0.0
     for entry in plan.todo.values():
         cost = costs.get((entry.spec.prior, entry.spec.recipe.name))
-        if cost is None or cost["step"] is None or cost["rest"] is None:
+        if cost is None:
             return None
-        seconds += entry.spec.recipe.optimize.steps * cost["step"] + cost["rest"]
+        seconds += cost.seconds(entry)
     return seconds / len(plan.devices)

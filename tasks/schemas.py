@@ -266,6 +266,15 @@ SCHEMAS: dict[str, pa.Schema] = {table: _schema(table) for table in TABLES}
 FILE_SCHEMAS: dict[str, pa.Schema] = {
     table: schema.remove(schema.get_field_index("run_id")) for table, schema in SCHEMAS.items()
 }
+# A compacted file has the rows of many runs, and so the column: as a dictionary, which is what
+# pandas makes of the folders' names too. It is in no run's folder.
+COMPACTED_SCHEMAS: dict[str, pa.Schema] = {
+    table: schema.set(
+        position, pa.field("run_id", pa.dictionary(pa.int32(), pa.string()), nullable=False)
+    )
+    for table, schema in SCHEMAS.items()
+    for position in (schema.get_field_index("run_id"),)
+}
 
 
 def check_row(table: str, row: Mapping[str, Any]) -> None:

@@ -19,12 +19,17 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from tasks.schemas import FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
+from tasks.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
 from tasks.store import NotInStore, Store, StoreError, bytes_digest, open_store
 
-# Metadata of a sealed file: the files whose rows it has, as a JSON object of name and SHA-256. A
-# part that is there under such a name with other content was written later, and counts.
+# Metadata of a merged file: the files whose rows it has, as a JSON object of name and SHA-256. A
+# sealed file names files of its folder; a compacted one files of the table, folder and all. A file
+# that is there under such a name with other content was written later, and counts.
 HELD_PARTS = b"sjc.parts"
+RUN_TABLES, RUN_PART = (
+    ("entries", "runs"),
+    "run",
+)  # their only part of a run, which has all its rows
 
 READS = 10  # while files vanish because another process seals their run
 FILES = 16  # at a time
@@ -48,7 +53,8 @@ _OF_MANIFEST = {
     "entries": "manifest_sha256 = $manifest",
     "runs": "run_id IN (SELECT run_id FROM entries WHERE manifest_sha256 = $manifest)",
 }
-_SEALED = re.compile(r".*/sealed-(\d+)\.parquet")
+_MERGED = re.compile(r".*/(?:sealed-|compacted/)(\d+)\.parquet")
+_COMPACTED = re.compile(r"tables/\w+/compacted/\d+\.parquet")
 _PART = re.compile(r"tables/\w+/run_id=([^/]+)/([^/]+\.parquet)")
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -102,13 +108,16 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper=nullable.get, maps_as_pydicts="strict")
 
 
-def part_keys(store: Store, table: str) -> dict[str, list[str]]:
-    """The files of a table by run, in order; raises `TableError` for a file in a wrong place."""
-    runs: dict[str, list[str]] = {}
+def part_keys(store: Store, table: str) -> dict[str | None, list[str]]:
+    """The files of a table by run, in order, and the compacted ones under None.
+
+    Raises `TableError` for a file in a wrong place.
+    """
+    runs: dict[str | None, list[str]] = {}
     for key in store.list(f"tables/{table}/"):
         found = _PART.fullmatch(key)
-        if found:
-            runs.setdefault(found[1], []).append(key)
+        if found or is_compacted(key):
+            runs.setdefault(found[1] if found else None, []).append(key)
         elif key.endswith(".parquet"):
             raise TableError(
                 f"{store.uri(key)} is not in a run's folder; move it out of the store."
@@ -118,11 +127,11 @@ def part_keys(store: Store, table: str) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a table, whole. `held` names the files in whose place it stands, by SHA-256."""
+    """One file of a table, whole. `held`: the files in whose place it stands, key and SHA-256."""
 
     key: str
     sha256: str
-    content: pa.Table
+    content: pa.Table  # without run_id, unless it is a compacted file
     held: dict[str, str]
 
     @property
@@ -136,15 +145,15 @@ def read_part(store: Store, table: str, key: str) -> Part:
     with _named(store, key):
         content = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     _check_schema(store, key, table, content.schema)
-    held = _held(content.schema)
-    return Part(key, bytes_digest(data).sha256, _up_to_date(table, content), held)
+    schema = SCHEMAS[table] if is_compacted(key) else FILE_SCHEMAS[table]
+    held = _held(key, content.schema)
+    return Part(key, bytes_digest(data).sha256, _up_to_date(content, schema), held)
 
 
-def _up_to_date(table: str, content: pa.Table) -> pa.Table:
+def _up_to_date(content: pa.Table, schema: pa.Schema) -> pa.Table:
     """A file's rows under today's columns; those that it is too old to have are null."""
-    schema = FILE_SCHEMAS[table]
     columns = [
-        content[field.name]
+        content[field.name].cast(field.type)
         if field.name in content.column_names
         else pa.nulls(content.num_rows, field.type)
         for field in schema
@@ -152,20 +161,31 @@ def _up_to_date(table: str, content: pa.Table) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def is_sealed(key: str) -> bool:
-    """Whether a file of a table is a merged one."""
-    return _SEALED.fullmatch(key) is not None
+def is_merged(key: str) -> bool:
+    """Whether a file of a table is a sealed or a compacted one."""
+    return _MERGED.fullmatch(key) is not None
 
 
-def sealed_name(keys: Iterable[str]) -> str:
-    """The name for the next merged file of a folder with these files."""
-    numbers = [int(found[1]) for found in map(_SEALED.fullmatch, keys) if found]
-    return f"sealed-{max(numbers, default=0) + 1:04d}.parquet"
+def is_compacted(key: str) -> bool:
+    """Whether a file of a table has the rows of many runs."""
+    return _COMPACTED.fullmatch(key) is not None
 
 
-def _held(schema: pa.Schema) -> dict[str, str]:
-    held: dict[str, str] = json.loads((schema.metadata or {}).get(HELD_PARTS, b"{}"))
-    return held
+def next_number(keys: Iterable[str]) -> str:
+    """The number in the name of the next merged file of a folder with these files."""
+    numbers = [int(found[1]) for found in map(_MERGED.fullmatch, keys) if found]
+    return f"{max(numbers, default=0) + 1:04d}"
+
+
+def home(key: str) -> str:
+    """What the names in a merged file's metadata are relative to: a prefix of keys."""
+    folder = f"{key.rpartition('/')[0]}/"
+    return folder.removesuffix("compacted/") if is_compacted(key) else folder
+
+
+def _held(key: str, schema: pa.Schema) -> dict[str, str]:
+    names = json.loads((schema.metadata or {}).get(HELD_PARTS, b"{}"))
+    return {home(key) + name: sha256 for name, sha256 in names.items()}
 
 
 def _check_schema(store: Store, key: str, table: str, schema: pa.Schema) -> None:
@@ -180,10 +200,10 @@ def _check_schema(store: Store, key: str, table: str, schema: pa.Schema) -> None
             f"{where} has schema version {found} and this program reads up to {SCHEMA_VERSION}; "
             "use a newer sjc."
         )
-    today = FILE_SCHEMAS[table]
+    wanted = (COMPACTED_SCHEMAS if is_compacted(key) else FILE_SCHEMAS)[table]
     if int(found) < SCHEMA_VERSION:
-        today = pa.schema([f for f in today if f.name in schema.names or not f.nullable])
-    if not schema.equals(today, check_metadata=False):
+        wanted = pa.schema([f for f in wanted if f.name in schema.names or not f.nullable])
+    if not schema.equals(wanted, check_metadata=False):
         raise TableError(
             f"{where} is not a file of table {table}: its columns are others; move it out of the "
             "store."
@@ -197,40 +217,61 @@ def _dataset(store: Store, table: str) -> ds.Dataset:
     be replaced, so each is read at once and whole.
     """
     runs = part_keys(store, table)
-    sealed = [(run, key) for run, keys in runs.items() for key in keys if is_sealed(key)]
+    merged = [(run, key) for run, keys in runs.items() for key in keys if is_merged(key)]
     with ThreadPoolExecutor(FILES) as pool:
-        fragments = list(pool.map(partial(_open_sealed, store, table), sealed))
+        fragments = list(pool.map(partial(_open_merged, store, table), merged))
         held = {
-            f"{fragment.path.rpartition('/')[0]}/{name}": sha256
+            key: sha256
             for fragment in fragments
-            for name, sha256 in _held(fragment.physical_schema).items()
+            for key, sha256 in _held(fragment.path, fragment.physical_schema).items()
         }
-        keys = [(run, key) for run, keys in runs.items() for key in keys if not is_sealed(key)]
+        keys = [(run, key) for run, keys in runs.items() for key in keys if not is_merged(key)]
         parts = list(pool.map(lambda found: (found[0], _live_part(store, table, found[1])), keys))
-    if parts:
-        # A part that was moved during a listing of many pages may be missing from it, and so may
-        # the file that it went to; but that one was there before the part went.
-        now = {key for found in part_keys(store, table).values() for key in found if is_sealed(key)}
-        if now - {key for _, key in sealed}:
-            raise _Vanished
-    schema = SCHEMAS[table]
+        gone = list(pool.map(lambda f: _is_held(store, f.path, held), fragments))
+    # A file that was moved during a listing of many pages may be missing from it, and so may the
+    # file that it went to; but that one was there before the file went.
+    prefix = f"tables/{table}/" if parts else f"tables/{table}/compacted/"
+    if {key for key in store.list(prefix) if is_merged(key)} - {key for _, key in merged}:
+        raise _Vanished
+    live = [fragment for fragment, is_gone in zip(fragments, gone, strict=True) if not is_gone]
     contents = [
-        _with_run(table, run, part) for run, part in parts if held.get(part.key) != part.sha256
+        with_run(table, run, part.content)
+        for run, part in parts
+        if held.get(part.key) != part.sha256
     ]
-    live = [fragment for fragment in fragments if fragment.path not in held]
+    # The rows of a run that was still going on when its part was compacted.
+    late = {run for run, part in parts if held.get(part.key, part.sha256) != part.sha256}
+    schema = SCHEMAS[table]
+    if table in RUN_TABLES and late:
+        old = [fragment for fragment in live if is_compacted(fragment.path)]
+        live = [fragment for fragment in live if not is_compacted(fragment.path)]
+        ended = ds.FileSystemDataset(old, schema, _FORMAT, store.filesystem())
+        contents.append(ended.to_table(filter=~ds.field("run_id").isin(late)))
     files = ds.FileSystemDataset(live, schema, _FORMAT, store.filesystem())
     rows = ds.dataset(pa.concat_tables([schema.empty_table(), *contents]))
     return ds.UnionDataset(schema, [files, rows]) if live else rows
 
 
-def _open_sealed(store: Store, table: str, run_and_key: tuple[str, str]) -> ds.ParquetFileFragment:
+def _open_merged(
+    store: Store, table: str, run_and_key: tuple[str | None, str]
+) -> ds.ParquetFileFragment:
     run, key = run_and_key
-    partition = ds.field("run_id") == run
+    partition = None if run is None else ds.field("run_id") == run
     fragment = _FORMAT.make_fragment(key, store.filesystem(), partition_expression=partition)
     with _named(store, key):
         schema = fragment.physical_schema
     _check_schema(store, key, table, schema)
     return fragment
+
+
+def _is_held(store: Store, key: str, held: dict[str, str]) -> bool:
+    """Whether another merged file has this one's rows; only then is its content looked at."""
+    if key not in held:
+        return False
+    try:
+        return bytes_digest(store.get_bytes(key)).sha256 == held[key]
+    except NotInStore as error:
+        raise _Vanished from error
 
 
 def _live_part(store: Store, table: str, key: str) -> Part:
@@ -240,12 +281,14 @@ def _live_part(store: Store, table: str, key: str) -> Part:
         raise _Vanished from error
 
 
-def _with_run(table: str, run: str, part: Part) -> pa.Table:
-    """A part's rows with the column that its folder stands for."""
+def with_run(table: str, run: str | None, content: pa.Table) -> pa.Table:
+    """A file's rows with the column that its folder stands for."""
+    if run is None:
+        return content
     schema = SCHEMAS[table]
     position = schema.get_field_index("run_id")
-    runs = pa.array([run] * part.content.num_rows, pa.string())
-    whole = part.content.add_column(position, schema.field(position), runs)
+    runs = pa.array([run] * content.num_rows, pa.string())
+    whole = content.add_column(position, schema.field(position), runs)
     return whole.replace_schema_metadata(schema.metadata)
 
 

@@ -1,0 +1,268 @@
+"""`sjc dispatch`: the shards of a plan, as flow runs on a work pool, until the store has them all.
+
+What is done is read from the store, never from Prefect: dispatching again submits what the store
+lacks, under idempotency keys that make the same request the same flow run.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Completed, Failed, State
+
+from flows.errors import UsageError
+from flows.plan import asset_states
+from flows.terminal import watcher
+from flows.zombies import crash_silent_runs
+from tasks.artifacts import Progress, show_table
+from tasks.shard_plan import ShardPlan, load_plan
+from tasks.store import Store, open_store
+from tasks.tables import query
+
+DEPLOYMENT = "generate-shard/shards"
+AHEAD = 2  # shards at the pool for each worker: one runs, one waits, and no worker ever does
+TRIES = 3  # flow runs of a shard that end and leave assets open
+POLL_SECONDS = 5.0
+FAILURES = ("failed", "diverged", "timeout")  # statuses of assets that only --retry-failed opens
+PAGE = 100  # flow runs of one request
+
+Sleep = Callable[[float], None]
+
+
+@dataclass
+class Shard:
+    """A shard on its way. open: its assets that the store lacks."""
+
+    number: int
+    open: set[str]
+    seconds: float  # that the open ones should take
+    attempt: int = 1  # part of the idempotency key
+    ended: list[str] = field(default_factory=list)  # how its flow runs ended, without the assets
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The deployment on a server that runs shards, and what every shard is told."""
+
+    plan_id: str
+    deployment: str
+    parameters: dict[str, Any]
+    workers: int | None
+
+    def size(self) -> int:
+        """How many workers there are: the number that was given, or those that are online."""
+        if self.workers is not None:
+            return self.workers
+        with get_client(sync_client=True) as client:
+            found = client.read_deployment_by_name(self.deployment)
+            workers = client.read_workers_for_work_pool(str(found.work_pool_name))
+        return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
+
+    def submit(self, shard: Shard) -> FlowRun:
+        """The shard's flow run; a new one only if none of this attempt exists."""
+        run: FlowRun = run_deployment(  # type: ignore[assignment]  # outside an event loop
+            self.deployment,
+            parameters={**self.parameters, "plan": self.plan_id, "shard": shard.number},
+            timeout=0,
+            as_subflow=False,
+            idempotency_key=f"{self.plan_id}-{shard.number}-{shard.attempt}",
+            flow_run_name=f"shard {shard.number} of {self.plan_id}, try {shard.attempt}",
+            tags=[f"plan:{self.plan_id}"],
+        )
+        return run
+
+    def states(self, ids: Iterable[UUID]) -> dict[UUID, State[Any] | None]:
+        """The states of flow runs; None for one that is no longer there."""
+        states: dict[UUID, State[Any] | None] = dict.fromkeys(ids)
+        wanted = list(states)
+        with get_client(sync_client=True) as client:
+            for start in range(0, len(wanted), PAGE):
+                page = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + PAGE]))
+                states |= {r.id: r.state for r in client.read_flow_runs(flow_run_filter=page)}
+        return states
+
+
+@flow(name="dispatch", flow_run_name="dispatch {plan}")
+def dispatch(
+    plan: str,
+    store: str,
+    deployment: str = DEPLOYMENT,
+    workers: int | None = None,
+    retry_failed: bool = False,
+    timeout: float | None = None,
+) -> State[Any]:
+    """Submits the shards of a plan that the store has, and waits until all assets have their row.
+
+    workers: of the pool; about twice as many shards are kept there. None counts those online, again
+    and again. retry_failed and timeout are each shard's.
+    """
+    opened = open_store(store)
+    found = load_plan(opened, plan)
+    parameters = {"store": opened.url, "retry_failed": retry_failed, "timeout": timeout}
+    pool = Pool(found.id, deployment, parameters, workers)
+    check_deployment(pool)
+    crash_silent_runs()
+    dispatcher = Dispatcher(found, opened, pool, retry_failed=retry_failed, sleep=time.sleep)
+    dispatcher.drive()
+    return conclude(found, opened, dispatcher.given_up.values())
+
+
+def check_deployment(pool: Pool) -> None:
+    """UsageError unless the server has the deployment; a word if nobody works for it."""
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_deployment_by_name(pool.deployment)
+        except (ObjectNotFound, ValueError) as error:
+            raise UsageError(
+                f"--deployment {pool.deployment}: the server has none of this name; make it as "
+                "docs/many-machines.md shows"
+            ) from error
+    if not found.work_pool_name:
+        raise UsageError(f"--deployment {pool.deployment}: has no work pool; deploy it to one")
+    if not pool.size():
+        start = f"prefect worker start --pool {found.work_pool_name}"
+        watcher().note(f"nobody works for pool {found.work_pool_name} yet; start `{start}`")
+
+
+class Dispatcher:
+    """Keeps a pool in work until no shard of a plan is open.
+
+    A shard whose flow run has ended with assets still open goes to the end of the queue, until
+    `TRIES` have ended so; one that was cancelled by hand stays so. Interrupting this loses nothing:
+    flow runs that are submitted go on, and the next dispatch finds them.
+    """
+
+    def __init__(
+        self, plan: ShardPlan, store: Store, pool: Pool, *, retry_failed: bool, sleep: Sleep
+    ) -> None:
+        self.plan, self.store, self.pool = plan, store, pool
+        self.retry_failed, self.sleep = retry_failed, sleep
+        self.seconds = {k: s for assets in plan.shards().values() for k, s in assets.items()}
+        self.waiting: deque[Shard] = deque()
+        self.running: dict[UUID, Shard] = {}
+        self.given_up: dict[int, Shard] = {}
+        self._told = ""
+
+    def drive(self) -> None:
+        """Until all is done. The last look is at the rows: a shard may have ended before them."""
+        progress = Progress(f"plan {self.plan.id}")
+        for again in range(TRIES):
+            shards = open_shards(self.plan, self.store, self.retry_failed and not again)
+            self.waiting.extend(s for s in shards if s.number not in self.given_up)
+            if not self.waiting:
+                break
+            count = sum(len(shard.open) for shard in self.waiting)
+            watcher().note(f"{len(self.waiting)} shards with {count} open assets")
+            while self.waiting or self.running:
+                try:
+                    self._fill()
+                    self.sleep(POLL_SECONDS)
+                    self._collect()
+                except (httpx.TransportError, PrefectHTTPStatusError) as error:
+                    watcher().note(f"Prefect's server does not answer ({error}); trying again")
+                    self.sleep(POLL_SECONDS)
+                left = sum(len(s.open) for s in [*self.waiting, *self.running.values()])
+                progress.update(1 - left / count)
+
+    def _fill(self) -> None:
+        """Submits shards while fewer than `AHEAD` for each worker are at the pool."""
+        size = max(1, self.pool.size())
+        while self.waiting and len(self.running) < AHEAD * size:
+            shard = self.waiting[0]
+            run = self.pool.submit(shard)
+            if run.state is not None and run.state.is_final():  # of a dispatch before this one
+                shard.attempt += 1
+                continue
+            self.running[run.id] = self.waiting.popleft()
+        seconds = sum(s.seconds for s in [*self.waiting, *self.running.values()])
+        line = f"{len(self.running)} shards at the pool, {len(self.waiting)} to come"
+        if line != self._told:
+            hours = seconds / size / 3600
+            watcher().note(f"{line}; about {hours:.1f} hours for {size} workers")
+            self._told = line
+
+    def _collect(self) -> None:
+        """Takes back the shards whose flow runs have ended."""
+        for run_id, state in self.pool.states(self.running).items():
+            if state is not None and not state.is_final():
+                continue
+            shard = self.running[run_id]
+            shard.open = self._still_open(shard, state)
+            del self.running[run_id]
+            shard.seconds = sum(self.seconds[k] for k in shard.open)
+            shard.attempt += 1
+            how = f"{state.name}: {state.message or ''}".rstrip(": ") if state else "is gone"
+            watcher().note(f"shard {shard.number}: {how}; {len(shard.open)} assets open")
+            if not shard.open:
+                continue
+            shard.ended.append(how)
+            cancelled = state is not None and state.is_cancelled()
+            if cancelled or len(shard.ended) >= TRIES:
+                self.given_up[shard.number] = shard
+            else:
+                self.waiting.append(shard)
+
+    def _still_open(self, shard: Shard, state: State[Any] | None) -> set[str]:
+        """The shard's assets that the store lacks, after a flow run that ended in this state."""
+        known = asset_states(self.store, sorted(shard.open))
+        died = state is None or state.is_crashed()  # perhaps before it tried again
+        failed = {"failed"} if died and self.retry_failed else set()
+        return {k for k, found in known.items() if found in {"new", "interrupted"} | failed}
+
+
+def open_shards(plan: ShardPlan, store: Store, retry_failed: bool) -> list[Shard]:
+    """The shards of a plan with assets whose row the store lacks, or, if asked, that failed."""
+    known = outcomes(plan, store)
+    closed = {"ok"} if retry_failed else {"ok", *FAILURES}
+    shards = []
+    for number, assets in plan.shards().items():
+        found = {k: seconds for k, seconds in assets.items() if known.get(k) not in closed}
+        if found:
+            shards.append(Shard(number, set(found), sum(found.values())))
+    return shards
+
+
+def outcomes(plan: ShardPlan, store: Store) -> dict[str, str]:
+    """The status of each of the plan's assets that has a row: its best outcome."""
+    rows = query(store, "SELECT asset_id, status FROM best_assets")
+    known = dict(zip(rows["asset_id"].to_pylist(), rows["status"].to_pylist(), strict=True))
+    return {k: known[k] for assets in plan.shards().values() for k in assets if k in known}
+
+
+def tally(plan: ShardPlan, store: Store) -> dict[str, int]:
+    """How many of the plan's assets are `ok`, `failed`, and `open`."""
+    counts = {"ok": 0, "failed": 0, "open": 0}
+    known = outcomes(plan, store)
+    for assets in plan.shards().values():
+        for asset_id in assets:
+            status = known.get(asset_id, "open")
+            counts["failed" if status in FAILURES else "ok" if status == "ok" else "open"] += 1
+    return counts
+
+
+def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard]) -> State[Any]:
+    """The flow's final state, and a table of what is left."""
+    rows = [
+        {"shard": shard.number, "open assets": len(shard.open), "ended": "; ".join(shard.ended)}
+        for shard in given_up
+    ]
+    if rows:
+        show_table("given-up", rows, f"Shards of plan {plan.id} that were given up")
+    for row in rows:
+        watcher().note(f"shard {row['shard']} is given up: {row['ended']}")
+    counts = tally(plan, store)
+    message = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    if not counts["ok"]:
+        return Failed(message=message)
+    name = "Completed" if counts["ok"] == sum(counts.values()) else "CompletedWithErrors"
+    return Completed(name=name, message=message, data={"plan": plan.id, "counts": counts})

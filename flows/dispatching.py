@@ -1,0 +1,69 @@
+"""`sjc dispatch` around the flow: the plan into the store, the server, the progress, the end."""
+
+import json
+import os
+from pathlib import Path
+
+from flows import environment, server
+from flows.errors import FAILED, UsageError
+from flows.planning import read_plan_file
+from flows.tabulate import print_table
+from flows.terminal import terminal_watcher, watched_by
+from tasks.shard_plan import PlanError, keep_plan
+from tasks.store import open_store
+
+
+def run(
+    path: Path,
+    store: str,
+    deployment: str,
+    workers: int | None,
+    *,
+    retry_failed: bool,
+    timeout: float | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Runs the flow and prints what came of it; returns the exit code."""
+    if workers is not None and workers < 1:
+        raise UsageError("--workers: use a whole number above 0")
+    if timeout is not None and not timeout > 0:
+        raise UsageError("--timeout: use a number of seconds above 0")
+    plan = read_plan_file(path)
+    environment.apply(console_level="CRITICAL")
+    if not (os.environ.get("PREFECT_API_URL") or server.ui_server()):
+        raise UsageError(
+            "workers have to reach Prefect's server, and none is known; set PREFECT_API_URL "
+            "(docs/many-machines.md), or start `sjc ui` for workers on this machine"
+        )
+    opened = open_store(store)
+    try:
+        keep_plan(opened, plan)
+    except PlanError as error:
+        raise UsageError(str(error)) from error
+    server.connect(Path(os.devnull)).wait()
+
+    from prefect.exceptions import FailedRun
+
+    from flows.dispatch import dispatch, tally
+
+    with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+        state = dispatch(
+            plan.id, opened.url, deployment, workers, retry_failed, timeout, return_state=True
+        )
+    if state.is_cancelled():
+        raise KeyboardInterrupt
+    if not state.is_completed():
+        problem = state.result(raise_on_failure=False)
+        if isinstance(problem, Exception) and not isinstance(problem, FailedRun):
+            raise problem
+    counts = tally(plan, opened)
+    facts = {"plan": plan.id, "assets": sum(counts.values()), **counts}
+    places = {"store": opened.url, "tables": opened.uri("tables")}
+    if as_json:
+        print(json.dumps({**facts, **places}, indent=1))
+    else:
+        print_table({name: name for name in facts}, [facts])
+        for name, place in places.items():
+            print(f"{name + ':':9}{place}")
+    return 0 if counts["ok"] == facts["assets"] else FAILED

@@ -1,0 +1,66 @@
+"""The flow that workers run: a shard of a plan, with a run document and table parts of its own."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, runtime
+from prefect.states import State
+
+from flows.generate import THREADS, Maker, load_judges, run_plan, sole_user
+from flows.plan import Settings, make_plan
+from flows.produce import produce
+from tasks.shard_plan import fetch_images
+
+
+def _run_name() -> str:
+    parameters = runtime.flow_run.parameters
+    return f"shard {parameters['shard']} of {parameters['plan']}"
+
+
+@flow(name="generate-shard", flow_run_name=_run_name, task_runner=THREADS)
+def generate_shard(
+    plan: str,
+    shard: int,
+    store: str,
+    devices: list[str] | None = None,
+    scenes_per_device: int | None = None,
+    scratch: str | None = None,
+    retry_failed: bool = False,
+    timeout: float | None = None,
+) -> State[Any]:
+    """Makes the assets of one shard of a plan that lies in the store.
+
+    scratch: a folder of this machine for checkpoints; each shard has its own below it, so that
+    several workers share a machine, and the next flow run of the shard goes on from there. By
+    default `SJC_SCRATCH`, else ~/.cache/sjc. The rest is as in the flow `generate`.
+    """
+    return run_shard(
+        Settings(
+            manifest=plan,
+            store=store,
+            devices=devices,
+            scenes_per_device=scenes_per_device,
+            scratch=str(shard_scratch(scratch, plan, shard)),
+            retry_failed=retry_failed,
+            timeout=timeout,
+            plan=plan,
+            shard=shard,
+        )
+    )
+
+
+def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
+    """The scratch folder of a shard."""
+    folder = scratch or os.environ.get("SJC_SCRATCH") or "~/.cache/sjc"
+    return Path(folder).expanduser() / "shards" / f"{plan}-{shard:05d}"
+
+
+def run_shard(settings: Settings, make: Maker | None = None) -> State[Any]:
+    """What the flow does; `make` as in `run_plan`, by default the real thing."""
+    plan = make_plan(settings)
+    make = make or partial(produce, judges=load_judges(plan))
+    with sole_user(Path(settings.scratch)):
+        fetch_images(plan.store, list(plan.todo.values()))
+        return run_plan(plan, make)

@@ -1,0 +1,194 @@
+"""Merging the files of a table: a run's parts into a sealed file, and everything into one.
+
+A merged file is written first, under a new name, and names the files whose place it takes; then
+those are deleted. Until they are, readers leave them out: no row is seen twice and none is lost,
+wherever a process dies. A merged file is never written again; the next one takes its place too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.commit import attempt_number
+from tasks.schemas import COMPACTED_SCHEMAS, SCHEMAS
+from tasks.store import AlreadyCommitted, NotInStore, Store, bytes_digest
+from tasks.table_reader import (
+    FILES,
+    HELD_PARTS,
+    Part,
+    home,
+    is_compacted,
+    is_merged,
+    next_number,
+    part_keys,
+    read_part,
+    with_run,
+)
+
+# What tells a run's rows of a table apart.
+ROW_KEYS = {
+    "assets": ("asset_id",),
+    "attempts": ("asset_id", "attempt"),
+    "views": ("asset_id", "source", "view"),
+    "entries": ("row_id",),
+    "runs": ("manifest",),
+}
+
+
+def seal_run(store: Store, run_id: str) -> None:
+    """Merge each table's files of this run into one; safe to repeat after a crash."""
+    for table in SCHEMAS:
+        # Another process that seals this run at the same time does what is to be done.
+        with contextlib.suppress(AlreadyCommitted, NotInStore):
+            _seal(store, table, run_id)
+
+
+def _seal(store: Store, table: str, run_id: str) -> None:
+    folder = f"tables/{table}/run_id={run_id}/"
+    keys = [key for key in store.list(folder) if key.endswith(".parquet")]
+    if len(keys) < 2:
+        return
+    parts = _read(store, table, keys)
+    live = _live(parts)
+    if len(live) > 1:
+        # The name follows from the listing: of two processes that merge the same files one finds
+        # it taken.
+        content = last_rows(table, pa.concat_tables([part.content for part in live]))
+        key = f"{folder}sealed-{next_number(keys)}.parquet"
+        held = {k: s for part in parts for k, s in part.held.items()}
+        _write_merged(store, key, content, held | {part.key: part.sha256 for part in parts})
+        live = []
+    delete(store, sorted({part.key for part in parts} - {part.key for part in live}))
+
+
+def compact_table(store: Store, table: str, unended: Collection[str] = ()) -> bool:
+    """Merge all files of a table into one; whether there was anything to do.
+
+    unended: the runs that may still write their rows again. Safe beside readers, writers and
+    itself, and to repeat after a crash; raises `AlreadyCommitted` or `NotInStore` when another
+    process was faster.
+    """
+    runs = part_keys(store, table)
+    keys = [key for found in runs.values() for key in found]
+    if len(keys) < 2:
+        return False
+    parts = _read(store, table, keys)
+    run_of = {key: run for run, found in runs.items() for key in found}
+    live = _live(parts)
+    if len(live) > 1 or not is_compacted(live[0].key):
+        old = [part.content for part in live if is_compacted(part.key)]
+        new = [
+            with_run(table, run_of[part.key], part.content)
+            for part in live
+            if not is_compacted(part.key)
+        ]
+        content = _merge(table, old, new)
+        again = tuple(f"tables/{table}/run_id={run}/" for run in unended)
+        held = {k: s for part in parts for k, s in part.held.items() if k.startswith(again)}
+        held |= {part.key: part.sha256 for part in parts}
+        _write_compacted(store, table, content, held, keys)
+        live = []
+    _delete_unchanged(store, [part for part in parts if part not in live])
+    return True
+
+
+def replace_table(store: Store, table: str, contents: Sequence[pa.Table]) -> None:
+    """Put rows, with their `run_id`, in the place of all files of a table."""
+    keys = [key for key in store.list(f"tables/{table}/") if key.endswith(".parquet")]
+    held = {key: bytes_digest(store.get_bytes(key)).sha256 for key in keys}
+    if contents:
+        rows = last_rows(table, pa.concat_tables(contents))
+        _write_compacted(store, table, rows, held, keys)
+    delete(store, keys)
+
+
+def _merge(table: str, old: list[pa.Table], new: list[pa.Table]) -> pa.Table:
+    """Compacted rows and those of other files, which go before them; few runs have both."""
+    newer = pa.concat_tables([SCHEMAS[table].empty_table(), *new])
+    older = pa.concat_tables([SCHEMAS[table].empty_table(), *old])
+    if len(old) > 1:
+        return last_rows(table, pa.concat_tables([older, newer]))
+    both = pc.is_in(older["run_id"], newer["run_id"].combine_chunks())
+    mixed = last_rows(table, pa.concat_tables([older.filter(both), newer]))
+    return pa.concat_tables([older.filter(pc.invert(both)), mixed])
+
+
+def _read(store: Store, table: str, keys: Iterable[str]) -> list[Part]:
+    with ThreadPoolExecutor(FILES) as pool:
+        return list(pool.map(partial(read_part, store, table), keys))
+
+
+def _live(parts: Sequence[Part]) -> list[Part]:
+    """The files whose rows no other one has, merged ones first, since later rows count."""
+    held = {key: sha256 for part in parts for key, sha256 in part.held.items()}
+    return sorted(
+        (part for part in parts if held.get(part.key) != part.sha256),
+        key=lambda part: (not is_compacted(part.key), not is_merged(part.key), part.key),
+    )
+
+
+def last_rows(table: str, content: pa.Table) -> pa.Table:
+    """One row for each key of the table: the last one, and of assets that of the last attempt."""
+    rows: Iterable[int] = range(content.num_rows)
+    if table == "assets":
+        attempts = content["attempt"].to_pylist()
+        rows = sorted(rows, key=lambda row: attempt_number(attempts[row]))
+    names = [name for name in ("run_id", *ROW_KEYS[table]) if name in content.column_names]
+    columns = [content[name].to_pylist() for name in names]
+    last = {tuple(column[row] for column in columns): row for row in rows}
+    return content.take(sorted(last.values()))
+
+
+def _write_compacted(
+    store: Store, table: str, content: pa.Table, held: Mapping[str, str], keys: Iterable[str]
+) -> None:
+    """Write rows of many runs as the next compacted file; raises `AlreadyCommitted`."""
+    number = next_number(key for key in keys if is_compacted(key))
+    schema = COMPACTED_SCHEMAS[table]
+    content = content.sort_by("run_id").cast(schema)
+    _write_merged(store, f"tables/{table}/compacted/{number}.parquet", content, held)
+
+
+def _write_merged(store: Store, key: str, content: pa.Table, held: Mapping[str, str]) -> None:
+    """Write `content` in the place of the files `held`; raises `AlreadyCommitted`."""
+    names = {name.removeprefix(home(key)): sha256 for name, sha256 in held.items()}
+    metadata = {**content.schema.metadata, HELD_PARTS: json.dumps(names).encode()}
+    stored = store.put_bytes(key, parquet(content.replace_schema_metadata(metadata)))
+    # Some servers let two writers succeed; only the one whose file is there may delete others.
+    if bytes_digest(store.get_bytes(key)) != stored:
+        raise AlreadyCommitted(f"{store.uri(key)} was written by another process too.")
+
+
+def parquet(content: pa.Table) -> bytes:
+    """A table's file: compressed, with checksums."""
+    sink = io.BytesIO()
+    pq.write_table(content, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def delete(store: Store, keys: Iterable[str]) -> None:
+    with ThreadPoolExecutor(FILES) as pool:
+        list(pool.map(store.delete, keys))
+
+
+def _delete_unchanged(store: Store, parts: Iterable[Part]) -> None:
+    """Delete files that still are what was read: a run that goes on replaces its own."""
+
+    def remove(part: Part) -> None:
+        if not is_merged(part.key):
+            with contextlib.suppress(NotInStore):
+                if bytes_digest(store.get_bytes(part.key)).sha256 != part.sha256:
+                    return
+        store.delete(part.key)
+
+    with ThreadPoolExecutor(FILES) as pool:
+        list(pool.map(remove, parts))

@@ -1,0 +1,63 @@
+"""A shard flow whose assets take no engine: made-up files and numbers, real documents and rows."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.states import State
+
+from flows.generate import THREADS
+from flows.plan import Plan, Settings
+from flows.produce import Outcomes
+from flows.shard import run_shard, shard_scratch
+from sjc_engine.spec import AssetSpec
+from tasks.commit import asset_manifest, commit_asset, finish_attempt, start_attempt
+from tasks.store import Store
+from tasks.tables import record_attempt
+
+VERSIONS = {"code": "stub", "engine": "stub"}
+
+
+@flow(name="generate-shard", task_runner=THREADS)
+def generate_shard(
+    plan: str,
+    shard: int,
+    store: str,
+    retry_failed: bool = False,
+    timeout: float | None = None,
+    scratch: str | None = None,
+) -> State[Any]:
+    folder = str(shard_scratch(scratch, plan, shard))
+    settings = Settings(
+        plan, store, devices=["cpu"], scratch=folder, retry_failed=retry_failed, plan=plan,
+        shard=shard,
+    )  # fmt: skip
+    return run_shard(settings, make_stubs)
+
+
+def make_stubs(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
+    """Records assets one after the other, each after SJC_STUB_SECONDS seconds."""
+    seconds = float(os.environ.get("SJC_STUB_SECONDS", "0"))
+    with tempfile.TemporaryDirectory() as folder:
+        for asset_id in asset_ids:
+            time.sleep(seconds)
+            record_stub(plan.store, plan.assets[asset_id].spec, run_id, Path(folder), seconds)
+    return dict.fromkeys(asset_ids, "ok")
+
+
+def record_stub(store: Store, spec: AssetSpec, run_id: str, folder: Path, seconds: float) -> None:
+    """What the stages of one asset leave in the store; nothing if it is there already."""
+    attempt = start_attempt(store, spec, run_id)["attempt"]
+    mesh = folder / "mesh.glb"
+    mesh.write_bytes(spec.prompt.encode())
+    report = {"steps": spec.recipe.optimize.steps, "device": "cpu", "faces": 12}
+    timings = {"optimize": seconds, "extract": 0.0, "evaluate": 0.0, "publish": 0.0}
+    commit_asset(store, spec.asset_id, attempt, {"mesh.glb": mesh}, spec, report, timings, VERSIONS)
+    steps = spec.recipe.optimize.steps
+    ended = finish_attempt(
+        store, spec.asset_id, attempt, "ok", device="cpu", first_step=0, last_step=steps
+    )
+    record_attempt(store, ended, asset_manifest(store, spec.asset_id) or {})
