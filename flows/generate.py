@@ -72,7 +72,7 @@ def run_plan(plan: Plan, judges: Judges) -> State[Any]:
     run = start_run(
         plan.store,
         new_run_id(),
-        plan.manifest.path.as_posix(),
+        plan.manifest.name,
         plan.manifest.sha256,
         plan.entries,
         plan.settings.to_json(),
