@@ -40,30 +40,47 @@ class Format(StrEnum):
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key; repeatable.")
 ]
+MANIFEST_HELP = "CSV, JSONL or Parquet file of prompts, or a folder of them; s3:// works too."
+ManifestArgument = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first N entries.")]
+WhereOption = Annotated[str | None, typer.Option(help="SQL over the entries: seed < 3.")]
+ScenesOption = Annotated[
+    str, typer.Option(metavar="K|auto", help="Scenes that a device steps together.")
+]
+DevicesOption = Annotated[
+    str | None, typer.Option(help="cpu, cpu,cpu, cuda:0,cuda:1, ... Default: every GPU.")
+]
+ScratchOption = Annotated[str, typer.Option(help="Folder for checkpoints and logs.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
+]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets again.")]
+PriceOption = Annotated[
+    float | None,
+    typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),
+]
+GalleryOption = Annotated[
+    str | None,
+    typer.Option(envvar="SJC_GALLERY", help="Folder or address of the gallery, for links."),
+]
 
 
 @app.command()
 def run(
-    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file of prompts.")],
+    manifest: ManifestArgument,
     store: StoreOption = "./store",
     prior: PriorOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N entries.")] = None,
-    where: Annotated[str | None, typer.Option(help="SQL over the entries: seed < 3.")] = None,
-    scenes_per_device: Annotated[
-        str, typer.Option(metavar="K|auto", help="Scenes that a device steps together.")
-    ] = "auto",
-    devices: Annotated[
-        str | None, typer.Option(help="cpu, cpu,cpu, cuda:0,cuda:1, ... Default: every GPU.")
-    ] = None,
-    scratch: Annotated[str, typer.Option(help="Folder for checkpoints and logs.")] = ".sjc",
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed assets again.")
-    ] = False,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = "auto",
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
@@ -87,6 +104,8 @@ def run(
             scratch=scratch,
             retry_failed=retry_failed,
             timeout=timeout,
+            price_per_hour=price_per_hour,
+            gallery=gallery,
         )
         if dry_run:
             show_plan(settings, as_json=json_)
@@ -96,7 +115,7 @@ def run(
 
 @app.command()
 def check(
-    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file of prompts.")],
+    manifest: ManifestArgument,
     prior: PriorOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,

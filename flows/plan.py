@@ -35,6 +35,8 @@ class Settings:
     scratch: str = ".sjc"
     retry_failed: bool = False
     timeout: float | None = None  # seconds of optimisation per asset
+    price_per_hour: float | None = None  # of one device, in any currency
+    gallery: str | None = None  # folder or address of the store's gallery, to link to
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,6 +94,8 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
         raise UsageError("--scenes-per-device: use a whole number above 0, or auto")
     if settings.timeout is not None and not settings.timeout > 0:
         raise UsageError("--timeout: use a number of seconds above 0")
+    if settings.price_per_hour is not None and not 0 <= settings.price_per_hour < float("inf"):
+        raise UsageError("--price-per-hour: use a number from 0")
     devices = check_devices(settings.devices)
     manifest, resolved = read_entries(settings, revision)
     entries = select(resolved.entries, settings.where, settings.limit)

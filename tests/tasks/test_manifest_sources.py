@@ -77,9 +77,9 @@ def test_mistakes_name_their_file(folder: Path) -> None:
     (folder / "c.csv").write_text("id,prompt,seed\nmug,a red mug,\nx,,\n")
     (folder / "d.csv").write_text("id,prompt,seed\nlow,a,0-1\nlow-s1,b,\n")
     (folder / "e.csv").write_text("prompt,prior\na,nosuch\n")
-    found = [text.replace("lists/", "") for text in problems(folder)]
+    found = [text.replace(f"{folder}/", "").replace("lists/", "") for text in problems(folder)]
     assert [text.split("; ")[0] for text in found] == [
-        "c.csv:2: id: 'mug' is the id of %s:3 too" % (folder / "b.csv"),
+        "c.csv:2: id: 'mug' is the id of b.csv:3 too",
         "c.csv:3: prompt: is blank",
         "d.csv:3: id: 'low-s1' is the id of line 2 too",
         found[3].split("; ")[0],
