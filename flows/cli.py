@@ -28,6 +28,18 @@ PriorOption = Annotated[
 RecipeOption = Annotated[str | None, typer.Option(help="A preset; the default fits the prior.")]
 
 
+CRON_HELP = 'Minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night.'
+CronOption = Annotated[str, typer.Option(help=CRON_HELP)]
+TimezoneOption = Annotated[str, typer.Option(help="Of the schedule, such as Europe/Berlin.")]
+
+
+class Collision(StrEnum):
+    """What becomes of a scheduled run while the one before still goes on."""
+
+    enqueue = "enqueue"
+    cancel_new = "cancel-new"
+
+
 class Format(StrEnum):
     """How `assets` and `query` print."""
 
@@ -227,6 +239,117 @@ def sample2d(
             seed,
             device,
             quiet=quiet,
+        )
+
+
+@app.command()
+def serve(
+    manifest: ManifestArgument,
+    cron: CronOption,
+    timezone: TimezoneOption = "UTC",
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = "auto",
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+) -> None:
+    """Run a manifest by the clock, in this process: each run makes what is new."""
+    with reported("finished assets are in the store; the next run goes on"):
+        from flows.plan import Settings
+        from flows.serve import serve as serve_runs
+
+        settings = Settings(
+            manifest=manifest,
+            store=store,
+            prior=prior,
+            recipe=recipe,
+            overrides=parse_overrides(set_),
+            limit=limit,
+            where=where,
+            devices=devices.split(",") if devices is not None else None,
+            scenes_per_device=parse_scenes(scenes_per_device),
+            scratch=scratch,
+            retry_failed=retry_failed,
+            timeout=timeout,
+            price_per_hour=price_per_hour,
+            gallery=gallery,
+        )
+        serve_runs(settings, cron, timezone)
+
+
+@app.command()
+def deploy(
+    manifest: Annotated[
+        str | None, typer.Argument(help="As for `run`. Default: the deployments of --file.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help=CRON_HELP)] = None,
+    timezone: TimezoneOption = "UTC",
+    name: Annotated[str | None, typer.Option(help="Default: the manifest's name.")] = None,
+    pool: Annotated[str, typer.Option(help="Work pool; made if there is none.")] = "gpu",
+    on_collision: Annotated[
+        Collision, typer.Option(help="For a run while the one before still goes on.")
+    ] = Collision.enqueue,
+    file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
+        "prefect.yaml"
+    ),
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = "auto",
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+) -> None:
+    """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
+    with reported():
+        from flows import deploy as deployments
+        from flows.plan import Settings
+        from flows.schedule import deployment_name
+
+        if manifest is None:
+            if cron is not None or name is not None:
+                fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
+            deployments.deploy(deployments.read_file(file), file)
+            return
+        settings = Settings(
+            manifest=manifest,
+            store=store,
+            prior=prior,
+            recipe=recipe,
+            overrides=parse_overrides(set_),
+            limit=limit,
+            where=where,
+            devices=devices.split(",") if devices is not None else None,
+            scenes_per_device=parse_scenes(scenes_per_device),
+            scratch=scratch,
+            retry_failed=retry_failed,
+            timeout=timeout,
+            price_per_hour=price_per_hour,
+            gallery=gallery,
+        )
+        deployments.deploy(
+            deployments.one_deployment(
+                settings,
+                name or deployment_name(manifest),
+                cron,
+                timezone,
+                pool,
+                on_collision.replace("-", "_").upper(),
+            )
         )
 
 
