@@ -28,6 +28,18 @@ PriorOption = Annotated[
 RecipeOption = Annotated[str | None, typer.Option(help="A preset; the default fits the prior.")]
 
 
+CRON_HELP = 'Minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night.'
+CronOption = Annotated[str, typer.Option(help=CRON_HELP)]
+TimezoneOption = Annotated[str, typer.Option(help="Of the schedule, such as Europe/Berlin.")]
+
+
+class Collision(StrEnum):
+    """What becomes of a scheduled run while the one before still goes on."""
+
+    enqueue = "enqueue"
+    cancel_new = "cancel-new"
+
+
 class Format(StrEnum):
     """How `assets` and `query` print."""
 
@@ -40,30 +52,47 @@ class Format(StrEnum):
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key; repeatable.")
 ]
+MANIFEST_HELP = "CSV, JSONL or Parquet file of prompts, or a folder of them; s3:// works too."
+ManifestArgument = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first N entries.")]
+WhereOption = Annotated[str | None, typer.Option(help="SQL over the entries: seed < 3.")]
+ScenesOption = Annotated[
+    str, typer.Option(metavar="K|auto", help="Scenes that a device steps together.")
+]
+DevicesOption = Annotated[
+    str | None, typer.Option(help="cpu, cpu,cpu, cuda:0,cuda:1, ... Default: every GPU.")
+]
+ScratchOption = Annotated[str, typer.Option(help="Folder for checkpoints and logs.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
+]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets again.")]
+PriceOption = Annotated[
+    float | None,
+    typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),
+]
+GalleryOption = Annotated[
+    str | None,
+    typer.Option(envvar="SJC_GALLERY", help="Folder or address of the gallery, for links."),
+]
 
 
 @app.command()
 def run(
-    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file of prompts.")],
+    manifest: ManifestArgument,
     store: StoreOption = "./store",
     prior: PriorOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N entries.")] = None,
-    where: Annotated[str | None, typer.Option(help="SQL over the entries: seed < 3.")] = None,
-    scenes_per_device: Annotated[
-        str, typer.Option(metavar="K|auto", help="Scenes that a device steps together.")
-    ] = "auto",
-    devices: Annotated[
-        str | None, typer.Option(help="cpu, cpu,cpu, cuda:0,cuda:1, ... Default: every GPU.")
-    ] = None,
-    scratch: Annotated[str, typer.Option(help="Folder for checkpoints and logs.")] = ".sjc",
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed assets again.")
-    ] = False,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = "auto",
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
@@ -87,6 +116,8 @@ def run(
             scratch=scratch,
             retry_failed=retry_failed,
             timeout=timeout,
+            price_per_hour=price_per_hour,
+            gallery=gallery,
         )
         if dry_run:
             show_plan(settings, as_json=json_)
@@ -96,7 +127,7 @@ def run(
 
 @app.command()
 def check(
-    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file of prompts.")],
+    manifest: ManifestArgument,
     prior: PriorOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
@@ -239,6 +270,117 @@ def sample2d(
             seed,
             device,
             quiet=quiet,
+        )
+
+
+@app.command()
+def serve(
+    manifest: ManifestArgument,
+    cron: CronOption,
+    timezone: TimezoneOption = "UTC",
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = "auto",
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+) -> None:
+    """Run a manifest by the clock, in this process: each run makes what is new."""
+    with reported("finished assets are in the store; the next run goes on"):
+        from flows.plan import Settings
+        from flows.serve import serve as serve_runs
+
+        settings = Settings(
+            manifest=manifest,
+            store=store,
+            prior=prior,
+            recipe=recipe,
+            overrides=parse_overrides(set_),
+            limit=limit,
+            where=where,
+            devices=devices.split(",") if devices is not None else None,
+            scenes_per_device=parse_scenes(scenes_per_device),
+            scratch=scratch,
+            retry_failed=retry_failed,
+            timeout=timeout,
+            price_per_hour=price_per_hour,
+            gallery=gallery,
+        )
+        serve_runs(settings, cron, timezone)
+
+
+@app.command()
+def deploy(
+    manifest: Annotated[
+        str | None, typer.Argument(help="As for `run`. Default: the deployments of --file.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help=CRON_HELP)] = None,
+    timezone: TimezoneOption = "UTC",
+    name: Annotated[str | None, typer.Option(help="Default: the manifest's name.")] = None,
+    pool: Annotated[str, typer.Option(help="Work pool; made if there is none.")] = "gpu",
+    on_collision: Annotated[
+        Collision, typer.Option(help="For a run while the one before still goes on.")
+    ] = Collision.enqueue,
+    file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
+        "prefect.yaml"
+    ),
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = "auto",
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+) -> None:
+    """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
+    with reported():
+        from flows import deploy as deployments
+        from flows.plan import Settings
+        from flows.schedule import deployment_name
+
+        if manifest is None:
+            if cron is not None or name is not None:
+                fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
+            deployments.deploy(deployments.read_file(file), file)
+            return
+        settings = Settings(
+            manifest=manifest,
+            store=store,
+            prior=prior,
+            recipe=recipe,
+            overrides=parse_overrides(set_),
+            limit=limit,
+            where=where,
+            devices=devices.split(",") if devices is not None else None,
+            scenes_per_device=parse_scenes(scenes_per_device),
+            scratch=scratch,
+            retry_failed=retry_failed,
+            timeout=timeout,
+            price_per_hour=price_per_hour,
+            gallery=gallery,
+        )
+        deployments.deploy(
+            deployments.one_deployment(
+                settings,
+                name or deployment_name(manifest),
+                cron,
+                timezone,
+                pool,
+                on_collision.replace("-", "_").upper(),
+            )
         )
 
 

@@ -4,6 +4,7 @@ What is done is read from the store, never from Prefect: dispatching again submi
 lacks, under idempotency keys that make the same request the same flow run.
 """
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -24,7 +25,7 @@ from flows.errors import UsageError
 from flows.plan import asset_states
 from flows.terminal import watcher
 from flows.zombies import crash_silent_runs
-from tasks.artifacts import Progress, show_table
+from tasks.artifacts import Board, Progress, board_of_run
 from tasks.shard_plan import ShardPlan, load_plan
 from tasks.store import Store, open_store
 from tasks.tables import query
@@ -113,8 +114,9 @@ def dispatch(
     check_deployment(pool)
     crash_silent_runs()
     dispatcher = Dispatcher(found, opened, pool, retry_failed=retry_failed, sleep=time.sleep)
-    dispatcher.drive()
-    return conclude(found, opened, dispatcher.given_up.values())
+    with board_of_run() as board:
+        dispatcher.drive()
+        return conclude(found, opened, dispatcher.given_up.values(), board)
 
 
 def check_deployment(pool: Pool) -> None:
@@ -250,14 +252,15 @@ def tally(plan: ShardPlan, store: Store) -> dict[str, int]:
     return counts
 
 
-def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard]) -> State[Any]:
+def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Board) -> State[Any]:
     """The flow's final state, and a table of what is left."""
     rows = [
         {"shard": shard.number, "open assets": len(shard.open), "ended": "; ".join(shard.ended)}
         for shard in given_up
     ]
     if rows:
-        show_table("given-up", rows, f"Shards of plan {plan.id} that were given up")
+        about = f"Shards of plan {plan.id} that were given up"
+        board.create("table", "given-up", json.dumps(rows), about)
     for row in rows:
         watcher().note(f"shard {row['shard']} is given up: {row['ended']}")
     counts = tally(plan, store)

@@ -70,7 +70,7 @@ def evaluate(
     flow_run = str(runtime.flow_run.id)
     run = start_run(chosen.store, new_run_id(), title, "", [], settings, flow_run)
     record_run(chosen.store, run)
-    watcher().begun(run["run_id"], len(chosen.assets))
+    watcher().begun(run["run_id"], len(chosen.assets), {})
     outcomes: Counter[str] = Counter()
     ids = list(chosen.assets)
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,12 +14,11 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.errors import UsageError
-from flows.listing import RESULT_COLUMNS, results
+from flows.listing import results
 from flows.plan import Plan, Settings, asset_states, make_plan
 from flows.produce import Outcomes, produce
-from flows.tabulate import cell
+from flows.story import manifest_name, told
 from flows.terminal import watcher
-from tasks.artifacts import show_table, show_text
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
 from tasks.judges import Judges
 from tasks.sheet import write_sheet
@@ -32,7 +32,14 @@ Maker = Callable[[Plan, list[str], str], Outcomes]
 
 
 def _run_name() -> str:
-    return f"generate {Path(runtime.flow_run.parameters['manifest']).name}"
+    """Until the plan is there, and `flows.story` can say more."""
+    return manifest_name(runtime.flow_run.parameters["manifest"])
+
+
+def _part_name() -> str:
+    parameters = runtime.flow_run.parameters
+    name = manifest_name(parameters["settings"]["manifest"])
+    return f"{name}: {len(parameters['asset_ids'])} assets of run {parameters['run_id']}"
 
 
 @flow(name="generate", flow_run_name=_run_name, task_runner=THREADS)
@@ -49,22 +56,27 @@ def generate(
     scratch: str = ".sjc",
     retry_failed: bool = False,
     timeout: float | None = None,
+    price_per_hour: float | None = None,
+    gallery: str | None = None,
 ) -> State[Any]:
     """Turns the prompts of a manifest into assets in a store.
 
     Finished assets are reused and interrupted ones go on from their checkpoints; assets that
     failed are tried again with `retry_failed`. devices: such as ["cpu"] or ["cuda:0", "cuda:1"],
-    by default every GPU. scenes_per_device: None chooses. timeout: seconds of optimisation.
+    by default every GPU. scenes_per_device: None chooses. scratch: may name environment variables
+    of the worker, as in .sjc/gpu$CUDA_VISIBLE_DEVICES. timeout: seconds of optimisation.
+    price_per_hour: of one device. gallery: folder or address of the store's gallery, to link to.
     """
+    scratch = os.path.expandvars(scratch)
     settings = Settings(
         manifest, store, prior, recipe, overrides or {}, limit, where, devices,
-        scenes_per_device, scratch, retry_failed, timeout,
+        scenes_per_device, scratch, retry_failed, timeout, price_per_hour, gallery,
     )  # fmt: skip
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
     make = partial(produce, judges=load_judges(plan))
-    with sole_user(Path(scratch)):
+    with sole_user(Path(scratch)), told(plan):
         return run_plan(plan, make)
 
 
@@ -78,7 +90,7 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
     run = start_run(
         plan.store,
         new_run_id(),
-        plan.manifest.path.as_posix(),
+        plan.manifest.name,
         plan.manifest.sha256,
         plan.entries,
         plan.settings.to_json(),
@@ -86,8 +98,9 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
     )
     record_run(plan.store, run)
     log.info("run %s: %s", run["run_id"], ", ".join(f"{n} {s}" for s, n in plan.counts().items()))
-    watch.begun(run["run_id"], len(plan.assets))
     todo = list(plan.todo)
+    work = {entry.row_id: entry.spec.recipe.optimize.steps for entry in plan.todo.values()}
+    watch.begun(run["run_id"], len(plan.assets), work)
     outcomes: Outcomes = {
         k: "reused" if state == "finished" else "failed"
         for k, state in plan.states.items()
@@ -113,7 +126,7 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
     return conclude(plan, run, outcomes)
 
 
-@flow(name="generate-part", task_runner=THREADS)
+@flow(name="generate-part", flow_run_name=_part_name, task_runner=THREADS)
 def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -> Outcomes:
     """A slice of a large manifest, as a flow run of its own."""
     plan = make_plan(Settings(**settings))
@@ -176,17 +189,12 @@ def entry_outcomes(plan: Plan, outcomes: Outcomes) -> dict[str, str]:
 
 
 def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
-    """The picture of all previews, the artifacts, and the flow's final state."""
+    """The picture of all previews, the last words to who watches, and the flow's final state."""
     store, run_id = plan.store, run["run_id"]
     counts = Counter(outcomes.values())
     good = [k for k in plan.assets if outcomes.get(k) in ("ok", "reused")]
-    sheet = write_sheet(store, run_id, good)
-    rows = results(store, run_id)
-    table = [{title: cell(row[key]) for key, title in RESULT_COLUMNS.items()} for row in rows]
-    show_table("summary", table, f"Run {run_id}")
-    where = f"- store: `{store.url}`\n- tables: `{store.uri('tables')}`\n"
-    picture = f"- picture: `{sheet}`\n" if sheet else ""
-    show_text("run", f"# Run {run_id}\n\n{where}{picture}", f"Where run {run_id} put its results")
+    write_sheet(store, run_id, good)
+    watcher().ended(results(store, run_id))
     order = [word for word in ("ok", "reused") if counts[word]]
     order += sorted(counts.keys() - set(order))
     message = ", ".join(f"{counts[outcome]} {outcome}" for outcome in order)

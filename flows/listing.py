@@ -72,7 +72,7 @@ def results(store: Store, run_id: str) -> list[dict[str, Any]]:
                a.uri_mesh AS mesh, a.uri_preview AS preview, a.error
         FROM entries e LEFT JOIN best_assets a USING (asset_id)
         WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
-        ORDER BY e.line, e.row_id"""
+        ORDER BY e.manifest, e.line, e.row_id"""
     rows: list[dict[str, Any]] = query(store, sql).to_pylist()
     return rows
 

@@ -36,6 +36,8 @@ class Settings:
     scratch: str = ".sjc"
     retry_failed: bool = False
     timeout: float | None = None  # seconds of optimisation per asset
+    price_per_hour: float | None = None  # of one device, in any currency
+    gallery: str | None = None  # folder or address of the store's gallery, to link to
     plan: str | None = None  # id of a shard plan in the store, which then stands for the manifest
     shard: int | None = None  # its part that this run is about
 
@@ -95,6 +97,8 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
         raise UsageError("--scenes-per-device: use a whole number above 0, or auto")
     if settings.timeout is not None and not settings.timeout > 0:
         raise UsageError("--timeout: use a number of seconds above 0")
+    if settings.price_per_hour is not None and not 0 <= settings.price_per_hour < float("inf"):
+        raise UsageError("--price-per-hour: use a number from 0")
     devices = check_devices(settings.devices)
     if settings.plan is None:
         manifest, resolved = read_entries(settings, revision)
@@ -153,7 +157,7 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
             find_prior(prior, wanted)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Manifest(Path(plan.manifest), plan.manifest_sha256, []), entries
+    return Manifest(plan.manifest, plan.manifest_sha256, []), entries
 
 
 def revision(prior: str) -> str:

@@ -39,7 +39,7 @@ def make_plan_of(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, l
         entries,
         seconds,
         shard_seconds,
-        manifest=manifest.path.as_posix(),
+        manifest=manifest.name,
         manifest_sha256=manifest.sha256,
         settings={key: getattr(settings, key) for key in PARTS} | {"shard_seconds": shard_seconds},
     )

@@ -66,19 +66,19 @@ class Server:
             time.sleep(0.1)
 
 
-def connect(log: Path) -> Server:
+def connect(log: Path, *, ui: bool = False) -> Server:
     """Finds a server, or starts one, and sets PREFECT_API_URL to it.
 
     It returns at once so that imports can go on while the server starts: `wait` before the first
-    request. log: for the output of an own server. That one ends with the interpreter, after
-    Prefect's own exit hooks have sent their last records.
+    request. log: for the output of an own server; ui: whether that one has pages. It ends with
+    the interpreter, after Prefect's own exit hooks have sent their last records.
     """
     if found := os.environ.get("PREFECT_API_URL") or ui_server():
         os.environ["PREFECT_API_URL"] = found
         return Server(found, None)
     port = free_port()
     command = [sys.executable, "-m", "flows.server"]
-    command += ["--port", str(port), "--parent", str(os.getpid())]
+    command += ["--port", str(port), "--parent", str(os.getpid()), *(["--ui"] if ui else [])]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as output:
         # Its own process group: a Ctrl-C must not end it before the run has told its end.
@@ -132,9 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
+    parser.add_argument("--ui", action="store_true", help="serve the pages too")
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
-    serve(arguments.port, ui=False)
+    serve(arguments.port, ui=arguments.ui)
 
 
 if __name__ == "__main__":

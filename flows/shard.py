@@ -11,6 +11,7 @@ from prefect.states import State
 from flows.generate import THREADS, Maker, load_judges, run_plan, sole_user
 from flows.plan import Settings, make_plan
 from flows.produce import produce
+from flows.story import told
 from tasks.shard_plan import fetch_images
 
 
@@ -61,6 +62,6 @@ def run_shard(settings: Settings, make: Maker | None = None) -> State[Any]:
     """What the flow does; `make` as in `run_plan`, by default the real thing."""
     plan = make_plan(settings)
     make = make or partial(produce, judges=load_judges(plan))
-    with sole_user(Path(settings.scratch)):
+    with sole_user(Path(settings.scratch)), told(plan):
         fetch_images(plan.store, list(plan.todo.values()))
         return run_plan(plan, make)

@@ -95,7 +95,7 @@ def _recipe(request: Request) -> Recipe:
         if records.problems:
             raise ManifestError(records.problems)
         resolved = resolve(
-            Manifest(Path(), "", rows),
+            Manifest(COMMAND_LINE, "", rows),
             prior=request.prior,
             recipe=request.recipe,
             overrides=request.overrides,

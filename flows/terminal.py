@@ -3,15 +3,17 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from flows.tally import Tally, duration
 
 LINE_SECONDS = 10.0  # between two plain lines of one asset
 
@@ -26,8 +28,8 @@ class Watcher:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def begun(self, run_id: str, total: int) -> None:
-        """A run starts, with so many assets."""
+    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+        """A run starts, with so many assets; work: the steps of those that it is to make."""
         self.run_id = run_id
 
     def note(self, text: str) -> None:
@@ -41,6 +43,40 @@ class Watcher:
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         """An asset is through; outcome: `ok`, `reused` or how it failed."""
+
+    def ended(self, rows: list[dict[str, Any]]) -> None:
+        """The run is over; rows: what `flows.listing.results` says of its assets."""
+
+
+class Watchers(Watcher):
+    """Tells several watchers."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+        for watcher in self._watchers:
+            watcher.begun(run_id, total, work)
+
+    def note(self, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.note(text)
+
+    def stage(self, name: str, stage: str) -> None:
+        for watcher in self._watchers:
+            watcher.stage(name, stage)
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        for watcher in self._watchers:
+            watcher.progress(name, step, steps, loss)
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        for watcher in self._watchers:
+            watcher.finished(name, outcome, seconds)
+
+    def ended(self, rows: list[dict[str, Any]]) -> None:
+        for watcher in self._watchers:
+            watcher.ended(rows)
 
 
 def terminal_watcher(*, quiet: bool) -> Watcher:
@@ -86,19 +122,23 @@ class Lines(Watcher):
     def __init__(self) -> None:
         self._told: dict[str, float] = {}
         self._paces: dict[str, Pace] = {}
+        self._tally = Tally()
 
-    def begun(self, run_id: str, total: int) -> None:
-        super().begun(run_id, total)
+    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+        super().begun(run_id, total, work)
+        self._tally = Tally(total, work)
         self.note(f"run {run_id}: {total} assets")
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def stage(self, name: str, stage: str) -> None:
+        self._tally.stage(name, stage)
         if stage != "queue":
             self.note(f"{name}: {stage}")
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        self._tally.progress(name, step, steps)
         pace = self._paces.setdefault(name, Pace(step))
         now = time.monotonic()
         if now - self._told.setdefault(name, now) >= LINE_SECONDS:
@@ -107,7 +147,9 @@ class Lines(Watcher):
             self.note(", ".join(part for part in parts if part))
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
-        self.note(f"{name}: {outcome} after {seconds:.0f} s" if seconds else f"{name}: {outcome}")
+        self._tally.finished(name, outcome)
+        took = f" after {seconds:.0f} s" if seconds else ""
+        self.note(f"{name}: {outcome}{took} ({_run(self._tally)})")
 
 
 class Screen(Watcher):
@@ -116,8 +158,7 @@ class Screen(Watcher):
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._rows: dict[str, tuple[str, int, int, float | None, Pace | None]] = {}
-        self._total, self._done = 0, 0
-        self._started = time.monotonic()
+        self._tally = Tally()
         self._live = Live(
             console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True
         )
@@ -129,25 +170,27 @@ class Screen(Watcher):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def begun(self, run_id: str, total: int) -> None:
-        super().begun(run_id, total)
-        self._total = total
+    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+        super().begun(run_id, total, work)
+        self._tally = Tally(total, work)
         self.note(f"run {run_id}: {total} assets")
 
     def note(self, text: str) -> None:
         self._console.print(Text(text))
 
     def stage(self, name: str, stage: str) -> None:
+        self._tally.stage(name, stage)
         _, step, steps, loss, pace = self._rows.get(name, ("", 0, 0, None, None))
         self._rows[name] = (stage, step, steps, loss, pace)
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        self._tally.progress(name, step, steps)
         pace = self._rows.get(name, ("", 0, 0, None, None))[4] or Pace(step)
         self._rows[name] = ("optimize", step, steps, loss, pace)
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         self._rows.pop(name, None)
-        self._done += 1
+        self._tally.finished(name, outcome)
         mark = ("✓", "green") if outcome in ("ok", "reused") else ("✗", "red")
         took = f" {seconds:.0f} s" if seconds else ""
         self._console.print(Text.assemble(mark, f" {name} {outcome}{took}"))
@@ -166,11 +209,16 @@ class Screen(Watcher):
                 Text(_loss(loss) if running else ""),
                 Text(_left(pace.left(step, steps)) if running and pace else ""),
             )
-        waiting = self._total - self._done
-        seconds = int(time.monotonic() - self._started)
+        seconds = int(self._tally.elapsed)
         clock = f"{seconds // 60}:{seconds % 60:02d}"
-        table.add_row(Text(f"{self._done}/{self._total} done, {waiting} to go, {clock}", "dim"))
+        table.add_row(Text(f"{_run(self._tally)}, {clock}", "dim"))
         return table
+
+
+def _run(tally: Tally) -> str:
+    """How far the whole run is."""
+    parts = [f"{tally.done}/{tally.total} done", f"{tally.to_go} to go", _left(tally.seconds_left)]
+    return ", ".join(part for part in parts if part)
 
 
 def _loss(loss: float | None) -> str:
@@ -178,6 +226,4 @@ def _loss(loss: float | None) -> str:
 
 
 def _left(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:.0f} min left"
+    return "" if seconds is None else f"{duration(seconds)} left"

@@ -272,6 +272,8 @@ def start_run(
         "ended_at": None,
         "entries": [
             {
+                "manifest": entry.manifest,
+                "manifest_sha256": entry.manifest_sha256,
                 "line": entry.line,
                 "row_id": entry.row_id,
                 "asset_id": entry.spec.asset_id,

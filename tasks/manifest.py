@@ -1,4 +1,4 @@
-"""Manifests: the rows of a file, and the plan of assets that follows from them.
+"""Manifests: the rows of their files, and the plan of assets that follows from them.
 
 `read_manifest` checks what the rows say by themselves; `resolve` adds the command line and the
 priors' presets. Both report everything that is wrong at once, and neither changes a prompt.
@@ -6,7 +6,6 @@ priors' presets. Both report everything that is wrong at once, and neither chang
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sjc_engine.recipes import RECIPE_KEYS, Recipe
 from sjc_engine.sources import takes_image
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
-from tasks.manifest_files import ManifestError, Problem, read_records
+from tasks.manifest_files import ManifestError, Problem
 from tasks.manifest_rows import (
     WEIGHTS,
     Row,
@@ -28,6 +27,7 @@ from tasks.manifest_rows import (
     recipe_problem,
     split_error,
 )
+from tasks.manifest_sources import digest, read_sources
 
 __all__ = [
     "Entry", "Manifest", "ManifestError", "Plan", "Problem", "Row", "read_manifest", "resolve",
@@ -39,9 +39,13 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest without mistakes of its own; `sha256` is that of the file."""
+    """A manifest without mistakes of its own.
 
-    path: Path
+    name: as the user named it: a file, or a folder of files, here or on S3. sha256: that of the
+    file, or of the list of its files'.
+    """
+
+    name: str
     sha256: str
     rows: list[Row]
 
@@ -50,10 +54,13 @@ class Manifest:
 class Entry:
     """One manifest row and the asset that it points at.
 
+    manifest, manifest_sha256: the row's own file; `line` is the line in it.
     duplicate_of: the index in the plan of the first entry with the same asset, on later ones.
     prior_coverage: in [0, 1], for the embedded prior alone.
     """
 
+    manifest: str
+    manifest_sha256: str
     line: int
     row_id: str
     spec: AssetSpec
@@ -72,25 +79,34 @@ class Plan:
     warnings: list[str]
 
 
-def read_manifest(path: str | Path) -> Manifest:
-    """The rows of a CSV, JSONL or Parquet manifest; raises `ManifestError` with every problem."""
-    path = Path(path)
-    records, data = read_records(path)
-    readers = [RowReader(record, records, path.parent) for record in records.rows]
-    rows = [
-        row
-        for reader, row_id in zip(readers, _row_ids(readers), strict=True)
-        for row in reader.rows(row_id)
+def read_manifest(manifest: str | Path) -> Manifest:
+    """The rows of a manifest; raises `ManifestError` with every problem.
+
+    manifest: a CSV, JSONL or Parquet file, a folder of them, s3://bucket/key or s3://bucket/prefix.
+    """
+    name = manifest.as_posix() if isinstance(manifest, Path) else manifest
+    sources = read_sources(name)
+    readers = [
+        RowReader(record, source.records, source.folder, source.sha256)
+        for source in sources
+        for record in source.records.rows
     ]
-    lines: dict[str, int] = {}
-    for row in rows:  # a seed range may give a row the id of another
-        if row.row_id in lines:
-            problem = f"{row.row_id!r} is the id of line {lines[row.row_id]} too"
-            records.blame(row.line, "id", problem, "make it unique")
-        lines[row.row_id] = row.line
-    if records.problems:
-        raise ManifestError(sorted(records.problems, key=lambda problem: problem.line or 0))
-    return Manifest(path, hashlib.sha256(data).hexdigest(), rows)
+    rows: list[Row] = []
+    first: dict[str, Row] = {}
+    for reader, row_id in zip(readers, _row_ids(readers), strict=True):
+        for row in reader.rows(row_id):
+            if row.row_id in first:  # a seed range may give a row the id of another
+                _blame_twin(reader, row.row_id, first[row.row_id].file, first[row.row_id].line)
+            first[row.row_id] = row
+            rows.append(row)
+    problems = [
+        problem
+        for source in sources
+        for problem in sorted(source.records.problems, key=lambda problem: problem.line or 0)
+    ]
+    if problems:
+        raise ManifestError(problems)
+    return Manifest(name, digest(sources), rows)
 
 
 def resolve(
@@ -108,7 +124,7 @@ def resolve(
     `prior_revision` tells a prior's revision, or raises ValueError. Raises `ManifestError` with
     every problem.
     """
-    resolver = _Resolver(str(manifest.path), prior_revision, prior, recipe, overrides or {})
+    resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
     if limit is not None and limit < 1:
         resolver.blame(None, "--limit", f"{limit} leaves nothing", "use 1 or more")
     specs = [(row, resolver.spec(row)) for row in manifest.rows[:limit]]
@@ -118,20 +134,22 @@ def resolve(
     first: dict[str, int] = {}  # asset_id -> index of its first entry
     warnings: list[str] = []
     for row, spec in specs:
-        place = f"{manifest.path}:{row.line}"
+        place = f"{row.file}:{row.line}"
         position = first.setdefault(spec.asset_id, len(entries))
         duplicate_of = None if position == len(entries) else position
         if duplicate_of is not None:
             other = entries[duplicate_of]
             warnings.append(
                 f"{place}: id: {row.row_id} is the same asset as {other.row_id} "
-                f"(line {other.line}); it is made once"
+                f"({_line(other.manifest, other.line, row.file)}); it is made once"
             )
         covered = coverage(row.prompt) if spec.prior == DEFAULT_PRIOR else None
         if covered is not None and covered < 1:
             warnings.append(f"{place}: prompt: {_not_covered(row.prompt, covered)}")
         entries.append(
             Entry(
+                manifest=row.file,
+                manifest_sha256=row.file_sha256,
                 line=row.line,
                 row_id=row.row_id,
                 spec=spec,
@@ -147,26 +165,35 @@ def resolve(
 
 def _row_ids(readers: Sequence[RowReader]) -> list[str]:
     """The given ids, and for the other rows ids made from their prompts."""
-    lines: dict[str, int] = {}
+    holders: dict[str, RowReader] = {}
     ids = []
     for reader in readers:
         row_id = reader.row_id()
-        if row_id in lines:
-            problem = f"{row_id!r} is the id of line {lines[row_id]} too"
-            reader.blame("id", problem, "make it unique")
+        if row_id in holders:
+            _blame_twin(reader, row_id, holders[row_id].records.file, holders[row_id].line)
         elif row_id:
-            lines[row_id] = reader.line
+            holders[row_id] = reader
         ids.append(row_id)
     uses: Counter[str] = Counter()
     for position, reader in enumerate(readers):
         if not ids[position]:
             slug = row_id = reader.slug()
-            while row_id in lines:
+            while row_id in holders:
                 uses[slug] += 1
                 row_id = f"{slug}-{uses[slug] + 1}"
-            lines[row_id] = reader.line
+            holders[row_id] = reader
             ids[position] = row_id
     return ids
+
+
+def _blame_twin(reader: RowReader, row_id: str, file: str, line: int) -> None:
+    place = _line(file, line, reader.records.file)
+    reader.blame("id", f"{row_id!r} is the id of {place} too", "make it unique")
+
+
+def _line(file: str, line: int, here: str) -> str:
+    """A line of a manifest, said in a message about `here`."""
+    return f"line {line}" if file == here else f"{file}:{line}"
 
 
 class _Resolver:
@@ -174,13 +201,11 @@ class _Resolver:
 
     def __init__(
         self,
-        file: str,
         prior_revision: Callable[[str], str | None],
         prior: str | None,
         recipe: str | None,
         overrides: Mapping[str, Value],
     ) -> None:
-        self.file = file
         self.prior_revision = prior_revision
         self.prior, self.recipe = prior, recipe
         self.overrides = {k: v for k, v in overrides.items() if k in RECIPE_KEYS}
@@ -192,9 +217,9 @@ class _Resolver:
             except ValueError as error:
                 self.blame(None, f"--set {key}", *split_error(error))
 
-    def blame(self, line: int | None, column: str, problem: str, fix: str) -> None:
-        """A problem of a row or, without a line, of the command line."""
-        file = COMMAND_LINE if line is None else self.file
+    def blame(self, row: Row | None, column: str, problem: str, fix: str) -> None:
+        """A problem of a row or, without one, of the command line."""
+        file, line = (COMMAND_LINE, None) if row is None else (row.file, row.line)
         self.problems.append(Problem(file, line, column, problem, fix))
 
     def spec(self, row: Row) -> AssetSpec:
@@ -225,12 +250,12 @@ class _Resolver:
             if setting in self.overrides and setting not in row.overrides:
                 self.blame(None, f"--set {setting}", *split_error(ValueError(problem)))
             else:
-                self.blame(row.line, setting, *split_error(ValueError(problem)))
+                self.blame(row, setting, *split_error(ValueError(problem)))
 
     def _revision(self, row: Row, prior: str) -> str:
-        line, column = (row.line, "prior") if row.prior else (None, "--prior")
+        blamed, column = (row, "prior") if row.prior else (None, "--prior")
         if not row.prior and (problem := prior_problem(prior)):
-            self.blame(line, column, *problem)
+            self.blame(blamed, column, *problem)
             return ""
         if prior not in self.revisions:  # finding it may read all weights, or ask the hub
             try:
@@ -239,7 +264,7 @@ class _Resolver:
                 self.revisions[prior] = error
         found = self.revisions[prior]
         if isinstance(found, ValueError):
-            self.blame(line, column, *split_error(found))
+            self.blame(blamed, column, *split_error(found))
             return ""
         return found
 
@@ -253,7 +278,7 @@ class _Resolver:
         except ValueError as error:
             column = "recipe" if row.recipe else "prior"
             if row.recipe or row.prior:
-                self.blame(row.line, column, *split_error(error))
+                self.blame(row, column, *split_error(error))
             else:
                 self.blame(None, "--recipe", *split_error(error))
             return Recipe()
@@ -267,7 +292,7 @@ class _Resolver:
                 named = [key for key in blamed_keys(error) if key in values]
                 key = next((key for key in named if key in row.overrides), named[0])
                 if key in row.overrides:
-                    self.blame(row.line, key, *split_error(error, key))
+                    self.blame(row, key, *split_error(error, key))
                 else:
                     self.blame(None, f"--set {key}", *split_error(error, key))
                 del values[key]

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -74,31 +74,36 @@ class Records:
         self.problems.append(Problem(self.file, line, column, problem, fix))
 
 
-def read_records(path: Path) -> tuple[Records, bytes]:
-    """The records of a manifest and its bytes. Never raises for what is in the file."""
-    records = Records(str(path))
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    data = b""
+def read_file(path: Path) -> tuple[Records, bytes]:
+    """The records of a manifest file and its bytes. Never raises for what is in the file."""
+    name = path.as_posix()
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            records.blame(1, "file", "is a directory", "name a file in it")
-        elif not stat.S_ISREG(mode):
-            records.blame(1, "file", "is not a regular file", "name a CSV, JSONL or Parquet file")
-        elif reader is None:
-            ends = ", ".join(readers)
-            records.blame(1, "file", f"its name ends in none of {ends}", "rename or convert it")
-        else:
+        if stat.S_ISREG(mode):
             data = path.read_bytes()
-            reader(data, records)
-            if not records.rows and not records.problems:
-                records.blame(1, "file", "has no rows", "add at least one prompt")
+            return parse(name, data), data
+        problem, fix = "is not a regular file", "name a CSV, JSONL or Parquet file"
     except (FileNotFoundError, NotADirectoryError):
-        records.blame(1, "file", "does not exist", "check the path")
+        problem, fix = "does not exist", "check the path"
     except OSError as error:
-        records.blame(1, "file", f"cannot be read ({error.strerror})", "fix its permissions")
-    return records, data
+        problem, fix = f"cannot be read ({error.strerror})", "fix its permissions"
+    records = Records(name)
+    records.blame(1, "file", problem, fix)
+    return records, b""
+
+
+def parse(name: str, data: bytes) -> Records:
+    """The records in the bytes of a manifest file; the end of its name tells how to read them."""
+    records = Records(name)
+    reader = READERS.get(PurePosixPath(name).suffix.lower())
+    if reader is None:
+        ends = ", ".join(READERS)
+        records.blame(1, "file", f"its name ends in none of {ends}", "rename or convert it")
+        return records
+    reader(data, records)
+    if not records.rows and not records.problems:
+        records.blame(1, "file", "has no rows", "add at least one prompt")
+    return records
 
 
 def _read_csv(data: bytes, records: Records) -> None:
@@ -233,6 +238,9 @@ def _read_parquet(data: bytes, records: Records) -> None:
         records.blame(1, "file", f"is not a readable Parquet file ({reason})", "write it again")
         return
     records.rows += [Record(line, _present(row)) for line, row in enumerate(rows, start=2)]
+
+
+READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def _is_plain(kind: pa.DataType) -> bool:

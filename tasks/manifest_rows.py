@@ -31,6 +31,8 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 class Row:
     """One entry as the manifest asks for it; a seed range makes one Row for each seed."""
 
+    file: str
+    file_sha256: str
     line: int
     row_id: str
     prompt: str
@@ -48,11 +50,14 @@ class Row:
 class RowReader:
     """Reads the cells of one record; what is wrong goes to `records`, and `failed` tells."""
 
-    def __init__(self, record: Record, records: Records, folder: Path) -> None:
+    def __init__(
+        self, record: Record, records: Records, folder: Path | None, sha256: str = ""
+    ) -> None:
         self.cells = record.cells
         self.line = record.line
         self.records = records
         self.folder = folder
+        self.sha256 = sha256
         self.failed = False
         for column, value in self.cells.items():
             self._check_characters(column, value)
@@ -84,6 +89,8 @@ class RowReader:
         image_path, image = self._image()
         prior = self._prior()
         row = Row(
+            file=self.records.file,
+            file_sha256=self.sha256,
             line=self.line,
             row_id=row_id,
             prompt=self._prompt(),
@@ -159,7 +166,11 @@ class RowReader:
         text = self._text("image")
         if not text:
             return None, None
-        path = self.folder / text
+        if self.folder is None and not Path(text).is_absolute():
+            fix = "copy manifest and pictures into a folder, or give a path on this machine"
+            self.blame("image", "pictures beside a manifest on S3 are not read", fix)
+            return None, None
+        path = (self.folder or Path()) / text
         try:
             return path, check_image(path)
         except ImageError as error:

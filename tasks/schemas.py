@@ -202,8 +202,8 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
         "One row per manifest entry per run. Many entries may point at one asset.",
         (
             _RUN_ID,
-            required("manifest", "The manifest as the user named it."),
-            required("manifest_sha256", "SHA-256 of its content."),
+            required("manifest", "The row's manifest file, here or on S3."),
+            required("manifest_sha256", "SHA-256 of that file."),
             required("line", "Physical line of its row; the header is 1.", WHOLE, low=1),
             required("row_id", "The row's id, given or derived."),
             _ASSET_ID,

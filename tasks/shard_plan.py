@@ -32,6 +32,8 @@ _METADATA = b"sjc.plan"
 _SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),
+        pa.field("manifest", pa.string(), nullable=False),  # of the row: its own file
+        pa.field("manifest_sha256", pa.string(), nullable=False),
         pa.field("line", pa.int64(), nullable=False),
         pa.field("row_id", pa.string(), nullable=False),
         pa.field("asset_id", pa.string(), nullable=False),
@@ -43,6 +45,8 @@ _SCHEMA = pa.schema(
         pa.field("meta", pa.map_(pa.string(), pa.string()), nullable=False),
     ]
 )
+# What an entry takes from its row as it stands.
+_ENTRY = ("manifest", "manifest_sha256", "line", "row_id", "tags", "meta")
 
 
 class PlanError(ValueError):
@@ -88,7 +92,7 @@ class ShardPlan:
             position = first.setdefault(row["asset_id"], len(entries))
             entries.append(
                 Entry(
-                    **{key: row[key] for key in ("line", "row_id", "tags", "meta")},
+                    **{key: row[key] for key in _ENTRY},
                     spec=spec,
                     duplicate_of=None if position == len(entries) else position,
                     prior_coverage=row["prior_coverage"],
@@ -133,6 +137,8 @@ def make_plan_file(
     rows = [
         {
             "shard": shards[asset_id],
+            "manifest": entry.manifest,
+            "manifest_sha256": entry.manifest_sha256,
             "line": entry.line,
             "row_id": entry.row_id,
             "asset_id": asset_id,

@@ -62,7 +62,7 @@ _MISSING = {"NoSuchKey", "404"}
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _EXPIRED = "the credentials have expired; renew them and run the same command again"
 _ADVICE = {
-    "NoSuchBucket": "the bucket does not exist; create it or correct --store",
+    "NoSuchBucket": "the bucket does not exist; create it or correct its name",
     "AccessDenied": "these credentials may not do that; allow them to read, write and delete there",
     "403": "these credentials are wrong or may not do that; " + _CREDENTIALS,
     "InvalidAccessKeyId": "the access key is unknown there; " + _CREDENTIALS,
@@ -284,7 +284,9 @@ def _explained(verb: str, where: str) -> Iterator[None]:
     except ClientError as error:
         code = _code(error)
         if code in _MISSING:
-            raise NotInStore(f"Cannot {verb} {where}: it does not exist; check --store.") from error
+            raise NotInStore(
+                f"Cannot {verb} {where}: it does not exist; check the address."
+            ) from error
         reason = _ADVICE.get(code) or f"the server answers {code}; try again later"
         raise StoreError(f"Cannot {verb} {where}: {reason}.") from error
     except (NoCredentialsError, PartialCredentialsError) as error:

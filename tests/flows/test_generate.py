@@ -148,8 +148,8 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
     names = {f"{stage}-{name}" for stage in stages[1:] for name in ("duck", "tank")}
     assert {r.name for r in task_runs(state)} == names
     shown = artifacts(state)
-    assert {"progress-duck", "preview-duck", "preview-tank", "summary", "run"} <= set(shown)
-    assert shown["preview-duck"].data.startswith("data:image/png;base64,")
+    assert {"progress-duck", "preview-duck", "preview-tank", "summary", "results"} <= set(shown)
+    assert shown["preview-duck"].data.startswith("data:image/webp;base64,")
     assert float(shown["progress-duck"].data) == 100.0
 
     before = files(tmp_path / "store" / "assets")

@@ -247,7 +247,8 @@ def test_a_run_is_written_when_it_starts_and_when_it_ends(store: Store, tmp_path
     assert json.loads(store.get_bytes(f"runs/{run_id}.json")) == ended
     assert [entry["outcome"] for entry in ended["entries"]] == ["computed", "duplicate", None]
     assert ended["entries"][0] == {
-        "line": 2, "row_id": "a", "asset_id": plan.entries[0].spec.asset_id, "tags": ["t", "u"],
+        "manifest": str(path), "manifest_sha256": manifest.sha256, "line": 2, "row_id": "a",
+        "asset_id": plan.entries[0].spec.asset_id, "tags": ["t", "u"],
         "meta": {"x": "1"}, "outcome": "computed",
     }  # fmt: skip
     assert ended["settings"] == {"limit": None}

@@ -365,12 +365,9 @@ def test_bad_parquet(write: Write, tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "folder.csv").mkdir()
     (tmp_path / "m.txt").write_text("prompt\na\n")
     cases = {
         "none.csv": "does not exist; check the path",
-        "folder.csv": "is a directory; name a file in it",
-        "folder.csv/x.csv": "does not exist",
         "m.txt": "its name ends in none of .csv, .jsonl, .parquet; rename or convert it",
         "m.txt/x.csv": "does not exist",
         "x" * 300 + ".csv": "cannot be read (File name too long)",

@@ -127,7 +127,7 @@ def test_a_prior_that_cannot_be_found_is_named_where_it_is_asked_for(write: Writ
         resolve(manifest, prior_revision=revision)
     lines = str(caught.value).split("\n")
     assert [line.split(": ")[:2] for line in lines] == [
-        [f"{manifest.path}:3", "prior"], [f"{manifest.path}:4", "prior"],
+        [f"{manifest.name}:3", "prior"], [f"{manifest.name}:4", "prior"],
     ]  # fmt: skip
     assert asked == ["toybox", "owner/name"], "each prior is looked up once"
 

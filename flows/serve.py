@@ -1,0 +1,44 @@
+"""`sjc serve`: one process that runs a manifest by the clock."""
+
+import sys
+from pathlib import Path
+
+from flows import environment, server
+from flows.plan import Settings, make_plan
+from flows.schedule import deployment_name, told_times
+
+
+def serve(settings: Settings, cron: str, timezone: str) -> None:
+    """Runs the flow at each time of the schedule, one run at a time, until Ctrl-C.
+
+    Raises what `make_plan` raises, UsageError for a wrong schedule, and KeyboardInterrupt.
+    """
+    environment.apply(console_level="INFO")  # the runs' own lines are what there is to see
+    times = told_times(cron, timezone)
+    plan = make_plan(settings)
+    connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"), ui=True)
+    from prefect.schedules import Cron
+
+    from flows.generate import generate
+    from flows.story import run_name
+
+    connection.wait()
+    name = deployment_name(settings.manifest)
+    for line in (
+        *(f"warning: {warning}" for warning in plan.warnings),
+        f"now: {run_name(plan)}",
+        f"next: {times}",
+        f"pages: {connection.api_url.removesuffix('/api')}/deployments, deployment generate/{name}",
+        f"store: {plan.store.url}",
+        "Ctrl-C ends it; a run that it cuts off goes on with the next one",
+    ):
+        print(line, file=sys.stderr, flush=True)
+    generate.serve(
+        name,
+        schedule=Cron(cron, timezone=timezone),
+        parameters=settings.to_json(),
+        limit=1,
+        pause_on_shutdown=False,
+        print_starting_message=False,
+    )
+    raise KeyboardInterrupt  # `serve` returns only then, and says nothing

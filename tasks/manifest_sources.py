@@ -1,0 +1,86 @@
+"""Where a manifest's rows lie: in one file, in all files of a folder, or in either on S3."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tasks.manifest_files import READERS, ManifestError, Problem, Records, parse, read_file
+from tasks.store import StoreError, open_store
+
+S3 = "s3://"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One manifest file: its records, and the folder that its pictures' paths start from."""
+
+    records: Records
+    sha256: str
+    folder: Path | None  # None on S3
+
+
+def read_sources(manifest: str) -> list[Source]:
+    """Every file of a manifest, in the order of their names.
+
+    manifest: a file; a folder, for the manifests that lie directly in it; s3://bucket/key or
+    s3://bucket/prefix. Problems of the files stay in their records; raises ManifestError when
+    there is no file to read.
+    """
+    if manifest.startswith(S3):
+        return _read_s3(manifest)
+    path = Path(manifest)
+    if not os.path.isdir(path):  # which says no, too, when nobody can tell
+        return [_read(path)]
+    try:
+        paths = sorted(p for p in path.iterdir() if _is_manifest(p.name) and p.is_file())
+    except OSError as error:
+        raise _unreadable(manifest, str(error.strerror), "fix its permissions") from error
+    if not paths:
+        raise _unreadable(manifest, "holds no manifest", _ADD)
+    return [_read(p) for p in paths]
+
+
+def digest(sources: list[Source]) -> str:
+    """The SHA-256 of a manifest: of its file or, for several, of the list of theirs."""
+    if len(sources) == 1:
+        return sources[0].sha256
+    lines = [f"{s.sha256}  {PurePosixPath(s.records.file).name}\n" for s in sources]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+_ADD = f"add a file whose name ends in {', '.join(READERS)}"
+
+
+def _is_manifest(name: str) -> bool:
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in READERS
+
+
+def _read(path: Path) -> Source:
+    records, data = read_file(path)
+    return Source(records, hashlib.sha256(data).hexdigest(), path.parent)
+
+
+def _read_s3(manifest: str) -> list[Source]:
+    bucket, _, key = manifest.removeprefix(S3).partition("/")
+    single = _is_manifest(PurePosixPath(key).name)
+    folder = key.rpartition("/")[0] if single else key.rstrip("/")
+    try:
+        store = open_store(f"{S3}{bucket}/{folder}", writable=False)
+        if single:
+            names = [PurePosixPath(key).name]
+        else:
+            names = [name for name in store.list() if "/" not in name and _is_manifest(name)]
+        if not names:
+            raise _unreadable(manifest, "holds no manifest", _ADD)
+        files = [(store.uri(name), store.get_bytes(name)) for name in sorted(names)]
+    except StoreError as error:
+        problem, _, fix = str(error).rstrip(".").partition("; ")
+        raise _unreadable(manifest, problem, fix) from error
+    return [Source(parse(n, data), hashlib.sha256(data).hexdigest(), None) for n, data in files]
+
+
+def _unreadable(manifest: str, problem: str, fix: str) -> ManifestError:
+    return ManifestError([Problem(manifest, None, "file", problem, fix)])
