@@ -22,7 +22,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.commit import asset_attempts, asset_manifest, attempt_number, read_document
+from tasks.commit import (
+    asset_attempts,
+    asset_manifest,
+    attempt_number,
+    read_document,
+    run_ids,
+)
 from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
 from tasks.schemas import SCHEMAS, Row, to_arrow
 from tasks.store import AlreadyCommitted, NotInStore, Store, StoredFile, bytes_digest, open_store
@@ -133,8 +139,8 @@ def rebuild_tables(store: Store) -> None:
             content = to_arrow(table, run_id, found)
             name = sealed_name(keys)
             written.add(_write_sealed(store, table, run_id, content, held, name))
-    for key in store.list("runs/"):
-        run = read_document(store, key)
+    for run_id in run_ids(store):
+        run = read_document(store, f"runs/{run_id}.json")
         record_run(store, run)
         written |= {f"{_folder(table, run['run_id'])}{RUN_PART}.parquet" for table in RUN_TABLES}
     _delete(store, [key for key in _keys(store, "tables/") if key not in written])
