@@ -178,6 +178,18 @@ def gallery(
 
 
 @app.command()
+def report(
+    run_id: Annotated[str | None, typer.Argument(help="Default: the latest run.")] = None,
+    store: StoreOption = "./store",
+) -> None:
+    """Write a run's report again, and print where it is: one HTML file in the store."""
+    with reported():
+        from flows.pages import report as write
+
+        write(store, run_id)
+
+
+@app.command()
 def sample2d(
     prompt: Annotated[str, typer.Argument(help="What to draw; priors without words ignore it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from flows.terminal import watcher
 from tasks.artifacts import show_table, show_text
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
 from tasks.evaluate import Judges
+from tasks.report import write_report
 from tasks.sheet import write_sheet
 from tasks.tables import record_attempt, record_run, seal_run
 
@@ -103,6 +105,8 @@ def run_plan(plan: Plan, judges: Judges) -> State[Any]:
         outcomes |= {k: words[state] for k, state in unknown.items() if state in words}
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
+        if sys.exception():  # ended from outside: `conclude` is not reached
+            write_report(plan.store, run["run_id"])
     seal_run(plan.store, run["run_id"])
     return conclude(plan, run, outcomes)
 
@@ -178,7 +182,8 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     show_table("summary", table, f"Run {run_id}")
     where = f"- store: `{store.url}`\n- tables: `{store.uri('tables')}`\n"
     picture = f"- picture: `{sheet}`\n" if sheet else ""
-    show_text("run", f"# Run {run_id}\n\n{where}{picture}", f"Where run {run_id} put its results")
+    report = f"- report: `{write_report(store, run_id)}`\n"
+    show_text("run", f"# Run {run_id}\n\n{report}{where}{picture}", f"Where run {run_id} put its results")
     order = [word for word in ("ok", "reused") if counts[word]]
     order += sorted(counts.keys() - set(order))
     message = ", ".join(f"{counts[outcome]} {outcome}" for outcome in order)
