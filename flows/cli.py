@@ -234,6 +234,21 @@ def ui(
         serve(port)
 
 
+@app.command()
+def doctor(
+    store: StoreOption = "./store",
+    scratch: Annotated[Path, typer.Option(help="As for `run`.")] = Path(".sjc"),
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Examine this machine: versions, devices, weights, store, server; what to do where it fails.
+
+    Nothing is made. Exit code 0 when a run would work, 1 when there is a problem.
+    """
+    from flows.doctor import doctor as examine  # works where what `reported` imports is missing
+
+    raise typer.Exit(examine(store, scratch, as_json=json_))
+
+
 def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
     """--set key=value ... as a dict of text; the recipe reads each value as its key's type."""
     values = {}

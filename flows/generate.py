@@ -183,7 +183,9 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     where = f"- store: `{store.url}`\n- tables: `{store.uri('tables')}`\n"
     picture = f"- picture: `{sheet}`\n" if sheet else ""
     report = f"- report: `{write_report(store, run_id)}`\n"
-    show_text("run", f"# Run {run_id}\n\n{report}{where}{picture}", f"Where run {run_id} put its results")
+    show_text(
+        "run", f"# Run {run_id}\n\n{report}{where}{picture}", f"Where run {run_id} put its results"
+    )
     order = [word for word in ("ok", "reused") if counts[word]]
     order += sorted(counts.keys() - set(order))
     message = ", ".join(f"{counts[outcome]} {outcome}" for outcome in order)

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by the page's style sheet: no script, and text for who hears it."""
+"""Charts as inline SVG, coloured by the page's style sheet, with words for who hears the page."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -52,6 +52,7 @@ def histogram(column: Column, values: Sequence[float]) -> str:
 {"".join(bars)}
 <line class="axis" x1="0" x2="{WIDTH}" y1="{TOP + HEIGHT}" y2="{TOP + HEIGHT}"/>
 <line class="median" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{TOP + HEIGHT}"/>
+<text x="{WIDTH / 2:.0f}" y="{TOP + HEIGHT + 14}" text-anchor="middle">tallest bar: {tallest}</text>
 <text x="0" y="{TOP + HEIGHT + 14}">{number(low)}</text>
 <text x="{WIDTH}" y="{TOP + HEIGHT + 14}" text-anchor="end">{number(high)}</text>
 </svg></figure>"""

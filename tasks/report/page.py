@@ -203,7 +203,7 @@ def _extremes(report: Report) -> str:
                 f"<section><h2>{title} <small>by clip_score of the judge {judge}</small></h2>"
                 f'<div class="wall large">{tiles}</div></section>'
             )
-    return "".join(parts)
+    return f'<div class="pair">{"".join(parts)}</div>'
 
 
 def _histograms(rows: list[Row]) -> Iterable[str]:
@@ -233,8 +233,8 @@ def _failures(rows: list[Row]) -> str:
     more = len(failed) - MOST_FAILURES
     rest = f'<p class="note">And {more:,} more: sjc assets --where "status != \'ok\'"</p>'
     return f"""<section id="failures"><h2>Failures <small>{summary}</small></h2>
-<table class="wide"><thead><tr><th>entry</th><th>status</th><th>prompt</th><th>reason</th></tr></thead>
-<tbody>{lines}</tbody></table>{rest if more > 0 else ""}</section>"""
+<table class="wide"><thead><tr><th>entry</th><th>status</th><th>prompt</th><th>reason</th></tr>
+</thead><tbody>{lines}</tbody></table>{rest if more > 0 else ""}</section>"""
 
 
 def _times(report: Report) -> str:
@@ -255,9 +255,10 @@ def _times(report: Report) -> str:
             f"<td class='number'>{duration(median(seconds))}</td>"
             f"<td class='number'>{duration(max(seconds))}</td></tr>"
         )
-    return f"""<section><h2>Time <small>of {_count(made, "asset")} made or tried by this run; queue is
-the wait for a device</small></h2><table class="times"><thead><tr><th>stage</th><th>share of the work</th>
-<th class="number">in all</th><th class="number">median</th><th class="number">longest</th></tr></thead>
+    return f"""<section><h2>Time <small>of {_count(made, "asset")} made or tried by this run;
+queue is the wait for a device</small></h2>
+<table class="times"><thead><tr><th>stage</th><th>share of the work</th><th class="number">in all</th>
+<th class="number">median</th><th class="number">longest</th></tr></thead>
 <tbody>{"".join(lines)}</tbody></table></section>"""
 
 
