@@ -7,25 +7,43 @@ from typing import Annotated, Any
 
 import typer
 
+from flows import completion
 from flows.errors import fail, reported
+from flows.manual import EXIT_CODES, LOOK, MAKE, OPERATE, Manual, examples
 
 app = typer.Typer(
     name="sjc",
-    help="Prompts in, curated 3D dataset out.",
+    cls=Manual,
+    help="Prompts in, curated 3D dataset out.\n\nBegin with `sjc doctor`, then"
+    " `sjc run manifests/toybox.csv --recipe draft --limit 2`.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 
 MAX_SEED = 2**63 - 1  # as in a manifest
 StoreOption = Annotated[
-    str, typer.Option(envvar="SJC_STORE", help="A directory or s3://bucket/prefix.")
+    str,
+    typer.Option(
+        envvar="SJC_STORE", help="Where results are kept: a folder or s3://bucket/prefix."
+    ),
 ]
 PriorOption = Annotated[
-    str | None, typer.Option(help="toybox, a diffusers folder, or a hub id owner/name.")
+    str | None,
+    typer.Option(
+        help="The 2D model: toybox, a diffusers folder, or a hub id owner/name.",
+        autocompletion=completion.priors,
+    ),
 ]
-RecipeOption = Annotated[str | None, typer.Option(help="A preset; the default fits the prior.")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A preset, such as draft; the default fits the prior.",
+        autocompletion=completion.recipes,
+    ),
+]
 
 
 class Format(StrEnum):
@@ -38,26 +56,49 @@ class Format(StrEnum):
 
 
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A recipe key, such as steps=500; repeatable.",
+        autocompletion=completion.settings,
+    ),
 ]
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKE,
+    epilog=examples(
+        "sjc run manifests/paper.csv",
+        "sjc run manifests/toybox.csv --recipe draft --limit 2      a quick look",
+        "sjc run prompts.csv --dry-run                              what it would do",
+        "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
+        "sjc run prompts.csv --retry-failed --set steps=2000",
+    ),
+)
 def run(
     manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file of prompts.")],
     store: StoreOption = "./store",
     prior: PriorOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N entries.")] = None,
-    where: Annotated[str | None, typer.Option(help="SQL over the entries: seed < 3.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many entries.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")
+    ] = None,
     scenes_per_device: Annotated[
         str, typer.Option(metavar="K|auto", help="Scenes that a device steps together.")
     ] = "auto",
     devices: Annotated[
-        str | None, typer.Option(help="cpu, cpu,cpu, cuda:0,cuda:1, ... Default: every GPU.")
+        str | None,
+        typer.Option(
+            help="One engine each, such as cpu,cpu or cuda:0,cuda:1; default: every GPU, else cpu.",
+            autocompletion=completion.devices,
+        ),
     ] = None,
-    scratch: Annotated[str, typer.Option(help="Folder for checkpoints and logs.")] = ".sjc",
+    scratch: Annotated[
+        str, typer.Option(help="Folder for checkpoints, unfinished files and logs.")
+    ] = ".sjc",
     timeout: Annotated[
         float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
     ] = None,
@@ -94,7 +135,7 @@ def run(
             raise typer.Exit(run_flow(settings, quiet=quiet, as_json=json_))
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE, epilog=examples("sjc check manifests/toybox.csv"))
 def check(
     manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file of prompts.")],
     prior: PriorOption = None,
@@ -113,7 +154,13 @@ def check(
         print(f"{manifest}: {len(resolved.entries)} entries, {assets} assets, no errors")
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKE,
+    epilog=examples(
+        'sjc generate "a DSLR photo of a yellow duck" -o duck',
+        'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
+    ),
+)
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")],
@@ -134,13 +181,21 @@ def generate(
         make(request, quiet=quiet, as_json=json_)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples(
+        'sjc assets --where "clip_r_precision >= 0.9 AND watertight"',
+        "sjc assets --manifest prompts.csv --format csv",
+    ),
+)
 def assets(
     store: StoreOption = "./store",
     manifest: Annotated[
         Path | None, typer.Option(help="Only assets that this manifest asks for.")
     ] = None,
-    where: Annotated[str | None, typer.Option(help='SQL: "clip_score > 25".')] = None,
+    where: Annotated[
+        str | None, typer.Option(help='Only assets for which this SQL holds: "clip_score > 25".')
+    ] = None,
     format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
 ) -> None:
     """List the assets of a store: one row each, its best outcome."""
@@ -150,7 +205,13 @@ def assets(
         list_assets(store, manifest, where, format)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples(
+        'sjc query "SELECT status, count(*) FROM best_assets GROUP BY ALL"',
+        'sjc query "SELECT * FROM views" --format parquet',
+    ),
+)
 def query(
     sql: Annotated[str, typer.Argument(help="DuckDB SQL over the tables below.")],
     store: StoreOption = "./store",
@@ -163,11 +224,16 @@ def query(
         run_query(store, sql, format)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples("sjc gallery -o pages", 'sjc gallery -o best --where "clip_score > 60"'),
+)
 def gallery(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     store: StoreOption = "./store",
-    where: Annotated[str | None, typer.Option(help="SQL over best_assets: faces < 9000.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Only assets for which this SQL holds: faces < 9000.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Write a web page over a store: thumbnails, search, filters, and a 3D viewer per asset."""
@@ -177,9 +243,15 @@ def gallery(
         write(store, out, where, quiet=quiet)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples("sjc report", "sjc report 20250131T101502-3f9a2c --store s3://bucket/first"),
+)
 def report(
-    run_id: Annotated[str | None, typer.Argument(help="Default: the latest run.")] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Argument(help="The run; by default the latest.", autocompletion=completion.runs),
+    ] = None,
     store: StoreOption = "./store",
 ) -> None:
     """Write a run's report again, and print where it is: one HTML file in the store."""
@@ -189,7 +261,10 @@ def report(
         write(store, run_id)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png'),
+)
 def sample2d(
     prompt: Annotated[str, typer.Argument(help="What to draw; priors without words ignore it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],
@@ -223,7 +298,7 @@ def sample2d(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog=examples("sjc ui", "sjc ui --port 0"))
 def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 4200,
 ) -> None:
@@ -234,7 +309,10 @@ def ui(
         serve(port)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=OPERATE,
+    epilog=examples("sjc doctor", "sjc doctor --store s3://bucket/first --json"),
+)
 def doctor(
     store: StoreOption = "./store",
     scratch: Annotated[Path, typer.Option(help="As for `run`.")] = Path(".sjc"),

@@ -180,12 +180,10 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     rows = results(store, run_id)
     table = [{title: cell(row[key]) for key, title in RESULT_COLUMNS.items()} for row in rows]
     show_table("summary", table, f"Run {run_id}")
-    where = f"- store: `{store.url}`\n- tables: `{store.uri('tables')}`\n"
+    where = f"- report: `{write_report(store, run_id)}`\n"
+    where += f"- store: `{store.url}`\n- tables: `{store.uri('tables')}`\n"
     picture = f"- picture: `{sheet}`\n" if sheet else ""
-    report = f"- report: `{write_report(store, run_id)}`\n"
-    show_text(
-        "run", f"# Run {run_id}\n\n{report}{where}{picture}", f"Where run {run_id} put its results"
-    )
+    show_text("run", f"# Run {run_id}\n\n{where}{picture}", f"Where run {run_id} put its results")
     order = [word for word in ("ok", "reused") if counts[word]]
     order += sorted(counts.keys() - set(order))
     message = ", ".join(f"{counts[outcome]} {outcome}" for outcome in order)

@@ -255,10 +255,12 @@ def _times(report: Report) -> str:
             f"<td class='number'>{duration(median(seconds))}</td>"
             f"<td class='number'>{duration(max(seconds))}</td></tr>"
         )
+    headings = "".join(
+        f'<th class="number">{name}</th>' for name in ("in all", "median", "longest")
+    )
     return f"""<section><h2>Time <small>of {_count(made, "asset")} made or tried by this run;
-queue is the wait for a device</small></h2>
-<table class="times"><thead><tr><th>stage</th><th>share of the work</th><th class="number">in all</th>
-<th class="number">median</th><th class="number">longest</th></tr></thead>
+queue is the wait for a device</small></h2><table class="times">
+<thead><tr><th>stage</th><th>share of the work</th>{headings}</tr></thead>
 <tbody>{"".join(lines)}</tbody></table></section>"""
 
 
