@@ -111,9 +111,9 @@ def _when(run: Row) -> str:
 def seconds_of(report: Report) -> float:
     """From the run's start to its end; of a killed run, to the end of its last asset."""
     started, ended = _time(report.run["started_at"]), _time(report.run["ended_at"])
-    last = max((row["ended_at"] for row in _made(report)), default=started)
-    end = ended or last
-    return (end - started).total_seconds() if started and end else 0.0
+    assert started is not None
+    end = ended or max((row["ended_at"] for row in _made(report)), default=started)
+    return float((end - started).total_seconds())
 
 
 def device_hours(report: Report) -> tuple[str, float]:
