@@ -7,25 +7,43 @@ from typing import Annotated, Any
 
 import typer
 
+from flows import completion
 from flows.errors import fail, reported
+from flows.manual import EXIT_CODES, LOOK, MAKE, OPERATE, Manual, examples
 
 app = typer.Typer(
     name="sjc",
-    help="Prompts in, curated 3D dataset out.",
+    cls=Manual,
+    help="Prompts in, curated 3D dataset out.\n\nBegin with `sjc doctor`, then"
+    " `sjc run manifests/toybox.csv --recipe draft --limit 2`.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 
 MAX_SEED = 2**63 - 1  # as in a manifest
 StoreOption = Annotated[
-    str, typer.Option(envvar="SJC_STORE", help="A directory or s3://bucket/prefix.")
+    str,
+    typer.Option(
+        envvar="SJC_STORE", help="Where results are kept: a folder or s3://bucket/prefix."
+    ),
 ]
 PriorOption = Annotated[
-    str | None, typer.Option(help="toybox, a diffusers folder, or a hub id owner/name.")
+    str | None,
+    typer.Option(
+        help="The 2D model: toybox, a diffusers folder, or a hub id owner/name.",
+        autocompletion=completion.priors,
+    ),
 ]
-RecipeOption = Annotated[str | None, typer.Option(help="A preset; the default fits the prior.")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A preset, such as draft; the default fits the prior.",
+        autocompletion=completion.recipes,
+    ),
+]
 
 
 CRON_HELP = 'Minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night.'
@@ -50,19 +68,33 @@ class Format(StrEnum):
 
 
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A recipe key; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A recipe key, such as steps=500; repeatable.",
+        autocompletion=completion.settings,
+    ),
 ]
 MANIFEST_HELP = "CSV, JSONL or Parquet file of prompts, or a folder of them; s3:// works too."
 ManifestArgument = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
-LimitOption = Annotated[int | None, typer.Option(help="Only the first N entries.")]
-WhereOption = Annotated[str | None, typer.Option(help="SQL over the entries: seed < 3.")]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first so many entries.")]
+WhereOption = Annotated[
+    str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")
+]
 ScenesOption = Annotated[
     str, typer.Option(metavar="K|auto", help="Scenes that a device steps together.")
 ]
 DevicesOption = Annotated[
-    str | None, typer.Option(help="cpu, cpu,cpu, cuda:0,cuda:1, ... Default: every GPU.")
+    str | None,
+    typer.Option(
+        help="One engine each, such as cpu,cpu or cuda:0,cuda:1; default: every GPU, else cpu.",
+        autocompletion=completion.devices,
+    ),
 ]
-ScratchOption = Annotated[str, typer.Option(help="Folder for checkpoints and logs.")]
+ScratchOption = Annotated[
+    str, typer.Option(help="Folder for checkpoints, unfinished files and logs.")
+]
 TimeoutOption = Annotated[
     float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
 ]
@@ -77,7 +109,16 @@ GalleryOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKE,
+    epilog=examples(
+        "sjc run manifests/paper.csv",
+        "sjc run manifests/toybox.csv --recipe draft --limit 2      a quick look",
+        "sjc run prompts.csv --dry-run                              what it would do",
+        "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
+        "sjc run prompts.csv --retry-failed --set steps=2000",
+    ),
+)
 def run(
     manifest: ManifestArgument,
     store: StoreOption = "./store",
@@ -125,7 +166,7 @@ def run(
             raise typer.Exit(run_flow(settings, quiet=quiet, as_json=json_))
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE, epilog=examples("sjc check manifests/toybox.csv"))
 def check(
     manifest: ManifestArgument,
     prior: PriorOption = None,
@@ -144,7 +185,13 @@ def check(
         print(f"{manifest}: {len(resolved.entries)} entries, {assets} assets, no errors")
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKE,
+    epilog=examples(
+        'sjc generate "a DSLR photo of a yellow duck" -o duck',
+        'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
+    ),
+)
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")],
@@ -165,13 +212,21 @@ def generate(
         make(request, quiet=quiet, as_json=json_)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples(
+        'sjc assets --where "clip_r_precision >= 0.9 AND watertight"',
+        "sjc assets --manifest prompts.csv --format csv",
+    ),
+)
 def assets(
     store: StoreOption = "./store",
     manifest: Annotated[
         Path | None, typer.Option(help="Only assets that this manifest asks for.")
     ] = None,
-    where: Annotated[str | None, typer.Option(help='SQL: "clip_score > 25".')] = None,
+    where: Annotated[
+        str | None, typer.Option(help='Only assets for which this SQL holds: "clip_score > 25".')
+    ] = None,
     format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
 ) -> None:
     """List the assets of a store: one row each, its best outcome."""
@@ -181,7 +236,13 @@ def assets(
         list_assets(store, manifest, where, format)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples(
+        'sjc query "SELECT status, count(*) FROM best_assets GROUP BY ALL"',
+        'sjc query "SELECT * FROM views" --format parquet',
+    ),
+)
 def query(
     sql: Annotated[str, typer.Argument(help="DuckDB SQL over the tables below.")],
     store: StoreOption = "./store",
@@ -194,7 +255,13 @@ def query(
         run_query(store, sql, format)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKE,
+    epilog=examples(
+        "sjc evaluate --judge openai/clip-vit-large-patch14",
+        'sjc evaluate --where "field_mesh_lpips IS NULL" --set lpips=lpips-alex',
+    ),
+)
 def evaluate(
     store: StoreOption = "./store",
     where: Annotated[
@@ -208,7 +275,7 @@ def evaluate(
     ] = None,
     set_: SetOption = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda:N.")] = None,
-    scratch: Annotated[str, typer.Option(help="Folder for unfinished files and logs.")] = ".sjc",
+    scratch: ScratchOption = ".sjc",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The new rows as JSON.")] = False,
 ) -> None:
@@ -225,11 +292,16 @@ def evaluate(
         raise typer.Exit(code)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples("sjc gallery -o pages", 'sjc gallery -o best --where "clip_score > 60"'),
+)
 def gallery(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     store: StoreOption = "./store",
-    where: Annotated[str | None, typer.Option(help="SQL over best_assets: faces < 9000.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Only assets for which this SQL holds: faces < 9000.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Write a web page over a store: thumbnails, search, filters, and a 3D viewer per asset."""
@@ -239,7 +311,28 @@ def gallery(
         write(store, out, where, quiet=quiet)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples("sjc report", "sjc report 20250131T101502-3f9a2c --store s3://bucket/first"),
+)
+def report(
+    run_id: Annotated[
+        str | None,
+        typer.Argument(help="The run; by default the latest.", autocompletion=completion.runs),
+    ] = None,
+    store: StoreOption = "./store",
+) -> None:
+    """Write a run's report again, and print where it is: one HTML file in the store."""
+    with reported():
+        from flows.pages import report as write
+
+        write(store, run_id)
+
+
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png'),
+)
 def sample2d(
     prompt: Annotated[str, typer.Argument(help="What to draw; priors without words ignore it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],
@@ -273,7 +366,13 @@ def sample2d(
         )
 
 
-@app.command()
+@app.command(
+    rich_help_panel=OPERATE,
+    epilog=examples(
+        'sjc serve manifests/paper.csv --cron "0 2 * * *"',
+        'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
+    ),
+)
 def serve(
     manifest: ManifestArgument,
     cron: CronOption,
@@ -316,7 +415,13 @@ def serve(
         serve_runs(settings, cron, timezone)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=OPERATE,
+    epilog=examples(
+        "sjc deploy",
+        'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu',
+    ),
+)
 def deploy(
     manifest: Annotated[
         str | None, typer.Argument(help="As for `run`. Default: the deployments of --file.")
@@ -384,9 +489,15 @@ def deploy(
         )
 
 
-@app.command()
+@app.command(
+    rich_help_panel=OPERATE,
+    epilog=examples(
+        "sjc plan prompts.csv -o plan.parquet",
+        "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
+    ),
+)
 def plan(
-    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file of prompts.")],
+    manifest: ManifestArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="The plan to write, a Parquet file.")],
     store: Annotated[
         str, typer.Option(envvar="SJC_STORE", help="Whose finished assets tell how long it takes.")
@@ -394,8 +505,8 @@ def plan(
     prior: PriorOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    where: Annotated[str | None, typer.Option(help="SQL over the entries: seed < 3.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N entries.")] = None,
+    where: WhereOption = None,
+    limit: LimitOption = None,
     shard_seconds: Annotated[
         float, typer.Option(help="Seconds of one device that a shard should take.")
     ] = 5400,
@@ -413,7 +524,12 @@ def plan(
         write(settings, out, shard_seconds, quiet=quiet, as_json=json_)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=OPERATE,
+    epilog=examples(
+        "sjc dispatch plan.parquet --store s3://bucket/first --workers 8",
+    ),
+)
 def dispatch(
     plan: Annotated[Path, typer.Argument(help="A plan of `sjc plan`.")],
     store: StoreOption = "./store",
@@ -423,12 +539,8 @@ def dispatch(
     workers: Annotated[
         int | None, typer.Option(help="Of the work pool. Default: those that are online.")
     ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed assets again.")
-    ] = False,
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:
@@ -449,7 +561,13 @@ def dispatch(
         raise typer.Exit(code)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=OPERATE,
+    epilog=examples(
+        "sjc compact",
+        "sjc compact --store s3://bucket/first",
+    ),
+)
 def compact(
     store: StoreOption = "./store",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -462,7 +580,7 @@ def compact(
         run(store, quiet=quiet, as_json=json_)
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog=examples("sjc ui", "sjc ui --port 0"))
 def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 4200,
 ) -> None:
@@ -471,6 +589,24 @@ def ui(
         from flows.ui import serve
 
         serve(port)
+
+
+@app.command(
+    rich_help_panel=OPERATE,
+    epilog=examples("sjc doctor", "sjc doctor --store s3://bucket/first --json"),
+)
+def doctor(
+    store: StoreOption = "./store",
+    scratch: Annotated[Path, typer.Option(help="As for `run`.")] = Path(".sjc"),
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Examine this machine: versions, devices, weights, store, server; what to do where it fails.
+
+    Nothing is made. Exit code 0 when a run would work, 1 when there is a problem.
+    """
+    from flows.doctor import doctor as examine  # works where what `reported` imports is missing
+
+    raise typer.Exit(examine(store, scratch, as_json=json_))
 
 
 def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,7 @@ from flows.story import manifest_name, told
 from flows.terminal import watcher
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
 from tasks.judges import Judges
+from tasks.report import write_report
 from tasks.sheet import write_sheet
 from tasks.tables import record_attempt, record_run, seal_run, unrecorded_attempts
 
@@ -122,6 +124,8 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
         outcomes |= {k: words[state] for k, state in unknown.items() if state in words}
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
+        if sys.exception():  # ended from outside: `conclude` is not reached
+            write_report(plan.store, run["run_id"])
     seal_run(plan.store, run["run_id"])
     return conclude(plan, run, outcomes)
 
@@ -194,6 +198,7 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     counts = Counter(outcomes.values())
     good = [k for k in plan.assets if outcomes.get(k) in ("ok", "reused")]
     write_sheet(store, run_id, good)
+    write_report(store, run_id)
     watcher().ended(results(store, run_id))
     order = [word for word in ("ok", "reused") if counts[word]]
     order += sorted(counts.keys() - set(order))

@@ -1,11 +1,12 @@
-"""`sjc gallery`: a static web page over a store."""
+"""`sjc gallery`: a static web page over a store. `sjc report`: one page over a run."""
 
 import sys
 from pathlib import Path
 
 from flows.errors import UsageError
 from tasks.gallery import build_gallery
-from tasks.store import open_store
+from tasks.report import latest_run, write_report
+from tasks.store import check_key, open_store
 from tasks.table_reader import QueryError
 
 
@@ -28,3 +29,9 @@ def gallery(store: str, out: Path, where: str | None, *, quiet: bool) -> None:
     if not quiet:
         print(f"{made.assets} assets, {made.copied} files copied", file=sys.stderr)
     print(made.index)
+
+
+def report(store: str, run_id: str | None) -> None:
+    """Writes the report of a run, the latest by default, and prints where. Raises StoreError."""
+    opened = open_store(store, writable=False)
+    print(write_report(opened, check_key(run_id) if run_id else latest_run(opened)))

@@ -12,6 +12,7 @@ from flows.listing import RESULT_COLUMNS, results
 from flows.plan import Plan, Settings, can_hold_files, make_plan, seconds_expected
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
+from tasks.report import report_key
 from tasks.store import StoreError
 
 PREVIEWS = 24  # paths that are printed; the picture holds as many
@@ -91,11 +92,11 @@ def report(plan: Plan, run_id: str, *, as_json: bool) -> int:
     """Prints a run's table, where its files are, and the picture to open; the exit code."""
     rows = results(plan.store, run_id)
     failed = [row for row in rows if row["status"] != "ok"]
-    picture = f"runs/{run_id}.png"
+    keys = {"report": report_key(run_id), "picture": f"runs/{run_id}.png"}
     places = {
         "store": plan.store.url,
         "tables": plan.store.uri("tables"),
-        "picture": plan.store.uri(picture) if plan.store.exists(picture) else None,
+        **{k: plan.store.uri(v) if plan.store.exists(v) else None for k, v in keys.items()},
     }
     if as_json:
         print(json.dumps({"run_id": run_id, **places, "assets": rows}, indent=1))

@@ -34,59 +34,59 @@ class OptimizeRecipe:
     """How a field is optimised. Defaults: the paper, as its published commands set it."""
 
     # Score (equations 14 to 16)
-    steps: int = _number(10_000, 1, 1_000_000)
-    guidance_scale: float = _number(100.0, 0.0, 1000.0)
+    steps: int = _number(10_000, 1, 1_000_000)  # of the optimisation
+    guidance_scale: float = _number(100.0, 0.0, 1000.0)  # s of classifier-free guidance
     guidance_end: float = _number(-1.0, -1.0, 1000.0)  # at the last step, linear; -1: constant
     score: Score = "sjc"  # "sds": DreamFusion's; "naive": of the rendering itself, no noise added
     variance_reduction: bool = True  # eq. 16; False is eq. 15
     noise_samples: int = _number(1, 1, 64)  # n of eq. 14
     perp_neg_weight: float = _number(0.0, 0.0, 100.0)  # pushes views from behind off the front
     # Noise levels: random in the range, from its top to its bottom, or always the same
-    sigma_schedule: Literal["random", "annealed", "fixed"] = "random"
-    sigma_fixed: float = _number(1.5, 1e-3, 1000.0)
+    sigma_schedule: Literal["random", "annealed", "fixed"] = "random"  # how a step chooses it
+    sigma_fixed: float = _number(1.5, 1e-3, 1000.0)  # of "fixed"
     tick_min: int = _number(10, 0, 999)  # index into the prior's noise levels, inclusive
     tick_max: int = _number(969, 0, 999)  # inclusive, at the first step
     tick_end: int = _number(0, 0, 999)  # the same at the last step, linear between; 0: tick_max
     # Optimiser
-    optimizer: Literal["adamax", "adam"] = "adamax"
+    optimizer: Literal["adamax", "adam"] = "adamax"  # PyTorch's
     lr: float = _number(0.05, 1e-6, 10.0)  # of grids
     density_lr: float = _number(0.0, 0.0, 10.0)  # of the density's own; 0: lr
     network_lr: float = _number(3e-3, 1e-6, 10.0)  # of fields that hold networks
-    background_lr: float = _number(1e-4, 0.0, 10.0)
+    background_lr: float = _number(1e-4, 0.0, 10.0)  # of a learned background
     plateau_steps: int = _number(0, 0, 1_000_000)  # ends when the score no longer falls; 0: never
     plateau_tolerance: float = _number(0.01, 0.0, 1.0)  # by this share from span to span
     # Field
-    field: FieldKind = "voxel"
+    field: FieldKind = "voxel"  # what holds density and colour
     density_rank: int = _number(8, 1, 256)  # of "tensorf": products a plane
-    color_rank: int = _number(16, 1, 256)
-    mlp_width: int = _number(64, 1, 1024)  # of "mlp"
-    mlp_frequencies: int = _number(6, 1, 16)
+    color_rank: int = _number(16, 1, 256)  # the same for colour
+    mlp_width: int = _number(64, 1, 1024)  # of "mlp": units of a layer
+    mlp_frequencies: int = _number(6, 1, 16)  # of "mlp": octaves of its positional encoding
     grid_size: int = _number(100, 4, 512)  # voxels per side at the end
     grid_start: int = _number(0, 0, 512)  # voxels per side at first; 0: grid_size
     grid_grow_at: float = _number(0.5, 0.0, 0.99)  # share of the steps done on grid_start
     half_length: float = _number(1.0, 0.05, 10.0)  # of the box, world units
     color_init: float = _number(1.0, 0.0, 10.0)  # standard deviation of the first colours
-    background: Literal["learned", "random", "white"] = "learned"
+    background: Literal["learned", "random", "white"] = "learned"  # behind the object
     # Camera and renderer
     render_size: int = _number(64, 8, 1024)  # rays per side; resized if the prior's differs
     ray_step: float = _number(0.01, 1e-4, 1.0)  # world units
-    ray_jitter: bool = False
-    views_per_step: int = _number(1, 1, 64)
-    radius: float = _number(1.5, 0.1, 100.0)
+    ray_jitter: bool = False  # samples at random places of their intervals
+    views_per_step: int = _number(1, 1, 64)  # cameras
+    radius: float = _number(1.5, 0.1, 100.0)  # of the cameras' sphere, world units
     radius_spread: float = _number(0.0, 0.0, 10.0)  # views come from radius +- this
-    fov_min: float = _number(40.0, 1.0, 170.0)  # degrees
-    fov_max: float = _number(70.0, 1.0, 170.0)
-    elevation_min: float = _number(LOWEST_DEG, -89.0, 90.0)  # degrees
-    elevation_max: float = _number(HIGHEST_DEG, -89.0, 90.0)
-    view_style: ViewStyle = "paper"
-    overhead_prompt: OverheadRule = "elevation"
+    fov_min: float = _number(40.0, 1.0, 170.0)  # narrowest field of view, degrees
+    fov_max: float = _number(70.0, 1.0, 170.0)  # widest
+    elevation_min: float = _number(LOWEST_DEG, -89.0, 90.0)  # lowest camera, degrees
+    elevation_max: float = _number(HIGHEST_DEG, -89.0, 90.0)  # highest
+    view_style: ViewStyle = "paper"  # words for the camera's side before the prompt
+    overhead_prompt: OverheadRule = "elevation"  # "official": the published code's lower threshold
     # Regularisers
     emptiness_weight: float = _number(1e4, 0.0, 1e9)  # of a mean over all samples of all rays
     emptiness_scale: float = _number(10.0, 0.0, 1e6)  # beta in log(1 + beta w)
     emptiness_step: float = _number(0.5, 0.0, 1.0)  # share of the steps before the multiplier
-    emptiness_multiplier: float = _number(20.0, 0.0, 1e6)
-    depth_weight: float = _number(0.0, 0.0, 1e9)
-    depth_loss: Literal["fixed", "official"] = "fixed"
+    emptiness_multiplier: float = _number(20.0, 0.0, 1e6)  # of the weight, from then on
+    depth_weight: float = _number(0.0, 0.0, 1e9)  # of the object's nearness to the box's centre
+    depth_loss: Literal["fixed", "official"] = "fixed"  # "official": the published form's gradient
     binary_weight: float = _number(0.0, 0.0, 1e9)  # of the mean entropy of opacity
     tv_weight: float = _number(0.0, 0.0, 1e9)  # of the sum of squared neighbour differences
     distortion_weight: float = _number(0.0, 0.0, 1e9)  # of mip-NeRF 360's, mean over rays

@@ -29,6 +29,7 @@ Document = dict[str, Any]
 UPLOADS = 4  # files at a time, of one asset
 LOOKUPS = 8  # assets at a time
 
+_RUN_FILE = re.compile(r"runs/([^/]+)\.json")
 _ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a(\d{2,})/.+")
 
 
@@ -294,6 +295,11 @@ def finish_run(store: Store, run: Document, outcomes: Mapping[str, str]) -> Docu
     document = {**run, "ended_at": now(), "entries": entries}
     store.put_bytes(f"runs/{run['run_id']}.json", _json(document), replace=True)
     return document
+
+
+def run_ids(store: Store) -> list[str]:
+    """Every run of the store, the oldest first. Beside its JSON lie its picture and its report."""
+    return [found[1] for found in map(_RUN_FILE.fullmatch, store.list("runs/")) if found]
 
 
 def _attempt_key(asset_id: str, attempt: str) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from tasks.commit import read_document
+from tasks.commit import read_document, run_ids
 from tasks.schemas import SCHEMAS
 from tasks.sealing import compact_table, seal_run
 from tasks.store import AlreadyCommitted, NotInStore, Store
@@ -36,10 +36,10 @@ def record_unended_runs(store: Store) -> set[str]:
     """
     rows = query(store, "SELECT run_id, ended_at IS NULL AS unended FROM runs").to_pylist()
     known = {row["run_id"]: row["unended"] for row in rows}
-    documents = (key for key in store.list("runs/") if key.endswith(".json"))
-    found = {key.removeprefix("runs/").removesuffix(".json") for key in documents}
     unended = set()
-    for run_id in sorted(found - known.keys() | {run for run, is_open in known.items() if is_open}):
+    for run_id in sorted(
+        set(run_ids(store)) - known.keys() | {run for run, is_open in known.items() if is_open}
+    ):
         with contextlib.suppress(NotInStore):
             run = read_document(store, f"runs/{run_id}.json")
             if run["ended_at"] is None:

@@ -1,14 +1,17 @@
-"""The generated halves of docs/tables.md and docs/manifests.md: ``python -m tasks.pages docs``."""
+"""The generated halves of docs/tables.md and docs/recipes.md: ``python -m tasks.pages docs``."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
+from sjc_engine.presets import PRESETS
 from sjc_engine.recipes import PARTS
 from tasks.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE, Column
 from tasks.schemas import TABLES
@@ -40,22 +43,74 @@ def tables_page() -> str:
     return "\n".join(blocks)
 
 
-def manifests_page() -> str:
-    """Every recipe key with what it may be."""
-    lines = ["| key | type | default of `paper` | values |", "|---|---|---|---|"]
+def recipes_page() -> str:
+    """Every recipe key with what it may be and does, and every preset with what it changes."""
+    blocks = []
     for part in PARTS.values():
-        hints = get_type_hints(part)
+        hints, said = get_type_hints(part), comments(part)
+        lines: list[str] = []
         for key in fields(part):
-            hint, low_high = hints[key.name], key.metadata.get("range")
+            hint, about = hints[key.name], said[key.name]
+            if about.heading or not lines:
+                heading = about.heading or (part.__doc__ or "").split("\n")[0]
+                lines += [f"\n## {heading.rstrip('.')}\n", _KEYS, "|---|---|---|---|---|"]
             values = ", ".join(f"`{value}`" for value in get_args(hint))
-            if low_high:
+            if low_high := key.metadata.get("range"):
                 values = f"{low_high[0]:,.10g} to {low_high[1]:,.10g}"
             kind = "choice" if get_origin(hint) is Literal else hint.__name__
-            lines.append(f"| `{key.name}` | {kind} | `{key.default}` | {values} |")
-    return "\n".join(lines) + "\n"
+            cells = (f"`{key.name}`", kind, f"`{key.default}`", values, about.meaning)
+            lines.append(f"| {' | '.join(cells)} |")
+        blocks.append("\n".join(lines).strip())
+    blocks.append(f"## Presets\n\n{_presets()}")
+    return "\n\n".join(blocks) + "\n"
 
 
-PAGES = {"tables.md": tables_page, "manifests.md": manifests_page}
+class Comment(NamedTuple):
+    """What the code says of a key: beside it, and above it if a group of keys begins there."""
+
+    meaning: str
+    heading: str
+
+
+def comments(part: type) -> dict[str, Comment]:
+    """The comments on the fields of a recipe's part; they are the keys' only description."""
+    found, heading = {}, ""
+    for line in inspect.getsource(part).splitlines():
+        if above := re.fullmatch(r" {4}# (.+)", line):
+            heading = above[1]
+        elif key := re.fullmatch(r" {4}(\w+): .*?(?:  # (.+))?", line):
+            found[key[1]] = Comment(key[2] or "", heading)
+            heading = ""
+    return found
+
+
+def _presets() -> str:
+    """A table for each family of priors; the first preset is the default."""
+    blocks = []
+    for family, presets in PRESETS.items():
+        lines = [f"### {FAMILY_NAMES[family]}\n", "| preset | what it changes |", "|---|---|"]
+        for name, changes in presets.items():
+            said = ", ".join(
+                f"`{key}` {value:g}"
+                if type(value) in (int, float)
+                else f"`{key}` {str(value).lower()}"
+                for key, value in changes.items()
+            )
+            lines.append(f"| `{name}` | {said or 'nothing'} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+_KEYS = "| key | type | default | values | what |"
+FAMILY_NAMES = {
+    "toybox": "`toybox`, and small pixel models like it",
+    "stable_diffusion": "Stable Diffusion",
+    "deepfloyd": "DeepFloyd IF",
+    "unconditional": "DDPM and VE models",
+    "toybox_unconditional": "`toybox-duck`",
+    "zero123": "Zero-1-to-3",
+}
+PAGES = {"tables.md": tables_page, "recipes.md": recipes_page}
 
 
 def _cells(column: Column) -> list[str]:

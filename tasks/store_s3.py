@@ -50,6 +50,7 @@ CONNECT_SECONDS, READ_SECONDS = 10, 60
 
 CONTENT_TYPES = {
     ".glb": "model/gltf-binary",
+    ".html": "text/html; charset=utf-8",
     ".json": "application/json",
     ".mp4": "video/mp4",
     ".png": "image/png",

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from tasks.commit import asset_attempts, asset_manifest, read_document
+from tasks.commit import asset_attempts, asset_manifest, read_document, run_ids
 from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
 from tasks.schemas import SCHEMAS, Row, to_arrow
 from tasks.sealing import parquet, replace_table, seal_run
@@ -98,11 +98,10 @@ def rebuild_tables(store: Store) -> None:
             rows["assets"][run_id].append(asset_row(store, attempt, manifest or {}))
             rows["attempts"][run_id].append(attempt_row(attempt))
             rows["views"][run_id] += view_rows(store, attempt, manifest or {})
-    for key in store.list("runs/"):
-        if key.endswith(".json"):
-            run = read_document(store, key)
-            rows["entries"][run["run_id"]] = entry_rows(run)
-            rows["runs"][run["run_id"]] = [run_row(run)]
+    for run_id in run_ids(store):
+        run = read_document(store, f"runs/{run_id}.json")
+        rows["entries"][run_id] = entry_rows(run)
+        rows["runs"][run_id] = [run_row(run)]
     for table, runs in rows.items():
         contents = [
             with_run(table, run_id, to_arrow(table, run_id, found))

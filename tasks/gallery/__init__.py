@@ -7,8 +7,6 @@ is escaped or set as text, and a content security policy forbids whatever else i
 from __future__ import annotations
 
 import base64
-import hashlib
-import html
 import json
 import shlex
 import shutil
@@ -20,6 +18,7 @@ from typing import Any
 from sjc_engine.checkpoint import write_atomically
 from sjc_engine.recipes import Recipe
 from tasks.columns import FLAG, REAL, TIME, WHOLE, Column
+from tasks.html import escaped, page, source_hash
 from tasks.schemas import COLUMNS
 from tasks.store import Store
 from tasks.table_reader import query
@@ -98,7 +97,7 @@ def index_page(rows: list[dict[str, Any]]) -> str:
 <script type="application/json" id="data">{_json(data)}</script>
 <script>{_INDEX_JS}</script>"""
     policy = f"default-src 'none'; img-src 'self' data:; {_hashes(scripts=[_INDEX_JS])}"
-    return _page("Assets", body, policy)
+    return page("Assets", body, policy, _CSS)
 
 
 def asset_page(row: dict[str, Any], files: dict[str, dict[str, Any]], kept: Iterable[str]) -> str:
@@ -108,33 +107,33 @@ def asset_page(row: dict[str, Any], files: dict[str, dict[str, Any]], kept: Iter
     if "turntable.mp4" in kept:
         pictures.append('<video src="turntable.mp4" autoplay loop muted playsinline></video>')
     if row["error"]:
-        pictures.append(f"<pre>{_text(row['error_type'])}: {_text(row['error'])}</pre>")
+        pictures.append(f"<pre>{escaped(row['error_type'])}: {escaped(row['error'])}</pre>")
     viewer = (
         '<model-viewer camera-controls auto-rotate shadow-intensity="0" exposure="1"'
-        f' alt="{_text(row["prompt"])}"></model-viewer>'
+        f' alt="{escaped(row["prompt"])}"></model-viewer>'
         if "mesh.glb" in kept
         else ""
     )
     sheet = '<h2>Views</h2><img class="sheet" src="preview.png" alt="">'
     body = f"""<main><p><a href="../../index.html">All assets</a></p>
-<p class="prompt-title" dir="auto">{_text(row["prompt"])}</p>
-<p class="note">{_text(row["asset_id"])} · {_text(row["status"])} · seed {row["seed"]}
- · {_text(row["prior"])} · recipe {_text(row["recipe"])}</p>
+<p class="prompt-title" dir="auto">{escaped(row["prompt"])}</p>
+<p class="note">{escaped(row["asset_id"])} · {escaped(row["status"])} · seed {row["seed"]}
+ · {escaped(row["prior"])} · recipe {escaped(row["recipe"])}</p>
 <div class="first"><div>{viewer}</div><div>{"".join(pictures)}
-<h2>Make it again</h2><pre>{_text(command(row))}</pre></div></div>
+<h2>Make it again</h2><pre>{escaped(command(row))}</pre></div></div>
 {sheet if "preview.png" in kept else ""}
 <h2>What is known of it</h2><div class="columns">{_metrics(row)}</div>
 <h2>Files</h2>{_files(files, kept)}
-<h2>Recipe and all else it depends on</h2><pre>{_text(_pretty(row["spec_json"]))}</pre>
+<h2>Recipe and all else it depends on</h2><pre>{escaped(_pretty(row["spec_json"]))}</pre>
 </main>
 <script src="../../{VIEWER}"></script><script>{_ASSET_JS}</script>"""
     # The viewer styles its own parts, decodes in workers, and reads the mesh by fetch.
     policy = (
         "default-src 'none'; img-src 'self' data: blob:; media-src 'self';"
         " connect-src 'self' data: blob:; worker-src blob:; style-src 'unsafe-inline';"
-        f" script-src 'self' 'wasm-unsafe-eval' {_hash(_ASSET_JS)}"
+        f" script-src 'self' 'wasm-unsafe-eval' {source_hash(_ASSET_JS)}"
     )
-    return _page(row["prompt"], body, policy)
+    return page(row["prompt"], body, policy, _CSS)
 
 
 def command(row: dict[str, Any]) -> str:
@@ -220,8 +219,8 @@ def _metrics(row: dict[str, Any]) -> str:
         number = " class='number'" if isinstance(value, int | float) else ""
         shown = f"{value:,}" if type(value) is int else value
         lines.append(
-            f'<tr title="{_text(_described(column)["about"])}"><td>{column.name}</td>'
-            f"<td{number}>{_text(shown)} {_text(column.unit)}</td></tr>"
+            f'<tr title="{escaped(_described(column)["about"])}"><td>{column.name}</td>'
+            f"<td{number}>{escaped(shown)} {escaped(column.unit)}</td></tr>"
         )
     return f"<table>{''.join(lines)}</table>"
 
@@ -231,37 +230,18 @@ def _files(files: dict[str, dict[str, Any]], kept: set[str]) -> str:
         return "<p class='note'>None.</p>"
     lines = ["<tr><th>file</th><th>bytes</th><th>SHA-256</th></tr>"]
     for name, about in sorted(files.items()):
-        shown = f'<a href="{_text(name)}">{_text(name)}</a>' if name in kept else _text(name)
+        shown = f'<a href="{escaped(name)}">{escaped(name)}</a>' if name in kept else escaped(name)
         lines.append(
             f'<tr><td>{shown}</td><td class="number">{about["bytes"]:,}</td>'
-            f'<td class="hash">{_text(about["sha256"])}</td></tr>'
+            f'<td class="hash">{escaped(about["sha256"])}</td></tr>'
         )
     return f"<table>{''.join(lines)}</table>"
 
 
-def _page(title: str, body: str, policy: str) -> str:
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,"><title>{_text(title)}</title><style>{_CSS}</style></head>
-<body>{body}</body></html>
-"""
-
-
 def _hashes(scripts: list[str]) -> str:
-    allowed = " ".join(_hash(script) for script in scripts)
+    allowed = " ".join(source_hash(script) for script in scripts)
     # The cards are placed by scripts that set single properties, which a policy lets be.
-    return f"style-src {_hash(_CSS)}; script-src {allowed}"
-
-
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
+    return f"style-src {source_hash(_CSS)}; script-src {allowed}"
 
 
 def _json(data: Any) -> str:

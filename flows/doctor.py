@@ -1,0 +1,408 @@
+"""`sjc doctor`: what works here, what does not, and what to do about it.
+
+Checks run side by side and none may take longer than DEADLINE; nothing is made, and no weights are
+loaded. Whatever may be missing is imported by the check that is about it.
+"""
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.text import Text
+
+from flows.environment import prefect_home
+from flows.errors import FAILED
+from flows.server import healthy, ui_server
+
+DEADLINE = 8.0  # seconds for all checks
+REACH = 2.0  # seconds for a connection
+GIB = 1 << 30
+# An asset takes 1 to 5 MB in the store and up to 100 MB in the scratch folder while it is made.
+LITTLE_DISK, NO_DISK = 5 * GIB, GIB // 4
+LITTLE_MEMORY = 2 * GIB  # an engine takes up to 1 GB, Prefect's server and the run as much again
+SKEW = 300.0  # seconds between clocks; S3 servers refuse more than 900
+
+# Why a version outside of what this project asks for is no mere formality.
+_BAD = {
+    "fastapi": "newer ones keep Prefect's server from starting, or from taking deployments",
+    "sqlalchemy": "newer ones keep Prefect's server from making scheduled runs",
+}
+_PACKAGES = (
+    "sjc-foundry",
+    "prefect",
+    "torch",
+    "diffusers",
+    "transformers",
+    "trimesh",
+    "pyarrow",
+    "duckdb",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. status: `ok`, `warning` (some uses will not work) or `problem` (no run will).
+
+    fix: what to do, unless it is ok.
+    """
+
+    check: str
+    status: str
+    detail: str
+    fix: str = ""
+
+
+Findings = Iterator[Finding]
+
+
+def doctor(store: str, scratch: Path, *, as_json: bool) -> int:
+    """Prints what was found; the exit code: 1 when there is a problem."""
+    checks: dict[str, Callable[[], Findings]] = {
+        "versions": versions,
+        "devices": devices,
+        "machine": machine,
+        "prior": embedded,
+        "programs": programs,
+        "store": lambda: s3_store(store) if "://" in store else local_store(Path(store)),
+        "scratch": lambda: disk("scratch folder", scratch, "name another with --scratch"),
+        "prefect": prefect_server,
+        "hub": hub,
+    }
+    found = examine(checks)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=1))
+    else:
+        show(found)
+    return FAILED if any(finding.status == "problem" for finding in found) else 0
+
+
+def examine(checks: dict[str, Callable[[], Findings]], deadline: float = DEADLINE) -> list[Finding]:
+    """The findings of all checks, in their order. One that fails, or never ends, is a problem."""
+    ended: queue.SimpleQueue[tuple[str, list[Finding]]] = queue.SimpleQueue()
+
+    def run(name: str, check: Callable[[], Findings]) -> None:
+        found: list[Finding] = []
+        try:
+            found.extend(check())
+        except Exception as error:  # whatever is broken here is what the user wants to hear of
+            words = f"{type(error).__name__}: {error}".splitlines()[0]
+            fix = "repair it, or install again: pip install --force-reinstall sjc-foundry"
+            found.append(Finding(name, "problem", words, fix))
+        ended.put((name, found))
+
+    for name, check in checks.items():
+        threading.Thread(target=run, args=(name, check), daemon=True).start()
+    results: dict[str, list[Finding]] = {}
+    end = time.monotonic() + deadline
+    while len(results) < len(checks):
+        try:
+            name, found = ended.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            break
+        results[name] = found
+    slow = f"no answer within {deadline:.0f} s"
+    hint = "try again; if it stays so, the disk or the network behind it hangs"
+    return [
+        finding
+        for name in checks
+        for finding in results.get(name, [Finding(name, "problem", slow, hint)])
+    ]
+
+
+def show(found: list[Finding]) -> None:
+    """One line for each finding; below those that are not ok, what to do."""
+    styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+    width = max(len(finding.check) for finding in found)
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in found:
+        console.print(
+            Text.assemble(
+                (f"{finding.status:<8}", styles[finding.status]),
+                (f"{finding.check:<{width}}  ", "bold"),
+                finding.detail,
+            )
+        )
+        if finding.fix:
+            console.print(Text(f"{'':<{8 + width}}  -> {finding.fix}"))
+
+
+def versions() -> Findings:
+    """Python, the libraries, and every requirement of this project against what is installed."""
+    from packaging.requirements import Requirement
+
+    yield Finding("python", "ok", f"{sys.version.split()[0]} ({sys.executable})")
+    installed = {"sjc-foundry": metadata.version("sjc-foundry")}
+    wrong = False
+    for line in metadata.requires("sjc-foundry") or []:
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            found = "missing"
+        installed[wanted.name] = found
+        if found == "missing" or not wanted.specifier.contains(found, prereleases=True):
+            wrong = True
+            why = f": {_BAD[wanted.name]}" if wanted.name in _BAD else ""
+            fix = f'pip install "{wanted.name}{wanted.specifier}"'
+            detail = f"{found}, and {wanted.specifier} is needed{why}"
+            yield Finding(wanted.name, "problem", detail, fix)
+    if not wrong:
+        shown = ", ".join(f"{name} {installed[name]}" for name in _PACKAGES)
+        yield Finding("packages", "ok", f"{shown}; all {len(installed) - 1} requirements are met")
+
+
+def devices() -> Findings:
+    """torch and the GPUs that it can use."""
+    import torch
+
+    if count := torch.cuda.device_count():
+        build = f"{torch.__version__}, CUDA {torch.version.cuda}"
+        yield Finding("torch", "ok", f"{build}, {count} GPU{'s' if count > 1 else ''}")
+        for k in range(count):
+            about = torch.cuda.get_device_properties(k)
+            free, total = torch.cuda.mem_get_info(k)
+            detail = f"{about.name}, {_gib(free)} of {_gib(total)} free"
+            yield Finding(f"cuda:{k}", "ok", detail)
+        return
+    driver = Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")
+    if driver and torch.version.cuda is None:
+        detail = f"{torch.__version__}: a GPU driver is here, and this torch is built for the CPU"
+        yield Finding("torch", "warning", detail, "install a CUDA build: https://pytorch.org")
+    elif driver:
+        detail = f"{torch.__version__}, CUDA {torch.version.cuda}: it finds no usable GPU"
+        fix = "compare with `nvidia-smi`; CUDA_VISIBLE_DEVICES hides GPUs when it is set"
+        yield Finding("torch", "warning", detail, fix)
+    else:
+        detail = f"{torch.__version__}, no GPU: engines run on the CPU"
+        yield Finding("torch", "ok", f"{detail}; --devices cpu,cpu makes two")
+
+
+def machine() -> Findings:
+    """CPU and memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    said = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set"
+    yield Finding("cpu", "ok", f"{cores} cores, {said}")
+    free = _free_memory()
+    if free is None:
+        yield Finding("memory", "ok", "not known on this system")
+    elif free < LITTLE_MEMORY:
+        fix = "close other programs, or use one engine (--devices cpu)"
+        yield Finding("memory", "warning", f"{_gib(free)} free", fix)
+    else:
+        yield Finding("memory", "ok", f"{_gib(free)} free")
+
+
+def _free_memory() -> int | None:
+    """Bytes that new processes can have, a container's limit included."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return min(free, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no such group, or "max"
+        return free
+
+
+def embedded() -> Findings:
+    """The weights that ship with the package."""
+    from safetensors import SafetensorError, safe_open
+
+    from sjc_engine.sources import BUILTINS, folder_digest
+
+    judges = BUILTINS["toybox"].with_name("judge")
+    for name, folder in {**BUILTINS, "judge toybox": judges}.items():
+        files = sorted(folder.rglob("*.safetensors"))
+        size = sum(path.stat().st_size for path in files)
+        try:
+            for path in files:
+                with safe_open(path, "numpy"):  # checks that the file is as long as it says
+                    pass
+        except SafetensorError as error:
+            files, reason = [], str(error)
+        else:
+            reason = f"no weights in {folder}"
+        if not files:
+            fix = "install the package again; with git, `git lfs pull` or `git checkout` them"
+            yield Finding(name, "problem", reason, fix)
+            continue
+        digest = folder_digest(folder)[:12]
+        yield Finding(name, "ok", f"{size / 1e6:.0f} MB, revision {digest}")
+
+
+def programs() -> Findings:
+    """What is started as a program of its own: ffmpeg for videos, xatlas for textures."""
+    import imageio_ffmpeg
+
+    try:
+        said = _first_line([imageio_ffmpeg.get_ffmpeg_exe(), "-version"])
+        yield Finding("ffmpeg", "ok", " ".join(said.split()[:3]))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        fix = "pip install --force-reinstall imageio-ffmpeg, or --set turntable_frames=0"
+        yield Finding("ffmpeg", "problem", f"no videos: {error}", fix)
+    try:
+        _first_line([sys.executable, "-c", "import xatlas; print()"])
+        yield Finding("xatlas", "ok", metadata.version("xatlas"))
+    except (OSError, subprocess.SubprocessError) as error:
+        fix = "pip install --force-reinstall xatlas, or --set texture_size=0"
+        yield Finding("xatlas", "problem", f"no textures: {error}", fix)
+
+
+def _first_line(command: list[str]) -> str:
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE)
+    return ran.stdout.partition("\n")[0]
+
+
+def local_store(folder: Path) -> Findings:
+    """A store in a folder: there or possible, writable, room on its disk."""
+    from tasks.store import StoreError, open_store
+
+    if not folder.exists():
+        yield from disk("store", folder, "choose another --store", "not there yet; a run makes it")
+        return
+    try:
+        open_store(folder)  # one small write, which goes away again
+    except StoreError as error:
+        said, _, fix = str(error).rpartition("; ")
+        yield Finding("store", "problem", said or str(error), fix or "choose another --store")
+    else:
+        yield from disk("store", folder, "choose another --store", "can be read and written")
+
+
+def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Findings:
+    """Whether a folder can hold files, and how many."""
+    from flows.plan import can_hold_files
+
+    place = folder.absolute()
+    told = f"{place}: {detail}" if detail else str(place)
+    if not can_hold_files(folder):
+        yield Finding(name, "problem", f"{place} cannot be made or written", remedy)
+        return
+    nearest = next(path for path in (place, *place.parents) if path.exists())
+    free = shutil.disk_usage(nearest).free
+    status = "ok" if free >= LITTLE_DISK else "warning" if free >= NO_DISK else "problem"
+    fix = "" if status == "ok" else f"free space there, or {remedy}"
+    yield Finding(name, status, f"{told}; {_gib(free)} free", fix)
+
+
+def s3_store(url: str) -> Findings:
+    """A store in a bucket: credentials, endpoint, clock, and one small write."""
+    from tasks.store import StoreError, open_store
+
+    if not url.startswith("s3://"):
+        yield Finding(
+            "store", "problem", f"{url} is no store", "use a folder or s3://bucket/prefix"
+        )
+        return
+    import boto3
+
+    session = boto3.Session()
+    found = session.get_credentials()
+    if found is None:
+        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        yield Finding("credentials", "problem", "no AWS credentials", fix)
+        return
+    yield Finding("credentials", "ok", f"from {found.method}")
+    try:
+        endpoint = session.client("s3").meta.endpoint_url
+    except ValueError as error:
+        yield Finding("endpoint", "problem", str(error), "correct AWS_ENDPOINT_URL_S3")
+        return
+    answer = _reach(endpoint)
+    if isinstance(answer, str):
+        fix = "check AWS_ENDPOINT_URL_S3 and the network"
+        yield Finding("endpoint", "problem", f"{endpoint}: {answer}", fix)
+        return
+    skew = abs(answer) if answer is not None else 0.0
+    clock = f"clocks differ by {skew:.0f} s" if answer is not None else "it tells no time"
+    late = skew > SKEW
+    fix = "set this machine's clock (NTP)" if late else ""
+    yield Finding("endpoint", "problem" if late else "ok", f"{endpoint} answers; {clock}", fix)
+    try:
+        open_store(url)
+        yield Finding("store", "ok", f"{url} can be read and written")
+    except StoreError as error:
+        said, _, fix = str(error).rpartition("; ")
+        yield Finding("store", "problem", said or str(error), fix or "check --store")
+
+
+def _reach(url: str) -> float | str | None:
+    """How many seconds the server's clock is ahead, None if it tells no time; else what is wrong.
+
+    Any HTTP answer will do; this one is of an unsigned request.
+    """
+    import urllib.error
+    import urllib.request
+    from email.utils import parsedate_to_datetime
+
+    try:
+        with urllib.request.urlopen(url, timeout=REACH) as reply:
+            date = reply.headers.get("Date")
+    except urllib.error.HTTPError as refused:
+        date = refused.headers.get("Date")
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return parsedate_to_datetime(date).timestamp() - time.time() if date else None
+
+
+def prefect_server() -> Findings:
+    """Which Prefect server a run would use."""
+    from flows.plan import can_hold_files
+
+    home = prefect_home()
+    if not can_hold_files(home):
+        fix = "set PREFECT_HOME to a folder that can be written"
+        yield Finding("Prefect", "problem", f"{home} cannot be written", fix)
+    elif given := os.environ.get("PREFECT_API_URL"):
+        if healthy(given, REACH):
+            yield Finding("Prefect", "ok", f"PREFECT_API_URL: {given} answers")
+        else:
+            fix = "start it, or unset PREFECT_API_URL: a run then brings its own"
+            yield Finding("Prefect", "problem", f"PREFECT_API_URL: {given} gives no answer", fix)
+    elif url := ui_server():
+        yield Finding("Prefect", "ok", f"that of `sjc ui`: {url.removesuffix('/api')}")
+    else:
+        detail = "no server is up: each run brings its own"
+        yield Finding("Prefect", "ok", f"{detail}; `sjc ui` starts one with pages ({home})")
+
+
+def hub() -> Findings:
+    """Whether other priors can be had: the hub, its cache, and the token for gated ones."""
+    from huggingface_hub import constants, get_token
+
+    cache = Path(constants.HF_HUB_CACHE)
+    names = [path.name for path in cache.glob("models--*")] if cache.is_dir() else []
+    kept = f"{len(names)} models in {cache}"
+    token = "a token is set" if get_token() else "no token (`hf auth login`, for gated models)"
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("model hub", "ok", f"offline by HF_HUB_OFFLINE; {kept}")
+        return
+    parts = urlsplit(constants.ENDPOINT)
+    answer = _reach(constants.ENDPOINT)
+    if isinstance(answer, str):
+        fix = "the embedded prior needs none; HF_HUB_OFFLINE=1 uses what is cached without asking"
+        detail = f"{parts.netloc} cannot be reached ({answer}); {kept}"
+        yield Finding("model hub", "warning", detail, fix)
+    else:
+        yield Finding("model hub", "ok", f"{parts.netloc} answers; {kept}; {token}")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size < 100 * GIB else f"{size / GIB:,.0f} GiB"

@@ -1,0 +1,28 @@
+"""Pages that need no server: text is escaped, and a content security policy forbids the rest."""
+
+import base64
+import hashlib
+import html
+from typing import Any
+
+
+def escaped(value: Any) -> str:
+    """A value as text in HTML or in a quoted attribute, whatever it contains."""
+    return html.escape(str(value), quote=True)
+
+
+def source_hash(source: str) -> str:
+    """What allows this very style sheet or script in a content security policy."""
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def page(title: str, body: str, policy: str, css: str) -> str:
+    """A whole page. `body` and `policy` are HTML, the title is text."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,"><title>{escaped(title)}</title><style>{css}</style></head>
+<body>{body}</body></html>
+"""

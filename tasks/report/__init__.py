@@ -1,0 +1,177 @@
+"""A report per run, `runs/{run_id}/report.html`: one file that shows what a run made, and how well.
+
+It is a view: everything in it is in the store's tables and files, and `sjc report` makes it again.
+Links lead to the files beside it; the pictures are inside, so that it can be sent to somebody.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from tasks.commit import LOOKUPS, asset_manifest, committed_attempt, read_document, run_ids
+from tasks.report.page import report_page
+from tasks.store import NotInStore, Store, StoreError
+from tasks.table_reader import query
+
+MOST_TILES = 240  # of the wall: about 1 MB of pictures, however many assets there are
+MOST_SHOWN = 6  # best and worst assets
+PICTURES = ("views/mesh_1.png", "thumbnail.webp")  # from its left front; else from the front
+TILE_PIXELS, LARGE_PIXELS = 112, 208
+
+Row = dict[str, Any]
+
+# What the run did for each asset: its own row, or for a reused one the row that it had.
+_SQL = """
+WITH mine AS (
+    SELECT * FROM assets
+    WHERE asset_id IN (SELECT asset_id FROM entries WHERE run_id = '{run_id}')
+    QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY (run_id = '{run_id}') DESC,
+        (status = 'ok') DESC, ended_at DESC, attempt DESC) = 1
+)
+SELECT e.row_id, e.asset_id,
+    -- a run that was killed left no outcomes, but its rows are there
+    coalesce(e.outcome, CASE WHEN m.run_id <> '{run_id}' THEN NULL WHEN m.status = 'ok'
+        THEN 'computed' WHEN m.status <> 'interrupted' THEN 'failed' END) AS outcome,
+    m.* EXCLUDE (asset_id)
+FROM entries e LEFT JOIN mine m USING (asset_id)
+WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
+ORDER BY e.line, e.row_id
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An asset's picture as a data URI, and its preview relative to the report."""
+
+    data: str
+    link: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows. rows: one for each asset; wall, best, worst: some of them."""
+
+    run: Row
+    store: str
+    rows: list[Row]
+    wall: list[Row]
+    best: list[Row]
+    worst: list[Row]
+    tiles: dict[str, Picture] = field(default_factory=dict)  # by asset id
+    large: dict[str, Picture] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def report_key(run_id: str) -> str:
+    return f"runs/{run_id}/report.html"
+
+
+def latest_run(store: Store) -> str:
+    """The run that started last; raises `NotInStore` when there is none."""
+    if not (known := run_ids(store)):
+        raise NotInStore(f"There is no run in {store.url}; check --store, or run `sjc run`.")
+    return known[-1]
+
+
+def write_report(store: Store, run_id: str) -> str:
+    """Writes the run's report in place of an earlier one; returns where it is.
+
+    Raises `NotInStore` when there is no such run, and `StoreError`.
+    """
+    page = report_page(read_report(store, run_id))
+    store.put_bytes(report_key(run_id), page.encode(), replace=True)
+    return store.uri(report_key(run_id))
+
+
+def read_report(store: Store, run_id: str) -> Report:
+    """Everything that the page of a run shows."""
+    try:
+        run = read_document(store, f"runs/{run_id}.json")
+    except NotInStore as error:
+        raise NotInStore(
+            f"There is no run {run_id} in {store.url}; list them with"
+            " `sjc query 'SELECT run_id, manifest FROM runs'`."
+        ) from error
+    found = query(store, _SQL.format(run_id=run_id)).to_pylist()
+    rows = list({row["asset_id"]: row for row in reversed(found)}.values())[::-1]
+    wall = sample(rows, MOST_TILES)
+    best, worst = extremes(rows, MOST_SHOWN)
+    tiles, versions = pictures(store, wall, TILE_PIXELS)
+    large, _ = pictures(store, [*best, *worst], LARGE_PIXELS)
+    return Report(run, store.url, rows, wall, best, worst, tiles, large, versions)
+
+
+def sample(rows: Sequence[Row], most: int) -> list[Row]:
+    """All rows, or `most` of them at even distances."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[k * len(rows) // most] for k in range(most)]
+
+
+def extremes(rows: Iterable[Row], most: int) -> tuple[list[Row], list[Row]]:
+    """The best and the worst assets by the judge's score, none twice, the best and worst first.
+
+    Scores of different judges don't compare: only the judge of most assets counts.
+    """
+    scored = [row for row in rows if row["status"] == "ok" and row["clip_score"] is not None]
+    judges = Counter((row["evaluator"], row["evaluator_revision"]) for row in scored)
+    if not judges:
+        return [], []
+    judge = judges.most_common(1)[0][0]
+    same = [row for row in scored if (row["evaluator"], row["evaluator_revision"]) == judge]
+    same.sort(key=lambda row: row["clip_score"], reverse=True)
+    few = min(most, len(same) // 2)
+    return same[: min(most, len(same) - few)], same[len(same) - few :][::-1]
+
+
+def pictures(
+    store: Store, rows: Sequence[Row], size: int
+) -> tuple[dict[str, Picture], dict[str, str]]:
+    """Pictures of finished assets by id, and the versions of what made the last one.
+
+    A picture that is missing or damaged is left out: a report is no place to fail for it.
+    """
+
+    def load(row: Row) -> tuple[Picture | None, dict[str, str]]:
+        try:
+            manifest = asset_manifest(store, row["asset_id"])
+            if manifest is None:
+                return None, {}
+            attempt = committed_attempt(manifest)
+            names = [n for n in PICTURES if f"{attempt}/{n}" in manifest["files"]]
+            if not names:
+                return None, manifest["versions"]
+            folder = f"assets/{row['asset_id']}/{attempt}"
+            data = data_uri(store.get_bytes(f"{folder}/{names[0]}"), size)
+        except (StoreError, UnidentifiedImageError, OSError):
+            return None, {}
+        shown = "preview.png" if f"{attempt}/preview.png" in manifest["files"] else names[0]
+        return Picture(data, f"../../{folder}/{shown}"), manifest["versions"]
+
+    finished = [row for row in rows if row["status"] == "ok"]
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        found = list(pool.map(load, finished))
+    versions = next((made for _, made in reversed(found) if made), {})
+    return {
+        row["asset_id"]: picture
+        for row, (picture, _) in zip(finished, found, strict=True)
+        if picture is not None
+    }, versions
+
+
+def data_uri(picture: bytes, size: int) -> str:
+    """The first frame of a picture, small, as WebP inside a URI."""
+    data = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as image:
+        small = image.convert("RGB")
+        small.thumbnail((size, size), Image.Resampling.LANCZOS)
+        small.save(data, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"

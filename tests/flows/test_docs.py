@@ -1,0 +1,166 @@
+"""README.md and docs/*.md do what they say: their commands run, their links lead somewhere.
+
+What stands in a fenced block says by its language what becomes of it:
+
+sh        runs, block by block in the page's order, in a folder with `manifests/` and a `store` of
+          a small draft run; `make TARGET` is looked up in the Makefile (make -n) and not made
+python    runs there as a program of its own
+sql       runs as `sjc query` does
+others    of SHOWN are there to be read: ```console for what takes a GPU, a network or patience
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tasks.store import open_store
+from tasks.tables import query, rebuild_tables
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+RUN = ("sh", "python", "sql")
+SHOWN = ("console", "csv", "text", "json", "yaml", "toml", "ini", "dockerfile", "html")
+# The whole of the example store; the quickstart prints the first of these commands.
+DRAFT = "sjc run manifests/toybox.csv --recipe draft --set steps=100 --devices cpu --quiet"
+MAKE = f'make() {{ command make --silent -n -C "{ROOT}" "$@" > /dev/null; }}\n'
+FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```\s*?$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"^( {4}|\t)(\$ )?(sjc|make|python|pip|git|prefect) ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, text, and line in the page."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    return [
+        Block(found[2], found[3], text.count("\n", 0, found.start()) + 1)
+        for found in FENCE.finditer(text)
+    ]
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks and code spans."""
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text("utf-8")))
+
+
+@pytest.fixture(scope="session")
+def surroundings(prefect_api: str) -> dict[str, str]:
+    """A user's environment: `sjc` and `python` of this installation, no network."""
+    chosen = {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    places = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    return {**os.environ, **chosen, "PATH": os.pathsep.join(places)}
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory, surroundings: dict[str, str]) -> Path:
+    """A folder with `manifests/` and a store of two runs; the second reuses what the first made."""
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copytree(ROOT / "manifests", folder / "manifests")
+    for limit in (1, 2):
+        shell(f"{DRAFT} --limit {limit}", folder, surroundings, f"run {limit}")
+    return folder
+
+
+@pytest.fixture
+def folder(example: Path, tmp_path: Path) -> Path:
+    """The example for one page alone. A store that has moved makes its tables again."""
+    copy = tmp_path / "example"
+    shutil.copytree(example, copy, ignore=shutil.ignore_patterns(".sjc"))
+    rebuild_tables(open_store(copy / "store"))
+    return copy
+
+
+def shell(text: str, folder: Path, surroundings: dict[str, str], place: str) -> str:
+    """Runs a block as bash does, up to its first error; returns what it printed."""
+    command = ["bash", "-euo", "pipefail", "-c", MAKE + text]
+    return process(command, "", folder, surroundings, place)
+
+
+def process(
+    command: list[str], text: str, folder: Path, surroundings: dict[str, str], place: str
+) -> str:
+    ran = subprocess.run(
+        command, input=text, cwd=folder, env=surroundings, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, f"{place}: exit code {ran.returncode}\n{ran.stdout}{ran.stderr}"
+    return ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name)
+        for page, name in zip(PAGES, IDS, strict=True)
+        if any(block.language in RUN for block in blocks(page))
+    ],
+)
+def test_its_commands_run(page: Path, folder: Path, surroundings: dict[str, str]) -> None:
+    for block in blocks(page):
+        place = f"{page.relative_to(ROOT)}:{block.line}"
+        match block.language:
+            case "sh":
+                shell(block.text, folder, surroundings, place)
+            case "python":
+                process([sys.executable, "-"], block.text, folder, surroundings, place)
+            case "sql":
+                query(open_store(folder / "store", writable=False), block.text.rstrip().rstrip(";"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    """So that no command is left out of the test above by accident."""
+    text = page.read_text("utf-8")
+    assert text.count("```") == 2 * len(blocks(page)), "a fence is not closed, or not alone"
+    for block in blocks(page):
+        place = f"{page.name}:{block.line}"
+        assert block.language in RUN + SHOWN, f"{place}: write one of {RUN + SHOWN}"
+    found = COMMAND.search(FENCE.sub("", text))
+    assert not found, f"{page.name}: an indented command; fence it: {found and found[0]}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        if place.name in AWAITED:
+            continue
+        assert place.is_relative_to(ROOT), f"{page.name}: {target} leaves the repository"
+        assert place.exists(), f"{page.name}: {target} does not exist"
+        if anchor:
+            assert anchor in anchors(place), f"{page.name}: {target} has no such heading"
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = set(LINK.findall(prose(ROOT / "docs" / "README.md")))
+    missing = {page.name for page in ROOT.glob("docs/*.md")} - linked - {"README.md"}
+    assert not missing, f"docs/README.md: link to {missing}"
+
+
+# Pages that are still to come.
+AWAITED = {"curation.md", "many-machines.md", "operating.md"}

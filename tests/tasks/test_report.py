@@ -1,0 +1,227 @@
+"""A run's report: what it counts, what it says, how large it may grow, and hostile text in it."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from task_samples import make, make_run, report, spec
+
+from tasks.commit import (
+    close_interrupted,
+    commit_asset,
+    finish_attempt,
+    run_ids,
+    start_attempt,
+    start_run,
+)
+from tasks.manifest import read_manifest, resolve
+from tasks.report import (
+    MOST_SHOWN,
+    MOST_TILES,
+    Picture,
+    Report,
+    extremes,
+    latest_run,
+    read_report,
+    sample,
+    write_report,
+)
+from tasks.report.charts import histogram
+from tasks.report.page import device_hours, duration, report_page, run_command, seconds_of
+from tasks.schemas import COLUMNS
+from tasks.store import NotInStore, Store, open_store
+from tasks.tables import rebuild_tables, record_attempt, record_run
+
+HOSTILE = "</script><script>pwned()</script><img src=x onerror=pwned()>\u2028 \"&\" 'x'"
+SETTINGS = {
+    "manifest": "m.csv", "prior": None, "recipe": "draft", "overrides": {"steps": 7},
+    "limit": None, "where": "seed < 3", "devices": ["cuda:0", "cuda:1"], "scratch": ".sjc",
+    "timeout": None,
+}  # fmt: skip
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    """A row as the report reads it, of an asset that the run has made."""
+    whole = {column.name: None for column in COLUMNS["assets"]}
+    known = {"row_id": f"row-{number}", "asset_id": f"{number:016x}", "run_id": "run1"}
+    texts = {"status": "ok", "outcome": "computed", "prompt": f"toy {number}", "prior": "toybox",
+             "prior_revision": "r", "recipe": "draft", "evaluator": "toybox", "device": "cpu",
+             "evaluator_revision": "r"}  # fmt: skip
+    return {**whole, **report(), **known, **texts, "clip_score": number / 100, **changes}
+
+
+def make_pictured(store: Store, folder: Path, prompt: str, run_id: str) -> None:
+    """A finished asset whose picture is one."""
+    asset = spec(prompt)
+    attempt = start_attempt(store, asset, run_id)["attempt"]
+    path = folder / "picture.png"
+    Image.new("RGB", (256, 256), (200, 60, 40)).save(path)
+    files = {"views/mesh_1.png": path, "preview.png": path}
+    versions = {"torch": "9.9.9"}
+    manifest = commit_asset(store, asset.asset_id, attempt, files, asset, report(), {}, versions)
+    ended = finish_attempt(store, asset.asset_id, attempt, "ok", device="cpu")
+    record_attempt(store, ended, manifest)
+
+
+def begin(store: Store, folder: Path, rows: str, run_id: str = "run1") -> dict[str, Any]:
+    path = folder / "m.csv"
+    path.write_text(f"id,prompt\n{rows}")
+    manifest = read_manifest(path)
+    plan = resolve(manifest, prior_revision=lambda _: "r", recipe="draft")
+    run = start_run(store, run_id, str(path), manifest.sha256, plan.entries, SETTINGS)
+    record_run(store, run)
+    return run
+
+
+def test_it_is_one_file_that_asks_nobody(store: Store, tmp_path: Path) -> None:
+    begin(store, tmp_path, "duck,a duck\n")
+    make_pictured(store, tmp_path, "a duck", "run1")
+    place = write_report(store, "run1")
+    page = store.get_bytes("runs/run1/report.html").decode()
+    assert place == store.uri("runs/run1/report.html")
+    assert "default-src 'none'; img-src data:; style-src 'sha256-" in page
+    assert page.count('<img src="data:image/webp;base64,') == 2  # the wall, and the best
+    assert not re.search(r'(src|href)="(?!data:|\.\./\.\./assets/|#)', page)
+    assert f'href="../../assets/{spec("a duck").asset_id}/a01/preview.png"' in page
+    assert "9.9.9" in page  # torch's version
+    rebuild_tables(store)  # reads runs/, and must not take a page for a run
+    assert run_ids(store) == ["run1"]
+    assert write_report(store, "run1") == place, "it can be made again"
+
+
+def test_what_a_run_did_and_not_what_others_did(store: Store, tmp_path: Path) -> None:
+    """A reused asset shows its numbers; its time is another run's. A later success changes none."""
+    make_run(store, tmp_path, "run0", "duck,a duck,,\n")
+    run = begin(store, tmp_path, "duck,a duck\nmug,a mug\n")
+    make(store, tmp_path, spec("a mug"), "run1", "failed")
+    entries = [
+        {**e, "outcome": o} for e, o in zip(run["entries"], ["reused", "failed"], strict=True)
+    ]
+    run |= {"entries": entries, "ended_at": run["started_at"]}
+    store.put_bytes("runs/run1.json", json.dumps(run).encode(), replace=True)
+    record_run(store, run)
+    make(store, tmp_path, spec("a mug"), "run2", "ok")
+    found = read_report(store, "run1")
+    assert [(r["row_id"], r["status"]) for r in found.rows] == [("duck", "ok"), ("mug", "failed")]
+    page = report_page(found)
+    assert "loss is NaN" in page
+    assert "--retry-failed" in page
+    assert "of 1 asset made or tried" in page
+
+
+def test_a_run_that_was_killed_has_a_report(store: Store, tmp_path: Path) -> None:
+    begin(store, tmp_path, "duck,a duck\nmug,a mug\n")
+    start_attempt(store, spec("a mug"), "run1")
+    for attempt, manifest in close_interrupted(store, [spec("a mug").asset_id]):
+        record_attempt(store, attempt, manifest)
+    page = report_page(read_report(store, "run1"))
+    assert "nobody recorded" in page
+    assert page.count("unfinished") >= 3
+    assert "To go on with what is unfinished" in page
+    assert "retry-failed" not in page
+
+
+def test_no_such_run(store: Store) -> None:
+    with pytest.raises(NotInStore, match="There is no run in"):
+        latest_run(store)
+    with pytest.raises(NotInStore, match="There is no run nope in"):
+        write_report(store, "nope")
+
+
+def test_a_damaged_picture_is_left_out(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make_run(store, tmp_path, "run1", "duck,a duck,,\n")  # its pictures are text
+    assert "no picture" in report_page(read_report(store, "run1"))
+
+
+def large(count: int) -> str:
+    rows = [row(k, prompt=HOSTILE * 400, row_id="x" * 128) for k in range(count)]
+    rows[::7] = [
+        {**r, "status": "failed", "outcome": "failed", "error_type": "E", "error": HOSTILE * 400}
+        for r in rows[::7]
+    ]
+    run = {
+        "run_id": "run1", "manifest": f"{HOSTILE}.csv", "manifest_sha256": "0" * 64,
+        "entries": rows, "settings": {**SETTINGS, "where": HOSTILE}, "flow_run_id": None,
+        "started_at": "2026-01-01T00:00:00+00:00", "ended_at": "2026-01-01T01:00:00+00:00",
+    }  # fmt: skip
+    noise = io.BytesIO()
+    Image.effect_noise((112, 112), 80).save(noise, "WEBP", quality=80)
+    tiles = {r["asset_id"]: Picture(f"data:image/webp;base64,{noise.getvalue().hex()}", "../x")
+             for r in rows}  # fmt: skip
+    best, worst = extremes(rows, MOST_SHOWN)
+    return report_page(
+        Report(run, "/store", rows, sample(rows, MOST_TILES), best, worst, tiles, tiles)
+    )
+
+
+def test_its_size_does_not_grow_with_the_run() -> None:
+    small, big = large(1000), large(10_000)
+    assert f"{MOST_TILES:,} of 10,000, at even distances" in big
+    assert len(big) < 1.02 * len(small) < 5e6
+    assert big.count('class="tile') <= MOST_TILES + 2 * MOST_SHOWN
+
+
+def test_text_stays_text() -> None:
+    page = large(300)
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    body = re.sub(r"<meta[^>]*>|<link[^>]*>|<!doctype html>|<img [^>]*>", "", page)
+    ElementTree.fromstring(body.replace("&middot;", ""))  # every tag is ours, and is closed
+
+
+def test_best_and_worst_are_of_one_judge_and_none_is_both() -> None:
+    rows = [row(k) for k in range(9)] + [row(99, evaluator="other"), row(98, status="failed")]
+    best, worst = extremes(rows, 6)
+    assert [r["row_id"] for r in best] == ["row-8", "row-7", "row-6", "row-5", "row-4"]
+    assert [r["row_id"] for r in worst] == ["row-0", "row-1", "row-2", "row-3"]
+    assert extremes([row(1)], 6) == ([row(1)], [])
+    assert extremes([], 6) == ([], [])
+
+
+def test_a_histogram_holds_every_value() -> None:
+    columns = {column.name: column for column in COLUMNS["assets"]}
+    for name, values in {
+        "clip_score": [10.0, 20.0, 20.0, 35.0],
+        "clip_r_precision": [0.0, 1.0, 1.0, 0.5],
+        "faces": [7, 7, 7],
+    }.items():
+        drawn = histogram(columns[name], values)
+        counts = [int(n) for n in re.findall(r": (\d+)</title>", drawn)]
+        assert sum(counts) == len(values)
+        assert "nan" not in drawn
+    bars = ElementTree.fromstring(histogram(columns["clip_r_precision"], [0.0, 1.0])).iter("rect")
+    assert [float(bar.attrib["x"]) for bar in bars] == [0.5, 263.0]  # both ends of eight bins
+
+
+def test_the_command_is_the_run_s() -> None:
+    run = {"manifest": "my prompts.csv", "settings": SETTINGS}
+    assert run_command(run, "s3://b/x", "--retry-failed") == (
+        "sjc run 'my prompts.csv' --store s3://b/x --recipe draft --where 'seed < 3'"
+        " --set steps=7 --devices cuda:0,cuda:1 --retry-failed"
+    )
+
+
+def test_hours_are_devices_times_duration() -> None:
+    run = {
+        "run_id": "run1", "settings": SETTINGS, "started_at": "2026-01-01T00:00:00+00:00",
+        "ended_at": "2026-01-01T00:30:00+00:00",
+    }  # fmt: skip
+    made = Report(run, "", [row(1)], [], [], [])
+    assert seconds_of(made) == 1800
+    assert device_hours(made) == ("GPU", 1.0)
+    assert device_hours(Report(run, "", [row(1, run_id="run0")], [], [], [])) == ("GPU", 0.0)
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.123, 42, 105, 7380)] == [
+        "0.12 s",
+        "42 s",
+        "1 min 45 s",
+        "2 h 3 min",
+    ]
