@@ -191,7 +191,7 @@ def curate(
     ] = "0.8,0.1,0.1",
     similar: Annotated[
         float, typer.Option(min=0.3, max=1, help="Similarity of near-duplicate prompts.")
-    ] = 0.8,
+    ] = 0.85,
     dedupe: Annotated[
         bool, typer.Option("--dedupe", help="Keep the best of near-duplicate prompts.")
     ] = False,
@@ -238,7 +238,7 @@ def duplicates(
     where: Annotated[str | None, typer.Option(help='SQL over assets: "clip_score > 25".')] = None,
     similar: Annotated[
         float, typer.Option(min=0.3, max=1, help="Least similarity of a pair.")
-    ] = 0.8,
+    ] = 0.85,
     format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
 ) -> None:
     """List pairs of prompts that say almost the same, the most alike first."""

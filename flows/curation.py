@@ -57,8 +57,8 @@ def curate(store: str, out: str, request: Request, *, quiet: bool, as_json: bool
         there = "was there already, " if frozen.was_there else ""
         print(
             f"{there}{document['assets']} assets of {document['prompts']} prompts ({splits}), "
-            f"{size(document['bytes'])}, {document['near_duplicates']['pairs']} pairs of "
-            "near-duplicate prompts",
+            f"{size(document['bytes'])}, near-duplicate pairs of prompts: "
+            f"{document['near_duplicates']['pairs']}",
             file=sys.stderr,
         )
     if as_json:

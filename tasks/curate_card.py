@@ -13,7 +13,7 @@ import numpy as np
 
 from tasks.columns import Column
 from tasks.curate_parts import column, member
-from tasks.curate_pictures import histograms, wall
+from tasks.curate_pictures import histograms, number, wall
 from tasks.curate_selection import Selection
 from tasks.curate_tables import is_plain
 from tasks.schemas import COLUMNS
@@ -78,8 +78,8 @@ The youngest is of {facts["newest"][:19]} UTC. Selection `{facts["selection"][:1
 {_split_rows(facts)}
 
 A prompt's split follows from a hash of its words in lower case: all its seeds are in one split, and
-it is in the same split of every dataset. Near-duplicate prompts (trigram similarity of at least
-{near["similar"]:g}): {near["pairs"]} pairs{left_out}; `near_duplicates.csv` lists them.
+it is in the same split of every dataset. Pairs of near-duplicate prompts (trigram similarity of
+at least {near["similar"]:g}): {near["pairs"]}{left_out}; see `near_duplicates.csv`.
 
 ## What was measured
 
@@ -93,11 +93,12 @@ Judged by {_judges(selection)}. Scores of different judges cannot be compared.
 
 ## Licences
 
-The meshes were made with these weights; what follows for them is yours to judge. What manifests
-said of a prompt itself (`meta.licence`) is in the rows.
+The meshes were made with these weights; what follows for them is yours to judge. The last
+column is what manifests say of the prompts (`meta.licence`). Rows have both, as `licence` and
+`licence_of_prompt`.
 
-| prior | licence of its weights | assets |
-|---|---|---|
+| prior | licence of its weights | assets | of the prompts |
+|---|---|---|---|
 {_licence_rows(selection)}
 
 ## Files
@@ -152,7 +153,7 @@ def _split_rows(facts: Mapping[str, Any]) -> str:
 def _measured_rows(measured: list[tuple[Column, np.ndarray]]) -> str:
     lines = []
     for about, values in measured:
-        low, middle, high = (f"{q:.4g}" for q in np.quantile(values, (0.05, 0.5, 0.95)))
+        low, middle, high = (number(q) for q in np.quantile(values, (0.05, 0.5, 0.95)))
         lines.append(
             f"| `{about.name}` | {low} | {middle} | {high} | {about.better} | {len(values):,} |"
         )
@@ -169,10 +170,11 @@ def _judges(selection: Selection) -> str:
 
 
 def _licence_rows(selection: Selection) -> str:
-    counts = Counter((sample.row["prior"], sample.row["licence"]) for sample in selection.samples)
+    rows = [sample.row for sample in selection.samples]
+    counts = Counter((r["prior"], r["licence"], r["licence_of_prompt"] or "") for r in rows)
     return "\n".join(
-        f"| {_code(prior)} | {_text(licence)} | {count:,} |"
-        for (prior, licence), count in sorted(counts.items())
+        f"| {_code(prior)} | {_code(licence)} | {count:,} | {_text(of_prompt)} |"
+        for (prior, licence, of_prompt), count in sorted(counts.items())
     )
 
 

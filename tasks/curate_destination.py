@@ -88,8 +88,9 @@ class Destination:
 
     def sweep(self) -> None:
         """Remove what a process that was killed left half-written on this disk."""
-        for path in self._root.glob("data/.*") if self._root else ():
-            path.unlink(missing_ok=True)
+        for path in self._root.rglob(".*") if self._root else ():
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

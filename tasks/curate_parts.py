@@ -31,7 +31,13 @@ AHEAD = 16  # samples that are read while others are written
 GROUP_BYTES = 64 << 20  # of a Parquet row group: what a reader holds at once
 _METADATA = [field for field in SCHEMAS["assets"] if not field.name.startswith("uri_")]
 ROW_SCHEMA = pa.schema(
-    [*_METADATA, pa.field("tags", TEXTS), pa.field("meta", TEXT_MAP), pa.field("licence", TEXT)]
+    [
+        *_METADATA,
+        pa.field("tags", TEXTS),
+        pa.field("meta", TEXT_MAP),
+        pa.field("licence", TEXT),
+        pa.field("licence_of_prompt", TEXT),
+    ]
 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from tasks.columns import WHOLE, Column
 from tasks.curate_parts import read_verified
@@ -17,7 +17,8 @@ from tasks.store import Store
 from tasks.table_reader import FILES
 
 TILES, ACROSS, TILE, GAP = 60, 10, 112, 6  # of the wall; in pixels
-PANEL_WIDTH, PANEL_HEIGHT, PANELS_ACROSS, MARGIN = 300, 190, 4, 18
+PANEL_WIDTH, PANEL_HEIGHT, PANELS_ACROSS, MARGIN = 300, 200, 4, 18
+FAINTEST = 8  # levels from white that count as the object
 BINS = 24
 INK, FAINT, BAR, MEDIAN = (32, 32, 36), (120, 120, 128), (92, 132, 190), (200, 80, 60)
 SMOOTH = 2  # drawn so much larger, for smooth edges
@@ -26,7 +27,7 @@ SMOOTH = 2  # drawn so much larger, for smooth edges
 def wall(store: Store, samples: Sequence[Sample]) -> bytes:
     """A PNG of small pictures of the first 60 assets. Ids are hashes: they are chosen blindly."""
     shown = samples[:TILES]
-    across = min(ACROSS, len(shown))
+    across = min(ACROSS, math.ceil(math.sqrt(2 * len(shown))))
     width, height = (n * (TILE + GAP) + GAP for n in (across, math.ceil(len(shown) / across)))
     sheet = Image.new("RGB", (width, height), "white")
     with ThreadPoolExecutor(FILES) as pool:
@@ -47,10 +48,13 @@ def _tile(store: Store, sample: Sample) -> Image.Image | None:
         return None
     try:
         with Image.open(io.BytesIO(read_verified(store, *sample.picture))) as image:
-            image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-            return image.convert("RGB")
+            picture = image.convert("RGB")
     except UnidentifiedImageError:
         return None
+    # The object alone: pictures are rendered on white, with room for every pose.
+    drawn = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).convert("L")
+    picture = picture.crop(drawn.point(lambda level: 255 * (level > FAINTEST)).getbbox())
+    return ImageOps.contain(picture, (TILE, TILE), Image.Resampling.LANCZOS)
 
 
 def histograms(measured: Sequence[tuple[Column, np.ndarray]]) -> bytes:
@@ -70,7 +74,7 @@ def _panel(column: Column, values: np.ndarray) -> Image.Image:
     pen = ImageDraw.Draw(panel)
     title, label = (ImageFont.load_default(size * SMOOTH) for size in (13, 10))
     left, right, top, bottom = (
-        MARGIN * SMOOTH, width - MARGIN * SMOOTH, 34 * SMOOTH, height - 30 * SMOOTH
+        MARGIN * SMOOTH, width - MARGIN * SMOOTH, 46 * SMOOTH, height - 30 * SMOOTH
     )  # fmt: skip
     better = f"  ({column.better} is better)" if column.better else ""
     unit = f", {column.unit}" if column.unit else ""
@@ -90,19 +94,27 @@ def _panel(column: Column, values: np.ndarray) -> Image.Image:
     middle = float(np.median(values))
     pen.line((x(middle), top - 4 * SMOOTH, x(middle), bottom), MEDIAN, SMOOTH)
     below = bottom + 5 * SMOOTH
-    pen.text((left, below), f"{values.min():.4g}", FAINT, label)
-    pen.text((right, below), f"{values.max():.4g}", FAINT, label, anchor="ra")
-    pen.text(((left + right) / 2, below), f"median {middle:.4g}", MEDIAN, label, anchor="ma")
+    inset = 0.5 if column.type == WHOLE and edges[0] % 1 == 0.5 else 0.0  # to the bars' middles
+    pen.text((left, below), number(edges[0] + inset), FAINT, label)
+    pen.text((right, below), number(edges[-1] - inset), FAINT, label, anchor="ra")
+    pen.text(((left + right) / 2, below), f"median {number(middle)}", MEDIAN, label, anchor="ma")
+    pen.text((left, top - 2 * SMOOTH), f"{counts.max():,}", FAINT, label, anchor="ld")
     return panel.resize((PANEL_WIDTH, PANEL_HEIGHT), Image.Resampling.BOX)
+
+
+def number(value: float) -> str:
+    """Four digits, or a whole number with its thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _counts(column: Column, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bars and their edges: one for each whole number where those are few."""
     low, high = float(values.min()), float(values.max())
     if column.type == WHOLE and high - low < BINS:
-        return np.histogram(values, np.arange(low - 0.5, high + 1))
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        return np.histogram(values, [low - 0.5, low + 0.5])
+        around = max(0, 2 - (high - low))
+        return np.histogram(values, np.arange(low - 0.5 - around, high + 1 + around))
+    if column.low == 0 and column.high == 1:
+        return np.histogram(values, BINS, (0, 1))
     return np.histogram(values, BINS)
 
 

@@ -15,7 +15,14 @@ from typing import Any
 
 from sjc_engine.sources import licence_of
 from tasks.commit import asset_manifest, committed_attempt
-from tasks.near_duplicates import Pair, near_duplicates, normalised, without_near_duplicates
+from tasks.csv_text import plain
+from tasks.near_duplicates import (
+    SIMILAR,
+    Pair,
+    near_duplicates,
+    normalised,
+    without_near_duplicates,
+)
 from tasks.schemas import COLUMNS
 from tasks.store import Store, StoredFile, StoreError
 from tasks.table_reader import FILES, query
@@ -95,13 +102,13 @@ def select(
     rows: Sequence[dict[str, Any]],
     include: Sequence[str],
     fractions: Sequence[float] = FRACTIONS,
-    similar: float = 0.8,
+    similar: float = SIMILAR,
     dedupe: bool = False,
 ) -> Selection:
     """Samples with the files that match a pattern of `include` ("mesh.glb", "views/*.png").
 
     With `dedupe`, of near-duplicate prompts the one with the highest clip_score stays. Raises
-    `SelectionError` for a pattern that matches nothing, `StoreError` for an asset without files.
+    `SelectionError` if there is no such file at all, `StoreError` for an asset without a manifest.
     """
     uses = Counter(row["prompt"] for row in rows)
     pairs = near_duplicates(list(uses), similar)
@@ -115,15 +122,18 @@ def select(
     with ThreadPoolExecutor(FILES) as pool:
         found = list(pool.map(lambda row: _files(store, row["asset_id"]), rows))
     names = {name for files in found for name in files}
-    for pattern in include:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise SelectionError(f"--include {pattern}: none of the assets has such a file")
     wanted = {name for name in names for pattern in include if fnmatchcase(name, pattern)}
+    if not wanted:
+        raise SelectionError(f"--include {', '.join(include)}: no asset has such a file")
     samples = [
         Sample(
             row["asset_id"],
             split_of(row["prompt"], fractions),
-            {**row, "licence": licence_of(row["prior"])},
+            {
+                **row,
+                "licence": licence_of(row["prior"]),
+                "licence_of_prompt": row["meta"].get("licence") or row["meta"].get("license"),
+            },
             {name: key for name, (key, _) in files.items() if name in wanted},
             {name: stored for name, (_, stored) in files.items() if name in wanted},
             files.get("thumbnail.webp") or files.get("preview.png"),
@@ -147,7 +157,7 @@ def split_of(prompt: str, fractions: Sequence[float] = FRACTIONS) -> str:
 def sample_json(sample: Sample) -> bytes:
     """The sample's row as JSON."""
     text = json.dumps(
-        {"split": sample.split, **sample.row}, default=str, ensure_ascii=False, sort_keys=True
+        {"split": sample.split, **sample.row}, default=plain, ensure_ascii=False, sort_keys=True
     )
     return text.encode()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-SIMILAR = 0.8
+SIMILAR = 0.85
 ROWS = 1000  # compared with all others at a time
 PAIRS = 1 << 18  # whose sets are intersected at a time
 
