@@ -67,6 +67,14 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
+class DataFormat(StrEnum):
+    """How `curate` keeps the data."""
+
+    files = "files"
+    webdataset = "webdataset"
+    parquet = "parquet"
+
+
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -290,6 +298,113 @@ def evaluate(
         path = str(manifest) if manifest else None
         code = command(store, where, path, overrides, device, scratch, quiet=quiet, as_json=json_)
         raise typer.Exit(code)
+
+
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples(
+        'sjc curate -o datasets/ducks --where "clip_score > 60"',
+        "sjc curate -o s3://bucket/ducks --format webdataset",
+    ),
+)
+def curate(
+    out: Annotated[str, typer.Option("-o", "--out", help="A new folder or s3://bucket/prefix.")],
+    where: Annotated[
+        str | None, typer.Option(help="SQL over finished assets, their tags and meta.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Only assets that this manifest asks for.")
+    ] = None,
+    format: Annotated[DataFormat, typer.Option(help="How the data is kept.")] = DataFormat.files,
+    store: StoreOption = "./store",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help='Files of an asset: "views/*.png"; repeatable.'),
+    ] = None,
+    splits: Annotated[
+        str, typer.Option(help="Shares of train, val and test, by the prompt's hash.")
+    ] = "0.8,0.1,0.1",
+    similar: Annotated[
+        float, typer.Option(min=0.3, max=1, help="Similarity of near-duplicate prompts.")
+    ] = 0.85,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Keep the best of near-duplicate prompts.")
+    ] = False,
+    links: Annotated[
+        bool, typer.Option("--links", help="parquet: addresses in the store, not the bytes.")
+    ] = False,
+    shard_size: Annotated[
+        float, typer.Option(min=1, metavar="MB", help="Megabytes of a shard, about.")
+    ] = 500,
+    shard_assets: Annotated[int, typer.Option(min=1, help="Assets of a shard, at most.")] = 10_000,
+    name: Annotated[str, typer.Option(help="Title of the card.")] = "3D assets by SJC Foundry",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
+    with reported("run the same command again to go on"):
+        from flows.curation import curate as write
+        from flows.curation import digest_of, fractions
+        from tasks.curate import Request
+
+        request = Request(
+            where=where,
+            manifest=manifest.name if manifest else None,
+            manifest_sha256=digest_of(manifest) if manifest else None,
+            format=format,
+            include=tuple(include or ()),
+            fractions=fractions(splits),
+            similar=similar,
+            dedupe=dedupe,
+            links=links,
+            shard_megabytes=shard_size,
+            shard_assets=shard_assets,
+            name=name,
+        )
+        write(store, out, request, quiet=quiet, as_json=json_)
+
+
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples(
+        "sjc duplicates manifests/toybox.csv",
+    ),
+)
+def duplicates(
+    manifest: Annotated[
+        Path | None, typer.Argument(help="Its prompts; without one, those of finished assets.")
+    ] = None,
+    store: StoreOption = "./store",
+    where: Annotated[str | None, typer.Option(help='SQL over assets: "clip_score > 25".')] = None,
+    similar: Annotated[
+        float, typer.Option(min=0.3, max=1, help="Least similarity of a pair.")
+    ] = 0.85,
+    format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
+) -> None:
+    """List pairs of prompts that say almost the same, the most alike first."""
+    with reported():
+        from flows.curation import duplicates as show_pairs
+
+        show_pairs(manifest, store, where, similar, format)
+
+
+@app.command(
+    rich_help_panel=LOOK,
+    epilog=examples(
+        "sjc diff previous latest",
+    ),
+)
+def diff(
+    run_a: Annotated[str, typer.Argument(help="A run's id, its beginning, or `previous`.")],
+    run_b: Annotated[str, typer.Argument(help="The run to compare with it, or `latest`.")],
+    store: StoreOption = "./store",
+    format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
+) -> None:
+    """Show what changed between two runs; exit code 1 if something new fails."""
+    with reported():
+        from flows.curation import diff as show_changes
+
+        raise typer.Exit(show_changes(run_a, run_b, store, format))
 
 
 @app.command(

@@ -1,6 +1,5 @@
 """Arrow tables on stdout, as a person or another program wants them."""
 
-import csv
 import io
 import json
 import math
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.errors import UsageError
+from tasks.csv_text import plain, to_csv
 
 PIPE_WIDTH = 240  # characters of a table line that nobody's window limits
 
@@ -30,7 +30,7 @@ def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) 
             print(to_csv(rows), end="")
         case "json":
             items = _finite(rows.to_pylist(maps_as_pydicts="strict"))
-            print(json.dumps(items, default=_text, ensure_ascii=False, indent=1))
+            print(json.dumps(items, default=plain, ensure_ascii=False, indent=1))
         case _:
             if sys.stdout.isatty():
                 raise UsageError("--format parquet is binary; send it to a file: ... > FILE")
@@ -77,24 +77,6 @@ def print_table(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def to_csv(rows: pa.Table) -> str:
-    """CSV with a header. Text that a spreadsheet would run as a formula gets a quote in front."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(rows.column_names)
-    for row in rows.to_pylist(maps_as_pydicts="strict"):
-        writer.writerow([_csv_cell(row[name]) for name in rows.column_names])
-    return text.getvalue()
-
-
-def _csv_cell(value: Any) -> Any:
-    if isinstance(value, list | dict):
-        return json.dumps(value, default=_text, ensure_ascii=False)
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return _text(value) if hasattr(value, "isoformat") else value
-
-
 def cell(value: Any) -> str:
     """A value as a person reads it: three digits, yes or no, and - for nothing."""
     if value is None:
@@ -103,8 +85,4 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return _text(value)
-
-
-def _text(value: Any) -> str:
-    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
+    return plain(value)

@@ -6,15 +6,14 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -22,14 +21,15 @@ import pyarrow.parquet as pq
 from tasks.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
 from tasks.store import NotInStore, Store, StoreError, bytes_digest, open_store
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Metadata of a merged file: the files whose rows it has, as a JSON object of name and SHA-256. A
 # sealed file names files of its folder; a compacted one files of the table, folder and all. A file
 # that is there under such a name with other content was written later, and counts.
 HELD_PARTS = b"sjc.parts"
-RUN_TABLES, RUN_PART = (
-    ("entries", "runs"),
-    "run",
-)  # their only part of a run, which has all its rows
+# The part of a run in these tables, which has all its rows.
+RUN_TABLES, RUN_PART = ("entries", "runs"), "run"
 
 READS = 10  # while files vanish because another process seals their run
 FILES = 16  # at a time
@@ -74,22 +74,38 @@ class QueryError(ValueError):
 
 
 def read_table(
-    store: Store | str | Path, name: str, manifest: str | Path | None = None
+    store: Store | str | Path,
+    name: str,
+    manifest: str | Path | None = None,
+    *,
+    where: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """A table as pandas; `assets` has one row per asset, its best outcome.
 
-    With `manifest`, a manifest file: only what its entries, as the file is now, ever asked for.
-    An empty store gives an empty table with all columns. Raises `TableError` for a damaged file.
+    store: a directory or s3:// URL. manifest: a file; only what its entries, as the file is now,
+    ever asked for. where: SQL over the rows, "clip_score > 25". columns: only these, in this order;
+    the others are not read. Whole numbers and flags have pandas' nullable types, times are UTC.
+    An empty store gives an empty table with all columns. Raises `QueryError` for a wrong name or
+    SQL, and `TableError` for a damaged file.
     """
     if name not in SCHEMAS:
         raise QueryError(f"there is no table {name!r}; use one of {', '.join(SCHEMAS)}")
     if isinstance(store, str | Path):
         store = open_store(store, writable=False)
-    sql = f"SELECT * FROM {'best_assets' if name == 'assets' else name}"
+    unknown = set(columns or ()) - set(SCHEMAS[name].names)
+    if unknown:
+        raise QueryError(f"table {name} has no column {', '.join(sorted(unknown))}")
+    chosen = ", ".join(columns) if columns else "*"
+    sql = f"SELECT {chosen} FROM {'best_assets' if name == 'assets' else name}"
+    # on a line of its own: `where` may end in a comment
+    conditions = [f"({where}\n)"] if where else []
     parameters = {}
     if manifest is not None:
-        sql += f" WHERE {_OF_MANIFEST.get(name, _OF_MANIFEST['assets'])}"
+        conditions.append(_OF_MANIFEST.get(name, _OF_MANIFEST["assets"]))
         parameters["manifest"] = hashlib.sha256(Path(manifest).read_bytes()).hexdigest()
+    if conditions:
+        sql += f" WHERE {' AND '.join(conditions)}"
     return to_pandas(_execute(store, f"{sql} ORDER BY {_ORDER[name]}", parameters))
 
 
@@ -104,6 +120,8 @@ def query(store: Store, sql: str) -> pa.Table:
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
     """pandas with nullable integers and flags, so that one null does not make them floats."""
+    import pandas as pd  # a third of the start of a command that may not need it
+
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     return table.to_pandas(types_mapper=nullable.get, maps_as_pydicts="strict")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.checkpoint import write_atomically
-from sjc_engine.recipes import Recipe
+from tasks.asked import preset_and_changes
 from tasks.columns import FLAG, REAL, TIME, WHOLE, Column
 from tasks.html import escaped, page, source_hash
 from tasks.schemas import COLUMNS
@@ -140,27 +140,13 @@ def command(row: dict[str, Any]) -> str:
     """The command line that makes the asset again, without a store."""
     spec = json.loads(row["spec_json"])
     parts = ["sjc", "generate", spec["prompt"], "-o", row["asset_id"], "--prior", spec["prior"]]
-    recipe = spec["recipe"]
-    parts += ["--recipe", recipe["name"], "--seed", str(spec["seed"])]
+    preset, changes = preset_and_changes(spec["prior"], spec["recipe"])
+    parts += ["--recipe", preset, "--seed", str(spec["seed"])]
     if spec["image"]:
         parts += ["--image", "PICTURE"]
-    for key, value in _changes(recipe, spec["prior"]).items():
+    for key, value in changes.items():
         parts += ["--set", f"{key}={value}"]
     return shlex.join(parts)
-
-
-def _changes(recipe: dict[str, Any], prior: str) -> dict[str, Any]:
-    """What differs from the preset of the recipe's name, as it is today."""
-    try:
-        preset = Recipe.for_prior(prior, recipe["name"]).to_json()
-    except ValueError:  # an older version's
-        preset = Recipe().to_json()
-    return {
-        key: value
-        for part in ("optimize", "mesh", "evaluate")
-        for key, value in recipe[part].items()
-        if key not in preset[part] or value != preset[part][key]
-    }
 
 
 def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:

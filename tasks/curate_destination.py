@@ -1,0 +1,102 @@
+"""Where a dataset goes: a folder, or an S3 prefix; that needs room for a file on this disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tasks.store import StoredFile, StoreError, open_store, stream_digest
+from tasks.store_local import LocalStore
+
+
+class Digesting:
+    """A binary file that is written once, from front to back, and hashed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self._size = file, hashlib.sha256(), 0
+        self.closed = False  # pyarrow asks
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self._size += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def stored(self) -> StoredFile:
+        return StoredFile(self._size, self._digest.hexdigest())
+
+
+class Destination:
+    """Files appear here whole or not at all. Raises `StoreError` as a store does."""
+
+    def __init__(self, url: str) -> None:
+        with _about_out():
+            self.store = open_store(url)
+        self._root = self.store.root if isinstance(self.store, LocalStore) else None
+
+    def put(self, key: str, data: bytes) -> StoredFile:
+        """Write a small file, in place of what is there."""
+        with _about_out():
+            return self.store.put_bytes(key, data, replace=True)
+
+    def holds(self, key: str, stored: StoredFile) -> bool:
+        """Whether `key` is there; on this disk, with this content."""
+        if self._root is None:
+            return self.store.exists(key)
+        try:
+            with (self._root / key).open("rb") as file:
+                return stream_digest(file) == stored
+        except FileNotFoundError:
+            return False
+
+    @contextlib.contextmanager
+    def new_file(self, key: str) -> Iterator[Digesting]:
+        """A file that appears under `key` when the block ends well."""
+        if self._root is None:
+            with tempfile.TemporaryDirectory(prefix="sjc-curate-") as folder:
+                path = Path(folder, "part")
+                with path.open("xb") as file:
+                    yield Digesting(file)
+                with _about_out():
+                    self.store.put_file(key, path, replace=True)
+            return
+        path = self._root / key
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                yield Digesting(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise StoreError(f"Cannot write {path}: {reason}; choose another -o.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed left half-written on this disk."""
+        for path in self._root.rglob(".*") if self._root else ():
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _about_out() -> Iterator[None]:
+    """A store's errors speak of --store, and this one was named by -o."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(str(error).replace("--store", "-o")) from error
