@@ -1,4 +1,4 @@
-"""From a density grid to a closed triangle surface: plain functions over numpy arrays.
+"""From a grid of values to a closed triangle surface: plain functions over numpy arrays.
 
 Grids are (n, n, n) in [z, y, x] order with values at voxel centres; vertices are (V, 3) in world
 units and x, y, z order; faces are (F, 3), counter-clockwise seen from outside.
@@ -35,22 +35,22 @@ class NonFinite(MeshError):
 
 
 def isosurface(
-    density: NDArray[np.float32], level: float, half_length: float, component_fraction: float
+    values: NDArray[np.float32], level: float, half_length: float, component_fraction: float
 ) -> tuple[Vertices, Faces]:
-    """The closed surface density = level, without the parts that enclose little (`keep_large`).
+    """The closed surface values = level, without the parts that enclose little (`keep_large`).
 
     What touches the box's wall is closed there. Raises EmptyField.
     """
     threshold = np.float32(level)
-    padded = np.pad(density.astype(np.float32), 1)  # the field is zero outside its box
+    padded = np.pad(values.astype(np.float32), 1)  # the field is zero outside its box
     # A corner exactly on the level makes edges with four faces.
     padded[padded == threshold] = np.nextafter(threshold, np.float32(np.inf))
     if not padded.min() < threshold < padded.max():
-        raise EmptyField(f"no density exceeds the level {level:.4g} (maximum {density.max():.4g})")
+        raise EmptyField(f"nothing exceeds the level {level:.4g} (maximum {values.max():.4g})")
     corners, faces, _, _ = measure.marching_cubes(padded, threshold, gradient_direction="ascent")
     # Index space, padding removed, voxel centres at (i + 0.5) / n; [z, y, x] -> x, y, z. The swap
     # mirrors, and so does "ascent" in skimage's own axes: reverse the winding to point outward.
-    vertices = ((corners[:, ::-1] - 0.5) * (2 / len(density)) - 1) * half_length
+    vertices = ((corners[:, ::-1] - 0.5) * (2 / len(values)) - 1) * half_length
     return keep_large(
         np.ascontiguousarray(vertices, np.float32),
         faces[:, ::-1].astype(np.int64),

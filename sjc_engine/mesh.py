@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sjc_engine.checkpoint import write_atomically
-from sjc_engine.fields import Field, voxelize
+from sjc_engine.fields import Field, VoxelField, voxelize
 from sjc_engine.fields.voxel import grid_centers
 from sjc_engine.glb import glb_bytes
 from sjc_engine.isosurface import (
@@ -33,7 +33,7 @@ from sjc_engine.isosurface import (
     simplify,
     vertex_normals,
 )
-from sjc_engine.level import calibrate_level
+from sjc_engine.level import calibrate_level, half_density
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.surface_color import surface_colors
 from sjc_engine.texture import Texture, bake
@@ -160,13 +160,9 @@ def extract_mesh(field: Field, recipe: MeshRecipe | None = None) -> Mesh:
     if not all(bool(torch.isfinite(parameter).all()) for parameter in field.parameters()):
         raise NonFinite("the field holds values that are not finite: the optimisation diverged")
     field = voxelize(field)
-    smoothing, fraction = recipe.mesh_smoothing, recipe.min_component
-    resolution = max(recipe.mesh_resolution, field.resolution)
-    density = _density(field, resolution, smoothing)
-    # Half the resolution finds the same level in half the time.
-    coarse = _density(field, max(resolution // 2, field.resolution), smoothing)
-    level = recipe.iso_level or calibrate_level(field, coarse, fraction)
-    surface = isosurface(density, level, field.half_length, fraction)
+    occupancy = _occupancy(field, recipe)
+    level = _level(field, occupancy, recipe)
+    surface = isosurface(occupancy, level, field.half_length, recipe.min_component)
     vertices, faces = simplify(*surface, recipe.max_faces or len(surface[1]))
     normals = vertex_normals(vertices, faces)
     texture = None
@@ -201,15 +197,27 @@ def mesh_statistics(mesh: Mesh) -> dict[str, int | float | bool]:
     }
 
 
-def _density(field: Field, resolution: int, smoothing: float) -> NDArray[np.float32]:
-    """The field's density (r, r, r), [z, y, x], at the centres of a finer grid.
+def _occupancy(field: VoxelField, recipe: MeshRecipe) -> NDArray[np.float32]:
+    """sigma / (sigma + sigma0) at the centres of a grid as fine as the recipe wants, [z, y, x].
 
-    `smoothing` is the standard deviation of a Gaussian in voxels of the field's own grid. The
-    surface of a field that was seen in small pictures is rough at the scale of one voxel.
+    Smoothed by a Gaussian of `mesh_smoothing` voxels of the field's own grid: the surface of a
+    field that was seen in small pictures is rough at the scale of one voxel.
     """
+    resolution = max(recipe.mesh_resolution, field.resolution)
     points = grid_centers(resolution, field.half_length, field.background)
     slabs = [field.sigma(slab.reshape(-1, 3)) for slab in points.split(16)]
-    density = torch.cat(slabs).view((resolution,) * 3).cpu().numpy()
-    if smoothing == 0:
-        return density
-    return ndimage.gaussian_filter(density, smoothing * resolution / field.resolution)
+    density = torch.cat(slabs).view((resolution,) * 3)
+    occupancy: NDArray[np.float32] = (density / (density + half_density(field))).cpu().numpy()
+    if recipe.mesh_smoothing == 0:
+        return occupancy
+    return ndimage.gaussian_filter(occupancy, recipe.mesh_smoothing * resolution / field.resolution)
+
+
+def _level(field: VoxelField, occupancy: NDArray[np.float32], recipe: MeshRecipe) -> float:
+    """The occupancy at which to cut: at the recipe's density, else where the outlines agree."""
+    if recipe.iso_level == 0:
+        return calibrate_level(field, occupancy, recipe.min_component)
+    level = recipe.iso_level / (recipe.iso_level + half_density(field))
+    if occupancy.max() <= level:
+        raise EmptyField(f"no density exceeds iso_level = {recipe.iso_level:g}")
+    return level

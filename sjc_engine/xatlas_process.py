@@ -23,7 +23,7 @@ def main() -> None:
     packing.bilinear = True
     charting = xatlas.ChartOptions()
     charting.max_iterations = 1
-    charting.max_cost = 8.0  # larger charts than the default 2: fewer seams, a third of the time
+    charting.max_cost = 1.0  # half the time of the default 2, and no more seams on noisy surfaces
     atlas.generate(charting, packing)
     corners, faces, uv = atlas[0]
     data = io.BytesIO()
