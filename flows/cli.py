@@ -678,6 +678,30 @@ def dispatch(
 
 @app.command(
     rich_help_panel=OPERATE,
+    epilog=examples("sjc verify --store s3://bucket/first", "sjc verify --repair"),
+)
+def verify(
+    store: StoreOption = "./store",
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Set damaged assets aside, make the tables again, remove abandoned files.",
+        ),
+    ] = False,
+    scratch: ScratchOption = ".sjc",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Check every file against its checksum and every table against the JSON behind it."""
+    with reported("nothing is half done; run it again"):
+        from flows.verify import run
+
+        raise typer.Exit(run(store, Path(scratch), repair=repair, quiet=quiet, as_json=json_))
+
+
+@app.command(
+    rich_help_panel=OPERATE,
     epilog=examples(
         "sjc compact",
         "sjc compact --store s3://bucket/first",

@@ -1,11 +1,9 @@
 """The main flow: every asset of a manifest through optimize, extract, evaluate and publish."""
 
-import contextlib
-import fcntl
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from flows.errors import UsageError
 from flows.listing import results
 from flows.plan import Plan, Settings, asset_states, make_plan
 from flows.produce import Outcomes, produce
+from flows.scratch import sole_user
 from flows.story import manifest_name, told
 from flows.terminal import watcher
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
@@ -137,23 +136,6 @@ def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -
     open_ids = [k for k in asset_ids if plan.states[k] != "finished"]
     outcomes = dict.fromkeys(asset_ids, "reused")  # what another run has finished meanwhile
     return outcomes | produce(plan, open_ids, run_id, load_judges(plan))
-
-
-@contextlib.contextmanager
-def sole_user(scratch: Path) -> Iterator[None]:
-    """Holds the scratch folder; UsageError when another run does. The lock ends with the process.
-
-    Two runs would go on from one checkpoint and tidy away each other's files.
-    """
-    scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"another run uses {scratch}; wait for it, or name another folder with --scratch"
-            ) from error
-        yield
 
 
 def load_judges(plan: Plan) -> Judges:

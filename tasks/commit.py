@@ -253,6 +253,19 @@ def close_interrupted(store: Store, asset_ids: Iterable[str]) -> list[tuple[Docu
         return [pair for pairs in pool.map(close, asset_ids) for pair in pairs]
 
 
+def set_aside(store: Store, asset_id: str, why: str) -> None:
+    """Make a committed asset an unfinished one, since its files are not what was committed.
+
+    The marker goes first: until the attempts say so too, the asset is just not finished.
+    """
+    store.delete(f"assets/{asset_id}/manifest.json")
+    for attempt in asset_attempts(store, asset_id):
+        if attempt["status"] == "ok":
+            document = attempt | {"status": "interrupted", "error_type": "Damaged", "error": why}
+            key = _attempt_key(asset_id, attempt["attempt"])
+            store.put_bytes(key, _json(document), replace=True)
+
+
 def start_run(
     store: Store,
     run_id: str,

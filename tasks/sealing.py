@@ -145,7 +145,7 @@ def last_rows(table: str, content: pa.Table) -> pa.Table:
     names = [name for name in ("run_id", *ROW_KEYS[table]) if name in content.column_names]
     columns = [content[name].to_pylist() for name in names]
     last = {tuple(column[row] for column in columns): row for row in rows}
-    return content.take(sorted(last.values()))
+    return content.take(pa.array(sorted(last.values()), pa.int64()))
 
 
 def _write_compacted(

@@ -1,4 +1,4 @@
-"""The store: a local directory or an S3 prefix, seen through nine methods.
+"""The store: a local directory or an S3 prefix, seen through ten methods.
 
 Keys are relative POSIX paths such as ``assets/0123456789abcdef/a01/mesh.glb``. A committed file is
 never overwritten: putting the same content again succeeds and changes nothing, putting other
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -79,6 +80,9 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove `key`; a key that does not exist is fine."""
+
+    def leftovers(self, older: timedelta, *, remove: bool) -> Sequence[str]:
+        """What writers that died left unfinished that long ago: temporary files, half uploads."""
 
     def filesystem(self) -> fs.FileSystem:
         """The store as a pyarrow file system whose paths are keys, for lazy table reads."""

@@ -11,8 +11,11 @@ import contextlib
 import errno
 import io
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +32,8 @@ from tasks.store import (
 
 # What file systems without hard links answer (exFAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # the names of `_write_temporary`
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free space there, then run the same command again",
@@ -106,6 +111,17 @@ class LocalStore:
     def delete(self, key: str) -> None:
         with _explained("delete", self._path(key)):
             self._path(key).unlink(missing_ok=True)
+
+    def leftovers(self, older: timedelta, *, remove: bool) -> Sequence[str]:
+        found = []
+        with _explained("list", self.root):
+            for path in sorted(self.root.rglob(".*")):
+                age = time.time() - path.lstat().st_mtime
+                if _TEMPORARY.fullmatch(path.name) and age > older.total_seconds():
+                    found.append(path.relative_to(self.root).as_posix())
+                    if remove:
+                        path.unlink(missing_ok=True)
+        return found
 
     def filesystem(self) -> fs.FileSystem:
         return fs.SubTreeFileSystem(str(self.root), fs.LocalFileSystem())

@@ -12,7 +12,8 @@ import contextlib
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
@@ -154,6 +155,32 @@ class S3Store:
     def delete(self, key: str) -> None:
         with _explained("delete", self.uri(key)):
             self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
+
+    def leftovers(self, older: timedelta, *, remove: bool) -> Sequence[str]:
+        before = datetime.now(UTC) - older
+        found = []
+        with _explained("list", self.url):
+            probes = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=f"{self.prefix}.probe-"
+            )
+            for page in probes:
+                for entry in page.get("Contents", []):
+                    if entry["LastModified"] < before:
+                        found.append(entry["Key"])
+                        if remove:
+                            self._client.delete_object(Bucket=self.bucket, Key=entry["Key"])
+            uploads = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self.prefix
+            )
+            for uploaded in uploads:
+                for upload in uploaded.get("Uploads", []):
+                    if upload["Initiated"] < before:
+                        found.append(f"{upload['Key']} (multipart upload)")
+                        if remove:
+                            self._client.abort_multipart_upload(
+                                Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                            )
+        return [name.removeprefix(self.prefix) for name in found]
 
     def filesystem(self) -> fs.FileSystem:
         with _explained("read", self.url):

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from tasks.commit import asset_attempts, asset_manifest, read_document, run_ids
 from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
 from tasks.schemas import SCHEMAS, Row, to_arrow
@@ -85,6 +87,12 @@ def record_run(store: Store, run: Mapping[str, Any]) -> None:
 
 def rebuild_tables(store: Store) -> None:
     """Make every table again from the JSON in the store; rows without JSON behind them go."""
+    for table, contents in projection(store).items():
+        replace_table(store, table, contents)
+
+
+def projection(store: Store) -> dict[str, list[pa.Table]]:
+    """The rows of every table, one run after the other, as they follow from the store's JSON."""
     rows: dict[str, dict[str, list[Row]]] = {table: defaultdict(list) for table in SCHEMAS}
     asset_ids = sorted({key.split("/")[1] for key in store.list("assets/")})
     with ThreadPoolExecutor(FILES) as pool:
@@ -102,12 +110,13 @@ def rebuild_tables(store: Store) -> None:
         run = read_document(store, f"runs/{run_id}.json")
         rows["entries"][run_id] = entry_rows(run)
         rows["runs"][run_id] = [run_row(run)]
-    for table, runs in rows.items():
-        contents = [
+    return {
+        table: [
             with_run(table, run_id, to_arrow(table, run_id, found))
             for run_id, found in sorted(runs.items())
         ]
-        replace_table(store, table, contents)
+        for table, runs in rows.items()
+    }
 
 
 def _part(attempt: Mapping[str, Any]) -> str:

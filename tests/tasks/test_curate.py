@@ -364,5 +364,5 @@ def test_dedupe_keeps_the_best_of_near_duplicates(filled: Store, tmp_path: Path)
 
 
 def test_a_full_bucket_name_that_is_missing_is_told(local: Store, s3_environment: str) -> None:
-    with pytest.raises(StoreError, match=r"the bucket does not exist; create it or correct -o"):
+    with pytest.raises(StoreError, match=r"the bucket does not exist; create it or correct"):
         freeze(local, "s3://no-such-bucket/x", Request())

@@ -1,0 +1,60 @@
+"""`sjc verify`: whether a store is whole, and mending what can be mended."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from flows.errors import FAILED
+from flows.scratch import sole_user
+from tasks.commit import asset_manifest
+from tasks.store import Store, open_store
+from tasks.verify import Finding, repair_store, verify_store
+
+
+def run(store: str, scratch: Path, *, repair: bool, quiet: bool, as_json: bool) -> int:
+    """Prints what is wrong, and with `repair` what was done; the exit code."""
+    opened = open_store(store, writable=repair)
+
+    def tell(done: int, total: int) -> None:
+        if not quiet and (done % 100 == 0 or done == total):
+            print(f"{done} of {total} assets read", file=sys.stderr, flush=True)
+
+    findings = verify_store(opened, tell)
+    done = repair_store(opened, findings) if repair else []
+    if repair:
+        done += tidy_scratch(opened, scratch)
+    left = verify_store(opened) if repair and findings else findings
+    if as_json:
+        print(json.dumps({"findings": [vars(f) for f in findings], "done": done,
+                          "left": [vars(f) for f in left]}, indent=1))  # fmt: skip
+    else:
+        show(opened, findings, done, left, repair=repair)
+    return FAILED if left else 0
+
+
+def show(
+    store: Store, findings: list[Finding], done: list[str], left: list[Finding], *, repair: bool
+) -> None:
+    for finding in findings:
+        print(finding)
+    for line in done:
+        print(line)
+    if not findings:
+        print(f"{store.url}: whole")
+    elif not repair:
+        print(f"{len(findings)} problems; `sjc verify --repair` mends them", file=sys.stderr)
+    elif left:
+        print(f"{len(left)} problems are left", file=sys.stderr)
+
+
+def tidy_scratch(store: Store, scratch: Path) -> list[str]:
+    """Removes the unfinished files of assets that are finished by now. UsageError in a run."""
+    folders = sorted((scratch / "assets").glob("*"))
+    if not folders:
+        return []
+    with sole_user(scratch):
+        finished = [folder for folder in folders if asset_manifest(store, folder.name) is not None]
+        for folder in finished:
+            shutil.rmtree(folder)
+    return [f"{folder}: removed" for folder in finished]

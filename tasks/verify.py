@@ -1,0 +1,147 @@
+"""Whether a store is whole: files against their checksums, tables against the JSON behind them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.commit import (
+    LOOKUPS,
+    asset_manifest,
+    committed_attempt,
+    read_document,
+    run_ids,
+    set_aside,
+)
+from tasks.schemas import SCHEMAS
+from tasks.sealing import last_rows
+from tasks.store import NotInStore, Store, StoreError, bytes_digest
+from tasks.table_reader import TableError, query
+from tasks.tables import projection, rebuild_tables
+
+ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
+
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be. kind: asset, run, table or leftover."""
+
+    kind: str
+    key: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}"
+
+
+def verify_store(store: Store, tell: Tell = lambda done, total: None) -> list[Finding]:
+    """Reads everything once and writes nothing. Not while a run goes on: its rows come later."""
+    asset_ids = sorted({key.split("/")[1] for key in store.list("assets/")})
+    findings: list[Finding] = []
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        checks = pool.map(lambda asset_id: _check_asset(store, asset_id), asset_ids)
+        for done, found in enumerate(checks, 1):
+            findings += found
+            tell(done, len(asset_ids))
+    for run_id in run_ids(store):
+        findings += _readable(store, "run", f"runs/{run_id}.json")
+    if not findings:  # the tables are made from these documents
+        findings += _check_tables(store)
+    abandoned = store.leftovers(ABANDONED, remove=False)
+    return findings + [Finding("leftover", name, "was never finished") for name in abandoned]
+
+
+def repair_store(store: Store, findings: Iterable[Finding]) -> list[str]:
+    """Mends what can be mended; returns what was done, a line each.
+
+    A damaged asset is set aside, so that the next run of its manifest makes it again. Raises
+    StoreError for a damaged document, which only its owner can replace.
+    """
+    kinds = {finding.kind for finding in findings}
+    done = []
+    damaged = {f.key.split("/")[1]: f for f in findings if f.kind == "asset"}
+    for asset_id, finding in damaged.items():
+        set_aside(store, asset_id, str(finding))
+        done.append(f"assets/{asset_id}: set aside; run its manifest to make it again")
+    if kinds & {"asset", "table"}:
+        rebuild_tables(store)
+        done.append("tables: made again from the store's JSON")
+    removed = store.leftovers(ABANDONED, remove=True)
+    return done + [f"{name}: removed" for name in removed]
+
+
+def _check_asset(store: Store, asset_id: str) -> list[Finding]:
+    """The commit marker, every file that it names, and every attempt's document."""
+    folder = f"assets/{asset_id}"
+    findings = []
+    attempts = [k for k in store.list(f"{folder}/a") if k.endswith("/attempt.json")]
+    for key in attempts:
+        findings += _readable(store, "asset", key)
+    findings += _readable(store, "asset", f"{folder}/manifest.json", missing_is_fine=True)
+    if findings:
+        return findings
+    manifest = asset_manifest(store, asset_id) or {"files": {}}
+    for name, about in manifest["files"].items():
+        key = f"{folder}/{name}"
+        try:
+            stored = bytes_digest(store.get_bytes(key))
+        except NotInStore:
+            findings.append(Finding("asset", key, "is missing"))
+        except StoreError as error:  # S3 sent other bytes than were stored, again and again
+            findings.append(Finding("asset", key, f"cannot be read: {error}"))
+        else:
+            if (stored.bytes, stored.sha256) != (about["bytes"], about["sha256"]):
+                sizes = f"{stored.bytes:,} bytes instead of {about['bytes']:,}"
+                wrong = sizes if stored.bytes != about["bytes"] else "not what was committed"
+                findings.append(Finding("asset", key, f"is damaged: {wrong}"))
+    if manifest["files"] and f"{folder}/{committed_attempt(manifest)}/attempt.json" not in attempts:
+        key = f"{folder}/{committed_attempt(manifest)}/attempt.json"
+        findings.append(Finding("asset", key, "is missing"))
+    return findings
+
+
+def _readable(store: Store, kind: str, key: str, *, missing_is_fine: bool = False) -> list[Finding]:
+    try:
+        read_document(store, key)
+    except NotInStore:
+        return [] if missing_is_fine else [Finding(kind, key, "is missing")]
+    except StoreError as error:
+        return [Finding(kind, key, str(error))]
+    return []
+
+
+def _check_tables(store: Store) -> list[Finding]:
+    """Each table's rows against those that follow from the JSON."""
+    findings = []
+    for table, contents in projection(store).items():
+        wanted = last_rows(table, pa.concat_tables([SCHEMAS[table].empty_table(), *contents]))
+        try:
+            # Until a run is sealed each try at an asset has its row.
+            found = last_rows(table, query(store, f"SELECT * FROM {table}"))
+        except TableError as error:
+            findings.append(Finding("table", f"tables/{table}", str(error)))
+            continue
+        missing, extra = _differences(_rows(wanted), _rows(found))
+        if missing or extra:
+            problem = f"{missing} rows are missing and {extra} have nothing behind them"
+            findings.append(Finding("table", f"tables/{table}", problem))
+    return findings
+
+
+def _rows(table: pa.Table) -> Counter[str]:
+    """The rows as text, however often each is there."""
+    names = sorted(table.column_names)
+    rows: list[dict[str, Any]] = table.select(names).to_pylist(maps_as_pydicts="strict")
+    return Counter(map(repr, rows))
+
+
+def _differences(wanted: Counter[str], found: Counter[str]) -> tuple[int, int]:
+    return (wanted - found).total(), (found - wanted).total()

@@ -1,0 +1,150 @@
+"""Every kind of damage is found, named and, where that can be, mended; a whole store is whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from task_samples import all_tables, fill, make, spec
+
+from flows.plan import asset_states
+from tasks.commit import asset_manifest
+from tasks.store import Store, open_store
+from tasks.tables import read_table, seal_run
+from tasks.verify import Finding, repair_store, verify_store
+
+DUCK = spec().asset_id
+
+
+def damage(store: Store, key: str, content: bytes) -> None:
+    store.put_bytes(key, content, replace=True)
+
+
+@pytest.fixture
+def whole(store: Store, tmp_path: Path) -> Store:
+    """A store with all that there can be in one."""
+    fill(store, tmp_path)
+    make(store, tmp_path, spec(), "run3", "failed")
+    assert verify_store(store) == []
+    seal_run(store, "run1")
+    return store
+
+
+def kinds(findings: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding.kind, finding.key) for finding in findings]
+
+
+def test_a_whole_store_is_whole_and_repairing_it_changes_nothing(whole: Store) -> None:
+    assert verify_store(whole) == []
+    before = {key: whole.get_bytes(key) for key in whole.list()}
+    assert repair_store(whole, []) == []
+    assert {key: whole.get_bytes(key) for key in whole.list()} == before
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"short", "5 bytes is not what"),
+        (b"", "0 bytes"),
+        (None, "is missing"),
+        ("flip", "content"),
+    ],
+)
+def test_a_damaged_asset_is_named_and_made_again(
+    tmp_path: Path, content: Any, problem: str
+) -> None:
+    store = open_store(tmp_path / "store")
+    fill(store, tmp_path)
+    [duck] = [k for k in store.list("assets/") if DUCK in k and k.endswith("mesh.glb")]
+    good = store.get_bytes(duck)
+    if content is None:
+        store.delete(duck)
+    else:
+        damage(store, duck, bytes([good[0] ^ 1]) + good[1:] if content == "flip" else content)
+    [finding] = verify_store(store)
+    assert (finding.kind, finding.key) == ("asset", duck)
+    assert problem in finding.problem
+    assert asset_states(store, [DUCK]) == {DUCK: "finished"}
+    done = repair_store(store, [finding])
+    assert "set aside" in done[0]
+    assert verify_store(store) == []
+    assert asset_manifest(store, DUCK) is None
+    assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}  # the next run makes it
+    row = read_table(store, "assets").set_index("asset_id").loc[DUCK]
+    assert (row.status, row.error_type) == ("interrupted", "Damaged")
+    assert duck in row.error
+    make(store, tmp_path, spec(), "run9")
+    assert read_table(store, "assets").set_index("asset_id").loc[DUCK].status == "ok"
+    assert verify_store(store) == []
+
+
+def test_tables_that_are_torn_or_lie_are_made_again(whole: Store, tmp_path: Path) -> None:
+    before = all_tables(whole)
+    keys = [key for key in whole.list("tables/assets/") if key.endswith(".parquet")]
+    damage(whole, keys[0], whole.get_bytes(keys[0])[:-9])
+    [finding] = verify_store(whole)
+    assert finding.kind == "table"
+    assert "is damaged" in finding.problem
+    repair_store(whole, [finding])
+    assert all_tables(whole) == before
+    assert verify_store(whole) == []
+
+
+def test_rows_that_are_gone_or_stand_for_nothing_are_found(whole: Store) -> None:
+    before = all_tables(whole)
+    for key in list(whole.list("tables/attempts/")):
+        whole.delete(key)
+    views = next(iter(whole.list("tables/views/run_id=run1/")))
+    whole.put_bytes("tables/views/run_id=ghost/x.parquet", whole.get_bytes(views))
+    found = verify_store(whole)
+    assert [f.key for f in found] == ["tables/views", "tables/attempts"]
+    count = len(before["attempts"])
+    assert found[1].problem == f"{count} rows are missing and 0 have nothing behind them"
+    assert found[0].problem.startswith("0 rows are missing and ")
+    repair_store(whole, found)
+    assert all_tables(whole) == before
+    assert verify_store(whole) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "a01/attempt.json"])
+def test_a_damaged_document_is_named(tmp_path: Path, name: str) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+    damage(store, f"assets/{DUCK}/{name}", b"{")
+    [finding] = verify_store(store)
+    assert (finding.kind, finding.key) == ("asset", f"assets/{DUCK}/{name}")
+    assert "delete its folder and run its manifest again" in finding.problem
+
+
+def test_abandoned_files_are_found_when_they_are_old(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+    folder = tmp_path / "store" / "assets" / DUCK / "a01"
+    old, young = folder / ".mesh.glb.0123abcd", folder / ".mesh.glb.89abcdef"
+    for path in (old, young, folder / ".keep"):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    os.utime(folder / ".keep", (0, 0))
+    found = verify_store(store)
+    assert kinds(found) == [("leftover", f"assets/{DUCK}/a01/{old.name}")]
+    assert repair_store(store, found) == [f"assets/{DUCK}/a01/{old.name}: removed"]
+    assert (old.exists(), young.exists(), (folder / ".keep").exists()) == (False, True, True)
+
+
+def test_half_uploads_are_aborted(s3_url: str) -> None:
+    store = open_store(s3_url)
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    for key in (f"{prefix}/assets/x/a01/mesh.glb", "somebody/elses"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    assert store.leftovers(timedelta(days=20_000), remove=True) == []  # moto says 2010
+    name = "assets/x/a01/mesh.glb (multipart upload)"
+    assert store.leftovers(timedelta(0), remove=False) == [name]
+    assert store.leftovers(timedelta(0), remove=True) == [name]
+    [left] = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert left["Key"] == "somebody/elses"
