@@ -26,7 +26,7 @@ def test_damage_is_told_and_mended(mesh: Path, sjc: Callable[..., Said], tmp_pat
     mesh.write_bytes(b"torn")
     said = sjc("verify", "--quiet")
     assert said.code == 1
-    assert said.out.endswith("mesh.glb: is damaged: 4 bytes instead of 15\n")
+    assert said.out.endswith("mesh.glb: is damaged: 4 bytes instead of 18\n")
     assert "sjc verify --repair" in said.err
     said = sjc("verify", "--repair", "--json")
     assert said.code == 0
