@@ -1,0 +1,252 @@
+"""Runs that start by the clock, or from Prefect's pages: a real server, worker and runner."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from flows.deploy import check, read_file
+from flows.errors import UsageError
+from flows.plan import Settings
+from flows.server import HOST, free_port, healthy
+from tasks.manifest import ManifestError
+from tasks.tables import read_table
+
+ROOT = Path(__file__).parents[2]
+SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
+TINY = {
+    "steps": 20, "lr": 0.3, "grid_size": 16, "ray_step": 0.08, "views_per_step": 1,
+    "emptiness_weight": 0, "mesh_resolution": 32, "max_faces": 2000, "texture_size": 64,
+    "evaluation_size": 32, "turntable_frames": 0,
+}  # fmt: skip
+SOON = "* * * * * */10"  # Prefect's cron takes seconds as a sixth field
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A Prefect server of these tests."""
+    port, home = free_port(), tmp_path_factory.mktemp("home")
+    command = [sys.executable, "-m", "flows.server", "--port", str(port)]
+    server = subprocess.Popen(
+        [*command, "--parent", str(os.getpid())], env=os.environ | {"PREFECT_HOME": str(home)}
+    )
+    url = f"http://{HOST}:{port}/api"
+    try:
+        until(lambda: healthy(url))
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield client
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a manifest, whose commands talk to the server."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PREFECT_API_URL", str(api.base_url).rstrip("/"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.csv").write_text("id,prompt\nduck,a yellow duck\n")
+    return tmp_path
+
+
+def until(condition: Callable[[], Any], seconds: float = 150.0) -> Any:
+    """What the condition gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.3)
+    return found
+
+
+def tiny(judge: str) -> list[str]:
+    settings = TINY | {"judge": judge}
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+@contextlib.contextmanager
+def started(*command: str) -> "Iterator[subprocess.Popen[str]]":
+    """A process in a group of its own, as a terminal starts one, that ends with the test."""
+    with Path("log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, text=True, process_group=0, stdin=subprocess.DEVNULL
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def call(api: httpx.Client, method: str, path: str, json: Any = None) -> Any:
+    """The API's answer; while its SQLite is busy it says 503, and its clients ask again."""
+
+    def ask() -> httpx.Response | None:
+        reply = api.request(method, path, json=json)
+        return None if reply.status_code == 503 else reply.raise_for_status()
+
+    reply = until(ask, 60)
+    return reply.json() if reply.content else None
+
+
+def runs_of(api: httpx.Client, deployment_id: str, *states: str) -> list[dict[str, Any]]:
+    wanted = {
+        "deployments": {"id": {"any_": [deployment_id]}},
+        "flow_runs": {"state": {"type": {"any_": list(states)}}},
+    }
+    found: list[dict[str, Any]] = call(api, "POST", "/flow_runs/filter", wanted)
+    return found
+
+
+def done(api: httpx.Client, flow_run_id: str) -> dict[str, Any] | None:
+    """A flow run that has ended."""
+    run: dict[str, Any] = call(api, "GET", f"/flow_runs/{flow_run_id}")
+    wrong = ("FAILED", "CRASHED", "CANCELLED")
+    assert run["state_type"] not in wrong, (run["state"], Path("log").read_text())
+    return run if run["state_type"] == "COMPLETED" else None
+
+
+@pytest.mark.slow
+def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
+    folder: Path, api: httpx.Client, judge: str
+) -> None:
+    command = [*SJC, "deploy", "lists", "--cron", SOON, "--devices", "cpu", *tiny(judge)]
+    command += ["--name", "nightly", "--on-collision", "cancel-new", "--pool", "tests"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "prefect worker start --pool tests --name gpu0 --limit 1" in said
+
+    assert call(api, "GET", "/work_pools/tests")["type"] == "process"
+    deployment = call(api, "GET", "/deployments/name/generate/nightly")
+    assert f"/deployments/deployment/{deployment['id']}" in said
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert deployment["parameters"]["overrides"]["steps"] == "20"
+    scheduled = until(lambda: runs_of(api, deployment["id"], "SCHEDULED"))
+    assert all(run["auto_scheduled"] for run in scheduled)
+
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "tests"]
+    with started(*worker, "--name", "cpu", "--limit", "1"):
+        first = until(
+            lambda: next(iter(runs_of(api, deployment["id"], "PENDING", "RUNNING")), None)
+        )
+        assert first["auto_scheduled"]
+        (schedule,) = deployment["schedules"]  # it has done its part, and so have its other runs
+        path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
+        call(api, "PATCH", path, {"active": False})
+        for run in runs_of(api, deployment["id"], "SCHEDULED"):
+            call(api, "DELETE", f"/flow_runs/{run['id']}")
+        until(lambda: done(api, first["id"]))
+
+        # The manifest grows; then a custom run, which is parameters and nothing else.
+        (folder / "lists" / "b.csv").write_text("id,prompt\ntank,a toy tank\n")
+        request = {"parameters": deployment["parameters"] | {"price_per_hour": 3.6}}
+        custom = call(api, "POST", f"/deployments/{deployment['id']}/create_flow_run", request)
+        second = until(lambda: done(api, custom["id"]))
+    assert second["name"] == "lists: 2 assets (1 new)"
+    assert second["state"]["message"] == "1 ok, 1 reused"
+    entries = read_table(folder / "store", "entries").set_index("run_id").loc[[last_run(folder)]]
+    assert dict(zip(entries.manifest, entries.outcome, strict=True)) == {
+        "lists/a.csv": "reused",
+        "lists/b.csv": "computed",
+    }
+    attempts = read_table(folder / "store", "attempts")
+    assert list(attempts.attempt) == ["a01", "a01"], "every asset was made once"
+
+
+def last_run(folder: Path) -> str:
+    return str(read_table(folder / "store", "runs").sort_values("started_at").run_id.iloc[-1])
+
+
+@pytest.mark.slow
+def test_serve_runs_by_the_clock_until_ctrl_c(folder: Path, api: httpx.Client, judge: str) -> None:
+    command = [*SJC, "serve", "lists/a.csv", "--cron", SOON, "--devices", "cpu", *tiny(judge)]
+    with started(*command) as serving:
+        until(lambda: len(read_table("store", "runs")) if Path("store/tables").exists() else 0)
+        deployment = call(api, "GET", "/deployments/name/generate/a")
+        until(lambda: runs_of(api, deployment["id"], "COMPLETED"))
+        os.killpg(serving.pid, signal.SIGINT)  # as a terminal sends it: to all of the group
+        assert serving.wait(60) == 130
+    said = Path("log").read_text()
+    assert "now: a.csv: 1 asset (1 new)" in said
+    assert "next: " in said
+    assert f"pages: {str(api.base_url).removesuffix('/api/')}/deployments" in said
+    assert "Traceback" not in said
+    assert said.rstrip().endswith("the next run goes on")
+    assert "ok" in set(read_table("store", "assets").status)
+
+
+GOOD = "id,prompt\nduck,a yellow duck\n"
+WRONG = {
+    "serve a.csv --cron nope": "--cron 'nope' is no cron line",
+    "serve a.csv --cron @daily --timezone Mars/X": "--timezone 'Mars/X' is unknown",
+    "serve a.csv --cron @daily --prior nosuch": "nosuch",
+    "serve none.csv --cron @daily": "none.csv:1: file: does not exist",
+    "serve a.csv --cron @daily --price-per-hour -1": "--price-per-hour",
+    "deploy a.csv --cron 61": "cron '61' is no cron line",
+    "deploy none.csv --cron @daily": "none.csv:1: file: does not exist",
+    "deploy a.csv --cron @daily --recipe drafft": "draft",
+    "deploy a.csv --cron @daily": "there is no Prefect server",
+    "deploy": "prefect.yaml: No such file",
+    "deploy --cron @daily": "--cron and --name are for a manifest",
+    "deploy --file a.csv": "a.csv: there are no deployments",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_mistakes_are_one_message_before_anything_starts(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (tmp_path / "a.csv").write_text(GOOD)
+    monkeypatch.setattr(sys, "argv", ["sjc", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    err = capfd.readouterr().err
+    assert (ended.value.code, len(err.splitlines())) == (2, 1), err
+    assert WRONG[words] in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_our_prefect_yaml_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (deployment,) = read_file(ROOT / "prefect.yaml")["deployments"]
+    check(deployment, "prefect.yaml")
+    assert deployment["concurrency_limit"]["limit"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "name is missing"),
+        ({"work_pool": {}}, "work_pool has no name"),
+        ({"parameters": {"manifest": "a.csv", "stor": "x"}}, "parameter 'stor' is unknown"),
+        ({"parameters": {}}, "parameter manifest is missing"),
+        ({"schedules": [{"cron": "x"}]}, "cron 'x' is no cron line"),
+        ({"schedules": [{"cron": "@daily", "parameters": {"manifest": "none.csv"}}]}, "none.csv:1"),
+    ],
+)
+def test_a_wrong_deployment_is_found_before_the_server(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text(GOOD)
+    deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]
+    deployment["parameters"] = Settings("a.csv").to_json()
+    check(deployment, "here")
+    with pytest.raises((UsageError, ManifestError), match=message):
+        check(deployment | change, "here")

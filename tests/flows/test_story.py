@@ -1,0 +1,174 @@
+"""What is told of a run while it goes on: the time left, the summary, the command that retries."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import story, tally
+from flows.cli import parse_overrides
+from flows.plan import Plan, Settings, make_plan
+from flows.story import Story, command, run_name, spent
+from flows.tally import Tally, duration
+from flows.terminal import Lines
+from tasks.artifacts import Board
+
+
+class Clock:
+    """time.monotonic, set by hand."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(tally, "time", clock)
+    monkeypatch.setattr(story, "time", clock)
+    return clock
+
+
+def test_the_time_left_is_that_of_the_steps_left(clock: Clock) -> None:
+    run = Tally(5, {"a": 100, "b": 100, "resumed": 100, "copied": 100})
+    run.finished("old", "reused")
+    assert run.seconds_left is None
+    run.progress("a", 1, 100)
+    run.progress("resumed", 60, 100)  # these 60 are no work of this run
+    clock.now += 10
+    run.progress("a", 21, 100)
+    run.progress("resumed", 80, 100)
+    # 40 steps in 10 s; left are 79 + 20 + 100 of b + 100 of copied
+    assert run.seconds_left == pytest.approx(299 / 4)
+    run.stage("copied", "extract")  # its field was there already: no step has been done for it
+    assert run.seconds_left == pytest.approx(199 / 4)
+    run.finished("b", "diverged")
+    assert run.seconds_left == pytest.approx(99 / 4)
+    run.stage("a", "extract")  # the steps after its last report are done
+    assert run.seconds_left == pytest.approx(20 * 10 / 119)
+    for name in ("a", "copied", "resumed"):
+        run.finished(name, "ok")
+    assert run.seconds_left is None
+    assert (run.done, run.failed, run.to_go, run.elapsed) == (5, 1, 0, 10)
+
+
+def test_assets_too_quick_for_reports_are_counted_whole(clock: Clock) -> None:
+    run = Tally(4, {"a": 9, "b": 9})
+    run.finished("old", "reused")
+    run.finished("bad", "failed")  # by an earlier run
+    assert run.seconds_left is None
+    clock.now += 6
+    run.finished("a", "ok")
+    assert run.seconds_left == 6
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (3.2, 99, 101, 5999, 6000)] == [
+        "3 s", "99 s", "2 min", "100 min", "1.7 h",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.chdir(tmp_path)
+    Path("toys.csv").write_text("id,prompt\nduck,a duck\npi|g*,\n".replace("pi|g*,", "pig,a pig"))
+    return make_plan(
+        Settings("toys.csv", "store", devices=["cpu", "cpu"], price_per_hour=3.0, gallery="wall")
+    )
+
+
+class Shown(Board):
+    """A board that keeps what it should send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: dict[str, list[Any]] = {}
+
+    def update(self, artifact: Any, data: Any) -> None:
+        self.texts.setdefault(artifact.request.key, []).append(data)
+
+
+def test_the_summary_of_a_run(plan: Plan, clock: Clock) -> None:
+    board = Shown()
+    told = Story(plan, board)
+    told.begun("run1", 2, {"duck": 100, "pig": 100})
+    told.progress("duck", 1, 100, None)
+    clock.now += 36
+    told.progress("duck", 51, 100, None)
+    texts = board.texts["summary"]
+    assert "# toys.csv: 2 assets \\(2 new\\)" in texts[0]
+    assert "| 0 | 0 | 0 | 2 |" in texts[-1]
+    # 149 steps at 50 in 36 s are 107 s; 2 devices for 36 s and then for 143 s, at 3 an hour
+    assert "**About 2 min left.**" in texts[-1]
+    assert "36 s on cpu, cpu: 0.02 device-hours, cost 0.06 at 3 an hour" in texts[-1]
+    assert "about 0.24 in the end" in texts[-1]
+    told.progress("duck", 99, 100, None)
+    assert len(texts) == 2 + 1, "at most one version in ten seconds"
+    told.finished("duck", "ok", 30.0)
+    clock.now += 36
+    told.finished("pig", "diverged", 30.0)
+    assert "| pig | diverged |" in texts[-1]
+
+    store = plan.store
+    store.put_bytes("runs/run1/report.html", b"x")
+    rows = [dict.fromkeys(story.RESULT_COLUMNS) | {"asset": "duck", "status": "ok", "error": None}]
+    reason = "<b>NaN</b> | at\n[step](http://x) 3"
+    rows += [{**rows[0], "asset": "pig", "status": "diverged", "error": reason}]
+    told.ended(rows)
+    last = texts[-1]
+    assert "| 1 | 0 | 1 | 0 |" in last
+    assert r"| pig | \<b\>NaN\</b\> \| at \[step\]\(http://x\) 3 |" in last
+    assert "```\nsjc run toys.csv" in last
+    assert "--retry-failed" in last
+    assert f"- report: `{store.uri('runs/run1/report.html')}`" in last
+    assert "all previews" not in last, "a picture that is not there is no place to look"
+    assert "- gallery: `wall`" in last
+    assert f"sjc gallery -o wall --store {store.url}" in last
+    assert "0.06 for each" not in last
+    assert "cost 0.12 at 3 an hour, 0.12 for each asset made" in last
+    assert '"reason"' in board.texts["failures"][0]
+    assert len(board.texts["results"]) == 1
+
+
+def test_names_of_runs(plan: Plan) -> None:
+    ids = list(plan.assets)
+    plan.states.update({ids[0]: "finished", ids[1]: "interrupted"})
+    assert run_name(plan) == "toys.csv: 2 assets (1 resumed)"
+    plan.states[ids[1]] = "failed"
+    assert run_name(plan) == "toys.csv: 2 assets (nothing new)"
+
+
+def test_without_a_price_there_is_no_cost(plan: Plan) -> None:
+    object.__setattr__(plan.settings, "price_per_hour", None)
+    assert spent(plan, 3600, 100, 1) == "60 min on cpu, cpu: 2 device-hours."
+
+
+def test_the_command_does_the_same_again() -> None:
+    assert command(Settings("m.csv", scenes_per_device=None)) == "sjc run m.csv"
+    settings = Settings(
+        "my list.csv", "s3://b/p", "toybox", "draft", {"steps": "5"}, 3, "seed < 2",
+        ["cpu", "cuda:0"], 4, "fast", False, 9.5, 2.5, "wall",
+    )  # fmt: skip
+    words = shlex.split(command(settings, retry=True))
+    assert words == [
+        "sjc", "run", "my list.csv", "--store", "s3://b/p", "--prior", "toybox", "--recipe",
+        "draft", "--set", "steps=5", "--limit", "3", "--where", "seed < 2", "--devices",
+        "cpu,cuda:0", "--scenes-per-device", "4", "--scratch", "fast", "--retry-failed",
+        "--timeout", "9.5", "--price-per-hour", "2.5", "--gallery", "wall",
+    ]  # fmt: skip
+    assert parse_overrides([words[words.index("--set") + 1]]) == settings.overrides
+
+
+def test_lines_tell_the_time_left(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    lines.begun("run1", 2, {"a": 100, "b": 100})
+    lines.progress("a", 1, 100, None)
+    clock.now += 10
+    lines.progress("a", 51, 100, None)
+    lines.finished("a", "ok", 11.0)
+    assert capfd.readouterr().err.endswith("a: ok after 11 s (1/2 done, 1 to go, 10 s left)\n")
