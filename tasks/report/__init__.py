@@ -39,7 +39,8 @@ WITH mine AS (
 SELECT e.row_id, e.asset_id,
     -- a run that was killed left no outcomes, but its rows are there
     coalesce(e.outcome, CASE WHEN m.run_id <> '{run_id}' THEN NULL WHEN m.status = 'ok'
-        THEN 'computed' WHEN m.status <> 'interrupted' THEN 'failed' END) AS outcome, m.* EXCLUDE (asset_id)
+        THEN 'computed' WHEN m.status <> 'interrupted' THEN 'failed' END) AS outcome,
+    m.* EXCLUDE (asset_id)
 FROM entries e LEFT JOIN mine m USING (asset_id)
 WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
 ORDER BY e.line, e.row_id
