@@ -203,7 +203,9 @@ def check(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")],
-    prior: Annotated[str, typer.Option(help="As for `run`.")] = "toybox",
+    prior: Annotated[
+        str, typer.Option(help="As for `run`.", autocompletion=completion.priors)
+    ] = "toybox",
     recipe: RecipeOption = None,
     set_: SetOption = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the random numbers.")] = 0,
@@ -453,7 +455,10 @@ def sample2d(
     out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],
     prior: Annotated[
         list[str] | None,
-        typer.Option(help="As for `run`; repeatable. Default: toybox and toybox-duck."),
+        typer.Option(
+            help="As for `run`; repeatable. Default: toybox and toybox-duck.",
+            autocompletion=completion.priors,
+        ),
     ] = None,
     guidance: Annotated[str, typer.Option(help="Scales of the grid's columns.")] = "1,3,10,30",
     steps: Annotated[int, typer.Option(min=1, help="Steps along the score.")] = 400,

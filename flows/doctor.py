@@ -23,6 +23,7 @@ from rich.text import Text
 
 from flows.environment import prefect_home
 from flows.errors import FAILED
+from flows.folders import can_hold_files
 from flows.server import healthy, ui_server
 
 DEADLINE = 8.0  # seconds for all checks
@@ -288,8 +289,6 @@ def local_store(folder: Path) -> Findings:
 
 def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Findings:
     """Whether a folder can hold files, and how many."""
-    from flows.plan import can_hold_files
-
     place = folder.absolute()
     told = f"{place}: {detail}" if detail else str(place)
     if not can_hold_files(folder):
@@ -364,8 +363,6 @@ def _reach(url: str) -> float | str | None:
 
 def prefect_server() -> Findings:
     """Which Prefect server a run would use."""
-    from flows.plan import can_hold_files
-
     home = prefect_home()
     if not can_hold_files(home):
         fix = "set PREFECT_HOME to a folder that can be written"

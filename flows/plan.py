@@ -1,6 +1,5 @@
 """What a run is going to do: everything is read and checked here, before anything starts."""
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
+from flows.folders import can_hold_files
 from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_attempts
 from tasks.manifest import Entry, Manifest, read_manifest, resolve
@@ -120,12 +120,6 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]
     donors = find_donors(store, unfinished)
     return Plan(settings, manifest, entries, warnings, store, states, donors, devices)
-
-
-def can_hold_files(folder: Path) -> bool:
-    """Whether a folder is there and writable, or can be made; nothing is made."""
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:

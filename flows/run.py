@@ -8,8 +8,9 @@ from pathlib import Path
 
 from flows import environment, server
 from flows.errors import FAILED
+from flows.folders import can_hold_files
 from flows.listing import RESULT_COLUMNS, results
-from flows.plan import Plan, Settings, can_hold_files, make_plan, seconds_expected
+from flows.plan import Plan, Settings, make_plan, seconds_expected
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
 from tasks.report import report_key

@@ -50,7 +50,7 @@ def report_page(report: Report) -> str:
 <div class="charts">{"".join(_histograms(rows))}</div></section>
 {_failures(rows)}
 {_times(report)}
-<section><h2>Settings</h2><div class="columns">{_table(_settings(report))}</div></section>
+<section><h2>Settings</h2>{_table(_settings(report))}</section>
 <footer class="note">Pictures link to the store's files, which lie two folders above this page. A
 page with a 3D viewer for each asset: <code>sjc gallery -o pages --store
 {escaped(shlex.quote(report.store))}</code></footer></main>"""
@@ -270,7 +270,12 @@ def _settings(report: Report) -> Iterable[tuple[str, str]]:
     yield "manifest", f"{run['manifest']} (SHA-256 {run['manifest_sha256'][:16]})"
     yield "entries", f"{len(run['entries']):,}"
     for name, value in run["settings"].items():
-        if name not in ("manifest", "store") and value not in (None, {}, [], False):
+        if name not in ("manifest", "store", "prior", "recipe", "devices") and value not in (
+            None,
+            {},
+            [],
+            False,
+        ):
             yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     for name, shown in (
         ("prior", lambda row: f"{row['prior']} at {row['prior_revision'][:12]}"),
@@ -287,7 +292,7 @@ def _settings(report: Report) -> Iterable[tuple[str, str]]:
 
 def _table(lines: Iterable[tuple[str, str]]) -> str:
     cells = (f"<tr><td>{escaped(a)}</td><td>{_cut(b, LONG)}</td></tr>" for a, b in lines)
-    return f"<table>{''.join(cells)}</table>"
+    return f'<table class="settings">{"".join(cells)}</table>'
 
 
 def _cut(text: str, most: int = SHORT) -> str:

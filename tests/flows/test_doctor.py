@@ -1,0 +1,171 @@
+"""`sjc doctor` finds what is broken, says what to do, makes nothing, and never breaks itself."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+import flows.doctor as doctor
+from flows.doctor import Finding, examine
+
+NO_NETWORK = {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "COLUMNS": "300"}
+
+
+def sjc(folder: Path, *arguments: str, before: str = "pass", **environment: str) -> Any:
+    code = f"import sys; {before}; sys.argv = ['sjc', 'doctor', *{arguments!r}]\n"
+    return subprocess.run(
+        [sys.executable, "-c", code + "from flows.cli import main; main()"],
+        cwd=folder,
+        env={**os.environ, **NO_NETWORK, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def named(found: list[dict[str, str]], check: str) -> dict[str, str]:
+    (finding,) = (f for f in found if f["check"] == check)
+    return finding
+
+
+@pytest.mark.slow
+def test_a_good_machine(tmp_path: Path) -> None:
+    said = sjc(tmp_path, "--json")
+    assert said.returncode == 0, said.stdout + said.stderr
+    found = json.loads(said.stdout)
+    assert not [f for f in found if f["status"] == "problem"]
+    checks = {f["check"] for f in found}
+    assert {"python", "packages", "torch", "cpu", "memory", "toybox", "judge toybox", "ffmpeg",
+            "xatlas", "store", "scratch folder", "Prefect", "model hub"} <= checks  # fmt: skip
+    assert metadata.version("torch") in named(found, "torch")["detail"]
+    assert "not there yet" in named(found, "store")["detail"]
+    assert all((f["fix"] == "") == (f["status"] == "ok") for f in found)
+    assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+@pytest.mark.slow
+def test_a_bad_machine_has_no_traceback(tmp_path: Path) -> None:
+    """A missing library, a store below a file, a dead server: each is a line, and the code is 1."""
+    (tmp_path / "file").touch()
+    said = sjc(
+        tmp_path, "--store", "file/store", "--scratch", "file/x", "--json",
+        before="sys.modules['torch'] = sys.modules['pyarrow'] = None",
+        PREFECT_API_URL="http://127.0.0.1:9/api",
+    )  # fmt: skip
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    found = json.loads(said.stdout)
+    bad = {f["check"]: f for f in found if f["status"] == "problem"}
+    assert "torch" in bad["devices"]["detail"]
+    assert "PREFECT_API_URL" in bad["Prefect"]["fix"]
+    assert "cannot be made" in bad["scratch folder"]["detail"]
+    assert all(finding["fix"] for finding in bad.values())
+    assert named(found, "toybox")["status"] == "ok"
+
+
+def test_a_dead_server_and_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    (found,) = doctor.prefect_server()
+    assert (found.status, "unset PREFECT_API_URL" in found.fix) == ("problem", True)
+    monkeypatch.setattr(doctor, "healthy", lambda url, timeout: True)
+    (found,) = doctor.prefect_server()
+    assert found.status == "ok"
+
+
+def test_a_version_that_breaks_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "0.160.0" if name == "fastapi" else real(name)
+    )
+    (bad,) = (f for f in doctor.versions() if f.status == "problem")
+    assert (bad.check, "keep Prefect's server from starting" in bad.detail) == ("fastapi", True)
+    assert '"fastapi<0.151,>=0.139"' in bad.fix
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (found,) = doctor.local_store(tmp_path / "file" / "store")
+    assert (found.status, "choose another --store" in found.fix) == ("problem", True)
+    (found,) = doctor.local_store(tmp_path / "file")
+    assert found.status == "problem"
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = doctor.shutil.disk_usage(tmp_path)
+    for free, status in ((doctor.NO_DISK // 2, "problem"), (doctor.NO_DISK * 2, "warning")):
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _, n=free: usage._replace(free=n))
+        (found,) = doctor.local_store(tmp_path)
+        assert (found.status, "free space" in found.fix) == (status, True)
+
+
+def test_damaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sjc_engine import sources
+
+    (tmp_path / "prior").mkdir()
+    (tmp_path / "prior" / "model.safetensors").write_text("version https://git-lfs.github.com/")
+    monkeypatch.setattr(sources, "BUILTINS", {"toybox": tmp_path / "prior"})
+    found = list(doctor.embedded())
+    assert [(f.check, f.status) for f in found] == [
+        ("toybox", "problem"),
+        ("judge toybox", "problem"),
+    ]
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "testing-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        **NO_NETWORK,
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield
+    server.stop()
+
+
+def test_a_bucket(s3: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="toys")
+    found = list(doctor.s3_store("s3://toys/x"))
+    assert [(f.check, f.status) for f in found] == [
+        ("credentials", "ok"),
+        ("endpoint", "ok"),
+        ("store", "ok"),
+    ]
+    assert "testing-secret" not in str(found)
+    (*_, missing) = doctor.s3_store("s3://no-such-bucket/x")
+    assert (missing.status, "create it" in missing.fix) == ("problem", True)
+    assert abs(float(doctor._reach(os.environ["AWS_ENDPOINT_URL_S3"]) or 0)) < 5
+    monkeypatch.setattr(doctor, "_reach", lambda url: -4000.0)
+    (_, clock, *_) = doctor.s3_store("s3://toys/x")
+    assert (clock.check, clock.status, "clock" in clock.fix) == ("endpoint", "problem", True)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    (nobody,) = doctor.s3_store("s3://toys/x")
+    assert (nobody.check, nobody.status) == ("credentials", "problem")
+
+
+def test_no_check_takes_longer_than_it_may() -> None:
+    def hangs() -> doctor.Findings:
+        time.sleep(30)
+        yield Finding("never", "ok", "")
+
+    started = time.monotonic()
+    good = Finding("good", "ok", "")
+    found = examine({"slow": hangs, "good": lambda: iter([good])}, deadline=0.3)
+    assert time.monotonic() - started < 5
+    assert [(f.check, f.status) for f in found] == [("slow", "problem"), ("good", "ok")]
