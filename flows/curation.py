@@ -28,6 +28,8 @@ def curate(store: str, out: str, request: Request, *, quiet: bool, as_json: bool
     """Writes a dataset and prints where its card is. Raises UsageError, StoreError."""
     if "://" not in out and Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"-o {out}: is a file; name a folder or s3://bucket/prefix")
+    if request.links and request.format != "parquet":
+        raise UsageError(f"--links: goes with --format parquet, not {request.format}")
     began = time.monotonic()
     told = began
 

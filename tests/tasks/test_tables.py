@@ -270,3 +270,23 @@ def test_other_tools_read_the_folders(tmp_path: Path) -> None:
     assert file.schema_arrow.equals(FILE_SCHEMAS["assets"], check_metadata=False)
     assert file.schema_arrow.metadata[b"sjc.version"] == b"2"
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_read_table_chooses_rows_and_columns(store: Store, tmp_path: Path) -> None:
+    make_run(store, tmp_path, "run1", "duck,a duck,t,v\npig,a pig,,\n")
+    make(store, tmp_path, spec("a mug"), "run1", "failed")
+    found = read_table(store.url, "assets", where="status = 'ok'", columns=["prompt", "faces"])
+    assert list(found.columns) == ["prompt", "faces"]
+    assert sorted(found["prompt"]) == ["a duck", "a pig"]
+    assert found["faces"].dtype == "Int64"
+    mine = read_table(
+        store, "assets", tmp_path / "m.csv", where="true OR false -- whatever", columns=["status"]
+    )
+    assert list(mine["status"]) == ["ok", "ok"]  # the mug is not in the manifest
+    everything = read_table(store, "assets")
+    assert isinstance(everything["started_at"].dtype, pd.DatetimeTZDtype)
+    assert everything["watertight"].dtype == "boolean"
+    with pytest.raises(QueryError, match="no column colour"):
+        read_table(store, "assets", columns=["prompt", "colour"])
+    with pytest.raises(QueryError, match="colour"):
+        read_table(store, "assets", where="colour = 3")
