@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from sjc_engine.camera import orbit
+from sjc_engine.camera import Camera, orbit, rays
 from sjc_engine.fields import Field, VoxelField
 from sjc_engine.isosurface import EmptyField, OpaqueField, isosurface
 from sjc_engine.raster import coverage
-from sjc_engine.render import render
+from sjc_engine.render import intersect_box
 
 SIZE = 96  # pixels; the choice does not change with finer pictures
 VIEWS_DEG = ((0.0, 15.0), (70.0, 15.0), (150.0, -15.0), (250.0, 40.0))  # azimuth, elevation
@@ -58,11 +58,7 @@ def calibrate_level(
     """
     cameras = [orbit(azimuth, elevation) for azimuth, elevation in VIEWS_DEG]
     visible = _without_floaters(field, component_fraction)
-    # One interval per voxel is enough for a mask.
-    masks = [
-        render(visible, camera, SIZE, SIZE, step=field.voxel_length).opacity.cpu() > 0.5
-        for camera in cameras
-    ]
+    masks = [_half_opaque(visible, camera) for camera in cameras]
     if not any(mask.any() for mask in masks):
         raise EmptyField("the field is nowhere half opaque: it shows no object")
     if len(occupancy) >= 2 * ENOUGH and len(occupancy) % 2 == 0:
@@ -98,6 +94,19 @@ def calibrate_level(
             "the field is opaque up to the walls of its box: there is no object to separate"
         )
     return level
+
+
+def _half_opaque(field: VoxelField, camera: Camera) -> Tensor:
+    """The mask (SIZE, SIZE) of opacity > 0.5, which needs no colours; one sample per voxel."""
+    origins, directions = rays(camera, SIZE, SIZE)
+    origins, directions = origins.to(field.device), directions.to(field.device)
+    near, length = intersect_box(origins, directions, field.aabb.to(origins))
+    count = math.ceil(float(length.max()) / field.voxel_length)
+    middles = (torch.arange(count, device=field.device) + 0.5) / count
+    distance = near[:, None] + length[:, None] * middles  # (rays, count)
+    points = origins[:, None] + directions[:, None] * distance[..., None]
+    density = field.sigma(points.view(-1, 3)).view(distance.shape)
+    return (density.mean(1) * length > math.log(2)).view(SIZE, SIZE).cpu()
 
 
 def _without_floaters(field: VoxelField, component_fraction: float) -> VoxelField:
