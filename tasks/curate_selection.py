@@ -169,7 +169,7 @@ def _files(store: Store, asset_id: str) -> dict[str, tuple[str, StoredFile]]:
         raise StoreError(
             f"{store.uri(f'assets/{asset_id}/manifest.json')} is missing although the tables say "
             "that the asset is finished; make the tables again with "
-            f"`python -m tasks.tables {store.url}`."
+            f"`sjc verify --repair --store {store.url}`."
         )
     prefix = f"{committed_attempt(manifest)}/"
     return {

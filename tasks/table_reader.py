@@ -368,4 +368,4 @@ def _named(store: Store, key: str) -> Iterator[None]:
 
 
 def _remedy(store: Store) -> str:
-    return f"; make the tables again with `python -m tasks.tables {store.url}`."
+    return f"; make the tables again with `sjc verify --repair --store {store.url}`."

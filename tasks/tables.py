@@ -6,7 +6,6 @@ parts, and reading is in `tasks.table_reader`.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from tasks.commit import asset_attempts, asset_manifest, read_document, run_ids
 from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
 from tasks.schemas import SCHEMAS, Row, to_arrow
 from tasks.sealing import parquet, replace_table, seal_run
-from tasks.store import Store, StoredFile, open_store
+from tasks.store import Store, StoredFile
 from tasks.table_reader import (
     FILES,
     RUN_PART,
@@ -121,7 +120,3 @@ def projection(store: Store) -> dict[str, list[pa.Table]]:
 
 def _part(attempt: Mapping[str, Any]) -> str:
     return f"{attempt['asset_id']}-{attempt['attempt']}"
-
-
-if __name__ == "__main__":
-    rebuild_tables(open_store(sys.argv[1]))

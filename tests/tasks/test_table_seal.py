@@ -269,8 +269,9 @@ def test_the_remedy_that_errors_name_works(tmp_path: Path) -> None:
     with pytest.raises(TableError) as caught:
         read_table(store, "assets")
     command = str(caught.value).partition("`")[2].partition("`")[0].split()
-    assert command[:3] == ["python", "-m", "tasks.tables"]
-    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True)
+    assert command[:2] == ["sjc", "verify"]
+    code = "from flows.cli import main; main()"
+    subprocess.run([sys.executable, "-c", code, *command[1:]], cwd=ROOT, check=True)
     assert all_tables(store) == before
 
 
@@ -369,7 +370,7 @@ def test_a_torn_or_foreign_file_names_itself(store: Store, tmp_path: Path) -> No
     good = store.get_bytes(key)
     for content in (good[:-10], good[: len(good) // 2], b"", b"PAR1"):
         damage(store, key, content)
-        with pytest.raises(TableError, match=rf"{key} is damaged .*python -m tasks\.tables"):
+        with pytest.raises(TableError, match=rf"{key} is damaged .*sjc verify --repair"):
             read_table(store, "assets")
     damage(
         store, key, store.get_bytes(f"tables/attempts/run_id=run1/{spec().asset_id}-a01.parquet")

@@ -49,10 +49,10 @@ def test_a_whole_store_is_whole_and_repairing_it_changes_nothing(whole: Store) -
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"short", "5 bytes is not what"),
-        (b"", "0 bytes"),
+        (b"short", "5 bytes instead of 18"),
+        (b"", "0 bytes instead of 18"),
         (None, "is missing"),
-        ("flip", "content"),
+        ("flip", "not what was committed"),
     ],
 )
 def test_a_damaged_asset_is_named_and_made_again(
