@@ -70,6 +70,15 @@ def deploy(config: Config, file: Path | None = None) -> None:
         raise UsageError("there is no Prefect server; start `sjc ui`, or set PREFECT_API_URL")
     os.environ["PREFECT_API_URL"] = api_url
     server.Server(api_url, None).wait()
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    # What has imported Prefect before the server was known would look for another one.
+    with temporary_settings({PREFECT_API_URL: api_url}):
+        put(config, file, api_url)
+
+
+def put(config: Config, file: Path | None, api_url: str) -> None:
+    """Makes what is checked, and tells of it."""
     pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
     for pool in pools:
         make_pool(pool)

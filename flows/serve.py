@@ -1,6 +1,7 @@
 """`sjc serve`: one process that runs a manifest by the clock."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from flows import environment, server
@@ -18,6 +19,7 @@ def serve(settings: Settings, cron: str, timezone: str) -> None:
     plan = make_plan(settings)
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"), ui=True)
     from prefect.schedules import Cron
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.generate import generate
     from flows.story import run_name
@@ -33,12 +35,14 @@ def serve(settings: Settings, cron: str, timezone: str) -> None:
         "Ctrl-C ends it; a run that it cuts off goes on with the next one",
     ):
         print(line, file=sys.stderr, flush=True)
-    generate.serve(
-        name,
-        schedule=Cron(cron, timezone=timezone),
-        parameters=settings.to_json(),
-        limit=1,
-        pause_on_shutdown=False,
-        print_starting_message=False,
-    )
-    raise KeyboardInterrupt  # `serve` returns only then, and says nothing
+    # What has imported Prefect before there was a server would look for another one.
+    with temporary_settings({PREFECT_API_URL: connection.api_url}), suppress(SystemExit):
+        generate.serve(
+            name,
+            schedule=Cron(cron, timezone=timezone),
+            parameters=settings.to_json(),
+            limit=1,
+            pause_on_shutdown=False,
+            print_starting_message=False,
+        )
+    raise KeyboardInterrupt  # `serve` ends only when it is interrupted or terminated

@@ -45,8 +45,7 @@ class Story(Watcher):
         self._tally = Tally(total, work)
         name_run(run_name(self._plan))
         # Here, in the flow's own thread, and not in a task that might be the first to tell.
-        about = f"Run {run_id}, live"
-        self._summary = self._board.create("markdown", "summary", self._text(), about)
+        self._summary = self._board.create("markdown", "summary", self._text(), f"Run {run_id}")
 
     def stage(self, name: str, stage: str) -> None:
         self._tally.stage(name, stage)

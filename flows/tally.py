@@ -71,9 +71,9 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None while nothing is known of it, or nothing is left."""
+        """At the pace so far; None while nothing is known of it, or no step is left."""
         with self._lock:
-            if not self._left:
+            if not any(self._left.values()):
                 return None
             if self._since is not None and self._steps_done:
                 pace = (time.monotonic() - self._since) / self._steps_done

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,19 +171,29 @@ def last_run(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_serve_runs_by_the_clock_until_ctrl_c(folder: Path, api: httpx.Client, judge: str) -> None:
+def test_serve_runs_by_the_clock_until_ctrl_c(
+    folder: Path, judge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a server of its own, since there is no other."""
+    monkeypatch.delenv("PREFECT_API_URL")
     command = [*SJC, "serve", "lists/a.csv", "--cron", SOON, "--devices", "cpu", *tiny(judge)]
     with started(*command) as serving:
-        until(lambda: len(read_table("store", "runs")) if Path("store/tables").exists() else 0)
-        deployment = call(api, "GET", "/deployments/name/generate/a")
-        until(lambda: runs_of(api, deployment["id"], "COMPLETED"))
+        pages = until(
+            lambda: re.search("^pages: (http.*)/deployments", Path("log").read_text(), re.M)
+        )
+        with httpx.Client(base_url=f"{pages[1]}/api", timeout=60) as own:
+            found = "/deployments/name/generate/a"
+            until(lambda: own.get(found).status_code == 200)
+            deployment = call(own, "GET", found)
+            until(lambda: runs_of(own, deployment["id"], "COMPLETED"))
+            assert "<html" in httpx.get(f"{pages[1]}/").text
         os.killpg(serving.pid, signal.SIGINT)  # as a terminal sends it: to all of the group
         assert serving.wait(60) == 130
     said = Path("log").read_text()
     assert "now: a.csv: 1 asset (1 new)" in said
     assert "next: " in said
-    assert f"pages: {str(api.base_url).removesuffix('/api/')}/deployments" in said
     assert "Traceback" not in said
+    assert "temporary server" not in said
     assert said.rstrip().endswith("the next run goes on")
     assert "ok" in set(read_table("store", "assets").status)
 
