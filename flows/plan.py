@@ -42,7 +42,9 @@ class Settings:
     shard: int | None = None  # its part that this run is about
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The parameters of the flow; without plan and shard where there are none."""
+        unset = {"plan", "shard"} if self.plan is None else set()
+        return {key: value for key, value in asdict(self).items() if key not in unset}
 
 
 @dataclass(frozen=True)

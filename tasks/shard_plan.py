@@ -182,6 +182,7 @@ def cut(
         loads = [sum(seconds[asset_id] for asset_id in group) for group in groups.values()]
         assets = sum(map(len, groups.values()))
         count = max(math.ceil(sum(loads) / target), math.ceil(assets / MOST_ASSETS))
+        count = min(count, len(groups))
         open_shards = [(0.0, shards + n, 0) for n in range(count)]  # seconds, number, assets
         shards += count
         for load, group in sorted(

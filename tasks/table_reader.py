@@ -164,11 +164,11 @@ def read_part(store: Store, table: str, key: str) -> Part:
         content = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     _check_schema(store, key, table, content.schema)
     schema = SCHEMAS[table] if is_compacted(key) else FILE_SCHEMAS[table]
-    held = _held(key, content.schema)
-    return Part(key, bytes_digest(data).sha256, _up_to_date(content, schema), held)
+    plain = _up_to_date(schema, content)
+    return Part(key, bytes_digest(data).sha256, plain, _held(key, content.schema))
 
 
-def _up_to_date(content: pa.Table, schema: pa.Schema) -> pa.Table:
+def _up_to_date(schema: pa.Schema, content: pa.Table) -> pa.Table:
     """A file's rows under today's columns; those that it is too old to have are null."""
     columns = [
         content[field.name].cast(field.type)
@@ -218,10 +218,10 @@ def _check_schema(store: Store, key: str, table: str, schema: pa.Schema) -> None
             f"{where} has schema version {found} and this program reads up to {SCHEMA_VERSION}; "
             "use a newer sjc."
         )
-    wanted = (COMPACTED_SCHEMAS if is_compacted(key) else FILE_SCHEMAS)[table]
+    today = (COMPACTED_SCHEMAS if is_compacted(key) else FILE_SCHEMAS)[table]
     if int(found) < SCHEMA_VERSION:
-        wanted = pa.schema([f for f in wanted if f.name in schema.names or not f.nullable])
-    if not schema.equals(wanted, check_metadata=False):
+        today = pa.schema([f for f in today if f.name in schema.names or not f.nullable])
+    if not schema.equals(today, check_metadata=False):
         raise TableError(
             f"{where} is not a file of table {table}: its columns are others; move it out of the "
             "store."

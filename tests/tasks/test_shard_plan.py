@@ -1,0 +1,156 @@
+"""Shard plans: every asset in one shard, even shards, the same bytes each time, nothing forged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from task_samples import Write, plan, spec
+
+from tasks.manifest import Entry
+from tasks.shard_plan import (
+    MOST_ASSETS,
+    PlanError,
+    ShardPlan,
+    cut,
+    fetch_images,
+    keep_plan,
+    load_plan,
+    make_plan_file,
+    read_plan,
+)
+from tasks.store import Store, open_store
+
+
+def planned(entries: list[Entry], target: float = 25.0, each: float = 10.0) -> ShardPlan:
+    seconds = {entry.spec.asset_id: each for entry in entries}
+    return make_plan_file(
+        entries, seconds, target, manifest="m.csv", manifest_sha256="0" * 64, settings={"limit": 1}
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.floats(0.1, 100), st.booleans()), min_size=1),
+    st.floats(1, 200),
+)
+def test_shards_are_whole_even_and_of_one_prior(
+    drawn: list[tuple[int, float, bool]], target: float
+) -> None:
+    """Two assets of one seed share their field: only the texture differs."""
+    specs, seconds = {}, {}
+    for number, (seed, cost, other) in enumerate(drawn):
+        made = dataclasses.replace(spec(seed=seed), prior="other/prior" if other else "toybox")
+        mesh = dataclasses.replace(made.recipe.mesh, texture_size=8 * (number + 1))
+        made = dataclasses.replace(made, recipe=dataclasses.replace(made.recipe, mesh=mesh))
+        specs[made.asset_id], seconds[made.asset_id] = made, cost
+    shard_of = cut(specs, seconds, target)
+    assert shard_of.keys() == specs.keys()
+    assert set(shard_of.values()) == set(range(max(shard_of.values()) + 1))
+    fields: dict[str, set[int]] = {}
+    priors: dict[int, set[str]] = {}
+    loads: Counter[tuple[str, int]] = Counter()
+    field_loads: Counter[str] = Counter()
+    for asset_id, shard in shard_of.items():
+        made = specs[asset_id]
+        fields.setdefault(made.field_id, set()).add(shard)
+        priors.setdefault(shard, set()).add(made.prior)
+        loads[made.prior, shard] += seconds[asset_id]  # type: ignore[assignment]
+        field_loads[made.field_id] += seconds[asset_id]  # type: ignore[assignment]
+    assert all(len(shards) == 1 for shards in fields.values())
+    assert all(len(found) == 1 for found in priors.values())
+    longest = max(field_loads.values())
+    for prior in {prior for prior, _ in loads}:
+        found = [load for (p, _), load in loads.items() if p == prior]
+        assert max(found) - min(found) <= longest + 1e-6
+        assert max(found) <= target + longest + 1e-6
+
+
+def test_many_short_assets_fill_several_shards() -> None:
+    specs = {made.asset_id: made for made in (spec(seed=n) for n in range(2 * MOST_ASSETS + 1))}
+    counts = Counter(cut(specs, dict.fromkeys(specs, 0.1), 1e6).values())
+    assert sorted(counts.values()) == [200, 200, 201]
+
+
+def test_a_plan_is_the_same_each_time_and_holds_all_entries(write: Write) -> None:
+    path = write("id,prompt,tags,meta.k,seed\na,a duck,x;y,v,0-3\nb,a duck,,,0\nc,a pig,,,\n")
+    entries = plan(path, recipe="draft").entries
+    made = planned(entries)
+    assert made.data == planned(plan(path, recipe="draft").entries).data
+    assert made.id != planned(entries, target=26.0, each=11.0).id
+    assert made.settings == {"limit": 1}
+    shards = made.shards()
+    assert sorted(sum(assets.values()) for assets in shards.values()) == [20.0, 30.0]
+    back = [entry for shard in shards for entry in made.entries(shard, Path())]
+    plain = {e.row_id: dataclasses.replace(e, duplicate_of=None) for e in entries}
+    assert {e.row_id: dataclasses.replace(e, duplicate_of=None) for e in back} == plain
+    (duplicate,) = [e for e in back if e.duplicate_of is not None]
+    assert duplicate.row_id == "b"
+    with pytest.raises(PlanError, match="has no shard 2; it has 2"):
+        made.entries(2, Path())
+
+
+def test_pictures_travel_through_the_store(store: Store, write: Write, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "ball.png")
+    entries = plan(write("prompt,image\na ball,ball.png\n"), prior="kxic/zero123-xl").entries
+    made = planned(entries)
+    keep_plan(store, made)
+    content = (tmp_path / "ball.png").read_bytes()
+    (tmp_path / "ball.png").unlink()
+    keep_plan(store, made)  # the store has it
+    found = load_plan(store, made.id).entries(0, tmp_path / "worker" / "images")
+    fetch_images(store, found)
+    assert found[0].image_path is not None
+    assert found[0].image_path.read_bytes() == content
+
+    other = open_store(tmp_path / "other")
+    with pytest.raises(PlanError, match=r"ball\.png: No such file.* where the plan was made"):
+        keep_plan(other, made)
+    (tmp_path / "ball.png").write_bytes(b"something else")
+    with pytest.raises(PlanError, match=r"ball\.png has changed"):
+        keep_plan(other, made)
+    assert list(other.list()) == []
+
+
+def changed(made: ShardPlan, column: str, change: Any) -> bytes:
+    rows = made.rows.to_pylist(maps_as_pydicts="strict")
+    for row in rows:
+        row[column] = change(row[column])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, made.rows.schema), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_what_is_no_plan_of_this_program_is_refused(write: Write, tmp_path: Path) -> None:
+    made = planned(plan(write("prompt\na duck\n")).entries)
+    for data in (b"", b"PAR1", made.data[:-9], b"prompt\na duck\n"):
+        with pytest.raises(PlanError, match="x is no shard plan; make one with"):
+            read_plan(data, "x")
+
+    def other_recipe(text: str) -> str:
+        document = json.loads(text)
+        document["recipe"]["optimize"]["new_key"] = 1
+        return json.dumps(document)
+
+    for column, change in (
+        ("spec_json", other_recipe),
+        ("spec_json", lambda text: text.replace("duck", "goose")),
+    ):
+        forged = read_plan(changed(made, column, change), "x")
+        with pytest.raises(PlanError, match="another version of this program"):
+            forged.entries(0, Path())
+    store = open_store(tmp_path / "store")
+    with pytest.raises(PlanError, match=f"has no plan {made.id}; `sjc dispatch` puts it"):
+        load_plan(store, made.id)
+    store.put_bytes(f"plans/{made.id}.parquet", changed(made, "seconds", lambda s: s + 1))
+    with pytest.raises(PlanError, match="is damaged"):
+        load_plan(store, made.id)
