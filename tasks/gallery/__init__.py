@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.checkpoint import write_atomically
+from sjc_engine.atomic import write_atomically
 from tasks.asked import preset_and_changes
 from tasks.columns import FLAG, REAL, TIME, WHOLE, Column
 from tasks.html import escaped, page, source_hash

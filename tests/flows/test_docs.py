@@ -2,8 +2,9 @@
 
 What stands in a fenced block says by its language what becomes of it:
 
-sh        runs, block by block in the page's order, in a folder with `manifests/` and a `store` of
-          a small draft run; `make TARGET` is looked up in the Makefile (make -n) and not made
+sh        runs, block by block in the page's order, in a folder with `manifests/` and the
+          `store` of a finished run of `manifests/quick.csv`; `make TARGET` is looked up in the
+          Makefile (make -n) and not made
 python    runs there as a program of its own
 sql       runs as `sjc query` does
 others    of SHOWN are there to be read: ```console for what takes a GPU, a network or patience
@@ -27,8 +28,8 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 RUN = ("sh", "python", "sql")
 SHOWN = ("console", "csv", "text", "json", "yaml", "toml", "ini", "dockerfile", "html")
-# The whole of the example store; the quickstart prints the first of these commands.
-DRAFT = "sjc run manifests/toybox.csv --recipe draft --set steps=100 --devices cpu --quiet"
+# What makes the example's store; pages that run it again find everything done.
+QUICK = "sjc run manifests/quick.csv --devices cpu --quiet"
 MAKE = f'make() {{ command make --silent -n -C "{ROOT}" "$@" > /dev/null; }}\n'
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```\s*?$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
@@ -67,11 +68,10 @@ def surroundings(prefect_api: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def example(tmp_path_factory: pytest.TempPathFactory, surroundings: dict[str, str]) -> Path:
-    """A folder with `manifests/` and a store of two runs; the second reuses what the first made."""
+    """A folder with `manifests/` and the store of one run."""
     folder = tmp_path_factory.mktemp("example")
     shutil.copytree(ROOT / "manifests", folder / "manifests")
-    for limit in (1, 2):
-        shell(f"{DRAFT} --limit {limit}", folder, surroundings, f"run {limit}")
+    shell(QUICK, folder, surroundings, "the example")
     return folder
 
 
