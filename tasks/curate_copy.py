@@ -33,8 +33,8 @@ class _Stopped(Exception):
 class Copy:
     """The data, several parts at a time.
 
-    format: files, webdataset or parquet. linked: the store that Parquet files only point into. done:
-    shards that an interrupted run wrote; `keep` hears of all of them whenever there is one more.
+    format: files, webdataset or parquet. linked: the store that Parquet files only point into.
+    done: shards that an interrupted run wrote; `keep` hears of all whenever there is one more.
     """
 
     def __init__(
