@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sjc_engine.spec import canonical_json
 from tasks.commit import read_document
 from tasks.curate_card import card_files
+from tasks.curate_copy import Copy, Progress
 from tasks.curate_destination import Destination
-from tasks.curate_parts import INCLUDED, Part, contents, plan_parts, write_parquet, write_tar
+from tasks.curate_parts import INCLUDED, plan_parts
 from tasks.curate_selection import (
     FRACTIONS,
     SPLITS,
-    Sample,
     Selection,
     SelectionError,
     candidate_rows,
@@ -39,8 +37,6 @@ FORMAT_VERSION = 1
 MANIFEST, UNFINISHED, SUMS = "manifest.json", "unfinished.json", "SHA256SUMS"
 SHARD_MEGABYTES = 500
 SHARD_ASSETS = 10_000
-SHARDS = 2  # written at a time
-READS = 16  # of files of the store, at a time
 
 
 @dataclass(frozen=True)
@@ -77,16 +73,6 @@ class Frozen:
     was_there: bool
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How much of the data is written."""
-
-    assets: int
-    assets_total: int
-    bytes: int
-    bytes_total: int
-
-
 def freeze(
     store: Store,
     out: str,
@@ -111,8 +97,12 @@ def freeze(
     finished, done = _begin(destination, digest)
     if finished is not None:
         return Frozen(url, card, finished, was_there=True)
-    copy = _Copy(store, destination, request, digest, parts, done, on_progress)
-    files = copy.run()
+
+    def keep(shards: dict[str, StoredFile]) -> None:
+        destination.put(UNFINISHED, _unfinished(digest, shards))
+
+    linked = store if request.links else None
+    files = Copy(store, destination, request.format, linked, done, keep, on_progress).run(parts)
     for key, data in table_files(selection, parts, request.fractions).items():
         files[key] = destination.put(key, data)
     facts = _facts(request, include, selection, digest, files)
@@ -158,109 +148,12 @@ def _begin(
         return None, {key: StoredFile(**file) for key, file in found["shards"].items()}
     if next(store.list(), None) is not None:
         raise SelectionError(f"-o {store.url}: has other files in it; name an empty folder")
-    destination.put(UNFINISHED, _json({"selection": digest, "shards": {}}))
+    destination.put(UNFINISHED, _unfinished(digest, {}))
     return None, {}
 
 
-class _Stopped(Exception):
-    """Another thread failed, or the user gave up."""
-
-
-class _Copy:
-    """The data, several parts at a time."""
-
-    def __init__(
-        self,
-        store: Store,
-        destination: Destination,
-        request: Request,
-        digest: str,
-        parts: Sequence[Part],
-        done: dict[str, StoredFile],
-        on_progress: Callable[[Progress], None],
-    ) -> None:
-        self.store, self.destination, self.request = store, destination, request
-        self.digest, self.parts, self.done = digest, parts, done
-        self.on_progress = on_progress
-        assets = sum(len(part.samples) for part in parts)
-        self.progress = Progress(0, assets, 0, sum(part.bytes for part in parts))
-        self.lock, self.stop = threading.Lock(), threading.Event()
-
-    def run(self) -> dict[str, StoredFile]:
-        """Size and SHA-256 of every file by key."""
-        whole = self.request.format == "files"
-        write = self._write_files if whole else self._write_shard
-        files: dict[str, StoredFile] = {}
-        with (
-            ThreadPoolExecutor(READS) as reads,
-            ThreadPoolExecutor(READS if whole else SHARDS) as pool,
-        ):
-            futures = [pool.submit(write, part, reads) for part in self.parts]
-            try:
-                for future in futures:
-                    files |= future.result()
-            except BaseException:
-                self.stop.set()
-                pool.shutdown(cancel_futures=True)
-                for future in futures:  # the first failure's reason, not that others stopped
-                    if not future.cancelled() and not isinstance(future.exception(), _Stopped):
-                        future.result()
-                raise
-        return files
-
-    def _write_files(self, part: Part, reads: Executor) -> dict[str, StoredFile]:
-        """An asset's folder; what an interrupted run wrote of it stays."""
-        (sample,) = part.samples
-        about = sample_json(sample)
-        self._check()
-        made = {f"{part.key}/{name}": stored for name, stored in sample.files.items()}
-        if not all(self.destination.holds(key, stored) for key, stored in made.items()):
-            for _, found in contents(self.store, [sample], reads):
-                for name, data in found.items():
-                    self.destination.put(f"{part.key}/{name}", data)
-        self._tell([sample])
-        key = f"{part.key}/asset.json"
-        return made | {key: self.destination.put(key, about)}
-
-    def _write_shard(self, part: Part, reads: Executor) -> dict[str, StoredFile]:
-        stored = self.done.get(part.key)
-        if stored and self.destination.holds(part.key, stored):
-            self._tell(part.samples)
-            return {part.key: stored}
-        with self.destination.new_file(part.key) as target:
-            if self.request.format == "webdataset":
-                write_tar(target, self._found(part, reads))
-            else:
-                linked = self.store if self.request.links else None
-                write_parquet(target, part.samples, self._found(part, reads), linked)
-        with self.lock:
-            self.done[part.key] = target.stored()
-            shards = {key: asdict(stored) for key, stored in sorted(self.done.items())}
-            self.destination.put(UNFINISHED, _json({"selection": self.digest, "shards": shards}))
-        return {part.key: target.stored()}
-
-    def _found(self, part: Part, reads: Executor) -> Iterator[tuple[Sample, dict[str, bytes]]]:
-        if self.request.links:
-            samples: Iterator[tuple[Sample, dict[str, bytes]]] = ((s, {}) for s in part.samples)
-        else:
-            samples = contents(self.store, part.samples, reads)
-        for sample, files in samples:
-            self._check()
-            yield sample, files
-            self._tell([sample])
-
-    def _check(self) -> None:
-        if self.stop.is_set():
-            raise _Stopped
-
-    def _tell(self, samples: Sequence[Sample]) -> None:
-        with self.lock:
-            now = self.progress
-            size = sum(sample.bytes for sample in samples)
-            self.progress = Progress(
-                now.assets + len(samples), now.assets_total, now.bytes + size, now.bytes_total
-            )
-            self.on_progress(self.progress)
+def _unfinished(digest: str, shards: dict[str, StoredFile]) -> bytes:
+    return _json({"selection": digest, "shards": {key: asdict(shards[key]) for key in shards}})
 
 
 def _facts(

@@ -16,13 +16,10 @@ from tasks.curate_parts import column, member
 from tasks.curate_pictures import histograms, number, wall
 from tasks.curate_selection import Selection
 from tasks.curate_tables import is_plain
+from tasks.run_diff import METRICS
 from tasks.schemas import COLUMNS
 from tasks.store import Store
 
-MEASURED = (
-    "clip_score", "clip_r_precision", "geometry_r_precision", "janus_score", "field_mesh_iou",
-    "field_mesh_psnr", "faces", "components",
-)  # fmt: skip
 SHOWN_PROMPTS = 12
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -35,7 +32,7 @@ def card_files(
 ) -> dict[str, bytes]:
     """README.md and its pictures; `facts` are those of manifest.json, `keys` the data's files."""
     columns = {c.name: c for c in COLUMNS["assets"]}
-    values = {name: _values(selection, name) for name in MEASURED}
+    values = {name: _values(selection, name) for name in METRICS}
     measured = [(columns[name], found) for name, found in values.items() if len(found)]
     return {
         "README.md": _readme(selection, facts, measured, keys).encode(),

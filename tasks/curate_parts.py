@@ -20,7 +20,6 @@ from tasks.curate_selection import SPLITS, Sample, Selection, sample_json
 from tasks.schemas import SCHEMAS
 from tasks.store import Store, StoredFile, StoreError, bytes_digest
 
-FORMATS = ("files", "webdataset", "parquet")
 # What each format holds unless told otherwise; a loader's samples should be small.
 INCLUDED = {
     "files": ("mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4", "views/*.png"),

@@ -14,7 +14,7 @@ from tasks.table_reader import query
 
 METRICS = (
     "clip_score", "clip_r_precision", "geometry_r_precision", "janus_score", "field_mesh_iou",
-    "field_mesh_psnr", "faces", "components",
+    "field_mesh_psnr", "field_mesh_lpips", "faces", "components",
 )  # fmt: skip
 _SECONDS = ("seconds_optimize", "seconds_extract", "seconds_evaluate")
 NUMBERS = (*METRICS, "seconds")

@@ -14,39 +14,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Said
 from task_samples import fill, make, spec
-from typer.testing import CliRunner, Result
 
-from flows.cli import app
 from tasks.commit import start_run
-from tasks.store import open_store
+from tasks.curate import Request
+from tasks.store import Store, open_store
 from tasks.tables import record_run
 
-Call = Callable[..., Result]
+Call = Callable[..., Said]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def sjc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    """Runs a command in a folder with a store of two runs."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path) -> Store:
+    """A store of two runs where the commands look for one."""
     (tmp_path / "made").mkdir()
-    fill(open_store(tmp_path / "store"), tmp_path / "made")
-    return lambda *arguments: CliRunner().invoke(app, arguments)
+    opened = open_store(tmp_path / "store")
+    fill(opened, tmp_path / "made")
+    return opened
 
 
 def test_curate_says_what_it_did_and_where(sjc: Call, tmp_path: Path) -> None:
     said = sjc("curate", "--where", "list_contains(tags, 't')", "-o", "out")
-    assert (said.exit_code, said.stdout) == (0, f"{tmp_path}/out/README.md\n")
-    assert said.stderr.splitlines()[0].startswith("1 of 1 assets, ")
-    assert "1 assets of 1 prompts (1 train, 0 val, 0 test)" in said.stderr
+    assert (said.code, said.out) == (0, f"{tmp_path}/out/README.md\n")
+    assert said.err.splitlines()[0].startswith("1 of 1 assets, ")
+    assert "1 assets of 1 prompts (1 train, 0 val, 0 test)" in said.err
     again = sjc("curate", "--where", "list_contains(tags, 't')", "-o", "out", "--json", "-q")
-    assert (again.exit_code, again.stderr) == (0, "")
-    about = json.loads(again.stdout)
+    assert (again.code, again.err) == (0, "")
+    about = json.loads(again.out)
     assert (about["url"], about["assets"]) == (f"{tmp_path}/out", 1)
+    for option in ("similar", "fractions", "shard_megabytes", "shard_assets", "name"):
+        default = getattr(Request(), option)
+        found = about["request"][option]
+        assert found == (list(default) if isinstance(default, tuple) else default)
     said = sjc("curate", "--manifest", "made/m.csv", "-o", "mine", "--format", "webdataset")
-    assert said.exit_code == 0
-    assert "2 assets of 2 prompts" in said.stderr  # duck and car
+    assert said.code == 0
+    assert "2 assets of 2 prompts" in said.err  # duck and car
     assert "`m.csv`" in (tmp_path / "mine" / "README.md").read_text()
 
 
@@ -74,9 +78,9 @@ def test_a_mistake_is_one_message_and_nothing_is_written(
     before = sorted(tmp_path.rglob("*"))
     said = sjc("curate", *options.split())
     code, message = WRONG[options]
-    assert (said.exit_code, said.stdout) == (code, ""), said.stderr
-    assert said.stderr.startswith("sjc: ")
-    assert message in said.stderr.splitlines()[0]
+    assert (said.code, said.out) == (code, ""), said.err
+    assert said.err.startswith("sjc: ")
+    assert message in said.err.splitlines()[0]
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -84,13 +88,14 @@ def test_a_damaged_store_is_told(sjc: Call, tmp_path: Path) -> None:
     mesh = next((tmp_path / "store" / "assets").glob("*/a01/mesh.glb"))
     mesh.write_text("torn")
     said = sjc("curate", "-o", "out", "--format", "webdataset", "-q")
-    assert (said.exit_code, len(said.stderr.splitlines())) == (3, 1)
-    assert f"{mesh} is damaged: its SHA-256 is " in said.stderr
+    assert (said.code, len(said.err.splitlines())) == (3, 1)
+    assert f"{mesh} is damaged: its SHA-256 is " in said.err
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_ctrl_c_leaves_what_the_next_one_goes_on_with(sjc: Call, tmp_path: Path) -> None:
-    store = open_store(tmp_path / "store")
+def test_ctrl_c_leaves_what_the_next_one_goes_on_with(
+    store: Store, sjc: Call, tmp_path: Path
+) -> None:
     for seed in range(1, 9):
         make(store, tmp_path / "made", spec("a pig", seed), "run1")
     script = (
@@ -118,45 +123,46 @@ def test_ctrl_c_leaves_what_the_next_one_goes_on_with(sjc: Call, tmp_path: Path)
     made = {path: path.stat().st_ino for path in tmp_path.glob("out/data/*.tar")}
     assert 0 < len(made) < 12
     said = sjc("curate", "-o", "out", "--format", "webdataset", "--shard-assets", "1", "-q")
-    assert said.exit_code == 0, said.stderr
+    assert said.code == 0, said.err
     assert all(path.stat().st_ino == inode for path, inode in made.items())
 
 
-def test_duplicates_of_a_store_and_of_a_manifest(sjc: Call, tmp_path: Path) -> None:
-    make(open_store(tmp_path / "store"), tmp_path / "made", spec("A duck!", 3), "run1")
+def test_duplicates_of_a_store_and_of_a_manifest(store: Store, sjc: Call, tmp_path: Path) -> None:
+    make(store, tmp_path / "made", spec("A duck!", 3), "run1")
     said = sjc("duplicates", "--format", "csv")
-    (row,) = csv.DictReader(io.StringIO(said.stdout))
+    (row,) = csv.DictReader(io.StringIO(said.out))
     assert (row["prompt_a"], row["prompt_b"], row["similarity"]) == ("A duck!", "a duck", "1.0")
-    assert sjc("duplicates", "--where", "seed = 0", "--format", "json").stdout == "[]\n"
+    assert sjc("duplicates", "--where", "seed = 0", "--format", "json").out == "[]\n"
     (tmp_path / "m.csv").write_text("prompt,seed\na red chair,0-3\n=a red chairs,0\n")
     said = sjc("duplicates", "m.csv", "--similar", "0.7", "--format", "csv")
-    (row,) = csv.DictReader(io.StringIO(said.stdout))
+    (row,) = csv.DictReader(io.StringIO(said.out))
     assert (row["prompt_a"], row["count_a"], row["count_b"]) == ("'=a red chairs", "1", "4")
-    assert "=a red chairs" in sjc("duplicates", "m.csv", "--similar", "0.7").stdout
+    assert "=a red chairs" in sjc("duplicates", "m.csv", "--similar", "0.7").out
     (tmp_path / "m.csv").write_text("prompt\n\n,\n")
-    assert sjc("duplicates", "m.csv").exit_code == 2
+    assert sjc("duplicates", "m.csv").code == 2
 
 
-def test_diff_shows_what_changed_and_fails_for_new_failures(sjc: Call, tmp_path: Path) -> None:
+def test_diff_shows_what_changed_and_fails_for_new_failures(
+    store: Store, sjc: Call, tmp_path: Path
+) -> None:
     said = sjc("diff", "run1", "run2")
-    assert said.exit_code == 0
-    first, _, *lines = said.stdout.splitlines()
+    assert said.code == 0
+    first, _, *lines = said.out.splitlines()
     assert first == (
         "run1 -> run2: 1 added, 1 removed, 0 fixed, 0 broken, 0 remade, 0 measured, 1 same"
     )
     assert [line.split()[:2] for line in lines] == [["added", "car"], ["removed", "pig"]]
-    rows = json.loads(sjc("diff", "previous", "latest", "--format", "json").stdout)
+    rows = json.loads(sjc("diff", "previous", "latest", "--format", "json").out)
     assert {row["row_id"]: row["change"] for row in rows}["duck"] == "same"
-    assert len(sjc("diff", "run1", "run1").stdout.splitlines()) == 1
+    assert len(sjc("diff", "run1", "run1").out.splitlines()) == 1
     unknown = sjc("diff", "run1", "run9")
-    assert (unknown.exit_code, unknown.stdout, len(unknown.stderr.splitlines())) == (2, "", 1)
-    assert "there is no run 'run9'" in unknown.stderr
-    assert "its latest: run2 (" in unknown.stderr
-    store = open_store(tmp_path / "store")
+    assert (unknown.code, unknown.out, len(unknown.err.splitlines())) == (2, "", 1)
+    assert "there is no run 'run9'" in unknown.err
+    assert "its latest: run2 (" in unknown.err
     make(store, tmp_path / "made", spec("a bird"), "run3", "failed")
     entry = {"line": 2, "row_id": "bird", "asset_id": spec("a bird").asset_id, "tags": [],
              "meta": {}, "outcome": "failed"}  # fmt: skip
     record_run(store, {**start_run(store, "run3", "m.csv", "", [], {}), "entries": [entry]})
     broken = sjc("diff", "run2", "run3")
-    assert broken.exit_code == 1
-    assert "loss is NaN" in broken.stdout
+    assert broken.code == 1
+    assert "loss is NaN" in broken.out
