@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from sjc_engine.camera import orbit
 from sjc_engine.fields import VoxelField
+from sjc_engine.level import iou
+from sjc_engine.mesh import Mesh
+from sjc_engine.raster import coverage, rasterize
+from sjc_engine.render import render
 
 HALF = 0.7
 Array = NDArray[np.float64]
@@ -69,6 +75,21 @@ def soft_density(distance: Array, density: float = 20.0, softness: float = 0.012
     return density / (1 + np.exp((distance / softness).clip(-40, 40)))
 
 
+def shell_colors(
+    colors: Array, distance: Array, density: float, softness: float = 0.012, seen: float = 0.3
+) -> Array:
+    """The colours (n, n, n, 3) where a viewer of `soft_density` sees them, and noise elsewhere.
+
+    A field learns colours in proportion to a sample's weight in the picture. On a ray that meets
+    the surface head-on the weight is sigma exp(-optical depth), here in closed form; colours are
+    right where it is at least `seen` of its maximum.
+    """
+    scaled = (distance / softness).clip(-40, 40)
+    weight = np.exp(-density * softness * np.logaddexp(0, -scaled)) / (1 + np.exp(scaled))
+    garbage = np.random.default_rng(0).uniform(-0.99, 0.99, colors.shape)
+    return np.where((weight >= seen * weight.max())[..., None], colors, garbage)
+
+
 def floaters(resolution: int, count: int, away_from: Array, seed: int = 0) -> Array:
     """The density of small dense balls, none of them near the object."""
     rng, points = np.random.default_rng(seed), centers(resolution)
@@ -77,6 +98,38 @@ def floaters(resolution: int, count: int, away_from: Array, seed: int = 0) -> Ar
         ball = sphere(rng.uniform(0.02, 0.04), tuple(rng.uniform(-0.65, 0.65, 3)))(points)
         total += soft_density(ball, rng.uniform(20, 100)) * (away_from > 0.1)
     return total
+
+
+UNSEEN = [orbit(25.0 + 45 * k, (-10.0, 5.0, 25.0, 50.0)[k % 4]) for k in range(8)]
+
+
+def silhouette_ious(field: VoxelField, mesh: Mesh, size: int) -> list[float]:
+    """IoU of the field's outlines with the mesh's, in eight views that no level search saw."""
+    vertices, faces = torch.tensor(mesh.vertices), torch.tensor(mesh.faces)
+    return [
+        iou(
+            render(field, camera, size, size, step=field.voxel_length).opacity > 0.5,
+            coverage(vertices, faces, camera, size, size),
+        )
+        for camera in UNSEEN
+    ]
+
+
+def interior_psnr(field: VoxelField, mesh: Mesh, size: int, views: int = 8) -> float:
+    """PSNR (dB) of the mesh's pictures against the field's, where both cover the whole pixel."""
+    errors = []
+    for camera in UNSEEN[:views]:
+        seen = render(field, camera, size, size)
+        drawn = rasterize(mesh, camera, size, size)
+        inside = (seen.opacity > 0.99) & (drawn.opacity == 1)
+        errors.append((drawn.rgb - seen.rgb / seen.opacity)[:, inside].flatten())
+    return float(10 * torch.log10(4 / torch.cat(errors).square().mean()))
+
+
+def colored_by_points(field: VoxelField, mesh: Mesh) -> Mesh:
+    """The mesh with the colour that the field holds at each vertex, as a plain export would."""
+    colors = (field.rgb(torch.from_numpy(mesh.vertices)).numpy() + 1) / 2
+    return replace(mesh, colors=colors.astype(np.float32), texture=None)
 
 
 def noise(resolution: int, seed: int = 0) -> Array:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,15 +21,15 @@ from synthetic_fields import (
     floaters,
     make_field,
     noise,
+    silhouette_ious,
     soft_density,
     sphere,
     torus,
 )
 
-from sjc_engine.camera import evaluation_cameras
 from sjc_engine.fields import VoxelField
 from sjc_engine.isosurface import isosurface, simplify
-from sjc_engine.level import calibrate_level, iou
+from sjc_engine.level import calibrate_level
 from sjc_engine.mesh import (
     EmptyField,
     Mesh,
@@ -38,9 +39,7 @@ from sjc_engine.mesh import (
     extract_mesh,
     mesh_statistics,
 )
-from sjc_engine.raster import coverage
 from sjc_engine.recipes import MeshRecipe
-from sjc_engine.render import render
 from sjc_engine.surface_color import surface_colors
 
 N = 48
@@ -90,23 +89,50 @@ def test_a_sphere_is_where_it_should_be_and_as_large() -> None:
     assert (mesh.normals * outward).sum(1).min() > 0.95
 
 
-@pytest.mark.parametrize(("scale", "least"), [(0.15, 0.7), (1.0, 0.97), (5.0, 0.97), (50.0, 0.97)])
-def test_the_calibrated_surface_has_the_fields_outlines(scale: float, least: float) -> None:
-    """However dense the field is; where it is barely opaque no surface can match everywhere."""
-    field = make_field(solid_field(TOTEM, scale))
+def hollow_ficus(points: NDArray[np.float64], softness: float) -> NDArray[np.float64]:
+    """Walls that are four voxels thick, around cavities in the crown and in the pot."""
+    distance = FICUS(points)
+    outer, inner = (soft_density(d, 100.0, softness) for d in (distance, distance + 0.09))
+    return outer - 0.98 * inner
+
+
+def rough_ring(points: NDArray[np.float64], softness: float) -> NDArray[np.float64]:
+    ring = soft_density(torus(0.4, 0.15)(points), 100.0, softness)
+    return ring * np.exp(0.5 * noise(len(points)))
+
+
+def totem(points: NDArray[np.float64], softness: float) -> NDArray[np.float64]:
+    return soft_density(TOTEM(points), 100.0, softness)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize(
+    ("density", "parts", "genus"), [(totem, 1, 2), (rough_ring, 1, 1), (hollow_ficus, 2, 0)]
+)
+def test_the_calibrated_surface_has_the_fields_outlines(
+    density: Callable[..., NDArray[np.float64]], parts: int, genus: int, scale: float
+) -> None:
+    """However dense the field is, and in views that the level search did not see."""
+    field = make_field(scale * density(centers(64), 0.008))
     mesh = extract(field)
-    check_sound(mesh)
-    vertices, faces = torch.tensor(mesh.vertices), torch.tensor(mesh.faces)
-    ious = [
-        iou(
-            render(field, camera, 96, 96, step=field.voxel_length).opacity > 0.5,
-            coverage(vertices, faces, camera, 96, 96),
-        )
-        for camera in evaluation_cameras()[::2]
-    ]
-    assert min(ious) > least
-    if scale == 1.0:  # elsewhere the outline that is seen is not the shape's own
-        assert distance_to(TOTEM, mesh).mean() < 0.02
+    statistics = check_sound(mesh)
+    ious = silhouette_ious(field, mesh, 96)
+    assert np.mean(ious) >= (0.98 if scale == 1 else 0.95)
+    if scale >= 1:  # else thin parts are so transparent that no surface can stand for them
+        assert min(ious) >= 0.975
+        assert (statistics["components"], statistics["genus"]) == (parts, genus)
+
+
+def test_a_surface_is_where_light_ends_not_where_density_is_highest() -> None:
+    """A ball whose one half is a hundred times as dense, from where next to no light arrives."""
+    points = centers(N)
+    distance = sphere(0.35)(points)
+    denser = (points[..., 0] > 0) & (distance < -0.035)
+    field = make_field(np.where(denser, 100, 1) * soft_density(distance, 100.0))
+    mesh = extract(field, mesh_smoothing=1.0)
+    radius, x = np.linalg.norm(mesh.vertices, axis=1), mesh.vertices[:, 0]
+    bulge = radius[x > 0.1].mean() - radius[x < -0.1].mean()
+    assert abs(bulge) < 0.1 * 2 * HALF / N  # a tenth of a voxel
 
 
 def test_floaters_go_and_holes_stay() -> None:
@@ -182,11 +208,11 @@ def test_a_smooth_surface_from_rough_density() -> None:
     assert bumps(0.5) < 0.75 * bumps(0.0)
 
 
-@pytest.mark.parametrize("budget", [500, 5000])
-def test_the_face_budget_is_kept(budget: int) -> None:
-    field = make_field(solid_field(TOTEM))
-    mesh = extract(field, iso_level=5.0, max_faces=budget)
-    assert check_sound(mesh)["genus"] == 2
+@pytest.mark.parametrize("budget", [500, 2000, 20_000])
+def test_the_face_budget_is_kept_on_a_rough_surface(budget: int) -> None:
+    rough = make_field(solid_field(TOTEM) * np.exp(0.6 * noise(N)))
+    mesh = extract(rough, iso_level=5.0, max_faces=budget, mesh_smoothing=0.0, mesh_resolution=128)
+    check_sound(mesh)
     assert 0.8 * budget < len(mesh.faces) <= budget
 
 
