@@ -1,13 +1,17 @@
 """The command line `sjc`. What is slow to import is imported where it is needed."""
 
 import sys
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.errors import fail, reported
+
+if TYPE_CHECKING:
+    from flows.plan import Settings
 
 app = typer.Typer(
     name="sjc",
@@ -79,6 +83,7 @@ GalleryOption = Annotated[
 
 @app.command()
 def run(
+    context: typer.Context,
     manifest: ManifestArgument,
     store: StoreOption = "./store",
     prior: PriorOption = None,
@@ -99,26 +104,10 @@ def run(
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
     with reported("run the same command again to go on"):
-        from flows.plan import Settings
         from flows.run import dry_run as show_plan
         from flows.run import run as run_flow
 
-        settings = Settings(
-            manifest=manifest,
-            store=store,
-            prior=prior,
-            recipe=recipe,
-            overrides=parse_overrides(set_),
-            limit=limit,
-            where=where,
-            devices=devices.split(",") if devices is not None else None,
-            scenes_per_device=parse_scenes(scenes_per_device),
-            scratch=scratch,
-            retry_failed=retry_failed,
-            timeout=timeout,
-            price_per_hour=price_per_hour,
-            gallery=gallery,
-        )
+        settings = run_settings(context)
         if dry_run:
             show_plan(settings, as_json=json_)
         else:
@@ -244,6 +233,7 @@ def sample2d(
 
 @app.command()
 def serve(
+    context: typer.Context,
     manifest: ManifestArgument,
     cron: CronOption,
     timezone: TimezoneOption = "UTC",
@@ -263,30 +253,15 @@ def serve(
 ) -> None:
     """Run a manifest by the clock, in this process: each run makes what is new."""
     with reported("finished assets are in the store; the next run goes on"):
-        from flows.plan import Settings
         from flows.serve import serve as serve_runs
 
-        settings = Settings(
-            manifest=manifest,
-            store=store,
-            prior=prior,
-            recipe=recipe,
-            overrides=parse_overrides(set_),
-            limit=limit,
-            where=where,
-            devices=devices.split(",") if devices is not None else None,
-            scenes_per_device=parse_scenes(scenes_per_device),
-            scratch=scratch,
-            retry_failed=retry_failed,
-            timeout=timeout,
-            price_per_hour=price_per_hour,
-            gallery=gallery,
-        )
+        settings = run_settings(context)
         serve_runs(settings, cron, timezone)
 
 
 @app.command()
 def deploy(
+    context: typer.Context,
     manifest: Annotated[
         str | None, typer.Argument(help="As for `run`. Default: the deployments of --file.")
     ] = None,
@@ -317,7 +292,6 @@ def deploy(
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
     with reported():
         from flows import deploy as deployments
-        from flows.plan import Settings
         from flows.schedule import deployment_name
 
         if manifest is None:
@@ -325,22 +299,7 @@ def deploy(
                 fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
             deployments.deploy(deployments.read_file(file), file)
             return
-        settings = Settings(
-            manifest=manifest,
-            store=store,
-            prior=prior,
-            recipe=recipe,
-            overrides=parse_overrides(set_),
-            limit=limit,
-            where=where,
-            devices=devices.split(",") if devices is not None else None,
-            scenes_per_device=parse_scenes(scenes_per_device),
-            scratch=scratch,
-            retry_failed=retry_failed,
-            timeout=timeout,
-            price_per_hour=price_per_hour,
-            gallery=gallery,
-        )
+        settings = run_settings(context)
         deployments.deploy(
             deployments.one_deployment(
                 settings,
@@ -362,6 +321,17 @@ def ui(
         from flows.ui import serve
 
         serve(port)
+
+
+def run_settings(context: typer.Context) -> "Settings":
+    """The options of `run`, which `serve` and `deploy` have too."""
+    from flows.plan import Settings
+
+    given = {f.name: context.params[f.name] for f in fields(Settings) if f.name != "overrides"}
+    given["scenes_per_device"] = parse_scenes(given["scenes_per_device"])
+    if given["devices"] is not None:
+        given["devices"] = given["devices"].split(",")
+    return Settings(**given, overrides=parse_overrides(context.params["set_"]))
 
 
 def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
