@@ -184,6 +184,37 @@ def query(
 
 
 @app.command()
+def evaluate(
+    store: StoreOption = "./store",
+    where: Annotated[
+        str | None, typer.Option(help="SQL over best_assets: clip_score < 25.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Only assets that this manifest asks for.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Another judge: a CLIP folder, or owner/name on the hub.")
+    ] = None,
+    set_: SetOption = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda:N.")] = None,
+    scratch: Annotated[str, typer.Option(help="Folder for unfinished files and logs.")] = ".sjc",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="The new rows as JSON.")] = False,
+) -> None:
+    """Measure finished assets again, with another judge perhaps; nothing is optimised again."""
+    with reported("what was measured so far is recorded"):
+        from flows import environment
+
+        environment.apply(console_level="CRITICAL")
+        from flows.evaluate import command
+
+        overrides = parse_overrides(set_) | ({"judge": judge} if judge else {})
+        path = str(manifest) if manifest else None
+        code = command(store, where, path, overrides, device, scratch, quiet=quiet, as_json=json_)
+        raise typer.Exit(code)
+
+
+@app.command()
 def gallery(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     store: StoreOption = "./store",

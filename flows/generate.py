@@ -19,7 +19,7 @@ from flows.produce import Outcomes, produce
 from flows.story import manifest_name, told
 from flows.terminal import watcher
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
-from tasks.evaluate import Judges
+from tasks.judges import Judges
 from tasks.sheet import write_sheet
 from tasks.tables import record_attempt, record_run, seal_run
 
@@ -149,9 +149,9 @@ def sole_user(scratch: Path) -> Iterator[None]:
 def load_judges(plan: Plan) -> Judges:
     """The judges of all assets to make; UsageError for one that cannot be loaded."""
     judges = Judges()
-    for name in {entry.spec.recipe.evaluate.judge for entry in plan.todo.values()}:
+    for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
         try:
-            judges.get(name)
+            judges.get(recipe)
         except ValueError as error:
             raise UsageError(str(error)) from error
     return judges

@@ -43,19 +43,24 @@ SECONDS = "+".join(
 
 def list_assets(store: str, manifest: Path | None, where: str | None, format: str) -> None:
     """Prints one row per asset, its best outcome; every column but in a `table`."""
-    conditions = [f"({where})"] if where is not None else []
+    chosen = selection(manifest, where)
+    seconds = f", {SECONDS} AS seconds" if format == "table" else ""
+    sql = f"SELECT *{seconds} FROM best_assets {chosen} ORDER BY started_at, asset_id"
+    _show(store, sql, format, ASSET_COLUMNS)
+
+
+def selection(manifest: Path | None, where: str | None, *conditions: str) -> str:
+    """The WHERE of a query over best_assets: what a manifest asks for, and other conditions."""
+    every = [*conditions, f"({where})"] if where is not None else [*conditions]
     if manifest is not None:
         try:
             digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
         except OSError as error:
             raise UsageError(f"--manifest {manifest}: {error.strerror}") from error
-        conditions.append(
+        every.append(
             f"asset_id IN (SELECT asset_id FROM entries WHERE manifest_sha256 = '{digest}')"
         )
-    chosen = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    seconds = f", {SECONDS} AS seconds" if format == "table" else ""
-    sql = f"SELECT *{seconds} FROM best_assets {chosen} ORDER BY started_at, asset_id"
-    _show(store, sql, format, ASSET_COLUMNS)
+    return f"WHERE {' AND '.join(every)}" if every else ""
 
 
 def results(store: Store, run_id: str) -> list[dict[str, Any]]:

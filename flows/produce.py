@@ -12,8 +12,9 @@ from flows.plan import Plan
 from flows.terminal import Watcher, watcher
 from tasks.asset import Asset
 from tasks.devices import DevicePool
-from tasks.evaluate import Judges, evaluate_asset
+from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
+from tasks.judges import Judges
 from tasks.manifest import Entry
 from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure

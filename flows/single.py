@@ -122,7 +122,6 @@ def _make(
 ) -> dict[str, Any]:
     from sjc_engine.chaining import optimize
     from sjc_engine.evaluate import evaluate
-    from sjc_engine.judge import load_judge
     from sjc_engine.mesh import MeshError, extract_mesh, mesh_statistics, write_mesh
     from sjc_engine.pictures import take_pictures
     from sjc_engine.preview import contact_sheet
@@ -130,10 +129,11 @@ def _make(
     from sjc_engine.scene import Diverged, Scene, StepStats
     from sjc_engine.spec import AssetSpec
     from sjc_engine.turntable import write_turntable
+    from tasks.judges import Judges
 
     started = time.perf_counter()
     try:
-        judge = load_judge(recipe.evaluate.judge)
+        judge, lpips = Judges().get(recipe.evaluate)
         prior = load_prior(request.prior, device=device)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -158,7 +158,9 @@ def _make(
             raise RunError(f"no asset: {error}") from error
         watch.stage("asset", "evaluate")
         pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
-        metrics = evaluate(field, mesh, request.prompt, judge, recipe.evaluate, pictures).metrics
+        metrics = evaluate(
+            field, mesh, request.prompt, judge, recipe.evaluate, pictures, lpips
+        ).metrics
         contact_sheet(field, mesh, request.prompt, pictures).save(folder / "preview.png")
         if recipe.evaluate.turntable_frames:
             write_turntable(mesh, folder, recipe.evaluate)

@@ -14,11 +14,13 @@ from sjc_engine.fields import Field
 from sjc_engine.judge import Judge
 from sjc_engine.level import iou
 from sjc_engine.mesh import Mesh
+from sjc_engine.perceptual import Lpips
 from sjc_engine.pictures import AROUND, Pictures, take_pictures
 from sjc_engine.recipes import EvaluateRecipe
 
 MAX_PSNR = 100.0  # dB, for identical pictures
 SINGLE_COLOR_SHARE, SINGLE_COLOR_RADIUS = 0.95, 0.15  # of the area; of RGB in [0, 1]
+SMALL_SHARE = 0.02  # of the pictures; less is too little to judge
 SIDES = ("front view of", "side view of", "backside view of")
 AWAY = slice(2, 7)  # azimuths 90 to 270 degrees: the views that do not show the front
 
@@ -38,6 +40,7 @@ def evaluate(
     judge: Judge,
     recipe: EvaluateRecipe | None = None,
     pictures: Pictures | None = None,
+    lpips: Lpips | None = None,
 ) -> Report:
     """Every metric of an asset. `pictures` saves the rendering where they were taken already.
 
@@ -45,7 +48,10 @@ def evaluate(
     with the field's (opacity > 0.5); `field_mesh_psnr` in dB, mean over the views, on the pixels of
     either silhouette alone, since a white background would flatter it. `opacity_mean` and
     `foreground_fraction` (opacity > 0.5) are of the field's pictures; 0 is empty, and a sharp
-    field has both about equal. `single_color`: 95% of the surface has almost one colour.
+    field has both about equal. `coverage` flags pictures that cannot be trusted, see
+    `coverage_flag`. `single_color`: 95% of the surface has almost one colour. With `lpips`,
+    `field_mesh_lpips` is the mean distance of the mesh's picture from the field's (Zhang et al.
+    2018), at least 0, best 0.
 
     By the judge, from the eight views around the mesh, with c the cosine of picture and text:
     `clip_score` is the mean of 100 max(c, 0) (Hessel et al. 2021, CLIPScore, with w = 100);
@@ -66,6 +72,8 @@ def evaluate(
         for a, b, (first, second) in zip(pictures.field, pictures.mesh, pairs, strict=True)
     ]
 
+    distances = lpips(pictures.field, pictures.mesh).tolist() if lpips else []
+
     captions = [prompt, *rivals(prompt)]
     text = judge.text_features(captions)
     cosines = {
@@ -85,11 +93,15 @@ def evaluate(
         "field_mesh_psnr": float(np.mean(psnrs)),
         "opacity_mean": float(pictures.field_opacity.mean()),
         "foreground_fraction": _share(field_masks),
+        "coverage": coverage_flag(field_masks),
         "single_color": single_color(mesh),
         "evaluator": judge.id,
         "evaluator_revision": judge.revision,
         "distractors_sha256": DISTRACTORS_SHA256,
     }
+    if lpips:
+        metrics["field_mesh_lpips"] = float(np.mean(distances))
+        metrics["lpips_weights"] = f"{lpips.id}@{lpips.revision[:12]}"
     views = [
         {
             "view": view,
@@ -100,6 +112,7 @@ def evaluate(
             "top_caption": captions[int(seen[view].argmax())],
             "field_mesh_iou": ious[view],
             "field_mesh_psnr": psnrs[view],
+            "field_mesh_lpips": distances[view] if distances else None,
         }
         for source, seen in cosines.items()
         for view, camera in enumerate(pictures.cameras)
@@ -116,6 +129,18 @@ def psnr(a: Tensor, b: Tensor, either: Tensor) -> float:
         return MAX_PSNR
     error = float(((a - b) / 2)[:, either].square().mean())
     return min(MAX_PSNR, -10 * math.log10(max(error, 1e-12)))
+
+
+def coverage_flag(masks: Tensor) -> str:
+    """How silhouettes (views, H, W) lie in their pictures.
+
+    "cropped": one of them reaches the border, so the object may go on beyond it; "small": they
+    cover less than 2% of the pixels; else "good".
+    """
+    border = (masks[:, [0, -1]].any(), masks[:, :, [0, -1]].any())
+    if any(border):
+        return "cropped"
+    return "small" if _share(masks) < SMALL_SHARE else "good"
 
 
 def single_color(mesh: Mesh) -> bool:

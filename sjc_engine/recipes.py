@@ -155,9 +155,14 @@ class EvaluateRecipe:
     turntable_frames: int = _number(60, 0, 720)  # of the video, 20 a second; 0: no video
     turntable_size: int = _number(256, 16, 2048)  # pixels per side, even
     judge: str = "toybox"  # "toybox", a transformers CLIP folder, or a hub id
+    lpips: str = "none"  # "none", or a folder of LPIPS weights (docs/tables.md)
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        if self.lpips != "none" and self.evaluation_size < 32:
+            raise ValueError(
+                f"evaluation_size = {self.evaluation_size} is too small for lpips; use 32 or more"
+            )
         if self.turntable_size % 2:
             raise ValueError(f"turntable_size = {self.turntable_size} must be even")
 

@@ -80,16 +80,32 @@ def start_attempt(
     store: Store, spec: AssetSpec, run_id: str, prior_coverage: float | None = None
 ) -> Document:
     """Claim the asset's next attempt and write its `attempt.json` with status `running`."""
-    asset_id = spec.asset_id
+    about = {
+        "asset_id": spec.asset_id,
+        "field_id": spec.field_id,
+        "spec": spec.to_json(),
+        "prior_coverage": prior_coverage,
+    }
+    return _claim(store, about, run_id)
+
+
+def start_evaluation(store: Store, committed: Mapping[str, Any], run_id: str) -> Document:
+    """The same at a finished asset, to measure it again; `committed` is the attempt that counts.
+
+    Its spec is taken over as it stands: an older version's may have other keys than today's.
+    """
+    keys = ("asset_id", "field_id", "spec", "prior_coverage")
+    return _claim(store, {key: committed[key] for key in keys}, run_id)
+
+
+def _claim(store: Store, about: Mapping[str, Any], run_id: str) -> Document:
+    asset_id = about["asset_id"]
     numbers = [_ATTEMPT_FILE.fullmatch(key) for key in store.list(f"assets/{asset_id}/a")]
     number = 1 + max((int(found[1]) for found in numbers if found), default=0)
     document: Document = {
-        "asset_id": asset_id,
-        "field_id": spec.field_id,
+        **about,
         "run_id": run_id,
         "status": "running",
-        "spec": spec.to_json(),
-        "prior_coverage": prior_coverage,
         "started_at": now(),
         "ended_at": None,
         "error_type": None,

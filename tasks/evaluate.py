@@ -1,6 +1,5 @@
 """Stage 3: metrics, view pictures and the contact sheet of an asset."""
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,13 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from sjc_engine.evaluate import evaluate as measure
-from sjc_engine.judge import Judge, load_judge
 from sjc_engine.pictures import take_pictures
 from sjc_engine.preview import contact_sheet
 from sjc_engine.turntable import write_turntable
 from tasks.artifacts import show_preview
 from tasks.asset import Asset
+from tasks.judges import Judges
 from tasks.rows import view_file
-
-
-class Judges:
-    """The judges of a run, each loaded once."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, Judge] = {}
-        self._lock = threading.Lock()
-
-    def get(self, id: str) -> Judge:
-        """Raises ValueError, saying what is missing, when there is no such judge."""
-        with self._lock:
-            if id not in self._loaded:
-                self._loaded[id] = load_judge(id)
-            return self._loaded[id]
 
 
 def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
@@ -41,8 +25,8 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
     recipe, prompt = asset.spec.recipe.evaluate, asset.spec.prompt
     with asset.timed("evaluate"):
         pictures = take_pictures(asset.field, asset.mesh, recipe.evaluation_size)
-        judge = judges.get(recipe.judge)
-        report = measure(asset.field, asset.mesh, prompt, judge, recipe, pictures)
+        judge, lpips = judges.get(recipe)
+        report = measure(asset.field, asset.mesh, prompt, judge, recipe, pictures, lpips)
         contact_sheet(asset.field, asset.mesh, prompt, pictures).save(asset.folder / "preview.png")
         (asset.folder / "views").mkdir(exist_ok=True)
         for source, views in (("field", pictures.field), ("mesh", pictures.mesh)):

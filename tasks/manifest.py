@@ -19,10 +19,10 @@ from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
 from tasks.manifest_files import ManifestError, Problem
 from tasks.manifest_rows import (
+    WEIGHTS,
     Row,
     RowReader,
     blamed_keys,
-    judge_problem,
     prior_problem,
     recipe_problem,
     split_error,
@@ -296,9 +296,10 @@ class _Resolver:
                 else:
                     self.blame(None, f"--set {key}", *split_error(error, key))
                 del values[key]
-        judge = recipe.evaluate.judge
-        if "judge" not in row.overrides and (problem := judge_problem(judge)):
-            self.blame(None, "--set judge", *problem)
+        for key, problem_of in WEIGHTS.items():
+            problem = problem_of(getattr(recipe.evaluate, key))
+            if problem and key not in row.overrides:
+                self.blame(None, f"--set {key}", *problem)
         return recipe
 
 

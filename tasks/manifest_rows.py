@@ -203,9 +203,10 @@ class RowReader:
                 # An error that names two keys depends on the preset, which is not known here.
                 if blamed_keys(error) == [key]:
                     self.blame(key, *split_error(error, key))
-        judge = overrides.get("judge")
-        if isinstance(judge, str) and (problem := judge_problem(judge.strip())):
-            self.blame("judge", *problem)
+        for key, problem_of in WEIGHTS.items():
+            value = overrides.get(key)
+            if isinstance(value, str) and (problem := problem_of(value.strip())):
+                self.blame(key, *problem)
         return overrides
 
     def _tags(self) -> list[str]:
@@ -281,6 +282,17 @@ def judge_problem(judge: str) -> tuple[str, str] | None:
         f"{shown(judge)!r} is unknown",
         "use toybox, an existing folder, or owner/name on the hub",
     )
+
+
+def lpips_problem(lpips: str) -> tuple[str, str] | None:
+    """The same for LPIPS weights."""
+    if lpips == "none" or Path(lpips).is_dir():
+        return None
+    return f"{shown(lpips)!r} is no folder", "write none, or a folder of weights (docs/tables.md)"
+
+
+# Recipe keys that name what an evaluation loads.
+WEIGHTS = {"judge": judge_problem, "lpips": lpips_problem}
 
 
 def split_error(error: ValueError, key: str = "") -> tuple[str, str]:

@@ -26,9 +26,12 @@ from tasks.columns import (
     share,
 )
 
-SCHEMA_VERSION = 1
+# Version 2 has more columns: coverage, field_mesh_lpips, lpips_weights. Files of version 1 are read
+# as if they held nulls there.
+SCHEMA_VERSION = 2
 
 STATUSES = ("ok", "failed", "diverged", "timeout", "cancelled", "interrupted")
+COVERAGES = ("good", "small", "cropped")
 OUTCOMES = ("computed", "reused", "duplicate", "failed")
 STAGES = ("queue", "optimize", "extract", "evaluate", "publish")
 
@@ -49,6 +52,13 @@ _PSNR = Column(
     low=0,
     high=100,
     better="higher",
+)
+_LPIPS = Column(
+    "field_mesh_lpips",
+    REAL,
+    "LPIPS distance of the mesh's pictures from the field's; null without `lpips` weights.",
+    low=0,
+    better="lower",
 )
 _CLIP = Column(
     "clip_score",
@@ -137,6 +147,15 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             ),
             _IOU,
             _PSNR,
+            _LPIPS,
+            Column("lpips_weights", TEXT, "The LPIPS weights: folder@revision."),
+            Column(
+                "coverage",
+                TEXT,
+                "How the field lies in its nine pictures: `cropped` if it reaches a border, "
+                "`small` if it covers less than 2% of the pixels, else `good`.",
+                choices=COVERAGES,
+            ),
             share("opacity_mean", "Mean opacity of the field's pictures."),
             share("foreground_fraction", "Share of their pixels with opacity above 0.5."),
             *(
@@ -175,6 +194,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             Column("top_caption", TEXT, "The caption that the judge likes best."),
             _IOU,
             _PSNR,
+            _LPIPS,
             Column("uri", TEXT, "Where the picture is; null if not kept."),
         ),
     ),

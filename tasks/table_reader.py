@@ -136,8 +136,20 @@ def read_part(store: Store, table: str, key: str) -> Part:
     with _named(store, key):
         content = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     _check_schema(store, key, table, content.schema)
-    plain = content.replace_schema_metadata(FILE_SCHEMAS[table].metadata)
-    return Part(key, bytes_digest(data).sha256, plain, _held(content.schema))
+    held = _held(content.schema)
+    return Part(key, bytes_digest(data).sha256, _up_to_date(table, content), held)
+
+
+def _up_to_date(table: str, content: pa.Table) -> pa.Table:
+    """A file's rows under today's columns; those that it is too old to have are null."""
+    schema = FILE_SCHEMAS[table]
+    columns = [
+        content[field.name]
+        if field.name in content.column_names
+        else pa.nulls(content.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def is_sealed(key: str) -> bool:
@@ -157,15 +169,21 @@ def _held(schema: pa.Schema) -> dict[str, str]:
 
 
 def _check_schema(store: Store, key: str, table: str, schema: pa.Schema) -> None:
-    """Raises `TableError` unless `schema` is that of the table's files."""
+    """Raises `TableError` unless `schema` is that of the table's files, today's or an earlier one.
+
+    Versions only ever add columns that may be null.
+    """
     where = store.uri(key)
-    found = (schema.metadata or {}).get(b"sjc.version", b"none").decode()
-    if found not in ("none", str(SCHEMA_VERSION)):
+    found = (schema.metadata or {}).get(b"sjc.version", str(SCHEMA_VERSION).encode()).decode()
+    if not found.isdecimal() or int(found) > SCHEMA_VERSION:
         raise TableError(
-            f"{where} has schema version {found} and this program reads {SCHEMA_VERSION}"
-            + _remedy(store)
+            f"{where} has schema version {found} and this program reads up to {SCHEMA_VERSION}; "
+            "use a newer sjc."
         )
-    if not schema.equals(FILE_SCHEMAS[table], check_metadata=False):
+    today = FILE_SCHEMAS[table]
+    if int(found) < SCHEMA_VERSION:
+        today = pa.schema([f for f in today if f.name in schema.names or not f.nullable])
+    if not schema.equals(today, check_metadata=False):
         raise TableError(
             f"{where} is not a file of table {table}: its columns are others; move it out of the "
             "store."

@@ -197,8 +197,11 @@ def _described(column: Column) -> dict[str, Any]:
     if column.better:
         about += f" Better: {column.better}."
     kind = _KINDS.get(column.type, "text")
+    if column.choices and column.name != "status":  # that one has a place of its own
+        kind = "choice"
     sorts = kind != "text" or column.type == TIME or column.name in ("prompt", "status", "asset_id")
-    return {"name": column.name, "kind": kind, "about": about, "sorts": sorts}
+    choices = {"choices": column.choices} if kind == "choice" else {}
+    return {"name": column.name, "kind": kind, "about": about, "sorts": sorts, **choices}
 
 
 def _plain(value: Any) -> Any:

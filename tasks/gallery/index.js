@@ -28,6 +28,7 @@ function conditions() {
 function passes(row, c) {
   const value = row[c.k];
   if (value === null || value === undefined) return false;
+  if (columns[c.k].kind === "choice") return (value === c.limit) === (c.test === "=");
   const number = +value, limit = +c.limit;
   return c.test === "≥" ? number >= limit : c.test === "≤" ? number <= limit : number === limit;
 }
@@ -108,31 +109,38 @@ function make(row) {
 }
 
 function addFilter(name, test, limit) {
-  const node = document.createElement("span");
-  node.className = "filter";
   const metric = document.createElement("select");
   metric.append(...metrics.map((column) => new Option(column.name)));
   if (name) metric.value = name;
   const how = document.createElement("select");
-  how.append(new Option("≥"), new Option("≤"), new Option("="));
-  if (test) how.value = test;
-  const value = document.createElement("input");
-  value.type = "number";
-  value.step = "any";
-  if (limit) value.value = limit;
-  const hint = () => {
-    const column = columns[at[metric.value]];
+  const node = document.createElement("span");
+  node.className = "filter";
+  node.append(metric, how, document.createElement("input"));
+  const fit = () => {  // the tests and values that this metric has
+    const column = columns[at[metric.value]], chosen = column.kind === "choice";
+    const value = document.createElement(chosen ? "select" : "input");
+    how.replaceChildren(...(chosen ? ["=", "≠"] : ["≥", "≤", "="]).map((text) => new Option(text)));
+    if (chosen) {
+      value.append(...column.choices.map((text) => new Option(text)));
+    } else {
+      value.type = "number";
+      value.step = "any";
+      value.placeholder = column.kind === "flag" ? "1 or 0" : "value";
+    }
     value.title = metric.title = column.about;
-    value.placeholder = column.kind === "flag" ? "1 or 0" : "value";
+    node.children[2].replaceWith(value);
+    return value;
   };
-  metric.addEventListener("change", hint);
-  hint();
+  metric.addEventListener("input", fit);  // before the filter itself hears of it
+  const value = fit();
+  if (test) how.value = test;
+  if (limit) value.value = limit;
   const gone = document.createElement("button");
   gone.textContent = "×";
   gone.title = "Remove this filter";
   gone.addEventListener("click", () => { node.remove(); update(); });
   node.addEventListener("input", update);
-  node.append(metric, how, value, gone);
+  node.append(gone);
   filters.append(node);
   return value;
 }

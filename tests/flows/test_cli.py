@@ -9,16 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
 import pyarrow.parquet as pq
 import pytest
+from command_line import Said
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from flows.cli import main
 from sjc_engine.checkpoint import read_checkpoint
 from tasks.commit import asset_attempts, asset_manifest
 from tasks.store import open_store
@@ -37,33 +36,6 @@ TINY = [
     "max_faces=2000",
     "evaluation_size=32",
 ]
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def sjc(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Said]:
-    """Runs a command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["sjc", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return Said(int(ended.value.code or 0), out, err)
-
-    return call
 
 
 def tiny(judge: str) -> list[str]:

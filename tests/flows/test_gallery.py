@@ -215,6 +215,19 @@ def test_the_wall_searches_sorts_and_filters(
     assert page.run(SHOWN) == ["a duck", HOSTILE, "a mug"]
     page.run("addFilter('faces', '≥', '2000'); update();")
     assert page.run(SHOWN) == [HOSTILE]
+    page.run("addFilter('coverage', '≠', 'good'); update();")
+    assert page.run(SHOWN) == []
+    page.run("filters.lastChild.children[1].value = '='; update();")
+    assert page.run(SHOWN) == [HOSTILE]
+    # Another metric brings its own tests and values.
+    page.run("""(() => {
+        const metric = filters.lastChild.children[0];
+        metric.value = 'faces';
+        metric.dispatchEvent(new Event('input', {bubbles: true}));
+    })()""")
+    assert page.run("filters.lastChild.children[2].type") == "number"
+    assert page.run(SHOWN) == [HOSTILE]
+    page.run("filters.lastChild.remove(); addFilter('coverage', '=', 'good'); update();")
     # The address keeps it all.
     kept = page.run("location.href")
     page.open("about:blank")

@@ -16,7 +16,7 @@ from tiny_clip import save_tiny_clip
 from torch import Tensor
 
 from sjc_engine.distractors import DISTRACTORS, DISTRACTORS_SHA256
-from sjc_engine.evaluate import MAX_PSNR, evaluate, psnr, single_color
+from sjc_engine.evaluate import MAX_PSNR, coverage_flag, evaluate, psnr, single_color
 from sjc_engine.judge import load_judge
 from sjc_engine.mesh import Mesh, extract_mesh
 from sjc_engine.pictures import Pictures, take_pictures
@@ -190,6 +190,43 @@ def test_there_is_a_row_for_every_view_and_source(
     assert rows[0]["top_caption"] in DISTRACTORS
     assert rows[4]["top_caption"] == PROMPT
     assert rows[0]["field_mesh_iou"] == front["field_mesh_iou"]
+
+
+def test_silhouettes_that_cannot_be_trusted_are_flagged() -> None:
+    masks = torch.zeros(9, 50, 50, dtype=torch.bool)
+    masks[:, 20:30, 20:30] = True  # 4% of the pixels
+    assert coverage_flag(masks) == "good"
+    small = masks.clone()
+    small[:5] = False
+    assert coverage_flag(small) == "small"
+    for row, column in ((0, 25), (49, 25), (25, 0), (25, 49)):
+        cut = masks.clone()
+        cut[3, row, column] = True  # in one view of nine
+        assert coverage_flag(cut) == "cropped"
+    masks[:, 1:49, 1:49] = True
+    assert coverage_flag(masks) == "good"
+
+
+def test_lpips_is_of_the_mesh_against_the_field(red: Pictures, asset: tuple[Any, Mesh]) -> None:
+    class Brightness:
+        """The mean difference: no network, but the same call."""
+
+        id, revision = "brightness", "0123456789abcdef"
+
+        def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a - b).abs().mean((1, 2, 3))
+
+    off = torch.arange(9) / 100
+    pictures = replace(red, mesh=red.field + off[:, None, None, None])
+    report = evaluate(*asset, PROMPT, RednessJudge(), SMALL, pictures, Brightness())  # type: ignore[arg-type]
+    assert report.metrics["field_mesh_lpips"] == pytest.approx(0.04)
+    assert report.metrics["lpips_weights"] == "brightness@0123456789ab"
+    assert [row["field_mesh_lpips"] for row in report.views] == pytest.approx(
+        2 * off.tolist(), abs=1e-6
+    )
+    without = evaluate(*asset, PROMPT, RednessJudge(), SMALL, pictures)
+    assert "field_mesh_lpips" not in without.metrics
+    assert without.views[0]["field_mesh_lpips"] is None
 
 
 def test_an_odd_spot_does_not_make_a_mesh_colourful() -> None:

@@ -48,15 +48,17 @@ def report(**changes: Any) -> dict[str, Any]:
     numbers = dict.fromkeys(REPORT_KEYS, 0.5)
     whole = dict.fromkeys(("steps", "peak_memory_bytes", "vertices", "faces", "components"), 3)
     whole |= {"genus": 0, "degenerate_faces": 0}
-    texts = dict.fromkeys(("device", "evaluator", "evaluator_revision", "distractors_sha256"), "x")
+    texts = dict.fromkeys(
+        ("device", "evaluator", "evaluator_revision", "distractors_sha256", "lpips_weights"), "x"
+    )
     views = [
         {"view": view, "azimuth_deg": 45.0 * view, "elevation_deg": 12.8, "source": source,
          "clip_score": 30.0, "top_caption": "a duck", "field_mesh_iou": 0.9,
-         "field_mesh_psnr": 20.0}
+         "field_mesh_psnr": 20.0, "field_mesh_lpips": 0.1}
         for source in ("field", "mesh") for view in range(2)
     ]  # fmt: skip
     flags = {"watertight": True, "single_color": False}
-    return {**numbers, **whole, **texts, **flags, "views": views, **changes}
+    return {**numbers, **whole, **texts, **flags, "coverage": "good", "views": views, **changes}
 
 
 def make(

@@ -1,0 +1,199 @@
+"""`sjc evaluate`: the flow that measures finished assets again, and the command around it."""
+
+import json
+import sys
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from prefect import flow, runtime
+from prefect.exceptions import FailedRun
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows import server
+from flows.errors import FAILED, UsageError
+from flows.listing import ASSET_COLUMNS, SECONDS, selection
+from flows.plan import check_devices
+from flows.tabulate import show
+from flows.terminal import terminal_watcher, watched_by, watcher
+from sjc_engine.presets import Value
+from sjc_engine.recipes import Recipe
+from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
+from tasks.judges import Judges
+from tasks.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
+from tasks.store import Store, open_store
+from tasks.tables import QueryError, query, record_attempt, record_run, seal_run
+
+PART = 300  # assets of one flow run, as in flows.generate
+AT_ONCE = 2  # while one is downloaded, another is measured
+THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=AT_ONCE)
+
+
+def _run_name() -> str:
+    return f"evaluate {runtime.flow_run.parameters.get('where') or 'all assets'}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to measure and how; everything in it is known to be right."""
+
+    store: Store
+    assets: dict[str, str]  # readable names by asset id
+    changes: dict[str, Value]
+    device: str
+
+
+@flow(name="evaluate", flow_run_name=_run_name)
+def evaluate(
+    store: str = "./store",
+    where: str | None = None,
+    manifest: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    device: str | None = None,
+    scratch: str = ".sjc",
+) -> State[Any]:
+    """Measures finished assets again and writes new rows; meshes and fields stay as they are.
+
+    where: SQL over best_assets. manifest: only what this file asks for. overrides: judge, lpips,
+    evaluation_size instead of what each asset's recipe says.
+    """
+    chosen = prepare(store, where, manifest, overrides or {}, device)
+    for attempt, found in close_interrupted(chosen.store, chosen.assets):
+        record_attempt(chosen.store, attempt, found)
+    title = f"evaluate {where or ''}".strip()
+    settings = {"where": where, "manifest": manifest, "overrides": chosen.changes}
+    flow_run = str(runtime.flow_run.id)
+    run = start_run(chosen.store, new_run_id(), title, "", [], settings, flow_run)
+    record_run(chosen.store, run)
+    watcher().begun(run["run_id"], len(chosen.assets))
+    outcomes: Counter[str] = Counter()
+    ids = list(chosen.assets)
+    try:
+        for start in range(0, len(ids), PART):
+            part = {k: chosen.assets[k] for k in ids[start : start + PART]}
+            outcomes.update(
+                evaluate_part(store, part, run["run_id"], chosen.changes, chosen.device, scratch)
+            )
+    finally:
+        record_run(chosen.store, finish_run(chosen.store, run, {}))
+    seal_run(chosen.store, run["run_id"])
+    message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    if not outcomes["ok"]:
+        return Failed(message=message)
+    name = "CompletedWithErrors" if outcomes["failed"] else "Completed"
+    return Completed(name=name, message=message, data={"run_id": run["run_id"], **outcomes})
+
+
+@flow(name="evaluate-part", task_runner=THREADS)
+def evaluate_part(
+    store: str,
+    assets: dict[str, str],
+    run_id: str,
+    changes: dict[str, Any],
+    device: str,
+    scratch: str,
+) -> dict[str, int]:
+    """Some of the assets, as a flow run of its own; returns how many ended how."""
+    opened, watch, folder = open_store(store), watcher(), Path(scratch).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    judges = Judges(device)
+    waiting, flying, outcomes = deque(assets.items()), 0, Counter[str]()
+    ended: SimpleQueue[tuple[str, float, PrefectFuture[Any]]] = SimpleQueue()
+
+    def submit(asset_id: str, name: str) -> None:
+        began = time.perf_counter()
+        watch.stage(name, "evaluate")
+        future: PrefectFuture[Any] = reevaluate_asset.submit(
+            name, opened, asset_id, run_id, changes, judges, folder
+        )
+        future.add_done_callback(lambda done: ended.put((name, began, done)))
+
+    while waiting or flying:
+        while waiting and flying < AT_ONCE:
+            submit(*waiting.popleft())
+            flying += 1
+        name, began, future = ended.get()
+        future.wait()  # it has ended: this only makes its state the final one
+        flying -= 1
+        outcome = "ok" if future.state.is_completed() else "failed"
+        outcomes[outcome] += 1
+        watch.finished(name, outcome, time.perf_counter() - began)
+    return dict(outcomes)
+
+
+def command(
+    store: str,
+    where: str | None,
+    manifest: str | None,
+    overrides: dict[str, Any],
+    device: str | None,
+    scratch: str,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Runs the flow and prints the new rows; returns the exit code."""
+    chosen = prepare(store, where, manifest, overrides, device)
+    connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
+    connection.wait()
+    with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+        state = evaluate(store, where, manifest, overrides, device, scratch, return_state=True)
+    if state.is_cancelled():
+        raise KeyboardInterrupt
+    problem = None if state.is_completed() else state.result(raise_on_failure=False)
+    if isinstance(problem, Exception) and not isinstance(problem, FailedRun):
+        raise problem
+    sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"
+    rows = query(chosen.store, f"{sql} ORDER BY started_at, asset_id")
+    failed = [row for row in rows.to_pylist() if row["status"] != "ok"]
+    show(rows, "json" if as_json else "table", ASSET_COLUMNS)
+    for row in failed:
+        print(f"{row['asset_id']}: {row['error']}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def prepare(
+    store: str,
+    where: str | None,
+    manifest: str | None,
+    overrides: dict[str, Any],
+    device: str | None,
+) -> Selection:
+    """Checks everything before anything is written. Raises UsageError and StoreError."""
+    changes = check_changes(overrides)
+    [device] = check_devices([device] if device else ["cpu"], "--device")
+    opened = open_store(store, writable=False)  # one that is not there must not be made
+    names = "(SELECT min(row_id) FROM entries e WHERE e.asset_id = best_assets.asset_id)"
+    wanted = selection(Path(manifest) if manifest else None, where, "status = 'ok'")
+    sql = f"SELECT asset_id, {names} AS name, spec_json FROM best_assets {wanted}"
+    try:
+        rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
+    except QueryError as error:
+        raise UsageError(f"--where: {error}") from error
+    if not rows:
+        raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
+    judges = Judges(device)
+    try:
+        for recipe in {evaluation_recipe(json.loads(r["spec_json"]), changes) for r in rows}:
+            judges.get(recipe)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}
+    return Selection(open_store(store), assets, changes, device)
+
+
+def check_changes(overrides: dict[str, Any]) -> dict[str, Value]:
+    """The settings of an evaluation among recipe keys; UsageError for others and wrong values."""
+    for key in overrides:
+        if key not in SETTINGS:
+            raise UsageError(f"--set {key}: an evaluation has {', '.join(SETTINGS)} only")
+    try:
+        recipe = Recipe().override(overrides).evaluate
+    except ValueError as error:
+        raise UsageError(f"--set: {error}") from error
+    return {key: getattr(recipe, key) for key in overrides}

@@ -1,0 +1,121 @@
+"""New numbers for a finished asset, from the files that the store has; nothing is optimised."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sjc_engine.evaluate import evaluate
+from sjc_engine.fields import load_field
+from sjc_engine.mesh_file import read_mesh
+from sjc_engine.pictures import take_pictures
+from sjc_engine.presets import Value
+from sjc_engine.recipes import EvaluateRecipe, Recipe
+from tasks.commit import (
+    asset_manifest,
+    committed_attempt,
+    finish_attempt,
+    read_document,
+    start_evaluation,
+)
+from tasks.judges import Judges
+from tasks.store import NotInStore, Store
+from tasks.tables import record_attempt
+from tasks.versions import versions
+
+Document = dict[str, Any]
+
+# What an evaluation may change; the other keys of its part of a recipe make videos.
+SETTINGS = ("judge", "lpips", "evaluation_size")
+_KEYS = [field.name for field in fields(EvaluateRecipe)]
+
+
+def evaluation_recipe(spec: Mapping[str, Any], changes: Mapping[str, Value]) -> EvaluateRecipe:
+    """How the asset of this spec (as JSON) was to be judged, with `changes`.
+
+    Keys that an older version did not have get their defaults.
+    """
+    then = {k: v for k, v in spec["recipe"]["evaluate"].items() if k in _KEYS}
+    return Recipe().override({**then, **changes}).evaluate
+
+
+def reevaluate(
+    store: Store,
+    asset_id: str,
+    run_id: str,
+    changes: Mapping[str, Value],
+    judges: Judges,
+    scratch: Path,
+) -> Document:
+    """Measures the asset's mesh and field as they are stored; a new attempt holds the numbers.
+
+    Its rows say again what is known of the optimisation, with the new metrics. Returns those. An
+    evaluation that fails becomes a row too, and its error is raised.
+    """
+    manifest = asset_manifest(store, asset_id)
+    if manifest is None:
+        raise NotInStore(f"{store.uri(f'assets/{asset_id}')} is not finished; run its manifest.")
+    key = f"assets/{asset_id}/{committed_attempt(manifest)}"
+    committed = read_document(store, f"{key}/attempt.json")
+    attempt = start_evaluation(store, committed, run_id)
+    known = {
+        "device": committed["device"],
+        "first_step": committed["last_step"],  # no step was made
+        "last_step": committed["last_step"],
+    }
+
+    def end(status: str, **how: Any) -> None:
+        name = attempt["attempt"]
+        ended = finish_attempt(store, asset_id, name, status, **known, **how, versions=versions())
+        record_attempt(store, ended, manifest)
+
+    started = time.perf_counter()
+    try:
+        report = _measure(store, key, manifest, changes, judges, scratch)
+        timings = {**manifest["timings"], "evaluate": time.perf_counter() - started}
+        merged = {k: v for k, v in manifest["report"].items() if "lpips" not in k} | report
+        end("ok", report=merged, timings=timings)
+    except Exception as error:
+        end("failed", error=error)
+        raise
+    return {k: v for k, v in report.items() if k != "views"}
+
+
+def _measure(
+    store: Store,
+    key: str,
+    manifest: Document,
+    changes: Mapping[str, Value],
+    judges: Judges,
+    scratch: Path,
+) -> Document:
+    recipe = evaluation_recipe(manifest["spec"], changes)
+    judge, lpips = judges.get(recipe)
+    with tempfile.TemporaryDirectory(prefix="evaluate-", dir=scratch) as folder:
+        field_path, mesh_path = (Path(folder, n) for n in ("field.safetensors", "mesh.glb"))
+        for path in (field_path, mesh_path):
+            name = f"{key.rpartition('/')[2]}/{path.name}"
+            store.download(f"{key}/{path.name}", path, manifest["files"][name]["sha256"])
+        field, mesh = load_field(field_path).to(judges.device), read_mesh(mesh_path)
+    pictures = take_pictures(field, mesh, recipe.evaluation_size)
+    prompt = manifest["spec"]["prompt"]
+    found = evaluate(field, mesh, prompt, judge, recipe, pictures, lpips)
+    return {**found.metrics, "views": found.views}
+
+
+@task(name="evaluate", task_run_name="evaluate-{name}", cache_policy=NO_CACHE)
+def reevaluate_asset(
+    name: str,
+    store: Store,
+    asset_id: str,
+    run_id: str,
+    changes: Mapping[str, Value],
+    judges: Judges,
+    scratch: Path,
+) -> Document:
+    return reevaluate(store, asset_id, run_id, changes, judges, scratch)
