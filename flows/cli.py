@@ -1,15 +1,19 @@
 """The command line `sjc`. What is slow to import is imported where it is needed."""
 
 import sys
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows import completion
 from flows.errors import fail, reported
 from flows.manual import EXIT_CODES, LOOK, MAKE, OPERATE, Manual, examples
+
+if TYPE_CHECKING:
+    from flows.plan import Settings
 
 app = typer.Typer(
     name="sjc",
@@ -128,6 +132,7 @@ GalleryOption = Annotated[
     ),
 )
 def run(
+    context: typer.Context,
     manifest: ManifestArgument,
     store: StoreOption = "./store",
     prior: PriorOption = None,
@@ -148,26 +153,10 @@ def run(
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
     with reported("run the same command again to go on"):
-        from flows.plan import Settings
         from flows.run import dry_run as show_plan
         from flows.run import run as run_flow
 
-        settings = Settings(
-            manifest=manifest,
-            store=store,
-            prior=prior,
-            recipe=recipe,
-            overrides=parse_overrides(set_),
-            limit=limit,
-            where=where,
-            devices=devices.split(",") if devices is not None else None,
-            scenes_per_device=parse_scenes(scenes_per_device),
-            scratch=scratch,
-            retry_failed=retry_failed,
-            timeout=timeout,
-            price_per_hour=price_per_hour,
-            gallery=gallery,
-        )
+        settings = run_settings(context)
         if dry_run:
             show_plan(settings, as_json=json_)
         else:
@@ -494,6 +483,7 @@ def sample2d(
     ),
 )
 def serve(
+    context: typer.Context,
     manifest: ManifestArgument,
     cron: CronOption,
     timezone: TimezoneOption = "UTC",
@@ -513,25 +503,9 @@ def serve(
 ) -> None:
     """Run a manifest by the clock, in this process: each run makes what is new."""
     with reported("finished assets are in the store; the next run goes on"):
-        from flows.plan import Settings
         from flows.serve import serve as serve_runs
 
-        settings = Settings(
-            manifest=manifest,
-            store=store,
-            prior=prior,
-            recipe=recipe,
-            overrides=parse_overrides(set_),
-            limit=limit,
-            where=where,
-            devices=devices.split(",") if devices is not None else None,
-            scenes_per_device=parse_scenes(scenes_per_device),
-            scratch=scratch,
-            retry_failed=retry_failed,
-            timeout=timeout,
-            price_per_hour=price_per_hour,
-            gallery=gallery,
-        )
+        settings = run_settings(context)
         serve_runs(settings, cron, timezone)
 
 
@@ -543,6 +517,7 @@ def serve(
     ),
 )
 def deploy(
+    context: typer.Context,
     manifest: Annotated[
         str | None, typer.Argument(help="As for `run`. Default: the deployments of --file.")
     ] = None,
@@ -573,7 +548,6 @@ def deploy(
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
     with reported():
         from flows import deploy as deployments
-        from flows.plan import Settings
         from flows.schedule import deployment_name
 
         if manifest is None:
@@ -581,22 +555,7 @@ def deploy(
                 fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
             deployments.deploy(deployments.read_file(file), file)
             return
-        settings = Settings(
-            manifest=manifest,
-            store=store,
-            prior=prior,
-            recipe=recipe,
-            overrides=parse_overrides(set_),
-            limit=limit,
-            where=where,
-            devices=devices.split(",") if devices is not None else None,
-            scenes_per_device=parse_scenes(scenes_per_device),
-            scratch=scratch,
-            retry_failed=retry_failed,
-            timeout=timeout,
-            price_per_hour=price_per_hour,
-            gallery=gallery,
-        )
+        settings = run_settings(context)
         deployments.deploy(
             deployments.one_deployment(
                 settings,
@@ -751,6 +710,18 @@ def doctor(
     from flows.doctor import doctor as examine  # works where what `reported` imports is missing
 
     raise typer.Exit(examine(store, scratch, as_json=json_))
+
+
+def run_settings(context: typer.Context) -> "Settings":
+    """The options of `run`, which `serve` and `deploy` have too."""
+    from flows.plan import Settings
+
+    options = context.params
+    given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
+    given["scenes_per_device"] = parse_scenes(given["scenes_per_device"])
+    if given["devices"] is not None:
+        given["devices"] = given["devices"].split(",")
+    return Settings(**given, overrides=parse_overrides(options["set_"]))
 
 
 def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
