@@ -40,7 +40,7 @@ class Story(Watcher):
         self._summary: Artifact | None = None
         self._told = 0.0
 
-    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         super().begun(run_id, total, work)
         self._tally = Tally(total, work)
         name_run(run_name(self._plan))

@@ -28,7 +28,7 @@ class Watcher:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         """A run starts, with so many assets; work: the steps of those that it is to make."""
         self.run_id = run_id
 
@@ -54,7 +54,7 @@ class Watchers(Watcher):
     def __init__(self, *watchers: Watcher) -> None:
         self._watchers = watchers
 
-    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         for watcher in self._watchers:
             watcher.begun(run_id, total, work)
 
@@ -124,7 +124,7 @@ class Lines(Watcher):
         self._paces: dict[str, Pace] = {}
         self._tally = Tally()
 
-    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         super().begun(run_id, total, work)
         self._tally = Tally(total, work)
         self.note(f"run {run_id}: {total} assets")
@@ -170,7 +170,7 @@ class Screen(Watcher):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def begun(self, run_id: str, total: int, work: Mapping[str, int]) -> None:
+    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         super().begun(run_id, total, work)
         self._tally = Tally(total, work)
         self.note(f"run {run_id}: {total} assets")
