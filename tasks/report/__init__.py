@@ -75,10 +75,14 @@ def report_key(run_id: str) -> str:
 
 
 def latest_run(store: Store) -> str:
-    """The run that started last; raises `NotInStore` when there is none."""
-    if not (known := run_ids(store)):
-        raise NotInStore(f"There is no run in {store.url}; check --store, or run `sjc run`.")
-    return known[-1]
+    """The last run of a manifest; raises `NotInStore` when there is none.
+
+    An evaluation of finished assets is a run too, of no manifest's rows.
+    """
+    for run_id in reversed(run_ids(store)):
+        if read_document(store, f"runs/{run_id}.json")["entries"]:
+            return run_id
+    raise NotInStore(f"There is no run in {store.url}; check --store, or run `sjc run`.")
 
 
 def write_report(store: Store, run_id: str) -> str:
@@ -100,6 +104,8 @@ def read_report(store: Store, run_id: str) -> Report:
             f"There is no run {run_id} in {store.url}; list them with"
             " `sjc query 'SELECT run_id, manifest FROM runs'`."
         ) from error
+    if not run["entries"]:
+        raise NotInStore(f"Run {run_id} made no assets: it has no report; see `sjc assets`.")
     found = query(store, _SQL.format(run_id=run_id)).to_pylist()
     rows = list({row["asset_id"]: row for row in reversed(found)}.values())[::-1]
     wall = sample(rows, MOST_TILES)

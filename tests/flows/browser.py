@@ -58,6 +58,10 @@ class Page:
             width=width, height=height, deviceScaleFactor=1, mobile=False,
         )  # fmt: skip
 
+    def media(self, features: list[dict[str, str]]) -> None:
+        """What style sheets find out about the user: names and values of media features."""
+        self._call("Emulation.setEmulatedMedia", features=features)
+
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))

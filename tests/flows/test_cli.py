@@ -350,6 +350,16 @@ def test_a_run_into_a_bucket_and_what_the_tables_say(
         ("bad", "failed"),
     ]
     assert result["picture"] == f"s3://toys/first/runs/{result['run_id']}.png"
+    assert result["report"] == f"s3://toys/first/runs/{result['run_id']}/report.html"
+    found = boto3.client("s3").get_object(
+        Bucket="toys", Key=f"first/runs/{result['run_id']}/report.html"
+    )
+    assert found["ContentType"] == "text/html; charset=utf-8"
+    assert b"--retry-failed" in found["Body"].read()
+    again = sjc("report", result["run_id"])
+    assert (again.code, again.out) == (0, f"{result['report']}\n")
+    unknown = sjc("report", "nope")
+    assert (unknown.code, "There is no run nope" in unknown.err) == (3, True)
     assert result["assets"][0]["mesh"].startswith("s3://toys/first/assets/")
     keys = [o["Key"] for o in boto3.client("s3").list_objects_v2(Bucket="toys")["Contents"]]
     assert all(key.startswith("first/") for key in keys)
@@ -434,6 +444,8 @@ def test_after_ctrl_c_the_next_run_does_nothing_twice(
         return bool(list(assets.glob("*/manifest.json")) and list(fields.glob("*.checkpoint")))
 
     interrupt(start(tmp_path, judge, prefect_api), one_is_done_and_one_is_not, group=True)
+    (report,) = (tmp_path / "store" / "runs").glob("*/report.html")
+    assert "To go on with what is unfinished" in report.read_text()
     store = open_store(tmp_path / "store", writable=False)
     before = {p.name: asset_manifest(store, p.name) for p in assets.iterdir()}
     (finished,) = (name for name, manifest in before.items() if manifest)

@@ -139,6 +139,8 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
             )
     assert all(Path(uri).is_file() for uri in [*assets.uri_mesh, *found["views"].uri])
     assert (tmp_path / "store" / "runs" / f"{row['run_id']}.png").is_file()
+    page = (tmp_path / "store" / "runs" / row["run_id"] / "report.html").read_text()
+    assert page.count("data:image/webp;base64,") == 2 + 2  # the wall; best and worst
     parts = [p for p in (tmp_path / "store" / "tables").rglob("*") if p.is_file()]
     assert len(parts) == len(TABLES), "a run is sealed into one file for each table"
     scratch = tmp_path / "scratch"

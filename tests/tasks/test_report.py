@@ -126,6 +126,15 @@ def test_a_run_that_was_killed_has_a_report(store: Store, tmp_path: Path) -> Non
     assert "retry-failed" not in page
 
 
+def test_an_evaluation_has_no_report(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make_run(store, tmp_path, "run1", "duck,a duck,,\n")
+    start_run(store, "run2", "2 assets again", "", [], {})
+    assert latest_run(store) == "run1"
+    with pytest.raises(NotInStore, match="made no assets"):
+        write_report(store, "run2")
+
+
 def test_no_such_run(store: Store) -> None:
     with pytest.raises(NotInStore, match="There is no run in"):
         latest_run(store)
