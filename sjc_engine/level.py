@@ -31,6 +31,7 @@ COARSE = tuple(2.0**k for k in range(-4, 5))  # candidates in units of sigma0
 FINE = (2.0**0.5, 2.0**0.25, 2.0**0.125, 2.0**0.0625)  # then by ever smaller steps around the best
 TOLERANCE = 0.001  # of mean IoU. Equal silhouettes: the higher level has the cleaner surface
 ENOUGH = 64  # samples per side that show SIZE pixels what they can see
+RAYS_AT_ONCE = 2048  # bounds the memory at about 30 MB
 MARGIN = 3  # voxels kept around the large parts
 FULL_WALL = 0.9  # solid part of the box's outermost layer that no object has
 
@@ -103,10 +104,14 @@ def _half_opaque(field: VoxelField, camera: Camera) -> Tensor:
     near, length = intersect_box(origins, directions, field.aabb.to(origins))
     count = math.ceil(float(length.max()) / field.voxel_length)
     middles = (torch.arange(count, device=field.device) + 0.5) / count
-    distance = near[:, None] + length[:, None] * middles  # (rays, count)
-    points = origins[:, None] + directions[:, None] * distance[..., None]
-    density = field.sigma(points.view(-1, 3)).view(distance.shape)
-    return (density.mean(1) * length > math.log(2)).view(SIZE, SIZE).cpu()
+    depths = []
+    for start in range(0, len(origins), RAYS_AT_ONCE):
+        part = slice(start, start + RAYS_AT_ONCE)
+        distance = near[part, None] + length[part, None] * middles  # (rays, count)
+        points = origins[part, None] + directions[part, None] * distance[..., None]
+        density = field.sigma(points.view(-1, 3)).view(distance.shape)
+        depths.append(density.mean(1) * length[part])
+    return (torch.cat(depths) > math.log(2)).view(SIZE, SIZE).cpu()
 
 
 def _without_floaters(field: VoxelField, component_fraction: float) -> VoxelField:

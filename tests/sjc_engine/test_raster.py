@@ -123,6 +123,15 @@ def test_colours_are_interpolated_in_perspective() -> None:
     assert (picture.rgb - points)[:, covered].abs().max() < 2e-3
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same_picture() -> None:
+    mesh, camera = ball(), orbit(40.0, 20.0)
+    ours, theirs = (rasterize(mesh, camera, 128, 128, device=device) for device in ("cpu", "cuda"))
+    assert theirs.rgb.is_cuda
+    assert (ours.opacity != theirs.opacity.cpu()).float().mean() <= 0.001
+    assert (ours.normals - theirs.normals.cpu()).abs().mean() < 1e-3
+
+
 def test_the_nearer_surface_hides_the_farther_one() -> None:
     near, far = ball((-0.4, 0, 0), 0.2), ball((0.4, 0, 0), 0.2)
     red = np.tile(np.array([[1, 0, 0]], np.float32), (len(near.vertices), 1))
