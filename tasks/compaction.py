@@ -13,7 +13,7 @@ from tasks.tables import query, record_run
 
 def compact_store(store: Store, tell: Callable[[str], None] = lambda line: None) -> dict[str, int]:
     """Leaves one file of each table, but for rows that were written meanwhile; counts the files."""
-    unended = record_unended_runs(store)
+    record_unended_runs(store)
     for table in SCHEMAS:
         for run, keys in part_keys(store, table).items():
             if run is not None and len(keys) > 1:
@@ -23,27 +23,19 @@ def compact_store(store: Store, tell: Callable[[str], None] = lambda line: None)
     for table in SCHEMAS:
         # Another process that compacts at the same time does what is to be done.
         with contextlib.suppress(AlreadyCommitted, NotInStore):
-            if compact_table(store, table, unended):
+            if compact_table(store, table):
                 tell(f"table {table}: compacted")
         counts[table] = sum(map(len, part_keys(store, table).values()))
     return counts
 
 
-def record_unended_runs(store: Store) -> set[str]:
-    """Writes the rows of runs that were killed before they could; returns the runs without an end.
-
-    Such a run was killed, or still goes on.
-    """
+def record_unended_runs(store: Store) -> None:
+    """Writes the rows of runs that were killed between their JSON and these rows."""
     rows = query(store, "SELECT run_id, ended_at IS NULL AS unended FROM runs").to_pylist()
     known = {row["run_id"]: row["unended"] for row in rows}
-    unended = set()
-    for run_id in sorted(
-        set(run_ids(store)) - known.keys() | {run for run, is_open in known.items() if is_open}
-    ):
+    unended = {run for run, is_open in known.items() if is_open}
+    for run_id in sorted(set(run_ids(store)) - known.keys() | unended):
         with contextlib.suppress(NotInStore):
             run = read_document(store, f"runs/{run_id}.json")
-            if run["ended_at"] is None:
-                unended.add(run_id)
             if run["ended_at"] is not None or run_id not in known:
                 record_run(store, run)
-    return unended

@@ -3,6 +3,7 @@
 A merged file is written first, under a new name, and names the files whose place it takes; then
 those are deleted. Until they are, readers leave them out: no row is seen twice and none is lost,
 wherever a process dies. A merged file is never written again; the next one takes its place too.
+Of compacted files the one with the highest number has all that the others have.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.commit import attempt_number
+from tasks.row_keys import last_rows
 from tasks.schemas import COMPACTED_SCHEMAS, SCHEMAS
 from tasks.store import AlreadyCommitted, NotInStore, Store, bytes_digest
 from tasks.table_reader import (
@@ -29,19 +30,11 @@ from tasks.table_reader import (
     is_compacted,
     is_merged,
     next_number,
+    older_compacted,
     part_keys,
     read_part,
     with_run,
 )
-
-# What tells a run's rows of a table apart.
-ROW_KEYS = {
-    "assets": ("asset_id",),
-    "attempts": ("asset_id", "attempt"),
-    "views": ("asset_id", "source", "view"),
-    "entries": ("row_id",),
-    "runs": ("manifest",),
-}
 
 
 def seal_run(store: Store, run_id: str) -> None:
@@ -67,15 +60,14 @@ def _seal(store: Store, table: str, run_id: str) -> None:
         held = {k: s for part in parts for k, s in part.held.items()}
         _write_merged(store, key, content, held | {part.key: part.sha256 for part in parts})
         live = []
-    delete(store, sorted({part.key for part in parts} - {part.key for part in live}))
+    _delete_unchanged(store, [part for part in parts if part not in live])
 
 
-def compact_table(store: Store, table: str, unended: Collection[str] = ()) -> bool:
+def compact_table(store: Store, table: str) -> bool:
     """Merge all files of a table into one; whether there was anything to do.
 
-    unended: the runs that may still write their rows again. Safe beside readers, writers and
-    itself, and to repeat after a crash; raises `AlreadyCommitted` or `NotInStore` when another
-    process was faster.
+    Safe beside readers, writers and itself, and to repeat after a crash; raises `AlreadyCommitted`
+    or `NotInStore` when another process was faster.
     """
     runs = part_keys(store, table)
     keys = [key for found in runs.values() for key in found]
@@ -91,11 +83,8 @@ def compact_table(store: Store, table: str, unended: Collection[str] = ()) -> bo
             for part in live
             if not is_compacted(part.key)
         ]
-        content = _merge(table, old, new)
-        again = tuple(f"tables/{table}/run_id={run}/" for run in unended)
-        held = {k: s for part in parts for k, s in part.held.items() if k.startswith(again)}
-        held |= {part.key: part.sha256 for part in parts}
-        _write_compacted(store, table, content, held, keys)
+        held = {part.key: part.sha256 for part in parts}
+        _write_compacted(store, table, _merge(table, old, new), held, keys)
         live = []
     _delete_unchanged(store, [part for part in parts if part not in live])
     return True
@@ -108,15 +97,14 @@ def replace_table(store: Store, table: str, contents: Sequence[pa.Table]) -> Non
     if contents:
         rows = last_rows(table, pa.concat_tables(contents))
         _write_compacted(store, table, rows, held, keys)
-    delete(store, keys)
+    with ThreadPoolExecutor(FILES) as pool:
+        list(pool.map(store.delete, keys))
 
 
 def _merge(table: str, old: list[pa.Table], new: list[pa.Table]) -> pa.Table:
     """Compacted rows and those of other files, which go before them; few runs have both."""
     newer = pa.concat_tables([SCHEMAS[table].empty_table(), *new])
     older = pa.concat_tables([SCHEMAS[table].empty_table(), *old])
-    if len(old) > 1:
-        return last_rows(table, pa.concat_tables([older, newer]))
     both = pc.is_in(older["run_id"], newer["run_id"].combine_chunks())
     mixed = last_rows(table, pa.concat_tables([older.filter(both), newer]))
     return pa.concat_tables([older.filter(pc.invert(both)), mixed])
@@ -130,32 +118,26 @@ def _read(store: Store, table: str, keys: Iterable[str]) -> list[Part]:
 def _live(parts: Sequence[Part]) -> list[Part]:
     """The files whose rows no other one has, merged ones first, since later rows count."""
     held = {key: sha256 for part in parts for key, sha256 in part.held.items()}
+    outdated = set(older_compacted(part.key for part in parts))
     return sorted(
-        (part for part in parts if held.get(part.key) != part.sha256),
+        (p for p in parts if held.get(p.key) != p.sha256 and p.key not in outdated),
         key=lambda part: (not is_compacted(part.key), not is_merged(part.key), part.key),
     )
-
-
-def last_rows(table: str, content: pa.Table) -> pa.Table:
-    """One row for each key of the table: the last one, and of assets that of the last attempt."""
-    rows: Iterable[int] = range(content.num_rows)
-    if table == "assets":
-        attempts = content["attempt"].to_pylist()
-        rows = sorted(rows, key=lambda row: attempt_number(attempts[row]))
-    names = [name for name in ("run_id", *ROW_KEYS[table]) if name in content.column_names]
-    columns = [content[name].to_pylist() for name in names]
-    last = {tuple(column[row] for column in columns): row for row in rows}
-    return content.take(pa.array(sorted(last.values()), pa.int64()))
 
 
 def _write_compacted(
     store: Store, table: str, content: pa.Table, held: Mapping[str, str], keys: Iterable[str]
 ) -> None:
     """Write rows of many runs as the next compacted file; raises `AlreadyCommitted`."""
-    number = next_number(key for key in keys if is_compacted(key))
-    schema = COMPACTED_SCHEMAS[table]
-    content = content.sort_by("run_id").cast(schema)
-    _write_merged(store, f"tables/{table}/compacted/{number}.parquet", content, held)
+    folder = f"tables/{table}/compacted/"
+    key = f"{folder}{next_number(key for key in keys if is_compacted(key))}.parquet"
+    _write_merged(store, key, content.sort_by("run_id").cast(COMPACTED_SCHEMAS[table]), held)
+    # A name is free again when later files have taken its place. Whoever was that slow undoes it.
+    if key in older_compacted(store.list(folder)):
+        store.delete(key)
+        raise AlreadyCommitted(
+            f"{store.uri(key)} came too late: another process has written its successor."
+        )
 
 
 def _write_merged(store: Store, key: str, content: pa.Table, held: Mapping[str, str]) -> None:
@@ -175,20 +157,13 @@ def parquet(content: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def delete(store: Store, keys: Iterable[str]) -> None:
-    with ThreadPoolExecutor(FILES) as pool:
-        list(pool.map(store.delete, keys))
-
-
 def _delete_unchanged(store: Store, parts: Iterable[Part]) -> None:
-    """Delete files that still are what was read: a run that goes on replaces its own."""
+    """Delete files that still are what was read: a part may be replaced, and a name come again."""
 
     def remove(part: Part) -> None:
-        if not is_merged(part.key):
-            with contextlib.suppress(NotInStore):
-                if bytes_digest(store.get_bytes(part.key)).sha256 != part.sha256:
-                    return
-        store.delete(part.key)
+        with contextlib.suppress(NotInStore):
+            if bytes_digest(store.get_bytes(part.key)).sha256 == part.sha256:
+                store.delete(part.key)
 
     with ThreadPoolExecutor(FILES) as pool:
         list(pool.map(remove, parts))

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from tasks.row_keys import last_rows
 from tasks.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
 from tasks.store import NotInStore, Store, StoreError, bytes_digest, open_store
 
@@ -189,6 +191,11 @@ def is_compacted(key: str) -> bool:
     return _COMPACTED.fullmatch(key) is not None
 
 
+def older_compacted(keys: Iterable[str]) -> list[str]:
+    """The compacted files among these of which a later one has everything."""
+    return sorted(filter(is_compacted, keys), key=lambda key: (len(key), key))[:-1]
+
+
 def next_number(keys: Iterable[str]) -> str:
     """The number in the name of the next merged file of a folder with these files."""
     numbers = [int(found[1]) for found in map(_MERGED.fullmatch, keys) if found]
@@ -251,23 +258,60 @@ def _dataset(store: Store, table: str) -> ds.Dataset:
     prefix = f"tables/{table}/" if parts else f"tables/{table}/compacted/"
     if {key for key in store.list(prefix) if is_merged(key)} - {key for _, key in merged}:
         raise _Vanished
-    live = [fragment for fragment, is_gone in zip(fragments, gone, strict=True) if not is_gone]
+    outdated = older_compacted(key for _, key in merged)
+    live = [
+        (run, fragment)
+        for (run, key), fragment, is_gone in zip(merged, fragments, gone, strict=True)
+        if not is_gone and key not in outdated
+    ]
     contents = [
-        with_run(table, run, part.content)
+        (run, with_run(table, run, part.content))
         for run, part in parts
         if held.get(part.key) != part.sha256
     ]
-    # The rows of a run that was still going on when its part was compacted.
-    late = {run for run, part in parts if held.get(part.key, part.sha256) != part.sha256}
+    return _without_repeats(store, table, live, contents)
+
+
+def _without_repeats(
+    store: Store,
+    table: str,
+    merged: list[tuple[str | None, ds.ParquetFileFragment]],
+    contents: list[tuple[str | None, pa.Table]],
+) -> ds.Dataset:
+    """Merged files and the rows of parts as one dataset.
+
+    A run that goes on while it is compacted, or that was sealed and compacted at the same moment,
+    has rows in several merged files, and some of them twice. That is rare, and read at once.
+    """
     schema = SCHEMAS[table]
-    if table in RUN_TABLES and late:
-        old = [fragment for fragment in live if is_compacted(fragment.path)]
-        live = [fragment for fragment in live if not is_compacted(fragment.path)]
-        ended = ds.FileSystemDataset(old, schema, _FORMAT, store.filesystem())
-        contents.append(ended.to_table(filter=~ds.field("run_id").isin(late)))
-    files = ds.FileSystemDataset(live, schema, _FORMAT, store.filesystem())
-    rows = ds.dataset(pa.concat_tables([schema.empty_table(), *contents]))
-    return ds.UnionDataset(schema, [files, rows]) if live else rows
+
+    def read(fragment: ds.ParquetFileFragment, which: ds.Expression | None = None) -> pa.Table:
+        with _named(store, fragment.path):
+            return fragment.to_table(schema=schema, filter=which)
+
+    compacted = [fragment for run, fragment in merged if run is None]
+    sealed = Counter(run for run, _ in merged if run is not None)
+    own: set[str | None] = {*sealed, *(run for run, _ in contents)}
+    repeated: set[str | None] = {run for run, count in sealed.items() if count > 1}
+    for fragment in compacted if own else []:
+        with _named(store, fragment.path):
+            known = fragment.to_table(schema=schema, columns=["run_id"])["run_id"]
+        repeated |= own.intersection(known.unique().to_pylist())
+    rows = [content for run, content in contents if run not in repeated]
+    if repeated:
+        theirs = ds.field("run_id").isin(list(repeated))
+        sources = [read(fragment, theirs) for fragment in compacted]
+        sources += [read(fragment) for run, fragment in merged if run in repeated]
+        sources += [content for run, content in contents if run in repeated]
+        rows += [read(fragment, ~theirs) for fragment in compacted]
+        rows.append(last_rows(table, pa.concat_tables(sources)))
+        merged = [(run, file) for run, file in merged if run is not None and run not in repeated]
+    memory = ds.dataset(pa.concat_tables([schema.empty_table(), *rows]))
+    files = [fragment for _, fragment in merged]
+    if not files:
+        return memory
+    lazy = ds.FileSystemDataset(files, schema, _FORMAT, store.filesystem())
+    return ds.UnionDataset(schema, [lazy, memory])
 
 
 def _open_merged(

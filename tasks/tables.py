@@ -21,8 +21,6 @@ from tasks.sealing import parquet, replace_table, seal_run
 from tasks.store import Store, StoredFile
 from tasks.table_reader import (
     FILES,
-    RUN_PART,
-    RUN_TABLES,
     QueryError,
     TableError,
     query,
@@ -34,6 +32,9 @@ __all__ = [
     "SCHEMAS", "QueryError", "TableError", "query", "read_table", "rebuild_tables",
     "record_attempt", "record_run", "seal_run", "unrecorded_attempts", "write_part",
 ]  # fmt: skip
+
+
+RUN_TABLES, RUN_PART = ("entries", "runs"), "run"  # their only part of a run
 
 
 def write_part(store: Store, table: str, run_id: str, part: str, rows: Iterable[Row]) -> StoredFile:

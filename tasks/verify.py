@@ -19,8 +19,8 @@ from tasks.commit import (
     run_ids,
     set_aside,
 )
+from tasks.row_keys import last_rows
 from tasks.schemas import SCHEMAS
-from tasks.sealing import last_rows
 from tasks.store import NotInStore, Store, StoreError, bytes_digest
 from tasks.table_reader import TableError, query
 from tasks.tables import projection, rebuild_tables

@@ -17,7 +17,7 @@ from tasks.commit import finish_run, read_document, start_run
 from tasks.compaction import compact_store
 from tasks.schemas import SCHEMAS
 from tasks.sealing import compact_table, seal_run
-from tasks.store import Store, open_store
+from tasks.store import AlreadyCommitted, Store, open_store
 from tasks.tables import query, read_table, rebuild_tables, record_run
 
 ONE_EACH = dict.fromkeys(SCHEMAS, 1)
@@ -213,7 +213,7 @@ def test_a_part_that_is_replaced_under_a_compaction_stays(
         record_run(store, {**run, "ended_at": run["started_at"]})
 
     monkeypatch.setattr(sealing, "_write_merged", end_meanwhile)
-    compact_table(store, "runs", {"run2"})
+    compact_table(store, "runs")
     assert query(store, "SELECT run_id FROM runs WHERE ended_at IS NULL").num_rows == 0
     assert query(store, "SELECT run_id FROM runs").num_rows == 2
 
@@ -253,3 +253,59 @@ def test_tables_are_made_again_as_one_file(store: Store, tmp_path: Path) -> None
     rebuild_tables(store)
     assert all_tables(store) == before
     assert {key.rpartition("/")[2] for key in files(store)} == {"0002.parquet"}
+
+
+def test_a_run_that_is_sealed_while_it_is_compacted_is_seen_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have read the run's first sealed file, and both put its rows into a new one."""
+    store = open_store(tmp_path / "store")
+    sealed(store, tmp_path)
+    make(store, tmp_path, spec("a pen"), "run1", "failed")
+    before = all_tables(store)
+    write = sealing._write_merged
+
+    def seal_meanwhile(store: Store, key: str, *rest: Any) -> None:
+        if "compacted" in key:
+            with monkeypatch.context() as patch:
+                patch.setattr(sealing, "_write_merged", write)
+                seal_run(store, "run1")
+        write(store, key, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealing, "_write_merged", seal_meanwhile)
+        compact_table(store, "attempts")
+    assert store.exists("tables/attempts/run_id=run1/sealed-0002.parquet")
+    assert all_tables(store) == before
+    assert compact_store(store) == ONE_EACH
+    assert all_tables(store) == before
+
+
+def test_a_compaction_that_slept_for_two_others_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file's name was taken by the first and given free by the second."""
+    store = open_store(tmp_path / "store")
+    sealed(store, tmp_path)
+    write, seen = sealing._write_merged, list[Any]()
+
+    def overtaken(store: Store, key: str, *rest: Any) -> None:
+        if not seen:
+            seen.append(key)
+            for prompt in ("a pen", "a cup"):
+                compact_store(store)
+                make(store, tmp_path, spec(prompt), "run1", "failed")
+            compact_store(store)
+            seen.append(all_tables(store))
+            write(store, key, *rest)
+            assert all_tables(store) == seen[1], "an older file counts for nothing"
+        else:
+            write(store, key, *rest)
+
+    monkeypatch.setattr(sealing, "_write_merged", overtaken)
+    with pytest.raises(AlreadyCommitted):
+        compact_table(store, "attempts")
+    assert all_tables(store) == seen[1]
+    assert [key for key in files(store) if "/attempts/" in key] == [
+        "tables/attempts/compacted/0003.parquet"
+    ]
