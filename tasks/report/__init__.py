@@ -21,7 +21,7 @@ from tasks.report.page import report_page
 from tasks.store import NotInStore, Store, StoreError
 from tasks.table_reader import query
 
-MOST_TILES = 240  # of the wall: about 1 MB of pictures, however many assets there are
+MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture takes 1 kB
 MOST_SHOWN = 6  # best and worst assets
 PICTURES = ("views/mesh_1.png", "thumbnail.webp")  # from its left front; else from the front
 TILE_PIXELS, LARGE_PIXELS = 112, 208

@@ -304,10 +304,12 @@ def _count(rows: list[Row], noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 4.2 s, 3 min 20 s or 5 h 12 min."""
+    """Such as 4.2 s, 3 min 20 s, 16 min or 5 h 12 min."""
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    if seconds < 6000:
+    if seconds < 600:
         return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    if seconds < 6000:
+        return f"{minutes} min"
     return f"{minutes // 60:,} h {minutes % 60} min"

@@ -228,9 +228,10 @@ def test_hours_are_devices_times_duration() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0.123, 42, 105, 7380)] == [
+    assert [duration(s) for s in (0.123, 42, 105, 946, 7380)] == [
         "0.12 s",
         "42 s",
         "1 min 45 s",
+        "16 min",
         "2 h 3 min",
     ]
