@@ -43,20 +43,14 @@ def run(
         raise UsageError(str(error)) from error
     server.connect(Path(os.devnull)).wait()
 
-    from prefect.exceptions import FailedRun
-
     from flows.dispatch import dispatch, tally
+    from flows.verdict import check_end
 
     with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = dispatch(
             plan.id, opened.url, deployment, workers, retry_failed, timeout, return_state=True
         )
-    if state.is_cancelled():
-        raise KeyboardInterrupt
-    if not state.is_completed():
-        problem = state.result(raise_on_failure=False)
-        if isinstance(problem, Exception) and not isinstance(problem, FailedRun):
-            raise problem
+    check_end(state)
     counts = tally(plan, opened)
     facts = {"plan": plan.id, "assets": sum(counts.values()), **counts}
     places = {"store": opened.url, "tables": opened.uri("tables")}

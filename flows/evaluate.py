@@ -10,7 +10,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from prefect import flow, runtime
-from prefect.exceptions import FailedRun
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -21,6 +20,7 @@ from flows.listing import ASSET_COLUMNS, SECONDS, selection
 from flows.plan import check_devices
 from flows.tabulate import show
 from flows.terminal import terminal_watcher, watched_by, watcher
+from flows.verdict import check_end
 from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
@@ -143,11 +143,7 @@ def command(
     connection.wait()
     with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = evaluate(store, where, manifest, overrides, device, scratch, return_state=True)
-    if state.is_cancelled():
-        raise KeyboardInterrupt
-    problem = None if state.is_completed() else state.result(raise_on_failure=False)
-    if isinstance(problem, Exception) and not isinstance(problem, FailedRun):
-        raise problem
+    check_end(state)
     sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"
     rows = query(chosen.store, f"{sql} ORDER BY started_at, asset_id")
     failed = [row for row in rows.to_pylist() if row["status"] != "ok"]

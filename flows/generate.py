@@ -133,8 +133,9 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
 def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -> Outcomes:
     """A slice of a large manifest, as a flow run of its own."""
     plan = make_plan(Settings(**settings))
-    open_ids = [k for k in asset_ids if plan.states[k] != "finished"]
-    outcomes = dict.fromkeys(asset_ids, "reused")  # what another run has finished meanwhile
+    # Another run may have finished some meanwhile, and the manifest may have lost rows.
+    outcomes = {k: "reused" if k in plan.states else "interrupted" for k in asset_ids}
+    open_ids = [k for k in asset_ids if plan.states.get(k, "finished") != "finished"]
     return outcomes | produce(plan, open_ids, run_id, load_judges(plan))
 
 

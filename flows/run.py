@@ -72,20 +72,13 @@ def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
             print(f"warning: {warning}", file=sys.stderr)
     environment.apply(console_level="CRITICAL")
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
-    from prefect.exceptions import FailedRun
-
     from flows.generate import generate  # seconds of imports, while the server starts
+    from flows.verdict import check_end
 
     connection.wait()
     with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = generate(**settings.to_json(), return_state=True)
-    if state.is_cancelled():
-        raise KeyboardInterrupt
-    if not state.is_completed():
-        problem = state.result(raise_on_failure=False)
-        # FailedRun is the verdict when every asset failed, and the report says so
-        if isinstance(problem, Exception) and not isinstance(problem, FailedRun):
-            raise problem
+    check_end(state)
     return report(plan, watch.run_id, as_json=as_json)
 
 

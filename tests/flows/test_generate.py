@@ -290,6 +290,18 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
     assert [*assets.status, *assets.error_type] == ["timeout"] * 3 + ["Timeout"] * 3
 
 
+def test_rows_that_a_manifest_loses_meanwhile_are_left_open(tmp_path: Path, judge: str) -> None:
+    """A part reads the manifest again; what is no longer in it is not made, and breaks nothing."""
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("prompt\na yellow duck\n")
+    settings = Settings(
+        str(manifest), str(tmp_path / "store"), scratch=str(tmp_path / "scratch"),
+        devices=["cpu"], overrides={"judge": judge},
+    )  # fmt: skip
+    outcomes = flows.generate.generate_part.fn(settings.to_json(), ["0" * 16], "run1")
+    assert outcomes == {"0" * 16: "interrupted"}
+
+
 def test_one_run_at_a_time_uses_a_scratch_folder(run: Any, tmp_path: Path) -> None:
     with flows.generate.sole_user(tmp_path / "scratch"):
         state = run("prompt", "a yellow duck")
