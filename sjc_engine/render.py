@@ -1,4 +1,4 @@
-"""Volume rendering of a radiance field in plain torch: the oracle for faster renderers.
+"""Volume rendering of a radiance field, in plain torch or, for voxels, in fused kernels.
 
 A ray's chord through the box is cut into intervals of length `step`, the last one clipped at the
 box, so that a constant density gives the exact transmittance exp(-sigma L). Each interval takes
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sjc_engine.camera import Camera, rays
 from sjc_engine.fields import Field, Sight
+from sjc_engine.fused import Rays, fits, misfit
+from sjc_engine.fused import march as fused_march
 
 BACKGROUND_DEPTH = 10.0  # where light that leaves the box is said to end (official code)
 RAYS_PER_CHUNK = 1 << 14  # bounds the memory of large pictures
@@ -82,14 +84,19 @@ def render_views(
     *,
     step: float | None = None,
     generator: torch.Generator | None = None,
+    fused: bool | None = None,
 ) -> Rendering:
     """Render several views of one field in one pass; every tensor gains a leading view axis.
 
-    `step` is the interval's length in world units (default: half a voxel). With a CPU
+    `fused` asks for the kernels of `sjc_engine.fused` (default: where they fit) or for plain
+    torch, their oracle. `step` is the interval's length in world units (default: half a voxel). With a CPU
     `generator` each ray moves inside its pixel and the first interval of all rays is shortened
     at random (one number for the whole call); without, rays pass through pixel centres.
     """
     step = field.voxel_length / 2 if step is None else step
+    kernels = fits(field) if fused is not False else False
+    if fused and not kernels:
+        raise ValueError("no fused kernels for this field here: " + misfit(field))
     if not step > 0:
         raise ValueError(f"step must be positive, not {step}")
     first = 1.0
@@ -102,22 +109,31 @@ def render_views(
         for camera, jitter in zip(cameras, jitters, strict=True)
     ]
     device = field.device
-    origins = torch.cat([bundle[0] for bundle in bundles]).to(device)
-    directions = torch.cat([bundle[1] for bundle in bundles]).to(device)
-    # A pixel's width one unit away, for fields that look at cones and not at points
-    pixels = torch.tensor([2 * math.tan(camera.fov / 2) / width for camera in cameras])
-    pixels = pixels.to(device).repeat_interleave(height * width)
-    near, length = intersect_box(origins, directions, field.aabb.to(device))
+    origins = torch.cat([bundle[0] for bundle in bundles])
+    directions = torch.cat([bundle[1] for bundle in bundles])
+    # Still on the CPU, so that the number of intervals is known without waiting for the device
+    near, length = intersect_box(origins, directions, field.aabb)
     count = max(1, math.ceil(float(length.max()) / step + 1.0 - first))
+    origins, directions, near, length = (
+        t.to(device, non_blocking=True) for t in (origins, directions, near, length)
+    )
     ticks = torch.arange(-1, count, dtype=torch.float64, device=device) + first
     ticks = ticks.clamp_(min=0.0) * step  # (count + 1,): where intervals begin and end
+    # A pixel's width one unit away, for fields that look at cones and not at points
+    pixels = torch.tensor([2 * math.tan(camera.fov / 2) / width for camera in cameras])
+    pixels = pixels.to(device, non_blocking=True).repeat_interleave(height * width)
+
+    def march(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        lines = origins[part], directions[part], near[part], length[part]
+        if kernels:
+            floats = (line.float().contiguous() for line in lines)
+            rays = Rays(*floats, first, step, count, BACKGROUND_DEPTH)
+            return fused_march(field, rays)
+        return _march(field, *lines, ticks, pixels[part])
 
     chunks = [
-        _march(
-            field, origins[part], directions[part], near[part], length[part], ticks, pixels[part]
-        )
+        march(slice(start, start + RAYS_PER_CHUNK))
         for start in range(0, len(origins), RAYS_PER_CHUNK)
-        for part in [slice(start, start + RAYS_PER_CHUNK)]
     ]
     rgb, opacity, depth, weights = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     views = len(cameras)
