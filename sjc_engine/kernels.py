@@ -1,4 +1,4 @@
-"""Volume rendering of voxel grids and its adjoint, as kernels for CPU and CUDA alike (Warp).
+"""Volume rendering of voxel grids and its adjoint, ray by ray: one source for CPU and CUDA (Numba).
 
 A ray's weights are w_i = T_i alpha_i with alpha_i = 1 - exp(-sigma_i delta_i) and transmittance
 T_i = prod_{j<i} (1 - alpha_j). With q_i = dL/dw_i the adjoint has a closed form,
@@ -9,345 +9,384 @@ and picture, opacity, depth and every loss of the weights enter through q alone,
 serves them all. The sum runs from the back: "total minus prefix" would leave rounding noise in
 hidden voxels, which Adamax takes for a gradient.
 
-Buffers of samples are (samples, rays), so that neighbours in memory are neighbouring rays at one
-depth: they read the same voxels. Grids are flat, (Z * Y * X), of floats or of colour vectors.
+Functions work on a ray r, or on its samples from `begin` to `end`; arrays of samples are
+(rays, samples). Grids are flat: densities (V,), colours (V, C) with C = 3 or 4, x fastest.
 """
 
-# mypy: ignore-errors
-# ruff: noqa: F811  (overloads)
+from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
-import warp as wp
+import numpy as np
+from numba import njit
+from numba.extending import overload
 
-wp.set_module_options({"enable_backward": False})
+# All of fastmath but what takes NaN and infinity for impossible: a scene may diverge.
+FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
+OPTIONS = {"fastmath": FAST, "error_model": "numpy", "nogil": True, "cache": True}
+compiled = njit(**OPTIONS)
+inlined = njit(forceinline=True, **OPTIONS)
 
-LEAST_WEIGHT = wp.constant(1e-6)  # below it a sample's colour changes nothing in float32
+real = np.float32
+LEAST_WEIGHT = real(1e-6)  # below it a sample's colour changes nothing in float32
+HALF, ONE, TWO, ZERO = real(0.5), real(1), real(2), real(0)
+
+Array = Any
 
 
-@wp.struct
-class Rays:
+class Rays(NamedTuple):
     """n rays, their chords through the box, and how these are cut into intervals."""
 
-    origins: wp.array(dtype=wp.vec3)
-    directions: wp.array(dtype=wp.vec3)
-    near: wp.array(dtype=float)  # distance to the box
-    chord: wp.array(dtype=float)  # length inside it
-    first: float  # share of a step that the first interval has
-    step: float
-    background_depth: float  # where light ends that leaves the box
+    origins: Array  # (n, 3)
+    directions: Array  # (n, 3)
+    near: Array  # (n,) distance to the box
+    chord: Array  # (n,) length inside it
+    first: np.float32  # share of a step that the first interval has
+    step: np.float32
+    background_depth: np.float32  # where light ends that leaves the box
 
 
-@wp.struct
-class Grid:
+class Grid(NamedTuple):
     """Voxel centres on [-half_length, half_length]^3; the border's values go on outside."""
 
-    side: int
-    half_length: float
-    density_scale: wp.array(dtype=float)  # exp(d_scale), of length 1
-    density_shift: float
+    density: Array  # (side^3,)
+    color: Array  # (side^3, C)
+    side: np.int32
+    half_length: np.float32
+    density_scale: Array  # (1,) exp(d_scale)
+    density_shift: np.float32
     bounded: bool  # whether colours are 2 sigmoid(value) - 1
+    channels: tuple[int, ...]  # of length C: its type tells the compiler
 
 
-@wp.struct
-class Cell:
-    """Eight voxels around a point: the lowest's index and the point's place in between."""
+class Samples(NamedTuple):
+    """What the way back needs of every sample, (n, count) each; valid inside the chord only."""
 
-    index: int
-    u: float
-    v: float
-    w: float
-
-
-@wp.struct
-class Ray:
-    origin: wp.vec3
-    direction: wp.vec3
-    near: float
-    chord: float
+    cell: Array  # lowest of the eight voxels around it
+    u: Array  # its place between them
+    v: Array
+    w: Array
+    weight: Array  # w_i; zero beyond the chord
+    through: Array  # T_{i+1}
+    slope: Array  # d sigma / d value
+    color: Array  # (n, count * C), where the weight counts
 
 
-@wp.struct
-class Interval:
-    middle: float  # distance from the ray's origin
-    delta: float  # 0 beyond the chord
+class Picture(NamedTuple):
+    rgb: Array  # (n, C)
+    opacity: Array  # (n,)
+    depth: Array  # (n,)
 
 
-@wp.func
-def ray(rays: Rays, r: int):
-    found = Ray()
-    found.origin = rays.origins[r]
-    found.direction = rays.directions[r]
-    found.near = rays.near[r]
-    found.chord = rays.chord[r]
-    return found
+class Given(NamedTuple):
+    """The loss' gradients, for what was rendered."""
+
+    rgb: Array  # (n, C)
+    opacity: Array  # (n,)
+    depth: Array  # (n,)
+    weight: Array  # (n, count)
 
 
-@wp.func
-def interval(rays: Rays, line: Ray, i: int):
-    start = wp.max(float(i - 1) + rays.first, 0.0) * rays.step
-    end = (float(i) + rays.first) * rays.step
-    start = wp.min(start, line.chord)
-    found = Interval()
-    found.delta = wp.min(end, line.chord) - start
-    found.middle = line.near + start + 0.5 * found.delta
-    return found
+def add(array: Array, place: Any, value: np.float32) -> None:
+    """array[place] += value, as the target does it: a CPU's threads have arrays of their own."""
+    array[place] += value
 
 
-@wp.func
-def cell(grid: Grid, point: wp.vec3):
-    n = float(grid.side)
-    scale = 0.5 * n / grid.half_length
-    center = 0.5 * n - 0.5
-    x = wp.clamp(point[0] * scale + center, 0.0, n - 1.0)
-    y = wp.clamp(point[1] * scale + center, 0.0, n - 1.0)
-    z = wp.clamp(point[2] * scale + center, 0.0, n - 1.0)
-    i = wp.min(int(x), grid.side - 2)
-    j = wp.min(int(y), grid.side - 2)
-    k = wp.min(int(z), grid.side - 2)
-    found = Cell()
-    found.index = (k * grid.side + j) * grid.side + i
-    found.u = x - float(i)
-    found.v = y - float(j)
-    found.w = z - float(k)
-    return found
+@overload(add, target="cpu")
+def _add_on_cpu(array: Array, place: Any, value: np.float32) -> Any:
+    def plain(array: Array, place: Any, value: np.float32) -> None:
+        array[place] += value
+
+    return plain
 
 
-@wp.func
-def trilinear(values: wp.array(dtype=Any), side: int, at: Cell):
-    low = at.index
-    high = low + side * side
-    a = wp.lerp(values[low], values[low + 1], at.u)
-    b = wp.lerp(values[low + side], values[low + side + 1], at.u)
-    c = wp.lerp(values[high], values[high + 1], at.u)
-    d = wp.lerp(values[high + side], values[high + side + 1], at.u)
-    return wp.lerp(wp.lerp(a, b, at.v), wp.lerp(c, d, at.v), at.w)
+@inlined
+def samples_inside(rays: Rays, r: int, count: int) -> int:
+    """How many of the count intervals begin inside the chord."""
+    inside = int(np.ceil(rays.chord[r] / rays.step + (ONE - rays.first)))
+    return inside if inside < count else count
 
 
-@wp.func
-def scatter(gradient: wp.array(dtype=Any), side: int, at: Cell, value: Any):
-    """The adjoint of `trilinear`."""
-    low = at.index
-    high = low + side * side
-    back = value * at.w
-    front = value - back
-    front_top = front * at.v
-    back_top = back * at.v
-    front -= front_top
-    back -= back_top
-    part = front * at.u
-    wp.atomic_add(gradient, low, front - part)
-    wp.atomic_add(gradient, low + 1, part)
-    part = front_top * at.u
-    wp.atomic_add(gradient, low + side, front_top - part)
-    wp.atomic_add(gradient, low + side + 1, part)
-    part = back * at.u
-    wp.atomic_add(gradient, high, back - part)
-    wp.atomic_add(gradient, high + 1, part)
-    part = back_top * at.u
-    wp.atomic_add(gradient, high + side, back_top - part)
-    wp.atomic_add(gradient, high + side + 1, part)
+@inlined
+def interval(rays: Rays, r: int, i: int) -> tuple[np.float32, np.float32]:
+    """Middle (distance from the origin) and length of interval i."""
+    start = max(real(i - 1) + rays.first, ZERO) * rays.step
+    end = min((real(i) + rays.first) * rays.step, rays.chord[r])
+    return rays.near[r] + HALF * (start + end), max(end - start, ZERO)
 
 
-@wp.func
-def softplus(y: float):
-    """log(1 + exp(y)), to float32's precision at both ends."""
-    if y > 15.0:
-        return y
-    e = wp.exp(y)
-    if e < 1.0e-3:
-        return e - 0.5 * e * e
-    return wp.log(1.0 + e)
+@inlined
+def locate(rays: Rays, grid: Grid, samples: Samples, r: int, begin: int, end: int) -> None:
+    """Finds the voxels around each sample."""
+    side, top = grid.side, real(grid.side - 1)
+    last = np.int32(side - 2)
+    scale, center = HALF * real(side) / grid.half_length, HALF * real(side) - HALF
+    x0, dx = rays.origins[r, 0] * scale + center, rays.directions[r, 0] * scale
+    y0, dy = rays.origins[r, 1] * scale + center, rays.directions[r, 1] * scale
+    z0, dz = rays.origins[r, 2] * scale + center, rays.directions[r, 2] * scale
+    cell, u, v, w = samples.cell[r], samples.u[r], samples.v[r], samples.w[r]
+    for i in range(begin, end):
+        distance, _ = interval(rays, r, i)
+        x = min(max(x0 + dx * distance, ZERO), top)
+        y = min(max(y0 + dy * distance, ZERO), top)
+        z = min(max(z0 + dz * distance, ZERO), top)
+        ix, iy, iz = min(np.int32(x), last), min(np.int32(y), last), min(np.int32(z), last)
+        cell[i] = (iz * side + iy) * side + ix
+        u[i], v[i], w[i] = x - real(ix), y - real(iy), z - real(iz)
 
 
-@wp.func
-def one_minus_exp(x: float):
-    """1 - exp(-x) for x >= 0, to float32's precision near 0: alpha, and softplus' derivative."""
-    if x < 2.0e-3:
-        return x - 0.5 * x * x
-    return 1.0 - wp.exp(-x)
+@inlined
+def exp(x: np.float32) -> np.float32:
+    """exp to 2e-7 relative in [-87, 87]. Unlike a call of libm it leaves loops vectorisable."""
+    n = math.floor(min(max(x * real(1.44269504), real(-126)), real(126)) + HALF)
+    t = x - n * real(0.693359375) + n * real(2.12194440e-4)  # ln 2 in two parts
+    p = real(1 / 720) * t + real(1 / 120)
+    p = ((((p * t + real(1 / 24)) * t + real(1 / 6)) * t + HALF) * t + ONE) * t + ONE
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@wp.func
-def bounded(v: float):
-    return 2.0 / (1.0 + wp.exp(-v)) - 1.0
+@inlined
+def log1p(z: np.float32) -> np.float32:
+    """log(1 + z) = 2 artanh(z / (2 + z)) to float32's precision, for z in [0, 1]."""
+    s = z / (TWO + z)
+    q = s * s
+    p = ((real(1 / 13) * q + real(1 / 11)) * q + real(1 / 9)) * q + real(1 / 7)
+    return TWO * s * (((p * q + real(1 / 5)) * q + real(1 / 3)) * q + ONE)
 
 
-@wp.func
-def bounded(v: wp.vec3):
-    return wp.vec3(bounded(v[0]), bounded(v[1]), bounded(v[2]))
+@inlined
+def densities(grid: Grid, samples: Samples, r: int, begin: int, end: int) -> None:
+    """sigma_i = softplus(value exp(d_scale) + shift), kept in `weight` for the time being."""
+    d, row, layer = grid.density, grid.side, grid.side * grid.side
+    value, slope, scale = samples.weight[r], samples.slope[r], grid.density_scale[0]
+    for i in range(begin, end):
+        low = samples.cell[r, i]
+        high = low + layer
+        u, v, w = samples.u[r, i], samples.v[r, i], samples.w[r, i]
+        a = d[low] + u * (d[low + 1] - d[low])
+        b = d[low + row] + u * (d[low + row + 1] - d[low + row])
+        e = d[high] + u * (d[high + 1] - d[high])
+        f = d[high + row] + u * (d[high + row + 1] - d[high + row])
+        a += v * (b - a)
+        e += v * (f - e)
+        value[i] = a + w * (e - a)
+    for i in range(begin, end):
+        y = value[i] * scale + grid.density_shift
+        small = exp(-abs(y))
+        value[i] = max(y, ZERO) + log1p(small)
+        slope[i] = scale * (ONE if y > ZERO else small) / (ONE + small)
 
 
-@wp.func
-def bounded(v: wp.vec4):
-    return wp.vec4(bounded(v[0]), bounded(v[1]), bounded(v[2]), bounded(v[3]))
+@inlined
+def composite(rays: Rays, samples: Samples, picture: Picture, r: int) -> None:
+    """Weights from densities, and what they say of the ray."""
+    weight, through = samples.weight[r], samples.through[r]
+    count = weight.shape[0]
+    inside = samples_inside(rays, r, count)
+    for i in range(inside):  # alpha, and what is let through
+        _, delta = interval(rays, r, i)
+        optical = weight[i] * delta
+        passed = exp(-optical)
+        thin = optical - HALF * optical * optical
+        weight[i] = thin if optical < real(2e-3) else ONE - passed
+        through[i] = passed
+    transmittance, opacity, depth = ONE, ZERO, ZERO
+    for i in range(inside):
+        distance, _ = interval(rays, r, i)
+        w = transmittance * weight[i]
+        transmittance *= through[i]
+        weight[i], through[i] = w, transmittance
+        opacity += w
+        depth += w * distance
+    for i in range(inside, count):
+        weight[i] = ZERO
+    picture.opacity[r] = opacity
+    picture.depth[r] = depth + transmittance * rays.background_depth
 
 
-@wp.kernel
-def densities(
-    rays: Rays,
-    grid: Grid,
-    begin: int,
-    block: int,
-    density: wp.array(dtype=float),
-    sigma: wp.array2d(dtype=float),
-):
-    """sigma_i = softplus(value exp(d_scale) + shift) at the middle of each interval."""
-    b, r = wp.tid()
-    r += begin
-    line = ray(rays, r)
-    scale = grid.density_scale[0]
-    for i in range(b * block, wp.min((b + 1) * block, sigma.shape[0])):
-        part = interval(rays, line, i)
-        if part.delta > 0.0:
-            at = cell(grid, line.origin + line.direction * part.middle)
-            value = trilinear(density, grid.side, at)
-            sigma[i, r] = softplus(value * scale + grid.density_shift)
+@inlined
+def corners(
+    u: np.float32, v: np.float32, w: np.float32, share: np.float32
+) -> tuple[np.float32, ...]:
+    """`share` of a value for each of the eight voxels around it, x fastest."""
+    back = share * w
+    front = share - back
+    front_top, back_top = front * v, back * v
+    front, back = front - front_top, back - back_top
+    a, b, c, d = front * u, front_top * u, back * u, back_top * u
+    return front - a, a, front_top - b, b, back - c, c, back_top - d, d
 
 
-@wp.kernel
-def composites(
-    rays: Rays,
-    grid: Grid,
-    begin: int,
-    sigma: wp.array2d(dtype=float),
-    weights: wp.array2d(dtype=float),
-    through: wp.array2d(dtype=float),
-    opacity: wp.array(dtype=float),
-    depth: wp.array(dtype=float),
-):
-    """Weights w_i and transmittances T_{i+1}, ray by ray."""
-    r = wp.tid() + begin
-    line = ray(rays, r)
-    transmittance = float(1.0)
-    total = float(0.0)
-    distance = float(0.0)
-    for i in range(weights.shape[0]):
-        part = interval(rays, line, i)
-        w = float(0.0)
-        if part.delta > 0.0:
-            optical = sigma[i, r] * part.delta
-            w = transmittance * one_minus_exp(optical)
-            transmittance *= wp.exp(-optical)
-            total += w
-            distance += w * part.middle
-            through[i, r] = transmittance
-        weights[i, r] = w
-    opacity[r] = total
-    depth[r] = distance + transmittance * rays.background_depth
+@inlined
+def mix(color: Array, low: int, row: int, shares: tuple[np.float32, ...], c: int) -> np.float32:
+    """Channel c of the eight voxels around a sample, weighted."""
+    a, b, e, f, g, h, k, m = shares
+    high = low + row * row
+    near = a * color[low, c] + b * color[low + 1, c]
+    near += e * color[low + row, c] + f * color[low + row + 1, c]
+    far = g * color[high, c] + h * color[high + 1, c]
+    return near + far + k * color[high + row, c] + m * color[high + row + 1, c]
 
 
-@wp.kernel
-def colors(
-    rays: Rays,
-    grid: Grid,
-    begin: int,
-    block: int,
-    color: wp.array(dtype=Any),
-    weights: wp.array2d(dtype=float),
-    rgb: wp.array(dtype=Any),
-):
+@inlined
+def add_color(
+    array: Array,
+    row: int,
+    share: np.float32,
+    color: tuple[np.float32, ...],
+    channels: tuple[int, ...],
+) -> None:
+    """array[row] += share * color."""
+    c0, c1, c2, c3 = color
+    add(array, (row, 0), share * c0)
+    add(array, (row, 1), share * c1)
+    add(array, (row, 2), share * c2)
+    if len(channels) == 4:
+        add(array, (row, 3), share * c3)
+
+
+@inlined
+def colors(grid: Grid, samples: Samples, picture: Picture, r: int, begin: int, end: int) -> None:
     """rgb += sum_i w_i c_i."""
-    b, r = wp.tid()
-    r += begin
-    line = ray(rays, r)
-    total = type(rgb[r])()
-    seen = bool(False)
-    for i in range(b * block, wp.min((b + 1) * block, weights.shape[0])):
-        w = weights[i, r]
-        if w > LEAST_WEIGHT:
-            part = interval(rays, line, i)
-            at = cell(grid, line.origin + line.direction * part.middle)
-            c = trilinear(color, grid.side, at)
-            if grid.bounded:
-                c = bounded(c)
-            total += w * c
-            seen = True
-    if seen:
-        wp.atomic_add(rgb, r, total)
+    channels = len(grid.channels)
+    weight, color = samples.weight[r], samples.color[r]
+    for i in range(begin, end):
+        if weight[i] > LEAST_WEIGHT:
+            low, at = samples.cell[r, i], i * channels
+            shares = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], ONE)
+            c0 = mix(grid.color, low, grid.side, shares, 0)
+            c1 = mix(grid.color, low, grid.side, shares, 1)
+            c2 = mix(grid.color, low, grid.side, shares, 2)
+            c3 = mix(grid.color, low, grid.side, shares, 3) if channels == 4 else ZERO
+            color[at], color[at + 1], color[at + 2] = c0, c1, c2
+            if channels == 4:
+                color[at + 3] = c3
+    if grid.bounded:
+        for j in range(begin * channels, end * channels):
+            color[j] = TWO / (ONE + exp(-color[j])) - ONE
+    t0, t1, t2, t3 = ZERO, ZERO, ZERO, ZERO
+    for i in range(begin, end):
+        if weight[i] > LEAST_WEIGHT:
+            at = i * channels
+            t0 += weight[i] * color[at]
+            t1 += weight[i] * color[at + 1]
+            t2 += weight[i] * color[at + 2]
+            if channels == 4:
+                t3 += weight[i] * color[at + 3]
+    add_color(picture.rgb, r, ONE, (t0, t1, t2, t3), grid.channels)
 
 
-@wp.kernel
+@inlined
 def color_adjoint(
     rays: Rays,
     grid: Grid,
+    samples: Samples,
+    given: Given,
+    q: Array,
+    gradient: Array,
+    r: int,
     begin: int,
-    block: int,
-    weights: wp.array2d(dtype=float),
-    rgb_gradient: wp.array(dtype=Any),
-    opacity_gradient: wp.array(dtype=float),
-    depth_gradient: wp.array(dtype=float),
-    weights_gradient: wp.array2d(dtype=float),
-    q: wp.array2d(dtype=float),
-    color: wp.array(dtype=Any),
-    gradient: wp.array(dtype=Any),
-):
-    """q_i = dL/dw_i, and the colours' gradient."""
-    b, r = wp.tid()
-    r += begin
-    line = ray(rays, r)
-    g = rgb_gradient[r]
-    deeper = depth_gradient[r]
-    common = opacity_gradient[r] - deeper * rays.background_depth
-    for i in range(b * block, wp.min((b + 1) * block, weights.shape[0])):
-        part = interval(rays, line, i)
-        if part.delta > 0.0:
-            w = weights[i, r]
-            total = weights_gradient[i, r] + common + deeper * part.middle
-            if w > LEAST_WEIGHT:
-                at = cell(grid, line.origin + line.direction * part.middle)
-                c = trilinear(color, grid.side, at)
-                dc = w * g
-                if grid.bounded:
-                    c = bounded(c)
-                    # d/dv (2 s - 1) = 2 s (1 - s) = (1 - c^2) / 2
-                    dc = 0.5 * (dc - wp.cw_mul(dc, wp.cw_mul(c, c)))
-                total += wp.dot(g, c)
-                scatter(gradient, grid.side, at, dc)
-            q[i, r] = total
+    end: int,
+) -> None:
+    """q_i = dL/dw_i, and the gradient of the colours, which is added."""
+    row, layer = grid.side, grid.side * grid.side
+    channels, color = len(grid.channels), samples.color[r]
+    g0, g1, g2, g3 = given.rgb[r, 0], given.rgb[r, 1], given.rgb[r, 2], ZERO
+    if channels == 4:
+        g3 = given.rgb[r, 3]
+    deeper = given.depth[r]
+    common = given.opacity[r] - deeper * rays.background_depth
+    for i in range(begin, end):
+        distance, _ = interval(rays, r, i)
+        weight = samples.weight[r, i]
+        total = given.weight[r, i] + common + deeper * distance
+        if weight > LEAST_WEIGHT:
+            at = i * channels
+            c0, c1, c2 = color[at], color[at + 1], color[at + 2]
+            c3 = color[at + 3] if channels == 4 else ZERO
+            total += g0 * c0 + g1 * c1 + g2 * c2 + g3 * c3
+            s0, s1, s2, s3 = weight, weight, weight, weight
+            if grid.bounded:
+                # d/dv (2 s - 1) = 2 s (1 - s) = (1 - c^2) / 2
+                s0 *= HALF - HALF * c0 * c0
+                s1 *= HALF - HALF * c1 * c1
+                s2 *= HALF - HALF * c2 * c2
+                s3 *= HALF - HALF * c3 * c3
+            slope = s0 * g0, s1 * g1, s2 * g2, s3 * g3
+            low = samples.cell[r, i]
+            high = low + layer
+            a, b, c, d, e, f, g, h = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], ONE)
+            add_color(gradient, low, a, slope, grid.channels)
+            add_color(gradient, low + 1, b, slope, grid.channels)
+            add_color(gradient, low + row, c, slope, grid.channels)
+            add_color(gradient, low + row + 1, d, slope, grid.channels)
+            add_color(gradient, high, e, slope, grid.channels)
+            add_color(gradient, high + 1, f, slope, grid.channels)
+            add_color(gradient, high + row, g, slope, grid.channels)
+            add_color(gradient, high + row + 1, h, slope, grid.channels)
+        q[r, i] = total
 
 
-@wp.kernel
-def density_adjoint(
-    rays: Rays,
-    grid: Grid,
-    begin: int,
-    sigma: wp.array2d(dtype=float),
-    weights: wp.array2d(dtype=float),
-    through: wp.array2d(dtype=float),
-    q: wp.array2d(dtype=float),
-):
-    """From q_i to the gradient of the density grid's interpolated value, in place."""
-    r = wp.tid() + begin
-    line = ray(rays, r)
-    scale = grid.density_scale[0]
-    behind = float(0.0)
-    count = weights.shape[0]
-    for j in range(count):
-        i = count - 1 - j
-        part = interval(rays, line, i)
-        if part.delta > 0.0:
-            here = q[i, r]
-            slope = part.delta * (through[i, r] * here - behind)
-            behind += weights[i, r] * here
-            # softplus' derivative is 1 - exp(-softplus)
-            q[i, r] = slope * one_minus_exp(sigma[i, r]) * scale
+@inlined
+def density_adjoint(rays: Rays, samples: Samples, q: Array, r: int) -> None:
+    """From q_i to the gradient of the density grid's interpolated values, in place."""
+    behind = ZERO
+    for i in range(samples_inside(rays, r, q.shape[1]) - 1, -1, -1):
+        _, delta = interval(rays, r, i)
+        here = q[r, i]
+        slope = delta * (samples.through[r, i] * here - behind)
+        behind += samples.weight[r, i] * here
+        q[r, i] = slope * samples.slope[r, i]
 
 
-@wp.kernel
+@inlined
 def density_scatter(
+    grid: Grid, samples: Samples, q: Array, gradient: Array, r: int, begin: int, end: int
+) -> None:
+    row, layer = grid.side, grid.side * grid.side
+    for i in range(begin, end):
+        low = samples.cell[r, i]
+        high = low + layer
+        a, b, c, d, e, f, g, h = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], q[r, i])
+        add(gradient, low, a)
+        add(gradient, low + 1, b)
+        add(gradient, low + row, c)
+        add(gradient, low + row + 1, d)
+        add(gradient, high, e)
+        add(gradient, high + 1, f)
+        add(gradient, high + row, g)
+        add(gradient, high + row + 1, h)
+
+
+@compiled
+def forward(
+    begin: int, end: int, rays: Rays, grid: Grid, samples: Samples, picture: Picture
+) -> None:
+    """Renders rays begin...end on the CPU."""
+    for r in range(begin, end):
+        inside = samples_inside(rays, r, samples.cell.shape[1])
+        locate(rays, grid, samples, r, 0, inside)
+        densities(grid, samples, r, 0, inside)
+        composite(rays, samples, picture, r)
+        colors(grid, samples, picture, r, 0, inside)
+
+
+@compiled
+def backward(
+    begin: int,
+    end: int,
     rays: Rays,
     grid: Grid,
-    begin: int,
-    block: int,
-    slope: wp.array2d(dtype=float),
-    gradient: wp.array(dtype=float),
-):
-    b, r = wp.tid()
-    r += begin
-    line = ray(rays, r)
-    for i in range(b * block, wp.min((b + 1) * block, slope.shape[0])):
-        part = interval(rays, line, i)
-        if part.delta > 0.0:
-            at = cell(grid, line.origin + line.direction * part.middle)
-            scatter(gradient, grid.side, at, slope[i, r])
+    samples: Samples,
+    given: Given,
+    q: Array,
+    density_gradient: Array,
+    color_gradient: Array,
+) -> None:
+    """Adds the gradients of rays begin...end on the CPU; q (n, count) is working memory."""
+    for r in range(begin, end):
+        inside = samples_inside(rays, r, q.shape[1])
+        color_adjoint(rays, grid, samples, given, q, color_gradient, r, 0, inside)
+        density_adjoint(rays, samples, q, r)
+        density_scatter(grid, samples, q, density_gradient, r, 0, inside)

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from sjc_engine.camera import Camera, rays
 from sjc_engine.fields import Field, Sight
-from sjc_engine.fused import Rays, fits, misfit
-from sjc_engine.fused import march as fused_march
+from sjc_engine.fused import Rays, fits, march_voxels, misfit
 
 BACKGROUND_DEPTH = 10.0  # where light that leaves the box is said to end (official code)
 RAYS_PER_CHUNK = 1 << 14  # bounds the memory of large pictures
@@ -88,17 +87,15 @@ def render_views(
 ) -> Rendering:
     """Render several views of one field in one pass; every tensor gains a leading view axis.
 
-    `fused` asks for the kernels of `sjc_engine.fused` (default: where they fit) or for plain
-    torch, their oracle. `step` is the interval's length in world units (default: half a voxel). With a CPU
-    `generator` each ray moves inside its pixel and the first interval of all rays is shortened
-    at random (one number for the whole call); without, rays pass through pixel centres.
+    `step` is the interval's length in world units (default: half a voxel). With a CPU `generator`
+    each ray moves inside its pixel and the first interval of all rays is shortened at random (one
+    number for the whole call); without, rays pass through pixel centres. `fused` asks for the
+    kernels of `sjc_engine.fused` or for plain torch, their oracle (default: kernels that fit).
     """
     step = field.voxel_length / 2 if step is None else step
-    kernels = fits(field) if fused is not False else False
-    if fused and not kernels:
-        raise ValueError("no fused kernels for this field here: " + misfit(field))
-    if not step > 0:
-        raise ValueError(f"step must be positive, not {step}")
+    voxels = field if fused is not False and fits(field) else None
+    if fused and not voxels:
+        raise ValueError("no fused kernels for this field: " + misfit(field))
     first = 1.0
     jitters: list[Tensor | None] = [None] * len(cameras)
     if generator is not None:
@@ -124,12 +121,11 @@ def render_views(
     pixels = pixels.to(device, non_blocking=True).repeat_interleave(height * width)
 
     def march(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        lines = origins[part], directions[part], near[part], length[part]
-        if kernels:
-            floats = (line.float().contiguous() for line in lines)
-            rays = Rays(*floats, first, step, count, BACKGROUND_DEPTH)
-            return fused_march(field, rays)
-        return _march(field, *lines, ticks, pixels[part])
+        o, d, t, chord = origins[part], directions[part], near[part], length[part]
+        if not voxels:
+            return _march(field, o, d, t, chord, ticks, pixels[part])
+        o, d, t, chord = (line.float().contiguous() for line in (o, d, t, chord))
+        return march_voxels(voxels, Rays(o, d, t, chord, first, step, count, BACKGROUND_DEPTH))
 
     chunks = [
         march(slice(start, start + RAYS_PER_CHUNK))
