@@ -93,6 +93,8 @@ def render_views(
     kernels of `sjc_engine.fused` or for plain torch, their oracle (default: kernels that fit).
     """
     step = field.voxel_length / 2 if step is None else step
+    if not step > 0:
+        raise ValueError(f"step must be positive, not {step}")
     voxels = field if fused is not False and fits(field) else None
     if fused and not voxels:
         raise ValueError("no fused kernels for this field: " + misfit(field))
