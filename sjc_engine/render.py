@@ -58,7 +58,7 @@ def random_background(images: Tensor, generator: torch.Generator) -> Tensor:
     plain = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
     bottom = torch.where(plain, top, torch.lerp(top, other, 0.6))
     ramp = torch.linspace(0, 1, height).view(1, 1, height, 1)
-    return torch.lerp(top, bottom, ramp).to(images.device).expand_as(images)
+    return torch.lerp(top, bottom, ramp).to(images.device, non_blocking=True).expand_as(images)
 
 
 def render(
