@@ -104,7 +104,7 @@ def _add_on_cpu(array: Array, place: Any, value: np.float32) -> Any:
 @inlined
 def samples_inside(rays: Rays, r: int, count: int) -> int:
     """How many of the count intervals begin inside the chord."""
-    inside = int(np.ceil(rays.chord[r] / rays.step + (ONE - rays.first)))
+    inside = math.ceil(rays.chord[r] / rays.step + (ONE - rays.first))
     return inside if inside < count else count
 
 
@@ -139,7 +139,7 @@ def locate(rays: Rays, grid: Grid, samples: Samples, r: int, begin: int, end: in
 @inlined
 def exp(x: np.float32) -> np.float32:
     """exp to 2e-7 relative in [-87, 87]. Unlike a call of libm it leaves loops vectorisable."""
-    n = math.floor(min(max(x * real(1.44269504), real(-126)), real(126)) + HALF)
+    n = real(math.floor(min(max(x * real(1.44269504), real(-126)), real(126)) + HALF))
     t = x - n * real(0.693359375) + n * real(2.12194440e-4)  # ln 2 in two parts
     p = real(1 / 720) * t + real(1 / 120)
     p = ((((p * t + real(1 / 24)) * t + real(1 / 6)) * t + HALF) * t + ONE) * t + ONE
