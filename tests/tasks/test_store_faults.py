@@ -150,6 +150,18 @@ def test_a_large_upload_survives(
     assert store.get_bytes("a/mesh.glb") == LARGE, "sweeping takes nothing that was committed"
 
 
+def test_an_end_whose_reply_is_lost_counts_where_servers_forget(
+    network: FaultProxy, url: str, large: Path, tmp_path: Path
+) -> None:
+    """Swift answers a second CompleteMultipartUpload like the first; others know it no more."""
+    store = open_store(url)
+    network.add(Fault("lose-reply", COMPLETE))
+    forgotten = network.add(Fault("status", COMPLETE, times=None, status=404, code="NoSuchUpload"))
+    assert store.put_file("a/mesh.glb", large) == digest(LARGE)
+    assert forgotten.hits == 1
+    assert store.download("a/mesh.glb", tmp_path / "copy") == digest(LARGE)
+
+
 DOWNLOAD_FAULTS = {
     "500": Fault("status", rf"^GET .*{MESH}", times=2, status=500, code="InternalError"),
     "hang": Fault("hang", rf"^GET .*{MESH}"),
