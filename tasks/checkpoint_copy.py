@@ -53,6 +53,7 @@ class CheckpointCopy:
             if _step(fetched) > _step(self.checkpoint):
                 self.store.download(notes_key, self._notes)
                 os.replace(fetched, self.checkpoint)
+                self._copied = self._written()
         except NotInStore:
             pass
         except StoreError as error:
