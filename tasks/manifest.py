@@ -6,8 +6,8 @@ priors' presets. Both report everything that is wrong at once, and neither chang
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from sjc_engine.recipes import RECIPE_KEYS, Recipe
 from sjc_engine.sources import takes_image
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
-from tasks.manifest_files import ManifestError, Problem
+from tasks.manifest_files import ManifestError, Problem, Records
+from tasks.manifest_ids import Place, RowIds
 from tasks.manifest_rows import (
     WEIGHTS,
+    Known,
     Row,
     RowReader,
     blamed_keys,
+    given_id,
     prior_problem,
     recipe_problem,
     split_error,
@@ -35,6 +38,7 @@ __all__ = [
 
 DEFAULT_PRIOR = "toybox"
 COMMAND_LINE = "command line"
+MOST = 100_000  # problems, and warnings, that are told: nobody reads more
 
 
 @dataclass(frozen=True)
@@ -79,34 +83,106 @@ class Plan:
     warnings: list[str]
 
 
-def read_manifest(manifest: str | Path) -> Manifest:
-    """The rows of a manifest; raises `ManifestError` with every problem.
+class Reading:
+    """The rows of a manifest, one after the other, so that any number of them fits into memory.
 
     manifest: a CSV, JSONL or Parquet file, a folder of them, s3://bucket/key or s3://bucket/prefix.
+    Rows that are wrong are left out; `finish` tells of them. Raises `ManifestError` when there is
+    nothing to read, and when a file changes meanwhile.
     """
-    name = manifest.as_posix() if isinstance(manifest, Path) else manifest
-    sources = read_sources(name)
-    readers = [
-        RowReader(record, source.records, source.folder, source.sha256)
-        for source in sources
-        for record in source.records.rows
-    ]
-    rows: list[Row] = []
-    first: dict[str, Row] = {}
-    for reader, row_id in zip(readers, _row_ids(readers), strict=True):
-        for row in reader.rows(row_id):
-            if row.row_id in first:  # a seed range may give a row the id of another
-                _blame_twin(reader, row.row_id, first[row.row_id].file, first[row.row_id].line)
-            first[row.row_id] = row
-            rows.append(row)
-    problems = [
-        problem
-        for source in sources
-        for problem in sorted(source.records.problems, key=lambda problem: problem.line or 0)
-    ]
-    if problems:
-        raise ManifestError(problems)
-    return Manifest(name, digest(sources), rows)
+
+    def __init__(self, manifest: str | Path) -> None:
+        self.name = manifest.as_posix() if isinstance(manifest, Path) else manifest
+        self._sources = read_sources(self.name)
+        self.sha256 = digest(self._sources)
+
+    def __iter__(self) -> Iterator[Row]:
+        ids = RowIds()
+        for source in self._sources:  # given ids go first, so all of them have to be known
+            file, unheard = source.records.file, Records(source.records.file, source.records.open)
+            for record in unheard:
+                if row_id := given_id(record.cells)[0]:
+                    ids.give(row_id, file, record.line)
+        wrong = 0
+        for source in self._sources:
+            records = source.records
+            known = Known()
+            for record in records:
+                reader = RowReader(record, records, source.folder, source.sha256, known)
+                yield from _entries(reader, ids)
+                if len(records.problems) + wrong > MOST:
+                    self.finish()
+            wrong += len(records.problems)
+
+    def finish(self) -> None:
+        """Raises `ManifestError` with every problem so far, if there are any."""
+        problems = [
+            problem
+            for source in self._sources
+            for problem in sorted(source.records.problems, key=lambda problem: problem.line or 0)
+        ]
+        if problems:
+            raise ManifestError(problems)
+
+
+def _entries(reader: RowReader, ids: RowIds) -> list[Row]:
+    """A record's entries under ids that no other row has; none if anything is wrong with it."""
+    file, line = reader.records.file, reader.line
+    row_id = reader.row_id()
+    if not row_id:
+        row_id = ids.derive(reader.slug(), file, line)
+    elif ids.holder(row_id) != (file, line):
+        _blame_twin(reader, row_id, ids.holder(row_id))
+    rows = reader.rows(row_id)
+    twin = ids.twin(row_id, [row.row_id for row in rows], file, line) if rows else None
+    if twin is not None:  # a seed range may give a row the id of another
+        _blame_twin(reader, *twin)
+        return []
+    return rows
+
+
+def read_manifest(manifest: str | Path) -> Manifest:
+    """The rows of a manifest, as `Reading` reads them; raises `ManifestError` with every problem."""
+    reading = Reading(manifest)
+    rows = list(reading)
+    reading.finish()
+    return Manifest(reading.name, reading.sha256, rows)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a manifest without mistakes asks for. unsaid: warnings beyond the first `MOST`."""
+
+    entries: int
+    assets: int
+    warnings: list[str]
+    unsaid: int
+
+
+def check_manifest(
+    manifest: str | Path,
+    *,
+    prior_revision: Callable[[str], str | None],
+    prior: str | None = None,
+    recipe: str | None = None,
+    overrides: Mapping[str, Value] | None = None,
+) -> Checked:
+    """The same checks as those of `read_manifest` and `resolve`, without keeping the rows."""
+    reading = Reading(manifest)
+    resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
+    entries, warnings, unsaid = 0, [], 0
+    for row in reading:
+        entries += 1
+        for warning in resolver.entry(row)[1]:
+            if len(warnings) < MOST:
+                warnings.append(warning)
+            else:
+                unsaid += 1
+        if len(resolver.problems) > MOST:
+            break
+    reading.finish()
+    resolver.finish()
+    return Checked(entries, resolver.assets, list(dict.fromkeys(warnings)), unsaid)
 
 
 def resolve(
@@ -127,67 +203,18 @@ def resolve(
     resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
     if limit is not None and limit < 1:
         resolver.blame(None, "--limit", f"{limit} leaves nothing", "use 1 or more")
-    specs = [(row, resolver.spec(row)) for row in manifest.rows[:limit]]
-    if resolver.problems:
-        raise ManifestError(list(dict.fromkeys(resolver.problems)))
     entries: list[Entry] = []
-    first: dict[str, int] = {}  # asset_id -> index of its first entry
     warnings: list[str] = []
-    for row, spec in specs:
-        place = f"{row.file}:{row.line}"
-        position = first.setdefault(spec.asset_id, len(entries))
-        duplicate_of = None if position == len(entries) else position
-        if duplicate_of is not None:
-            other = entries[duplicate_of]
-            warnings.append(
-                f"{place}: id: {row.row_id} is the same asset as {other.row_id} "
-                f"({_line(other.manifest, other.line, row.file)}); it is made once"
-            )
-        covered = coverage(row.prompt) if spec.prior == DEFAULT_PRIOR else None
-        if covered is not None and covered < 1:
-            warnings.append(f"{place}: prompt: {_not_covered(row.prompt, covered)}")
-        entries.append(
-            Entry(
-                manifest=row.file,
-                manifest_sha256=row.file_sha256,
-                line=row.line,
-                row_id=row.row_id,
-                spec=spec,
-                tags=row.tags,
-                meta=row.meta,
-                duplicate_of=duplicate_of,
-                prior_coverage=covered,
-                image_path=row.image_path,
-            )
-        )
+    for row in manifest.rows[:limit]:
+        entry, told = resolver.entry(row)
+        entries.append(entry)
+        warnings += told
+    resolver.finish()
     return Plan(entries, list(dict.fromkeys(warnings)))
 
 
-def _row_ids(readers: Sequence[RowReader]) -> list[str]:
-    """The given ids, and for the other rows ids made from their prompts."""
-    holders: dict[str, RowReader] = {}
-    ids = []
-    for reader in readers:
-        row_id = reader.row_id()
-        if row_id in holders:
-            _blame_twin(reader, row_id, holders[row_id].records.file, holders[row_id].line)
-        elif row_id:
-            holders[row_id] = reader
-        ids.append(row_id)
-    uses: Counter[str] = Counter()
-    for position, reader in enumerate(readers):
-        if not ids[position]:
-            slug = row_id = reader.slug()
-            while row_id in holders:
-                uses[slug] += 1
-                row_id = f"{slug}-{uses[slug] + 1}"
-            holders[row_id] = reader
-            ids[position] = row_id
-    return ids
-
-
-def _blame_twin(reader: RowReader, row_id: str, file: str, line: int) -> None:
-    place = _line(file, line, reader.records.file)
+def _blame_twin(reader: RowReader, row_id: str, other: Place) -> None:
+    place = _line(*other, reader.records.file)
     reader.blame("id", f"{row_id!r} is the id of {place} too", "make it unique")
 
 
@@ -211,6 +238,12 @@ class _Resolver:
         self.overrides = {k: v for k, v in overrides.items() if k in RECIPE_KEYS}
         self.problems: list[Problem] = []
         self.revisions: dict[str, str | ValueError] = {}
+        self.known = Known()
+        # Entries so far: who asks for what. An asset's id is a number of 64 bits.
+        self._first: dict[int, int] = {}  # asset -> index of its first entry
+        self._ids: list[str] = []
+        self._files: list[str] = []
+        self._lines = array("Q")
         for key in overrides.keys() - self.overrides.keys():
             try:
                 Recipe().override({key: overrides[key]})
@@ -222,13 +255,61 @@ class _Resolver:
         file, line = (COMMAND_LINE, None) if row is None else (row.file, row.line)
         self.problems.append(Problem(file, line, column, problem, fix))
 
+    @property
+    def assets(self) -> int:
+        """How many different assets the entries so far ask for."""
+        return len(self._first)
+
+    def finish(self) -> None:
+        """Raises `ManifestError` with every problem so far, if there are any."""
+        if self.problems:
+            raise ManifestError(list(dict.fromkeys(self.problems)))
+
+    def entry(self, row: Row) -> tuple[Entry, list[str]]:
+        """The row's entry, and what to know of it; worth nothing if there are problems."""
+        spec = self.spec(row)
+        index = len(self._ids)
+        first = self._first.setdefault(int(spec.asset_id, 16), index)
+        self._ids.append(row.row_id)
+        self._files.append(row.file)
+        self._lines.append(row.line)
+        place = f"{row.file}:{row.line}"
+        warnings = []
+        if first != index:
+            other = _line(self._files[first], self._lines[first], row.file)
+            warnings.append(
+                f"{place}: id: {row.row_id} is the same asset as {self._ids[first]} ({other}); "
+                "it is made once"
+            )
+        covered = coverage(row.prompt) if spec.prior == DEFAULT_PRIOR else None
+        if covered is not None and covered < 1:
+            warnings.append(f"{place}: prompt: {_not_covered(row.prompt, covered)}")
+        entry = Entry(
+            manifest=row.file,
+            manifest_sha256=row.file_sha256,
+            line=row.line,
+            row_id=row.row_id,
+            spec=spec,
+            tags=row.tags,
+            meta=row.meta,
+            duplicate_of=None if first == index else first,
+            prior_coverage=covered,
+            image_path=row.image_path,
+        )
+        return entry, warnings
+
     def spec(self, row: Row) -> AssetSpec:
         """What the row asks for; worth nothing if there are problems."""
         prior = row.prior or (DEFAULT_PRIOR if self.prior is None else self.prior)
         revision = self._revision(row, prior)
-        recipe = self._recipe(row, prior)
-        if not prior_problem(prior):
-            self._check_image(row, prior, recipe)
+        # repr: True, 1 and 1.0 are equal, and are not the same in a recipe.
+        question = row.prior, row.recipe, repr(row.overrides), row.image is None
+        question += (not row.negative_prompt,)
+        before = len(self.problems)
+        recipe, wrong = self.known.ask(question, self._settle, row, prior)
+        if len(self.problems) > before:
+            self.known.forget(question)  # each row has to be blamed
+        self._blame_misfits(row, wrong, recipe)
         return AssetSpec(
             prompt=row.prompt,
             negative_prompt=row.negative_prompt,
@@ -239,11 +320,16 @@ class _Resolver:
             recipe=recipe,
         )
 
-    def _check_image(self, row: Row, prior: str, recipe: Recipe) -> None:
-        """Blames what does not go together: prior, picture, and the settings for pictures."""
-        r, has_image = recipe.optimize, row.image is not None
-        wrong = misfits(prior, takes_image(prior), has_image, row.negative_prompt, r)
-        path = row.image_path if r.silhouette_weight and not wrong else None
+    def _settle(self, row: Row, prior: str) -> tuple[Recipe, list[tuple[str, str]]]:
+        """A row's recipe, and what does not go together: prior, picture, settings for pictures."""
+        recipe, has_image = self._recipe(row, prior), row.image is not None
+        if self._prior_problem(prior):
+            return recipe, []
+        words = row.negative_prompt
+        return recipe, misfits(prior, takes_image(prior), has_image, words, recipe.optimize)
+
+    def _blame_misfits(self, row: Row, wrong: list[tuple[str, str]], recipe: Recipe) -> None:
+        path = row.image_path if recipe.optimize.silhouette_weight and not wrong else None
         if path and read_image(path).opacity is None:
             wrong = [("silhouette_weight", NO_SILHOUETTE)]
         for setting, problem in wrong:
@@ -252,9 +338,13 @@ class _Resolver:
             else:
                 self.blame(row, setting, *split_error(ValueError(problem)))
 
+    def _prior_problem(self, prior: str) -> tuple[str, str] | None:
+        problem: tuple[str, str] | None = self.known.ask(prior, prior_problem, prior)
+        return problem
+
     def _revision(self, row: Row, prior: str) -> str:
         blamed, column = (row, "prior") if row.prior else (None, "--prior")
-        if not row.prior and (problem := prior_problem(prior)):
+        if not row.prior and (problem := self._prior_problem(prior)):
             self.blame(blamed, column, *problem)
             return ""
         if prior not in self.revisions:  # finding it may read all weights, or ask the hub
@@ -269,7 +359,7 @@ class _Resolver:
         return found
 
     def _recipe(self, row: Row, prior: str) -> Recipe:
-        if not row.prior and prior_problem(prior):  # nobody can tell which presets fit it
+        if not row.prior and self._prior_problem(prior):  # nobody can tell which presets fit it
             if not row.recipe and self.recipe and (wrong := recipe_problem(None, self.recipe)):
                 self.blame(None, "--recipe", *wrong)
             return Recipe()
