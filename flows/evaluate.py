@@ -59,7 +59,7 @@ def evaluate(
 ) -> State[Any]:
     """Measures finished assets again and writes new rows; meshes and fields stay as they are.
 
-    where: SQL over best_assets. manifest: only what this file asks for. overrides: judge, lpips,
+    where: SQL over best_assets. manifest: only what it asks for. overrides: judge, lpips,
     evaluation_size instead of what each asset's recipe says.
     """
     chosen = prepare(store, where, manifest, overrides or {}, device)
@@ -165,7 +165,7 @@ def prepare(
     [device] = check_devices([device] if device else ["cpu"], "--device")
     opened = open_store(store, writable=False)  # one that is not there must not be made
     names = "(SELECT min(row_id) FROM entries e WHERE e.asset_id = best_assets.asset_id)"
-    wanted = selection(Path(manifest) if manifest else None, where, "status = 'ok'")
+    wanted = selection(manifest, where, "status = 'ok'")
     sql = f"SELECT asset_id, {names} AS name, spec_json FROM best_assets {wanted}"
     try:
         rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()

@@ -1,13 +1,14 @@
 """Manifests: the rows of their files, and the plan of assets that follows from them.
 
 `read_manifest` checks what the rows say by themselves; `resolve` adds the command line and the
-priors' presets. Both report everything that is wrong at once, and neither changes a prompt.
+priors' presets. `check_manifest` does both and keeps nothing. All report everything that is wrong
+at once, and none changes a prompt.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,41 +18,26 @@ from sjc_engine.recipes import RECIPE_KEYS, Recipe
 from sjc_engine.sources import takes_image
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
-from tasks.manifest_files import ManifestError, Problem, Records
-from tasks.manifest_ids import Place, RowIds
+from tasks.manifest_files import ManifestError, Problem
+from tasks.manifest_reading import MOST_PROBLEMS, Manifest, Reading, line_in, read_manifest
 from tasks.manifest_rows import (
     WEIGHTS,
     Known,
     Row,
-    RowReader,
     blamed_keys,
-    given_id,
     prior_problem,
     recipe_problem,
     split_error,
 )
-from tasks.manifest_sources import digest, read_sources
 
 __all__ = [
-    "Entry", "Manifest", "ManifestError", "Plan", "Problem", "Row", "read_manifest", "resolve",
+    "Entry", "Manifest", "ManifestError", "Plan", "Problem", "Row", "check_manifest",
+    "read_manifest", "resolve",
 ]  # fmt: skip
 
 DEFAULT_PRIOR = "toybox"
 COMMAND_LINE = "command line"
-MOST = 100_000  # problems, and warnings, that are told: nobody reads more
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A manifest without mistakes of its own.
-
-    name: as the user named it: a file, or a folder of files, here or on S3. sha256: that of the
-    file, or of the list of its files'.
-    """
-
-    name: str
-    sha256: str
-    rows: list[Row]
+MOST_WARNINGS = 10_000  # that a check tells: nobody reads more
 
 
 @dataclass(frozen=True)
@@ -83,75 +69,9 @@ class Plan:
     warnings: list[str]
 
 
-class Reading:
-    """The rows of a manifest, one after the other, so that any number of them fits into memory.
-
-    manifest: a CSV, JSONL or Parquet file, a folder of them, s3://bucket/key or s3://bucket/prefix.
-    Rows that are wrong are left out; `finish` tells of them. Raises `ManifestError` when there is
-    nothing to read, and when a file changes meanwhile.
-    """
-
-    def __init__(self, manifest: str | Path) -> None:
-        self.name = manifest.as_posix() if isinstance(manifest, Path) else manifest
-        self._sources = read_sources(self.name)
-        self.sha256 = digest(self._sources)
-
-    def __iter__(self) -> Iterator[Row]:
-        ids = RowIds()
-        for source in self._sources:  # given ids go first, so all of them have to be known
-            file, unheard = source.records.file, Records(source.records.file, source.records.open)
-            for record in unheard:
-                if row_id := given_id(record.cells)[0]:
-                    ids.give(row_id, file, record.line)
-        wrong = 0
-        for source in self._sources:
-            records = source.records
-            known = Known()
-            for record in records:
-                reader = RowReader(record, records, source.folder, source.sha256, known)
-                yield from _entries(reader, ids)
-                if len(records.problems) + wrong > MOST:
-                    self.finish()
-            wrong += len(records.problems)
-
-    def finish(self) -> None:
-        """Raises `ManifestError` with every problem so far, if there are any."""
-        problems = [
-            problem
-            for source in self._sources
-            for problem in sorted(source.records.problems, key=lambda problem: problem.line or 0)
-        ]
-        if problems:
-            raise ManifestError(problems)
-
-
-def _entries(reader: RowReader, ids: RowIds) -> list[Row]:
-    """A record's entries under ids that no other row has; none if anything is wrong with it."""
-    file, line = reader.records.file, reader.line
-    row_id = reader.row_id()
-    if not row_id:
-        row_id = ids.derive(reader.slug(), file, line)
-    elif ids.holder(row_id) != (file, line):
-        _blame_twin(reader, row_id, ids.holder(row_id))
-    rows = reader.rows(row_id)
-    twin = ids.twin(row_id, [row.row_id for row in rows], file, line) if rows else None
-    if twin is not None:  # a seed range may give a row the id of another
-        _blame_twin(reader, *twin)
-        return []
-    return rows
-
-
-def read_manifest(manifest: str | Path) -> Manifest:
-    """The rows of a manifest, as `Reading` reads them; raises `ManifestError` with every problem."""
-    reading = Reading(manifest)
-    rows = list(reading)
-    reading.finish()
-    return Manifest(reading.name, reading.sha256, rows)
-
-
 @dataclass(frozen=True)
 class Checked:
-    """What a manifest without mistakes asks for. unsaid: warnings beyond the first `MOST`."""
+    """What a manifest without mistakes asks for. unsaid: how many more warnings there are."""
 
     entries: int
     assets: int
@@ -170,15 +90,16 @@ def check_manifest(
     """The same checks as those of `read_manifest` and `resolve`, without keeping the rows."""
     reading = Reading(manifest)
     resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
-    entries, warnings, unsaid = 0, [], 0
+    entries, unsaid = 0, 0
+    warnings: list[str] = []
     for row in reading:
         entries += 1
         for warning in resolver.entry(row)[1]:
-            if len(warnings) < MOST:
+            if len(warnings) < MOST_WARNINGS:
                 warnings.append(warning)
             else:
                 unsaid += 1
-        if len(resolver.problems) > MOST:
+        if len(resolver.problems) > MOST_PROBLEMS:
             break
     reading.finish()
     resolver.finish()
@@ -211,16 +132,6 @@ def resolve(
         warnings += told
     resolver.finish()
     return Plan(entries, list(dict.fromkeys(warnings)))
-
-
-def _blame_twin(reader: RowReader, row_id: str, other: Place) -> None:
-    place = _line(*other, reader.records.file)
-    reader.blame("id", f"{row_id!r} is the id of {place} too", "make it unique")
-
-
-def _line(file: str, line: int, here: str) -> str:
-    """A line of a manifest, said in a message about `here`."""
-    return f"line {line}" if file == here else f"{file}:{line}"
 
 
 class _Resolver:
@@ -276,7 +187,7 @@ class _Resolver:
         place = f"{row.file}:{row.line}"
         warnings = []
         if first != index:
-            other = _line(self._files[first], self._lines[first], row.file)
+            other = line_in(self._files[first], self._lines[first], row.file)
             warnings.append(
                 f"{place}: id: {row.row_id} is the same asset as {self._ids[first]} ({other}); "
                 "it is made once"
@@ -303,8 +214,8 @@ class _Resolver:
         prior = row.prior or (DEFAULT_PRIOR if self.prior is None else self.prior)
         revision = self._revision(row, prior)
         # repr: True, 1 and 1.0 are equal, and are not the same in a recipe.
-        question = row.prior, row.recipe, repr(row.overrides), row.image is None
-        question += (not row.negative_prompt,)
+        asked = row.prior, row.recipe, repr(row.overrides)
+        question = *asked, row.image is None, not row.negative_prompt
         before = len(self.problems)
         recipe, wrong = self.known.ask(question, self._settle, row, prior)
         if len(self.problems) > before:

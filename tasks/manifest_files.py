@@ -89,11 +89,12 @@ class Records:
             ends = ", ".join(READERS)
             self.blame(1, "file", f"its name ends in none of {ends}", "rename or convert it")
             return
-        count = 0
+        empty = True
         with self.open() as content:
-            for count, record in enumerate(reader(content, self), 1):
+            for record in reader(content, self):
+                empty = False
                 yield record
-        if not count and not self.problems:
+        if empty and not self.problems:
             self.blame(1, "file", "has no rows", "add at least one prompt")
 
 
@@ -274,10 +275,10 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
             if not (_is_plain(kind) or (pa.types.is_list(kind) and _is_plain(kind.value_type))):
                 records.blame(1, shown(name), f"has the type {kind}", "store it as text")
                 return
-        line = 1
-        for batch in file.iter_batches(BATCH, use_threads=False):
-            for line, row in enumerate(batch.to_pylist(), start=line + 1):
-                yield Record(line, _present(row))
+        batches = file.iter_batches(BATCH, use_threads=False)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for line, row in enumerate(rows, start=2):
+            yield Record(line, _present(row))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = shown(str(error))
         records.blame(1, "file", f"is not a readable Parquet file ({reason})", "write it again")

@@ -86,8 +86,12 @@ class RowReader:
         self.folder = folder
         self.sha256 = sha256
         self.failed = False
+        self.given: dict[str, Any] = {}  # the cells that are not blank
         for column, value in self.cells.items():
-            self._check_characters(column, value)
+            if value != "":
+                self._check_characters(column, value)
+                if not (isinstance(value, str) and value.isspace()):
+                    self.given[column] = value
 
     def blame(self, column: str, problem: str, fix: str) -> None:
         self.records.blame(self.line, column, problem, fix)
@@ -133,20 +137,16 @@ class RowReader:
             self.blame("id", f"is longer than {MAX_ID} characters with its seed", "shorten it")
         return [] if self.failed else rows
 
-    def _given(self, column: str) -> Any:
-        """The cell's value, or None if it is blank."""
-        return _not_blank(self.cells.get(column))
-
     def _text(self, column: str) -> str:
         """The cell's text, verbatim; "" if it is blank."""
-        value = self._given(column)
+        value = self.given.get(column)
         if value is None or isinstance(value, str):
             return value or ""
         self.blame(column, *_not_text(value))
         return ""
 
     def _check_characters(self, column: str, value: Any) -> None:
-        for text in value if isinstance(value, list) else [value]:
+        for text in value if isinstance(value, list) else (value,):
             if not isinstance(text, str):
                 continue
             if len(text) > MAX_CELL:
@@ -157,13 +157,13 @@ class RowReader:
                 self.blame(shown(column), problem, "remove it, or write a space")
 
     def _prompt(self) -> str:
-        if self._given("prompt") is None:
+        if self.given.get("prompt") is None:
             self.blame("prompt", "is blank", "write what to make, or remove the row")
         return self._text("prompt")
 
     def _seeds(self) -> tuple[list[int], bool]:
         """The seeds, and whether they were given as a range; [0] if they are wrong."""
-        value = self._given("seed")
+        value = self.given.get("seed")
         if value is None:
             return [0], False
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
@@ -218,11 +218,7 @@ class RowReader:
         return text or None
 
     def _overrides(self) -> dict[str, Value]:
-        overrides = {
-            key: value
-            for key, cell in self.cells.items()
-            if key in RECIPE_KEYS and (value := _not_blank(cell)) is not None
-        }
+        overrides = {key: value for key, value in self.given.items() if key in RECIPE_KEYS}
         for key, value in overrides.items():
             # True, 1 and 1.0 are equal, and are not the same in a recipe.
             for problem in self.known.ask((key, repr(value)), key_problems, key, value):
@@ -230,7 +226,7 @@ class RowReader:
         return overrides
 
     def _tags(self) -> list[str]:
-        value = self._given("tags")
+        value = self.given.get("tags")
         tags = value if isinstance(value, list) else self._text("tags").split(";")
         if not all(isinstance(tag, str) for tag in tags):
             self.blame("tags", f"{shown(repr(value))} is not a list of text", 'write "a;b"')

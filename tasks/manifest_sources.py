@@ -62,7 +62,9 @@ def file_digests(manifest: str | Path) -> list[str]:
     Raises ManifestError for what cannot be read; what the files say is not looked at.
     """
     sources = read_sources(str(manifest))
-    unread = [problem for source in sources if not source.sha256 for problem in source.records.problems]
+    unread = [
+        problem for source in sources if not source.sha256 for problem in source.records.problems
+    ]
     if unread:
         raise ManifestError(unread)
     return [source.sha256 for source in sources]
@@ -104,7 +106,7 @@ def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
     """The file again: its rows must be those whose digest is known."""
     content = path.open("rb")
     now = os.fstat(content.fileno())
-    if (now.st_ino, now.st_size, now.st_mtime_ns) != (about.st_ino, about.st_size, about.st_mtime_ns):
+    if (now.st_size, now.st_mtime_ns) != (about.st_size, about.st_mtime_ns):
         content.close()
         raise _unreadable(path.as_posix(), "was changed while it was read", "try again")
     return content
