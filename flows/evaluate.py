@@ -16,6 +16,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import server
 from flows.errors import FAILED, UsageError
+from flows.folders import make_private
 from flows.listing import ASSET_COLUMNS, SECONDS, selection
 from flows.plan import check_devices
 from flows.tabulate import show
@@ -100,7 +101,7 @@ def evaluate_part(
 ) -> dict[str, int]:
     """Some of the assets, as a flow run of its own; returns how many ended how."""
     opened, watch, folder = open_store(store), watcher(), Path(scratch).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     judges = Judges(device)
     waiting, flying, outcomes = deque(assets.items()), 0, Counter[str]()
     ended: SimpleQueue[tuple[str, float, PrefectFuture[Any]]] = SimpleQueue()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
-from flows.folders import can_hold_files
+from flows.folders import can_hold_files, make_private
 from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_attempts
+from tasks.disk import disk_advice
 from tasks.manifest import Entry, Manifest, read_manifest, resolve
 from tasks.manifest import Plan as Resolved
 from tasks.shard_plan import load_plan
@@ -114,9 +115,9 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     store = open_store(settings.store, writable=writable)
     if writable:
         try:
-            scratch.mkdir(parents=True, exist_ok=True)
+            make_private(scratch)
         except OSError as error:
-            raise UsageError(f"--scratch {scratch}: {error.strerror}; name another") from error
+            raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
     unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]

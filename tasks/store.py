@@ -36,6 +36,10 @@ class AlreadyCommitted(StoreError):
     """The key exists with other content, and committed files are never overwritten."""
 
 
+class TakesNoMore(StoreError):
+    """The disk of the store is full, or may not be written: whatever comes next fails as well."""
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """Size in bytes and SHA-256 (64 hex digits) of a stored file."""
