@@ -44,7 +44,7 @@ class SceneError(Exception):
 
 
 def scratch_full(error: BaseException) -> SceneError:
-    """What failed for want of room in the scratch folder: it is `interrupted`, and goes on later."""
+    """What fails for want of room in the scratch folder is `interrupted`, and goes on later."""
     advice = "free space there, then run the same command again"
     return SceneError(
         "interrupted", "ScratchFull", f"the scratch folder is full: {error}; {advice}"
