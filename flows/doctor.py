@@ -312,6 +312,9 @@ def s3_store(url: str) -> Findings:
         return
     import boto3
 
+    from tasks.store import check_address
+
+    check_address(url, "--store", "s3://bucket/prefix")
     session = boto3.Session()
     found = session.get_credentials()
     if found is None:
@@ -322,6 +325,11 @@ def s3_store(url: str) -> Findings:
     try:
         endpoint = session.client("s3").meta.endpoint_url
     except ValueError as error:
+        yield Finding("endpoint", "problem", str(error), "correct AWS_ENDPOINT_URL_S3")
+        return
+    try:
+        check_address(endpoint, "AWS_ENDPOINT_URL_S3", "https://host:port")
+    except StoreError as error:
         yield Finding("endpoint", "problem", str(error), "correct AWS_ENDPOINT_URL_S3")
         return
     answer = _reach(endpoint)

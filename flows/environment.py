@@ -14,6 +14,8 @@ ROOM = 8 << 20  # bytes: a new database takes 3 MB, and its journal as much agai
 # instead of 430, and the first start of an embedded server needs more than the default 20 s.
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # nothing is ever unpickled
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",

@@ -16,7 +16,7 @@ from tasks.disk import disk_advice
 from tasks.manifest import Entry, Manifest, read_manifest, resolve
 from tasks.manifest import Plan as Resolved
 from tasks.shard_plan import load_plan
-from tasks.store import Store, StoreError, open_store
+from tasks.store import Store, StoreError, check_address, open_store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -41,6 +41,11 @@ class Settings:
     gallery: str | None = None  # folder or address of the store's gallery, to link to
     plan: str | None = None  # id of a shard plan in the store, which then stands for the manifest
     shard: int | None = None  # its part that this run is about
+
+    def __post_init__(self) -> None:
+        # Prefect's database keeps settings, and so does the store.
+        check_address(self.store, "--store", "s3://bucket/prefix")
+        check_address(self.manifest, "the manifest's address", "s3://bucket/prefix")
 
     def to_json(self) -> dict[str, Any]:
         """The parameters of the flow; without plan and shard where there are none."""

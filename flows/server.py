@@ -119,6 +119,7 @@ def serve(port: int, ui: bool) -> None:
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)
     os.environ["PREFECT_API_URL"] = api_url
     os.environ["PREFECT_SERVER_UI_ENABLED"] = str(ui).lower()
+    os.umask(0o077)  # the database holds logs and parameters
     import uvicorn
     from prefect.server.api.server import create_app
 

@@ -99,6 +99,7 @@ def open_store(url: str | Path, *, writable: bool = True) -> Store:
     results can be kept: an unusable store is found here, before any work.
     """
     text = str(url)
+    check_address(text, "a store's address", "--store s3://bucket/prefix")
     scheme, separator, rest = text.partition("://")
     if not separator:
         from tasks.store_local import LocalStore
@@ -111,6 +112,21 @@ def open_store(url: str | Path, *, writable: bool = True) -> Store:
         bucket, _, prefix = rest.partition("/")
         return S3Store(bucket, prefix, writable=writable)
     raise StoreError(f"{text} is not a store; use a directory or s3://bucket/prefix.")
+
+
+def check_address(url: str, what: str, instead: str) -> None:
+    """Raises `StoreError`, which keeps the secret, for an address with credentials in it.
+
+    Addresses go into settings, tables, logs and Prefect's database.
+    """
+    scheme, separator, rest = url.partition("://")
+    bucket = rest.partition("/")[0]
+    secret = {"@", ":"} & set(bucket) if scheme == "s3" else "@" in rest  # keys may have an @
+    if separator and (secret or "?" in rest):
+        raise StoreError(
+            f"There are credentials, or a query, in {what}; use {instead}, and the variables "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE."
+        )
 
 
 def check_key(key: str) -> str:
