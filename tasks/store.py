@@ -9,6 +9,7 @@ download is checked against one.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -127,6 +128,12 @@ def check_address(url: str, what: str, instead: str) -> None:
             f"There are credentials, or a query, in {what}; use {instead}, and the variables "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE."
         )
+
+
+def check_endpoint() -> None:
+    """The same of the address of an S3 server, which errors repeat."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        check_address(os.environ.get(name, ""), name, "https://host:port")
 
 
 def check_key(key: str) -> str:

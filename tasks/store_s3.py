@@ -36,7 +36,7 @@ from tasks.store import (
     StoredFile,
     StoreError,
     bytes_digest,
-    check_address,
+    check_endpoint,
     check_key,
     stream_digest,
 )
@@ -89,8 +89,7 @@ class S3Store:
             read_timeout=READ_SECONDS,
             signature_version="s3v4",
         )
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-        check_address(endpoint, "AWS_ENDPOINT_URL_S3", "https://host:port")
+        check_endpoint()
         with _explained("use", self.url):
             self._session = boto3.Session()
             self._client: S3Client = self._session.client("s3", config=config)
