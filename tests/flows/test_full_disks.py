@@ -174,6 +174,37 @@ def test_a_field_that_has_no_room_at_all_is_not_a_failure_of_the_scene(
     assert hidden(disk.path) == []
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_an_asset_whose_files_have_no_room_goes_on_later(
+    disk: SmallDisk, tmp_path: Path, judge: str
+) -> None:
+    from test_generate import TINY
+
+    (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\n")
+    store = open_store(tmp_path / "store")
+
+    def run() -> Any:
+        return flows.generate.generate(
+            str(tmp_path / "m.csv"),
+            store=store.url,
+            scratch=str(disk.path / "scratch"),
+            devices=["cpu"],
+            overrides={**TINY, "judge": judge},
+            return_state=True,
+        )
+
+    ballast = disk.fill(leave=90_000)  # for the field, and not for meshes and pictures
+    assert run().message == "1 interrupted"
+    sql = "SELECT status, error_type FROM assets ORDER BY attempt"
+    assert query(store, sql).to_pylist() == [{"status": "interrupted", "error_type": "ScratchFull"}]
+    ballast.unlink()
+    (field,) = (disk.path / "scratch" / "fields").glob("*.safetensors")
+    assert run().is_completed(), "without --retry-failed"
+    assert [row["status"] for row in query(store, sql).to_pylist()] == ["interrupted", "ok"]
+    assert not field.exists()
+
+
 def test_a_scratch_folder_without_room_is_told_before_the_work(
     disk: SmallDisk, sjc: Call, tmp_path: Path
 ) -> None:
