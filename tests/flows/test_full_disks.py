@@ -13,11 +13,14 @@ import pytest
 from command_line import Said
 from small_disk import SmallDisk, mounted
 from task_samples import make, make_run, spec
+from test_generate import TINY
 
 import flows.generate
 from flows import environment
 from flows.errors import UsageError
+from flows.produce import _teller
 from flows.scratch import sole_user
+from flows.terminal import Lines
 from sjc_engine import Recipe, load_field
 from sjc_engine.prior import load_prior
 from sjc_engine.worker import Engine, Running
@@ -37,6 +40,23 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 def hidden(folder: Path) -> list[str]:
     """Temporary files; there should be none."""
     return [str(path) for path in folder.rglob(".*")]
+
+
+def runner(manifest: Path, store: str, scratch: Path, judge: str) -> Callable[..., Any]:
+    """Runs the flow on the first entries of a manifest."""
+
+    def run(limit: int = 1) -> Any:
+        return flows.generate.generate(
+            str(manifest),
+            store=store,
+            scratch=str(scratch),
+            devices=["cpu"],
+            overrides={**TINY, "judge": judge},
+            limit=limit,
+            return_state=True,
+        )
+
+    return run
 
 
 # --- the store ---------------------------------------------------------------------------------
@@ -86,22 +106,9 @@ def test_a_download_blames_its_own_disk(disk: SmallDisk, tmp_path: Path) -> None
 def test_a_run_into_a_full_store_goes_on_when_there_is_room(
     disk: SmallDisk, tmp_path: Path, judge: str
 ) -> None:
-    from test_generate import TINY
-
     (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\ntank,a toy tank\n")
     store = open_store(disk.path / "store")
-
-    def run(limit: int) -> Any:
-        return flows.generate.generate(
-            str(tmp_path / "m.csv"),
-            store=store.url,
-            scratch=str(tmp_path / "scratch"),
-            devices=["cpu"],
-            overrides={**TINY, "judge": judge},
-            limit=limit,
-            return_state=True,
-        )
-
+    run = runner(tmp_path / "m.csv", store.url, tmp_path / "scratch", judge)
     assert run(1).is_completed()
     first = {key: store.get_bytes(key) for key in store.list("assets/")}
     ballast = disk.fill(leave=30_000)  # for the JSON of an attempt, and no mesh
@@ -154,6 +161,17 @@ def test_a_scene_outlives_a_full_scratch_folder(disk: SmallDisk, capfd: Any) -> 
     assert "duck has no checkpoint of step 2" in capfd.readouterr().err
 
 
+def test_one_warning_tells_that_there_are_no_checkpoints(capfd: Any) -> None:
+    watch = Lines()
+    for name in ("duck", "tank", "duck"):
+        event = {"step": 1, "steps": 9, "loss": 0.1, "unsaved": "fields: No space left on device"}
+        _teller(watch, name)(event)
+        _teller(watch, name)(event | {"unsaved": None})
+    assert capfd.readouterr().err == (
+        "warning: no checkpoints, assets go on without: fields: No space left on device\n"
+    )
+
+
 def test_a_field_that_has_no_room_at_all_is_not_a_failure_of_the_scene(
     disk: SmallDisk, capfd: Any
 ) -> None:
@@ -179,21 +197,9 @@ def test_a_field_that_has_no_room_at_all_is_not_a_failure_of_the_scene(
 def test_an_asset_whose_files_have_no_room_goes_on_later(
     disk: SmallDisk, tmp_path: Path, judge: str
 ) -> None:
-    from test_generate import TINY
-
     (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\n")
     store = open_store(tmp_path / "store")
-
-    def run() -> Any:
-        return flows.generate.generate(
-            str(tmp_path / "m.csv"),
-            store=store.url,
-            scratch=str(disk.path / "scratch"),
-            devices=["cpu"],
-            overrides={**TINY, "judge": judge},
-            return_state=True,
-        )
-
+    run = runner(tmp_path / "m.csv", store.url, disk.path / "scratch", judge)
     ballast = disk.fill(leave=90_000)  # for the field, and not for meshes and pictures
     assert run().message == "1 interrupted"
     sql = "SELECT status, error_type FROM assets ORDER BY attempt"
