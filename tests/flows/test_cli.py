@@ -99,8 +99,9 @@ def test_bad_input_is_one_message_and_nothing_starts(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("bucket_url")
 def test_a_missing_bucket_is_found_before_any_work(
-    sjc: Callable[..., Said], tmp_path: Path, s3: None
+    sjc: Callable[..., Said], tmp_path: Path
 ) -> None:
     (tmp_path / "manifest.csv").write_text(GOOD)
     said = sjc("run", "manifest.csv", "--store", "s3://no-such-bucket/x")
