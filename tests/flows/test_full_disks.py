@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from command_line import Said
 from small_disk import SmallDisk, mounted
 from task_samples import make, make_run, spec
@@ -17,7 +18,7 @@ from test_generate import TINY
 
 import flows.generate
 from flows import environment
-from flows.errors import UsageError
+from flows.errors import UsageError, reported
 from flows.produce import _teller
 from flows.scratch import sole_user
 from flows.terminal import Lines
@@ -281,3 +282,10 @@ def test_rows_that_find_no_room_are_told(tmp_path: Path) -> None:
         assert (ended.returncode, ended.stderr) == (
             1, f"sjc: the output cannot be written: {FULL}\n",
         )  # fmt: skip
+
+
+def test_no_memory_is_one_message(capfd: Any) -> None:
+    with pytest.raises(typer.Exit) as ended, reported():
+        raise MemoryError
+    assert ended.value.exit_code == 1
+    assert capfd.readouterr().err.startswith("sjc: out of memory; close other programs, or ")
