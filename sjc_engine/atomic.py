@@ -4,9 +4,10 @@ import errno
 import os
 from pathlib import Path
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
 # What a disk answers that takes no more: it is to blame, and not what was to be written.
-REFUSED = FULL | {errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+REFUSED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+}  # fmt: skip
 
 
 def is_refusal(error: BaseException | None) -> bool:

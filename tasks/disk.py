@@ -22,8 +22,9 @@ LITTLE = 1 << 20  # bytes: not even a picture fits
 
 def disk_advice(error: OSError, place: str = "folder") -> str:
     """What is wrong, and the fix, for an error of a disk; place: the option to name another."""
-    known = _ADVICE.get(error.errno or 0, f"{error.strerror or error}; check the disk")
-    return known.format(place=place)
+    if known := _ADVICE.get(error.errno or 0):
+        return known.format(place=place)
+    return f"{error.strerror or error}; check the disk"
 
 
 def is_full(folder: Path) -> bool:
