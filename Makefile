@@ -2,6 +2,7 @@
 # make test      the tests that need nothing but pip
 # make test-all  everything: check, test and the suites that need Debian or npm packages
 # make check     ruff, mypy and the import direction
+# make audit     known vulnerabilities of the pinned packages; asks PyPI
 #
 # PYTHON names the interpreter (3.11 or newer) that .venv is made from.
 
@@ -13,7 +14,7 @@ DEVICES ?= cpu,cpu
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check audit format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -29,6 +30,12 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Of its own environment, so that the auditor's packages are not those of the project.
+audit: $(READY)
+	scripts/make-venv "$(PYTHON)" $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,5 @@
 """The command line `sjc`. What is slow to import is imported where it is needed."""
 
-import sys
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -180,14 +179,9 @@ def check(
 ) -> None:
     """Validate a manifest, and show every bad row at once."""
     with reported():
-        from flows.plan import Settings, read_entries
+        from flows.checking import check as check_rows
 
-        settings = Settings(manifest, prior=prior, recipe=recipe, overrides=parse_overrides(set_))
-        _, resolved = read_entries(settings, lambda prior: "")  # names are enough here
-        for warning in resolved.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        assets = len({entry.spec.asset_id for entry in resolved.entries})
-        print(f"{manifest}: {len(resolved.entries)} entries, {assets} assets, no errors")
+        check_rows(manifest, prior, recipe, parse_overrides(set_))
 
 
 @app.command(
@@ -229,7 +223,7 @@ def generate(
 def assets(
     store: StoreOption = "./store",
     manifest: Annotated[
-        Path | None, typer.Option(help="Only assets that this manifest asks for.")
+        str | None, typer.Option(help="Only assets that this manifest asks for.")
     ] = None,
     where: Annotated[
         str | None, typer.Option(help='Only assets for which this SQL holds: "clip_score > 25".')
@@ -275,7 +269,7 @@ def evaluate(
         str | None, typer.Option(help="SQL over best_assets: clip_score < 25.")
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="Only assets that this manifest asks for.")
+        str | None, typer.Option(help="Only assets that this manifest asks for.")
     ] = None,
     judge: Annotated[
         str | None, typer.Option(help="Another judge: a CLIP folder, or owner/name on the hub.")
@@ -294,8 +288,9 @@ def evaluate(
         from flows.evaluate import command
 
         overrides = parse_overrides(set_) | ({"judge": judge} if judge else {})
-        path = str(manifest) if manifest else None
-        code = command(store, where, path, overrides, device, scratch, quiet=quiet, as_json=json_)
+        code = command(
+            store, where, manifest, overrides, device, scratch, quiet=quiet, as_json=json_
+        )
         raise typer.Exit(code)
 
 
@@ -312,7 +307,7 @@ def curate(
         str | None, typer.Option(help="SQL over finished assets, their tags and meta.")
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="Only assets that this manifest asks for.")
+        str | None, typer.Option(help="Only assets that this manifest asks for.")
     ] = None,
     format: Annotated[DataFormat, typer.Option(help="How the data is kept.")] = DataFormat.files,
     store: StoreOption = "./store",
@@ -343,13 +338,14 @@ def curate(
     """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
     with reported("run the same command again to go on"):
         from flows.curation import curate as write
-        from flows.curation import digest_of, fractions
+        from flows.curation import fractions
         from tasks.curate import Request
+        from tasks.manifest_sources import file_digests
 
         request = Request(
             where=where,
-            manifest=manifest.name if manifest else None,
-            manifest_sha256=digest_of(manifest) if manifest else None,
+            manifest=Path(manifest).name if manifest else None,
+            manifest_sha256=tuple(file_digests(manifest)) if manifest else (),
             format=format,
             include=tuple(include or ()),
             fractions=fractions(splits),
@@ -371,7 +367,7 @@ def curate(
 )
 def duplicates(
     manifest: Annotated[
-        Path | None, typer.Argument(help="Its prompts; without one, those of finished assets.")
+        str | None, typer.Argument(help="Its prompts; without one, those of finished assets.")
     ] = None,
     store: StoreOption = "./store",
     where: Annotated[str | None, typer.Option(help='SQL over assets: "clip_score > 25".')] = None,

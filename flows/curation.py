@@ -1,6 +1,5 @@
 """`sjc curate` and `sjc duplicates`: from the store to a dataset."""
 
-import hashlib
 import json
 import sys
 import time
@@ -71,7 +70,7 @@ def curate(store: str, out: str, request: Request, *, quiet: bool, as_json: bool
 
 
 def duplicates(
-    manifest: Path | None, store: str, where: str | None, similar: float, format: str
+    manifest: str | None, store: str, where: str | None, similar: float, format: str
 ) -> None:
     """Prints near-duplicate prompts: a manifest's, or without one those of finished assets."""
     if manifest is not None:
@@ -133,14 +132,6 @@ def fractions(text: str) -> tuple[float, ...]:
             f"--splits {text!r}: write three shares of train, val and test: 0.8,0.1,0.1"
         )
     return found
-
-
-def digest_of(manifest: Path) -> str:
-    """The SHA-256 by which runs know a manifest."""
-    try:
-        return hashlib.sha256(manifest.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(f"--manifest {manifest}: {error.strerror}") from error
 
 
 def size(number: float) -> str:

@@ -281,8 +281,7 @@ def local_store(folder: Path) -> Findings:
     try:
         open_store(folder)  # one small write, which goes away again
     except StoreError as error:
-        said, _, fix = str(error).rpartition("; ")
-        yield Finding("store", "problem", said or str(error), fix or "choose another --store")
+        yield _unusable("store", error)
     else:
         yield from disk("store", folder, "choose another --store", "can be read and written")
 
@@ -303,8 +302,14 @@ def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Findings:
 
 def s3_store(url: str) -> Findings:
     """A store in a bucket: credentials, endpoint, clock, and one small write."""
-    from tasks.store import StoreError, open_store
+    from tasks.store import StoreError, check_address, check_endpoint, open_store
 
+    try:
+        check_address(url, "--store", "s3://bucket/prefix")
+        check_endpoint()
+    except StoreError as error:
+        yield _unusable("store", error)
+        return
     if not url.startswith("s3://"):
         yield Finding(
             "store", "problem", f"{url} is no store", "use a folder or s3://bucket/prefix"
@@ -338,8 +343,12 @@ def s3_store(url: str) -> Findings:
         open_store(url)
         yield Finding("store", "ok", f"{url} can be read and written")
     except StoreError as error:
-        said, _, fix = str(error).rpartition("; ")
-        yield Finding("store", "problem", said or str(error), fix or "check --store")
+        yield _unusable("store", error)
+
+
+def _unusable(check: str, error: Exception) -> Finding:
+    said, _, fix = str(error).rpartition("; ")
+    return Finding(check, "problem", said or str(error), fix or "check --store")
 
 
 def _reach(url: str) -> float | str | None:

@@ -1,12 +1,21 @@
 """The environment Prefect runs in. It has to stand before `prefect` is first imported."""
 
 import os
+import tempfile
 from pathlib import Path
+
+from flows.errors import UsageError
+from flows.folders import make_private
+from tasks.disk import disk_advice
+
+ROOM = 8 << 20  # bytes: a new database takes 3 MB, and its journal as much again
 
 # Measured on Prefect 3.8: without the recorder settings a server takes in 15 events a second
 # instead of 430, and the first start of an embedded server needs more than the default 20 s.
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # nothing is ever unpickled
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
@@ -29,12 +38,18 @@ def apply(console_level: str = "WARNING") -> None:
     """Sets what the user has not set, and makes the home private: logs and parameters lie there.
 
     console_level: the lowest level of Prefect's log records on the terminal. All records go to
-    the server in any case.
+    the server in any case. Raises UsageError for a home that cannot be written, or has no room: a
+    server on it would never answer.
     """
     home = prefect_home()
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if "PREFECT_HOME" not in os.environ:
-        home.chmod(0o700)
+    try:
+        make_private(home)
+        if "PREFECT_HOME" not in os.environ:
+            home.chmod(0o700)
+        with tempfile.TemporaryFile(dir=home) as probe:
+            probe.write(bytes(ROOM))
+    except OSError as error:
+        raise UsageError(f"PREFECT_HOME {home}: {disk_advice(error, 'PREFECT_HOME')}") from error
     defaults = _DEFAULTS | {
         "PREFECT_HOME": str(home),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console_level,

@@ -28,12 +28,15 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     interrupted: what to know after a Ctrl-C. Everything else is a defect of ours and keeps its
     traceback.
     """
+    from sjc_engine.atomic import is_refusal
+    from tasks.disk import disk_advice
     from tasks.manifest_files import ManifestError
     from tasks.store import StoreError
 
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
+        sys.stdout.flush()  # a full disk is told here, and not by the interpreter's last words
     except ManifestError as error:
         fail(str(error), USAGE)
     except UsageError as error:
@@ -42,11 +45,18 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
         fail(f"sjc: {error}", STORE)
     except RunError as error:
         fail(f"sjc: {error}", FAILED)
-    except KeyboardInterrupt:
-        fail(f"sjc: interrupted; {interrupted}", INTERRUPTED)
     except BrokenPipeError:  # `sjc assets | head`: nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+    except MemoryError:
+        fail("sjc: out of memory; close other programs, or use fewer devices or scenes", FAILED)
+    except OSError as error:  # of a folder that no option has been checked for
+        if not is_refusal(error):
+            raise
+        place = f"{error.filename}: " if error.filename else "the output cannot be written: "
+        fail(f"sjc: {place}{disk_advice(error)}", FAILED)
+    except KeyboardInterrupt:
+        fail(f"sjc: interrupted; {interrupted}", INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
 

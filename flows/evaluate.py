@@ -16,6 +16,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import server
 from flows.errors import FAILED, UsageError
+from flows.folders import make_private
 from flows.listing import ASSET_COLUMNS, SECONDS, selection
 from flows.plan import check_devices
 from flows.tabulate import show
@@ -59,7 +60,7 @@ def evaluate(
 ) -> State[Any]:
     """Measures finished assets again and writes new rows; meshes and fields stay as they are.
 
-    where: SQL over best_assets. manifest: only what this file asks for. overrides: judge, lpips,
+    where: SQL over best_assets. manifest: only what it asks for. overrides: judge, lpips,
     evaluation_size instead of what each asset's recipe says.
     """
     chosen = prepare(store, where, manifest, overrides or {}, device)
@@ -100,7 +101,7 @@ def evaluate_part(
 ) -> dict[str, int]:
     """Some of the assets, as a flow run of its own; returns how many ended how."""
     opened, watch, folder = open_store(store), watcher(), Path(scratch).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     judges = Judges(device)
     waiting, flying, outcomes = deque(assets.items()), 0, Counter[str]()
     ended: SimpleQueue[tuple[str, float, PrefectFuture[Any]]] = SimpleQueue()
@@ -165,7 +166,7 @@ def prepare(
     [device] = check_devices([device] if device else ["cpu"], "--device")
     opened = open_store(store, writable=False)  # one that is not there must not be made
     names = "(SELECT min(row_id) FROM entries e WHERE e.asset_id = best_assets.asset_id)"
-    wanted = selection(Path(manifest) if manifest else None, where, "status = 'ok'")
+    wanted = selection(manifest, where, "status = 'ok'")
     sql = f"SELECT asset_id, {names} AS name, spec_json FROM best_assets {wanted}"
     try:
         rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()

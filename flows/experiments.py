@@ -8,6 +8,7 @@ from pathlib import Path
 from flows.errors import UsageError
 from flows.plan import check_devices
 from sjc_engine.sources import takes_image
+from tasks.disk import disk_advice
 from tasks.manifest_rows import prior_problem
 
 
@@ -41,7 +42,7 @@ def sample2d(
     try:
         partial.touch()  # a folder that cannot be written is found before the work
     except OSError as error:
-        raise UsageError(f"-o {out}: {error.strerror}; name another folder") from error
+        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
 
     def tell(done: int, total: int) -> None:
         if not quiet:
@@ -58,8 +59,11 @@ def sample2d(
         picture = experiments(
             loaded, prompt, guidance=guidance, steps=steps, seed=seed, on_done=tell
         )
-        picture.save(partial, "PNG", optimize=True)
-        partial.replace(out)
+        try:
+            picture.save(partial, "PNG", optimize=True)
+            partial.replace(out)
+        except OSError as error:
+            raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
     finally:
         partial.unlink(missing_ok=True)
     print(out)

@@ -1,13 +1,12 @@
 """What the store's tables say: `sjc assets`, `sjc query`, and the end of `sjc run`."""
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
 from flows.tabulate import show
+from tasks.manifest_sources import file_digests
 from tasks.store import Store, open_store
-from tasks.tables import QueryError, query
+from tasks.tables import QueryError, of_files, query
 
 # What a person wants to see of an asset, and its heading.
 ASSET_COLUMNS = {
@@ -41,7 +40,7 @@ SECONDS = "+".join(
 )
 
 
-def list_assets(store: str, manifest: Path | None, where: str | None, format: str) -> None:
+def list_assets(store: str, manifest: str | None, where: str | None, format: str) -> None:
     """Prints one row per asset, its best outcome; every column but in a `table`."""
     chosen = selection(manifest, where)
     seconds = f", {SECONDS} AS seconds" if format == "table" else ""
@@ -49,16 +48,15 @@ def list_assets(store: str, manifest: Path | None, where: str | None, format: st
     _show(store, sql, format, ASSET_COLUMNS)
 
 
-def selection(manifest: Path | None, where: str | None, *conditions: str) -> str:
-    """The WHERE of a query over best_assets: what a manifest asks for, and other conditions."""
+def selection(manifest: str | None, where: str | None, *conditions: str) -> str:
+    """The WHERE of a query over best_assets: what a manifest asks for, and other conditions.
+
+    Raises ManifestError for a manifest that cannot be read.
+    """
     every = [*conditions, f"({where})"] if where is not None else [*conditions]
     if manifest is not None:
-        try:
-            digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-        except OSError as error:
-            raise UsageError(f"--manifest {manifest}: {error.strerror}") from error
         every.append(
-            f"asset_id IN (SELECT asset_id FROM entries WHERE manifest_sha256 = '{digest}')"
+            f"asset_id IN (SELECT asset_id FROM entries WHERE {of_files(file_digests(manifest))})"
         )
     return f"WHERE {' AND '.join(every)}" if every else ""
 

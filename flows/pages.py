@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from flows.errors import UsageError
+from tasks.disk import disk_advice
 from tasks.gallery import build_gallery
 from tasks.report import latest_run, write_report
 from tasks.store import check_key, open_store
@@ -25,7 +26,7 @@ def gallery(store: str, out: Path, where: str | None, *, quiet: bool) -> None:
     except QueryError as error:
         raise UsageError(f"--where: {error}") from error
     except OSError as error:
-        raise UsageError(f"-o {out}: {error.strerror or error}") from error
+        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
     if not quiet:
         print(f"{made.assets} assets, {made.copied} files copied", file=sys.stderr)
     print(made.index)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
-from flows.folders import can_hold_files
+from flows.folders import can_hold_files, make_private
 from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_attempts
+from tasks.disk import disk_advice
 from tasks.manifest import Entry, Manifest, read_manifest, resolve
 from tasks.manifest import Plan as Resolved
 from tasks.shard_plan import load_plan
-from tasks.store import Store, StoreError, open_store
+from tasks.store import Store, StoreError, check_address, open_store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -41,6 +42,11 @@ class Settings:
     checkpoint_to_store: bool = False
     plan: str | None = None  # id of a shard plan in the store, which then stands for the manifest
     shard: int | None = None  # its part that this run is about
+
+    def __post_init__(self) -> None:
+        # Prefect's database keeps settings, and so does the store.
+        check_address(self.store, "--store", "s3://bucket/prefix")
+        check_address(self.manifest, "the manifest's address", "s3://bucket/prefix")
 
     def to_json(self) -> dict[str, Any]:
         """The parameters of the flow; without plan and shard where there are none."""
@@ -115,9 +121,9 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     store = open_store(settings.store, writable=writable)
     if writable:
         try:
-            scratch.mkdir(parents=True, exist_ok=True)
+            make_private(scratch)
         except OSError as error:
-            raise UsageError(f"--scratch {scratch}: {error.strerror}; name another") from error
+            raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
     unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]

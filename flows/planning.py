@@ -10,6 +10,7 @@ from flows.errors import UsageError
 from flows.plan import Cost, Settings, known_costs, read_entries, revision, select
 from flows.tabulate import print_table
 from sjc_engine.checkpoint import write_atomically
+from tasks.disk import disk_advice
 from tasks.manifest import Entry
 from tasks.shard_plan import PlanError, ShardPlan, make_plan_file, read_plan
 from tasks.store import open_store
@@ -91,7 +92,7 @@ def plan(
                 "file (the manifest, an option, or the times that the store knows differ)"
             )
     except OSError as error:
-        raise UsageError(f"-o {out}: {error.strerror or error}") from error
+        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
     show_plan(made, out, as_json=as_json)
 
 

@@ -10,14 +10,17 @@ from prefect.futures import PrefectFuture
 
 from flows.plan import Plan
 from flows.terminal import Watcher, watcher
+from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
-from tasks.devices import DevicePool
+from tasks.devices import DevicePool, scratch_full
+from tasks.disk import is_full
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
 from tasks.judges import Judges
 from tasks.manifest import Entry
 from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure
+from tasks.store import TakesNoMore
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
 BEHIND = 4  # assets past their optimisation that may be on their way at the same time
@@ -99,6 +102,8 @@ def _asset(plan: Plan, entry: Entry, scratch: Path) -> Asset:
 def _teller(watch: Watcher, name: str) -> Any:
     def tell(event: dict[str, Any]) -> None:
         watch.progress(name, event["step"], event["steps"], event["loss"])
+        if event.get("unsaved"):
+            watch.once(f"warning: no checkpoints, assets go on without: {event['unsaved']}")
 
     return tell
 
@@ -120,8 +125,10 @@ def _land(asset: Asset, future: PrefectFuture[Any], *, last: bool) -> str:
         return "ok" if result["outcome"] == "computed" else "reused"
     if future.state.is_cancelled():
         return "interrupted"  # a later run closes the attempt
-    if not asset.attempt:
-        raise result  # not even an attempt could be written: the store is gone
+    if not asset.attempt or isinstance(result, TakesNoMore):
+        raise result  # the store is gone, or full: nothing that follows could be kept
+    if is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
+        result = scratch_full(result)
     record_failure(asset, result)
     asset.clear(field=False)  # a retry begins with the field, or its checkpoint
     return str(getattr(result, "status", "failed"))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.errors import UsageError
+from flows.folders import make_private
+from tasks.disk import disk_advice
 
 
 @contextlib.contextmanager
@@ -14,8 +16,12 @@ def sole_user(scratch: Path) -> Iterator[None]:
 
     Two runs would go on from one checkpoint and tidy away each other's files.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / "lock").open("a") as lock:
+    try:
+        make_private(scratch)
+        opened = (scratch / "lock").open("a")
+    except OSError as error:
+        raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

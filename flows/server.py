@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.environment import prefect_home
-from flows.errors import RunError
+from flows.errors import RunError, UsageError
+from flows.folders import make_private
 from sjc_engine.lifeline import die_with_parent
+from tasks.disk import disk_advice
 
 HOST = "127.0.0.1"
 UI_PORT = 4200
@@ -79,8 +81,13 @@ def connect(log: Path, *, ui: bool = False) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "flows.server"]
     command += ["--port", str(port), "--parent", str(os.getpid()), *(["--ui"] if ui else [])]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as output:
+    try:
+        make_private(log.parent.parent)  # the scratch folder
+        log.parent.mkdir(exist_ok=True)
+        opened = log.open("a")
+    except OSError as error:
+        raise UsageError(f"{log}: {disk_advice(error, '--scratch')}") from error
+    with opened as output:
         # Its own process group: a Ctrl-C must not end it before the run has told its end.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
@@ -112,6 +119,7 @@ def serve(port: int, ui: bool) -> None:
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)
     os.environ["PREFECT_API_URL"] = api_url
     os.environ["PREFECT_SERVER_UI_ENABLED"] = str(ui).lower()
+    os.umask(0o077)  # the database holds logs and parameters
     import uvicorn
     from prefect.server.api.server import create_app
 

@@ -1,9 +1,12 @@
 """`sjc generate`: one asset with the engine alone."""
 
+import contextlib
+import errno
 import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,15 @@ from typing import Any
 from flows.errors import RunError, UsageError
 from flows.plan import check_devices
 from flows.terminal import terminal_watcher
+from sjc_engine.atomic import is_refusal
 from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.recipes import Recipe
+from tasks.disk import disk_advice
 from tasks.manifest import COMMAND_LINE, Manifest, resolve
 from tasks.manifest_files import ManifestError, Problem, Record, Records
 from tasks.manifest_rows import RowReader
 
+ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
 FILES = (
     "mesh.glb",
@@ -61,9 +67,12 @@ def make(request: Request, *, quiet: bool, as_json: bool) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".sjc-", dir=home)
+        free = shutil.disk_usage(home).free
     except OSError as error:
-        raise UsageError(f"-o {request.out}: {error.strerror}; name another folder") from error
-    with temporary as folder:
+        raise UsageError(f"-o {request.out}: {disk_advice(error, '-o')}") from error
+    with temporary as folder, _about_out(request.out):
+        if free < ROOM:
+            raise OSError(errno.ENOSPC, "No space left on device")
         report = _make(request, recipe, image, device, Path(folder), quiet)
         request.out.mkdir(exist_ok=True)
         names = sorted(path.name for path in Path(folder).iterdir())
@@ -74,6 +83,17 @@ def make(request: Request, *, quiet: bool, as_json: bool) -> None:
     else:
         for name in names:
             print(request.out / name)
+
+
+@contextlib.contextmanager
+def _about_out(out: Path) -> Iterator[None]:
+    """A disk's refusal as a message about -o."""
+    try:
+        yield
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
 
 
 def _image(request: Request) -> InputImage | None:

@@ -22,6 +22,7 @@ class Watcher:
     """Hears of a run, from several threads, and by itself shows nothing."""
 
     run_id = ""
+    _said: frozenset[str] = frozenset()
 
     def __enter__(self) -> Self:
         return self
@@ -34,6 +35,12 @@ class Watcher:
 
     def note(self, text: str) -> None:
         """One line that stays."""
+
+    def once(self, text: str) -> None:
+        """The same, however often it is said."""
+        if text not in self._said:
+            self._said |= {text}
+            self.note(text)
 
     def stage(self, name: str, stage: str) -> None:
         """An asset begins a stage; while it waits for a device that is `queue`."""

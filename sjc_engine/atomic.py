@@ -1,7 +1,18 @@
 """Writing a file so that nobody ever sees half of it. Imports no torch: pages need it too."""
 
+import errno
 import os
 from pathlib import Path
+
+# What a disk answers that takes no more: it is to blame, and not what was to be written.
+REFUSED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether a disk refused a write: full, read-only, or not allowed."""
+    return isinstance(error, OSError) and error.errno in REFUSED
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sjc_engine.sources import HUB_ID, folder_digest, no_progress_bar
@@ -120,7 +121,7 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
                 location, use_safetensors=True, dtype=torch.float32, **pinned
             )
         tokenizer = CLIPTokenizer.from_pretrained(location, **pinned)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"judge {id!r} cannot be loaded from {location}: {error}") from error
     return Judge(id, revision, model.to(device), tokenizer, preprocessing)
 

@@ -10,8 +10,10 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from sjc_engine.canonical import canonical_json
 from sjc_engine.presets import PRESETS, Value, presets_of
 from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 
@@ -214,6 +216,16 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @cached_property
+    def canonical(self) -> str:
+        """Every setting, and not the name, as the JSON that identities are made from."""
+        return canonical_json({key: value for key, value in asdict(self).items() if key in PARTS})
+
+    @cached_property
+    def canonical_optimize(self) -> str:
+        """The same of what the optimisation depends on."""
+        return canonical_json(asdict(self.optimize))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:

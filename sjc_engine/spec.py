@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sjc_engine.canonical import canonical_json
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.sources import licence_of
 
@@ -30,12 +30,12 @@ class AssetSpec:
 
         The recipe's name stays out of it, since presets of equal values make equal assets.
         """
-        return _digest({**self._sources(), "recipe": _unnamed(self.recipe)})
+        return self._digest(self.recipe.canonical)
 
     @property
     def field_id(self) -> str:
         """Like `asset_id`, from what the optimisation depends on: no mesh or judge settings."""
-        return _digest({**self._sources(), "recipe": asdict(self.recipe.optimize)})
+        return self._digest(self.recipe.canonical_optimize)
 
     def extras(self) -> dict[str, str]:
         """What a mesh file says of itself, wherever it goes."""
@@ -54,21 +54,14 @@ class AssetSpec:
         """The inverse of `to_json`; ValueError when a recipe key is missing or unknown."""
         return cls(**{**data, "recipe": Recipe.from_json(data["recipe"])})
 
-    def _sources(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k != "recipe"}
-
-
-def canonical_json(data: Any) -> str:
-    """JSON with sorted keys and no spaces: equal data, equal text. Rejects NaN and infinity."""
-    return json.dumps(
-        data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-
-
-def _unnamed(recipe: Recipe) -> dict[str, Any]:
-    return {k: v for k, v in recipe.to_json().items() if k != "name"}
-
-
-def _digest(data: dict[str, Any]) -> str:
-    text = canonical_json({**data, "recipe_version": RECIPE_VERSION})
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+    def _digest(self, recipe: str) -> str:
+        """Of the canonical JSON of all this, with `recipe` as JSON: keys are in order."""
+        text = (
+            f'{{"image":{canonical_json(self.image)}'
+            f',"negative_prompt":{canonical_json(self.negative_prompt)}'
+            f',"prior":{canonical_json(self.prior)}'
+            f',"prior_revision":{canonical_json(self.prior_revision)}'
+            f',"prompt":{canonical_json(self.prompt)}'
+            f',"recipe":{recipe},"recipe_version":{RECIPE_VERSION},"seed":{self.seed}}}'
+        )
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

@@ -12,10 +12,14 @@ drop  scene: forget it. Its checkpoint stays.
 On stdout, each with `scene`, `first_step` (steps that an earlier process had done) and `step`
 (steps done):
 
-progress  steps: steps in all; loss; seconds: spent on this scene, earlier processes included
+progress  steps: steps in all; loss; seconds: spent on this scene, earlier processes included;
+          unsaved: why the last checkpoint could not be written, or null
 done      field: path, written; steps; loss_first, loss_last, loss_min; seconds;
           peak_memory_bytes: of this process (CPU) or this device (CUDA)
 failed    error_type; error
+
+A disk that takes no more costs checkpoints and no scene: it goes on without. If the field itself
+cannot be written either the scene is `failed` with error_type ScratchFull.
 
 A scene that cannot start or diverges is `failed` alone. Any other error in a step says nothing
 about whose it is: with one scene on board that scene is `failed`, with more the process ends,
@@ -41,8 +45,10 @@ from typing import IO, Any
 
 import torch
 
+from sjc_engine.atomic import is_refusal
 from sjc_engine.chaining import step_scenes
 from sjc_engine.checkpoint import CheckpointError, write_atomically
+from sjc_engine.fields import Field
 from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.lifeline import die_with_parent
 from sjc_engine.prior import Prior, load_prior
@@ -54,6 +60,7 @@ Message = dict[str, Any]
 PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
 CHECKPOINT_SECONDS = 5.0  # at least, between two checkpoints of a scene
 CHECKPOINT_SHARE = 0.02  # at most, of the time
+SCRATCH_FULL = "ScratchFull"  # error_type: the same scene has room another time
 
 
 @dataclass
@@ -89,9 +96,10 @@ class Running:
         )
         self.first_step = self.scene.step
         if self.first_step:
-            print(f"{self.key} goes on from step {self.first_step}", file=sys.stderr, flush=True)
+            _note(f"{self.key} goes on from step {self.first_step}")
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
         self.told = 0.0
+        self.unsaved: str | None = None
 
     @property
     def _notes(self) -> Path:
@@ -104,18 +112,36 @@ class Running:
             scene = Scene.load(self.checkpoint, prior, image)
             return scene, Tally(**json.loads(self._notes.read_text("utf-8")))
         except (CheckpointError, OSError, ValueError) as error:
-            print(f"{self.key} begins anew: {error}", file=sys.stderr)
+            _note(f"{self.key} begins anew: {error}")
             return None
 
     def save(self) -> None:
-        """Raises Diverged, and leaves the last checkpoint, when the field is not finite."""
+        """Raises Diverged, and leaves the last checkpoint, when the field is not finite.
+
+        A disk that takes no more leaves the last checkpoint as well, and `unsaved` tells of it.
+        """
         started = time.monotonic()
-        # Notes first: a checkpoint without them would be worth nothing, and notes that are ahead
-        # of it count the time that was really spent.
-        write_atomically(self._notes, json.dumps(asdict(self.tally)).encode())
-        self.scene.save(self.checkpoint)
+        try:
+            # Notes first: a checkpoint without them would be worth nothing, and notes that are
+            # ahead of it count the time that was really spent.
+            write_atomically(self._notes, json.dumps(asdict(self.tally)).encode())
+            self.scene.save(self.checkpoint)
+            self.unsaved = None
+        except OSError as error:
+            self.unsaved = f"{self.checkpoint.parent}: {error.strerror or error}"
+            _note(f"{self.key} has no checkpoint of step {self.scene.step}: {error}")
         ended = time.monotonic()
         self.next_save = ended + max(CHECKPOINT_SECONDS, (ended - started) / CHECKPOINT_SHARE)
+
+    def write(self, field: Field) -> None:
+        """The result. On a disk that is full it takes the checkpoint's place, which is larger."""
+        try:
+            field.save(self.field)
+        except OSError as error:
+            if not is_refusal(error):
+                raise
+            self.checkpoint.unlink(missing_ok=True)
+            field.save(self.field)
 
     def place(self) -> Message:
         return {"scene": self.key, "first_step": self.first_step, "step": self.scene.step}
@@ -123,7 +149,13 @@ class Running:
     def progress(self) -> Message:
         steps = self.scene.recipe.optimize.steps
         told = {"steps": steps, "loss": self.tally.loss_last, "seconds": self.tally.seconds}
-        return {"type": "progress", **self.place(), **told}
+        return {"type": "progress", **self.place(), **told, "unsaved": self.unsaved}
+
+
+def _note(text: str) -> None:
+    """A line for the log, if that takes one: it may lie on a disk that is full."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _image(path: str | None, spec: AssetSpec) -> InputImage | None:
@@ -244,8 +276,8 @@ class Engine:
         self.running.remove(run)
         try:
             field = run.scene.finish()
-            field.save(run.field)
-        except (Diverged, OverflowError) as error:  # the latter: beyond half precision
+            run.write(field)
+        except (Diverged, OverflowError, OSError) as error:  # the second: beyond half precision
             self._fail(run.place(), error)
             return
         run.tally.seconds += time.perf_counter() - started
@@ -263,9 +295,10 @@ class Engine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
     def _fail(self, place: Message, error: Exception) -> None:
-        traceback.print_exception(error)
+        _note("".join(traceback.format_exception(error)))
         text = str(error) or type(error).__name__
-        self._tell({"type": "failed", **place, "error_type": type(error).__name__, "error": text})
+        kind = SCRATCH_FULL if is_refusal(error) else type(error).__name__
+        self._tell({"type": "failed", **place, "error_type": kind, "error": text})
 
     def _tell(self, message: Message) -> None:
         # A reader that is gone has closed stdin too: the loop ends with the next command.

@@ -16,7 +16,7 @@ def to_csv(rows: pa.Table) -> str:
     """CSV with a header. Text that a spreadsheet would run as a formula gets a quote in front."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(rows.column_names)
+    writer.writerow([_cell(name) for name in rows.column_names])
     for row in rows.to_pylist(maps_as_pydicts="strict"):
         writer.writerow([_cell(row[name]) for name in rows.column_names])
     return text.getvalue()

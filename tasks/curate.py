@@ -43,7 +43,7 @@ SHARD_ASSETS = 10_000
 class Request:
     """What a dataset is to hold. Every field shapes its bytes.
 
-    manifest: how the user names it; manifest_sha256: of its content.
+    manifest: how the user names it; manifest_sha256: of each of its files.
     include: patterns of files within an asset; () for those of the format.
     fractions: of train, val and test. similar: trigram similarity of near-duplicate prompts.
     dedupe: keep one of them. links: Parquet with addresses in the store instead of bytes.
@@ -51,7 +51,7 @@ class Request:
 
     where: str | None = None
     manifest: str | None = None
-    manifest_sha256: str | None = None
+    manifest_sha256: tuple[str, ...] = ()
     format: str = "files"
     include: tuple[str, ...] = ()
     fractions: tuple[float, ...] = FRACTIONS

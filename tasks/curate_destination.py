@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from tasks.disk import disk_advice
 from tasks.store import StoredFile, StoreError, open_store, stream_digest
 from tasks.store_local import LocalStore
 
@@ -66,8 +67,12 @@ class Destination:
         if self._root is None:
             with tempfile.TemporaryDirectory(prefix="sjc-curate-") as folder:
                 path = Path(folder, "part")
-                with path.open("xb") as file:
-                    yield Digesting(file)
+                try:
+                    with path.open("xb") as file:
+                        yield Digesting(file)
+                except OSError as error:
+                    advice = disk_advice(error, "TMPDIR")
+                    raise StoreError(f"Cannot write {path}: {advice}.") from error
                 with _about_out():
                     self.store.put_file(key, path, replace=True)
             return
@@ -81,8 +86,7 @@ class Destination:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            reason = error.strerror or error
-            raise StoreError(f"Cannot write {path}: {reason}; choose another -o.") from error
+            raise StoreError(f"Cannot write {path}: {disk_advice(error, '-o')}.") from error
         finally:
             temporary.unlink(missing_ok=True)
 

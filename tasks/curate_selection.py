@@ -25,7 +25,7 @@ from tasks.near_duplicates import (
 )
 from tasks.schemas import COLUMNS
 from tasks.store import Store, StoredFile, StoreError
-from tasks.table_reader import FILES, query
+from tasks.table_reader import FILES, of_files, query
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -80,13 +80,14 @@ class Selection:
 
 
 def candidate_rows(
-    store: Store, where: str | None = None, manifest_sha256: str | None = None
+    store: Store, where: str | None = None, manifest_sha256: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Finished assets, one row each with `tags` and `meta`, by asset id; `where` is SQL over them.
 
-    With `manifest_sha256` those that its entries asked for. Raises `QueryError` for wrong SQL.
+    With `manifest_sha256` those that the entries of these files asked for. Raises `QueryError` for
+    wrong SQL.
     """
-    of_manifest = f"WHERE manifest_sha256 = '{manifest_sha256}'" if manifest_sha256 else ""
+    of_manifest = f"WHERE {of_files(manifest_sha256)}" if manifest_sha256 else ""
     candidates = CANDIDATES.format(
         entries=of_manifest, asked="AND e.asset_id IS NOT NULL" if manifest_sha256 else ""
     )

@@ -23,6 +23,7 @@ Event = dict[str, Any]
 Watcher = Callable[[Event], None]
 
 ENGINE = (sys.executable, "-m", "sjc_engine.worker")
+_STATUS = {"Diverged": "diverged", "ScratchFull": "interrupted"}  # by an engine's error_type
 _LAST_WORDS = 300  # characters of an engine's last line that go into an error
 
 
@@ -40,6 +41,14 @@ class SceneError(Exception):
         self.device = ""
         self.first_step = 0
         self.last_step = 0
+
+
+def scratch_full(error: BaseException) -> SceneError:
+    """What fails for want of room in the scratch folder is `interrupted`, and goes on later."""
+    advice = "free space there, then run the same command again"
+    return SceneError(
+        "interrupted", "ScratchFull", f"the scratch folder is full: {error}; {advice}"
+    )
 
 
 @dataclass(eq=False)
@@ -292,10 +301,23 @@ class _Engine:
                 if pool.closing:
                     pool.lost(self._give_back(), "")
                     return
-            with self.log.open("a") as log:
+            with self._open_log() as log:
                 problem = self._run_process(log)
             with pool.changed:
                 pool.lost(self._give_back(), problem)
+
+    def _open_log(self) -> IO[str]:
+        try:
+            return self.log.open("a")
+        except OSError:  # a full disk: the engine works without a log
+            return open(os.devnull, "a")
+
+    def _last_words(self) -> str:
+        try:
+            text = self.log.read_text("utf-8", errors="replace")
+        except OSError as error:
+            return f"(no log: {error.strerror})"
+        return text.rstrip().rpartition("\n")[2][-_LAST_WORDS:]
 
     def _give_back(self) -> list[_Job]:
         jobs, self.active = self.active, []
@@ -341,8 +363,7 @@ class _Engine:
             process.stdin.close()
         code = process.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        last = self.log.read_text("utf-8", errors="replace").rstrip().rpartition("\n")[2]
-        return f"{self.device}: {how}; {self.log} ends with: {last[-_LAST_WORDS:]}"
+        return f"{self.device}: {how}; {self.log} ends with: {self._last_words()}"
 
     def _heard(self, event: Event) -> None:
         with self.pool.changed:
@@ -359,7 +380,7 @@ class _Engine:
                 self.active.remove(job)
                 self.pool.assign()
         if event["type"] == "failed":
-            status = "diverged" if event["error_type"] == "Diverged" else "failed"
+            status = _STATUS.get(event["error_type"], "failed")
             job.end(status, event["error_type"], event["error"])
         else:
             job.events.put(event)

@@ -1,13 +1,14 @@
 """Manifests: the rows of their files, and the plan of assets that follows from them.
 
 `read_manifest` checks what the rows say by themselves; `resolve` adds the command line and the
-priors' presets. Both report everything that is wrong at once, and neither changes a prompt.
+priors' presets. `check_manifest` does both and keeps nothing. All report everything that is wrong
+at once, and none changes a prompt.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,36 +19,25 @@ from sjc_engine.sources import takes_image
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
 from tasks.manifest_files import ManifestError, Problem
+from tasks.manifest_reading import MOST_PROBLEMS, Manifest, Reading, line_in, read_manifest
 from tasks.manifest_rows import (
     WEIGHTS,
+    Known,
     Row,
-    RowReader,
     blamed_keys,
     prior_problem,
     recipe_problem,
     split_error,
 )
-from tasks.manifest_sources import digest, read_sources
 
 __all__ = [
-    "Entry", "Manifest", "ManifestError", "Plan", "Problem", "Row", "read_manifest", "resolve",
+    "Entry", "Manifest", "ManifestError", "Plan", "Problem", "Row", "check_manifest",
+    "read_manifest", "resolve",
 ]  # fmt: skip
 
 DEFAULT_PRIOR = "toybox"
 COMMAND_LINE = "command line"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A manifest without mistakes of its own.
-
-    name: as the user named it: a file, or a folder of files, here or on S3. sha256: that of the
-    file, or of the list of its files'.
-    """
-
-    name: str
-    sha256: str
-    rows: list[Row]
+MOST_WARNINGS = 10_000  # that a check tells: nobody reads more
 
 
 @dataclass(frozen=True)
@@ -79,34 +69,41 @@ class Plan:
     warnings: list[str]
 
 
-def read_manifest(manifest: str | Path) -> Manifest:
-    """The rows of a manifest; raises `ManifestError` with every problem.
+@dataclass(frozen=True)
+class Checked:
+    """What a manifest without mistakes asks for. unsaid: how many more warnings there are."""
 
-    manifest: a CSV, JSONL or Parquet file, a folder of them, s3://bucket/key or s3://bucket/prefix.
-    """
-    name = manifest.as_posix() if isinstance(manifest, Path) else manifest
-    sources = read_sources(name)
-    readers = [
-        RowReader(record, source.records, source.folder, source.sha256)
-        for source in sources
-        for record in source.records.rows
-    ]
-    rows: list[Row] = []
-    first: dict[str, Row] = {}
-    for reader, row_id in zip(readers, _row_ids(readers), strict=True):
-        for row in reader.rows(row_id):
-            if row.row_id in first:  # a seed range may give a row the id of another
-                _blame_twin(reader, row.row_id, first[row.row_id].file, first[row.row_id].line)
-            first[row.row_id] = row
-            rows.append(row)
-    problems = [
-        problem
-        for source in sources
-        for problem in sorted(source.records.problems, key=lambda problem: problem.line or 0)
-    ]
-    if problems:
-        raise ManifestError(problems)
-    return Manifest(name, digest(sources), rows)
+    entries: int
+    assets: int
+    warnings: list[str]
+    unsaid: int
+
+
+def check_manifest(
+    manifest: str | Path,
+    *,
+    prior_revision: Callable[[str], str | None],
+    prior: str | None = None,
+    recipe: str | None = None,
+    overrides: Mapping[str, Value] | None = None,
+) -> Checked:
+    """The same checks as those of `read_manifest` and `resolve`, without keeping the rows."""
+    reading = Reading(manifest)
+    resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
+    entries, unsaid = 0, 0
+    warnings: list[str] = []
+    for row in reading:
+        entries += 1
+        for warning in resolver.entry(row)[1]:
+            if len(warnings) < MOST_WARNINGS:
+                warnings.append(warning)
+            else:
+                unsaid += 1
+        if len(resolver.problems) > MOST_PROBLEMS:
+            break
+    reading.finish()
+    resolver.finish()
+    return Checked(entries, resolver.assets, list(dict.fromkeys(warnings)), unsaid)
 
 
 def resolve(
@@ -127,73 +124,14 @@ def resolve(
     resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
     if limit is not None and limit < 1:
         resolver.blame(None, "--limit", f"{limit} leaves nothing", "use 1 or more")
-    specs = [(row, resolver.spec(row)) for row in manifest.rows[:limit]]
-    if resolver.problems:
-        raise ManifestError(list(dict.fromkeys(resolver.problems)))
     entries: list[Entry] = []
-    first: dict[str, int] = {}  # asset_id -> index of its first entry
     warnings: list[str] = []
-    for row, spec in specs:
-        place = f"{row.file}:{row.line}"
-        position = first.setdefault(spec.asset_id, len(entries))
-        duplicate_of = None if position == len(entries) else position
-        if duplicate_of is not None:
-            other = entries[duplicate_of]
-            warnings.append(
-                f"{place}: id: {row.row_id} is the same asset as {other.row_id} "
-                f"({_line(other.manifest, other.line, row.file)}); it is made once"
-            )
-        covered = coverage(row.prompt) if spec.prior == DEFAULT_PRIOR else None
-        if covered is not None and covered < 1:
-            warnings.append(f"{place}: prompt: {_not_covered(row.prompt, covered)}")
-        entries.append(
-            Entry(
-                manifest=row.file,
-                manifest_sha256=row.file_sha256,
-                line=row.line,
-                row_id=row.row_id,
-                spec=spec,
-                tags=row.tags,
-                meta=row.meta,
-                duplicate_of=duplicate_of,
-                prior_coverage=covered,
-                image_path=row.image_path,
-            )
-        )
+    for row in manifest.rows[:limit]:
+        entry, told = resolver.entry(row)
+        entries.append(entry)
+        warnings += told
+    resolver.finish()
     return Plan(entries, list(dict.fromkeys(warnings)))
-
-
-def _row_ids(readers: Sequence[RowReader]) -> list[str]:
-    """The given ids, and for the other rows ids made from their prompts."""
-    holders: dict[str, RowReader] = {}
-    ids = []
-    for reader in readers:
-        row_id = reader.row_id()
-        if row_id in holders:
-            _blame_twin(reader, row_id, holders[row_id].records.file, holders[row_id].line)
-        elif row_id:
-            holders[row_id] = reader
-        ids.append(row_id)
-    uses: Counter[str] = Counter()
-    for position, reader in enumerate(readers):
-        if not ids[position]:
-            slug = row_id = reader.slug()
-            while row_id in holders:
-                uses[slug] += 1
-                row_id = f"{slug}-{uses[slug] + 1}"
-            holders[row_id] = reader
-            ids[position] = row_id
-    return ids
-
-
-def _blame_twin(reader: RowReader, row_id: str, file: str, line: int) -> None:
-    place = _line(file, line, reader.records.file)
-    reader.blame("id", f"{row_id!r} is the id of {place} too", "make it unique")
-
-
-def _line(file: str, line: int, here: str) -> str:
-    """A line of a manifest, said in a message about `here`."""
-    return f"line {line}" if file == here else f"{file}:{line}"
 
 
 class _Resolver:
@@ -211,6 +149,12 @@ class _Resolver:
         self.overrides = {k: v for k, v in overrides.items() if k in RECIPE_KEYS}
         self.problems: list[Problem] = []
         self.revisions: dict[str, str | ValueError] = {}
+        self.known = Known()
+        # Entries so far: who asks for what. An asset's id is a number of 64 bits.
+        self._first: dict[int, int] = {}  # asset -> index of its first entry
+        self._ids: list[str] = []
+        self._files: list[str] = []
+        self._lines = array("Q")
         for key in overrides.keys() - self.overrides.keys():
             try:
                 Recipe().override({key: overrides[key]})
@@ -222,13 +166,61 @@ class _Resolver:
         file, line = (COMMAND_LINE, None) if row is None else (row.file, row.line)
         self.problems.append(Problem(file, line, column, problem, fix))
 
+    @property
+    def assets(self) -> int:
+        """How many different assets the entries so far ask for."""
+        return len(self._first)
+
+    def finish(self) -> None:
+        """Raises `ManifestError` with every problem so far, if there are any."""
+        if self.problems:
+            raise ManifestError(list(dict.fromkeys(self.problems)))
+
+    def entry(self, row: Row) -> tuple[Entry, list[str]]:
+        """The row's entry, and what to know of it; worth nothing if there are problems."""
+        spec = self.spec(row)
+        index = len(self._ids)
+        first = self._first.setdefault(int(spec.asset_id, 16), index)
+        self._ids.append(row.row_id)
+        self._files.append(row.file)
+        self._lines.append(row.line)
+        place = f"{row.file}:{row.line}"
+        warnings = []
+        if first != index:
+            other = line_in(self._files[first], self._lines[first], row.file)
+            warnings.append(
+                f"{place}: id: {row.row_id} is the same asset as {self._ids[first]} ({other}); "
+                "it is made once"
+            )
+        covered = coverage(row.prompt) if spec.prior == DEFAULT_PRIOR else None
+        if covered is not None and covered < 1:
+            warnings.append(f"{place}: prompt: {_not_covered(row.prompt, covered)}")
+        entry = Entry(
+            manifest=row.file,
+            manifest_sha256=row.file_sha256,
+            line=row.line,
+            row_id=row.row_id,
+            spec=spec,
+            tags=row.tags,
+            meta=row.meta,
+            duplicate_of=None if first == index else first,
+            prior_coverage=covered,
+            image_path=row.image_path,
+        )
+        return entry, warnings
+
     def spec(self, row: Row) -> AssetSpec:
         """What the row asks for; worth nothing if there are problems."""
         prior = row.prior or (DEFAULT_PRIOR if self.prior is None else self.prior)
         revision = self._revision(row, prior)
-        recipe = self._recipe(row, prior)
-        if not prior_problem(prior):
-            self._check_image(row, prior, recipe)
+        # repr: True, 1 and 1.0 are equal, and are not the same in a recipe.
+        asked = row.prior, row.recipe, repr(row.overrides)
+        question = *asked, row.image is None, not row.negative_prompt
+        before = len(self.problems)
+        recipe, wrong = self.known.ask(question, self._settle, row, prior)
+        if len(self.problems) > before:
+            self.known.forget(question)  # each row has to be blamed
+        self._blame_misfits(row, wrong, recipe)
         return AssetSpec(
             prompt=row.prompt,
             negative_prompt=row.negative_prompt,
@@ -239,11 +231,16 @@ class _Resolver:
             recipe=recipe,
         )
 
-    def _check_image(self, row: Row, prior: str, recipe: Recipe) -> None:
-        """Blames what does not go together: prior, picture, and the settings for pictures."""
-        r, has_image = recipe.optimize, row.image is not None
-        wrong = misfits(prior, takes_image(prior), has_image, row.negative_prompt, r)
-        path = row.image_path if r.silhouette_weight and not wrong else None
+    def _settle(self, row: Row, prior: str) -> tuple[Recipe, list[tuple[str, str]]]:
+        """A row's recipe, and what does not go together: prior, picture, settings for pictures."""
+        recipe, has_image = self._recipe(row, prior), row.image is not None
+        if self._prior_problem(prior):
+            return recipe, []
+        words = row.negative_prompt
+        return recipe, misfits(prior, takes_image(prior), has_image, words, recipe.optimize)
+
+    def _blame_misfits(self, row: Row, wrong: list[tuple[str, str]], recipe: Recipe) -> None:
+        path = row.image_path if recipe.optimize.silhouette_weight and not wrong else None
         if path and read_image(path).opacity is None:
             wrong = [("silhouette_weight", NO_SILHOUETTE)]
         for setting, problem in wrong:
@@ -252,9 +249,13 @@ class _Resolver:
             else:
                 self.blame(row, setting, *split_error(ValueError(problem)))
 
+    def _prior_problem(self, prior: str) -> tuple[str, str] | None:
+        problem: tuple[str, str] | None = self.known.ask(prior, prior_problem, prior)
+        return problem
+
     def _revision(self, row: Row, prior: str) -> str:
         blamed, column = (row, "prior") if row.prior else (None, "--prior")
-        if not row.prior and (problem := prior_problem(prior)):
+        if not row.prior and (problem := self._prior_problem(prior)):
             self.blame(blamed, column, *problem)
             return ""
         if prior not in self.revisions:  # finding it may read all weights, or ask the hub
@@ -269,7 +270,7 @@ class _Resolver:
         return found
 
     def _recipe(self, row: Row, prior: str) -> Recipe:
-        if not row.prior and prior_problem(prior):  # nobody can tell which presets fit it
+        if not row.prior and self._prior_problem(prior):  # nobody can tell which presets fit it
             if not row.recipe and self.recipe and (wrong := recipe_problem(None, self.recipe)):
                 self.blame(None, "--recipe", *wrong)
             return Recipe()

@@ -1,21 +1,22 @@
 """Manifest files as records: CSV, JSON lines or Parquet, with the physical line of every row.
 
-Only the files' own rules are checked here: encoding, header, cell counts. What the cells mean is
-`tasks.manifest`'s business.
+Files are read as a stream, however long they are. Only their own rules are checked here: encoding,
+header, cell counts. What the cells mean is `tasks.manifest_rows`' business.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
+import hashlib
 import io
 import json
-import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +26,9 @@ from sjc_engine.recipes import RECIPE_KEYS
 COLUMNS = ("prompt", "id", "negative_prompt", "image", "seed", "prior", "recipe", "tags")
 META = "meta."
 MAX_FIELD = 10_000_000  # characters of a CSV field that are read before giving up
+MAX_LINE = 4 * MAX_FIELD  # bytes without a line end
+CHUNK = 1 << 20  # bytes
+BATCH = 4096  # rows of a Parquet file at a time
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class ManifestError(ValueError):
         self.problems = list(problems)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """A row as the file has it. Cells are text in CSV, and JSON values otherwise."""
 
@@ -62,84 +66,124 @@ class Record:
     cells: dict[str, Any]
 
 
-@dataclass
 class Records:
-    """The records of the file called `file`, and what is wrong so far."""
+    """The records of the file called `file`, one after the other, and what is wrong so far.
 
-    file: str
-    rows: list[Record] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    open: gives the file's bytes from their beginning; without it there are no records.
+    """
+
+    def __init__(self, file: str, open: Callable[[], BinaryIO] | None = None) -> None:
+        self.file = file
+        self.open = open
+        self.problems: list[Problem] = []
 
     def blame(self, line: int, column: str, problem: str, fix: str) -> None:
         self.problems.append(Problem(self.file, line, column, problem, fix))
 
+    def __iter__(self) -> Iterator[Record]:
+        """The rows. What is wrong with the file is blamed, and never raised."""
+        if self.open is None:
+            return
+        reader = READERS.get(PurePosixPath(self.file).suffix.lower())
+        if reader is None:
+            ends = ", ".join(READERS)
+            self.blame(1, "file", f"its name ends in none of {ends}", "rename or convert it")
+            return
+        empty = True
+        with self.open() as content:
+            for record in reader(content, self):
+                empty = False
+                yield record
+        if empty and not self.problems:
+            self.blame(1, "file", "has no rows", "add at least one prompt")
 
-def read_file(path: Path) -> tuple[Records, bytes]:
-    """The records of a manifest file and its bytes. Never raises for what is in the file."""
-    name = path.as_posix()
+
+def examine(content: BinaryIO, records: Records) -> str:
+    """The SHA-256 of a file's bytes; a text that cannot be read as such is blamed."""
+    digest = hashlib.sha256()
+    unreadable = records.file.lower().endswith(".parquet")  # as text
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line, width, size = 1, 0, 0  # the number of the last line so far, and its bytes
+    while chunk := content.read(CHUNK):
+        digest.update(chunk)
+        if not unreadable:
+            wide = width + _first_end(chunk)
+            if not size and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                records.blame(1, "file", "is UTF-16", "save it as UTF-8")
+                unreadable = True
+            elif wide > MAX_LINE:
+                fix = "write one row on each line, as text"
+                records.blame(line, "row", f"is longer than {MAX_LINE:,} bytes", fix)
+                unreadable = True
+            else:
+                unreadable = not _decodes(decoder, chunk, line, records)
+            last = max(chunk.rfind(b"\n"), chunk.rfind(b"\r"))
+            width = width + len(chunk) if last < 0 else len(chunk) - last - 1
+            line += chunk.count(b"\n")
+        size += len(chunk)
+    if not unreadable:
+        _decodes(decoder, b"", line, records, final=True)
+    return digest.hexdigest()
+
+
+def _first_end(chunk: bytes) -> int:
+    """The bytes of a chunk that belong to the line that goes on in it."""
+    ends = [end for end in (chunk.find(b"\n"), chunk.find(b"\r")) if end >= 0]
+    return min(ends, default=len(chunk))
+
+
+def _decodes(
+    decoder: codecs.IncrementalDecoder,
+    chunk: bytes,
+    line: int,
+    records: Records,
+    *,
+    final: bool = False,
+) -> bool:
+    """Whether the next bytes of a file, which begin in this line, are UTF-8."""
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            data = path.read_bytes()
-            return parse(name, data), data
-        problem, fix = "is not a regular file", "name a CSV, JSONL or Parquet file"
-    except (FileNotFoundError, NotADirectoryError):
-        problem, fix = "does not exist", "check the path"
-    except OSError as error:
-        problem, fix = f"cannot be read ({error.strerror})", "fix its permissions"
-    records = Records(name)
-    records.blame(1, "file", problem, fix)
-    return records, b""
+        decoder.decode(chunk, final)
+    except UnicodeDecodeError as error:  # of bytes that may begin with the last chunk's last ones
+        at = line + error.object.count(b"\n", 0, error.start)
+        problem = f"byte 0x{error.object[error.start]:02X} is not UTF-8"
+        records.blame(at, "file", problem, "save it as UTF-8")
+        return False
+    return True
 
 
-def parse(name: str, data: bytes) -> Records:
-    """The records in the bytes of a manifest file; the end of its name tells how to read them."""
-    records = Records(name)
-    reader = READERS.get(PurePosixPath(name).suffix.lower())
-    if reader is None:
-        ends = ", ".join(READERS)
-        records.blame(1, "file", f"its name ends in none of {ends}", "rename or convert it")
-        return records
-    reader(data, records)
-    if not records.rows and not records.problems:
-        records.blame(1, "file", "has no rows", "add at least one prompt")
-    return records
-
-
-def _read_csv(data: bytes, records: Records) -> None:
-    text = _decode(data, records)
-    if text is None:
-        return
-    with _field_limit(MAX_FIELD):
-        # newline="" keeps line ends as they are: csv must see which of them are quoted.
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _read_csv(content: BinaryIO, records: Records) -> Iterator[Record]:
+    # newline="" keeps line ends as they are: csv must see which of them are quoted.
+    with io.TextIOWrapper(content, "utf-8-sig", newline="") as text:
+        reader = csv.reader(text, strict=True)
         header: list[str] | None = None
+        known: list[tuple[int, str]] = []
         while True:
             line = reader.line_num + 1
+            limit = csv.field_size_limit(MAX_FIELD)  # a global of csv's: for no longer than needed
             try:
                 cells = next(reader)
             except StopIteration:
-                break
-            except csv.Error as error:
+                return
+            except (csv.Error, UnicodeDecodeError) as error:
                 # After this nobody can tell where the next row begins.
-                problem = f"is not CSV ({error})"
                 fix = 'put a cell with commas, quotes or line breaks in "...", with "" for a quote'
-                records.blame(line, "row", problem, fix)
-                break
+                records.blame(line, "row", f"is not CSV ({error})", fix)
+                return
+            finally:
+                csv.field_size_limit(limit)
             if not cells:
                 continue
             if header is None:
                 header = cells
                 if not _check_header(header, line, records):
-                    break
+                    return
+                known = [(k, c) for k, c in enumerate(header) if _column_problem(c) is None]
             elif len(cells) != len(header):
                 problem = f"{len(cells)} cells, and the header has {len(header)}"
                 fix = 'write one cell for each column, and put a cell with commas in "..."'
                 records.blame(line, "row", problem, fix)
             else:
-                row = zip(header, cells, strict=True)
-                known = {name: cell for name, cell in row if _column_problem(name) is None}
-                records.rows.append(Record(line, known))
+                yield Record(line, {name: cells[k] for k, name in known})
 
 
 def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
@@ -166,6 +210,7 @@ def shown(text: str) -> str:
     return short if short.isprintable() else ascii(short)
 
 
+@lru_cache(1024)  # of few names, asked for in every row
 def _column_problem(name: str) -> tuple[str, str] | None:
     """What is wrong with a column's name, and the fix."""
     if name in COLUMNS or name in RECIPE_KEYS:
@@ -180,16 +225,14 @@ def _column_problem(name: str) -> tuple[str, str] | None:
     return "is an unknown column", fix
 
 
-def _read_jsonl(data: bytes, records: Records) -> None:
-    text = _decode(data, records)
-    if text is None:
-        return
-    # Not splitlines(): JSON strings may hold characters such as U+2028 that it splits at.
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
+def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
+    # Bytes end at line feeds alone: JSON strings may hold U+2028 and its like.
+    for line, data in enumerate(content, start=1):
         try:
-            row = json.loads(content, object_pairs_hook=_object, parse_constant=_no_constant)
+            text = data.decode("utf-8-sig" if line == 1 else "utf-8")
+            if not text.strip():
+                continue
+            row = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             records.blame(line, "row", f"is not JSON ({error})", "write one JSON object per line")
             continue
@@ -199,7 +242,7 @@ def _read_jsonl(data: bytes, records: Records) -> None:
         for name in row:
             if problem := _column_problem(name):
                 records.blame(line, shown(name) or "row", *problem)
-        records.rows.append(Record(line, _present(row)))
+        yield Record(line, _present(row))
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:
@@ -222,9 +265,9 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _read_parquet(data: bytes, records: Records) -> None:
+def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = pq.ParquetFile(content)
         schema = file.schema_arrow
         if not _check_header(schema.names, 1, records):
             return
@@ -232,12 +275,13 @@ def _read_parquet(data: bytes, records: Records) -> None:
             if not (_is_plain(kind) or (pa.types.is_list(kind) and _is_plain(kind.value_type))):
                 records.blame(1, shown(name), f"has the type {kind}", "store it as text")
                 return
-        rows = file.read().to_pylist()
+        batches = file.iter_batches(BATCH, use_threads=False)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for line, row in enumerate(rows, start=2):
+            yield Record(line, _present(row))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = shown(str(error))
         records.blame(1, "file", f"is not a readable Parquet file ({reason})", "write it again")
-        return
-    records.rows += [Record(line, _present(row)) for line, row in enumerate(rows, start=2)]
 
 
 READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
@@ -248,26 +292,3 @@ def _is_plain(kind: pa.DataType) -> bool:
         kind = kind.value_type
     plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_null)
     return any(test(kind) for test in (*plain, pa.types.is_floating, pa.types.is_boolean))
-
-
-def _decode(data: bytes, records: Records) -> str | None:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        records.blame(1, "file", "is UTF-16", "save it as UTF-8")
-        return None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        problem = f"byte 0x{data[error.start]:02X} is not UTF-8"
-        records.blame(line, "file", problem, "save it as UTF-8")
-        return None
-
-
-@contextmanager
-def _field_limit(characters: int) -> Iterator[None]:
-    """csv's limit on a field is a global of its module."""
-    before = csv.field_size_limit(characters)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

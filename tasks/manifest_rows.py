@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,20 +48,50 @@ class Row:
     meta: dict[str, str]
 
 
+class Known:
+    """Answers to what many rows of one manifest ask again and again; a bounded number of them."""
+
+    MOST = 2048
+
+    def __init__(self) -> None:
+        self._answers: dict[Any, Any] = {}
+
+    def ask(self, question: Any, find: Callable[..., Any], *arguments: Any) -> Any:
+        """What `find(*arguments)` once said to this question."""
+        if question not in self._answers:
+            if len(self._answers) >= self.MOST:
+                self._answers.clear()
+            self._answers[question] = find(*arguments)
+        return self._answers[question]
+
+    def forget(self, question: Any) -> None:
+        self._answers.pop(question, None)
+
+
 class RowReader:
     """Reads the cells of one record; what is wrong goes to `records`, and `failed` tells."""
 
     def __init__(
-        self, record: Record, records: Records, folder: Path | None, sha256: str = ""
+        self,
+        record: Record,
+        records: Records,
+        folder: Path | None,
+        sha256: str = "",
+        known: Known | None = None,
     ) -> None:
         self.cells = record.cells
+        self.known = known or Known()
         self.line = record.line
         self.records = records
         self.folder = folder
         self.sha256 = sha256
         self.failed = False
+        self.given: dict[str, Any] = {}  # the cells that are not blank
         for column, value in self.cells.items():
-            self._check_characters(column, value)
+            if value != "":
+                self._check_characters(column, value)
+                if not (isinstance(value, str) and value.isspace()):
+                    self.given[column] = value
 
     def blame(self, column: str, problem: str, fix: str) -> None:
         self.records.blame(self.line, column, problem, fix)
@@ -68,13 +99,10 @@ class RowReader:
 
     def row_id(self) -> str:
         """The given id; "" if there is none or it cannot be one."""
-        value = self._given("id")
-        text = str(value) if type(value) is int else self._text("id")
-        if text and (not _ID.fullmatch(text) or text in (".", "..")):
-            fix = "use 1 to 128 of A-Z a-z 0-9 . _ - (and not . or .. alone)"
-            self.blame("id", f"{shown(text)!r} is no id", fix)
-            return ""
-        return text
+        row_id, wrong = given_id(self.cells)
+        if wrong:
+            self.blame("id", *wrong)
+        return row_id
 
     def slug(self) -> str:
         """An id made from the prompt."""
@@ -109,21 +137,16 @@ class RowReader:
             self.blame("id", f"is longer than {MAX_ID} characters with its seed", "shorten it")
         return [] if self.failed else rows
 
-    def _given(self, column: str) -> Any:
-        """The cell's value, or None if it is blank."""
-        value = self.cells.get(column)
-        return None if isinstance(value, str) and not value.strip() else value
-
     def _text(self, column: str) -> str:
         """The cell's text, verbatim; "" if it is blank."""
-        value = self._given(column)
+        value = self.given.get(column)
         if value is None or isinstance(value, str):
             return value or ""
-        self.blame(column, f"{shown(repr(value))} is not text", "put it in quotes")
+        self.blame(column, *_not_text(value))
         return ""
 
     def _check_characters(self, column: str, value: Any) -> None:
-        for text in value if isinstance(value, list) else [value]:
+        for text in value if isinstance(value, list) else (value,):
             if not isinstance(text, str):
                 continue
             if len(text) > MAX_CELL:
@@ -134,13 +157,13 @@ class RowReader:
                 self.blame(shown(column), problem, "remove it, or write a space")
 
     def _prompt(self) -> str:
-        if self._given("prompt") is None:
+        if self.given.get("prompt") is None:
             self.blame("prompt", "is blank", "write what to make, or remove the row")
         return self._text("prompt")
 
     def _seeds(self) -> tuple[list[int], bool]:
         """The seeds, and whether they were given as a range; [0] if they are wrong."""
-        value = self._given("seed")
+        value = self.given.get("seed")
         if value is None:
             return [0], False
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
@@ -172,7 +195,7 @@ class RowReader:
             return None, None
         path = (self.folder or Path()) / text
         try:
-            return path, check_image(path)
+            return path, self.known.ask(("image", text), check_image, path)
         except ImageError as error:
             problem, fix = split_error(error)
             if not path.exists():
@@ -182,35 +205,28 @@ class RowReader:
 
     def _prior(self) -> str | None:
         text = self._text("prior").strip()
-        if text and (problem := prior_problem(text)):
+        if text and (problem := self.known.ask(("prior", text), prior_problem, text)):
             self.blame("prior", *problem)
             return None
         return text or None
 
     def _recipe(self, prior: str | None) -> str | None:
         text = self._text("recipe").strip()
-        if text and (problem := recipe_problem(prior, text)):
+        question = "recipe", prior, text
+        if text and (problem := self.known.ask(question, recipe_problem, prior, text)):
             self.blame("recipe", *problem)
         return text or None
 
     def _overrides(self) -> dict[str, Value]:
-        given = {key: self._given(key) for key in RECIPE_KEYS}
-        overrides = {key: value for key, value in given.items() if value is not None}
+        overrides = {key: value for key, value in self.given.items() if key in RECIPE_KEYS}
         for key, value in overrides.items():
-            try:
-                Recipe().override({key: value})
-            except ValueError as error:
-                # An error that names two keys depends on the preset, which is not known here.
-                if blamed_keys(error) == [key]:
-                    self.blame(key, *split_error(error, key))
-        for key, problem_of in WEIGHTS.items():
-            value = overrides.get(key)
-            if isinstance(value, str) and (problem := problem_of(value.strip())):
+            # True, 1 and 1.0 are equal, and are not the same in a recipe.
+            for problem in self.known.ask((key, repr(value)), key_problems, key, value):
                 self.blame(key, *problem)
         return overrides
 
     def _tags(self) -> list[str]:
-        value = self._given("tags")
+        value = self.given.get("tags")
         tags = value if isinstance(value, list) else self._text("tags").split(";")
         if not all(isinstance(tag, str) for tag in tags):
             self.blame("tags", f"{shown(repr(value))} is not a list of text", 'write "a;b"')
@@ -223,17 +239,53 @@ class RowReader:
             if not column.startswith(META):
                 continue
             if not isinstance(value, str | int | float):
-                self.blame(shown(column), f"{shown(repr(value))} is not text", "put it in quotes")
+                self.blame(shown(column), *_not_text(value))
             text = str(value).lower() if isinstance(value, bool) else str(value)
             meta[column.removeprefix(META)] = text
         return meta
 
 
+def given_id(cells: Mapping[str, Any]) -> tuple[str, tuple[str, str] | None]:
+    """A row's id, "" without one, and what is wrong with it."""
+    value = _not_blank(cells.get("id"))
+    if value is None:
+        return "", None
+    if not isinstance(value, str) and type(value) is not int:
+        return "", _not_text(value)
+    text = str(value)
+    if not _ID.fullmatch(text) or text in (".", ".."):
+        fix = "use 1 to 128 of A-Z a-z 0-9 . _ - (and not . or .. alone)"
+        return "", (f"{shown(text)!r} is no id", fix)
+    return text, None
+
+
+def key_problems(key: str, value: Value) -> list[tuple[str, str]]:
+    """What is wrong with a recipe key's value, whatever the preset, and the fixes."""
+    found = []
+    try:
+        Recipe().override({key: value})
+    except ValueError as error:
+        # An error that names two keys depends on the preset, which is not known here.
+        if blamed_keys(error) == [key]:
+            found.append(split_error(error, key))
+    if key in WEIGHTS and isinstance(value, str) and (problem := WEIGHTS[key](value.strip())):
+        found.append(problem)
+    return found
+
+
+def _not_blank(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _not_text(value: Any) -> tuple[str, str]:
+    return f"{shown(repr(value))} is not text", "put it in quotes"
+
+
 def prior_problem(prior: str) -> tuple[str, str] | None:
     """What is wrong with a prior's name, and the fix; the hub is not asked."""
-    folder = Path(prior)
     if prior in BUILTINS:
         return None
+    folder = Path(prior)
     if folder.is_dir():
         return _index_problem(folder)
     if HUB_ID.fullmatch(prior):

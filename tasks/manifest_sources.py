@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from tasks.manifest_files import READERS, ManifestError, Problem, Records, parse, read_file
+from tasks.manifest_files import READERS, ManifestError, Problem, Records, examine
 from tasks.store import StoreError, open_store
 
 S3 = "s3://"
@@ -23,7 +28,7 @@ class Source:
 
 
 def read_sources(manifest: str) -> list[Source]:
-    """Every file of a manifest, in the order of their names.
+    """Every file of a manifest, in the order of their names; their rows are read later.
 
     manifest: a file; a folder, for the manifests that lie directly in it; s3://bucket/key or
     s3://bucket/prefix. Problems of the files stay in their records; raises ManifestError when
@@ -43,12 +48,26 @@ def read_sources(manifest: str) -> list[Source]:
     return [_read(p) for p in paths]
 
 
-def digest(sources: list[Source]) -> str:
+def digest(sources: Sequence[Source]) -> str:
     """The SHA-256 of a manifest: of its file or, for several, of the list of theirs."""
     if len(sources) == 1:
         return sources[0].sha256
     lines = [f"{s.sha256}  {PurePosixPath(s.records.file).name}\n" for s in sources]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digests(manifest: str | Path) -> list[str]:
+    """The SHA-256 of each of a manifest's files, by which table `entries` knows their rows.
+
+    Raises ManifestError for what cannot be read; what the files say is not looked at.
+    """
+    sources = read_sources(str(manifest))
+    unread = [
+        problem for source in sources if not source.sha256 for problem in source.records.problems
+    ]
+    if unread:
+        raise ManifestError(unread)
+    return [source.sha256 for source in sources]
 
 
 _ADD = f"add a file whose name ends in {', '.join(READERS)}"
@@ -59,8 +78,44 @@ def _is_manifest(name: str) -> bool:
 
 
 def _read(path: Path) -> Source:
-    records, data = read_file(path)
-    return Source(records, hashlib.sha256(data).hexdigest(), path.parent)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            fix = "name a CSV, JSONL or Parquet file"
+            return _unread(path, "is not a regular file", fix)
+        with path.open("rb") as content:
+            about = os.fstat(content.fileno())
+            source = _source(path.as_posix(), content, partial(_reopen, path, about), path.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return _unread(path, "does not exist", "check the path")
+    except OSError as error:
+        return _unread(path, f"cannot be read ({error.strerror})", "fix its permissions")
+    return source
+
+
+def _source(
+    name: str, content: BinaryIO, reopen: Callable[[], BinaryIO], folder: Path | None
+) -> Source:
+    records = Records(name)
+    sha256 = examine(content, records)
+    if not records.problems:
+        records.open = reopen
+    return Source(records, sha256, folder)
+
+
+def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
+    """The file again: its rows must be those whose digest is known."""
+    content = path.open("rb")
+    now = os.fstat(content.fileno())
+    if (now.st_size, now.st_mtime_ns) != (about.st_size, about.st_mtime_ns):
+        content.close()
+        raise _unreadable(path.as_posix(), "was changed while it was read", "try again")
+    return content
+
+
+def _unread(path: Path, problem: str, fix: str) -> Source:
+    records = Records(path.as_posix())
+    records.blame(1, "file", problem, fix)
+    return Source(records, "", path.parent)
 
 
 def _read_s3(manifest: str) -> list[Source]:
@@ -79,7 +134,7 @@ def _read_s3(manifest: str) -> list[Source]:
     except StoreError as error:
         problem, _, fix = str(error).rstrip(".").partition("; ")
         raise _unreadable(manifest, problem, fix) from error
-    return [Source(parse(n, data), hashlib.sha256(data).hexdigest(), None) for n, data in files]
+    return [_source(n, io.BytesIO(data), partial(io.BytesIO, data), None) for n, data in files]
 
 
 def _unreadable(manifest: str, problem: str, fix: str) -> ManifestError:

@@ -9,6 +9,7 @@ download is checked against one.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ class NotInStore(StoreError):
 
 class AlreadyCommitted(StoreError):
     """The key exists with other content, and committed files are never overwritten."""
+
+
+class TakesNoMore(StoreError):
+    """The disk of the store is full, or may not be written: whatever comes next fails as well."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def open_store(url: str | Path, *, writable: bool = True) -> Store:
     results can be kept: an unusable store is found here, before any work.
     """
     text = str(url)
+    check_address(text, "a store's address", "--store s3://bucket/prefix")
     scheme, separator, rest = text.partition("://")
     if not separator:
         from tasks.store_local import LocalStore
@@ -107,6 +113,27 @@ def open_store(url: str | Path, *, writable: bool = True) -> Store:
         bucket, _, prefix = rest.partition("/")
         return S3Store(bucket, prefix, writable=writable)
     raise StoreError(f"{text} is not a store; use a directory or s3://bucket/prefix.")
+
+
+def check_address(url: str, what: str, instead: str) -> None:
+    """Raises `StoreError`, which keeps the secret, for an address with credentials in it.
+
+    Addresses go into settings, tables, logs and Prefect's database.
+    """
+    scheme, separator, rest = url.partition("://")
+    bucket = rest.partition("/")[0]
+    secret = {"@", ":"} & set(bucket) if scheme == "s3" else "@" in rest  # keys may have an @
+    if separator and (secret or "?" in rest):
+        raise StoreError(
+            f"There are credentials, or a query, in {what}; use {instead}, and the variables "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE."
+        )
+
+
+def check_endpoint() -> None:
+    """The same of the address of an S3 server, which errors repeat."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        check_address(os.environ.get(name, ""), name, "https://host:port")
 
 
 def check_key(key: str) -> str:

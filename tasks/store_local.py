@@ -21,11 +21,14 @@ from typing import BinaryIO
 
 from pyarrow import fs
 
+from sjc_engine.atomic import is_refusal
+from tasks.disk import disk_advice
 from tasks.store import (
     AlreadyCommitted,
     NotInStore,
     StoredFile,
     StoreError,
+    TakesNoMore,
     check_key,
     stream_digest,
 )
@@ -34,18 +37,6 @@ from tasks.store import (
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # the names of `_write_temporary`
-
-_ADVICE = {
-    errno.ENOSPC: "the disk is full; free space there, then run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free space there, then run the same command again",
-    errno.EFBIG: "the file size limit is reached; raise it (ulimit -f)",
-    errno.EACCES: "permission denied; fix its permissions or choose another --store",
-    errno.EPERM: "the system refuses the write; fix its permissions or choose another --store",
-    errno.EROFS: "it is on a read-only file system; choose another --store",
-    errno.ENOTDIR: "a part of the path is a file; choose another --store",
-    errno.EEXIST: "it is a file and not a directory; choose another --store",
-    errno.ENAMETOOLONG: "the path is too long; choose a shorter --store",
-}
 
 
 class LocalStore:
@@ -84,7 +75,9 @@ class LocalStore:
             return self._path(key).read_bytes()
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
-        with _explained("read", self._path(key)), self._path(key).open("rb") as source:
+        with _explained("read", self._path(key)):
+            source = self._path(key).open("rb")
+        with source, _explained("write", path, "folder"):
             temporary, stored = self._write_temporary(path, source)
         with _removed_on_error(temporary):
             if sha256 is not None and stored.sha256 != sha256:
@@ -92,7 +85,7 @@ class LocalStore:
                     f"{self.uri(key)} is damaged: its SHA-256 is {stored.sha256} and should be "
                     f"{sha256}; delete the asset's folder and run its manifest again."
                 )
-            with _explained("write", path):
+            with _explained("write", path, "folder"):
                 os.replace(temporary, path)
         return stored
 
@@ -219,12 +212,13 @@ def _removed_on_error(temporary: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(verb: str, path: Path) -> Iterator[None]:
+def _explained(verb: str, path: Path, place: str = "--store") -> Iterator[None]:
     """Turn the operating system's error into one sentence with the fix."""
     try:
         yield
     except FileNotFoundError as error:
-        raise NotInStore(f"Cannot {verb} {path}: it does not exist; check --store.") from error
+        raise NotInStore(f"Cannot {verb} {path}: it does not exist; check {place}.") from error
     except OSError as error:
-        reason = _ADVICE.get(error.errno or 0) or f"{error.strerror or error}; check the disk"
-        raise StoreError(f"Cannot {verb} {path}: {reason}.") from error
+        refused = verb == "write" and place == "--store" and is_refusal(error)
+        kind = TakesNoMore if refused else StoreError
+        raise kind(f"Cannot {verb} {path}: {disk_advice(error, place)}.") from error

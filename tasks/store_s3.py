@@ -36,6 +36,7 @@ from tasks.store import (
     StoredFile,
     StoreError,
     bytes_digest,
+    check_endpoint,
     check_key,
     stream_digest,
 )
@@ -66,6 +67,7 @@ class S3Store:
         prefix = prefix.strip("/")
         self.bucket = bucket
         self.prefix = check_key(prefix) + "/" if prefix else ""
+        check_endpoint()
         with explained("use", self.url):
             self._session = boto3.Session()
             self._client, self._region = connect(

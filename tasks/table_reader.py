@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections import Counter
@@ -12,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from tasks.manifest_sources import file_digests
 from tasks.row_keys import last_rows
 from tasks.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
 from tasks.store import NotInStore, Store, StoreError, bytes_digest, open_store
@@ -51,9 +51,9 @@ _ORDER = {
     "runs": "started_at, run_id",
 }
 _OF_MANIFEST = {
-    "assets": "asset_id IN (SELECT asset_id FROM entries WHERE manifest_sha256 = $manifest)",
-    "entries": "manifest_sha256 = $manifest",
-    "runs": "run_id IN (SELECT run_id FROM entries WHERE manifest_sha256 = $manifest)",
+    "assets": "asset_id IN (SELECT asset_id FROM entries WHERE {entries})",
+    "entries": "{entries}",
+    "runs": "run_id IN (SELECT run_id FROM entries WHERE {entries})",
 }
 _MERGED = re.compile(r".*/(?:sealed-|compacted/)(\d+)\.parquet")
 _COMPACTED = re.compile(r"tables/\w+/compacted/\d+\.parquet")
@@ -85,11 +85,12 @@ def read_table(
 ) -> pd.DataFrame:
     """A table as pandas; `assets` has one row per asset, its best outcome.
 
-    store: a directory or s3:// URL. manifest: a file; only what its entries, as the file is now,
-    ever asked for. where: SQL over the rows, "clip_score > 25". columns: only these, in this order;
-    the others are not read. Whole numbers and flags have pandas' nullable types, times are UTC.
-    An empty store gives an empty table with all columns. Raises `QueryError` for a wrong name or
-    SQL, and `TableError` for a damaged file.
+    store: a directory or s3:// URL. manifest: a file, a folder or s3:// address; only what its
+    entries, as its files are now, ever asked for. where: SQL over the rows, "clip_score > 25".
+    columns: only these, in this order; the others are not read. Whole numbers and flags have
+    pandas' nullable types, times are UTC. An empty store gives an empty table with all columns.
+    Raises `QueryError` for a wrong name or
+    SQL, `ManifestError` for a manifest that cannot be read, and `TableError` for a damaged file.
     """
     if name not in SCHEMAS:
         raise QueryError(f"there is no table {name!r}; use one of {', '.join(SCHEMAS)}")
@@ -102,13 +103,12 @@ def read_table(
     sql = f"SELECT {chosen} FROM {'best_assets' if name == 'assets' else name}"
     # on a line of its own: `where` may end in a comment
     conditions = [f"({where}\n)"] if where else []
-    parameters = {}
     if manifest is not None:
-        conditions.append(_OF_MANIFEST.get(name, _OF_MANIFEST["assets"]))
-        parameters["manifest"] = hashlib.sha256(Path(manifest).read_bytes()).hexdigest()
+        chosen_rows = _OF_MANIFEST.get(name, _OF_MANIFEST["assets"])
+        conditions.append(chosen_rows.format(entries=of_files(file_digests(manifest))))
     if conditions:
         sql += f" WHERE {' AND '.join(conditions)}"
-    return to_pandas(_execute(store, f"{sql} ORDER BY {_ORDER[name]}", parameters))
+    return to_pandas(_execute(store, f"{sql} ORDER BY {_ORDER[name]}"))
 
 
 def query(store: Store, sql: str) -> pa.Table:
@@ -117,7 +117,12 @@ def query(store: Store, sql: str) -> pa.Table:
     Here `assets` has one row per asset and run. Raises `QueryError` for wrong SQL and `TableError`
     for a damaged file.
     """
-    return _execute(store, sql, {})
+    return _execute(store, sql)
+
+
+def of_files(digests: Sequence[str]) -> str:
+    """SQL: rows of table `entries` that stood in manifest files with these SHA-256."""
+    return f"manifest_sha256 IN ({', '.join(map(repr, digests))})"
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -354,7 +359,7 @@ def with_run(table: str, run: str | None, content: pa.Table) -> pa.Table:
     return whole.replace_schema_metadata(schema.metadata)
 
 
-def _execute(store: Store, sql: str, parameters: dict[str, Any]) -> pa.Table:
+def _execute(store: Store, sql: str) -> pa.Table:
     """Run `sql` in a fresh DuckDB, again if files vanish because their run is being sealed."""
     words = {word.lower() for word in re.findall(r"\w+", sql)}
     tables = [
@@ -364,7 +369,7 @@ def _execute(store: Store, sql: str, parameters: dict[str, Any]) -> pa.Table:
         with contextlib.suppress(_Vanished):
             datasets = {name: _dataset(store, name) for name in tables}
             try:
-                return _run_sql(datasets, sql, parameters)
+                return _run_sql(datasets, sql)
             except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as e:
                 raise QueryError(str(e)) from e
             except duckdb.Error as error:
@@ -374,7 +379,7 @@ def _execute(store: Store, sql: str, parameters: dict[str, Any]) -> pa.Table:
     raise TableError(f"The tables in {store.url} change all the time; try again later.")
 
 
-def _run_sql(datasets: dict[str, ds.Dataset], sql: str, parameters: dict[str, Any]) -> pa.Table:
+def _run_sql(datasets: dict[str, ds.Dataset], sql: str) -> pa.Table:
     with duckdb.connect() as connection:
         # SQL must see the tables and never a Python variable of that name.
         connection.execute(
@@ -385,7 +390,7 @@ def _run_sql(datasets: dict[str, ds.Dataset], sql: str, parameters: dict[str, An
             connection.register(name, dataset)
         if "assets" in datasets:
             connection.execute(f"CREATE TEMP VIEW best_assets AS {BEST_ASSETS}")
-        relation = connection.sql(sql, params=parameters or None)
+        relation = connection.sql(sql)
         if relation is None:
             raise QueryError("this SQL returns no rows; write a SELECT")
         return relation.to_arrow_table()

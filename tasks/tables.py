@@ -23,13 +23,14 @@ from tasks.table_reader import (
     FILES,
     QueryError,
     TableError,
+    of_files,
     query,
     read_table,
     with_run,
 )
 
 __all__ = [
-    "SCHEMAS", "QueryError", "TableError", "query", "read_table", "rebuild_tables",
+    "SCHEMAS", "QueryError", "TableError", "of_files", "query", "read_table", "rebuild_tables",
     "record_attempt", "record_run", "seal_run", "unrecorded_attempts", "write_part",
 ]  # fmt: skip
 

@@ -81,10 +81,12 @@ def coverage(prompt: str) -> float:
     0 for a prompt that names none of the categories, whatever its other words: the prior then
     has no object to draw.
     """
-    words = _content_words(prompt)
-    if not _names_a_category(prompt):
+    words = _words(prompt)
+    if not _CATEGORIES.search(f" {' '.join(words)} "):
         return 0.0
-    return 1 - len(unknown_words(prompt)) / len(words)
+    content = [word for word in words if word not in _FILLERS]
+    known = vocabulary()
+    return 1 - sum(word not in known for word in content) / len(content)
 
 
 @cache
@@ -106,6 +108,4 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def _names_a_category(prompt: str) -> bool:
-    words = f" {' '.join(_words(prompt))} "
-    return any(f" {noun} " in words for nouns in NOUNS.values() for noun in nouns)
+_CATEGORIES = re.compile(f" (?:{'|'.join(noun for nouns in NOUNS.values() for noun in nouns)}) ")

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
 import pyarrow.parquet as pq
 import pytest
 from command_line import Said
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from sjc_engine.checkpoint import read_checkpoint
@@ -100,8 +99,9 @@ def test_bad_input_is_one_message_and_nothing_starts(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("bucket_url")
 def test_a_missing_bucket_is_found_before_any_work(
-    sjc: Callable[..., Said], tmp_path: Path, s3: None
+    sjc: Callable[..., Said], tmp_path: Path
 ) -> None:
     (tmp_path / "manifest.csv").write_text(GOOD)
     said = sjc("run", "manifest.csv", "--store", "s3://no-such-bucket/x")
@@ -310,30 +310,10 @@ def test_generate_says_which_picture_it_needs(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A live S3 server with the bucket `toys`, and a user's credentials for it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "tester",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="toys")
-    yield
-    server.stop()
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("bucket_url")
 def test_a_run_into_a_bucket_and_what_the_tables_say(
     sjc: Callable[..., Said],
-    s3: None,
     judge: str,
     prefect_api: str,
     tmp_path: Path,

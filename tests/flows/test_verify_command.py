@@ -1,14 +1,16 @@
 """`sjc verify`: what it says, and its exit codes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import Said
-from task_samples import make, spec
+from task_samples import all_tables, fill, make, spec
 
 from flows.scratch import sole_user
+from tasks.compaction import compact_store
 from tasks.store import open_store
 
 
@@ -52,6 +54,50 @@ def test_what_a_finished_asset_left_in_the_scratch_folder_goes(
     assert folders[0].exists()
     assert sjc("verify", "--repair").code == 0
     assert [folder.exists() for folder in folders] == [False, True]
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_all_tables_come_back_from_the_json(
+    place: str, sjc: Callable[..., Said], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path / "store") if place == "local" else request.getfixturevalue("bucket_url")
+    store = open_store(url)
+    fill(store, tmp_path)
+    compact_store(store)
+    make(store, tmp_path, spec("a boat"), "run3")
+    before = all_tables(store)
+    assert all(before.values())
+    for key in list(store.list("tables/")):
+        store.delete(key)
+    if place == "local":
+        shutil.rmtree(tmp_path / "store" / "tables")
+    said = sjc("verify", "--store", url, "--quiet")
+    assert said.code == 1
+    assert said.out.count("rows are missing and 0 have nothing behind them") == 5
+    said = sjc("verify", "--repair", "--store", url, "--quiet")
+    assert said.code == 0
+    assert "tables: made again from the store's JSON" in said.out
+    assert all_tables(store) == before
+    assert sjc("verify", "--store", url).code == 0
+
+
+def test_a_flipped_byte_in_a_table_is_an_error_that_names_the_file(
+    sjc: Callable[..., Said], tmp_path: Path
+) -> None:
+    store = open_store(tmp_path / "store")
+    fill(store, tmp_path)
+    compact_store(store)
+    path = tmp_path / "store/tables/views/compacted/0001.parquet"
+    path.chmod(0o600)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1
+    path.write_bytes(content)
+    said = sjc("query", "SELECT * FROM views", "--format", "csv")
+    assert (said.code, said.out) == (3, "")
+    assert said.err.startswith(f"sjc: {path} is damaged (")
+    assert f"`sjc verify --repair --store {store.url}`" in said.err
+    assert sjc("verify", "--repair").code == 0
+    assert sjc("query", "SELECT * FROM views", "--format", "csv").code == 0
 
 
 def test_there_must_be_a_store(sjc: Callable[..., Said]) -> None:

@@ -23,6 +23,7 @@ from tasks.commit import (
     finish_attempt,
     start_attempt,
 )
+from tasks.compaction import compact_store
 from tasks.rows import attempt_row, view_rows
 from tasks.schemas import SCHEMAS
 from tasks.store import Store, StoreError, open_store
@@ -395,16 +396,20 @@ def test_a_torn_or_foreign_file_names_itself(store: Store, tmp_path: Path) -> No
     assert store.exists("tables/assets/run_id=run1/_SUCCESS"), "not ours to judge"
 
 
-@pytest.mark.parametrize("sealed", [False, True])
-def test_no_flipped_byte_becomes_a_value(tmp_path: Path, sealed: bool) -> None:
+@pytest.mark.parametrize("state", ["part", "sealed", "compacted"])
+def test_no_flipped_byte_becomes_a_value(tmp_path: Path, state: str) -> None:
     """The pages' checksums: zstd alone lets some through."""
     store = open_store(tmp_path / "store")
     make(store, tmp_path, spec(), "run1")
     make(store, tmp_path, spec("a pig"), "run1")
     key = f"tables/assets/run_id=run1/{spec().asset_id}-a01.parquet"
-    if sealed:
+    if state == "sealed":
         seal_run(store, "run1")
         key = "tables/assets/run_id=run1/sealed-0001.parquet"
+    elif state == "compacted":
+        make(store, tmp_path, spec("a mug"), "run2")
+        compact_store(store)
+        key = "tables/assets/compacted/0001.parquet"
     good = store.get_bytes(key)
     metadata = pq.read_metadata(pa.BufferReader(good))
     for column in range(0, metadata.num_columns, 2):

@@ -1,0 +1,291 @@
+"""Disks that are full, read-only or closed: what is said, what stays, and that it goes on later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from command_line import Said
+from small_disk import SmallDisk, mounted
+from task_samples import make, make_run, spec
+from test_generate import TINY
+
+import flows.generate
+from flows import environment
+from flows.errors import UsageError, reported
+from flows.produce import _teller
+from flows.scratch import sole_user
+from flows.terminal import Lines
+from sjc_engine import Recipe, load_field
+from sjc_engine.prior import load_prior
+from sjc_engine.worker import Engine, Running
+from tasks.store import AlreadyCommitted, StoreError, TakesNoMore, open_store
+from tasks.tables import query
+from tasks.verify import verify_store
+
+FULL = "the disk is full; free space there, then run the same command again"
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    yield from mounted(tmp_path / "disk", "4m")
+
+
+def hidden(folder: Path) -> list[str]:
+    """Temporary files; there should be none."""
+    return [str(path) for path in folder.rglob(".*")]
+
+
+def runner(manifest: Path, store: str, scratch: Path, judge: str) -> Callable[..., Any]:
+    """Runs the flow on the first entries of a manifest."""
+
+    def run(limit: int = 1) -> Any:
+        return flows.generate.generate(
+            str(manifest),
+            store=store,
+            scratch=str(scratch),
+            devices=["cpu"],
+            overrides={**TINY, "judge": judge},
+            limit=limit,
+            return_state=True,
+        )
+
+    return run
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def test_a_full_store_keeps_what_it_has(disk: SmallDisk, tmp_path: Path) -> None:
+    store = open_store(disk.path / "store")
+    make(store, tmp_path, spec(), "run1")
+    ballast = disk.fill()
+    before = list(store.list())
+    for replace in (False, True):
+        with pytest.raises(TakesNoMore, match=f"^Cannot write {disk.path}/store/.*: {FULL}"):
+            store.put_bytes("assets/x/a01/mesh.glb", bytes(100_000), replace=replace)
+    assert list(store.list()) == before
+    assert hidden(disk.path) == []
+    ballast.unlink()
+    assert verify_store(store) == []
+
+
+def test_a_read_only_store_is_read(disk: SmallDisk, sjc: Call, tmp_path: Path) -> None:
+    place = disk.path / "store"
+    make_run(open_store(place), tmp_path, "run1", "duck,a duck,,\n")
+    disk.make_read_only()
+    assert sjc("assets", "--store", str(place)).code == 0
+    assert sjc("verify", "--store", str(place)).code == 0
+    (tmp_path / "one.csv").write_text("prompt\na pig\n")
+    for command in (["run", "one.csv"], ["compact"], ["verify", "--repair"], ["report"]):
+        said = sjc(*command, "--store", str(place))
+        assert said.code == 3, command
+        assert f"{place}" in said.err
+        assert said.err.endswith("it is on a read-only file system; choose another --store.\n")
+    assert not (tmp_path / ".sjc").exists(), "found before anything starts"
+
+
+def test_a_download_blames_its_own_disk(disk: SmallDisk, tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    store.put_bytes("x", bytes(100_000))
+    disk.fill()
+    with pytest.raises(StoreError, match=f"^Cannot write {disk.path}/copy: {FULL}") as caught:
+        store.download("x", disk.path / "copy")
+    assert not isinstance(caught.value, TakesNoMore | AlreadyCommitted)
+    assert hidden(disk.path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_a_run_into_a_full_store_goes_on_when_there_is_room(
+    disk: SmallDisk, tmp_path: Path, judge: str
+) -> None:
+    (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\ntank,a toy tank\n")
+    store = open_store(disk.path / "store")
+    run = runner(tmp_path / "m.csv", store.url, tmp_path / "scratch", judge)
+    assert run(1).is_completed()
+    first = {key: store.get_bytes(key) for key in store.list("assets/")}
+    ballast = disk.fill(leave=30_000)  # for the JSON of an attempt, and no mesh
+    problem = run(2).result(raise_on_failure=False)
+    assert isinstance(problem, TakesNoMore), problem
+    assert FULL in str(problem)
+    assert hidden(disk.path / "store") == []
+    assert {key: store.get_bytes(key) for key in first} == first
+    ballast.unlink()
+    (field,) = (tmp_path / "scratch" / "fields").glob("*.safetensors")
+    assert run(2).is_completed()
+    rows = query(store, "SELECT status, count(*) AS n FROM assets GROUP BY ALL ORDER BY ALL")
+    assert rows.to_pylist() == [{"status": "interrupted", "n": 1}, {"status": "ok", "n": 2}]
+    assert not field.exists(), "it was gone on with, and is in the store by now"
+    assert verify_store(store) == []
+
+
+# --- the scratch folder ------------------------------------------------------------------------
+
+
+def test_a_scene_outlives_a_full_scratch_folder(disk: SmallDisk, capfd: Any) -> None:
+    prior = load_prior("toybox")
+    recipe = Recipe.for_prior("toybox", "draft").override(
+        {"steps": 6, "grid_size": 32, "views_per_step": 1, "ray_step": 0.1}
+    )
+    about = spec().to_json() | {"recipe": recipe.to_json(), "prior_revision": prior.revision}
+    paths = {"field": str(disk.path / "f.safetensors"), "checkpoint": str(disk.path / "f.ckpt")}
+    message = {"scene": "duck", "spec": about, **paths}
+
+    def step(run: Running) -> None:
+        engine = Engine("cpu", sys.stdout)
+        engine.prior, engine.running = prior, [run]
+        engine._step()
+
+    run = Running(message, prior)
+    step(run)
+    run.save()
+    assert run.progress()["unsaved"] is None
+    step(run)
+    disk.fill()
+    run.save()
+    assert run.progress()["unsaved"] == f"{disk.path}: No space left on device"
+    assert hidden(disk.path) == []
+    assert Running(message, prior).scene.step == 1, "the earlier checkpoint is whole"
+    while not run.scene.done:
+        step(run)
+    run.write(run.scene.finish())  # there is room where the checkpoint was
+    assert load_field(disk.path / "f.safetensors").resolution == 32
+    assert not (disk.path / "f.ckpt").exists()
+    assert "duck has no checkpoint of step 2" in capfd.readouterr().err
+
+
+def test_one_warning_tells_that_there_are_no_checkpoints(capfd: Any) -> None:
+    watch = Lines()
+    for name in ("duck", "tank", "duck"):
+        event = {"step": 1, "steps": 9, "loss": 0.1, "unsaved": "fields: No space left on device"}
+        _teller(watch, name)(event)
+        _teller(watch, name)(event | {"unsaved": None})
+    assert capfd.readouterr().err == (
+        "warning: no checkpoints, assets go on without: fields: No space left on device\n"
+    )
+
+
+def test_a_field_that_has_no_room_at_all_is_not_a_failure_of_the_scene(
+    disk: SmallDisk, capfd: Any
+) -> None:
+    """The asset is `interrupted`: the next run makes it without --retry-failed."""
+    prior = load_prior("toybox")
+    recipe = Recipe.for_prior("toybox", "draft").override({"steps": 1, "grid_size": 32})
+    about = spec().to_json() | {"recipe": recipe.to_json(), "prior_revision": prior.revision}
+    paths = {"field": str(disk.path / "f.safetensors"), "checkpoint": str(disk.path / "f.ckpt")}
+    engine = Engine("cpu", sys.stdout)
+    engine.prior = prior
+    engine.running = [Running({"scene": "duck", "spec": about, **paths}, prior)]
+    disk.fill()
+    engine._step()
+    engine._report()
+    out = capfd.readouterr().out
+    assert '"type": "failed"' in out
+    assert '"error_type": "ScratchFull"' in out
+    assert hidden(disk.path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_an_asset_whose_files_have_no_room_goes_on_later(
+    disk: SmallDisk, tmp_path: Path, judge: str
+) -> None:
+    (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\n")
+    store = open_store(tmp_path / "store")
+    run = runner(tmp_path / "m.csv", store.url, disk.path / "scratch", judge)
+    ballast = disk.fill(leave=90_000)  # for the field, and not for meshes and pictures
+    assert run().message == "1 interrupted"
+    sql = "SELECT status, error_type FROM assets ORDER BY attempt"
+    assert query(store, sql).to_pylist() == [{"status": "interrupted", "error_type": "ScratchFull"}]
+    ballast.unlink()
+    (field,) = (disk.path / "scratch" / "fields").glob("*.safetensors")
+    assert run().is_completed(), "without --retry-failed"
+    assert [row["status"] for row in query(store, sql).to_pylist()] == ["interrupted", "ok"]
+    assert not field.exists()
+
+
+def test_a_scratch_folder_without_room_is_told_before_the_work(
+    disk: SmallDisk, sjc: Call, tmp_path: Path
+) -> None:
+    disk.make_read_only()
+    (tmp_path / "m.csv").write_text("prompt\na duck\n")
+    said = sjc("run", "m.csv", "--scratch", str(disk.path / "sjc"))
+    assert (said.code, f"--scratch {disk.path}/sjc" in said.err) == (2, True)
+    assert not (tmp_path / "store").exists()
+    with (
+        pytest.raises(UsageError, match=f"--scratch {disk.path}/x: .*read-only"),
+        sole_user(disk.path / "x"),
+    ):
+        pass
+
+
+# --- Prefect's home, and what -o names ---------------------------------------------------------
+
+
+def test_a_full_prefect_home_is_told_before_a_server_starts(
+    disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(disk.path))
+    disk.fill()
+    with pytest.raises(UsageError, match=f"^PREFECT_HOME {disk.path}: {FULL}"):
+        environment.apply()
+    assert sorted(path.name for path in disk.path.iterdir()) == ["ballast"]
+
+
+OUTPUTS = {
+    "generate": ["generate", "a duck", "-o", "{out}"],
+    "files": ["curate", "-o", "{out}"],
+    "webdataset": ["curate", "-o", "{out}", "--format", "webdataset"],
+    "parquet": ["curate", "-o", "{out}", "--format", "parquet"],
+    "gallery": ["gallery", "-o", "{out}"],
+    "plan": ["plan", "one.csv", "-o", "{out}.parquet"],
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_has_no_room_names_itself(
+    name: str, disk: SmallDisk, sjc: Call, tmp_path: Path
+) -> None:
+    make_run(open_store(tmp_path / "store"), tmp_path, "run1", "duck,a duck,,\npig,a pig,,\n")
+    (tmp_path / "one.csv").write_text("prompt\na pig\n")
+    disk.fill()
+    out = str(disk.path / "out")
+    said = sjc(*(part.format(out=out) for part in OUTPUTS[name]))
+    assert said.code in (2, 3), said.err
+    last = said.err.splitlines()[-1]
+    assert last.startswith(("sjc: -o ", "sjc: Cannot ")), said.err
+    assert out in last
+    assert FULL in last
+    assert "Traceback" not in said.err
+    assert hidden(disk.path) == []
+
+
+def test_rows_that_find_no_room_are_told(tmp_path: Path) -> None:
+    """`sjc query ... > FILE` on a full disk."""
+    make_run(open_store(tmp_path / "store"), tmp_path, "run1", "duck,a duck,,\n")
+    for format in ("csv", "json", "parquet"):
+        script = "import sys; from flows.cli import main; sys.argv[0] = 'sjc'; main()"
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(
+                [sys.executable, "-c", script, "query", "SELECT * FROM assets", "--format", format],
+                cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (
+            1, f"sjc: the output cannot be written: {FULL}\n",
+        )  # fmt: skip
+
+
+def test_no_memory_is_one_message(capfd: Any) -> None:
+    with pytest.raises(typer.Exit) as ended, reported():
+        raise MemoryError
+    assert ended.value.exit_code == 1
+    assert capfd.readouterr().err.startswith("sjc: out of memory; close other programs, or ")
