@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from flows.errors import FAILED
@@ -12,19 +13,24 @@ from tasks.store import Store, open_store
 from tasks.verify import Finding, repair_store, verify_store
 
 
-def run(store: str, scratch: Path, *, repair: bool, quiet: bool, as_json: bool) -> int:
-    """Prints what is wrong, and with `repair` what was done; the exit code."""
+def run(
+    store: str, scratch: Path, abandoned: timedelta, *, repair: bool, quiet: bool, as_json: bool
+) -> int:
+    """Prints what is wrong, and with `repair` what was done; the exit code.
+
+    abandoned: the age from which an unfinished file has nobody any more who writes it.
+    """
     opened = open_store(store, writable=repair)
 
     def tell(done: int, total: int) -> None:
         if not quiet and (done % 100 == 0 or done == total):
             print(f"{done} of {total} assets read", file=sys.stderr, flush=True)
 
-    findings = verify_store(opened, tell)
-    done = repair_store(opened, findings) if repair else []
+    findings = verify_store(opened, tell, abandoned)
+    done = repair_store(opened, findings, abandoned) if repair else []
     if repair:
         done += tidy_scratch(opened, scratch)
-    left = verify_store(opened) if repair and findings else findings
+    left = verify_store(opened, abandoned=abandoned) if repair and findings else findings
     if as_json:
         print(json.dumps({"findings": [vars(f) for f in findings], "done": done,
                           "left": [vars(f) for f in left]}, indent=1))  # fmt: skip

@@ -88,8 +88,10 @@ class Running:
             Tally(),
         )
         self.first_step = self.scene.step
-        if self.first_step:
-            print(f"{self.key} goes on from step {self.first_step}", file=sys.stderr, flush=True)
+        again = self._reached() - self.first_step
+        if self.first_step or again:
+            place = f"from step {self.first_step}, {again} steps again"
+            print(f"{self.key} goes on {place}", file=sys.stderr, flush=True)
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
         self.told = 0.0
 
@@ -106,6 +108,22 @@ class Running:
         except (CheckpointError, OSError, ValueError) as error:
             print(f"{self.key} begins anew: {error}", file=sys.stderr)
             return None
+
+    @property
+    def _mark(self) -> Path:
+        return self.checkpoint.with_name(f"{self.checkpoint.name}.step")
+
+    def _reached(self) -> int:
+        """The last step that an earlier process told of; at least the checkpoint's."""
+        try:
+            return max(self.scene.step, int(self._mark.read_text("ascii")))
+        except (OSError, ValueError):
+            return self.scene.step
+
+    def mark(self) -> None:
+        """Leaves word of the step, so that whoever goes on can tell what a crash has cost."""
+        with contextlib.suppress(OSError):  # only a word
+            self._mark.write_text(str(self.scene.step), "ascii")
 
     def save(self) -> None:
         """Raises Diverged, and leaves the last checkpoint, when the field is not finite."""
@@ -231,6 +249,7 @@ class Engine:
                 self._save(run)
             if now - run.told > PROGRESS_SECONDS and run in self.running:
                 run.told = now
+                run.mark()
                 self._tell(run.progress())
 
     def _save(self, run: Running) -> None:

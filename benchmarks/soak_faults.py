@@ -1,0 +1,208 @@
+"""What goes wrong in a soak test: each fault strikes once, and says whether it found a target."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from fault_proxy import Fault, FaultProxy
+from soak_ledger import Shelf
+from soak_processes import ENGINE, HELPER, SJC, Process, Runner, Server
+
+STALL_SECONDS = 4.0  # that a stopped process lies still
+FULL_SECONDS = 3.0  # that the disk takes no more
+FULL_BYTES = 4096  # of a file, while it does
+HANG_SECONDS = 5.0  # of a request without a reply; clients wait up to 60 s
+REQUESTS = 4  # that one fault of the network spoils
+
+
+@dataclass
+class Scene:
+    """Where faults strike, and what they did that is to be known at the end."""
+
+    chance: random.Random
+    runners: Sequence[Runner]
+    server: Server
+    shelf: Shelf
+    url: str  # of the store, for commands
+    folder: Path
+    variables: dict[str, str]
+    proxy: FaultProxy | None = None
+    later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    commands: list[Process] = field(default_factory=list)  # that run beside the runners
+    damaged: set[str] = field(default_factory=set)  # run ids whose table parts were deleted
+    struck: set[str] = field(default_factory=set)  # names of processes that were told to end
+
+    def after(self, seconds: float, what: Callable[[], None]) -> None:
+        self.later.append((time.monotonic() + seconds, what))
+
+    def tend(self, *, everything: bool = False) -> None:
+        """Does what is due by now; or all that is left."""
+        now = time.monotonic()
+        due = [pair for pair in self.later if everything or pair[0] <= now]
+        self.later = [pair for pair in self.later if pair not in due]
+        for _, what in due:
+            what()
+
+    def flow(self) -> Process | None:
+        """The flow process of some runner that is at work."""
+        flows = [flow for runner in self.runners if (flow := runner.flow())]
+        return self.chance.choice(flows) if flows else None
+
+    def child(self, word: str) -> int | None:
+        pids = [pid for runner in self.runners for pid in runner.children(word)]
+        return self.chance.choice(pids) if pids else None
+
+    def command(self, name: str, *words: str) -> None:
+        """Starts `sjc` beside the runners, past the faults of the network."""
+        command = [*SJC, name, *words, "--store", self.url]
+        number = len(self.commands)
+        folder = self.folder / "commands"
+        self.commands.append(Process(f"{name}-{number:03d}", command, self.variables, folder))
+
+
+def kill_child(word: str, scene: Scene) -> bool:
+    pid = scene.child(word)
+    return pid is not None and _send(pid, signal.SIGKILL)
+
+
+def end_flow(number: signal.Signals, scene: Scene, *, group: bool = False) -> bool:
+    flow = scene.flow()
+    if flow is None:
+        return False
+    scene.struck.add(flow.name)
+    (flow.signal_group if group else flow.signal)(number)
+    return True
+
+
+def stall(word: str, scene: Scene) -> bool:
+    """A process stops, as on a machine that swaps, and goes on."""
+    pid = scene.child(word)
+    if pid is None or not _send(pid, signal.SIGSTOP):
+        return False
+    scene.after(STALL_SECONDS, lambda: _send(pid, signal.SIGCONT) and None)
+    return True
+
+
+def end_server(number: signal.Signals, scene: Scene) -> bool:
+    if scene.server.process is None or scene.server.process.ended():
+        return False
+    scene.server.process.signal(number)
+    return True
+
+
+def fill_disk(scene: Scene) -> bool:
+    """No process of a runner can write more than a few bytes of a file for a while."""
+    flow = scene.flow()
+    if flow is None:
+        return False
+    scene.struck.add(flow.name)
+    pids = [
+        flow.pid,
+        *(pid for r in scene.runners if r.process is flow for pid in r.children(ENGINE)),
+    ]
+    before = []
+    for pid in pids:
+        try:
+            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            before.append((pid, resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_BYTES, hard))))
+        except (ProcessLookupError, PermissionError):
+            continue
+
+    def free() -> None:
+        for pid, limits in before:
+            try:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+            except (ProcessLookupError, PermissionError):
+                continue
+
+    scene.after(FULL_SECONDS, free)
+    return bool(before)
+
+
+def leave_litter(scene: Scene) -> bool:
+    """What writers leave that die within a write, in the store and in a scratch folder."""
+    assets = sorted(scene.shelf.asset_ids())
+    if not assets:
+        return False
+    scene.shelf.leave_litter(f"assets/{scene.chance.choice(assets)}/a99")
+    fields = scene.chance.choice(scene.runners).scratch / "fields"
+    fields.mkdir(parents=True, exist_ok=True)
+    (fields / f".{'0' * 16}.checkpoint.{scene.chance.randrange(10**6)}.tmp").write_bytes(b"torn")
+    return True
+
+
+def lose_part(scene: Scene) -> bool:
+    """A file of a table is deleted."""
+    table = scene.chance.choice(["assets", "attempts", "views"])
+    keys = [key for key in scene.shelf.keys(f"tables/{table}") if "/run_id=" in key]
+    if not keys:
+        return False
+    key = scene.chance.choice(keys)
+    scene.damaged.add(key.partition("/run_id=")[2].partition("/")[0])
+    scene.shelf.delete(key)
+    return True
+
+
+def command(name: str, scene: Scene) -> bool:
+    if any(process.ended() is None for process in scene.commands):
+        return False
+    scene.command(name, *(["--json"] if name == "verify" else []))
+    return True
+
+
+def network(kind: str, match: str, scene: Scene, **details: float | str) -> bool:
+    assert scene.proxy is not None
+    times = scene.chance.randint(1, REQUESTS)
+    fault = Fault(kind, match, times=times, **details)  # type: ignore[arg-type]
+    scene.proxy.add(fault)
+    return True
+
+
+def _send(pid: int, number: signal.Signals) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+Strike = Callable[[Scene], bool]
+KILLS: dict[str, Strike] = {  # after these steps are computed again
+    "kill engine": partial(kill_child, ENGINE),
+    "kill flow": partial(end_flow, signal.SIGKILL),
+    "kill group": partial(end_flow, signal.SIGKILL, group=True),
+}
+FAULTS: dict[str, Strike] = {
+    **KILLS,
+    "kill helper": partial(kill_child, HELPER),
+    "terminate": partial(end_flow, signal.SIGTERM),
+    "interrupt": partial(end_flow, signal.SIGINT),
+    "stall engine": partial(stall, ENGINE),
+    "stall flow": partial(stall, " run "),
+    "restart server": partial(end_server, signal.SIGTERM),
+    "kill server": partial(end_server, signal.SIGKILL),
+    "disk full": fill_disk,
+    "torn files": leave_litter,
+    "lost table part": lose_part,
+    "compact": partial(command, "compact"),
+    "verify": partial(command, "verify"),
+}
+DATA = r"^PUT .*/a\d\d/.*\."  # a file of an asset
+S3_FAULTS: dict[str, Strike] = {
+    "s3 500": partial(network, "status", "^(PUT|GET|HEAD|POST) ", status=500, code="InternalError"),
+    "s3 503": partial(network, "status", "^(PUT|GET|HEAD|POST) ", status=503, code="SlowDown"),
+    "s3 reset upload": partial(network, "reset-request", DATA, after=1000),
+    "s3 hang": partial(network, "hang", "^(PUT|GET|HEAD) ", seconds=HANG_SECONDS),
+    "s3 corrupt upload": partial(network, "corrupt-request", DATA, after=100),
+    "s3 cut download": partial(network, "truncate-reply", "^GET .*(json|parquet)", after=100),
+    "s3 corrupt download": partial(network, "corrupt-reply", r"^GET .*json", after=10),
+    "s3 lost reply": partial(network, "lose-reply", "^(PUT|POST) "),
+}
