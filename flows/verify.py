@@ -55,12 +55,16 @@ def show(
 
 
 def tidy_scratch(store: Store, scratch: Path) -> list[str]:
-    """Removes the unfinished files of assets that are finished by now. UsageError in a run."""
+    """Removes what no run goes on from: unfinished files of assets that are finished by now, and
+    what processes left that died within a write. UsageError in a run."""
     folders = sorted((scratch / "assets").glob("*"))
-    if not folders:
+    torn = sorted(path for path in (scratch / "fields").glob(".*.tmp"))
+    if not folders and not torn:
         return []
     with sole_user(scratch):
         finished = [folder for folder in folders if asset_manifest(store, folder.name) is not None]
         for folder in finished:
             shutil.rmtree(folder)
-    return [f"{folder}: removed" for folder in finished]
+        for path in torn:
+            path.unlink(missing_ok=True)
+    return [f"{path}: removed" for path in (*finished, *torn)]
