@@ -12,7 +12,7 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from tasks import store_s3
+from tasks import s3_client, store_s3
 from tasks.store import AlreadyCommitted, StoreError, open_store
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
@@ -245,7 +245,7 @@ def test_missing_credentials_are_found_at_once(
 def test_an_unreachable_server_is_found_at_once(
     s3_environment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "FIRST_ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
     with pytest.raises(StoreError, match="check AWS_ENDPOINT_URL_S3 and the network"):
         open_store("s3://bucket/x")
