@@ -1,6 +1,6 @@
 """Kills, breaks and starves a pipeline at work, and then asks whether anything was lost.
 
-    python benchmarks/soak.py [--minutes 30] [--store folder|moto] [--seed 0] [--json]
+    python benchmarks/soak.py [--minutes 30] [--store folder|moto|swift] [--seed 0] [--json]
 
 Two runners make one manifest of small assets, which grows as they get on, and start again whenever
 they end. Meanwhile faults strike, in an order that the seed fixes: processes of every kind are
@@ -29,11 +29,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests" / "tasks"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "tasks"))
 
-import boto3
-from fault_proxy import FaultProxy
 from soak_checks import (
     Waste,
     check_attempts,
@@ -46,11 +43,12 @@ from soak_checks import (
     check_verified,
     wasted_steps,
 )
-from soak_faults import FAULTS, KILLS, S3_FAULTS, Scene, Strike
-from soak_ledger import Bucket, Folder, Ledger, Shelf
+from soak_faults import KILLS, Scene
+from soak_ledger import Ledger
 from soak_processes import (
     GRACE,
     MARK,
+    ROOT,
     SJC,
     Ending,
     Process,
@@ -59,8 +57,8 @@ from soak_processes import (
     marked,
     results,
 )
+from soak_stores import open_place
 
-from flows.server import HOST, free_port
 from tasks.store import open_store
 
 RUNNERS = 2
@@ -68,15 +66,15 @@ GAP = (2.0, 6.0)  # seconds between two faults
 AIM_SECONDS = 20.0  # that a fault looks for its target; then another one has its turn
 LOOK_SECONDS = 1.0  # between two looks at the store
 TICK = 0.05  # seconds; helpers live for a fraction of one
-# Opaque after 20 steps, and a small mesh: an asset of about two seconds of one core.
+# Opaque in its middle after 20 steps, and a small mesh: an asset of about two seconds of one core.
 SMALL: dict[str, Any] = {
     "recipe": "draft", "steps": 20, "lr": 0.3, "grid_size": 16, "ray_step": 0.08,
-    "emptiness_weight": 0, "mesh_resolution": 32, "max_faces": 2000, "texture_size": 128,
-    "evaluation_size": 32, "turntable_frames": 4, "turntable_size": 32,
+    "emptiness_weight": 0, "depth_weight": 30, "mesh_resolution": 32, "max_faces": 2000,
+    "texture_size": 128, "evaluation_size": 32, "turntable_frames": 4, "turntable_size": 32,
 }  # fmt: skip
 LONG = {"steps": 300}  # so long that it has checkpoints
 EVERY_LONG = 8  # rows
-PROMPTS = ("a yellow duck", "a green mug", "a blue car", "a toy tank", "a house")
+PROMPTS = ("a yellow duck", "a red chair", "a green mug", "a blue car", "a toy tank", "a house")
 
 
 class Soak:
@@ -130,7 +128,7 @@ class Soak:
 
     def strike(self, scene: Scene, ledger: Ledger, runners: list[Runner]) -> None:
         """Lets faults strike until the time is over."""
-        kinds: dict[str, Strike] = FAULTS | (S3_FAULTS if scene.proxy else {})
+        kinds = scene.kinds()
         deck: list[str] = []
         end = time.monotonic() + self.options.minutes * 60
         aimed, name, looked, told = 0.0, "", 0.0, time.monotonic()
@@ -184,8 +182,8 @@ class Soak:
         """Takes every fault back, and lets one last run finish what is left."""
         self.tell("no more faults")
         scene.tend(everything=True)
-        if scene.proxy:
-            scene.proxy.clear()
+        if scene.place.proxy:
+            scene.place.proxy.clear()
         scene.server.tend()
         for runner in runners:
             if runner.process:
@@ -244,16 +242,16 @@ class Soak:
     # -- all of it
 
     def run(self) -> None:
-        with self.store() as (shelf, proxy), self.server() as server:
-            ledger = Ledger(shelf, self.folder / "acknowledged.jsonl")
+        with open_place(self.options.store, self.folder) as place, self.server() as server:
+            self.url, proxy = place.url, place.proxy
+            ledger = Ledger(place.shelf, self.folder / "acknowledged.jsonl")
             self.grow(ledger)
             words = [str(self.manifest), "--devices", "cpu", "--store", self.url]
+            self.variables |= {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
             variables = self.variables | ({"AWS_ENDPOINT_URL_S3": proxy.url} if proxy else {})
             runners = [Runner(f"runner{n}", words, variables, self.folder) for n in range(RUNNERS)]
-            scene = Scene(
-                random.Random(self.options.seed), runners, server, shelf, self.url, self.folder,
-                self.variables, proxy,
-            )  # fmt: skip
+            chance = random.Random(self.options.seed)
+            scene = Scene(chance, runners, server, place, self.folder, self.variables)
             try:
                 self.strike(scene, ledger, runners)
                 self.finish(scene, ledger, runners)
@@ -278,47 +276,6 @@ class Soak:
         finally:
             if server.process:
                 server.process.end()
-
-    @contextlib.contextmanager
-    def store(self) -> Iterator[tuple[Shelf, FaultProxy | None]]:
-        """The store seen from outside, and the way to it that the runners take."""
-        if self.options.store == "folder":
-            self.url = str(self.folder / "store")
-            yield Folder(Path(self.url)), None
-            return
-        port = free_port()
-        command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
-        endpoint = f"http://{HOST}:{port}"
-        access = {
-            "AWS_ENDPOINT_URL_S3": endpoint,
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        os.environ.update(access)
-        self.variables.update(access)
-        s3 = Process("moto", command, self.variables, self.folder / "servers")
-        self.url = "s3://soak/first"
-        try:
-            self._make_bucket(endpoint)
-            with FaultProxy((HOST, port)) as proxy:
-                yield Bucket("soak", "first", endpoint), proxy
-        finally:
-            s3.end(10)
-
-    @staticmethod
-    def _make_bucket(endpoint: str) -> None:
-        client = boto3.client("s3", endpoint_url=endpoint)
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                client.create_bucket(Bucket="soak")
-                return
-            except Exception:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
 
     def facts(self) -> dict[str, Any]:
         codes = Counter(str(ending.code) for ending in self.endings)
@@ -363,7 +320,7 @@ def show(facts: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="of faults")
-    parser.add_argument("--store", choices=("folder", "moto"), default="folder")
+    parser.add_argument("--store", choices=("folder", "moto", "swift"), default="folder")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--ahead", type=int, default=24, help="rows that the manifest grows by")
     parser.add_argument("--patience", type=float, default=900, help="seconds for the last run")

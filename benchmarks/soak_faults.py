@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from fault_proxy import Fault, FaultProxy
-from soak_ledger import Shelf
-from soak_processes import ENGINE, HELPER, SJC, Process, Runner, Server
+from fault_proxy import Fault
+from soak_processes import ENGINE, HELPER, SJC, Process, Runner, Server, marked
+from soak_stores import Place
 
 STALL_SECONDS = 4.0  # that a stopped process lies still
 FULL_SECONDS = 3.0  # that the disk takes no more
 FULL_BYTES = 4096  # of a file, while it does
 HANG_SECONDS = 5.0  # of a request without a reply; clients wait up to 60 s
 REQUESTS = 4  # that one fault of the network spoils
+
+
+Strike = Callable[["Scene"], bool]
 
 
 @dataclass
@@ -30,17 +33,19 @@ class Scene:
     chance: random.Random
     runners: Sequence[Runner]
     server: Server
-    shelf: Shelf
-    url: str  # of the store, for commands
+    place: Place
     folder: Path
     variables: dict[str, str]
-    proxy: FaultProxy | None = None
-    later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    later: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     commands: list[Process] = field(default_factory=list)  # that run beside the runners
     damaged: set[str] = field(default_factory=set)  # run ids whose table parts were deleted
-    struck: set[str] = field(default_factory=set)  # names of processes that were told to end
 
-    def after(self, seconds: float, what: Callable[[], None]) -> None:
+    def kinds(self) -> dict[str, Strike]:
+        """The faults that there are for this store."""
+        known = FAULTS | (S3_FAULTS if self.place.proxy else {})
+        return known | (SWIFT_FAULTS if self.place.restart else {})
+
+    def after(self, seconds: float, what: Callable[[], object]) -> None:
         self.later.append((time.monotonic() + seconds, what))
 
     def tend(self, *, everything: bool = False) -> None:
@@ -62,7 +67,7 @@ class Scene:
 
     def command(self, name: str, *words: str) -> None:
         """Starts `sjc` beside the runners, past the faults of the network."""
-        command = [*SJC, name, *words, "--store", self.url]
+        command = [*SJC, name, *words, "--store", self.place.url]
         number = len(self.commands)
         folder = self.folder / "commands"
         self.commands.append(Process(f"{name}-{number:03d}", command, self.variables, folder))
@@ -77,8 +82,7 @@ def end_flow(number: signal.Signals, scene: Scene, *, group: bool = False) -> bo
     flow = scene.flow()
     if flow is None:
         return False
-    scene.struck.add(flow.name)
-    (flow.signal_group if group else flow.signal)(number)
+    (flow.send_group if group else flow.send)(number)
     return True
 
 
@@ -87,14 +91,14 @@ def stall(word: str, scene: Scene) -> bool:
     pid = scene.child(word)
     if pid is None or not _send(pid, signal.SIGSTOP):
         return False
-    scene.after(STALL_SECONDS, lambda: _send(pid, signal.SIGCONT) and None)
+    scene.after(STALL_SECONDS, partial(_send, pid, signal.SIGCONT))
     return True
 
 
 def end_server(number: signal.Signals, scene: Scene) -> bool:
     if scene.server.process is None or scene.server.process.ended():
         return False
-    scene.server.process.signal(number)
+    scene.server.process.send(number)
     return True
 
 
@@ -103,11 +107,7 @@ def fill_disk(scene: Scene) -> bool:
     flow = scene.flow()
     if flow is None:
         return False
-    scene.struck.add(flow.name)
-    pids = [
-        flow.pid,
-        *(pid for r in scene.runners if r.process is flow for pid in r.children(ENGINE)),
-    ]
+    pids = [pid for pid, line in marked(flow.mark).items() if HELPER not in line]
     before = []
     for pid in pids:
         try:
@@ -129,10 +129,10 @@ def fill_disk(scene: Scene) -> bool:
 
 def leave_litter(scene: Scene) -> bool:
     """What writers leave that die within a write, in the store and in a scratch folder."""
-    assets = sorted(scene.shelf.asset_ids())
+    assets = sorted(scene.place.shelf.asset_ids())
     if not assets:
         return False
-    scene.shelf.leave_litter(f"assets/{scene.chance.choice(assets)}/a99")
+    scene.place.shelf.leave_litter(f"assets/{scene.chance.choice(assets)}/a99")
     fields = scene.chance.choice(scene.runners).scratch / "fields"
     fields.mkdir(parents=True, exist_ok=True)
     (fields / f".{'0' * 16}.checkpoint.{scene.chance.randrange(10**6)}.tmp").write_bytes(b"torn")
@@ -142,12 +142,12 @@ def leave_litter(scene: Scene) -> bool:
 def lose_part(scene: Scene) -> bool:
     """A file of a table is deleted."""
     table = scene.chance.choice(["assets", "attempts", "views"])
-    keys = [key for key in scene.shelf.keys(f"tables/{table}") if "/run_id=" in key]
+    keys = [key for key in scene.place.shelf.keys(f"tables/{table}") if "/run_id=" in key]
     if not keys:
         return False
     key = scene.chance.choice(keys)
     scene.damaged.add(key.partition("/run_id=")[2].partition("/")[0])
-    scene.shelf.delete(key)
+    scene.place.shelf.delete(key)
     return True
 
 
@@ -159,10 +159,15 @@ def command(name: str, scene: Scene) -> bool:
 
 
 def network(kind: str, match: str, scene: Scene, **details: float | str) -> bool:
-    assert scene.proxy is not None
+    assert scene.place.proxy is not None
     times = scene.chance.randint(1, REQUESTS)
-    fault = Fault(kind, match, times=times, **details)  # type: ignore[arg-type]
-    scene.proxy.add(fault)
+    scene.place.proxy.add(Fault(kind, match, times=times, **details))
+    return True
+
+
+def restart_s3(scene: Scene) -> bool:
+    assert scene.place.restart is not None
+    scene.place.restart()
     return True
 
 
@@ -174,7 +179,6 @@ def _send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-Strike = Callable[[Scene], bool]
 KILLS: dict[str, Strike] = {  # after these steps are computed again
     "kill engine": partial(kill_child, ENGINE),
     "kill flow": partial(end_flow, signal.SIGKILL),
@@ -201,8 +205,11 @@ S3_FAULTS: dict[str, Strike] = {
     "s3 503": partial(network, "status", "^(PUT|GET|HEAD|POST) ", status=503, code="SlowDown"),
     "s3 reset upload": partial(network, "reset-request", DATA, after=1000),
     "s3 hang": partial(network, "hang", "^(PUT|GET|HEAD) ", seconds=HANG_SECONDS),
-    "s3 corrupt upload": partial(network, "corrupt-request", DATA, after=100),
     "s3 cut download": partial(network, "truncate-reply", "^GET .*(json|parquet)", after=100),
     "s3 corrupt download": partial(network, "corrupt-reply", r"^GET .*json", after=10),
     "s3 lost reply": partial(network, "lose-reply", "^(PUT|POST) "),
+}
+SWIFT_FAULTS: dict[str, Strike] = {  # Moto stores what arrives damaged, and nothing on the disk
+    "s3 corrupt upload": partial(network, "corrupt-request", DATA, after=100),
+    "kill s3 server": restart_s3,
 }

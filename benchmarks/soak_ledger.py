@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import Any, Protocol
 
 import boto3
 from botocore.exceptions import ClientError
-
-_TEMPORARY = re.compile(r"\..+")
 
 
 class Shelf(Protocol):
@@ -70,8 +67,8 @@ class Folder:
         (self.root / key).unlink(missing_ok=True)
 
     def litter(self) -> list[str]:
-        found = self.root.rglob(".*")
-        return sorted(str(p.relative_to(self.root)) for p in found if _TEMPORARY.match(p.name))
+        found = (path for path in self.root.rglob(".*") if path.is_file())
+        return sorted(str(path.relative_to(self.root)) for path in found)
 
     def leave_litter(self, folder: str) -> None:
         (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -114,7 +111,7 @@ class Bucket:
         self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
     def litter(self) -> list[str]:
-        found = [k for k in self._all("") if any(p.startswith(".") for p in k.split("/"))]
+        found = [key for key in self._all("") if key.rpartition("/")[2].startswith(".")]
         reply = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self.prefix)
         return found + [f"{u['Key']} (multipart upload)" for u in reply.get("Uploads", [])]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 
 from flows.server import HOST, free_port, healthy
 
@@ -62,11 +62,11 @@ class Process:
         said = self.err.read_text("utf-8", errors="replace")
         return Ending(self.name, code, time.monotonic() - self.started, said)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: Signals) -> None:
         """To the process alone; nothing happens when it has ended."""
         self._process.send_signal(number)
 
-    def signal_group(self, number: signal.Signals) -> None:
+    def send_group(self, number: Signals) -> None:
         if self._process.poll() is None:
             os.killpg(self.pid, number)
 
@@ -78,10 +78,10 @@ class Process:
 
     def end(self, seconds: float = 60.0) -> None:
         """Asks it to end, and kills its group when it does not."""
-        self.signal_group(signal.SIGCONT)
-        self.signal(signal.SIGTERM)
+        self.send_group(Signals.SIGCONT)
+        self.send(Signals.SIGTERM)
         if self.wait(seconds) is None:
-            self.signal_group(signal.SIGKILL)
+            self.send_group(Signals.SIGKILL)
             self._process.wait()
 
 
