@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ class Asset:
         self.field_path = fields / f"{spec.field_id}.safetensors"
         self.checkpoint = fields / f"{spec.field_id}.checkpoint"
         self.attempt = ""  # "a01", once it has begun
+        self.cancelled = threading.Event()  # by a person, this asset alone
         self.device: str | None = None
         self.first_step: int | None = None
         self.last_step: int | None = None

@@ -11,6 +11,7 @@ from tasks.asset import Asset
 from tasks.commit import asset_manifest, committed_attempt, start_attempt
 from tasks.devices import DevicePool, SceneError, Watcher
 from tasks.store import StoreError
+from tasks.transient import RETRY
 
 _NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
 
@@ -36,6 +37,7 @@ def optimize_field(
                 image=asset.image,
                 timeout=timeout,
                 on_progress=on_progress,
+                cancelled=asset.cancelled,
             )
         except SceneError as error:
             asset.device = error.device or None
@@ -71,13 +73,14 @@ def _donated_field(asset: Asset) -> dict[str, Any] | None:
     return notes
 
 
-@task(name="optimize", task_run_name="optimize-{asset.name}", cache_policy=NO_CACHE)
+@task(name="optimize", task_run_name="optimize-{asset.name}", cache_policy=NO_CACHE, **RETRY)
 def optimize(
     asset: Asset, run_id: str, pool: DevicePool, timeout: float | None, watcher: Watcher
 ) -> Any:
     """Begins the asset's attempt and optimises its field."""
-    attempt = start_attempt(asset.store, asset.spec, run_id, asset.coverage)
-    asset.attempt = attempt["attempt"]
+    if not asset.attempt:  # else this task is run again
+        attempt = start_attempt(asset.store, asset.spec, run_id, asset.coverage)
+        asset.attempt = attempt["attempt"]
     progress = Progress(asset.name)
 
     def watch(event: dict[str, Any]) -> None:
@@ -87,7 +90,7 @@ def optimize(
     try:
         notes = optimize_field(asset, pool, timeout, watch)
     except SceneError as error:
-        if error.status == "interrupted":
+        if error.status in ("interrupted", "cancelled"):
             return Cancelled(message=str(error))
         raise
     progress.update(1.0)

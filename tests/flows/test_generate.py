@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ import flows.generate
 from flows.plan import Settings, make_plan
 from sjc_engine import load_field, load_prior, optimize
 from tasks.commit import asset_manifest
+from tasks.leases import FileLeases
 from tasks.store import open_store
 from tasks.tables import query, read_table
+from tasks.verify import verify_store
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
 
@@ -61,7 +64,7 @@ def run(tmp_path: Path, judge: str) -> Any:
         return flows.generate.generate(
             str(manifest),
             store=str(tmp_path / "store"),
-            scratch=str(tmp_path / "scratch"),
+            scratch=parameters.pop("scratch", str(tmp_path / "scratch")),
             devices=parameters.pop("devices", ["cpu"]),
             overrides=overrides,
             return_state=True,
@@ -302,9 +305,34 @@ def test_rows_that_a_manifest_loses_meanwhile_are_left_open(tmp_path: Path, judg
     assert outcomes == {"0" * 16: "interrupted"}
 
 
-def test_one_run_at_a_time_uses_a_scratch_folder(run: Any, tmp_path: Path) -> None:
-    with flows.generate.sole_user(tmp_path / "scratch"):
-        state = run("prompt", "a yellow duck")
-    assert state.is_failed()
-    assert "another run uses" in str(state.message)
-    assert files(tmp_path / "store") == {}
+@pytest.mark.parametrize("how", ["one scratch folder", "two scratch folders", "broken leases"])
+def test_two_runs_of_a_manifest_at_once(
+    how: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One works, and the other waits or takes other rows; the store is right in any case."""
+    if how == "broken leases":
+        monkeypatch.setattr(FileLeases, "take", lambda self, asset_id: True)
+    folders = ["scratch"] * 2 if how == "one scratch folder" else ["scratch", "other"]
+    both = threading.Barrier(2)
+
+    def one(folder: str) -> State[Any]:
+        both.wait()
+        return run("prompt,seed", "a yellow duck,0-3", scratch=str(tmp_path / folder))
+
+    with ThreadPoolExecutor(2) as pool:
+        states = list(pool.map(one, folders))
+    assert all(state.is_completed() for state in states), states
+    found = tables(tmp_path)
+    assets, attempts, entries = found["assets"], found["attempts"], found["entries"]
+    good = assets[assets.status == "ok"]
+    assert len(good) == good.asset_id.nunique() == 4
+    counts = entries.outcome.value_counts().to_dict()
+    assert counts == {"computed": 4, "reused": 4}
+    if how == "broken leases":
+        assert set(attempts.status) <= {"ok", "cancelled"}
+    else:
+        assert list(attempts.attempt) == ["a01"] * 4, "an asset was made twice"
+    if how == "two scratch folders":
+        assert good.run_id.nunique() == 2, "one of them did nothing"
+    assert verify_store(open_store(tmp_path / "store")) == []
+    assert not list((tmp_path / "store" / ".leases").iterdir())
