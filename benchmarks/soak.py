@@ -63,6 +63,8 @@ from tasks.store import open_store
 
 RUNNERS = 2
 GAP = (2.0, 6.0)  # seconds between two faults
+CALM_SECONDS = 12.0  # more, at most, until an asset gets through: a busy machine is not to starve
+LONGEST = 5  # times as long as asked, at most, for the sake of faults that did not strike yet
 AIM_SECONDS = 20.0  # that a fault looks for its target; then another one has its turn
 LOOK_SECONDS = 1.0  # between two looks at the store
 TICK = 0.05  # seconds; helpers live for a fraction of one
@@ -130,16 +132,17 @@ class Soak:
         """Lets faults strike until the time is over."""
         kinds = scene.kinds()
         deck: list[str] = []
-        end = time.monotonic() + self.options.minutes * 60
-        aimed, name, looked, told = 0.0, "", 0.0, time.monotonic()
-        due = time.monotonic() + GAP[1]
-        while (now := time.monotonic()) < end:
+        began = time.monotonic()
+        aimed, name, looked, told, known = 0.0, "", 0.0, began, 0
+        due = began + GAP[1]
+        while self.goes_on((now := time.monotonic()) - began):
             self.tend(scene, runners)
             if now - looked > LOOK_SECONDS:
                 looked = now
                 ledger.look()
                 self.grow(ledger)
-            if now > due and not name:
+            calm = CALM_SECONDS if len(ledger.assets) == known else 0.0
+            if now > due + calm and not name:
                 if not deck:
                     deck = sorted(kinds)
                     scene.chance.shuffle(deck)
@@ -148,6 +151,7 @@ class Soak:
                 self.faults[name] += 1
                 self.tell(f"{name}  ({len(ledger.assets)} assets, fault {self.faults.total()})")
                 name, due = "", now + scene.chance.uniform(*GAP)
+                known = len(ledger.assets)
             elif name and now - aimed > AIM_SECONDS:
                 self.missed[name] += 1
                 name = ""
@@ -155,6 +159,13 @@ class Soak:
                 told = now
                 self.tell(f"{len(ledger.assets)} assets, {self.faults.total()} faults")
             time.sleep(TICK)
+
+    def goes_on(self, seconds: float) -> bool:
+        """Whether faults strike after so many seconds of them."""
+        wanted = self.options.minutes * 60
+        return seconds < wanted or (
+            len(self.faults) < self.options.kinds and seconds < wanted * LONGEST
+        )
 
     def tend(self, scene: Scene, runners: list[Runner]) -> None:
         """Keeps runners and server going, and notes how processes ended and what they left."""
@@ -320,6 +331,7 @@ def show(facts: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="of faults")
+    parser.add_argument("--kinds", type=int, default=0, help="of faults, before it ends")
     parser.add_argument("--store", choices=("folder", "moto", "swift"), default="folder")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--ahead", type=int, default=24, help="rows that the manifest grows by")
