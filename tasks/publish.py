@@ -36,8 +36,12 @@ def publish(asset: Asset) -> dict[str, Any]:
                 versions(),
             )
     except AlreadyCommitted as error:
+        if asset.copy:
+            asset.copy.remove()
         _end(asset, {}, "cancelled", error)
         return {"outcome": "reused"}
+    if asset.copy:
+        asset.copy.remove()
     _end(asset, manifest, "ok", None)
     folder = f"assets/{asset.id}/{asset.attempt}"
     return {

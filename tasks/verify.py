@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tasks.checkpoint_copy import finished_copies
 from tasks.commit import (
     LOOKUPS,
     asset_manifest,
@@ -46,7 +47,7 @@ def verify_store(
     store: Store, tell: Tell = lambda done, total: None, abandoned: timedelta = ABANDONED
 ) -> list[Finding]:
     """Reads everything once and writes nothing. Not while a run goes on: its rows come later."""
-    asset_ids = sorted({key.split("/")[1] for key in store.list("assets/")})
+    asset_ids = asset_ids_of(store)
     findings: list[Finding] = []
     with ThreadPoolExecutor(LOOKUPS) as pool:
         checks = pool.map(lambda asset_id: _check_asset(store, asset_id), asset_ids)
@@ -57,6 +58,7 @@ def verify_store(
         findings += _readable(store, "run", f"runs/{run_id}.json")
     if not findings:  # the tables are made from these documents
         findings += _check_tables(store)
+<<<<<<< HEAD
     left = store.leftovers(abandoned, remove=False)
     return findings + [Finding("leftover", name, "was never finished") for name in left]
 
@@ -64,6 +66,20 @@ def verify_store(
 def repair_store(
     store: Store, findings: Iterable[Finding], abandoned: timedelta = ABANDONED
 ) -> list[str]:
+=======
+    abandoned = store.leftovers(ABANDONED, remove=False)
+    needless = finished_copies(store, asset_ids)
+    findings += [Finding("leftover", key, "is of a finished asset") for key in needless]
+    return findings + [Finding("leftover", name, "was never finished") for name in abandoned]
+
+
+def asset_ids_of(store: Store) -> list[str]:
+    """Every asset that was ever begun."""
+    return sorted({key.split("/")[1] for key in store.list("assets/")})
+
+
+def repair_store(store: Store, findings: Iterable[Finding]) -> list[str]:
+>>>>>>> wt-s3
     """Mends what can be mended; returns what was done, a line each.
 
     A damaged asset is set aside, so that the next run of its manifest makes it again. Raises
@@ -78,7 +94,14 @@ def repair_store(
     if kinds & {"asset", "table"}:
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
+<<<<<<< HEAD
     removed = store.leftovers(abandoned, remove=True)
+=======
+    removed = [*store.leftovers(ABANDONED, remove=True)]
+    for key in finished_copies(store, asset_ids_of(store)):
+        store.delete(key)
+        removed.append(key)
+>>>>>>> wt-s3
     return done + [f"{name}: removed" for name in removed]
 
 

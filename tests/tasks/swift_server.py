@@ -1,7 +1,8 @@
 """A real S3 server: OpenStack Swift with s3api on the loopback address, in a process of its own.
 
     with SwiftServer(folder) as server:
-        ...  # server.address; access key and secret are ACCESS_KEY and SECRET_KEY
+        os.environ |= server.environment()
+        server.make_bucket("bucket")
 
 One replica, its data in `folder`, which outlives the process. `python swift_server.py FOLDER` is
 that process: it prints its port when it listens, and ends with its standard input. Needs a file
@@ -14,6 +15,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import boto3
 
 ACCESS_KEY, SECRET_KEY = "test:tester", "testing"
 
@@ -94,6 +97,25 @@ class SwiftServer:
         if not port:
             raise RuntimeError(f"Swift did not start:\n{(self.folder / 'log').read_text()}")
         self.address = ("127.0.0.1", int(port))
+
+    def environment(self) -> dict[str, str]:
+        """What a user of boto3 has to export."""
+        return {
+            "AWS_ENDPOINT_URL_S3": f"http://{self.address[0]}:{self.address[1]}",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def make_bucket(self, name: str) -> None:
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.environment()["AWS_ENDPOINT_URL_S3"],
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket=name)
 
     def kill(self) -> None:
         """As `kill -9` does. What it has acknowledged is on the disk."""
