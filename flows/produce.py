@@ -92,22 +92,28 @@ class _Line:
         self._ended.put(None)
 
     def run(self) -> Outcomes:
+        self._fill()
         while self._waiting or self._flying:
-            while self._has_room() and (asset := self._take()):
-                if outcome := self._outcome_elsewhere(asset):
-                    self._land(asset, outcome)
-                else:
-                    self._optimizing.add(asset.spec.field_id)
-                    self._flying += 1
-                    self._submit(asset, "optimize")
             try:
                 ended = self._ended.get(timeout=ASK_SECONDS if self._waiting else None)
             except Empty:
-                continue
-            if ended is None:
-                raise RunCancelled("cancelled; the next run goes on")
-            self._after(*ended)
+                pass
+            else:
+                if ended is None:
+                    raise RunCancelled("cancelled; the next run goes on")
+                self._after(*ended)
+            self._fill()
         return self._outcomes
+
+    def _fill(self) -> None:
+        """Begins with as many assets as there is room for."""
+        while self._has_room() and (asset := self._take()):
+            if outcome := self._outcome_elsewhere(asset):
+                self._land(asset, outcome)
+            else:
+                self._optimizing.add(asset.spec.field_id)
+                self._flying += 1
+                self._submit(asset, "optimize")
 
     def _has_room(self) -> bool:
         slots = self._pool.slots + AHEAD

@@ -6,27 +6,34 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
     FlowRunFilter,
     FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterName,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
+from prefect.client.schemas.objects import StateType, TaskRun
+from prefect.states import Cancelled, Cancelling, State
 from tiny_priors import build_zero123_prior
 
 import flows.generate
 from flows.plan import Settings, make_plan
 from sjc_engine import load_field, load_prior, optimize
+from tasks import cancelling
 from tasks.commit import asset_manifest
 from tasks.leases import FileLeases
 from tasks.store import open_store
@@ -336,3 +343,71 @@ def test_two_runs_of_a_manifest_at_once(
         assert good.run_id.nunique() == 2, "one of them did nothing"
     assert verify_store(open_store(tmp_path / "store")) == []
     assert not list((tmp_path / "store" / ".leases").iterdir())
+
+
+LONG = ("id,prompt,steps", "long,a toy tank,1000000", "short,a yellow duck,20")
+
+
+def once_running(
+    name: str, act: Callable[[SyncPrefectClient, TaskRun], object]
+) -> threading.Thread:
+    """Does something to a task run as soon as it runs and has made a step."""
+
+    def wait() -> None:
+        wanted = TaskRunFilter(
+            name=TaskRunFilterName(any_=[name]),
+            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING])),
+        )
+        with get_client(sync_client=True) as client:
+            while not (found := client.read_task_runs(task_run_filter=wanted)):
+                time.sleep(0.2)
+            act(client, found[0])
+
+    thread = threading.Thread(target=copy_context().run, args=(wait,), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_one_asset_is_cancelled_and_the_others_go_on(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the server's API, as its pages do it."""
+    monkeypatch.setattr(cancelling, "ASK_SECONDS", 0.5)
+    cancel = once_running(
+        "optimize-long",
+        lambda client, task: client.set_task_run_state(task.id, Cancelled(), force=True),
+    )
+    state = run(*LONG)
+    cancel.join(10)
+    assert (state.name, state.message) == ("CompletedWithErrors", "1 ok, 1 cancelled")
+    assert {r.name: r.state_name for r in task_runs(state)}["optimize-long"] == "Cancelled"
+    rows = tables(tmp_path)["assets"].set_index("prompt")
+    assert rows.status.to_dict() == {"a toy tank": "cancelled", "a yellow duck": "ok"}
+    assert rows.loc["a toy tank"].error_type == "Cancelled"
+    again = run(*LONG)
+    assert (task_runs(again), again.message) == ([], "1 reused, 1 failed")
+
+
+def test_a_flow_run_is_cancelled_as_a_whole(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancelling, "ASK_SECONDS", 0.5)
+
+    def cancel(client: SyncPrefectClient, task: TaskRun) -> None:
+        assert task.flow_run_id is not None
+        client.set_flow_run_state(task.flow_run_id, Cancelling())
+
+    canceller = once_running("optimize-long", cancel)
+    state = run(*LONG[:2])
+    canceller.join(10)
+    assert state.is_cancelled()
+    assert state.state_details.flow_run_id is not None
+    with get_client(sync_client=True) as client:
+        seen = client.read_flow_run(state.state_details.flow_run_id).state
+    assert seen is not None
+    assert seen.is_cancelled()
+    assert not [p for p in children(os.getpid()) if "sjc_engine.worker" in command(p)]
+    (row,) = tables(tmp_path)["runs"].to_dict("records")
+    assert row["ended_at"] is not pd.NaT, "the run knows its end"
+    (attempt,) = (tmp_path / "store").rglob("attempt.json")
+    assert json.loads(attempt.read_text())["status"] == "running", "the next run closes it"
