@@ -58,19 +58,10 @@ def verify_store(
         findings += _readable(store, "run", f"runs/{run_id}.json")
     if not findings:  # the tables are made from these documents
         findings += _check_tables(store)
-<<<<<<< HEAD
-    left = store.leftovers(abandoned, remove=False)
-    return findings + [Finding("leftover", name, "was never finished") for name in left]
-
-
-def repair_store(
-    store: Store, findings: Iterable[Finding], abandoned: timedelta = ABANDONED
-) -> list[str]:
-=======
-    abandoned = store.leftovers(ABANDONED, remove=False)
     needless = finished_copies(store, asset_ids)
     findings += [Finding("leftover", key, "is of a finished asset") for key in needless]
-    return findings + [Finding("leftover", name, "was never finished") for name in abandoned]
+    left = store.leftovers(abandoned, remove=False)
+    return findings + [Finding("leftover", name, "was never finished") for name in left]
 
 
 def asset_ids_of(store: Store) -> list[str]:
@@ -78,8 +69,9 @@ def asset_ids_of(store: Store) -> list[str]:
     return sorted({key.split("/")[1] for key in store.list("assets/")})
 
 
-def repair_store(store: Store, findings: Iterable[Finding]) -> list[str]:
->>>>>>> wt-s3
+def repair_store(
+    store: Store, findings: Iterable[Finding], abandoned: timedelta = ABANDONED
+) -> list[str]:
     """Mends what can be mended; returns what was done, a line each.
 
     A damaged asset is set aside, so that the next run of its manifest makes it again. Raises
@@ -94,14 +86,10 @@ def repair_store(store: Store, findings: Iterable[Finding]) -> list[str]:
     if kinds & {"asset", "table"}:
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
-<<<<<<< HEAD
-    removed = store.leftovers(abandoned, remove=True)
-=======
-    removed = [*store.leftovers(ABANDONED, remove=True)]
+    removed = [*store.leftovers(abandoned, remove=True)]
     for key in finished_copies(store, asset_ids_of(store)):
         store.delete(key)
         removed.append(key)
->>>>>>> wt-s3
     return done + [f"{name}: removed" for name in removed]
 
 
