@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,11 @@ _FINISHED = re.compile(r"^(\S+): (?:ok|reused) ?.*\(\d+/\d+ done", re.M)
 USAGE = 2  # exit code
 
 
-def check_manifest(
-    rows: Sequence[Mapping[str, str]], assets: Iterable[Mapping[str, Any]]
-) -> list[str]:
+def check_manifest(rows: Iterable[str], assets: Iterable[Mapping[str, Any]]) -> list[str]:
     """The last run's own word on every row of the manifest."""
     status = {asset["asset"]: asset["status"] for asset in assets}
-    return [
-        f"row {row['id']}: {status.get(row['id'], 'not in the last run')}"
-        for row in rows
-        if status.get(row["id"]) != "ok"
-    ]
+    found = {row: status.get(row, "not in the last run") for row in rows}
+    return [f"row {row}: {word}" for row, word in found.items() if word != "ok"]
 
 
 def check_reported(folder: Path, assets: Iterable[Mapping[str, Any]], ledger: Ledger) -> list[str]:
@@ -105,10 +100,18 @@ def _rows(table: pa.Table) -> Counter[tuple[str, str]]:
     return Counter((row["run_id"], repr(row)) for row in rows)
 
 
-def check_verified(said: Mapping[str, Any]) -> list[str]:
-    """What `sjc verify` found that no repair mends, or found again after it."""
+def check_verified(out: Path, *, ended: bool) -> list[str]:
+    """What `sjc verify` found that must never be, and what it found again after a repair.
+
+    ended: whether it was left alone, and so has to say something.
+    """
+    try:
+        said = json.loads(out.read_text("utf-8"))
+    except ValueError:
+        return [f"{out}: no result"] if ended else []
     problems = [f for f in said["findings"] if f["kind"] in ("asset", "run")]
-    return [f"sjc verify: {f['key']}: {f['problem']}" for f in [*problems, *said["left"]]]
+    problems += said["left"] if ended else []
+    return [f"sjc verify: {found['key']}: {found['problem']}" for found in problems]
 
 
 def check_litter(ledger: Ledger, scratches: Iterable[Path]) -> list[str]:
@@ -161,3 +164,9 @@ def wasted_steps(store: Store, scratches: Iterable[Path], kills: int, scenes: in
     rate = rows["rate"][0].as_py() or 0.0
     bound = int(kills * scenes * rate * (CHECKPOINT_SECONDS + PROGRESS_SECONDS))
     return Waste(sum(n for _, n in again), sum(step > 0 for step, _ in again), rate, bound)
+
+
+def count_attempts(store: Store) -> dict[str, int]:
+    """How many attempts ended how."""
+    rows = query(store, "SELECT status, count(*) AS n FROM attempts GROUP BY 1 ORDER BY 1")
+    return {row["status"]: row["n"] for row in rows.to_pylist()}

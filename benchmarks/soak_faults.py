@@ -8,7 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -152,16 +152,16 @@ def lose_part(scene: Scene) -> bool:
 
 
 def command(name: str, scene: Scene) -> bool:
-    if any(process.ended() is None for process in scene.commands):
+    if any(process.ended() is None for process in scene.commands):  # one at a time
         return False
     scene.command(name, *(["--json"] if name == "verify" else []))
     return True
 
 
-def network(kind: str, match: str, scene: Scene, **details: float | str) -> bool:
+def network(fault: Fault, scene: Scene) -> bool:
+    """The next requests of that kind, a few of them."""
     assert scene.place.proxy is not None
-    times = scene.chance.randint(1, REQUESTS)
-    scene.place.proxy.add(Fault(kind, match, times=times, **details))
+    scene.place.proxy.add(replace(fault, times=scene.chance.randint(1, REQUESTS)))
     return True
 
 
@@ -199,17 +199,18 @@ FAULTS: dict[str, Strike] = {
     "compact": partial(command, "compact"),
     "verify": partial(command, "verify"),
 }
-DATA = r"^PUT .*/a\d\d/.*\."  # a file of an asset
+ANY = "^(PUT|GET|HEAD|POST) "
+FILE = r"^PUT .*/a\d\d/.*\."  # of an asset
 S3_FAULTS: dict[str, Strike] = {
-    "s3 500": partial(network, "status", "^(PUT|GET|HEAD|POST) ", status=500, code="InternalError"),
-    "s3 503": partial(network, "status", "^(PUT|GET|HEAD|POST) ", status=503, code="SlowDown"),
-    "s3 reset upload": partial(network, "reset-request", DATA, after=1000),
-    "s3 hang": partial(network, "hang", "^(PUT|GET|HEAD) ", seconds=HANG_SECONDS),
-    "s3 cut download": partial(network, "truncate-reply", "^GET .*(json|parquet)", after=100),
-    "s3 corrupt download": partial(network, "corrupt-reply", r"^GET .*json", after=10),
-    "s3 lost reply": partial(network, "lose-reply", "^(PUT|POST) "),
+    "s3 500": partial(network, Fault("status", ANY, status=500, code="InternalError")),
+    "s3 503": partial(network, Fault("status", ANY, status=503, code="SlowDown")),
+    "s3 hang": partial(network, Fault("hang", ANY, seconds=HANG_SECONDS)),
+    "s3 lost reply": partial(network, Fault("lose-reply", "^(PUT|POST) ")),
+    "s3 reset upload": partial(network, Fault("reset-request", FILE, after=1000)),
+    "s3 cut download": partial(network, Fault("truncate-reply", "^GET .*(json|parquet)", after=99)),
+    "s3 corrupt download": partial(network, Fault("corrupt-reply", r"^GET .*json", after=10)),
 }
 SWIFT_FAULTS: dict[str, Strike] = {  # Moto stores what arrives damaged, and nothing on the disk
-    "s3 corrupt upload": partial(network, "corrupt-request", DATA, after=100),
+    "s3 corrupt upload": partial(network, Fault("corrupt-request", FILE, after=100)),
     "kill s3 server": restart_s3,
 }

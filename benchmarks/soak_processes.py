@@ -174,7 +174,7 @@ def _processes() -> Iterator[Path]:
     return (folder for folder in Path("/proc").iterdir() if folder.name.isdecimal())
 
 
-def results(ending: Ending, out: Path) -> list[dict[str, object]]:
+def results(out: Path) -> list[dict[str, object]]:
     """The assets of a run's JSON; [] for a run that did not come so far."""
     try:
         assets: list[dict[str, object]] = json.loads(out.read_text("utf-8"))["assets"]
