@@ -78,7 +78,10 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends all that it started, too
+    # Both end all that it started. A shell's background job starts with SIGINT ignored, and so
+    # would the runners.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="sjc-soak-", dir=options.folder)).resolve()

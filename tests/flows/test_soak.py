@@ -1,13 +1,16 @@
 """The soak test, shortened, and that what it checks can fail."""
 
+import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from task_samples import fill, make, spec
@@ -15,8 +18,10 @@ from task_samples import fill, make, spec
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from soak_checks import check_attempts, check_litter, check_rows, check_tables
+from soak_faults import Scene
 from soak_ledger import Folder, Ledger
 from soak_processes import MARK, ROOT, Process, marked
+from soak_schedule import Schedule
 
 from tasks.commit import start_attempt
 from tasks.store import Store, open_store
@@ -118,6 +123,20 @@ def test_a_process_that_outlives_its_parent_is_found(tmp_path: Path) -> None:
     finally:
         for pid in marked(mark):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_every_kind_strikes_once_before_any_strikes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count(step=5.0)
+    monkeypatch.setattr("soak_schedule.time.monotonic", lambda: next(clock))
+    strikes = {name: lambda scene: True for name in "abc"} | {"never": lambda scene: False}
+    schedule = Schedule(strikes, random.Random(0))
+    names = [schedule.strike(cast(Scene, None), finished) for finished in range(24)]
+    struck = [name for name in names if name]
+    assert [sorted(struck[n : n + 3]) for n in (0, 3)] == [["a", "b", "c"]] * 2
+    assert schedule.missed["never"] >= 1
+    assert set(schedule.struck) == set("abc")
 
 
 @pytest.mark.system
