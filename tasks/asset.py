@@ -103,6 +103,11 @@ class Asset:
             self.field_path.unlink(missing_ok=True)
             self._field_notes.unlink(missing_ok=True)
 
+    def drop_copy(self) -> None:
+        """Removes the checkpoint from the store, which has the field by now."""
+        if self.copy is not None:
+            self.copy.remove()
+
     def _drop_checkpoint(self) -> None:
         for path in self.checkpoint.parent.glob(f"{self.checkpoint.name}*"):
             path.unlink(missing_ok=True)

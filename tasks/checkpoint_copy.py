@@ -24,7 +24,7 @@ from tasks.store import NotInStore, Store, StoreError
 LEAST_SECONDS = 5.0  # between two copies of one scene; its engine writes no more often
 SHARE = 0.25  # at most, of the time: a slow store gets fewer copies
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class CheckpointCopy:
@@ -53,10 +53,11 @@ class CheckpointCopy:
             if _step(fetched) > _step(self.checkpoint):
                 self.store.download(notes_key, self._notes)
                 os.replace(fetched, self.checkpoint)
+                self._copied = self._written()
         except NotInStore:
             pass
         except StoreError as error:
-            _LOG.warning("the checkpoint in the store cannot be had: %s", error)
+            _log.warning("the checkpoint in the store cannot be had: %s", error)
         finally:
             fetched.unlink(missing_ok=True)
 
@@ -102,7 +103,7 @@ class CheckpointCopy:
             self.store.put_file(self.keys[1], still, replace=True)
             self._copied = written
         except (StoreError, OSError) as error:
-            _LOG.warning("a checkpoint is not in the store: %s", error)
+            _log.warning("a checkpoint is not in the store: %s", error)
         finally:
             still.unlink(missing_ok=True)
         ended = time.monotonic()

@@ -36,13 +36,11 @@ def publish(asset: Asset) -> dict[str, Any]:
                 versions(),
             )
     except AlreadyCommitted as error:
-        if asset.copy:
-            asset.copy.remove()
         _end(asset, {}, "cancelled", error)
+        asset.drop_copy()
         return {"outcome": "reused"}
-    if asset.copy:
-        asset.copy.remove()
     _end(asset, manifest, "ok", None)
+    asset.drop_copy()
     folder = f"assets/{asset.id}/{asset.attempt}"
     return {
         "outcome": "computed",

@@ -78,7 +78,7 @@ class Fault:
         return True
 
 
-_NOTHING = Fault("delay", seconds=0)
+_NOTHING = Fault("delay", seconds=0)  # what happens to all other requests
 
 
 class FaultProxy:
