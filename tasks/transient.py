@@ -21,10 +21,13 @@ def is_transient(error: object) -> bool:
         ProxyConnectionError,
         SSLError,
     )
+    from botocore.exceptions import ConnectionError as NotReached
 
     if isinstance(error, SSLError | ProxyConnectionError):
         return False
-    if isinstance(error, ConnectionError | TimeoutError | HTTPClientError | IncompleteReadError):
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, NotReached | HTTPClientError | IncompleteReadError):
         return True
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
