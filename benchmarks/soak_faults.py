@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -21,7 +22,6 @@ FULL_SECONDS = 3.0  # that the disk takes no more
 FULL_BYTES = 4096  # of a file, while it does
 HANG_SECONDS = 5.0  # of a request without a reply; clients wait up to 60 s
 REQUESTS = 4  # that one fault of the network spoils
-
 
 Strike = Callable[["Scene"], bool]
 
@@ -107,24 +107,17 @@ def fill_disk(scene: Scene) -> bool:
     flow = scene.flow()
     if flow is None:
         return False
-    pids = [pid for pid, line in marked(flow.mark).items() if HELPER not in line]
-    before = []
-    for pid in pids:
-        try:
-            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-            before.append((pid, resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_BYTES, hard))))
-        except (ProcessLookupError, PermissionError):
-            continue
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    _limit_files(flow.mark, (FULL_BYTES, usual[1]))
+    scene.after(FULL_SECONDS, partial(_limit_files, flow.mark, usual))
+    return True
 
-    def free() -> None:
-        for pid, limits in before:
-            try:
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
-            except (ProcessLookupError, PermissionError):
-                continue
 
-    scene.after(FULL_SECONDS, free)
-    return bool(before)
+def _limit_files(mark: str, limits: tuple[int, int]) -> None:
+    """Bytes of a file that these processes may write; those that they start inherit it."""
+    for pid in marked(mark):
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
 
 def leave_litter(scene: Scene) -> bool:
