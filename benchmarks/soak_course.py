@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGKILL
 from typing import ParamSpec
 
 from soak_checks import (
@@ -26,7 +27,7 @@ from soak_checks import (
     count_attempts,
     wasted_steps,
 )
-from soak_faults import KILLS, Scene
+from soak_faults import ENGINE_KILLS, Scene
 from soak_ledger import Ledger
 from soak_manifest import Manifest
 from soak_processes import GRACE, MARK, ROOT, SJC, Ending, Process, Runner, Server, marked, results
@@ -210,7 +211,8 @@ class Soak:
         for command in scene.commands:
             if command.name.startswith("verify"):
                 self._claim(check_verified, command.out, ended=False)
-        kills = sum(self.struck[name] for name in KILLS)
+        kills = sum(self.struck[name] for name in ENGINE_KILLS)
+        kills += sum(ending.code == -SIGKILL for ending in self.endings)
         self.waste = wasted_steps(store, scratches, kills, scenes=1)
         if self.waste.steps > self.waste.bound:
             self.violations.append(f"{self.waste.steps} steps again, at most {self.waste.bound}")

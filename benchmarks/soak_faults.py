@@ -172,13 +172,11 @@ def _send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-KILLS: dict[str, Strike] = {  # after these steps are computed again
+ENGINE_KILLS = ("kill engine", "disk full")  # engines end that can write nothing
+FAULTS: dict[str, Strike] = {
     "kill engine": partial(kill_child, ENGINE),
     "kill flow": partial(end_flow, signal.SIGKILL),
     "kill group": partial(end_flow, signal.SIGKILL, group=True),
-}
-FAULTS: dict[str, Strike] = {
-    **KILLS,
     "kill helper": partial(kill_child, HELPER),
     "terminate": partial(end_flow, signal.SIGTERM),
     "interrupt": partial(end_flow, signal.SIGINT),
