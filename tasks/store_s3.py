@@ -262,5 +262,5 @@ class S3Store:
             problem = f"its SHA-256 is {stored.sha256} and should be {expected}"
         raise StoreError(
             f"{self.uri(key)} is damaged or cut short ({problem}); try again, and if it stays so "
-            "delete the asset's folder and run its manifest again."
+            "mend the store with `sjc verify --repair` and run its manifest again."
         )

@@ -17,9 +17,11 @@ import pytest
 from certificates import write_certificates
 from fault_proxy import Fault, FaultProxy
 from swift_server import SwiftServer
+from task_samples import fill
 
 from tasks import s3_client, store_s3
 from tasks.store import StoredFile, StoreError, open_store
+from tasks.tables import query
 
 pytestmark = pytest.mark.slow
 
@@ -328,6 +330,26 @@ def test_tables_are_read_over_tls(network: FaultProxy, url: str) -> None:
     store.put_bytes("tables/x.parquet", CONTENT)
     with store.filesystem().open_input_file("tables/x.parquet") as file:
         assert file.read() == CONTENT
+
+
+def test_tables_survive(network: FaultProxy, url: str, tmp_path: Path) -> None:
+    store = open_store(url)
+    fill(store, tmp_path)
+    sql = "SELECT count(*) AS n, min(length(spec_json)) AS shortest FROM assets"
+    whole = query(store, sql).to_pylist()
+    assert whole[0]["n"] == 6
+    part = r"^GET .*\.parquet"
+    for fault in (
+        Fault("status", part, times=2),
+        Fault("status", "list-type=2", times=2, status=500, code="InternalError"),
+        Fault("reset-reply", part, after=300),
+        Fault("truncate-reply", part, after=300),
+        Fault("shorten-reply", part, after=300),
+        Fault("corrupt-reply", part, after=300, times=2),
+    ):
+        network.add(fault)
+        assert query(store, sql).to_pylist() == whole
+        assert fault.hits == (fault.times or 0)
 
 
 def test_what_was_acknowledged_survives_the_server(
