@@ -29,6 +29,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+from flows import environment
+
 STEPS = 1_000_000  # so many that no run comes to its end
 SHOWN = re.compile(rf"(\d+)/{STEPS}")
 TARGET_SECONDS = {"with a server": 10.0, "without a server": 40.0}
@@ -72,7 +74,9 @@ def resumes(rounds: int, device: str, *, server: bool) -> list[tuple[float, int]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         place = Path(folder)
         (place / "m.csv").write_text(f"id,prompt,steps\nduck,a yellow duck,{STEPS}\n")
-        variables = os.environ | {"PREFECT_HOME": f"{folder}/home", "COLUMNS": "120"}
+        os.environ["PREFECT_HOME"] = f"{folder}/home"
+        environment.apply()
+        variables = os.environ | {"COLUMNS": "120"}
         variables.pop("PREFECT_API_URL", None)
         if server:
             variables["PREFECT_API_URL"] = stack.enter_context(serving(variables))

@@ -13,7 +13,7 @@ On stdout, each with `scene`, `first_step` (steps that an earlier process had do
 (steps done):
 
 progress  steps: steps in all; loss; seconds: spent on this scene, earlier processes included
-done      field: path, written; steps; loss_first, loss_last, loss_min; seconds;
+done      field: path, written; steps; loss_first, loss_last, loss_min; seconds; rolled_back;
           peak_memory_bytes: of this process (CPU) or this device (CUDA)
 failed    error_type; error
 
@@ -271,7 +271,7 @@ class Engine:
         self._tell(
             {"type": "done", **run.place(), "field": str(run.field), "steps": run.scene.step}
             | asdict(run.tally)
-            | {"peak_memory_bytes": self._peak_memory()}
+            | {"rolled_back": run.scene.rolled_back, "peak_memory_bytes": self._peak_memory()}
         )
 
     def _peak_memory(self) -> int:

@@ -14,6 +14,7 @@ from tasks.store import StoreError
 from tasks.transient import RETRY
 
 _NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
+_LATER_NOTES = ("rolled_back",)  # what fields of older versions do not have
 
 
 def optimize_field(
@@ -58,12 +59,12 @@ def optimize_field(
         if copy:
             copy.settle()  # it reads the checkpoint, which goes now
         asset.timings["queue"] = done["seconds_queue"]
-        notes = {key: done[key] for key in (*_NOTES, "seconds", "first_step")}
+        notes = {key: done[key] for key in (*_NOTES, *_LATER_NOTES, "seconds", "first_step")}
         asset.keep_field(notes)
     asset.timings["optimize"] = notes["seconds"]
     asset.device, asset.last_step = notes["device"], notes["steps"]
     asset.first_step = notes["first_step"]
-    asset.report |= {key: notes[key] for key in _NOTES}
+    asset.report |= {key: notes.get(key) for key in (*_NOTES, *_LATER_NOTES)}
     return notes
 
 
@@ -82,7 +83,8 @@ def _donated_field(asset: Asset) -> dict[str, Any] | None:
         asset.store.download(key, asset.field_path, sha256)
     except StoreError:  # damaged or gone: it can be made again
         return None
-    notes = {key: report[key] for key in _NOTES} | {"seconds": seconds, "first_step": 0}
+    notes = {key: report.get(key) for key in (*_NOTES, *_LATER_NOTES)}
+    notes |= {"seconds": seconds, "first_step": 0}
     asset.keep_field(notes)
     return notes
 

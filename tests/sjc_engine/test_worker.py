@@ -214,6 +214,28 @@ def test_a_diverging_scene_fails_alone(start: Callable[[], Engine], tmp_path: Pa
     assert ended["good"]["step"] == 40
 
 
+def test_a_roll_back_is_told_even_after_a_resume(start: Callable[[], Engine]) -> None:
+    from sjc_engine.chaining import step_scenes
+    from sjc_engine.scene import Scene
+
+    prior, asset = load_prior("toybox"), AssetSpec.from_json(spec("a red car", steps=4))
+    scene = Scene(asset.prompt, "", 0, asset.recipe, prior)
+    step_scenes([scene], prior)
+    with torch.no_grad():
+        scene.field.d_scale.fill_(float("nan"))
+    step_scenes([scene], prior)
+    engine = start()
+    scene.save(engine.checkpoint("back"))
+    engine.checkpoint("back").with_name("back.checkpoint.json").write_text("{}")
+    engine.add("back", asset.to_json())
+    engine.add("good", spec("a yellow duck", steps=4))
+    ended = engine.ended("back", "good")
+    assert {name: done["rolled_back"] for name, done in ended.items()} == {
+        "back": True,
+        "good": False,
+    }
+
+
 def test_told_to_end_it_saves_and_the_next_process_goes_on(
     start: Callable[[], Engine], tmp_path: Path
 ) -> None:
