@@ -272,6 +272,25 @@ def test_a_torn_checkpoint_is_not_used(start: Callable[[], Engine]) -> None:
     assert "begins anew" in (engine.folder / "log").read_text()
 
 
+def test_a_killed_process_leaves_word_of_the_steps_that_are_done_again(
+    start: Callable[[], Engine],
+) -> None:
+    engine = start()
+    engine.add("duck", spec("a yellow duck", steps=10**6))
+    told = engine.until(lambda m: m["step"] > 3)
+    while not engine.checkpoint("duck").with_name("duck.checkpoint.step").exists():
+        time.sleep(0.05)
+    engine.process.kill()
+    engine.process.wait()
+    word = int(engine.checkpoint("duck").with_name("duck.checkpoint.step").read_text())
+    assert word >= told["step"]
+    second = start()
+    second.add("duck", spec("a yellow duck", steps=10**6))
+    first = second.until(lambda m: True)["first_step"]
+    log = (engine.folder / "log").read_text()
+    assert f"duck goes on from step {first}, {word - first} steps again" in log
+
+
 def test_a_process_without_its_parent_ends_at_once() -> None:
     worker = [sys.executable, "-m", "sjc_engine.worker", "--parent", "1"]
     assert subprocess.run(worker, stdin=subprocess.DEVNULL, check=False).returncode == 3
