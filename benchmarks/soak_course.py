@@ -223,9 +223,11 @@ class Soak:
         self._tell(f"{name} ...")
         command = [*SJC, *words, "--store", self.url, "--json"]
         process = Process(name, command, self._variables, self.folder / "end")
-        ending = process.wait(self.patience)
-        if ending is None:
+        try:
+            ending = process.wait(self.patience)
+        finally:
             process.end()
+        if ending is None:
             raise TimeoutError(f"{name} does not end within {self.patience:g} s")
         self._end(ending, process.mark)
         return process.out
