@@ -1,6 +1,7 @@
 """The command line `sjc`. What is slow to import is imported where it is needed."""
 
 from dataclasses import fields
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -661,6 +662,12 @@ def verify(
             help="Set damaged assets aside, make the tables again, remove abandoned files.",
         ),
     ] = False,
+    older: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="HOURS", help="Unfinished files of this age count as abandoned."
+        ),
+    ] = 24,
     scratch: ScratchOption = ".sjc",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
@@ -669,7 +676,9 @@ def verify(
     with reported("nothing is half done; run it again"):
         from flows.verify import run
 
-        raise typer.Exit(run(store, Path(scratch), repair=repair, quiet=quiet, as_json=json_))
+        abandoned = timedelta(hours=older)
+        code = run(store, Path(scratch), abandoned, repair=repair, quiet=quiet, as_json=json_)
+        raise typer.Exit(code)
 
 
 @app.command(

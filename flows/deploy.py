@@ -20,6 +20,7 @@ from flows.plan import Settings, read_entries
 from flows.schedule import next_times, told_times
 
 ENTRYPOINT = "flows.generate.generate"
+HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}  # without it a lost run is never noticed
 LAST_LINES = 12  # of Prefect's output, when it fails
 
 Config = dict[str, Any]
@@ -32,7 +33,7 @@ def one_deployment(
     deployment: Config = {
         "name": name,
         "entrypoint": ENTRYPOINT,
-        "work_pool": {"name": pool},
+        "work_pool": {"name": pool, "job_variables": {"env": HEARTBEAT}},
         "concurrency_limit": {"limit": 1, "collision_strategy": on_collision},
         "parameters": settings.to_json(),
     }
@@ -79,6 +80,8 @@ def deploy(config: Config, file: Path | None = None) -> None:
 
 def put(config: Config, file: Path | None, api_url: str) -> None:
     """Makes what is checked, and tells of it."""
+    from flows.zombies import crash_silent_runs
+
     pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
     for pool in pools:
         make_pool(pool)
@@ -89,6 +92,7 @@ def put(config: Config, file: Path | None, api_url: str) -> None:
             yaml.safe_dump(config, written)
             written.flush()
             prefect_deploy(Path(written.name))
+    crash_silent_runs()  # one that is lost would hold up those that wait for it
     for deployment in config["deployments"]:
         tell(deployment, api_url)
     for pool in pools:

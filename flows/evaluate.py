@@ -26,6 +26,7 @@ from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
 from tasks.judges import Judges
+from tasks.leases import leases
 from tasks.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
 from tasks.store import Store, open_store
 from tasks.tables import QueryError, query, record_attempt, record_run, seal_run
@@ -64,8 +65,9 @@ def evaluate(
     evaluation_size instead of what each asset's recipe says.
     """
     chosen = prepare(store, where, manifest, overrides or {}, device)
-    for attempt, found in close_interrupted(chosen.store, chosen.assets):
-        record_attempt(chosen.store, attempt, found)
+    with leases(chosen.store, new_run_id()) as held:
+        for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take):
+            record_attempt(chosen.store, attempt, found)
     title = f"evaluate {where or ''}".strip()
     settings = {"where": where, "manifest": manifest, "overrides": chosen.changes}
     flow_run = str(runtime.flow_run.id)
@@ -114,16 +116,18 @@ def evaluate_part(
         )
         future.add_done_callback(lambda done: ended.put((name, began, done)))
 
-    while waiting or flying:
-        while waiting and flying < AT_ONCE:
-            submit(*waiting.popleft())
-            flying += 1
-        name, began, future = ended.get()
-        future.wait()  # it has ended: this only makes its state the final one
-        flying -= 1
-        outcome = "ok" if future.state.is_completed() else "failed"
-        outcomes[outcome] += 1
-        watch.finished(name, outcome, time.perf_counter() - began)
+    with leases(opened, run_id) as held:
+        while waiting or flying:
+            while waiting and flying < AT_ONCE:
+                held.take(waiting[0][0])  # a run must not take this attempt for an abandoned one
+                submit(*waiting.popleft())
+                flying += 1
+            name, began, future = ended.get()
+            future.wait()  # it has ended: this only makes its state the final one
+            flying -= 1
+            outcome = "ok" if future.state.is_completed() else "failed"
+            outcomes[outcome] += 1
+            watch.finished(name, outcome, time.perf_counter() - began)
     return dict(outcomes)
 
 

@@ -1,7 +1,6 @@
 """The main flow: every asset of a manifest through optimize, extract, evaluate and publish."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -9,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
-from prefect.states import Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.errors import UsageError
 from flows.listing import results
 from flows.plan import Plan, Settings, asset_states, make_plan
-from flows.produce import Outcomes, produce
-from flows.scratch import sole_user
+from flows.produce import Outcomes, RunCancelled, produce
+from flows.scratch import scratch_id, sole_user
 from flows.story import manifest_name, told
 from flows.terminal import watcher
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
 from tasks.judges import Judges
+from tasks.leases import leases
 from tasks.report import write_report
 from tasks.sheet import write_sheet
 from tasks.tables import record_attempt, record_run, seal_run, unrecorded_attempts
@@ -79,9 +79,17 @@ def generate(
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
-    make = partial(produce, judges=load_judges(plan))
-    with sole_user(Path(scratch)), told(plan):
-        return run_plan(plan, make)
+    with sole_user(Path(scratch), wait=partial(_waiting, scratch)) as waited:
+        if waited:  # the other run has made assets meanwhile
+            plan = make_plan(settings)
+        with told(plan):
+            return run_plan(plan, partial(produce, judges=load_judges(plan)))
+
+
+def _waiting(scratch: str) -> None:
+    text = f"another run uses {scratch}; waiting for it (--scratch FOLDER would work beside it)"
+    watcher().note(text)
+    get_run_logger().info(text)
 
 
 def run_plan(plan: Plan, make: Maker) -> State[Any]:
@@ -112,6 +120,7 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
     }
     for asset_id, outcome in outcomes.items():
         watch.finished(plan.assets[asset_id].row_id, outcome, 0.0)
+    complete = False
     try:
         if len(todo) <= PART:
             outcomes |= make(plan, todo, run["run_id"])
@@ -119,6 +128,9 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]
                 outcomes |= generate_part(plan.settings.to_json(), part, run["run_id"])
+        complete = True
+    except RunCancelled as error:
+        return Cancelled(message=str(error))
     finally:
         # A run that is ended from outside has finished some assets all the same.
         unknown = asset_states(plan.store, [k for k in todo if k not in outcomes])
@@ -126,7 +138,7 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
         outcomes |= {k: words[state] for k, state in unknown.items() if state in words}
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
-        if sys.exception():  # ended from outside: `conclude` is not reached
+        if not complete:  # `conclude` is not reached
             write_report(plan.store, run["run_id"])
     seal_run(plan.store, run["run_id"])
     return conclude(plan, run, outcomes)
@@ -156,11 +168,13 @@ def load_judges(plan: Plan) -> Judges:
 def close_attempts(plan: Plan) -> None:
     """Ends attempts whose process died, and writes the rows that it could not write."""
     runs = set()
-    ended = [k for k, state in plan.states.items() if state in ("finished", "failed")]
-    closed = close_interrupted(plan.store, plan.assets)
-    for attempt, manifest in closed + unrecorded_attempts(plan.store, ended):
-        record_attempt(plan.store, attempt, manifest)
-        runs.add(attempt["run_id"])
+    finished = [k for k, state in plan.states.items() if state == "finished"]
+    with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:
+        closed = close_interrupted(plan.store, plan.assets, held.take)
+        unrecorded = unrecorded_attempts(plan.store, finished, plan.states.keys() - finished)
+        for attempt, manifest in closed + unrecorded:
+            record_attempt(plan.store, attempt, manifest)
+            runs.add(attempt["run_id"])
     for run_id in runs:
         seal_run(plan.store, run_id)
 

@@ -11,7 +11,7 @@ from typing import Any
 from flows.errors import UsageError
 from flows.folders import can_hold_files, make_private
 from sjc_engine.sources import find_prior
-from tasks.commit import LOOKUPS, asset_attempts
+from tasks.commit import FAILURES, LOOKUPS, asset_attempts
 from tasks.disk import disk_advice
 from tasks.manifest import Entry, Manifest, read_manifest, resolve
 from tasks.manifest import Plan as Resolved
@@ -253,7 +253,7 @@ def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
         if not attempts:
             return "new"
         last = attempts[-1]["status"]
-        return "failed" if last in ("failed", "diverged", "timeout") else "interrupted"
+        return "failed" if last in FAILURES else "interrupted"
 
     with ThreadPoolExecutor(LOOKUPS) as pool:
         return dict(zip(asset_ids, pool.map(state, asset_ids), strict=True))

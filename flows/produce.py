@@ -1,22 +1,27 @@
 """Assets on their way through the stages, a window of them at a time."""
 
+import time
 from collections import Counter, deque
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
 from flows.plan import Plan
+from flows.scratch import scratch_id
 from flows.terminal import Watcher, watcher
 from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
-from tasks.devices import DevicePool, scratch_full
+from tasks.cancelling import cancels_heard
+from tasks.commit import FAILURES, asset_attempts, asset_manifest, now
+from tasks.devices import DevicePool, SceneError, scratch_full
 from tasks.disk import is_full
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
 from tasks.judges import Judges
+from tasks.leases import Leases, leases
 from tasks.manifest import Entry
 from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure
@@ -24,9 +29,14 @@ from tasks.store import TakesNoMore
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
 BEHIND = 4  # assets past their optimisation that may be on their way at the same time
+ASK_SECONDS = 2.0  # between two looks at an asset that another run works on
 NEXT = {"optimize": "extract", "extract": "evaluate", "evaluate": "publish"}
 
-Outcomes = dict[str, str]  # asset id -> ok, reused, failed, diverged, timeout, interrupted
+Outcomes = dict[str, str]  # asset id -> ok, reused, interrupted or one of FAILURES
+
+
+class RunCancelled(Exception):
+    """Someone has cancelled the flow run; its unfinished assets are left as they are."""
 
 
 def produce(plan: Plan, asset_ids: list[str], run_id: str, judges: Judges) -> Outcomes:
@@ -34,56 +44,162 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str, judges: Judges) -> Ou
 
     An asset's next stage is submitted when the one before has ended, so that a thread waits for
     a device but never for another task. An asset that fails becomes a row; the others go on.
+    Assets that other runs work on come last: they are reused once those have made them. Raises
+    RunCancelled.
     """
     if not asset_ids:
         return {}
-    watch, log, outcomes = watcher(), get_run_logger(), Outcomes()
     scratch = Path(plan.settings.scratch).resolve()
-    waiting = deque(_asset(plan, plan.assets[k], scratch) for k in asset_ids)
-    fields = Counter(asset.spec.field_id for asset in waiting)  # unfinished assets of each field
-    ended: SimpleQueue[tuple[Asset, str, PrefectFuture[Any]]] = SimpleQueue()
-    optimizing: set[str] = set()  # field ids: two assets of one field take turns
-    flying = 0
+    with (
+        leases(plan.store, scratch_id(scratch)) as held,
+        DevicePool(plan.devices, scratch, scenes_per_device=plan.scenes_per_device) as pool,
+    ):
+        assets = [_asset(plan, plan.assets[k], scratch) for k in asset_ids]
+        line = _Line(assets, run_id, plan.settings.timeout, judges, held, pool)
+        with cancels_heard(line.cancel, line.stop):
+            return line.run()
 
-    with DevicePool(plan.devices, scratch, scenes_per_device=plan.scenes_per_device) as pool:
 
-        def submit(asset: Asset, stage: str) -> None:
-            watch.stage(asset.name, "queue" if stage == "optimize" else stage)
-            future: PrefectFuture[Any]
-            match stage:
-                case "optimize":
-                    progress = _teller(watch, asset.name)
-                    future = optimize.submit(asset, run_id, pool, plan.settings.timeout, progress)
-                case "extract":
-                    future = extract_asset.submit(asset)
-                case "evaluate":
-                    future = evaluate_asset.submit(asset, judges)
-                case _:
-                    future = publish_asset.submit(asset)
-            future.add_done_callback(lambda done: ended.put((asset, stage, done)))
+class _Line:
+    """The assets of one call of `produce`. All but `cancel` and `stop` run in one thread."""
 
-        while waiting or flying:
-            while (
-                len(optimizing) < pool.slots + AHEAD
-                and flying < pool.slots + AHEAD + BEHIND
-                and (asset := _next(waiting, optimizing))
-            ):
-                optimizing.add(asset.spec.field_id)
-                flying += 1
-                submit(asset, "optimize")
-            asset, stage, future = ended.get()
-            future.wait()  # it has ended: this only makes its state the final one
-            if stage == "optimize":
-                optimizing.remove(asset.spec.field_id)
-            if future.state.is_completed() and stage in NEXT:
-                submit(asset, NEXT[stage])
+    def __init__(
+        self,
+        assets: list[Asset],
+        run_id: str,
+        timeout: float | None,
+        judges: Judges,
+        held: Leases,
+        pool: DevicePool,
+    ) -> None:
+        self._run_id, self._timeout, self._judges = run_id, timeout, judges
+        self._held, self._pool = held, pool
+        self._watch, self._log, self._began = watcher(), get_run_logger(), now()
+        self._assets = {asset.name: asset for asset in assets}
+        self._waiting = deque(assets)
+        self._later: dict[str, float] = {}  # by the names of assets of other runs: when to ask
+        self._fields = Counter(asset.spec.field_id for asset in assets)  # unfinished assets of each
+        self._optimizing: set[str] = set()  # field ids: two assets of one field take turns
+        self._flying = 0
+        self._ended: SimpleQueue[tuple[Asset, str, PrefectFuture[Any]] | None] = SimpleQueue()
+        self._outcomes = Outcomes()
+
+    def cancel(self, task: str) -> None:
+        """Ends one asset, by the name of one of its tasks, such as `optimize-duck`."""
+        asset = self._assets.get(task.partition("-")[2])
+        if asset is not None:
+            asset.cancelled.set()
+
+    def stop(self) -> None:
+        """Makes `run` raise RunCancelled."""
+        self._ended.put(None)
+
+    def run(self) -> Outcomes:
+        self._fill()
+        while self._waiting or self._flying:
+            try:
+                ended = self._ended.get(timeout=ASK_SECONDS if self._waiting else None)
+            except Empty:
+                pass
+            else:
+                if ended is None:
+                    raise RunCancelled("cancelled; the next run goes on")
+                self._after(*ended)
+            self._fill()
+        return self._outcomes
+
+    def _fill(self) -> None:
+        """Begins with as many assets as there is room for."""
+        while self._has_room() and (asset := self._take()):
+            if outcome := self._outcome_elsewhere(asset):
+                self._land(asset, outcome)
+            else:
+                self._optimizing.add(asset.spec.field_id)
+                self._flying += 1
+                self._submit(asset, "optimize")
+
+    def _has_room(self) -> bool:
+        slots = self._pool.slots + AHEAD
+        return len(self._optimizing) < slots and self._flying < slots + BEHIND
+
+    def _take(self) -> Asset | None:
+        """The first asset that no other run works on, and whose field nobody makes here."""
+        for asset in self._waiting:
+            moment = time.monotonic()
+            if asset.spec.field_id in self._optimizing:
                 continue
-            flying -= 1
-            fields[asset.spec.field_id] -= 1
-            outcomes[asset.id] = _land(asset, future, last=not fields[asset.spec.field_id])
-            watch.finished(asset.name, outcomes[asset.id], asset.seconds)
-            log.info("%s: %s after %.0f s", asset.name, outcomes[asset.id], asset.seconds)
-    return outcomes
+            if self._later.get(asset.name, moment) > moment:
+                continue
+            if self._held.take(asset.id):
+                self._waiting.remove(asset)
+                return asset
+            if asset.name not in self._later:
+                self._watch.note(f"{asset.name}: another run works on it")
+            self._later[asset.name] = moment + ASK_SECONDS
+        return None
+
+    def _outcome_elsewhere(self, asset: Asset) -> str | None:
+        """How another run has ended the asset since this one began; None if there is work to do."""
+        if asset_manifest(asset.store, asset.id) is not None:
+            return "reused"
+        last = asset_attempts(asset.store, asset.id)[-1:]
+        if last and last[0]["status"] in FAILURES and last[0]["ended_at"] > self._began:
+            return str(last[0]["status"])
+        return None
+
+    def _submit(self, asset: Asset, stage: str) -> None:
+        self._watch.stage(asset.name, "queue" if stage == "optimize" else stage)
+        future: PrefectFuture[Any]
+        match stage:
+            case "optimize":
+                progress = _teller(self._watch, asset.name)
+                future = optimize.submit(asset, self._run_id, self._pool, self._timeout, progress)
+            case "extract":
+                future = extract_asset.submit(asset)
+            case "evaluate":
+                future = evaluate_asset.submit(asset, self._judges)
+            case _:
+                future = publish_asset.submit(asset)
+        future.add_done_callback(lambda done: self._ended.put((asset, stage, done)))
+
+    def _after(self, asset: Asset, stage: str, future: PrefectFuture[Any]) -> None:
+        """What follows the end of a task."""
+        future.wait()  # it has ended: this only makes its state the final one
+        if stage == "optimize":
+            self._optimizing.remove(asset.spec.field_id)
+        if future.state.is_completed() and stage in NEXT and not asset.cancelled.is_set():
+            self._submit(asset, NEXT[stage])
+            return
+        self._flying -= 1
+        self._land(asset, _outcome(asset, stage, future))
+
+    def _land(self, asset: Asset, outcome: str) -> None:
+        """An asset is through."""
+        field = asset.spec.field_id
+        self._fields[field] -= 1
+        if outcome != "interrupted":  # a retry begins with the field, or its checkpoint
+            asset.clear(field=outcome in ("ok", "reused") and not self._fields[field])
+        self._held.free(asset.id)
+        self._outcomes[asset.id] = outcome
+        self._watch.finished(asset.name, outcome, asset.seconds)
+        self._log.info("%s: %s after %.0f s", asset.name, outcome, asset.seconds)
+
+
+def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
+    """The outcome of an asset whose last task has ended; a failure becomes its row here."""
+    result = future.result(raise_on_failure=False)
+    if future.state.is_completed() and stage not in NEXT:
+        return "ok" if result["outcome"] == "computed" else "reused"
+    if asset.cancelled.is_set():
+        result = SceneError("cancelled", "Cancelled", "cancelled on Prefect's pages")
+    elif future.state.is_cancelled():
+        return "interrupted"  # a later run closes the attempt
+    if not asset.attempt or isinstance(result, TakesNoMore):
+        raise result  # the store is gone, or full: nothing that follows could be kept
+    if is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
+        result = scratch_full(result)
+    record_failure(asset, result)
+    return str(getattr(result, "status", "failed"))
 
 
 def _asset(plan: Plan, entry: Entry, scratch: Path) -> Asset:
@@ -106,29 +222,3 @@ def _teller(watch: Watcher, name: str) -> Any:
             watch.once(f"warning: no checkpoints, assets go on without: {event['unsaved']}")
 
     return tell
-
-
-def _next(waiting: deque[Asset], optimizing: set[str]) -> Asset | None:
-    """Takes the first asset whose field nobody is making right now."""
-    for asset in waiting:
-        if asset.spec.field_id not in optimizing:
-            waiting.remove(asset)
-            return asset
-    return None
-
-
-def _land(asset: Asset, future: PrefectFuture[Any], *, last: bool) -> str:
-    """The outcome of an asset whose last task has ended; a failure becomes its row here."""
-    result = future.result(raise_on_failure=False)
-    if future.state.is_completed():
-        asset.clear(field=last)
-        return "ok" if result["outcome"] == "computed" else "reused"
-    if future.state.is_cancelled():
-        return "interrupted"  # a later run closes the attempt
-    if not asset.attempt or isinstance(result, TakesNoMore):
-        raise result  # the store is gone, or full: nothing that follows could be kept
-    if is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
-        result = scratch_full(result)
-    record_failure(asset, result)
-    asset.clear(field=False)  # a retry begins with the field, or its checkpoint
-    return str(getattr(result, "status", "failed"))

@@ -2,19 +2,25 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.errors import UsageError
 from flows.folders import make_private
 from tasks.disk import disk_advice
 
+ASK_SECONDS = 0.5  # between two looks at a folder that another run uses
+
 
 @contextlib.contextmanager
-def sole_user(scratch: Path) -> Iterator[None]:
-    """Holds the scratch folder; UsageError when another run does. The lock ends with the process.
+def sole_user(scratch: Path, wait: Callable[[], object] | None = None) -> Iterator[bool]:
+    """Holds the scratch folder; the lock ends with the process. Whether another run had it before.
 
-    Two runs would go on from one checkpoint and tidy away each other's files.
+    Two runs would go on from one checkpoint and tidy away each other's files. wait: called when
+    another run has the folder, which is then waited for; without it that is a UsageError.
     """
     try:
         make_private(scratch)
@@ -22,10 +28,27 @@ def sole_user(scratch: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
     with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"another run uses {scratch}; wait for it, or name another folder with --scratch"
-            ) from error
-        yield
+        waited = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if wait is None:
+                    raise UsageError(
+                        f"another run uses {scratch}; wait for it, or name another folder with"
+                        " --scratch"
+                    ) from error
+                if not waited:
+                    wait()
+                waited = True
+                time.sleep(ASK_SECONDS)
+        if not os.fstat(lock.fileno()).st_size:  # the first user: the folder gets its name
+            lock.write(secrets.token_hex(8))
+            lock.flush()
+        yield waited
+
+
+def scratch_id(scratch: Path) -> str:
+    """The name of a folder that has had a sole user, unlike that of any other folder."""
+    return (scratch / "lock").read_text()

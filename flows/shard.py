@@ -8,9 +8,10 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.states import State
 
-from flows.generate import THREADS, Maker, load_judges, run_plan, sole_user
+from flows.generate import THREADS, Maker, load_judges, run_plan
 from flows.plan import Settings, make_plan
 from flows.produce import produce
+from flows.scratch import sole_user
 from flows.story import told
 from tasks.shard_plan import fetch_images
 

@@ -14,7 +14,7 @@ On stdout, each with `scene`, `first_step` (steps that an earlier process had do
 
 progress  steps: steps in all; loss; seconds: spent on this scene, earlier processes included;
           unsaved: why the last checkpoint could not be written, or null
-done      field: path, written; steps; loss_first, loss_last, loss_min; seconds;
+done      field: path, written; steps; loss_first, loss_last, loss_min; seconds; rolled_back;
           peak_memory_bytes: of this process (CPU) or this device (CUDA)
 failed    error_type; error
 
@@ -95,8 +95,10 @@ class Running:
             Tally(),
         )
         self.first_step = self.scene.step
-        if self.first_step:
-            _note(f"{self.key} goes on from step {self.first_step}")
+        again = self._reached() - self.first_step
+        if self.first_step or again:
+            place = f"from step {self.first_step}, {again} steps again"
+            _note(f"{self.key} goes on {place}")
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
         self.told = 0.0
         self.unsaved: str | None = None
@@ -114,6 +116,22 @@ class Running:
         except (CheckpointError, OSError, ValueError) as error:
             _note(f"{self.key} begins anew: {error}")
             return None
+
+    @property
+    def _mark(self) -> Path:
+        return self.checkpoint.with_name(f"{self.checkpoint.name}.step")
+
+    def _reached(self) -> int:
+        """The last step that an earlier process told of; at least the checkpoint's."""
+        try:
+            return max(self.scene.step, int(self._mark.read_text("ascii")))
+        except (OSError, ValueError):
+            return self.scene.step
+
+    def mark(self) -> None:
+        """Leaves word of the step, so that whoever goes on can tell what a crash has cost."""
+        with contextlib.suppress(OSError):  # only a word
+            self._mark.write_text(str(self.scene.step), "ascii")
 
     def save(self) -> None:
         """Raises Diverged, and leaves the last checkpoint, when the field is not finite.
@@ -263,6 +281,7 @@ class Engine:
                 self._save(run)
             if now - run.told > PROGRESS_SECONDS and run in self.running:
                 run.told = now
+                run.mark()
                 self._tell(run.progress())
 
     def _save(self, run: Running) -> None:
@@ -284,7 +303,7 @@ class Engine:
         self._tell(
             {"type": "done", **run.place(), "field": str(run.field), "steps": run.scene.step}
             | asdict(run.tally)
-            | {"peak_memory_bytes": self._peak_memory()}
+            | {"rolled_back": run.scene.rolled_back, "peak_memory_bytes": self._peak_memory()}
         )
 
     def _peak_memory(self) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,7 @@ class Asset:
             CheckpointCopy(store, spec.field_id, self.checkpoint) if checkpoint_to_store else None
         )
         self.attempt = ""  # "a01", once it has begun
+        self.cancelled = threading.Event()  # by a person, this asset alone
         self.device: str | None = None
         self.first_step: int | None = None
         self.last_step: int | None = None

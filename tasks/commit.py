@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ Document = dict[str, Any]
 
 UPLOADS = 4  # files at a time, of one asset
 LOOKUPS = 8  # assets at a time
+FAILURES = ("failed", "diverged", "timeout", "cancelled")  # are not tried again by themselves
 
 _RUN_FILE = re.compile(r"runs/([^/]+)\.json")
 _ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a(\d{2,})/.+")
@@ -220,17 +221,25 @@ def committed_attempt(manifest: Mapping[str, Any]) -> str:
     return str(min(manifest["files"])).partition("/")[0]
 
 
-def close_interrupted(store: Store, asset_ids: Iterable[str]) -> list[tuple[Document, Document]]:
+def close_interrupted(
+    store: Store, asset_ids: Iterable[str], take: Callable[[str], bool] = lambda asset_id: True
+) -> list[tuple[Document, Document]]:
     """End every attempt that never ended; returns (attempt, manifest or {}) for their rows.
 
     An attempt that was committed before its process died ends as `ok`, any other as
-    `interrupted`. If its process lives after all, that process writes the true end later.
+    `interrupted`. take: asked for each asset that has such attempts (`Leases.take`); one that
+    another run works on is left alone. If a process that was thought dead lives after all, it
+    writes the true end later.
     """
 
+    def running_attempts(asset_id: str) -> list[Document]:
+        return [a for a in asset_attempts(store, asset_id) if a["status"] == "running"]
+
     def close(asset_id: str) -> list[tuple[Document, Document]]:
-        running = [a for a in asset_attempts(store, asset_id) if a["status"] == "running"]
-        if not running:
+        # Again once it is ours: until then its attempts may have come to their own end.
+        if not running_attempts(asset_id) or not take(asset_id):
             return []
+        running = running_attempts(asset_id)
         manifest = asset_manifest(store, asset_id) or {}
         closed = []
         for attempt in running:

@@ -30,8 +30,8 @@ _LAST_WORDS = 300  # characters of an engine's last line that go into an error
 class SceneError(Exception):
     """A scene that did not become a field.
 
-    status: `failed`, `diverged`, `timeout` or `interrupted`. first_step and last_step tell
-    how far it came on `device` (both 0 and "" when it never started).
+    status: `failed`, `diverged`, `timeout`, `cancelled` or `interrupted`. first_step and
+    last_step tell how far it came on `device` (both 0 and "" when it never started).
     """
 
     def __init__(self, status: str, error_type: str, message: str) -> None:
@@ -130,12 +130,13 @@ class DevicePool:
         image: Path | None = None,
         timeout: float | None = None,
         on_progress: Watcher | None = None,
+        cancelled: threading.Event | None = None,
     ) -> Event:
         """Optimises the scene of an `AssetSpec.to_json()` and blocks until its field is written.
 
         Returns the engine's `done` message plus `device` and `seconds_queue`. image: the file of
-        the spec's picture. timeout: seconds from the moment a device takes the scene. Raises
-        SceneError; the checkpoint stays.
+        the spec's picture. timeout: seconds from the moment a device takes the scene. cancelled:
+        set it to give the scene up. Raises SceneError; the checkpoint stays.
         """
         paths = {"field": str(field), "checkpoint": str(checkpoint)}
         picture = str(image) if image else None
@@ -164,6 +165,8 @@ class DevicePool:
                         return event | {"device": job.device, "seconds_queue": wait}
                     if on_progress is not None:
                         on_progress(event | {"device": job.device})
+                if cancelled is not None and cancelled.is_set():
+                    job.end("cancelled", "Cancelled", "cancelled; its checkpoint stays")
                 self._check_time(job, timeout)
         finally:
             self._drop(job)

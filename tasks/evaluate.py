@@ -16,6 +16,7 @@ from tasks.artifacts import show_preview
 from tasks.asset import Asset
 from tasks.judges import Judges
 from tasks.rows import view_file
+from tasks.transient import RETRY
 
 
 def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _write_view(view: Tensor, path: Path) -> None:
     Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB").save(path)
 
 
-@task(name="evaluate", task_run_name="evaluate-{asset.name}", cache_policy=NO_CACHE)
+@task(name="evaluate", task_run_name="evaluate-{asset.name}", cache_policy=NO_CACHE, **RETRY)
 def evaluate_asset(asset: Asset, judges: Judges) -> dict[str, Any]:
     metrics = evaluate(asset, judges)
     show_preview(asset.name, asset.folder / "preview.png", asset.spec.prompt)

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from sjc_engine.fields import load_field
 from sjc_engine.mesh import extract_mesh, mesh_statistics, write_mesh
 from tasks.asset import Asset
+from tasks.transient import RETRY
 
 
 def extract(asset: Asset) -> dict[str, Any]:
@@ -26,6 +27,6 @@ def extract(asset: Asset) -> dict[str, Any]:
     return statistics
 
 
-@task(name="extract", task_run_name="extract-{asset.name}", cache_policy=NO_CACHE)
+@task(name="extract", task_run_name="extract-{asset.name}", cache_policy=NO_CACHE, **RETRY)
 def extract_asset(asset: Asset) -> dict[str, Any]:
     return extract(asset)

@@ -11,8 +11,10 @@ from tasks.asset import Asset
 from tasks.commit import asset_manifest, committed_attempt, start_attempt
 from tasks.devices import DevicePool, SceneError, Watcher
 from tasks.store import StoreError
+from tasks.transient import RETRY
 
 _NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
+_LATER_NOTES = ("rolled_back",)  # what fields of older versions do not have
 
 
 def optimize_field(
@@ -46,6 +48,7 @@ def optimize_field(
                 image=asset.image,
                 timeout=timeout,
                 on_progress=watch,
+                cancelled=asset.cancelled,
             )
         except SceneError as error:
             if copy:
@@ -56,12 +59,12 @@ def optimize_field(
         if copy:
             copy.settle()  # it reads the checkpoint, which goes now
         asset.timings["queue"] = done["seconds_queue"]
-        notes = {key: done[key] for key in (*_NOTES, "seconds", "first_step")}
+        notes = {key: done[key] for key in (*_NOTES, *_LATER_NOTES, "seconds", "first_step")}
         asset.keep_field(notes)
     asset.timings["optimize"] = notes["seconds"]
     asset.device, asset.last_step = notes["device"], notes["steps"]
     asset.first_step = notes["first_step"]
-    asset.report |= {key: notes[key] for key in _NOTES}
+    asset.report |= {key: notes.get(key) for key in (*_NOTES, *_LATER_NOTES)}
     return notes
 
 
@@ -80,18 +83,20 @@ def _donated_field(asset: Asset) -> dict[str, Any] | None:
         asset.store.download(key, asset.field_path, sha256)
     except StoreError:  # damaged or gone: it can be made again
         return None
-    notes = {key: report[key] for key in _NOTES} | {"seconds": seconds, "first_step": 0}
+    notes = {key: report.get(key) for key in (*_NOTES, *_LATER_NOTES)}
+    notes |= {"seconds": seconds, "first_step": 0}
     asset.keep_field(notes)
     return notes
 
 
-@task(name="optimize", task_run_name="optimize-{asset.name}", cache_policy=NO_CACHE)
+@task(name="optimize", task_run_name="optimize-{asset.name}", cache_policy=NO_CACHE, **RETRY)
 def optimize(
     asset: Asset, run_id: str, pool: DevicePool, timeout: float | None, watcher: Watcher
 ) -> Any:
     """Begins the asset's attempt and optimises its field."""
-    attempt = start_attempt(asset.store, asset.spec, run_id, asset.coverage)
-    asset.attempt = attempt["attempt"]
+    if not asset.attempt:  # else this task is run again
+        attempt = start_attempt(asset.store, asset.spec, run_id, asset.coverage)
+        asset.attempt = attempt["attempt"]
     progress = Progress(asset.name)
 
     def watch(event: dict[str, Any]) -> None:
@@ -101,7 +106,7 @@ def optimize(
     try:
         notes = optimize_field(asset, pool, timeout, watch)
     except SceneError as error:
-        if error.status == "interrupted":
+        if error.status in ("interrupted", "cancelled"):
             return Cancelled(message=str(error))
         raise
     progress.update(1.0)

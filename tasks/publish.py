@@ -11,6 +11,7 @@ from tasks.commit import commit_asset, finish_attempt
 from tasks.devices import SceneError
 from tasks.store import AlreadyCommitted
 from tasks.tables import record_attempt
+from tasks.transient import RETRY
 from tasks.versions import versions
 
 
@@ -73,6 +74,6 @@ def _end(asset: Asset, manifest: dict[str, Any], status: str, error: BaseExcepti
     record_attempt(asset.store, document, manifest)
 
 
-@task(name="publish", task_run_name="publish-{asset.name}", cache_policy=NO_CACHE)
+@task(name="publish", task_run_name="publish-{asset.name}", cache_policy=NO_CACHE, **RETRY)
 def publish_asset(asset: Asset) -> dict[str, Any]:
     return publish(asset)

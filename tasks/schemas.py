@@ -26,9 +26,9 @@ from tasks.columns import (
     share,
 )
 
-# Version 2 has more columns: coverage, field_mesh_lpips, lpips_weights. Files of version 1 are read
-# as if they held nulls there.
-SCHEMA_VERSION = 2
+# Version 2 has more columns: coverage, field_mesh_lpips, lpips_weights; version 3 has rolled_back.
+# Files of older versions are read as if they held nulls there.
+SCHEMA_VERSION = 3
 
 STATUSES = ("ok", "failed", "diverged", "timeout", "cancelled", "interrupted")
 COVERAGES = ("good", "small", "cropped")
@@ -108,6 +108,13 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             Column("loss_first", REAL, "Loss of the first step."),
             Column("loss_last", REAL, "Loss of the last step."),
             Column("loss_min", REAL, "Smallest loss of a step."),
+            Column(
+                "rolled_back",
+                FLAG,
+                "Whether a step was not finite once: the scene went back to its last snapshot, and"
+                " on at half the learning rate.",
+                better="lower",
+            ),
             count("vertices", "Vertices of the mesh."),
             count("faces", "Triangles of the mesh."),
             count("components", "Connected parts of the mesh. Most things are one.", "", "lower"),

@@ -62,21 +62,25 @@ def record_attempt(store: Store, attempt: Mapping[str, Any], manifest: Mapping[s
 
 
 def unrecorded_attempts(
-    store: Store, asset_ids: Iterable[str]
+    store: Store, finished: Iterable[str], unfinished: Iterable[str]
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """The ended attempts, each with its asset's manifest or {}, of those assets without any row.
+    """The ended attempts at these assets without rows, each with its asset's manifest or {}.
 
-    Their process was killed between the last word in `attempt.json` and the rows.
+    Their process was killed between the last word in `attempt.json` and the rows. A finished
+    asset with an `ok` row is not looked at: what came before was recorded before it was made.
     """
-    wanted = set(asset_ids)
-    if not wanted:
+    finished, unfinished = set(finished), set(unfinished)
+    if not finished | unfinished:
         return []
-    known = query(store, "SELECT DISTINCT asset_id FROM assets")["asset_id"].to_pylist()
+    rows = query(store, "SELECT asset_id, attempt, status FROM assets").to_pydict()
+    known = set(zip(rows["asset_id"], rows["attempt"], strict=True))
+    good = {k for k, s in zip(rows["asset_id"], rows["status"], strict=True) if s == "ok"}
     return [
         (attempt, asset_manifest(store, asset_id) or {})
-        for asset_id in sorted(wanted.difference(known))
+        for asset_id in sorted(finished - good | unfinished)
         for attempt in asset_attempts(store, asset_id)
         if attempt["status"] != "running"
+        and (asset_id in finished or (asset_id, attempt["attempt"]) not in known)
     ]
 
 

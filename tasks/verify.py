@@ -43,7 +43,9 @@ class Finding:
         return f"{self.key}: {self.problem}"
 
 
-def verify_store(store: Store, tell: Tell = lambda done, total: None) -> list[Finding]:
+def verify_store(
+    store: Store, tell: Tell = lambda done, total: None, abandoned: timedelta = ABANDONED
+) -> list[Finding]:
     """Reads everything once and writes nothing. Not while a run goes on: its rows come later."""
     asset_ids = asset_ids_of(store)
     findings: list[Finding] = []
@@ -56,10 +58,10 @@ def verify_store(store: Store, tell: Tell = lambda done, total: None) -> list[Fi
         findings += _readable(store, "run", f"runs/{run_id}.json")
     if not findings:  # the tables are made from these documents
         findings += _check_tables(store)
-    abandoned = store.leftovers(ABANDONED, remove=False)
     needless = finished_copies(store, asset_ids)
     findings += [Finding("leftover", key, "is of a finished asset") for key in needless]
-    return findings + [Finding("leftover", name, "was never finished") for name in abandoned]
+    left = store.leftovers(abandoned, remove=False)
+    return findings + [Finding("leftover", name, "was never finished") for name in left]
 
 
 def asset_ids_of(store: Store) -> list[str]:
@@ -67,7 +69,9 @@ def asset_ids_of(store: Store) -> list[str]:
     return sorted({key.split("/")[1] for key in store.list("assets/")})
 
 
-def repair_store(store: Store, findings: Iterable[Finding]) -> list[str]:
+def repair_store(
+    store: Store, findings: Iterable[Finding], abandoned: timedelta = ABANDONED
+) -> list[str]:
     """Mends what can be mended; returns what was done, a line each.
 
     A damaged asset is set aside, so that the next run of its manifest makes it again. Raises
@@ -82,7 +86,7 @@ def repair_store(store: Store, findings: Iterable[Finding]) -> list[str]:
     if kinds & {"asset", "table"}:
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
-    removed = [*store.leftovers(ABANDONED, remove=True)]
+    removed = [*store.leftovers(abandoned, remove=True)]
     for key in finished_copies(store, asset_ids_of(store)):
         store.delete(key)
         removed.append(key)

@@ -6,29 +6,39 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
     FlowRunFilter,
     FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterName,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
+from prefect.client.schemas.objects import StateType, TaskRun
+from prefect.states import Cancelled, Cancelling, State
 from tiny_priors import build_zero123_prior
 
 import flows.generate
 from flows.plan import Settings, make_plan
 from sjc_engine import load_field, load_prior, optimize
+from tasks import cancelling
 from tasks.commit import asset_manifest
+from tasks.leases import FileLeases
 from tasks.store import open_store
 from tasks.tables import query, read_table
+from tasks.verify import verify_store
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
 
@@ -61,7 +71,7 @@ def run(tmp_path: Path, judge: str) -> Any:
         return flows.generate.generate(
             str(manifest),
             store=str(tmp_path / "store"),
-            scratch=str(tmp_path / "scratch"),
+            scratch=parameters.pop("scratch", str(tmp_path / "scratch")),
             devices=parameters.pop("devices", ["cpu"]),
             overrides=overrides,
             return_state=True,
@@ -254,11 +264,11 @@ def test_a_failed_asset_is_a_row_and_is_tried_again_only_when_asked(
     again = run(*lines)
     assert (again.name, again.message) == ("CompletedWithErrors", "1 reused, 1 failed")
     assert task_runs(again) == []
-    retried = run(*lines, retry_failed=True)
+    retried = run(*lines, retry_failed=True, where="id = 'bad'")
     assert {r.name for r in task_runs(retried)} == {"optimize-bad", "extract-bad"}
     assert sorted(tables(tmp_path)["attempts"].status) == ["failed", "failed", "ok"]
     outcomes = tables(tmp_path)["entries"].groupby("row_id").outcome.agg(list).to_dict()
-    assert outcomes == {"duck": ["computed", "reused", "reused"], "bad": ["failed"] * 3}
+    assert outcomes == {"duck": ["computed", "reused"], "bad": ["failed"] * 3}
 
 
 def test_a_field_is_made_once_for_all_its_meshes(run: Any, tmp_path: Path) -> None:
@@ -302,9 +312,102 @@ def test_rows_that_a_manifest_loses_meanwhile_are_left_open(tmp_path: Path, judg
     assert outcomes == {"0" * 16: "interrupted"}
 
 
-def test_one_run_at_a_time_uses_a_scratch_folder(run: Any, tmp_path: Path) -> None:
-    with flows.generate.sole_user(tmp_path / "scratch"):
-        state = run("prompt", "a yellow duck")
-    assert state.is_failed()
-    assert "another run uses" in str(state.message)
-    assert files(tmp_path / "store") == {}
+@pytest.mark.parametrize("how", ["one scratch folder", "two scratch folders", "broken leases"])
+def test_two_runs_of_a_manifest_at_once(
+    how: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One works, and the other waits or takes other rows; the store is right in any case."""
+    if how == "broken leases":
+        monkeypatch.setattr(FileLeases, "take", lambda self, asset_id: True)
+    folders = ["scratch"] * 2 if how == "one scratch folder" else ["scratch", "other"]
+    both = threading.Barrier(2)
+
+    def one(folder: str) -> State[Any]:
+        both.wait()
+        return run("prompt,seed", "a yellow duck,0-3", scratch=str(tmp_path / folder))
+
+    with ThreadPoolExecutor(2) as pool:
+        states = list(pool.map(one, folders))
+    assert all(state.is_completed() for state in states), states
+    found = tables(tmp_path)
+    assets, attempts, entries = found["assets"], found["attempts"], found["entries"]
+    good = assets[assets.status == "ok"]
+    assert len(good) == good.asset_id.nunique() == 4
+    counts = entries.outcome.value_counts().to_dict()
+    assert counts == {"computed": 4, "reused": 4}
+    if how == "broken leases":
+        assert set(attempts.status) <= {"ok", "cancelled"}
+    else:
+        assert list(attempts.attempt) == ["a01"] * 4, "an asset was made twice"
+    if how == "two scratch folders":
+        assert good.run_id.nunique() == 2, "one of them did nothing"
+    assert verify_store(open_store(tmp_path / "store")) == []
+    assert not list((tmp_path / "store" / ".leases").iterdir())
+
+
+LONG = ("id,prompt,steps", "long,a toy tank,1000000", "short,a yellow duck,20")
+
+
+def once_running(
+    name: str, act: Callable[[SyncPrefectClient, TaskRun], object]
+) -> threading.Thread:
+    """Does something to a task run as soon as it runs and has made a step."""
+
+    def wait() -> None:
+        wanted = TaskRunFilter(
+            name=TaskRunFilterName(any_=[name]),
+            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING])),
+        )
+        with get_client(sync_client=True) as client:
+            while not (found := client.read_task_runs(task_run_filter=wanted)):
+                time.sleep(0.2)
+            act(client, found[0])
+
+    thread = threading.Thread(target=copy_context().run, args=(wait,), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_one_asset_is_cancelled_and_the_others_go_on(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the server's API, as its pages do it."""
+    monkeypatch.setattr(cancelling, "ASK_SECONDS", 0.5)
+    cancel = once_running(
+        "optimize-long",
+        lambda client, task: client.set_task_run_state(task.id, Cancelled(), force=True),
+    )
+    state = run(*LONG)
+    cancel.join(10)
+    assert (state.name, state.message) == ("CompletedWithErrors", "1 ok, 1 cancelled")
+    assert {r.name: r.state_name for r in task_runs(state)}["optimize-long"] == "Cancelled"
+    rows = tables(tmp_path)["assets"].set_index("prompt")
+    assert rows.status.to_dict() == {"a toy tank": "cancelled", "a yellow duck": "ok"}
+    assert rows.loc["a toy tank"].error_type == "Cancelled"
+    again = run(*LONG)
+    assert (task_runs(again), again.message) == ([], "1 reused, 1 failed")
+
+
+def test_a_flow_run_is_cancelled_as_a_whole(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancelling, "ASK_SECONDS", 0.5)
+
+    def cancel(client: SyncPrefectClient, task: TaskRun) -> None:
+        assert task.flow_run_id is not None
+        client.set_flow_run_state(task.flow_run_id, Cancelling())
+
+    canceller = once_running("optimize-long", cancel)
+    state = run(*LONG[:2])
+    canceller.join(10)
+    assert state.is_cancelled()
+    assert state.state_details.flow_run_id is not None
+    with get_client(sync_client=True) as client:
+        seen = client.read_flow_run(state.state_details.flow_run_id).state
+    assert seen is not None
+    assert seen.is_cancelled()
+    assert not [p for p in children(os.getpid()) if "sjc_engine.worker" in command(p)]
+    (row,) = tables(tmp_path)["runs"].to_dict("records")
+    assert row["ended_at"] is not pd.NaT, "the run knows its end"
+    (attempt,) = (tmp_path / "store").rglob("attempt.json")
+    assert json.loads(attempt.read_text())["status"] == "running", "the next run closes it"

@@ -19,6 +19,7 @@ from flows.deploy import check, read_file
 from flows.errors import UsageError
 from flows.plan import Settings
 from flows.server import HOST, free_port, healthy
+from flows.zombies import NAME
 from tasks.manifest import ManifestError
 from tasks.tables import read_table
 
@@ -129,11 +130,13 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
     assert "prefect worker start --pool tests --name gpu0 --limit 1" in said
 
     assert call(api, "GET", "/work_pools/tests")["type"] == "process"
+    assert [found["name"] for found in call(api, "POST", "/automations/filter", {})] == [NAME]
     deployment = call(api, "GET", "/deployments/name/generate/nightly")
     assert f"/deployments/deployment/{deployment['id']}" in said
     assert deployment["global_concurrency_limit"]["limit"] == 1
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert deployment["parameters"]["overrides"]["steps"] == "20"
+    assert int(deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) <= 30
     scheduled = until(lambda: runs_of(api, deployment["id"], "SCHEDULED"))
     assert all(run["auto_scheduled"] for run in scheduled)
 

@@ -100,6 +100,24 @@ def test_a_flipped_byte_in_a_table_is_an_error_that_names_the_file(
     assert sjc("query", "SELECT * FROM views", "--format", "csv").code == 0
 
 
+def test_what_died_within_a_write_goes_from_store_and_scratch_folder(
+    mesh: Path, sjc: Callable[..., Said], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / ".sjc" / "fields" / f"{'0' * 16}.checkpoint"
+    torn = [
+        checkpoint.with_name(f".{checkpoint.name}.123.tmp"),
+        mesh.with_name(".mesh.glb.0badf00d"),
+    ]
+    checkpoint.parent.mkdir(parents=True)
+    for path in (checkpoint, *torn):
+        path.write_bytes(b"half")
+    assert sjc("verify", "--repair").code == 0
+    assert [path.exists() for path in torn] == [False, True]  # the store's is too young
+    assert sjc("verify", "--older", "0").code == 1
+    assert sjc("verify", "--repair", "--older", "0").code == 0
+    assert [path.exists() for path in (checkpoint, *torn)] == [True, False, False]
+
+
 def test_there_must_be_a_store(sjc: Callable[..., Said]) -> None:
     said = sjc("verify", "--store", "nowhere")
     assert (said.code, "no store at" in said.err) == (3, True)

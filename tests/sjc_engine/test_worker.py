@@ -214,6 +214,28 @@ def test_a_diverging_scene_fails_alone(start: Callable[[], Engine], tmp_path: Pa
     assert ended["good"]["step"] == 40
 
 
+def test_a_roll_back_is_told_even_after_a_resume(start: Callable[[], Engine]) -> None:
+    from sjc_engine.chaining import step_scenes
+    from sjc_engine.scene import Scene
+
+    prior, asset = load_prior("toybox"), AssetSpec.from_json(spec("a red car", steps=4))
+    scene = Scene(asset.prompt, "", 0, asset.recipe, prior)
+    step_scenes([scene], prior)
+    with torch.no_grad():
+        scene.field.d_scale.fill_(float("nan"))
+    step_scenes([scene], prior)
+    engine = start()
+    scene.save(engine.checkpoint("back"))
+    engine.checkpoint("back").with_name("back.checkpoint.json").write_text("{}")
+    engine.add("back", asset.to_json())
+    engine.add("good", spec("a yellow duck", steps=4))
+    ended = engine.ended("back", "good")
+    assert {name: done["rolled_back"] for name, done in ended.items()} == {
+        "back": True,
+        "good": False,
+    }
+
+
 def test_told_to_end_it_saves_and_the_next_process_goes_on(
     start: Callable[[], Engine], tmp_path: Path
 ) -> None:
@@ -248,6 +270,25 @@ def test_a_torn_checkpoint_is_not_used(start: Callable[[], Engine]) -> None:
     done = engine.ended("duck")["duck"]
     assert (done["type"], done["first_step"]) == ("done", 0)
     assert "begins anew" in (engine.folder / "log").read_text()
+
+
+def test_a_killed_process_leaves_word_of_the_steps_that_are_done_again(
+    start: Callable[[], Engine],
+) -> None:
+    engine = start()
+    engine.add("duck", spec("a yellow duck", steps=10**6))
+    told = engine.until(lambda m: m["step"] > 3)
+    while not engine.checkpoint("duck").with_name("duck.checkpoint.step").exists():
+        time.sleep(0.05)
+    engine.process.kill()
+    engine.process.wait()
+    word = int(engine.checkpoint("duck").with_name("duck.checkpoint.step").read_text())
+    assert word >= told["step"]
+    second = start()
+    second.add("duck", spec("a yellow duck", steps=10**6))
+    first = second.until(lambda m: True)["first_step"]
+    log = (engine.folder / "log").read_text()
+    assert f"duck goes on from step {first}, {word - first} steps again" in log
 
 
 def test_a_process_without_its_parent_ends_at_once() -> None:

@@ -57,7 +57,7 @@ def report(**changes: Any) -> dict[str, Any]:
          "field_mesh_psnr": 20.0, "field_mesh_lpips": 0.1}
         for source in ("field", "mesh") for view in range(2)
     ]  # fmt: skip
-    flags = {"watertight": True, "single_color": False}
+    flags = {"watertight": True, "single_color": False, "rolled_back": False}
     return {**numbers, **whole, **texts, **flags, "coverage": "good", "views": views, **changes}
 
 

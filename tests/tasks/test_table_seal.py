@@ -318,7 +318,7 @@ def test_a_later_evaluation_shares_the_files(store: Store, tmp_path: Path) -> No
     assert attempt_row(ended)["status"] == "ok"
 
 
-NEW_IN_2 = ("field_mesh_lpips", "lpips_weights", "coverage")
+NEW_SINCE_1 = ("field_mesh_lpips", "lpips_weights", "coverage", "rolled_back")
 
 
 @pytest.mark.parametrize("sealed", [False, True])
@@ -333,7 +333,7 @@ def test_files_of_an_earlier_version_are_read_and_sealed(
     for key in [*store.list("tables/assets/"), *store.list("tables/views/")]:
         file = pq.ParquetFile(pa.BufferReader(store.get_bytes(key)))
         table = file.read()
-        old = table.drop_columns([name for name in NEW_IN_2 if name in table.column_names])
+        old = table.drop_columns([name for name in NEW_SINCE_1 if name in table.column_names])
         assert old.num_columns < table.num_columns
         old = old.replace_schema_metadata({**file.schema_arrow.metadata, b"sjc.version": b"1"})
         sink = pa.BufferOutputStream()
@@ -342,7 +342,7 @@ def test_files_of_an_earlier_version_are_read_and_sealed(
     make(store, tmp_path, spec("a mug"), "run2")
     for _ in range(2):
         rows = read_table(store, "assets").set_index("prompt")
-        assert rows.loc["a duck", list(NEW_IN_2)].isna().all()
+        assert rows.loc["a duck", list(NEW_SINCE_1)].isna().all()
         assert rows.loc["a mug", "coverage"] == "good"
         assert (rows.clip_score == 0.5).all()
         views = query(store, "SELECT count(*) n, count(field_mesh_lpips) m FROM views").to_pylist()

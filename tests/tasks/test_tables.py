@@ -51,7 +51,10 @@ DESIGN = {
 }
 
 
-ADDED = {"assets": "field_mesh_lpips lpips_weights coverage", "views": "field_mesh_lpips"}
+ADDED = {
+    "assets": "field_mesh_lpips lpips_weights coverage rolled_back",
+    "views": "field_mesh_lpips",
+}
 
 
 # --- schemas -----------------------------------------------------------------------------------
@@ -268,7 +271,7 @@ def test_other_tools_read_the_folders(tmp_path: Path) -> None:
     assert part.name == f"{spec('a pig').asset_id}-a01.parquet"
     file = pq.ParquetFile(part)
     assert file.schema_arrow.equals(FILE_SCHEMAS["assets"], check_metadata=False)
-    assert file.schema_arrow.metadata[b"sjc.version"] == b"2"
+    assert file.schema_arrow.metadata[b"sjc.version"] == b"3"
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
 
 

@@ -1,0 +1,78 @@
+"""What people cancel on Prefect's pages, or through its API, while a run goes on.
+
+The server only takes notes: tasks run in this process, so it is for us to ask.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from uuid import UUID
+
+import httpx
+from prefect import runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import PrefectException
+
+ASK_SECONDS = 10.0  # a thousand runs at once are two hundred requests a second
+
+_ENDING = [StateType.CANCELLING, StateType.CANCELLED]
+
+
+@contextlib.contextmanager
+def cancels_heard(task: Callable[[str], object], run: Callable[[], object]) -> Iterator[None]:
+    """Calls `task` with the name of each cancelled task run of this flow run, again and again,
+    and `run` once when the flow run, or the one that it is a part of, is cancelled.
+
+    Both are called from a thread of its own. A server that is gone cancels nothing.
+    """
+    if runtime.flow_run.id is None:
+        yield
+        return
+    own, root = UUID(runtime.flow_run.id), UUID(runtime.flow_run.root_flow_run_id)
+    ending = threading.Event()
+
+    def ask() -> None:
+        with get_client(sync_client=True) as client:
+            while not ending.wait(ASK_SECONDS):
+                with contextlib.suppress(httpx.HTTPError, PrefectException):
+                    for name in _cancelled_tasks(client, own):
+                        task(name)
+                    if _is_cancelled(client, [own, root]):
+                        run()
+                        return
+
+    thread = threading.Thread(target=copy_context().run, args=(ask,), name="cancels", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join(5.0)  # a request that hangs is none of ours
+
+
+def _cancelled_tasks(client: SyncPrefectClient, flow_run: UUID) -> list[str]:
+    states = TaskRunFilterState(type=TaskRunFilterStateType(any_=_ENDING))
+    found = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
+        task_run_filter=TaskRunFilter(state=states),
+    )
+    return [run.name for run in found]
+
+
+def _is_cancelled(client: SyncPrefectClient, flow_runs: list[UUID]) -> bool:
+    wanted = FlowRunFilter(
+        id=FlowRunFilterId(any_=flow_runs),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_ENDING)),
+    )
+    return bool(client.read_flow_runs(flow_run_filter=wanted, limit=1))

@@ -1,0 +1,50 @@
+"""Errors that pass by themselves: the one place that says which, and how long to wait."""
+
+from typing import Any
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import exponential_backoff
+
+_BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+
+
+def is_transient(error: object) -> bool:
+    """Whether the same again may work in a while: the network failed, or a server is busy or down.
+
+    What an error says may be the reason of one that it was raised from. Everything else, a full
+    disk, wrong credentials or a bug, would only fail again.
+    """
+    from botocore.exceptions import (
+        ClientError,
+        HTTPClientError,
+        IncompleteReadError,
+        ProxyConnectionError,
+        SSLError,
+    )
+    from botocore.exceptions import ConnectionError as NotReached
+
+    if isinstance(error, SSLError | ProxyConnectionError):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, NotReached | HTTPClientError | IncompleteReadError):
+        return True
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = error.response.get("Error", {}).get("Code", "")
+        return status == 429 or 500 <= status != 501 or code in _BUSY
+    return isinstance(error, BaseException) and is_transient(error.__cause__)
+
+
+def _passes(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's question, before it runs a failed task again."""
+    return is_transient(state.data)
+
+
+# Options of a Prefect task. Further tries belong to the same attempt at an asset.
+RETRY: dict[str, Any] = {
+    "retries": 4,
+    "retry_delay_seconds": exponential_backoff(10),  # 10, 20, 40 and 80 s
+    "retry_jitter_factor": 0.3,  # many machines must not come back at the same moment
+    "retry_condition_fn": _passes,
+}

@@ -1,0 +1,218 @@
+"""Leases: one run at a time has an asset, and a run that is gone has none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from task_samples import all_tables, report, spec
+
+from tasks import leases as module
+from tasks.commit import (
+    asset_attempts,
+    asset_manifest,
+    close_interrupted,
+    commit_asset,
+    finish_attempt,
+    start_attempt,
+)
+from tasks.leases import leases
+from tasks.store import AlreadyCommitted, Store, StoreError, open_store
+from tasks.tables import projection, record_attempt, seal_run
+from tasks.verify import verify_store
+
+ROOT = Path(__file__).parents[2]
+A, B = "a" * 16, "b" * 16
+
+
+def test_one_run_at_a_time_has_an_asset(store: Store) -> None:
+    with leases(store, "one") as one, leases(store, "two") as two:
+        assert (one.take(A), two.take(A), two.take(B)) == (True, False, True)
+        assert one.take(A), "it is still ours"
+        two.free(A)
+        assert not two.take(A), "what is not ours cannot be freed"
+        one.free(A)
+        assert two.take(A)
+    with leases(store, "three") as three:
+        assert three.take(A), "leases end with their block"
+        assert three.take(B)
+
+
+def test_of_many_that_ask_at_once_one_has_it(store: Store) -> None:
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        everyone = [stack.enter_context(leases(store, f"run{n}")) for n in range(8)]
+        got = list(pool.map(lambda one: one.take(A), everyone))
+    assert sum(got) == 1
+
+
+HOLDER = """
+import sys, time
+from tasks.leases import leases
+from tasks.store import open_store
+url, owner, asset_id = sys.argv[1:]
+with leases(open_store(url), owner) as held:
+    print(held.take(asset_id), flush=True)
+    time.sleep(600)
+"""
+
+
+def killed_holder(url: str, owner: str) -> None:
+    """A process that has A, and is killed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, url, owner, A], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "True\n"
+    with leases(open_store(url), "other") as other:
+        assert not other.take(A)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.communicate()
+
+
+def test_a_killed_holder_blocks_nobody_on_a_disk(tmp_path: Path) -> None:
+    killed_holder(str(tmp_path / "store"), "one")
+    with leases(open_store(tmp_path / "store"), "other") as other:
+        assert other.take(A)
+
+
+def test_a_killed_holder_on_s3_blocks_its_own_scratch_folder_never_and_others_for_a_while(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_holder(s3_url, "one")
+    store = open_store(s3_url)
+    with leases(store, "other") as other:
+        assert not other.take(A), "it has not expired"
+        clock = time.time() + module.EXPIRE_SECONDS + 1
+        monkeypatch.setattr(module.time, "time", lambda: clock)
+        assert other.take(A)
+
+
+def test_the_next_run_of_a_scratch_folder_takes_over_at_once(s3_url: str) -> None:
+    killed_holder(s3_url, "one")
+    with leases(open_store(s3_url), "one") as again:
+        assert again.take(A)
+
+
+def test_a_heartbeat_keeps_an_object(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "EXPIRE_SECONDS", 0.6)
+    store = open_store(s3_url)
+    with leases(store, "one") as one, leases(store, "two") as two:
+        assert one.take(A)
+        time.sleep(1.2)
+        assert not two.take(A), "it has expired in spite of its heart"
+        # A process that slept: its lease went to another, and its heart must not take it back.
+        store.put_bytes(
+            f"leases/{A}.json",
+            json.dumps({"owner": "two", "expires_at": time.time() + 60}).encode(),
+            replace=True,
+        )
+        time.sleep(0.4)
+        one.free(A)
+        assert json.loads(store.get_bytes(f"leases/{A}.json"))["owner"] == "two"
+
+
+def test_a_server_that_lets_every_writer_succeed_has_one_holder(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another's lease arrives between our write and our look."""
+    store = open_store(s3_url)
+    put = type(store).put_bytes
+    theirs = json.dumps({"owner": "two", "expires_at": time.time() + 60}).encode()
+
+    def careless(self: Any, key: str, data: bytes, *, replace: bool = False) -> Any:
+        stored = put(self, key, data, replace=True)
+        put(self, key, theirs, replace=True)
+        return stored
+
+    monkeypatch.setattr(type(store), "put_bytes", careless)
+    with leases(store, "one") as one:
+        assert not one.take(A)
+
+
+def test_no_lease_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk without locks, a server that is down: whoever cannot ask works."""
+    store = open_store(tmp_path / "store")
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    with leases(store, "one") as one, leases(store, "two") as two:
+        assert (one.take(A), two.take(A)) == (True, True)
+
+
+def test_a_server_that_is_down_is_no_obstacle(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(s3_url)
+
+    def down(*arguments: object, **options: object) -> None:
+        raise StoreError("down")
+
+    monkeypatch.setattr(type(store), "put_bytes", down)
+    with leases(store, "one") as one:
+        assert one.take(A)
+
+
+def test_an_attempt_of_a_living_run_is_not_closed(store: Store) -> None:
+    duck = spec("a duck")
+    start_attempt(store, duck, "run1")
+    with leases(store, "one") as one, leases(store, "two") as two:
+        assert one.take(duck.asset_id)
+        assert close_interrupted(store, [duck.asset_id], two.take) == []
+        assert asset_attempts(store, duck.asset_id)[0]["status"] == "running"
+    with leases(store, "two") as two:
+        [(closed, _)] = close_interrupted(store, [duck.asset_id], two.take)
+    assert closed["status"] == "interrupted"
+
+
+def test_with_broken_leases_two_runs_make_one_asset(store: Store, tmp_path: Path) -> None:
+    """Both believe to have it; the second even closes the attempt of the first, which lives."""
+    duck = spec("a duck")
+    first = start_attempt(store, duck, "run1")["attempt"]
+    for closed, manifest in close_interrupted(store, [duck.asset_id]):  # no lease is asked for
+        record_attempt(store, closed, manifest)
+    seal_run(store, "run1")
+    second = start_attempt(store, duck, "run2")["attempt"]
+    mesh = {}
+    for attempt in (first, second):
+        mesh[attempt] = tmp_path / f"{attempt}.glb"
+        mesh[attempt].write_text(f"mesh of {attempt}")
+
+    def commit(attempt: str) -> Any:
+        files = {"mesh.glb": mesh[attempt]}
+        try:
+            return commit_asset(store, duck.asset_id, attempt, files, duck, report(), {}, {})
+        except AlreadyCommitted as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = dict(zip((first, second), pool.map(commit, (first, second)), strict=True))
+    winner = [a for a, end in ends.items() if not isinstance(end, AlreadyCommitted)]
+    assert len(winner) == 1, ends
+    for attempt, run_id in ((first, "run1"), (second, "run2")):
+        won = attempt in winner
+        status = "ok" if won else "cancelled"
+        ended = finish_attempt(store, duck.asset_id, attempt, status)
+        record_attempt(store, ended, ends[attempt] if won else {})
+        seal_run(store, run_id)
+
+    marker = asset_manifest(store, duck.asset_id)
+    assert marker == ends[winner[0]]
+    for attempt in (first, second):
+        key = f"assets/{duck.asset_id}/{attempt}/mesh.glb"
+        assert store.get_bytes(key).decode() == f"mesh of {attempt}", "never overwritten"
+    assert verify_store(store) == []
+    rows = all_tables(store)["assets"]
+    assert sorted((row["attempt"], row["status"]) for row in rows) == sorted(
+        (a, "ok" if a in winner else "cancelled") for a in (first, second)
+    )
+    assert sum(map(len, projection(store)["assets"])) == 2
