@@ -143,7 +143,8 @@ def test_runs_that_are_killed_at_every_stage_in_turn(
     assert (asset["status"], asset["attempt"], asset["steps"]) == ("ok", "a06", 20)
     assert len(read_table(store, "views")) == 18
     assert verify_store(store) == []
-    assert len(read_table(store, "runs")) == len(KILLS) + 1
+    # Two were killed while they closed the attempts of others, before they began themselves.
+    assert len(read_table(store, "runs")) == len(KILLS) + 1 - 2
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
