@@ -470,7 +470,7 @@ def test_kill_9_leaves_no_process_and_costs_no_checkpoint(
     judge: str, prefect_api: str, tmp_path: Path
 ) -> None:
     """The run alone is killed, while its engine is at work."""
-    (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,1500\n")
+    (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,900\n")
     run = start(tmp_path, judge, prefect_api)
     try:
         while not list((tmp_path / ".sjc" / "fields").glob("*.checkpoint")):
@@ -489,7 +489,7 @@ def test_kill_9_leaves_no_process_and_costs_no_checkpoint(
     assert second.returncode == 0, err
     attempts = read_table(tmp_path / "store", "attempts").sort_values("attempt")
     assert list(attempts.status) == ["interrupted", "ok"]
-    assert 0 < attempts.first_step.iloc[1] < attempts.last_step.iloc[1] == 1500
+    assert 0 < attempts.first_step.iloc[1] < attempts.last_step.iloc[1] == 900
 
 
 def alive_in_group(group: int) -> list[str]:
