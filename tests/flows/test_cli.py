@@ -445,6 +445,33 @@ def test_after_ctrl_c_the_next_run_does_nothing_twice(
     assert outcomes[finished] == ["computed", "reused"]
 
 
+@pytest.mark.slow
+def test_kill_9_leaves_no_process_and_costs_no_checkpoint(
+    judge: str, prefect_api: str, tmp_path: Path
+) -> None:
+    """The run alone is killed, while its engine is at work."""
+    (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,900\n")
+    run = start(tmp_path, judge, prefect_api)
+    try:
+        while not list((tmp_path / ".sjc" / "fields").glob("*.checkpoint")):
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.05)
+        assert any("sjc_engine.worker" in command for command in alive_in_group(run.pid))
+    finally:
+        run.kill()
+    run.communicate(timeout=30)
+    deadline = time.monotonic() + 10
+    while alive_in_group(run.pid):
+        assert time.monotonic() < deadline, alive_in_group(run.pid)
+        time.sleep(0.05)
+    second = start(tmp_path, judge, prefect_api)
+    _, err = second.communicate(timeout=600)
+    assert second.returncode == 0, err
+    attempts = read_table(tmp_path / "store", "attempts").sort_values("attempt")
+    assert list(attempts.status) == ["interrupted", "ok"]
+    assert 0 < attempts.first_step.iloc[1] < attempts.last_step.iloc[1] == 900
+
+
 def alive_in_group(group: int) -> list[str]:
     """The commands of processes that are left of a process group."""
     left = []

@@ -342,7 +342,7 @@ def test_two_runs_of_a_manifest_at_once(
     if how == "two scratch folders":
         assert good.run_id.nunique() == 2, "one of them did nothing"
     assert verify_store(open_store(tmp_path / "store")) == []
-    assert not list((tmp_path / "store" / ".leases").iterdir())
+    assert not list((tmp_path / "store" / ".leases").glob("*"))
 
 
 LONG = ("id,prompt,steps", "long,a toy tank,1000000", "short,a yellow duck,20")

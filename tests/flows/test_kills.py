@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from tasks.verify import verify_store
 
 pytestmark = pytest.mark.slow
 
-SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
 TINY: dict[str, Any] = {
     "steps": 20, "lr": 0.3, "grid_size": 16, "ray_step": 0.08, "views_per_step": 1,
     "emptiness_weight": 0, "mesh_resolution": 32, "max_faces": 2000, "texture_size": 0,
@@ -143,7 +141,8 @@ def test_runs_that_are_killed_at_every_stage_in_turn(
     assert (asset["status"], asset["attempt"], asset["steps"]) == ("ok", "a06", 20)
     assert len(read_table(store, "views")) == 18
     assert verify_store(store) == []
-    assert len(read_table(store, "runs")) == len(KILLS) + 1
+    # Two were killed while they closed the attempts of others, before they began themselves.
+    assert len(read_table(store, "runs")) == len(KILLS) + 1 - 2
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
