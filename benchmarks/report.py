@@ -1,9 +1,9 @@
 """What every benchmark has: the machine, interleaved rounds, figures beside targets, JSON.
 
-    report = Report("renderer", {"rays": 4096, "rounds": 7})      prints the machine and settings
-    times = interleaved({"ours": ours, "oracle": oracle}, rounds=7)
-    report.figure("oracle / ours", ratio(times, "oracle", "ours"), "x", ">= 2.5")
-    report.write_json(path)                                         the same, for a program
+report = Report("renderer", {"rays": 4096, "rounds": 7})      prints the machine and settings
+times = interleaved({"ours": ours, "oracle": oracle}, rounds=7)
+report.figure("oracle / ours", ratio(times, "oracle", "ours"), "x", ">= 2.5")
+report.write_json(path)                                         the same, for a program
 """
 
 from __future__ import annotations

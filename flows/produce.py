@@ -42,7 +42,8 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str, judges: Judges) -> Ou
     optimizing: set[str] = set()  # field ids: two assets of one field take turns
     flying = 0
 
-    with DevicePool(plan.devices, scratch, scenes_per_device=plan.scenes_per_device) as pool:
+    scenes = plan.settings.scenes_per_device
+    with DevicePool(plan.devices, scratch, scenes_per_device=scenes, log=log) as pool:
 
         def submit(asset: Asset, stage: str) -> None:
             watch.stage(asset.name, "queue" if stage == "optimize" else stage)

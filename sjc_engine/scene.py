@@ -123,6 +123,7 @@ class Scene:
         self.field = make_field(r, prior.channels, space, self.generator).to(prior.device)
         self.optimizer = make_optimizer(self.field, r)
         self.rolled_back = False
+        self.intact = True  # False: an optimiser's step has begun and not ended
         self._snapshot: Snapshot | None = None
         self._measured = [0.0] * 4  # what the last good step did
         self._scores: list[float] = []  # of the last two spans that a plateau is judged by
@@ -238,7 +239,9 @@ class Scene:
         if not all(map(math.isfinite, [*values, steepest])):
             self._roll_back()
             return StepStats(self.step, r.steps, *self._measured)
+        self.intact = False
         self.optimizer.step()
+        self.intact = True
         self.step += 1
         self._measured = values
         if r.plateau_steps:
