@@ -265,10 +265,13 @@ class Engine:
         for message in reversed(outside):
             self.waiting.remove(message)
             self._tell({"type": "returned", **_begin(message), "scenes": fit, "error": problem})
-        for number, run in reversed(list(enumerate(self.running))):
+        for run in self.running:
+            run.scene.optimizer.zero_grad()  # what the next step makes anew
+        for number in reversed(range(len(self.running))):
+            run = self.running[number]
             if number < fit and run.scene.intact:
                 continue
-            self.running.remove(run)
+            del self.running[number]
             try:
                 if run.scene.intact:
                     run.save()

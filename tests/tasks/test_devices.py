@@ -19,7 +19,7 @@ from tasks.devices import DevicePool, SceneError
 STUB = """
 import json, os, pathlib, queue, signal, sys, threading, time
 journal = open(os.environ["STUB_JOURNAL"], "a", buffering=1)
-commands, scenes, prior, ending = queue.Queue(), {}, None, False
+commands, scenes, ending, measured = queue.Queue(), {}, False, False
 def read():
     for line in sys.stdin: commands.put(json.loads(line))
     commands.put(None)
@@ -40,10 +40,19 @@ while not ending:
         assert len({s["spec"]["prior"] for s in scenes.values()} | {command["spec"]["prior"]}) == 1
         path = pathlib.Path(command["checkpoint"])
         step = int(path.read_text()) if path.exists() else 0
+        if not measured and "STUB_ROOM" in os.environ:
+            measured = True
+            print(json.dumps({"type": "room", "scenes": int(os.environ["STUB_ROOM"]), "why": "so"}), flush=True)
         scenes[command["scene"]] = command | {"step": step, "first": step}
         note = {"type": "add", "scene": command["scene"], "step": step, "pid": os.getpid()}
         note["image"] = command["image"]
         journal.write(json.dumps(note) + "\\n")
+    fits = int(os.environ.get("STUB_FITS", 100))
+    if len(scenes) > fits:
+        for key in list(scenes)[: max(1, len(scenes) // 2) - 1 : -1]:
+            place = {"step": scenes[key]["step"], "first_step": scenes[key]["first"]}
+            say("returned", key, scenes=len(scenes) // 2 if len(scenes) > 1 else 0, error="full", **place)
+            del scenes[key]
     for key, scene in list(scenes.items()):
         prompt = scene["spec"]["prompt"]
         if prompt == "hang": time.sleep(600)
