@@ -1,6 +1,6 @@
 """Whether devices ever wait: a manifest through `sjc run`, and how long its engines were at work.
 
-    python benchmarks/overlap.py [--prompts 40] [--steps 150] [--devices cpu] [--store URL]
+    python benchmarks/overlap.py [--prompts 40] [--steps 120] [--devices cpu] [--store URL]
                                  [--set key=value ...] [--json FILE]
 
 Assets are drafts of the embedded prior's own prompts with small meshes and pictures, so that the
@@ -35,12 +35,12 @@ from tasks.table_reader import query
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "toybox.csv"
 SMALL = {
-    "mesh_resolution": "48",
+    "mesh_resolution": "32",
     "max_faces": "2000",
     "texture_size": "128",
-    "evaluation_size": "64",
-    "turntable_frames": "8",
-    "turntable_size": "64",
+    "evaluation_size": "48",
+    "turntable_frames": "4",
+    "turntable_size": "48",
 }
 
 
@@ -67,7 +67,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--devices", default="cpu")
     parser.add_argument("--scenes-per-device", default="auto")
     parser.add_argument("--store", help="default: a temporary folder")

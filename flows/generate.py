@@ -4,7 +4,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from prefect import flow, get_run_logger, runtime
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.errors import UsageError
+from flows.engines import engines
 from flows.listing import results
 from flows.plan import Plan, Settings, asset_states, make_plan
 from flows.produce import Outcomes, produce
@@ -20,7 +19,6 @@ from flows.scratch import sole_user
 from flows.story import manifest_name, told
 from flows.terminal import watcher
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
-from tasks.judges import Judges
 from tasks.report import write_report
 from tasks.sheet import write_sheet
 from tasks.tables import record_attempt, record_run, seal_run, unrecorded_attempts
@@ -76,9 +74,8 @@ def generate(
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
-    make = partial(produce, judges=load_judges(plan))
-    with sole_user(Path(scratch)), told(plan):
-        return run_plan(plan, make)
+    with sole_user(Path(scratch)), told(plan), engines(plan):
+        return run_plan(plan, produce)
 
 
 def run_plan(plan: Plan, make: Maker) -> State[Any]:
@@ -136,18 +133,7 @@ def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -
     # Another run may have finished some meanwhile, and the manifest may have lost rows.
     outcomes = {k: "reused" if k in plan.states else "interrupted" for k in asset_ids}
     open_ids = [k for k in asset_ids if plan.states.get(k, "finished") != "finished"]
-    return outcomes | produce(plan, open_ids, run_id, load_judges(plan))
-
-
-def load_judges(plan: Plan) -> Judges:
-    """The judges of all assets to make; UsageError for one that cannot be loaded."""
-    judges = Judges()
-    for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
-        try:
-            judges.get(recipe)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-    return judges
+    return outcomes | produce(plan, open_ids, run_id)
 
 
 def close_attempts(plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """Assets on their way through the stages, a window of them at a time."""
 
+import os
 from collections import Counter, deque
 from pathlib import Path
 from queue import SimpleQueue
@@ -8,29 +9,31 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
+from flows.engines import engines
 from flows.plan import Plan
 from flows.terminal import Watcher, watcher
 from tasks.asset import Asset
-from tasks.devices import DevicePool
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
-from tasks.judges import Judges
 from tasks.manifest import Entry
 from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure
 
+CORES = os.cpu_count() or 1
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
-BEHIND = 4  # assets past their optimisation that may be on their way at the same time
-NEXT = {"optimize": "extract", "extract": "evaluate", "evaluate": "publish"}
+BEHIND = max(4, CORES // 4)  # assets past their optimisation that are worked at at the same time
+NEXT = {"extract": "evaluate", "evaluate": "publish"}
 
 Outcomes = dict[str, str]  # asset id -> ok, reused, failed, diverged, timeout, interrupted
 
 
-def produce(plan: Plan, asset_ids: list[str], run_id: str, judges: Judges) -> Outcomes:
+def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
     """Moves assets through the stages, a window of them at a time, until all are through.
 
     An asset's next stage is submitted when the one before has ended, so that a thread waits for
-    a device but never for another task. An asset that fails becomes a row; the others go on.
+    a device but never for another task. Fields wait in the scratch folder for the stages after:
+    scenes that end together, as those of one device do, leave their places to the next at once. An
+    asset that fails becomes a row; the others go on.
     """
     if not asset_ids:
         return {}
@@ -40,10 +43,11 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str, judges: Judges) -> Ou
     fields = Counter(asset.spec.field_id for asset in waiting)  # unfinished assets of each field
     ended: SimpleQueue[tuple[Asset, str, PrefectFuture[Any]]] = SimpleQueue()
     optimizing: set[str] = set()  # field ids: two assets of one field take turns
-    flying = 0
+    made: deque[Asset] = deque()  # their fields are there, and nobody works at them
+    behind = 0  # those past their optimisation that somebody works at
 
-    scenes = plan.settings.scenes_per_device
-    with DevicePool(plan.devices, scratch, scenes_per_device=scenes, log=log) as pool:
+    with engines(plan) as shared:
+        pool, judges = shared.pool, shared.judges
 
         def submit(asset: Asset, stage: str) -> None:
             watch.stage(asset.name, "queue" if stage == "optimize" else stage)
@@ -60,23 +64,29 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str, judges: Judges) -> Ou
                     future = publish_asset.submit(asset)
             future.add_done_callback(lambda done: ended.put((asset, stage, done)))
 
-        while waiting or flying:
+        while waiting or optimizing or made or behind:
+            while made and behind < BEHIND:
+                behind += 1
+                submit(made.popleft(), "extract")
             while (
                 len(optimizing) < pool.slots + AHEAD
-                and flying < pool.slots + AHEAD + BEHIND
+                and len(made) < pool.slots + AHEAD
                 and (asset := _next(waiting, optimizing))
             ):
                 optimizing.add(asset.spec.field_id)
-                flying += 1
                 submit(asset, "optimize")
             asset, stage, future = ended.get()
             future.wait()  # it has ended: this only makes its state the final one
             if stage == "optimize":
                 optimizing.remove(asset.spec.field_id)
-            if future.state.is_completed() and stage in NEXT:
+                if future.state.is_completed():
+                    made.append(asset)
+                    continue
+            elif future.state.is_completed() and stage in NEXT:
                 submit(asset, NEXT[stage])
                 continue
-            flying -= 1
+            else:
+                behind -= 1
             fields[asset.spec.field_id] -= 1
             outcomes[asset.id] = _land(asset, future, last=not fields[asset.spec.field_id])
             watch.finished(asset.name, outcomes[asset.id], asset.seconds)

@@ -123,6 +123,13 @@ class DevicePool:
         """How many scenes run at the same time, at most."""
         return sum(engine.most for engine in self._engines)
 
+    def warm_up(self, scenes: int) -> None:
+        """Starts the processes that so many scenes will want; else each starts with its first."""
+        with self.changed:
+            for engine in self._engines[:scenes]:
+                engine.wanted = True
+            self.changed.notify_all()
+
     def run(
         self,
         spec: dict[str, Any],
@@ -269,6 +276,7 @@ class _Engine:
         self.device = device
         self.log = log
         self.active: list[_Job] = []
+        self.wanted = False  # though there is no scene yet
         self.prior: tuple[str, str | None] | None = None  # the one its process has loaded
         self._make_room()
         self.heard = 0.0  # monotonic seconds of the last message
@@ -316,7 +324,8 @@ class _Engine:
         pool = self.pool
         while True:
             with pool.changed:
-                pool.changed.wait_for(lambda: pool.closing or bool(self.active))
+                pool.changed.wait_for(lambda: pool.closing or self.wanted or bool(self.active))
+                self.wanted = False
                 if pool.closing:
                     pool.lost(self._give_back(), "")
                     return

@@ -216,6 +216,21 @@ def test_auto_is_one_scene_on_a_cpu_and_says_so_once(
     ]
 
 
+def test_processes_start_before_their_scenes_where_they_will_be_wanted(
+    tmp_path: Path, journal: Path
+) -> None:
+    with pool(tmp_path, ["cpu", "cpu", "cpu"]) as devices:
+        devices.warm_up(2)
+        deadline = time.monotonic() + 10
+        while sum(e.process is not None for e in devices._engines) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        first = devices._engines[0].process
+        assert [e.process is not None for e in devices._engines] == [True, True, False]
+        assert run(devices, tmp_path, "duck")["step"] == 6
+        assert devices._engines[0].process is first
+
+
 def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> None:
     with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(2) as many:
         bad, good = many.map(lambda p: run(devices, tmp_path, p), ["diverge", "duck"])
