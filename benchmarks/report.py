@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+Figure = Callable[..., bool]  # `Report.figure`
 PACKAGES = ("torch", "numpy", "warp-lang", "diffusers")
 
 
@@ -118,6 +119,15 @@ class Report:
         verdict = "" if right else "  MISSED"
         print(f"{name:50} {value:10.4g} {unit:8} {target:8}{verdict}".rstrip(), flush=True)
         return right
+
+    def part(self, name: str, about: str) -> Figure:
+        """Prints a heading; `figure` of a part of the benchmark, whose name begins theirs."""
+        print(f"\n{name}: {about}", flush=True)
+        return lambda figure, *more: self.figure(f"{name}: {figure}", *more)
+
+    @property
+    def all_reached(self) -> bool:
+        return all(figure.get("reached", True) for figure in self.figures.values())
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Prints rows of the same keys, numbers to four digits."""
