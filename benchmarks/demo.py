@@ -205,7 +205,7 @@ def summarise(results: list[Result], report: Report) -> None:
         "peak memory of a process, MB": max(r.peak_mb for r in results),
     }.items():
         report.figure(name, value)
-    report.table("assets", [asdict(result) for result in results])
+    report.tables["assets"] = [asdict(result) for result in results]
 
 
 def main() -> None:

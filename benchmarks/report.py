@@ -106,8 +106,7 @@ class Report:
         self.figures: dict[str, dict[str, Any]] = {}
         self.tables: dict[str, list[dict[str, Any]]] = {}
         for facts in (self.machine, self.settings):
-            told = (f"{key} {value}" for key, value in facts.items() if value is not None)
-            print(", ".join(told), flush=True)
+            print(in_words(facts), flush=True)
         print()
 
     def figure(self, name: str, value: float, unit: str = "", target: str = "") -> bool:
@@ -152,6 +151,11 @@ class Report:
         }
         path.write_text(json.dumps(document, indent=1, default=str) + "\n", "utf-8")
         print(f"{path}", file=sys.stderr)
+
+
+def in_words(facts: Mapping[str, Any]) -> str:
+    """Facts on one line, without those that are not known."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 
 def reached(value: float, target: str) -> bool:

@@ -4,15 +4,17 @@
                                 [--json FILE]
 
 An asset is `commit_asset` of the files that a run makes, of random bytes in usual proportions, and
-its rows; MB/s is all its bytes over the time until the commit marker is there. `cp` writes and
-syncs the same files without a store. moto answers from one Python process on the same cores: it
-shows what the client costs; `--s3` names a real bucket (credentials as boto3 finds them).
+the commit marker; MB/s is all its bytes over the time until that is there. `cp` writes and syncs
+the same files without a store, one after the other; a store moves four at a time. moto answers from
+this very process: it shows what the client costs, and no network. `--s3` names a real bucket
+(credentials as boto3 finds them).
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -81,6 +83,7 @@ def copies(folder: Path, files: dict[str, Path], assets: int) -> Callable[[], No
 
 def s3_server(stack: ExitStack) -> str:
     """A bucket on a server in this process; its URL."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     stack.callback(server.stop)
