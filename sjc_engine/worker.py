@@ -271,12 +271,11 @@ class Engine:
             run = self.running[number]
             if number < fit and run.scene.intact:
                 continue
-            del self.running[number]
-            try:
-                if run.scene.intact:
-                    run.save()
-            except Exception as error:  # it goes on from its last checkpoint
-                print(f"{run.key} cannot be saved: {error}", file=sys.stderr, flush=True)
+            if run.scene.intact:
+                self._save(run)
+            if run not in self.running:  # its field is not finite
+                continue
+            self.running.remove(run)
             if fit:
                 self._tell({"type": "returned", **run.place(), "scenes": fit, "error": problem})
             else:
@@ -302,6 +301,12 @@ class Engine:
         except Diverged as error:
             self.running.remove(run)
             self._fail(run.place(), error)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            # No reason to end a scene whose steps have memory enough
+            print(f"{run.key} cannot be saved: {error}", file=sys.stderr, flush=True)
+            run.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
     def _finish(self, run: Running) -> None:
         started = time.perf_counter()
