@@ -11,14 +11,14 @@ import torch
 MOST_SCENES = 8
 SHARE = 0.9  # of what is free: the rest is for fragments, and for scenes that take more
 
-# What allocators say that raise a plain RuntimeError: torch on the CPU, C++, cuBLAS and cuDNN,
-# the CUDA runtime, Warp.
+# What allocators say whose errors have no class of their own: torch on the CPU, C++, cuBLAS and
+# cuDNN, the CUDA runtime and its driver.
 _WORDS = (
     "can't allocate memory",
     "std::bad_alloc",
     "_ALLOC_FAILED",
     "out of memory",
-    "Failed to allocate",
+    "OUT_OF_MEMORY",
 )
 
 
@@ -26,7 +26,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on whatever device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+    return not isinstance(error, OSError) and any(word in str(error) for word in _WORDS)
 
 
 def free_memory() -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_priors import build_pixel_prior
+from tiny_priors import SMALL, build_pixel_prior
 from torch import Tensor
 
 from sjc_engine.chaining import step_scenes, try_step
@@ -15,14 +15,6 @@ from sjc_engine.prior import Cond, Prior, load_prior
 from sjc_engine.recipes import Recipe
 from sjc_engine.scene import Diverged, Scene, StepStats
 
-SMALL = {
-    "steps": 6,
-    "grid_size": 8,
-    "render_size": 8,
-    "ray_step": 0.1,
-    "half_length": 0.7,
-    "views_per_step": 2,
-}
 PIXEL = Recipe.for_prior("toybox").override(SMALL)
 # Scenes that share nothing but the prior: seeds, words, guidance, views, questions, fields.
 NEIGHBOURS: list[dict[str, Any]] = [
