@@ -32,7 +32,11 @@ def engines(plan: Plan) -> Iterator[Engines]:
     be loaded.
     """
     if found := _ENGINES.get():
-        yield found
+        try:
+            yield found
+        except BaseException:
+            found.pool.close()  # else this flow would wait for threads that wait for devices
+            raise
         return
     settings = plan.settings
     with DevicePool(
