@@ -135,6 +135,9 @@ class Running:
 class OutOfMemory(MemoryError):
     """One scene is more than the device has memory for."""
 
+    def __init__(self, device: torch.device, problem: object) -> None:
+        super().__init__(f"no memory for this scene alone on {device}: {problem}")
+
 
 def _begin(message: Message) -> Message:
     """The place of a scene that is not on board."""
@@ -215,6 +218,8 @@ class Engine:
             except Exception as error:
                 if out_of_memory(error) and self.running:
                     raise
+                if out_of_memory(error):
+                    error = OutOfMemory(self.device, error)
                 self._fail(_begin(message), error)
             else:
                 self.running.append(run)
@@ -279,8 +284,7 @@ class Engine:
             if fit:
                 self._tell({"type": "returned", **run.place(), "scenes": fit, "error": problem})
             else:
-                alone = f"no memory for this scene alone on {self.device}: {problem}"
-                self._fail(run.place(), OutOfMemory(alone))
+                self._fail(run.place(), OutOfMemory(self.device, problem))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
