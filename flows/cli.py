@@ -114,6 +114,13 @@ TimeoutOption = Annotated[
     float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
 ]
 RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets again.")]
+CheckpointOption = Annotated[
+    bool,
+    typer.Option(
+        "--checkpoint-to-store",
+        help="Checkpoints into the store too: another machine can go on.",
+    ),
+]
 PriceOption = Annotated[
     float | None,
     typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),
@@ -150,6 +157,7 @@ def run(
     retry_failed: RetryOption = False,
     price_per_hour: PriceOption = None,
     gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
@@ -503,6 +511,7 @@ def serve(
     retry_failed: RetryOption = False,
     price_per_hour: PriceOption = None,
     gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
 ) -> None:
     """Run a manifest by the clock, in this process: each run makes what is new."""
     with reported("finished assets are in the store; the next run goes on"):
@@ -547,6 +556,7 @@ def deploy(
     retry_failed: RetryOption = False,
     price_per_hour: PriceOption = None,
     gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
     with reported():
@@ -623,6 +633,7 @@ def dispatch(
     ] = None,
     timeout: TimeoutOption = None,
     retry_failed: RetryOption = False,
+    checkpoint_to_store: CheckpointOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:
@@ -637,6 +648,7 @@ def dispatch(
             workers,
             retry_failed=retry_failed,
             timeout=timeout,
+            checkpoint_to_store=checkpoint_to_store,
             quiet=quiet,
             as_json=json_,
         )

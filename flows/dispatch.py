@@ -101,15 +101,21 @@ def dispatch(
     workers: int | None = None,
     retry_failed: bool = False,
     timeout: float | None = None,
+    checkpoint_to_store: bool = False,
 ) -> State[Any]:
     """Submits the shards of a plan that the store has, and waits until all assets have their row.
 
     workers: of the pool; about twice as many shards are kept there. None counts those online, again
-    and again. retry_failed and timeout are each shard's.
+    and again. retry_failed, timeout and checkpoint_to_store are each shard's.
     """
     opened = open_store(store)
     found = load_plan(opened, plan)
-    parameters = {"store": opened.url, "retry_failed": retry_failed, "timeout": timeout}
+    parameters = {
+        "store": opened.url,
+        "retry_failed": retry_failed,
+        "timeout": timeout,
+        "checkpoint_to_store": checkpoint_to_store,
+    }
     pool = Pool(found.id, deployment, parameters, workers)
     check_deployment(pool)
     crash_silent_runs()

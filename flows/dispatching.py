@@ -21,6 +21,7 @@ def run(
     *,
     retry_failed: bool,
     timeout: float | None,
+    checkpoint_to_store: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -48,7 +49,14 @@ def run(
 
     with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = dispatch(
-            plan.id, opened.url, deployment, workers, retry_failed, timeout, return_state=True
+            plan.id,
+            opened.url,
+            deployment,
+            workers,
+            retry_failed,
+            timeout,
+            checkpoint_to_store,
+            return_state=True,
         )
     check_end(state)
     counts = tally(plan, opened)

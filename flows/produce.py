@@ -103,6 +103,7 @@ def _asset(plan: Plan, entry: Entry, scratch: Path) -> Asset:
         coverage=entry.prior_coverage,
         donor=plan.donors.get(entry.spec.field_id),
         image=entry.image_path.resolve() if entry.image_path else None,
+        checkpoint_to_store=plan.settings.checkpoint_to_store,
     )
 
 

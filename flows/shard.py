@@ -31,6 +31,7 @@ def generate_shard(
     scratch: str | None = None,
     retry_failed: bool = False,
     timeout: float | None = None,
+    checkpoint_to_store: bool = False,
 ) -> State[Any]:
     """Makes the assets of one shard of a plan that lies in the store.
 
@@ -47,6 +48,7 @@ def generate_shard(
             scratch=str(shard_scratch(scratch, plan, shard)),
             retry_failed=retry_failed,
             timeout=timeout,
+            checkpoint_to_store=checkpoint_to_store,
             plan=plan,
             shard=shard,
         )

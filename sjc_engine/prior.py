@@ -41,6 +41,13 @@ class Cond:
     def __getitem__(self, index: slice | list[int] | Tensor) -> Cond:
         return Cond(self.hidden[index], None if self.concat is None else self.concat[index])
 
+    def repeat(self, count: int) -> Cond:
+        """The first of them, `count` times."""
+        parts = (self.hidden, self.concat)
+        hidden, beside = (None if p is None else p[:1].expand(count, *p.shape[1:]) for p in parts)
+        assert hidden is not None
+        return Cond(hidden, beside)
+
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:
         beside = [part.concat for part in parts if part.concat is not None]
@@ -191,4 +198,6 @@ def load_prior(
 
 def frozen(model: Any, device: torch.device) -> Any:
     """The model on the device, for inference only."""
-    return model.eval().requires_grad_(False).to(device)
+    # Tensor cores want a pixel's channels beside each other; on a CPU it is no faster.
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    return model.eval().requires_grad_(False).to(device=device, memory_format=layout)

@@ -1,4 +1,4 @@
-"""Volume rendering of a radiance field in plain torch: the oracle for faster renderers.
+"""Volume rendering of a radiance field, in plain torch or, for voxels, in fused kernels.
 
 A ray's chord through the box is cut into intervals of length `step`, the last one clipped at the
 box, so that a constant density gives the exact transmittance exp(-sigma L). Each interval takes
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sjc_engine.camera import Camera, rays
 from sjc_engine.fields import Field, Sight
+from sjc_engine.fused import Rays, fits, march_voxels, misfit
 
 BACKGROUND_DEPTH = 10.0  # where light that leaves the box is said to end (official code)
 RAYS_PER_CHUNK = 1 << 14  # bounds the memory of large pictures
@@ -57,7 +58,7 @@ def random_background(images: Tensor, generator: torch.Generator) -> Tensor:
     plain = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
     bottom = torch.where(plain, top, torch.lerp(top, other, 0.6))
     ramp = torch.linspace(0, 1, height).view(1, 1, height, 1)
-    return torch.lerp(top, bottom, ramp).to(images.device).expand_as(images)
+    return torch.lerp(top, bottom, ramp).to(images.device, non_blocking=True).expand_as(images)
 
 
 def render(
@@ -82,16 +83,21 @@ def render_views(
     *,
     step: float | None = None,
     generator: torch.Generator | None = None,
+    fused: bool | None = None,
 ) -> Rendering:
     """Render several views of one field in one pass; every tensor gains a leading view axis.
 
-    `step` is the interval's length in world units (default: half a voxel). With a CPU
-    `generator` each ray moves inside its pixel and the first interval of all rays is shortened
-    at random (one number for the whole call); without, rays pass through pixel centres.
+    `step` is the interval's length in world units (default: half a voxel). With a CPU `generator`
+    each ray moves inside its pixel and the first interval of all rays is shortened at random (one
+    number for the whole call); without, rays pass through pixel centres. `fused` asks for the
+    kernels of `sjc_engine.fused` or for plain torch, their oracle (default: kernels that fit).
     """
     step = field.voxel_length / 2 if step is None else step
     if not step > 0:
         raise ValueError(f"step must be positive, not {step}")
+    voxels = field if fused is not False and fits(field) else None
+    if fused and not voxels:
+        raise ValueError("no fused kernels for this field: " + misfit(field))
     first = 1.0
     jitters: list[Tensor | None] = [None] * len(cameras)
     if generator is not None:
@@ -102,22 +108,30 @@ def render_views(
         for camera, jitter in zip(cameras, jitters, strict=True)
     ]
     device = field.device
-    origins = torch.cat([bundle[0] for bundle in bundles]).to(device)
-    directions = torch.cat([bundle[1] for bundle in bundles]).to(device)
-    # A pixel's width one unit away, for fields that look at cones and not at points
-    pixels = torch.tensor([2 * math.tan(camera.fov / 2) / width for camera in cameras])
-    pixels = pixels.to(device).repeat_interleave(height * width)
-    near, length = intersect_box(origins, directions, field.aabb.to(device))
+    origins = torch.cat([bundle[0] for bundle in bundles])
+    directions = torch.cat([bundle[1] for bundle in bundles])
+    # Still on the CPU, so that the number of intervals is known without waiting for the device
+    near, length = intersect_box(origins, directions, field.aabb)
     count = max(1, math.ceil(float(length.max()) / step + 1.0 - first))
+    origins, directions, near, length = (
+        t.to(device, non_blocking=True) for t in (origins, directions, near, length)
+    )
     ticks = torch.arange(-1, count, dtype=torch.float64, device=device) + first
     ticks = ticks.clamp_(min=0.0) * step  # (count + 1,): where intervals begin and end
+    # A pixel's width one unit away, for fields that look at cones and not at points
+    pixels = torch.tensor([2 * math.tan(camera.fov / 2) / width for camera in cameras])
+    pixels = pixels.to(device, non_blocking=True).repeat_interleave(height * width)
+
+    def march(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        o, d, t, chord = origins[part], directions[part], near[part], length[part]
+        if not voxels:
+            return _march(field, o, d, t, chord, ticks, pixels[part])
+        o, d, t, chord = (line.float().contiguous() for line in (o, d, t, chord))
+        return march_voxels(voxels, Rays(o, d, t, chord, first, step, count, BACKGROUND_DEPTH))
 
     chunks = [
-        _march(
-            field, origins[part], directions[part], near[part], length[part], ticks, pixels[part]
-        )
+        march(slice(start, start + RAYS_PER_CHUNK))
         for start in range(0, len(origins), RAYS_PER_CHUNK)
-        for part in [slice(start, start + RAYS_PER_CHUNK)]
     ]
     rgb, opacity, depth, weights = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     views = len(cameras)

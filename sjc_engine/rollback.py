@@ -35,9 +35,9 @@ def put_state(
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         optimizer.state.pop(parameter, None)  # before the first step there is none
         if state:
-            # The step counter, a scalar, stays on the CPU
+            # In the parameter's memory layout; the step counter, a scalar, stays on the CPU
             optimizer.state[parameter] = {
-                k: v.clone() if k == "step" else v.to(parameter.device, copy=True)
+                k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v)
                 for k, v in state.items()
             }
 

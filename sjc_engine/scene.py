@@ -71,6 +71,27 @@ class Diverged(ArithmeticError):
         super().__init__(f"not finite any more: {names}")
 
 
+class Reading:
+    """Numbers on their way from the device; nobody waits before they are asked for."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._there = values  # (n,)
+        self._here = values.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.Event() if values.is_cuda else None
+        if self._arrival:
+            self._arrival.record()
+
+    def sound(self) -> Tensor:
+        """Whether all are finite, () on the device."""
+        return torch.isfinite(self._there).all()
+
+    def numbers(self) -> list[float]:
+        if self._arrival:
+            self._arrival.synchronize()
+        found: list[float] = self._here.tolist()
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class Draw:
     """What one scene brings to a step: its rendered views and the questions to the prior."""
@@ -124,6 +145,9 @@ class Scene:
         self.optimizer = make_optimizer(self.field, r)
         self.rolled_back = False
         self.intact = True  # False: an optimiser's step has begun and not ended
+        # A GPU works while the next step is prepared: what it measured is read a step later.
+        self.reads_late = prior.device.type != "cpu"
+        self._unread: Reading | None = None
         self._snapshot: Snapshot | None = None
         self._measured = [0.0] * 4  # what the last good step did
         self._scores: list[float] = []  # of the last two spans that a plateau is judged by
@@ -136,12 +160,14 @@ class Scene:
         embedded = prior.condition(
             [f"{prefix} {prompt}".strip() for prefix in prefixes] + [negative_prompt]
         )
-        self._conds = {prefix: embedded[[k]] for k, prefix in enumerate(prefixes)}
+        self._conds = {prefix: embedded[k : k + 1] for k, prefix in enumerate(prefixes)}
         self._front = prefixes[0]
-        self._uncond = embedded[[len(prefixes)]]
+        self._uncond = embedded[len(prefixes) :]
 
     @property
     def done(self) -> bool:
+        if self.step >= self.recipe.optimize.steps:
+            self._catch_up()  # which may show that there is more to do
         return self.step >= self.recipe.optimize.steps or self._on_plateau()
 
     def draw(self) -> Draw:
@@ -164,15 +190,17 @@ class Scene:
         images = self._picture(views, backdrop)
 
         sigma = sigma_at(self.step, r, self.prior.sigmas, count, g)
-        noise = torch.randn(r.noise_samples, *images.shape, generator=g).to(device)
+        noise = torch.randn(r.noise_samples, *images.shape, generator=g)
+        noise = noise.to(device, non_blocking=True)
         if r.score == "naive":
             noise = torch.zeros_like(noise)
         asked = r.noise_samples * count
-        negatives, weights = [], torch.zeros(0, asked)
+        negatives, weights = [], torch.zeros(0, asked, device=device)
         if r.perp_neg_weight:
-            negatives = [self._conds[self._front][[0] * asked]]
+            negatives = [self._conds[self._front].repeat(asked)]
             behind = [(1 - math.cos(math.radians(c.azimuth_deg))) / 2 for c in cameras]
             weights = r.perp_neg_weight * torch.tensor([behind * r.noise_samples])
+            weights = weights.to(device, non_blocking=True)
         near = reference = None
         if r.near_view_weight:
             same = backdrop if r.background == "random" else None
@@ -185,8 +213,8 @@ class Scene:
             sigma,
             perturb(images.detach(), sigma, noise),
             Cond.cat([self._ask(cameras)] * r.noise_samples),
-            self._uncond[[0] * asked],
-            torch.full((asked,), guidance_at(self.step, r)),
+            self._uncond.repeat(asked),
+            torch.full((asked,), guidance_at(self.step, r), device=device),
             negatives,
             weights,
             near,
@@ -197,7 +225,8 @@ class Scene:
         """Chain the score at `denoised` (n, V, C, H, W) through the renderer and take a step.
 
         A loss or gradient that is not finite takes the scene back to its last snapshot, at half the
-        learning rate, once; the second time it raises Diverged, with the field as it was.
+        learning rate, once; the second time it raises Diverged, with the field as it was. A GPU is
+        not waited for: there the numbers, and the news of a divergence, are the last step's.
         """
         r, views = self.recipe.optimize, draw.rendering
         images = draw.images
@@ -234,19 +263,43 @@ class Scene:
         loss.backward()
         measured = [loss, gradient.square().mean().sqrt(), empty, views.opacity.mean()]
         slopes = [p.grad.abs().amax() for p in self.field.parameters() if p.grad is not None]
-        # The step's one wait for the device
-        *values, steepest = torch.stack([*measured, torch.stack(slopes).amax()]).tolist()
-        if not all(map(math.isfinite, [*values, steepest])):
-            self._roll_back()
+        reading = Reading(torch.stack([*measured, torch.stack(slopes).amax()]).detach())
+        due: Reading | None = reading
+        if self.reads_late:
+            self._hold_back_unless(reading.sound())
+            due, self._unread = self._unread, reading
+        if due and not self._accept(due):
             return StepStats(self.step, r.steps, *self._measured)
         self.intact = False
         self.optimizer.step()
         self.intact = True
         self.step += 1
+        return StepStats(self.step, r.steps, *self._measured)
+
+    def _hold_back_unless(self, sound: Tensor) -> None:
+        """Takes the gradients away, on the device, where `sound` () is false."""
+        for parameter in self.field.parameters():
+            if parameter.grad is not None:
+                parameter.grad = torch.where(sound, parameter.grad, 0.0)
+
+    def _accept(self, reading: Reading) -> bool:
+        """Notes what a step measured; if that is not finite, goes back or raises Diverged."""
+        *values, steepest = reading.numbers()
+        if not all(map(math.isfinite, [*values, steepest])):
+            self._unread = None
+            self._roll_back()
+            return False
         self._measured = values
-        if r.plateau_steps:
-            self._scores = [*self._scores, values[1]][-2 * r.plateau_steps :]
-        return StepStats(self.step, r.steps, *values)
+        span = self.recipe.optimize.plateau_steps
+        if span:
+            self._scores = [*self._scores, values[1]][-2 * span :]
+        return True
+
+    def _catch_up(self) -> None:
+        """Reads what the last step measured, if that is still to be read."""
+        reading, self._unread = self._unread, None
+        if reading:
+            self._accept(reading)
 
     def finish(self) -> Field:
         """The field in RGB (a latent one is decoded and distilled). Raises Diverged."""
@@ -259,6 +312,7 @@ class Scene:
 
     def save(self, path: str | Path) -> None:
         """Write everything that the next step depends on. Raises Diverged, writing nothing."""
+        self._catch_up()
         self._require_finite()
         tensors = state_tensors(self.field, self.optimizer)
         if self._snapshot and not self.rolled_back:  # else there is no going back to it

@@ -52,7 +52,7 @@ def draw_sigma(
         chosen = torch.full((count,), round(high + (low - high) * share))
     else:
         chosen = torch.randint(low, high + 1, (count,), generator=generator)
-    return sigmas[chosen.to(sigmas.device)]
+    return sigmas[chosen.to(sigmas.device, non_blocking=True)]
 
 
 def _share(step: int, steps: int) -> float:

@@ -239,7 +239,7 @@ class Engine:
     def _step(self) -> None:
         assert self.prior is not None
         started = time.perf_counter()
-        active = [r for r in self.running if not r.scene.done]
+        active = [run for run in list(self.running) if not self._over(run)]
         outcomes = try_step([r.scene for r in active], self.prior)
         seconds = time.perf_counter() - started
         errors = [o for o in outcomes if isinstance(o, Exception) and not isinstance(o, Diverged)]
@@ -290,14 +290,25 @@ class Engine:
 
     def _report(self) -> None:
         for run in list(self.running):
-            now = time.monotonic()
-            if run.scene.done:
+            now, over = time.monotonic(), self._over(run)
+            if run not in self.running:
+                continue
+            if over:
                 self._finish(run)
             elif now > run.next_save:
                 self._save(run)
             if now - run.told > PROGRESS_SECONDS and run in self.running:
                 run.told = now
                 self._tell(run.progress())
+
+    def _over(self, run: Running) -> bool:
+        """Whether no step is left; one whose last step turns out to have diverged fails here."""
+        try:
+            return run.scene.done
+        except Diverged as error:
+            self.running.remove(run)
+            self._fail(run.place(), error)
+            return True
 
     def _save(self, run: Running) -> None:
         try:

@@ -12,6 +12,7 @@ from sjc_engine.checkpoint import write_atomically
 from sjc_engine.fields import Field
 from sjc_engine.mesh import Mesh
 from sjc_engine.spec import AssetSpec
+from tasks.checkpoint_copy import CheckpointCopy
 from tasks.store import Store
 
 Document = dict[str, Any]
@@ -23,6 +24,7 @@ class Asset:
     name: readable, unique within a run. scratch: where checkpoints and unfinished files lie, the
     same folder for every run, so that an interrupted asset goes on from there. donor: a finished
     asset with the same field, if there is one. image: the file of the spec's picture.
+    checkpoint_to_store: whether checkpoints are copied to the store.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Asset:
         coverage: float | None = None,
         donor: str | None = None,
         image: Path | None = None,
+        checkpoint_to_store: bool = False,
     ) -> None:
         self.name = name
         self.spec = spec
@@ -47,6 +50,9 @@ class Asset:
         fields = scratch / "fields"
         self.field_path = fields / f"{spec.field_id}.safetensors"
         self.checkpoint = fields / f"{spec.field_id}.checkpoint"
+        self.copy = (
+            CheckpointCopy(store, spec.field_id, self.checkpoint) if checkpoint_to_store else None
+        )
         self.attempt = ""  # "a01", once it has begun
         self.device: str | None = None
         self.first_step: int | None = None
@@ -94,6 +100,11 @@ class Asset:
             self._drop_checkpoint()
             self.field_path.unlink(missing_ok=True)
             self._field_notes.unlink(missing_ok=True)
+
+    def drop_copy(self) -> None:
+        """Removes the checkpoint from the store, which has the field by now."""
+        if self.copy is not None:
+            self.copy.remove()
 
     def _drop_checkpoint(self) -> None:
         for path in self.checkpoint.parent.glob(f"{self.checkpoint.name}*"):

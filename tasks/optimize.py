@@ -28,6 +28,16 @@ def optimize_field(
     """
     notes = asset.kept_field() or _donated_field(asset)
     if notes is None:
+        copy = asset.copy
+        if copy:
+            copy.fetch()
+
+        def watch(event: dict[str, Any]) -> None:
+            if copy:
+                copy.offer()
+            if on_progress:
+                on_progress(event)
+
         try:
             done = pool.run(
                 asset.spec.to_json(),
@@ -35,12 +45,16 @@ def optimize_field(
                 checkpoint=asset.checkpoint,
                 image=asset.image,
                 timeout=timeout,
-                on_progress=on_progress,
+                on_progress=watch,
             )
         except SceneError as error:
+            if copy:
+                copy.finish()
             asset.device = error.device or None
             asset.first_step, asset.last_step = error.first_step, error.last_step
             raise
+        if copy:
+            copy.settle()  # it reads the checkpoint, which goes now
         asset.timings["queue"] = done["seconds_queue"]
         notes = {key: done[key] for key in (*_NOTES, "seconds", "first_step")}
         asset.keep_field(notes)

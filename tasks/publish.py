@@ -36,8 +36,10 @@ def publish(asset: Asset) -> dict[str, Any]:
             )
     except AlreadyCommitted as error:
         _end(asset, {}, "cancelled", error)
+        asset.drop_copy()
         return {"outcome": "reused"}
     _end(asset, manifest, "ok", None)
+    asset.drop_copy()
     folder = f"assets/{asset.id}/{asset.attempt}"
     return {
         "outcome": "computed",

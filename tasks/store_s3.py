@@ -1,9 +1,8 @@
 """The S3 store: a bucket and a prefix, through boto3.
 
-Credentials come from boto3's default chain and the endpoint from ``AWS_ENDPOINT_URL_S3``. botocore
-repeats failed requests; this module adds what botocore leaves out: an upload that arrives damaged
-is sent again, an upload whose reply is lost is looked up before it counts as failed, and a
-download counts only when its SHA-256 is right.
+`tasks.s3_client` makes the client. botocore repeats failed requests; this module adds what it
+leaves out: an upload that arrives damaged is sent again, an upload whose reply is lost is looked up
+before it counts as failed, and a download counts only when its SHA-256 is right.
 """
 
 from __future__ import annotations
@@ -20,19 +19,20 @@ from urllib.parse import urlsplit
 
 import boto3
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from pyarrow import fs
 
+from tasks.s3_client import (
+    ATTEMPTS,
+    CONNECT_SECONDS,
+    MISSING,
+    READ_SECONDS,
+    connect,
+    error_code,
+    explained,
+)
 from tasks.store import (
     AlreadyCommitted,
-    NotInStore,
     StoredFile,
     StoreError,
     bytes_digest,
@@ -41,13 +41,10 @@ from tasks.store import (
 )
 
 if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import PutObjectRequestTypeDef
 
 MULTIPART_BYTES = 32 << 20
 TRANSFERS = 3  # of one file, when its bytes arrive damaged
-ATTEMPTS = 5  # of one request, when it fails; botocore waits longer each time
-CONNECT_SECONDS, READ_SECONDS = 10, 60
 
 CONTENT_TYPES = {
     ".glb": "model/gltf-binary",
@@ -60,19 +57,6 @@ CONTENT_TYPES = {
 
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}
 _TAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}
-_MISSING = {"NoSuchKey", "404"}
-_CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_EXPIRED = "the credentials have expired; renew them and run the same command again"
-_ADVICE = {
-    "NoSuchBucket": "the bucket does not exist; create it or correct its name",
-    "AccessDenied": "these credentials may not do that; allow them to read, write and delete there",
-    "403": "these credentials are wrong or may not do that; " + _CREDENTIALS,
-    "InvalidAccessKeyId": "the access key is unknown there; " + _CREDENTIALS,
-    "SignatureDoesNotMatch": "the secret key is wrong; " + _CREDENTIALS,
-    "ExpiredToken": _EXPIRED,
-    "RequestExpired": _EXPIRED,
-    "RequestTimeTooSkewed": "this machine's clock is wrong; set it and run the same command again",
-}
 
 
 class S3Store:
@@ -82,29 +66,11 @@ class S3Store:
         prefix = prefix.strip("/")
         self.bucket = bucket
         self.prefix = check_key(prefix) + "/" if prefix else ""
-        config = Config(
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            signature_version="s3v4",
-        )
-        with _explained("use", self.url):
+        with explained("use", self.url):
             self._session = boto3.Session()
-            self._client: S3Client = self._session.client("s3", config=config)
-            try:
-                bucket_reply = self._client.head_bucket(Bucket=bucket)
-            except ClientError as error:
-                if _code(error) == "404":  # a HEAD reply has no body that could say more
-                    raise StoreError(
-                        f"Cannot use {self.url}: {_ADVICE['NoSuchBucket']}."
-                    ) from error
-                raise
-            self._region = bucket_reply.get("BucketRegion") or "us-east-1"
-            if writable:
-                # The name starts with a dot: a probe that is left behind shows in no listing.
-                probe = f"{self.prefix}.probe-{secrets.token_hex(4)}"
-                self._client.put_object(Bucket=bucket, Key=probe, Body=b"sjc")
-                self._client.delete_object(Bucket=bucket, Key=probe)
+            self._client, self._region = connect(
+                self._session, bucket, self.prefix, writable=writable
+            )
 
     @property
     def url(self) -> str:
@@ -123,14 +89,14 @@ class S3Store:
 
     def get_bytes(self, key: str) -> bytes:
         target = io.BytesIO()
-        with _explained("read", self.uri(key)):
+        with explained("read", self.uri(key)):
             self._fetch(key, target, None)
         return target.getvalue()
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with _explained("read", self.uri(key)), temporary.open("xb") as target:
+            with explained("read", self.uri(key)), temporary.open("xb") as target:
                 stored = self._fetch(key, target, sha256)
             os.replace(temporary, path)
         finally:
@@ -138,14 +104,14 @@ class S3Store:
         return stored
 
     def exists(self, key: str) -> bool:
-        with _explained("read", self.uri(key)):
+        with explained("read", self.uri(key)):
             return self._head(key) is not None
 
     def list(self, prefix: str = "") -> Iterator[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix + prefix
         )
-        with _explained("list", self.url):
+        with explained("list", self.url):
             for page in pages:
                 for entry in page.get("Contents", []):
                     key = entry["Key"].removeprefix(self.prefix)
@@ -153,13 +119,13 @@ class S3Store:
                         yield key
 
     def delete(self, key: str) -> None:
-        with _explained("delete", self.uri(key)):
+        with explained("delete", self.uri(key)):
             self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
 
     def leftovers(self, older: timedelta, *, remove: bool) -> Sequence[str]:
         before = datetime.now(UTC) - older
         found = []
-        with _explained("list", self.url):
+        with explained("list", self.url):
             probes = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=f"{self.prefix}.probe-"
             )
@@ -183,7 +149,7 @@ class S3Store:
         return [name.removeprefix(self.prefix) for name in found]
 
     def filesystem(self) -> fs.FileSystem:
-        with _explained("read", self.url):
+        with explained("read", self.url):
             # boto3's chain decides, so that tables need no second set of settings.
             credentials = self._session.get_credentials()
             if credentials is None:
@@ -213,7 +179,7 @@ class S3Store:
         try:
             reply = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
         except ClientError as error:
-            if _code(error) in _MISSING:
+            if error_code(error) in MISSING:
                 return None
             raise
         return StoredFile(reply["ContentLength"], reply["Metadata"].get("sha256", ""))
@@ -221,7 +187,7 @@ class S3Store:
     def _put(
         self, key: str, stored: StoredFile, source: Callable[[], BinaryIO], replace: bool
     ) -> StoredFile:
-        with _explained("write", self.uri(key)):
+        with explained("write", self.uri(key)):
             for remaining in reversed(range(TRANSFERS)):
                 # Some servers ignore If-None-Match, so look before writing as well.
                 if not replace and self._is_stored(key, stored):
@@ -234,7 +200,7 @@ class S3Store:
                     with contextlib.suppress(ClientError, BotoCoreError):
                         if self._head(key) == stored:
                             return stored
-                    if not remaining or _code(error) not in _DAMAGED | _TAKEN:
+                    if not remaining or error_code(error) not in _DAMAGED | _TAKEN:
                         raise
         raise AssertionError("unreachable: the last round returns or raises")
 
@@ -296,38 +262,5 @@ class S3Store:
             problem = f"its SHA-256 is {stored.sha256} and should be {expected}"
         raise StoreError(
             f"{self.uri(key)} is damaged or cut short ({problem}); try again, and if it stays so "
-            "delete the asset's folder and run its manifest again."
+            "mend the store with `sjc verify --repair` and run its manifest again."
         )
-
-
-def _code(error: Exception) -> str:
-    return error.response["Error"].get("Code", "") if isinstance(error, ClientError) else ""
-
-
-@contextlib.contextmanager
-def _explained(verb: str, where: str) -> Iterator[None]:
-    """Turn botocore's error into one sentence with the fix."""
-    try:
-        yield
-    except ClientError as error:
-        code = _code(error)
-        if code in _MISSING:
-            raise NotInStore(
-                f"Cannot {verb} {where}: it does not exist; check the address."
-            ) from error
-        reason = _ADVICE.get(code) or f"the server answers {code}; try again later"
-        raise StoreError(f"Cannot {verb} {where}: {reason}.") from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: there are no complete AWS credentials; {_CREDENTIALS}."
-        ) from error
-    except ParamValidationError as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: this is not a valid bucket; use s3://bucket/prefix."
-        ) from error
-    except (BotoCoreError, ValueError) as error:  # ValueError: a malformed endpoint
-        raise StoreError(
-            f"Cannot {verb} {where}: {error}; check AWS_ENDPOINT_URL_S3 and the network."
-        ) from error
-    except OSError as error:
-        raise StoreError(f"Cannot {verb} {where}: {error}; check the local disk.") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tasks.checkpoint_copy import finished_copies
 from tasks.commit import (
     LOOKUPS,
     asset_manifest,
@@ -44,7 +45,7 @@ class Finding:
 
 def verify_store(store: Store, tell: Tell = lambda done, total: None) -> list[Finding]:
     """Reads everything once and writes nothing. Not while a run goes on: its rows come later."""
-    asset_ids = sorted({key.split("/")[1] for key in store.list("assets/")})
+    asset_ids = asset_ids_of(store)
     findings: list[Finding] = []
     with ThreadPoolExecutor(LOOKUPS) as pool:
         checks = pool.map(lambda asset_id: _check_asset(store, asset_id), asset_ids)
@@ -56,7 +57,14 @@ def verify_store(store: Store, tell: Tell = lambda done, total: None) -> list[Fi
     if not findings:  # the tables are made from these documents
         findings += _check_tables(store)
     abandoned = store.leftovers(ABANDONED, remove=False)
+    needless = finished_copies(store, asset_ids)
+    findings += [Finding("leftover", key, "is of a finished asset") for key in needless]
     return findings + [Finding("leftover", name, "was never finished") for name in abandoned]
+
+
+def asset_ids_of(store: Store) -> list[str]:
+    """Every asset that was ever begun."""
+    return sorted({key.split("/")[1] for key in store.list("assets/")})
 
 
 def repair_store(store: Store, findings: Iterable[Finding]) -> list[str]:
@@ -74,7 +82,10 @@ def repair_store(store: Store, findings: Iterable[Finding]) -> list[str]:
     if kinds & {"asset", "table"}:
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
-    removed = store.leftovers(ABANDONED, remove=True)
+    removed = [*store.leftovers(ABANDONED, remove=True)]
+    for key in finished_copies(store, asset_ids_of(store)):
+        store.delete(key)
+        removed.append(key)
     return done + [f"{name}: removed" for name in removed]
 
 

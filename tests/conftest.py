@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from swift_server import SwiftServer, unavailable
 
 # Before prefect and torch are imported anywhere, and inherited by every process a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,6 +29,17 @@ def prefect_api() -> Iterator[str]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
+    """A real S3 server, with one bucket of this name."""
+    folder = tmp_path_factory.mktemp("swift")
+    if reason := unavailable(folder):
+        pytest.skip(reason)
+    with SwiftServer(folder) as server:
+        server.make_bucket("bucket")
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,8 @@ class VoxelField(DenseField):
         n = resolution
         color = torch.randn(1, channels, n, n, n, generator=generator)
         self.density = nn.Parameter(torch.zeros(1, 1, n, n, n))
-        self.color = nn.Parameter(color_init * color)
+        # A voxel's channels beside each other in memory: they are always read together
+        self.color = nn.Parameter((color_init * color).to(memory_format=torch.channels_last_3d))
         self._set_background(color_init, generator)
         self._set_density_scale()
 

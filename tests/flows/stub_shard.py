@@ -28,6 +28,7 @@ def generate_shard(
     store: str,
     retry_failed: bool = False,
     timeout: float | None = None,
+    checkpoint_to_store: bool = False,
     scratch: str | None = None,
 ) -> State[Any]:
     folder = str(shard_scratch(scratch, plan, shard))

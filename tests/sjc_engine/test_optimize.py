@@ -319,6 +319,65 @@ def test_a_gradient_that_is_not_finite_goes_back_before_it_is_applied(prior, mon
     assert torch.equal(scene.field.density, before)
 
 
+def late(scene):
+    """As on a GPU: what a step measured is read when the next one ends."""
+    scene.reads_late = True
+    return scene
+
+
+def test_reading_late_changes_no_step(prior, tmp_path):
+    at_once, later = (Scene("a tank", "", 1, PIXEL, prior) for _ in range(2))
+    run(at_once, 4)
+    told = [step_scenes([late(later)], prior)[0] for _ in range(4)]
+    assert equal(parameters(at_once), parameters(later))
+    assert [stats.step for stats in told] == [1, 2, 3, 4]
+    files = [tmp_path / "later", tmp_path / "at_once"]
+    for scene, path in zip((later, at_once), files, strict=True):
+        scene.save(path)
+    (ours, header), (theirs, expected) = map(checkpoint.read_checkpoint, files)
+    assert header == expected
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_is_not_finite_is_noticed_late_and_never_applied(prior):
+    scene = late(run(Scene("a tank", "", 1, PIXEL, prior), 2))
+    snapshot = scene._snapshot.tensors["field.density"].clone()
+    spoil = scene.field.density.register_hook(lambda gradient: gradient * math.inf)
+    step_scenes([scene], prior)
+    spoil.remove()
+    assert not scene.rolled_back
+    assert all(torch.isfinite(p).all() for p in scene.field.parameters())
+    step_scenes([scene], prior)
+    assert (scene.step, scene.rolled_back) == (0, True)
+    assert torch.equal(scene.field.density, snapshot)
+
+
+def test_the_last_step_is_read_before_a_scene_is_done(prior, tmp_path):
+    scene = late(run(Scene("a tank", "", 1, PIXEL.override({"steps": 3}), prior), 2))
+    spoil = scene.field.density.register_hook(lambda gradient: gradient * math.inf)
+    step_scenes([scene], prior)
+    spoil.remove()
+    assert not scene.done
+    assert (scene.step, scene.rolled_back) == (0, True)
+    scene.save(tmp_path / "scene.ckpt")
+    run(scene, 3)
+    assert scene.done
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("changes", [{}, {"perp_neg_weight": 1.0, "views_per_step": 2}])
+def test_no_step_waits_for_the_gpu(changes, tmp_path):
+    prior = load_prior(build_latent_prior(tmp_path / "prior"), device="cuda")
+    scene = Scene("a tank", "", 1, LATENT.override(changes), prior)
+    step_scenes([scene], prior)  # compiles and allocates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(scene, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_sds_in_a_scene_is_the_formula(prior):
     """The gradient at the rendered pictures, whatever `variance_reduction` says."""
     changes = {"score": "sds", "variance_reduction": False, "emptiness_weight": 0.0}
@@ -333,7 +392,7 @@ def test_sds_in_a_scene_is_the_formula(prior):
     noise = (draw.z[0] - x) / sigma.to(x).view(-1, 1, 1, 1)
     scene.learn(draw, denoise(draw.z[0], sigma)[None])
     expected = -sds(denoise, x, sigma, noise) / len(x)
-    torch.testing.assert_close(draw.images.grad, expected.float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(draw.images.grad, expected.float(), rtol=1e-3, atol=1e-5)
 
 
 def test_a_diverged_scene_leaves_the_others_alone(prior):

@@ -1,0 +1,256 @@
+"""The renderer forward and backward: fused kernels, plain torch, and the published algorithm.
+
+    python benchmarks/renderer.py [--rounds 7] [--threads 1] [--device cpu] [--json FILE]
+    python benchmarks/renderer.py --against MODULE
+
+One step's share of the renderer at the paper's setting: 64 x 64 rays of a random training camera,
+100^3 voxels of 4 channels, intervals of 0.01, a score for the picture and the emptiness loss, all
+gradients. Two states of the field: `init`, a haze everywhere, and `converged`, an opaque ball in
+empty space. Every round has another camera and runs all renderers; times are wall-clock, ratios
+are medians over rounds of one round's two times.
+
+published   benchmarks/published_renderer.py, the baseline
+torch       this engine's oracle
+fused       this engine's kernels (also with two threads, where there are two cores)
+
+Gradients: the largest difference between fused and torch over the largest gradient, the worst of
+all cameras. Memory: what the peak of the process's resident memory rises by over a step, in a
+process of its own (CUDA: the allocator's peak); the field is there before, its gradients are not.
+
+`--against` names a Python file with `make(density, color)`, which returns an object for grids
+(1, 1, N, N, N) and (1, 4, N, N, N) on [-1, 1]^3, and `step_gradients(object, rays, step, score)`,
+where rays are (origins, directions, near, chord), as in benchmarks/published_renderer.py. It runs
+beside the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import published_renderer
+import torch
+from report import Report, interleaved, ratio
+from torch import Tensor
+
+from sjc_engine.camera import Camera, rays, sample_camera
+from sjc_engine.fields import VoxelField
+from sjc_engine.losses import emptiness
+from sjc_engine.render import intersect_box, render_views
+
+SIDE, CHANNELS, STEP = 100, 4, 0.01
+STATES = ("init", "converged")
+
+
+def make_field(state: str, device: str) -> VoxelField:
+    """A field as it starts, or with a ball that fills 11% of the box."""
+    generator = torch.Generator().manual_seed(0)
+    field = VoxelField(SIDE, CHANNELS, space="latent", generator=generator)
+    if state == "converged":
+        ticks = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
+        z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
+        radius = (0.11 * 8 * 3 / 4 / math.pi) ** (1 / 3)
+        inside = (x**2 + y**2 + z**2).sqrt() < radius
+        with torch.no_grad():
+            field.density.copy_(torch.where(inside, 30.0, -30.0)[None, None])
+            field.density.add_(torch.randn(field.density.shape, generator=generator))
+    return field.to(device)
+
+
+def our_step(field: VoxelField, camera: Camera, size: int, score: Tensor, fused: bool) -> None:
+    """The same work as `published_renderer.step_gradients`, in one backward pass."""
+    field.zero_grad()
+    view = render_views(field, [camera], size, size, step=STEP, fused=fused)
+    (-(score * view.rgb[0]).sum() + 1e4 * emptiness(view.weights)).backward()
+
+
+def published_step(module: Any, grids: Any, camera: Camera, size: int, score: Tensor) -> None:
+    for parameter in grids.parameters():
+        parameter.grad = None
+    origins, directions = rays(camera, size, size, dtype=torch.float64)
+    box = torch.tensor([[-1.0] * 3, [1.0] * 3], dtype=torch.float64)
+    near, chord = intersect_box(origins, directions, box)
+    lines = tuple(t.float().to(score.device) for t in (origins, directions, near, chord))
+    module.step_gradients(grids, lines, STEP, score.flatten(1).T)
+
+
+def disagreement(field: VoxelField, camera: Camera, size: int, score: Tensor) -> float:
+    """Max-norm difference of fused and torch gradients over that of torch, the worst grid's."""
+    gradients = []
+    for fused in (True, False):
+        our_step(field, camera, size, score, fused)
+        gradients.append([p.grad.clone() for p in (field.density, field.color)])
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*gradients, strict=True))
+
+
+def memory_peak(device: str, *, forget: bool = False) -> int:
+    """Bytes: the highest since the last call with `forget`."""
+    if device == "cuda":
+        highest = torch.cuda.max_memory_allocated()
+        if forget:
+            torch.cuda.reset_peak_memory_stats()
+        return highest
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def added_memory(name: str, state: str, size: int, device: str) -> float:
+    """MB that one step of a renderer adds to the process's peak, in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", name, state]
+    command += ["--size", str(size), "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_added_memory(name: str, state: str, size: int, device: str) -> None:
+    works, _ = renderers(state, size, device)
+    works[name](0, 8)  # a small picture first, so that libraries have loaded what they need
+    memory_peak(device, forget=True)
+    before = memory_peak(device)
+    works[name](0, size)
+    print((memory_peak(device) - before) / 1e6)
+
+
+def renderers(
+    state: str, size: int, device: str, against: Path | None = None
+) -> tuple[dict[str, Callable[[int, int], None]], Callable[[int], float]]:
+    """Each renderer's step as a function of (round, size), and the disagreement in a round."""
+    field = make_field(state, device)
+    grids = published_renderer.Grids(field.density, field.color).to(device)
+
+    def draw(number: int, size: int) -> tuple[Camera, Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        camera = sample_camera(generator)
+        return camera, torch.randn(CHANNELS, size, size, generator=generator).to(device)
+
+    def ours(fused: bool) -> Callable[[int, int], None]:
+        def step(number: int, size: int) -> None:
+            camera, score = draw(number, size)
+            our_step(field, camera, size, score, fused)
+
+        return step
+
+    def theirs(module: Any, grids: Any) -> Callable[[int, int], None]:
+        def step(number: int, size: int) -> None:
+            camera, score = draw(number, size)
+            published_step(module, grids, camera, size, score)
+
+        return step
+
+    works = {
+        "published": theirs(published_renderer, grids),
+        "torch": ours(False),
+        "fused": ours(True),
+    }
+    if against:
+        spec = importlib.util.spec_from_file_location("against", against)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        works[against.stem] = theirs(module, module.make(field.density, field.color))
+
+    def differs(number: int) -> float:
+        camera, score = draw(number, size)
+        return disagreement(field, camera, size, score)
+
+    return works, differs
+
+
+class Turn:
+    """The number of the round that runs: every renderer draws the same camera from it."""
+
+    number = 0
+
+    def of(self, work: Callable[[int, int], None], size: int) -> Callable[[], None]:
+        return lambda: work(self.number, size)
+
+
+def with_threads(threads: int, work: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        work()
+        torch.set_num_threads(before)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--size", type=int, default=64, help="rays per side")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--against", type=Path, help="a Python file with another renderer")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        print_added_memory(*args.memory_of, args.size, args.device)
+        return
+    settings = {"rays": args.size**2, "voxels": SIDE**3, "channels": CHANNELS, "step": STEP}
+    report = Report("renderer", {**settings, "rounds": args.rounds, "device": args.device})
+    cpu = args.device == "cpu"
+    rows = []
+    for state in STATES:
+        works, differs = renderers(state, args.size, args.device, args.against)
+        turn = Turn()
+        runs = {name: turn.of(work, args.size) for name, work in works.items()}
+        if cpu and args.threads == 1 and (os.cpu_count() or 1) > 1:
+            runs["fused, 2 threads"] = with_threads(2, runs["fused"])
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for turn.number in range(args.rounds):
+            for name, seconds in interleaved(runs, 1, warmup=turn.number == 0).items():
+                times[name] += seconds
+        middle = {name: sorted(found)[len(found) // 2] for name, found in times.items()}
+        memory = {
+            name: added_memory(name, state, args.size, args.device)
+            for name in ("published", "torch", "fused")
+        }
+        rows += [
+            {
+                "state": state,
+                "renderer": name,
+                "ms": 1000 * middle[name],
+                "published / it": ratio(times, "published", name),
+                "torch / it": ratio(times, "torch", name),
+                "added MB": memory.get(name, math.nan),
+            }
+            for name in times
+        ]
+        wanted = {"init": ">= 2.5", "converged": ">= 2.2"}[state] if cpu else ""
+        report.figure(
+            f"{state}: published / fused", ratio(times, "published", "fused"), "x", wanted
+        )
+        report.figure(
+            f"{state}: torch / fused", ratio(times, "torch", "fused"), "x", "" if cpu else ">= 10"
+        )
+        if "fused, 2 threads" in times:
+            speedup = ratio(times, "fused", "fused, 2 threads")
+            report.figure(f"{state}: one thread / two", speedup, "x", ">= 1.6")
+        worst = max(differs(number) for number in range(args.rounds))
+        report.figure(f"{state}: gradients, fused against torch", worst, "", "<= 1e-4")
+        share = memory["fused"] / memory["published"]
+        report.figure(f"{state}: added memory, fused / published", share, "x", "<= 0.55")
+    report.table("forward and backward", rows)
+    report.write_json(args.json)
+
+
+if __name__ == "__main__":
+    main()

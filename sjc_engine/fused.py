@@ -1,0 +1,233 @@
+"""The renderer of voxel fields in fused kernels; `sjc_engine.render` has its oracle in torch.
+
+The kernels (`sjc_engine.kernels`) are compiled by Numba, whose wheels bring LLVM along: nobody
+needs a compiler. The first use on a machine takes some seconds, later ones find the result in
+Numba's cache. A GPU wants the package numba-cuda too. Where they do not run, the oracle renders.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeGuard, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sjc_engine.fields import Field, VoxelField
+from sjc_engine.fields.protocol import DENSITY_SHIFT
+
+LOG = logging.getLogger(__name__)
+
+Packed = TypeVar("Packed")
+
+
+def fits(field: Field) -> TypeGuard[VoxelField]:
+    """Whether the kernels render this field. Says so once when they should, and do not run here."""
+    if _misfit(field):
+        return False
+    reason = trouble(field.device)
+    if reason:
+        _say_once(reason)
+    return not reason
+
+
+def misfit(field: Field) -> str:
+    """Why the kernels do not render this field; "" when they do."""
+    return _misfit(field) or trouble(field.device)
+
+
+def _misfit(field: Field) -> str:
+    if not isinstance(field, VoxelField):
+        return f"a field of kind {field.kind!r}, not 'voxel'"
+    if field.channels not in (3, 4) or field.dtype != torch.float32:
+        return f"{field.channels} channels of {field.dtype}, not 3 or 4 of float32"
+    return ""
+
+
+@cache
+def trouble(device: torch.device) -> str:
+    """Why the kernels do not run on this device; "" when they do."""
+    try:
+        if device.type == "cpu":
+            from sjc_engine import kernels  # noqa: F401
+        elif device.type == "cuda":
+            from sjc_engine import kernels_cuda
+
+            kernels_cuda.check(device.index or 0)
+        else:
+            return f"there are none for {device.type}"
+    except Exception as error:  # a package's, driver's or compiler's: no reason to stop
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@cache
+def _say_once(reason: str) -> None:
+    LOG.warning("rendering with plain torch, which is slower: %s", reason)
+
+
+@dataclass(frozen=True, eq=False)
+class Rays:
+    """n rays through the box, cut into intervals as `render.render_views` says."""
+
+    origins: Tensor  # (n, 3) float32, as all of them
+    directions: Tensor  # (n, 3)
+    near: Tensor  # (n,) distance to the box
+    chord: Tensor  # (n,) length inside it
+    first: float  # share of `step` that the first interval has
+    step: float
+    count: int  # intervals
+    background_depth: float  # where light ends that leaves the box
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+
+def march_voxels(field: VoxelField, rays: Rays) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Colour (n, C), opacity (n,), depth (n,) and weights (n, count), all differentiable once.
+
+    The oracle's numbers, to float32's precision.
+    """
+    outcome: tuple[Tensor, Tensor, Tensor, Tensor] = _March.apply(
+        field.density, field.color, field.d_scale, field, rays
+    )
+    return outcome
+
+
+class _March(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, density: Tensor, color: Tensor, d_scale: Tensor, field: VoxelField, rays: Rays
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        from sjc_engine.kernels import Picture, Samples
+
+        n, count = len(rays), rays.count
+        voxels = color.movedim(1, -1).contiguous()
+        cell = torch.empty(n, count, dtype=torch.int32, device=density.device)
+        colors = density.new_empty(n, count * field.channels)
+        kept = cell, *density.new_empty(6, n, count), colors
+        rgb = density.new_zeros(n, field.channels)
+        opacity, depth = density.new_empty(2, n)
+        call = _Call(field, rays, density, voxels, d_scale.exp())
+        call.forward(call.pack(Samples, *kept), call.pack(Picture, rgb, opacity, depth))
+        ctx.save_for_backward(voxels, density, d_scale, *kept)
+        ctx.field, ctx.rays = field, rays
+        return rgb, opacity, depth, kept[4]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        from sjc_engine.kernels import Given, Samples
+
+        voxels, density, d_scale, *kept = ctx.saved_tensors
+        call = _Call(ctx.field, ctx.rays, density, voxels, d_scale.exp())
+        q = torch.empty_like(kept[1])
+        # Additions are not atomic on the CPU: there each thread has grids of its own.
+        d_density = [torch.zeros_like(density) for _ in range(call.threads)]
+        d_voxels = [torch.zeros_like(voxels) for _ in range(call.threads)]
+        call.backward(
+            call.pack(Samples, *kept),
+            call.pack(Given, *(g.contiguous() for g in given)),
+            call.array(q),
+            [call.array(d.view(-1)) for d in d_density],
+            [call.array(d.view(-1, d.shape[-1])) for d in d_voxels],
+        )
+        for more in zip(d_density[1:], d_voxels[1:], strict=True):
+            d_density[0] += more[0]
+            d_voxels[0] += more[1]
+        # Interpolation is linear: the scale's slope is that of the values, summed.
+        d_scale_slope = torch.dot(d_density[0].view(-1), density.reshape(-1))
+        return d_density[0], d_voxels[0].movedim(-1, 1), d_scale_slope, None, None
+
+
+class _Call:
+    """One call of the kernels: a field and rays as arrays, on the CPU's threads or the GPU."""
+
+    def __init__(
+        self, field: VoxelField, rays: Rays, density: Tensor, voxels: Tensor, scale: Tensor
+    ) -> None:
+        from sjc_engine import kernels
+
+        self.n, self.on_gpu = len(rays), density.is_cuda
+        self.threads = 1 if self.on_gpu else torch.get_num_threads()
+        real = kernels.real
+        self.rays = kernels.Rays(
+            self.array(rays.origins),
+            self.array(rays.directions),
+            self.array(rays.near),
+            self.array(rays.chord),
+            real(rays.first),
+            real(rays.step),
+            real(rays.background_depth),
+        )
+        self.grid = kernels.Grid(
+            self.array(density.reshape(-1)),
+            self.array(voxels.view(-1, voxels.shape[-1])),
+            np.int32(field.resolution),
+            real(field.half_length),
+            self.array(scale.view(1)),
+            real(DENSITY_SHIFT),
+            field.space == "rgb",
+            (0,) * field.channels,
+        )
+
+    def array(self, tensor: Tensor) -> Any:
+        """The tensor's memory, contiguous, as the kernels want it."""
+        if not self.on_gpu:
+            return tensor.detach().numpy()
+        from sjc_engine import kernels_cuda
+
+        return kernels_cuda.array(tensor.detach())
+
+    def pack(self, kind: type[Packed], *tensors: Tensor) -> Packed:
+        return kind(*map(self.array, tensors))
+
+    def forward(self, samples: Any, picture: Any) -> None:
+        if self.on_gpu:
+            from sjc_engine import kernels_cuda
+
+            kernels_cuda.forward(self.rays, self.grid, samples, picture)
+            return
+        from sjc_engine import kernels
+
+        def part(thread: int, begin: int, end: int) -> None:
+            kernels.forward(begin, end, self.rays, self.grid, samples, picture)
+
+        self._in_parts(part)
+
+    def backward(
+        self, samples: Any, given: Any, q: Any, d_density: list[Any], d_voxels: list[Any]
+    ) -> None:
+        """Adds to the gradients, one for each thread."""
+        if self.on_gpu:
+            from sjc_engine import kernels_cuda
+
+            kernels_cuda.backward(
+                self.rays, self.grid, samples, given, q, d_density[0], d_voxels[0]
+            )
+            return
+        from sjc_engine import kernels
+
+        def part(thread: int, begin: int, end: int) -> None:
+            out = d_density[thread], d_voxels[thread]
+            kernels.backward(begin, end, self.rays, self.grid, samples, given, q, *out)
+
+        self._in_parts(part)
+
+    def _in_parts(self, work: Callable[[int, int, int], None]) -> None:
+        """work(thread, begin, end) over all rays; the kernels let go of the interpreter's lock."""
+        if self.threads == 1:
+            work(0, 0, self.n)
+            return
+        edges = [self.n * k // self.threads for k in range(self.threads + 1)]
+        list(_pool(self.threads).map(work, range(self.threads), edges[:-1], edges[1:]))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="render")

@@ -1,0 +1,392 @@
+"""Volume rendering of voxel grids and its adjoint, ray by ray: one source for CPU and CUDA (Numba).
+
+A ray's weights are w_i = T_i alpha_i with alpha_i = 1 - exp(-sigma_i delta_i) and transmittance
+T_i = prod_{j<i} (1 - alpha_j). With q_i = dL/dw_i the adjoint has a closed form,
+
+    dL/dsigma_i = delta_i (T_{i+1} q_i - sum_{l>i} w_l q_l),
+
+and picture, opacity, depth and every loss of the weights enter through q alone, so that one pass
+serves them all. The sum runs from the back: "total minus prefix" would leave rounding noise in
+hidden voxels, which Adamax takes for a gradient.
+
+Functions work on a ray r, or on its samples from `begin` to `end`; arrays of samples are
+(rays, samples). Grids are flat: densities (V,), colours (V, C) with C = 3 or 4, x fastest.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numba.extending import overload
+
+# All of fastmath but what takes NaN and infinity for impossible: a scene may diverge.
+FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
+OPTIONS = {"fastmath": FAST, "error_model": "numpy", "nogil": True, "cache": True}
+compiled = njit(**OPTIONS)
+inlined = njit(forceinline=True, **OPTIONS)
+
+real = np.float32
+LEAST_WEIGHT = real(1e-6)  # below it a sample's colour changes nothing in float32
+HALF, ONE, TWO, ZERO = real(0.5), real(1), real(2), real(0)
+
+Array = Any
+
+
+class Rays(NamedTuple):
+    """n rays, their chords through the box, and how these are cut into intervals."""
+
+    origins: Array  # (n, 3)
+    directions: Array  # (n, 3)
+    near: Array  # (n,) distance to the box
+    chord: Array  # (n,) length inside it
+    first: np.float32  # share of a step that the first interval has
+    step: np.float32
+    background_depth: np.float32  # where light ends that leaves the box
+
+
+class Grid(NamedTuple):
+    """Voxel centres on [-half_length, half_length]^3; the border's values go on outside."""
+
+    density: Array  # (side^3,)
+    color: Array  # (side^3, C)
+    side: np.int32
+    half_length: np.float32
+    density_scale: Array  # (1,) exp(d_scale)
+    density_shift: np.float32
+    bounded: bool  # whether colours are 2 sigmoid(value) - 1
+    channels: tuple[int, ...]  # of length C: its type tells the compiler
+
+
+class Samples(NamedTuple):
+    """What the way back needs of every sample, (n, count) each; valid inside the chord only."""
+
+    cell: Array  # lowest of the eight voxels around it
+    u: Array  # its place between them
+    v: Array
+    w: Array
+    weight: Array  # w_i; zero beyond the chord
+    through: Array  # T_{i+1}
+    slope: Array  # d sigma / d value
+    color: Array  # (n, count * C), where the weight counts
+
+
+class Picture(NamedTuple):
+    rgb: Array  # (n, C)
+    opacity: Array  # (n,)
+    depth: Array  # (n,)
+
+
+class Given(NamedTuple):
+    """The loss' gradients, for what was rendered."""
+
+    rgb: Array  # (n, C)
+    opacity: Array  # (n,)
+    depth: Array  # (n,)
+    weight: Array  # (n, count)
+
+
+def add(array: Array, place: Any, value: np.float32) -> None:
+    """array[place] += value, as the target does it: a CPU's threads have arrays of their own."""
+    array[place] += value
+
+
+@overload(add, target="cpu")
+def _add_on_cpu(array: Array, place: Any, value: np.float32) -> Any:
+    def plain(array: Array, place: Any, value: np.float32) -> None:
+        array[place] += value
+
+    return plain
+
+
+@inlined
+def samples_inside(rays: Rays, r: int, count: int) -> int:
+    """How many of the count intervals begin inside the chord."""
+    inside = math.ceil(rays.chord[r] / rays.step + (ONE - rays.first))
+    return inside if inside < count else count
+
+
+@inlined
+def interval(rays: Rays, r: int, i: int) -> tuple[np.float32, np.float32]:
+    """Middle (distance from the origin) and length of interval i."""
+    start = max(real(i - 1) + rays.first, ZERO) * rays.step
+    end = min((real(i) + rays.first) * rays.step, rays.chord[r])
+    return rays.near[r] + HALF * (start + end), max(end - start, ZERO)
+
+
+@inlined
+def locate(rays: Rays, grid: Grid, samples: Samples, r: int, begin: int, end: int) -> None:
+    """Finds the voxels around each sample."""
+    side, top = grid.side, real(grid.side - 1)
+    last = np.int32(side - 2)
+    scale, center = HALF * real(side) / grid.half_length, HALF * real(side) - HALF
+    x0, dx = rays.origins[r, 0] * scale + center, rays.directions[r, 0] * scale
+    y0, dy = rays.origins[r, 1] * scale + center, rays.directions[r, 1] * scale
+    z0, dz = rays.origins[r, 2] * scale + center, rays.directions[r, 2] * scale
+    cell, u, v, w = samples.cell[r], samples.u[r], samples.v[r], samples.w[r]
+    for i in range(begin, end):
+        distance, _ = interval(rays, r, i)
+        x = min(max(x0 + dx * distance, ZERO), top)
+        y = min(max(y0 + dy * distance, ZERO), top)
+        z = min(max(z0 + dz * distance, ZERO), top)
+        ix, iy, iz = min(np.int32(x), last), min(np.int32(y), last), min(np.int32(z), last)
+        cell[i] = (iz * side + iy) * side + ix
+        u[i], v[i], w[i] = x - real(ix), y - real(iy), z - real(iz)
+
+
+@inlined
+def exp(x: np.float32) -> np.float32:
+    """exp to 2e-7 relative in [-87, 87]. Unlike a call of libm it leaves loops vectorisable."""
+    n = real(math.floor(min(max(x * real(1.44269504), real(-126)), real(126)) + HALF))
+    t = x - n * real(0.693359375) + n * real(2.12194440e-4)  # ln 2 in two parts
+    p = real(1 / 720) * t + real(1 / 120)
+    p = ((((p * t + real(1 / 24)) * t + real(1 / 6)) * t + HALF) * t + ONE) * t + ONE
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@inlined
+def log1p(z: np.float32) -> np.float32:
+    """log(1 + z) = 2 artanh(z / (2 + z)) to float32's precision, for z in [0, 1]."""
+    s = z / (TWO + z)
+    q = s * s
+    p = ((real(1 / 13) * q + real(1 / 11)) * q + real(1 / 9)) * q + real(1 / 7)
+    return TWO * s * (((p * q + real(1 / 5)) * q + real(1 / 3)) * q + ONE)
+
+
+@inlined
+def densities(grid: Grid, samples: Samples, r: int, begin: int, end: int) -> None:
+    """sigma_i = softplus(value exp(d_scale) + shift), kept in `weight` for the time being."""
+    d, row, layer = grid.density, grid.side, grid.side * grid.side
+    value, slope, scale = samples.weight[r], samples.slope[r], grid.density_scale[0]
+    for i in range(begin, end):
+        low = samples.cell[r, i]
+        high = low + layer
+        u, v, w = samples.u[r, i], samples.v[r, i], samples.w[r, i]
+        a = d[low] + u * (d[low + 1] - d[low])
+        b = d[low + row] + u * (d[low + row + 1] - d[low + row])
+        e = d[high] + u * (d[high + 1] - d[high])
+        f = d[high + row] + u * (d[high + row + 1] - d[high + row])
+        a += v * (b - a)
+        e += v * (f - e)
+        value[i] = a + w * (e - a)
+    for i in range(begin, end):
+        y = value[i] * scale + grid.density_shift
+        small = exp(-abs(y))
+        value[i] = max(y, ZERO) + log1p(small)
+        slope[i] = scale * (ONE if y > ZERO else small) / (ONE + small)
+
+
+@inlined
+def composite(rays: Rays, samples: Samples, picture: Picture, r: int) -> None:
+    """Weights from densities, and what they say of the ray."""
+    weight, through = samples.weight[r], samples.through[r]
+    count = weight.shape[0]
+    inside = samples_inside(rays, r, count)
+    for i in range(inside):  # alpha, and what is let through
+        _, delta = interval(rays, r, i)
+        optical = weight[i] * delta
+        passed = exp(-optical)
+        thin = optical - HALF * optical * optical
+        weight[i] = thin if optical < real(2e-3) else ONE - passed
+        through[i] = passed
+    transmittance, opacity, depth = ONE, ZERO, ZERO
+    for i in range(inside):
+        distance, _ = interval(rays, r, i)
+        w = transmittance * weight[i]
+        transmittance *= through[i]
+        weight[i], through[i] = w, transmittance
+        opacity += w
+        depth += w * distance
+    for i in range(inside, count):
+        weight[i] = ZERO
+    picture.opacity[r] = opacity
+    picture.depth[r] = depth + transmittance * rays.background_depth
+
+
+@inlined
+def corners(
+    u: np.float32, v: np.float32, w: np.float32, share: np.float32
+) -> tuple[np.float32, ...]:
+    """`share` of a value for each of the eight voxels around it, x fastest."""
+    back = share * w
+    front = share - back
+    front_top, back_top = front * v, back * v
+    front, back = front - front_top, back - back_top
+    a, b, c, d = front * u, front_top * u, back * u, back_top * u
+    return front - a, a, front_top - b, b, back - c, c, back_top - d, d
+
+
+@inlined
+def mix(color: Array, low: int, row: int, shares: tuple[np.float32, ...], c: int) -> np.float32:
+    """Channel c of the eight voxels around a sample, weighted."""
+    a, b, e, f, g, h, k, m = shares
+    high = low + row * row
+    near = a * color[low, c] + b * color[low + 1, c]
+    near += e * color[low + row, c] + f * color[low + row + 1, c]
+    far = g * color[high, c] + h * color[high + 1, c]
+    return near + far + k * color[high + row, c] + m * color[high + row + 1, c]
+
+
+@inlined
+def add_color(
+    array: Array,
+    row: int,
+    share: np.float32,
+    color: tuple[np.float32, ...],
+    channels: tuple[int, ...],
+) -> None:
+    """array[row] += share * color."""
+    c0, c1, c2, c3 = color
+    add(array, (row, 0), share * c0)
+    add(array, (row, 1), share * c1)
+    add(array, (row, 2), share * c2)
+    if len(channels) == 4:
+        add(array, (row, 3), share * c3)
+
+
+@inlined
+def colors(grid: Grid, samples: Samples, picture: Picture, r: int, begin: int, end: int) -> None:
+    """rgb += sum_i w_i c_i."""
+    channels = len(grid.channels)
+    weight, color = samples.weight[r], samples.color[r]
+    for i in range(begin, end):
+        if weight[i] > LEAST_WEIGHT:
+            low, at = samples.cell[r, i], i * channels
+            shares = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], ONE)
+            c0 = mix(grid.color, low, grid.side, shares, 0)
+            c1 = mix(grid.color, low, grid.side, shares, 1)
+            c2 = mix(grid.color, low, grid.side, shares, 2)
+            c3 = mix(grid.color, low, grid.side, shares, 3) if channels == 4 else ZERO
+            color[at], color[at + 1], color[at + 2] = c0, c1, c2
+            if channels == 4:
+                color[at + 3] = c3
+    if grid.bounded:
+        for j in range(begin * channels, end * channels):
+            color[j] = TWO / (ONE + exp(-color[j])) - ONE
+    t0, t1, t2, t3 = ZERO, ZERO, ZERO, ZERO
+    for i in range(begin, end):
+        if weight[i] > LEAST_WEIGHT:
+            at = i * channels
+            t0 += weight[i] * color[at]
+            t1 += weight[i] * color[at + 1]
+            t2 += weight[i] * color[at + 2]
+            if channels == 4:
+                t3 += weight[i] * color[at + 3]
+    add_color(picture.rgb, r, ONE, (t0, t1, t2, t3), grid.channels)
+
+
+@inlined
+def color_adjoint(
+    rays: Rays,
+    grid: Grid,
+    samples: Samples,
+    given: Given,
+    q: Array,
+    gradient: Array,
+    r: int,
+    begin: int,
+    end: int,
+) -> None:
+    """q_i = dL/dw_i, and the gradient of the colours, which is added."""
+    row, layer = grid.side, grid.side * grid.side
+    channels, color = len(grid.channels), samples.color[r]
+    g0, g1, g2, g3 = given.rgb[r, 0], given.rgb[r, 1], given.rgb[r, 2], ZERO
+    if channels == 4:
+        g3 = given.rgb[r, 3]
+    deeper = given.depth[r]
+    common = given.opacity[r] - deeper * rays.background_depth
+    for i in range(begin, end):
+        distance, _ = interval(rays, r, i)
+        weight = samples.weight[r, i]
+        total = given.weight[r, i] + common + deeper * distance
+        if weight > LEAST_WEIGHT:
+            at = i * channels
+            c0, c1, c2 = color[at], color[at + 1], color[at + 2]
+            c3 = color[at + 3] if channels == 4 else ZERO
+            total += g0 * c0 + g1 * c1 + g2 * c2 + g3 * c3
+            s0, s1, s2, s3 = weight, weight, weight, weight
+            if grid.bounded:
+                # d/dv (2 s - 1) = 2 s (1 - s) = (1 - c^2) / 2
+                s0 *= HALF - HALF * c0 * c0
+                s1 *= HALF - HALF * c1 * c1
+                s2 *= HALF - HALF * c2 * c2
+                s3 *= HALF - HALF * c3 * c3
+            slope = s0 * g0, s1 * g1, s2 * g2, s3 * g3
+            low = samples.cell[r, i]
+            high = low + layer
+            a, b, c, d, e, f, g, h = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], ONE)
+            add_color(gradient, low, a, slope, grid.channels)
+            add_color(gradient, low + 1, b, slope, grid.channels)
+            add_color(gradient, low + row, c, slope, grid.channels)
+            add_color(gradient, low + row + 1, d, slope, grid.channels)
+            add_color(gradient, high, e, slope, grid.channels)
+            add_color(gradient, high + 1, f, slope, grid.channels)
+            add_color(gradient, high + row, g, slope, grid.channels)
+            add_color(gradient, high + row + 1, h, slope, grid.channels)
+        q[r, i] = total
+
+
+@inlined
+def density_adjoint(rays: Rays, samples: Samples, q: Array, r: int) -> None:
+    """From q_i to the gradient of the density grid's interpolated values, in place."""
+    behind = ZERO
+    for i in range(samples_inside(rays, r, q.shape[1]) - 1, -1, -1):
+        _, delta = interval(rays, r, i)
+        here = q[r, i]
+        slope = delta * (samples.through[r, i] * here - behind)
+        behind += samples.weight[r, i] * here
+        q[r, i] = slope * samples.slope[r, i]
+
+
+@inlined
+def density_scatter(
+    grid: Grid, samples: Samples, q: Array, gradient: Array, r: int, begin: int, end: int
+) -> None:
+    row, layer = grid.side, grid.side * grid.side
+    for i in range(begin, end):
+        low = samples.cell[r, i]
+        high = low + layer
+        a, b, c, d, e, f, g, h = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], q[r, i])
+        add(gradient, low, a)
+        add(gradient, low + 1, b)
+        add(gradient, low + row, c)
+        add(gradient, low + row + 1, d)
+        add(gradient, high, e)
+        add(gradient, high + 1, f)
+        add(gradient, high + row, g)
+        add(gradient, high + row + 1, h)
+
+
+@compiled
+def forward(
+    begin: int, end: int, rays: Rays, grid: Grid, samples: Samples, picture: Picture
+) -> None:
+    """Renders rays begin...end on the CPU."""
+    for r in range(begin, end):
+        inside = samples_inside(rays, r, samples.cell.shape[1])
+        locate(rays, grid, samples, r, 0, inside)
+        densities(grid, samples, r, 0, inside)
+        composite(rays, samples, picture, r)
+        colors(grid, samples, picture, r, 0, inside)
+
+
+@compiled
+def backward(
+    begin: int,
+    end: int,
+    rays: Rays,
+    grid: Grid,
+    samples: Samples,
+    given: Given,
+    q: Array,
+    density_gradient: Array,
+    color_gradient: Array,
+) -> None:
+    """Adds the gradients of rays begin...end on the CPU; q (n, count) is working memory."""
+    for r in range(begin, end):
+        inside = samples_inside(rays, r, q.shape[1])
+        color_adjoint(rays, grid, samples, given, q, color_gradient, r, 0, inside)
+        density_adjoint(rays, samples, q, r)
+        density_scatter(grid, samples, q, density_gradient, r, 0, inside)

@@ -1,0 +1,128 @@
+"""The kernels of `sjc_engine.kernels` on CUDA: which thread computes which ray and samples.
+
+What needs the whole ray takes one thread a ray, everything else one thread a sample (or block of
+samples), neighbours in a ray beside each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import cuda
+from numba.extending import overload
+
+from sjc_engine import kernels as k
+
+THREADS = (32, 4)  # (samples, rays) of a block
+RAY_THREADS = 64
+BLOCK = 16  # samples whose colours one thread adds up: fewer atomic additions to the pixel
+
+
+@overload(k.add, target="cuda")
+def _add_on_cuda(array: Any, place: Any, value: Any) -> Any:
+    def atomic(array: Any, place: Any, value: Any) -> None:
+        cuda.atomic.add(array, place, value)
+
+    return atomic
+
+
+@cuda.jit
+def _densities(rays, grid, samples):  # type: ignore[no-untyped-def]
+    i, r = cuda.grid(2)
+    if r < samples.cell.shape[0] and i < k.samples_inside(rays, r, samples.cell.shape[1]):
+        k.locate(rays, grid, samples, r, i, i + 1)
+        k.densities(grid, samples, r, i, i + 1)
+
+
+@cuda.jit
+def _composite(rays, samples, picture):  # type: ignore[no-untyped-def]
+    r = cuda.grid(1)
+    if r < samples.cell.shape[0]:
+        k.composite(rays, samples, picture, r)
+
+
+@cuda.jit
+def _colors(rays, grid, samples, picture):  # type: ignore[no-untyped-def]
+    b, r = cuda.grid(2)
+    if r < samples.cell.shape[0]:
+        end = min((b + 1) * BLOCK, k.samples_inside(rays, r, samples.cell.shape[1]))
+        if b * BLOCK < end:
+            k.colors(grid, samples, picture, r, b * BLOCK, end)
+
+
+@cuda.jit
+def _color_adjoint(rays, grid, samples, given, q, gradient):  # type: ignore[no-untyped-def]
+    i, r = cuda.grid(2)
+    if r < q.shape[0] and i < k.samples_inside(rays, r, q.shape[1]):
+        k.color_adjoint(rays, grid, samples, given, q, gradient, r, i, i + 1)
+
+
+@cuda.jit
+def _density_adjoint(rays, samples, q):  # type: ignore[no-untyped-def]
+    r = cuda.grid(1)
+    if r < q.shape[0]:
+        k.density_adjoint(rays, samples, q, r)
+
+
+@cuda.jit
+def _density_scatter(rays, grid, samples, q, gradient):  # type: ignore[no-untyped-def]
+    i, r = cuda.grid(2)
+    if r < q.shape[0] and i < k.samples_inside(rays, r, q.shape[1]):
+        k.density_scatter(grid, samples, q, gradient, r, i, i + 1)
+
+
+def forward(rays: k.Rays, grid: k.Grid, samples: k.Samples, picture: k.Picture) -> None:
+    """`kernels.forward` for all rays, in the order of torch's current stream."""
+    n, count = samples.cell.shape
+    on = stream()
+    _densities[*_sample_shape(count, n), on](rays, grid, samples)
+    _composite[*_ray_shape(n), on](rays, samples, picture)
+    blocks = -(-count // BLOCK)
+    _colors[*_sample_shape(blocks, n), on](rays, grid, samples, picture)
+
+
+def backward(
+    rays: k.Rays,
+    grid: k.Grid,
+    samples: k.Samples,
+    given: k.Given,
+    q: Any,
+    density_gradient: Any,
+    color_gradient: Any,
+) -> None:
+    """`kernels.backward` for all rays, in the order of torch's current stream."""
+    n, count = q.shape
+    on, shape = stream(), _sample_shape(count, n)
+    _color_adjoint[*shape, on](rays, grid, samples, given, q, color_gradient)
+    _density_adjoint[*_ray_shape(n), on](rays, samples, q)
+    _density_scatter[*shape, on](rays, grid, samples, q, density_gradient)
+
+
+def array(tensor: Any) -> Any:
+    """A CUDA tensor's memory, without a copy and without waiting."""
+    return cuda.as_cuda_array(tensor, sync=False)
+
+
+def check(device: int) -> None:
+    """Raises what keeps kernels from being compiled for this device."""
+    cuda.select_device(device)
+
+    @cuda.jit
+    def nothing(out):  # type: ignore[no-untyped-def]
+        out[0] = 1.0
+
+    nothing[1, 1](cuda.device_array(1, dtype="float32"))
+
+
+def stream() -> Any:
+    import torch
+
+    return cuda.external_stream(torch.cuda.current_stream().cuda_stream)
+
+
+def _sample_shape(width: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (-(-width // THREADS[0]), -(-n // THREADS[1])), THREADS
+
+
+def _ray_shape(n: int) -> tuple[int, int]:
+    return -(-n // RAY_THREADS), RAY_THREADS

@@ -1,0 +1,211 @@
+"""The fused renderer against its oracle in plain torch."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from sjc_engine import fused, kernels
+from sjc_engine.camera import orbit, sample_camera
+from sjc_engine.fields import PlenoxelField, VoxelField
+from sjc_engine.losses import distortion, emptiness
+from sjc_engine.render import learned_background, render_views
+
+
+def make_field(channels, space, *, opaque, side=12):
+    generator = torch.Generator().manual_seed(3)
+    field = VoxelField(side, channels, 0.7, space=space, generator=generator)
+    with torch.no_grad():
+        field.density.normal_(generator=generator)
+        if opaque:  # a wall with empty space before and behind it
+            field.density.mul_(3).sub_(20)
+            field.density[..., 4:8].add_(50)
+        field.d_scale.fill_(0.3)
+    return field
+
+
+def seen(field, *, kernels, views=2, size=9, step=0.05, seed=5):
+    """Everything that a loss may depend on, and all gradients of a loss of all of it."""
+    generator = torch.Generator().manual_seed(seed)
+    cameras = [sample_camera(generator) for _ in range(views)]
+    field.zero_grad()
+    view = render_views(field, cameras, size, size, step=step, generator=generator, fused=kernels)
+    outputs = [view.rgb, view.opacity, view.depth, view.weights]
+    score = [torch.randn(t.shape, generator=generator) for t in outputs]
+    loss = sum((s * t).sum() for s, t in zip(score, outputs, strict=True))
+    loss = loss + 1e3 * emptiness(view.weights) + 10 * distortion(view)
+    loss = loss + learned_background(field, view).mean()
+    loss.backward()
+    slopes = [field.density.grad, field.color.grad, field.d_scale.grad, field.background.grad]
+    return [t.detach() for t in outputs], [slope.clone() for slope in slopes]
+
+
+def off(found, wanted):
+    """The largest difference over the largest value."""
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+@pytest.mark.parametrize(("channels", "space"), [(3, "rgb"), (4, "latent"), (4, "rgb")])
+def test_the_kernels_give_the_oracles_pictures_and_gradients(channels, space, opaque):
+    field = make_field(channels, space, opaque=opaque)
+    ours, theirs = seen(field, kernels=True), seen(field, kernels=False)
+    for found, wanted in zip(ours[0], theirs[0], strict=True):
+        assert found.shape == wanted.shape
+        assert off(found, wanted) < 5e-5
+    for found, wanted in zip(ours[1], theirs[1], strict=True):
+        assert off(found, wanted) < 1e-4
+
+
+def test_gradients_at_the_papers_setting():
+    field = make_field(4, "latent", opaque=True, side=100)
+    ours = seen(field, kernels=True, views=1, size=32, step=0.01)
+    theirs = seen(field, kernels=False, views=1, size=32, step=0.01)
+    assert max(off(a, b) for a, b in zip(ours[1], theirs[1], strict=True)) < 1e-4
+
+
+def test_gradients_are_those_of_finite_differences():
+    field = make_field(3, "rgb", opaque=False, side=5)
+    camera = orbit(20, 10)
+
+    def loss():
+        view = render_views(field, [camera], 6, 6, step=0.2, fused=True)
+        return view.rgb.double().square().sum() + view.opacity.double().square().sum()
+
+    loss().backward()
+    for parameter, place in [(field.density, (0, 0, 2, 2, 2)), (field.color, (0, 1, 2, 2, 1))]:
+        values = []
+        for move in (1e-2, -1e-2):
+            with torch.no_grad():
+                parameter[place] += move
+                values.append(float(loss()))
+                parameter[place] -= move
+        slope = (values[0] - values[1]) / 2e-2
+        assert float(parameter.grad[place]) == pytest.approx(slope, rel=2e-2)
+
+
+def test_threads_share_the_rays_and_change_nothing():
+    field = make_field(4, "latent", opaque=False)
+    alone = seen(field, kernels=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = seen(field, kernels=True)
+    finally:
+        torch.set_num_threads(before)
+    for found, wanted in zip(together[0], alone[0], strict=True):
+        assert torch.equal(found, wanted)
+    for found, wanted in zip(together[1], alone[1], strict=True):
+        assert off(found, wanted) < 1e-5
+
+
+def test_frozen_parameters_get_no_gradient():
+    field = make_field(3, "rgb", opaque=False)
+    field.density.requires_grad_(False)
+    field.d_scale.requires_grad_(False)
+    render_views(field, [orbit(0, 0)], 4, 4, fused=True).rgb.sum().backward()
+    assert field.density.grad is None
+    assert float(field.color.grad.abs().sum()) > 0
+
+
+def test_what_is_not_a_number_shows():
+    """The scene's guard looks at the loss: no kernel may swallow a NaN on the way to it."""
+    for name in ("density", "color"):
+        field = make_field(3, "rgb", opaque=False)
+        with torch.no_grad():
+            getattr(field, name)[..., 6, 6, 6] = float("nan")
+        view = render_views(field, [orbit(0, 0)], 16, 16, fused=True)
+        assert not torch.isfinite(view.rgb.sum() + view.opacity.sum())
+
+
+def test_memory_is_laid_out_for_the_kernels_and_stays_so():
+    field = make_field(3, "rgb", opaque=False)
+    seen(field, kernels=True)
+    torch.optim.Adamax(field.parameters()).step()
+    field.resample(20)
+    for grid in (field.color, make_field(3, "rgb", opaque=False).color):
+        assert grid.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_fields_that_the_kernels_do_not_know_are_left_to_torch():
+    double = make_field(3, "rgb", opaque=False).double()
+    plenoxels = PlenoxelField(6, 3, 0.7)
+    for field, reason in [(double, "torch.float64"), (plenoxels, "kind 'plenoxels'")]:
+        assert not fused.fits(field)
+        render_views(field, [orbit(0, 0)], 4, 4)
+        with pytest.raises(ValueError, match=reason):
+            render_views(field, [orbit(0, 0)], 4, 4, fused=True)
+
+
+def test_exp_and_log1p_are_exact_to_float32():
+    x = np.linspace(-87, 87, 20_001, dtype=np.float32)
+    ours = np.array([kernels.exp(v) for v in x], dtype=np.float64)
+    np.testing.assert_allclose(ours, np.exp(x.astype(np.float64)), rtol=3e-7)
+    assert np.isnan(kernels.exp(np.float32("nan")))
+    z = np.concatenate([np.logspace(-30, 0, 5000), [0.0]]).astype(np.float32)
+    ours = np.array([kernels.log1p(v) for v in z], dtype=np.float64)
+    np.testing.assert_allclose(ours, np.log1p(z.astype(np.float64)), rtol=3e-7)
+
+
+def python(code, **environment):
+    """A new interpreter's output."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_without_numba_the_oracle_renders_and_that_is_said_once():
+    said = python("""
+        import sys
+        sys.modules["numba"] = None
+        from sjc_engine.camera import orbit
+        from sjc_engine.fields import VoxelField
+        from sjc_engine.render import render_views
+        for _ in range(3):
+            view = render_views(VoxelField(6, 3, 0.7), [orbit(0, 0)], 8, 8)
+        print("opacity", float(view.opacity.mean()) > 0)
+    """)
+    assert said.count("rendering with plain torch, which is slower") == 1
+    assert "numba" in said
+    assert "opacity True" in said
+
+
+@pytest.mark.slow
+def test_the_cuda_kernels_in_numbas_simulator():
+    """The threads of a GPU, as Python: the same functions, divided as they are there."""
+    said = python(
+        """
+        import torch
+        from sjc_engine import fused, kernels_cuda
+        kernels_cuda.array, kernels_cuda.stream = lambda tensor: tensor.numpy(), lambda: 0
+        start = fused._Call.__init__
+        def on_gpu(call, *arguments):
+            start(call, *arguments)
+            call.on_gpu, call.threads = True, 1
+        fused._Call.__init__ = on_gpu
+        from test_fused import make_field, off, seen
+        for channels, space in [(3, "rgb"), (4, "latent")]:
+            field = make_field(channels, space, opaque=False, side=6)
+            ours = seen(field, kernels=True, views=1, size=4, step=0.06)
+            theirs = seen(field, kernels=False, views=1, size=4, step=0.06)
+            for found, wanted in zip(ours[0] + ours[1], theirs[0] + theirs[1], strict=True):
+                print("off", off(found, wanted))
+        """,
+        NUMBA_ENABLE_CUDASIM="1",
+        NUMBA_DISABLE_JIT="1",
+        PYTHONPATH=os.path.dirname(__file__),
+    )
+    found = [float(line.split()[1]) for line in said.splitlines() if line.startswith("off")]
+    assert len(found) == 16
+    assert max(found) < 1e-4
