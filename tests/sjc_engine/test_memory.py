@@ -16,7 +16,7 @@ from engine_process import Engine, in_process, spec
 
 from sjc_engine import load_prior, memory, worker
 from sjc_engine.memory import MOST_SCENES, Gauge, Room, out_of_memory
-from sjc_engine.scene import Scene
+from sjc_engine.scene import Diverged, Scene
 
 GB = 10**9
 
@@ -123,6 +123,25 @@ def test_a_scene_that_leaves_goes_on_from_its_last_step(
     for name in "ab":
         expected = in_process(spec(name, steps=8), tmp_path / "expected.safetensors")
         assert (tmp_path / name).read_bytes() == expected
+
+
+def test_news_of_a_divergence_between_steps_ends_that_scene_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a GPU what the last step measured is read when somebody asks whether it was the last."""
+    done = Scene.done.fget
+    assert done is not None
+
+    def asked(scene: Scene) -> bool:
+        if (scene.prompt, scene.step) == ("a", 4):
+            raise Diverged([scene])
+        return done(scene)
+
+    monkeypatch.setattr(Scene, "done", property(asked))
+    told = drive(worker.Engine("cpu", Replies()), tmp_path, steps=4)
+    ended = {m["scene"]: m for m in told if m["type"] in ("done", "failed")}
+    assert (ended["a"]["type"], ended["a"]["error_type"]) == ("failed", "Diverged")
+    assert ended["b"]["type"] == "done"
 
 
 class Replies(io.StringIO):
