@@ -18,12 +18,16 @@ from torch import Tensor
 
 from sjc_engine import worker
 from sjc_engine.prior import Cond, Prior
+from sjc_engine.recipes import Recipe
+from sjc_engine.scene import Scene
 
 load_prior = worker.load_prior
 
 
 def with_little_address_space(limit: int, *prior: Any, **options: Any) -> Prior:
     loaded = load_prior(*prior, **options)
+    small = Recipe.for_prior("toybox").override({"grid_size": 8, "ray_step": 0.1})
+    worker.try_step([Scene("", "", 0, small, loaded)], loaded)  # what is loaded once is no scene's
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + limit
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
