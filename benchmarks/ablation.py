@@ -1,7 +1,7 @@
 """What each part of the method does, on the toybox: one setting changed at a time, three seeds.
 
     python benchmarks/ablation.py [--seeds 0,1,2] [--only duck,tank] [--steps 500] [--processes 2]
-                                  [--out DIR] [--docs DIR] [--show]
+                                  [--out DIR] [--docs DIR] [--show] [--json FILE]
 
 Starts from the preset `toybox` with `--steps` steps and changes what a row says. Every asset is
 made and judged as in `benchmarks/demo.py`, in a process of its own with one thread; its result is
@@ -25,7 +25,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import sys
 import time
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from statistics import mean, stdev
 
 import numpy as np
 from demo import MANIFEST, Result, instance_masks, make
+from report import Report, in_words
 
 Changes = dict[str, str]
 # The recipe's own row first; the others say what differs from it.
@@ -166,22 +166,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(".runs/ablation"))
+    parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--docs", type=Path, help="folder of ablation.md")
     parser.add_argument("--show", action="store_true", help="what is kept; make nothing")
     settings = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-
     from tasks.manifest import read_manifest
 
     prompts = {row.row_id: row.prompt for row in read_manifest(MANIFEST).rows}
     chosen, seeds = settings.only.split(","), [int(seed) for seed in settings.seeds.split(",")]
     settings.out.mkdir(parents=True, exist_ok=True)
-    machine = (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs,"
-        f" Python {platform.python_version()}, torch {torch.__version__}"
-    )
-    print(machine)
+    names = ("seeds", "only", "steps", "processes")
+    report = Report("ablation", {name: getattr(settings, name) for name in names})
     # What a result was made with is part of its key: another --steps is another experiment.
     kept = settings.out / "results.jsonl"
     base = {"steps": str(settings.steps)}
@@ -221,12 +217,18 @@ def main() -> None:
     wanted = {key: r for key, r in sorted(results.items()) if key[1] in chosen and key[2] in seeds}
     text = table(wanted, chosen)
     print("\n" + text)
+    report.tables["assets"] = [
+        {"group": ROWS[row][0], "setting": ROWS[row][1], **asdict(result)}
+        for (row, _, _), result in wanted.items()
+    ]
+    report.write_json(settings.json)
     if settings.docs:
         picture(settings.out, base, chosen, seeds, settings.docs / "images" / "ablation.png")
         page = settings.docs / "ablation.md"
         before = page.read_text().partition(MARK)[0] if page.exists() else "# Ablation\n\n"
         about = (
-            f"{settings.steps} steps, seeds {', '.join(map(str, seeds))}; {machine}.\n\n"
+            f"{settings.steps} steps, seeds {', '.join(map(str, seeds))};"
+            f" {in_words(report.machine)}.\n\n"
             "![Fields of every setting, two views each](images/ablation.png)"
         )
         page.write_text(f"{before}{MARK}\n\n{text}\n\n{about}\n")

@@ -1,6 +1,6 @@
 """`sjc curate` of many assets to WebDataset on the local disk.
 
-    python benchmarks/curate.py [--assets 10000] [--folder DIR] [--format webdataset]
+    python benchmarks/curate.py [--assets 10000] [--folder DIR] [--format webdataset] [--json FILE]
 
 Makes a store of made-up assets (four seeds a prompt; a mesh of 0.6 MB and a preview of 0.2 MB of
 random bytes, which no file system can squeeze), then runs the command. It needs twice the data's
@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import Report
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
@@ -46,9 +46,10 @@ def main() -> None:
     parser.add_argument("--assets", type=int, default=10_000)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure")
     parser.add_argument("--format", default="webdataset")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     settings = parser.parse_args()
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
+    used = {"assets": settings.assets, "format": settings.format, "folder": settings.folder}
+    report = Report("curate", used, ("pyarrow", "webdataset"))
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         folder = Path(name)
         need = 2.1 * settings.assets * sum(SIZES.values())
@@ -57,34 +58,41 @@ def main() -> None:
             sys.exit(f"{folder} has {free / 1e9:.0f} GB free, and this needs {need / 1e9:.0f} GB")
         began = time.perf_counter()
         fill(open_store(folder / "store"), settings.assets)
-        print(f"store of {settings.assets:,} assets made in {time.perf_counter() - began:.0f} s")
+        report.figure("store made in", time.perf_counter() - began, "s")
         size = settings.assets * sum(SIZES.values())
-        told("cp -r", size, "cp", "-r", str(folder / "store" / "assets"), str(folder / "copy"))
+        told(
+            report,
+            "cp -r",
+            size,
+            "cp",
+            "-r",
+            str(folder / "store" / "assets"),
+            str(folder / "copy"),
+        )
         shutil.rmtree(folder / "copy")
         sjc = str(Path(sys.executable).with_name("sjc"))
         out = folder / "dataset"
         told(
-            f"sjc curate --format {settings.format}", size, sjc, "curate", "--where",
+            report, f"sjc curate --format {settings.format}", size, sjc, "curate", "--where",
             "clip_score >= 0", "-o", str(out), "--format", settings.format,
             "--store", str(folder / "store"), "--quiet",
         )  # fmt: skip
         document = json.loads((out / "manifest.json").read_text())
         assert document["assets"] == settings.assets
         assert document["bytes"] >= size
+    report.write_json(settings.json)
 
 
-def told(name: str, size: int, *command: str) -> None:
-    """Runs a command until its files are on the disk; prints how fast, and on how much CPU."""
+def told(report: Report, name: str, size: int, *command: str) -> None:
+    """Runs a command until its files are on the disk; reports how fast, and on how much CPU."""
     before, began = os.times(), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     os.sync()
     seconds, after = time.perf_counter() - began, os.times()
     cpu = sum(after[k] - before[k] for k in (2, 3))  # of children, user and system
-    print(
-        f"{name}: {size / 1e9:.2f} GB in {seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s; "
-        f"{cpu:.1f} CPU seconds",
-        flush=True,
-    )
+    report.figure(f"{name}, {size / 1e9:.2f} GB", size / 1e6 / seconds, "MB/s")
+    report.figure(f"{name}, time", seconds, "s")
+    report.figure(f"{name}, CPU", cpu, "s")
 
 
 def fill(store: Store, assets: int) -> None:

@@ -1,6 +1,7 @@
 """The demo's quality and cost: the paper's six prompts x seeds, judged by shape and by words.
 
     python benchmarks/demo.py [--seeds 0,1,2] [--processes 2] [--out DIR] [--set key=value ...]
+                              [--json FILE]
 
 Every asset is optimised, meshed and scored in a process of its own with one thread, as `sjc run
 --devices cpu,cpu` does. Printed for each, and summed up at the end:
@@ -16,11 +17,9 @@ turn        1 - mean IoU of views a quarter turn apart: 0 for a body of revoluti
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
-import platform
 import resource
 import sys
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
+from report import Report
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "paper.csv"
 CATEGORY_OF_ID = {"burger", "duck", "ficus", "tank", "icecream", "giraffe"}
@@ -181,7 +181,7 @@ def show(result: Result) -> None:
     )
 
 
-def summarise(results: list[Result]) -> dict[str, float]:
+def summarise(results: list[Result], report: Report) -> None:
     by_prompt = {
         category: [r.field_iou for r in results if r.category == category]
         for category in sorted({r.category for r in results})
@@ -189,7 +189,8 @@ def summarise(results: list[Result]) -> dict[str, float]:
     print("\nprompt     field IoU by seed, mean")
     for category, values in by_prompt.items():
         print(f"{category:9}  {'  '.join(f'{v:.3f}' for v in values)}   {mean(values):.3f}")
-    figures = {
+    print()
+    for name, value in {
         "field IoU, mean": mean(r.field_iou for r in results),
         "field IoU, worst prompt": min(mean(v) for v in by_prompt.values()),
         "field IoU, worst asset": min(r.field_iou for r in results),
@@ -202,11 +203,9 @@ def summarise(results: list[Result]) -> dict[str, float]:
             r.cpu_optimize + r.cpu_mesh + r.cpu_evaluate for r in results
         ),
         "peak memory of a process, MB": max(r.peak_mb for r in results),
-    }
-    print()
-    for name, value in figures.items():
-        print(f"{name:32} {value:.3f}")
-    return figures
+    }.items():
+        report.figure(name, value)
+    report.tables["assets"] = [asdict(result) for result in results]
 
 
 def main() -> None:
@@ -219,18 +218,17 @@ def main() -> None:
     parser.add_argument("--recipe", default="toybox")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path(".runs/demo"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: demo.json in --out")
     settings = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from tasks.manifest import read_manifest
 
     prompts = {row.row_id: row.prompt for row in read_manifest(MANIFEST).rows}
     settings.out.mkdir(parents=True, exist_ok=True)
-    import torch
-
     from sjc_engine.toybox.objects import CATEGORIES
 
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs,"
-          f" Python {platform.python_version()}, torch {torch.__version__}")  # fmt: skip
+    names = ("seeds", "only", "processes", "recipe", "set")
+    report = Report("demo", {name: getattr(settings, name) for name in names})
     changes = dict(pair.split("=", 1) for pair in settings.set)
     jobs = [
         (category, prompts[category], int(seed), settings.recipe, changes, settings.out)
@@ -250,15 +248,12 @@ def main() -> None:
             show(result)
             results.append(result)
     results.sort(key=lambda r: (r.category, r.seed))
-    figures = summarise(results)
-    figures["wall seconds"] = time.perf_counter() - started
-    print(f"{'wall seconds':32} {figures['wall seconds']:.0f}")
-    if any(math.isnan(value) for value in figures.values()):
+    summarise(results, report)
+    report.figure("wall seconds", time.perf_counter() - started)
+    if any(math.isnan(figure["value"]) for figure in report.figures.values()):
         sys.exit("a figure is not a number")
-    (settings.out / "demo.json").write_text(
-        json.dumps({"figures": figures, "assets": [asdict(r) for r in results]}, indent=2) + "\n"
-    )
-    print(f"\n{settings.out}/demo.json and a contact sheet per asset")
+    report.write_json(settings.json or settings.out / "demo.json")
+    print(f"\na contact sheet per asset: {settings.out}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Many shards, a fleet of workers, and what the dispatcher costs.
 
     python benchmarks/dispatch.py [--assets 10000] [--workers 8] [--folder FOLDER] [--only PART]
+                                  [--json FILE]
 
 Runs on Prefect with PostgreSQL and Redis, which it starts (scripts/server-with-postgres). Assets
 are stubs: made-up numbers and a tiny file, through the real documents, tables and flow runs.
@@ -16,7 +17,6 @@ import argparse
 import asyncio
 import heapq
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -35,6 +35,7 @@ from fleet import deploy, descendants, flow_run_of, start_workers
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.states import Completed, Crashed, Running
+from report import Figure, Report
 from stub_shard import make_stubs
 
 from flows.dispatch import DEPLOYMENT, Dispatcher, Pool, tally
@@ -52,8 +53,7 @@ from tasks.tables import query, record_run, seal_run
 ROOT = Path(__file__).resolve().parents[1]
 SHARD_SECONDS = 600.0  # simulated; the target is 500 at least
 SPREAD = 0.3  # of an asset's time: standard deviation of its logarithm
-BUDGET, SMALL = 300.0, "< 300 KB"  # a million assets in shards of 300: below 1 GB
-OVERHEAD = 0.02  # of the shards' time
+SMALL = "< 300"  # a million assets in shards of 300: below 1 GB
 
 
 class Fleet:
@@ -194,7 +194,7 @@ def database_bytes() -> int:
     return asyncio.run(ask())
 
 
-def simulation(folder: Path, assets: int, workers: int) -> bool:
+def simulation(folder: Path, assets: int, workers: int, report: Report) -> None:
     plan = planned(folder, assets, max(2 * workers, -(-assets // (MOST_ASSETS - 10))))
     store = open_store(folder / "store")
     keep_plan(store, plan)
@@ -215,21 +215,19 @@ def simulation(folder: Path, assets: int, workers: int) -> bool:
     ideal = ideal_seconds(fleet, shards.values(), workers)
     alive = [seconds for n, seconds in enumerate(fleet.busy) if n != workers // 2]
     uneven = (max(alive) - min(alive)) / max(fleet.longest)
-    print(f"\nsimulation: {assets} assets, {len(shards)} shards, {workers} workers, one dies")
-    return all([
-        line("shortest shard", min(sum(s.values()) for s in shards.values()), ">= 500 s", 500, "s"),
-        line("shards", len(shards), f">= {2 * workers}", 2 * workers, ""),
-        line("busiest - idlest worker, in shards", uneven, "<= 1", -1),
-        line("dispatcher's own seconds / shards' seconds", fleet.dispatcher / work, "< 2%",
-             -OVERHEAD),
-        line("finish / finish without dispatcher and death", fleet.now / ideal),
-        line("database, per shard", grown / len(shards) / 1024, SMALL, -BUDGET, "KB"),
-        line("database, per asset", grown / assets, unit="bytes"),
-        *check_rows(plan, store),
-    ])  # fmt: skip
+    about = f"{assets} assets, {len(shards)} shards, {workers} workers, one dies"
+    figure = report.part("simulation", about)
+    figure("shortest shard", min(sum(s.values()) for s in shards.values()), "s", ">= 500")
+    figure("shards", len(shards), "", f">= {2 * workers}")
+    figure("busiest - idlest worker, in shards", uneven, "", "<= 1")
+    figure("dispatcher's own seconds / shards' seconds", 100 * fleet.dispatcher / work, "%", "< 2")
+    figure("finish / finish without dispatcher and death", fleet.now / ideal)
+    figure("database, per shard", grown / len(shards) / 1024, "KB", SMALL)
+    figure("database, per asset", grown / assets, "bytes")
+    check_rows(plan, store, figure)
 
 
-def two_workers(folder: Path, assets: int) -> bool:
+def two_workers(folder: Path, assets: int, report: Report) -> None:
     plan = planned(folder, assets, max(4, -(-assets // (MOST_ASSETS - 10))))
     store = open_store(folder / "store")
     keep_plan(store, plan)
@@ -248,40 +246,23 @@ def two_workers(folder: Path, assets: int) -> bool:
             time.sleep(1)
     seconds, grown = time.perf_counter() - began, database_bytes() - before
     shards = plan.shards()
-    print(f"\n2 worker processes: {assets} assets, {len(shards)} shards, {seconds:.0f} s")
-    return all([
-        line("flow runs killed", len(killed), ">= 1", 1, ""),
-        line("database, per shard", grown / len(shards) / 1024, SMALL, -BUDGET, "KB"),
-        *check_rows(plan, store),
-    ])  # fmt: skip
+    figure = report.part("2 workers", f"{assets} assets, {len(shards)} shards, {seconds:.0f} s")
+    figure("flow runs killed", len(killed), "", ">= 1")
+    figure("database, per shard", grown / len(shards) / 1024, "KB", SMALL)
+    check_rows(plan, store, figure)
 
 
-def check_rows(plan: ShardPlan, store: Store) -> list[bool]:
+def check_rows(plan: ShardPlan, store: Store, figure: Figure) -> None:
     """Rows of the plan's assets that are missing, and those that are there twice."""
     counts = tally(plan, store)
     sql = "SELECT count(*) - count(DISTINCT asset_id) AS twice FROM {} WHERE status = 'ok'"
     twice = [query(store, sql.format(t))["twice"][0].as_py() for t in ("assets", "attempts")]
     total = sum(counts.values())
-    first = [
-        line("assets without a row", total - counts["ok"], "0", 0),
-        line("assets with two rows", sum(twice), "0", 0),
-    ]
+    figure("assets without a row", total - counts["ok"], "", "<= 0")
+    figure("assets with two rows", sum(twice), "", "<= 0")
     files = compact_store(store)
-    return [
-        *first,
-        line("the same, after `sjc compact`", total - tally(plan, store)["ok"], "0", 0),
-        line("files of each table then", max(files.values()), "1", -1),
-    ]
-
-
-def line(
-    name: str, value: float, target: str = "", bound: float | None = None, unit: str = ""
-) -> bool:
-    """Prints a figure beside its target; a negative bound is the most, another the least."""
-    right = bound is None or (value <= -bound if bound <= 0 else value >= bound)
-    shown = f"{value:.4g} {unit}".strip()
-    print(f"  {name:48}{shown:>14}   {target:16}{'' if right else 'MISSED'}", flush=True)
-    return right
+    figure("the same, after `sjc compact`", total - tally(plan, store)["ok"], "", "<= 0")
+    figure("files of each table then", max(files.values()), "", "<= 1")
 
 
 def main() -> int:
@@ -291,6 +272,7 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="where the stores lie; default: a temporary one"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", choices=("simulation", "workers"))
     parser.add_argument("--dispatch", nargs=2, metavar=("PLAN", "STORE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -300,18 +282,19 @@ def main() -> int:
     if "SJC_DATABASE_URL" not in os.environ:
         server = [sys.executable, str(ROOT / "scripts/server-with-postgres"), "--"]
         os.execv(sys.executable, [*server, sys.executable, *sys.argv])
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    right = True
+    used = {name: getattr(options, name) for name in ("assets", "workers", "only")}
+    report = Report("dispatch", used, ("prefect", "sqlalchemy", "duckdb"))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for name in ("simulation", "workers"):
             if options.only in (None, name):
                 place = Path(folder) / name
                 place.mkdir()
                 if name == "simulation":
-                    right &= simulation(place, options.assets, options.workers)
+                    simulation(place, options.assets, options.workers, report)
                 else:
-                    right &= two_workers(place, options.assets)
-    return 0 if right else 1
+                    two_workers(place, options.assets, report)
+    report.write_json(options.json)
+    return 0 if report.all_reached else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The gallery's wall with many assets, in headless Chromium.
 
-    python benchmarks/gallery.py [--assets 10000] [--rounds 5]
+    python benchmarks/gallery.py [--assets 10000] [--rounds 5] [--json FILE]
 
 Rows are made up, pictures too (one file, linked under every id). Printed, medians over rounds:
 bytes of the page, time to the first contentful paint from a fresh browser's point of view, and the
@@ -11,8 +11,6 @@ included.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import random
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from PIL import Image
+from report import Report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "flows"))
 from browser import browser
@@ -58,16 +57,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--assets", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE")
     settings = parser.parse_args()
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} CPUs, {settings.assets} assets")
+    report = Report("gallery", {"assets": settings.assets, "rounds": settings.rounds}, ())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         began = time.perf_counter()
         page_text = index_page(rows(settings.assets))
-        print(f"page written in                 {time.perf_counter() - began:6.2f} s")
+        report.figure("page written in", time.perf_counter() - began, "s")
         (root / "index.html").write_text(page_text)
-        print(f"page                            {len(page_text.encode()) / 1e6:6.2f} MB")
+        report.figure("page", len(page_text.encode()) / 1e6, "MB")
         picture = root / "thumbnail.webp"
         Image.effect_noise((128, 128), 60).convert("RGB").save(picture)
         for k in range(settings.assets):
@@ -87,9 +86,11 @@ def main() -> None:
                         script = action.format(word=word, number=10 * number, metric=metric)
                         times[name].append(page.run(TIMED.format(action=script)))
                 assert page.complaints == [], page.complaints
-    print(f"first contentful paint          {median(paints):6.0f} ms")
+    report.figure("first contentful paint", median(paints), "ms")
     for name, values in times.items():
-        print(f"{name:32}{median(values):6.1f} ms (longest {max(values):.1f})")
+        report.figure(name, median(values), "ms")
+        report.figure(f"{name}, longest", max(values), "ms")
+    report.write_json(settings.json)
 
 
 if __name__ == "__main__":

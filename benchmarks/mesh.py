@@ -1,6 +1,6 @@
 """From field to textured GLB: time, memory, size, and how well each part agrees with the truth.
 
-    python benchmarks/mesh.py [--resolution 128] [--rounds 3] [--json]
+    python benchmarks/mesh.py [--resolution 128] [--rounds 3] [--json FILE]
 
 The field is the tests' own totem: a ring, a ball, a stalk and a bar with stripes, whose colours are
 noise wherever a viewer of the field sees less than 30% of what it sees best, as SJC leaves them.
@@ -18,17 +18,11 @@ rasteriser      silhouette IoU with an analytic ball; pixels that embree sees di
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import os
-import platform
 import resource
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 
@@ -40,6 +34,8 @@ import torch
 import trimesh
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
+from peak import Peak
+from report import Report
 from synthetic_fields import (
     HALF,
     TOTEM,
@@ -63,7 +59,6 @@ from sjc_engine.turntable import turntable_frames, write_thumbnail, write_video
 
 SIZE, RADIUS = 256, 0.45
 PACKAGES = ("torch", "scikit-image", "xatlas", "manifold3d", "fast-simplification", "embreex")
-Figures = dict[str, tuple[float, str]]  # name -> value, target
 
 
 def totem(resolution: int, scale: float = 1.0) -> VoxelField:
@@ -80,43 +75,6 @@ def cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def resident() -> float:
-    """MB of this process and its children right now."""
-    pages = 0
-    children = Path("/proc/self/task")
-    pids = [os.getpid()]
-    for task in children.iterdir():
-        pids += [int(p) for p in (task / "children").read_text().split()]
-    for pid in pids:
-        try:
-            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return pages * resource.getpagesize() / 2**20
-
-
-class Peak:
-    """The most memory above the start's while the block runs, sampled every 10 ms."""
-
-    def __enter__(self) -> Peak:
-        # What was freed before must not serve the block unseen.
-        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
-        self.start, self.added, self._on = resident(), 0.0, True
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while self._on:
-            self.added = max(self.added, resident() - self.start)
-            time.sleep(0.01)
-
-    def __exit__(self, *_: object) -> None:
-        self._on = False
-        self._thread.join()
-
-
 def timed(rounds: int, work: Callable[[], None]) -> float:
     """The median CPU time of some rounds."""
     times = []
@@ -127,7 +85,7 @@ def timed(rounds: int, work: Callable[[], None]) -> float:
     return median(times)
 
 
-def making(field: VoxelField, rounds: int, figures: Figures) -> Mesh:
+def making(field: VoxelField, rounds: int, report: Report) -> Mesh:
     meshes: list[Mesh] = []
     added: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -144,38 +102,39 @@ def making(field: VoxelField, rounds: int, figures: Figures) -> Mesh:
             write_video(frames, Path(folder, "turntable.mp4"))
             write_thumbnail(frames, Path(folder, "thumbnail.webp"))
 
-        figures["field -> GLB, CPU s"] = timed(rounds, export), "< 6"
-        figures["field -> GLB, added MB"] = max(added), "< 300"
-        figures["GLB, KB"] = path.stat().st_size / 1000, "< 1200"
-        figures["faces"] = len(meshes[-1].faces), "<= 20000"
-        figures["turntable, CPU s"] = timed(rounds, turn), "< 6"
-        figures["turntable, KB"] = Path(folder, "turntable.mp4").stat().st_size / 1000, ""
-        figures["thumbnail, KB"] = Path(folder, "thumbnail.webp").stat().st_size / 1000, ""
+        report.figure("field -> GLB, CPU s", timed(rounds, export), target="< 6")
+        report.figure("field -> GLB, added MB", max(added), target="< 300")
+        report.figure("GLB, KB", path.stat().st_size / 1000, target="< 1200")
+        report.figure("faces", len(meshes[-1].faces), target="<= 20000")
+        report.figure("turntable, CPU s", timed(rounds, turn), target="< 6")
+        report.figure("turntable, KB", Path(folder, "turntable.mp4").stat().st_size / 1000)
+        report.figure("thumbnail, KB", Path(folder, "thumbnail.webp").stat().st_size / 1000)
     return meshes[-1]
 
 
-def agreement(field: VoxelField, mesh: Mesh, figures: Figures) -> None:
+def agreement(field: VoxelField, mesh: Mesh, report: Report) -> None:
     for scale in (1.0, 0.1, 5.0):
         denser = field if scale == 1 else totem(field.resolution, scale)
         ious = silhouette_ious(denser, mesh if scale == 1 else extract_mesh(denser), SIZE)
         name = f"field/mesh IoU, density x {scale:g}"
-        figures[f"{name}, mean"] = mean(ious), ">= 0.98" if scale == 1 else ">= 0.95"
-        figures[f"{name}, least"] = min(ious), ">= 0.975" if scale == 1 else ">= 0.95"
+        report.figure(f"{name}, mean", mean(ious), target=">= 0.98" if scale == 1 else ">= 0.95")
+        report.figure(f"{name}, least", min(ious), target=">= 0.975" if scale == 1 else ">= 0.95")
     baked = interior_psnr(field, mesh, SIZE)
     sampled = interior_psnr(field, colored_by_points(field, mesh), SIZE)
-    figures["colour, texture, dB"] = baked, ""
-    figures["colour, sampled at the surface, dB"] = sampled, ""
-    figures["colour, gain, dB"] = baked - sampled, ">= 5"
+    report.figure("colour, texture, dB", baked)
+    report.figure("colour, sampled at the surface, dB", sampled)
+    report.figure("colour, gain, dB", baked - sampled, target=">= 5")
 
 
-def rasteriser(field: VoxelField, rounds: int, figures: Figures) -> None:
+def rasteriser(field: VoxelField, rounds: int, report: Report) -> None:
     fine = extract_mesh(field, MeshRecipe(max_faces=50_000, texture_size=0))
     times = []
     for camera in UNSEEN * rounds:
         began = cpu_seconds()
         rasterize(fine, camera, SIZE, SIZE, supersample=1)
         times.append(cpu_seconds() - began)
-    figures[f"rasteriser, {len(fine.faces)} faces at 256^2, CPU ms"] = 1000 * median(times), "< 40"
+    name = f"rasteriser, {len(fine.faces)} faces at 256^2, CPU ms"
+    report.figure(name, 1000 * median(times), target="< 40")
 
     solid = trimesh.creation.icosphere(subdivisions=6, radius=RADIUS)
     ball = torch.tensor(solid.vertices, dtype=torch.float32), torch.tensor(solid.faces)
@@ -192,27 +151,9 @@ def rasteriser(field: VoxelField, rounds: int, figures: Figures) -> None:
         shot = torch.from_numpy(scene.run(starts, directions.float().numpy()) >= 0)
         mask = coverage(*triangles, camera, SIZE, SIZE)
         different += int((shot.view(SIZE, SIZE) != mask).sum())
-    figures["rasteriser, IoU with an analytic ball, least"] = min(overlaps), ">= 0.996"
+    report.figure("rasteriser, IoU with an analytic ball, least", min(overlaps), target=">= 0.996")
     share = 100 * different / (len(UNSEEN) * SIZE**2)
-    figures["rasteriser, % of pixels unlike embree's"] = share, "<= 0.1"
-
-
-def reached(value: float, target: str) -> bool:
-    sign, limit = target.split()
-    bound = float(limit)
-    return {"<": value < bound, "<=": value <= bound, ">=": value >= bound}[sign]
-
-
-def machine() -> dict[str, str | int]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cpus": os.cpu_count() or 0,
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
+    report.figure("rasteriser, % of pixels unlike embree's", share, target="<= 0.1")
 
 
 @torch.no_grad()
@@ -222,29 +163,16 @@ def main() -> None:
     )
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     settings = parser.parse_args()
     torch.set_num_threads(1)
+    report = Report("mesh", {"voxels": settings.resolution, "rounds": settings.rounds}, PACKAGES)
     field = totem(settings.resolution)
     extract_mesh(totem(16))  # what is loaded once is not an asset's
-    figures: Figures = {}
-    mesh = making(field, settings.rounds, figures)
-    agreement(field, mesh, figures)
-    rasteriser(field, settings.rounds, figures)
-    if settings.json:
-        rows = {
-            name: {"value": value, "target": target or None}
-            | ({"reached": reached(value, target)} if target else {})
-            for name, (value, target) in figures.items()
-        }
-        settings_used = {"resolution": settings.resolution, "rounds": settings.rounds}
-        print(json.dumps({"machine": machine(), **settings_used, "figures": rows}, indent=2))
-        return
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    print(f"{settings.resolution}^3 voxels, medians of {settings.rounds} rounds, one thread\n")
-    for name, (value, target) in figures.items():
-        verdict = "" if not target or reached(value, target) else "  MISSED"
-        print(f"{name:50} {value:10.4g}   {target}{verdict}")
+    mesh = making(field, settings.rounds, report)
+    agreement(field, mesh, report)
+    rasteriser(field, settings.rounds, report)
+    report.write_json(settings.json)
 
 
 if __name__ == "__main__":

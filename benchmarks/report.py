@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+Figure = Callable[..., bool]  # `Report.figure`
 PACKAGES = ("torch", "numpy", "warp-lang", "diffusers")
 
 
@@ -105,8 +106,7 @@ class Report:
         self.figures: dict[str, dict[str, Any]] = {}
         self.tables: dict[str, list[dict[str, Any]]] = {}
         for facts in (self.machine, self.settings):
-            told = (f"{key} {value}" for key, value in facts.items() if value is not None)
-            print(", ".join(told), flush=True)
+            print(in_words(facts), flush=True)
         print()
 
     def figure(self, name: str, value: float, unit: str = "", target: str = "") -> bool:
@@ -118,6 +118,15 @@ class Report:
         verdict = "" if right else "  MISSED"
         print(f"{name:50} {value:10.4g} {unit:8} {target:8}{verdict}".rstrip(), flush=True)
         return right
+
+    def part(self, name: str, about: str) -> Figure:
+        """Prints a heading; `figure` of a part of the benchmark, whose name begins theirs."""
+        print(f"\n{name}: {about}", flush=True)
+        return lambda figure, *more: self.figure(f"{name}: {figure}", *more)
+
+    @property
+    def all_reached(self) -> bool:
+        return all(figure.get("reached", True) for figure in self.figures.values())
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Prints rows of the same keys, numbers to four digits."""
@@ -142,6 +151,11 @@ class Report:
         }
         path.write_text(json.dumps(document, indent=1, default=str) + "\n", "utf-8")
         print(f"{path}", file=sys.stderr)
+
+
+def in_words(facts: Mapping[str, Any]) -> str:
+    """Facts on one line, without those that are not known."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 
 def reached(value: float, target: str) -> bool:

@@ -1,6 +1,6 @@
 """Queries over sealed tables of many assets, as `sjc query` runs them.
 
-    python benchmarks/tables.py [--assets 100000] [--views 8] [--runs 10] [--rounds 5]
+    python benchmarks/tables.py [--assets 100000] [--views 8] [--runs 10] [--rounds 5] [--json FILE]
 
 Makes a store with only tables in it, of made-up rows in the real schemas: each run sealed into one
 file a table. Printed, medians over rounds: each query in a process that is up, and the whole
@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from report import Report, interleaved
 
 from tasks.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE
 from tasks.schemas import COLUMNS, FILE_SCHEMAS
@@ -59,30 +55,29 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8, help="of an asset")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE")
     settings = parser.parse_args()
-    machine = platform.processor() or platform.machine()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("duckdb", "pyarrow"))
-    print(f"{machine}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {versions}")
+    used = {k: v for k, v in vars(settings).items() if k != "json"}
+    report = Report("tables", used, ("duckdb", "pyarrow"))
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(Path(folder, "store"))
         fill(store, settings.assets, settings.views, settings.runs)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
         rows = query(store, "SELECT (SELECT count(*) FROM assets), (SELECT count(*) FROM views)")
         assets, views = (column[0].as_py() for column in rows.columns)
-        print(f"{assets:,} assets, {views:,} views, {settings.runs} runs, {size / 1e6:.0f} MB")
-        print(f"{'query':28}{'in process':>12}{'sjc query':>12}")
+        report.figure("assets", assets)
+        report.figure("views", views)
+        report.figure("size", size / 1e6, "MB")
+        sjc = str(Path(sys.executable).with_name("sjc"))
         for name, sql in QUERIES.items():
-            inside = [timed(lambda sql=sql: query(store, sql)) for _ in range(settings.rounds)]
-            command = [str(Path(sys.executable).with_name("sjc")), "query", sql]
-            command += ["--store", store.url]
-            whole = [timed(lambda c=command: run(c)) for _ in range(settings.rounds)]
-            print(f"{name:28}{median(inside):10.2f} s{median(whole):10.2f} s")
-
-
-def timed(work: Any) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+            command = [sjc, "query", sql, "--store", store.url]
+            ways = {
+                "in process": lambda sql=sql: query(store, sql),
+                "sjc query": lambda command=command: run(command),
+            }
+            for way, times in interleaved(ways, settings.rounds).items():
+                report.figure(f"{name}, {way}", median(times), "s")
+    report.write_json(settings.json)
 
 
 def run(command: list[str]) -> None:

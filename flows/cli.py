@@ -95,7 +95,10 @@ WhereOption = Annotated[
     str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")
 ]
 ScenesOption = Annotated[
-    str, typer.Option(metavar="K|auto", help="Scenes that a device steps together.")
+    str,
+    typer.Option(
+        metavar="K|auto", help="Scenes that a device steps together; auto: by free memory."
+    ),
 ]
 DevicesOption = Annotated[
     str | None,

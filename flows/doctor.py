@@ -193,11 +193,13 @@ def devices() -> Findings:
 
 def machine() -> Findings:
     """CPU and memory."""
+    from sjc_engine.memory import free_memory
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS")
     said = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set"
     yield Finding("cpu", "ok", f"{cores} cores, {said}")
-    free = _free_memory()
+    free = free_memory()
     if free is None:
         yield Finding("memory", "ok", "not known on this system")
     elif free < LITTLE_MEMORY:
@@ -205,21 +207,6 @@ def machine() -> Findings:
         yield Finding("memory", "warning", f"{_gib(free)} free", fix)
     else:
         yield Finding("memory", "ok", f"{_gib(free)} free")
-
-
-def _free_memory() -> int | None:
-    """Bytes that new processes can have, a container's limit included."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        return min(free, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such group, or "max"
-        return free
 
 
 def embedded() -> Findings:

@@ -11,7 +11,7 @@ from prefect import flow, get_run_logger, runtime
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.errors import UsageError
+from flows.engines import engines
 from flows.listing import results
 from flows.plan import Plan, Settings, asset_states, make_plan
 from flows.produce import Outcomes, RunCancelled, produce
@@ -19,7 +19,6 @@ from flows.scratch import scratch_id, sole_user
 from flows.story import manifest_name, told
 from flows.terminal import watcher
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
-from tasks.judges import Judges
 from tasks.leases import leases
 from tasks.report import write_report
 from tasks.sheet import write_sheet
@@ -82,8 +81,8 @@ def generate(
     with sole_user(Path(scratch), wait=partial(_waiting, scratch)) as waited:
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
-        with told(plan):
-            return run_plan(plan, partial(produce, judges=load_judges(plan)))
+        with told(plan), engines(plan):
+            return run_plan(plan, produce)
 
 
 def _waiting(scratch: str) -> None:
@@ -151,18 +150,7 @@ def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -
     # Another run may have finished some meanwhile, and the manifest may have lost rows.
     outcomes = {k: "reused" if k in plan.states else "interrupted" for k in asset_ids}
     open_ids = [k for k in asset_ids if plan.states.get(k, "finished") != "finished"]
-    return outcomes | produce(plan, open_ids, run_id, load_judges(plan))
-
-
-def load_judges(plan: Plan) -> Judges:
-    """The judges of all assets to make; UsageError for one that cannot be loaded."""
-    judges = Judges()
-    for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
-        try:
-            judges.get(recipe)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-    return judges
+    return outcomes | produce(plan, open_ids, run_id)
 
 
 def close_attempts(plan: Plan) -> None:

@@ -33,7 +33,7 @@ class Settings:
     limit: int | None = None
     where: str | None = None
     devices: list[str] | None = None  # None: every GPU, else one CPU engine
-    scenes_per_device: int | None = 1  # None: chosen for the device
+    scenes_per_device: int | None = 1  # None: chosen by memory
     scratch: str = ".sjc"
     retry_failed: bool = False
     timeout: float | None = None  # seconds of optimisation per asset
@@ -80,13 +80,6 @@ class Plan:
         """The assets that this run works on."""
         skipped = {"finished"} if self.settings.retry_failed else {"finished", "failed"}
         return {k: e for k, e in self.assets.items() if self.states[k] not in skipped}
-
-    @property
-    def scenes_per_device(self) -> int:
-        """A CPU gains nothing from scenes side by side; a GPU does until it is full."""
-        if self.settings.scenes_per_device is not None:
-            return self.settings.scenes_per_device
-        return 1 if "cpu" in self.devices else 8
 
     def counts(self) -> dict[str, int]:
         """How many assets are in which state, and how many entries repeat one."""

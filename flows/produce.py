@@ -1,5 +1,6 @@
 """Assets on their way through the stages, a window of them at a time."""
 
+import os
 import time
 from collections import Counter, deque
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
+from flows.engines import Engines, engines
 from flows.plan import Plan
 from flows.scratch import scratch_id
 from flows.terminal import Watcher, watcher
@@ -16,11 +18,10 @@ from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
 from tasks.cancelling import cancels_heard
 from tasks.commit import FAILURES, asset_attempts, asset_manifest, now
-from tasks.devices import DevicePool, SceneError, scratch_full
+from tasks.devices import SceneError, scratch_full
 from tasks.disk import is_full
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
-from tasks.judges import Judges
 from tasks.leases import Leases, leases
 from tasks.manifest import Entry
 from tasks.optimize import optimize
@@ -28,7 +29,7 @@ from tasks.publish import publish_asset, record_failure
 from tasks.store import TakesNoMore
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
-BEHIND = 4  # assets past their optimisation that may be on their way at the same time
+BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked at together
 ASK_SECONDS = 2.0  # between two looks at an asset that another run works on
 NEXT = {"optimize": "extract", "extract": "evaluate", "evaluate": "publish"}
 
@@ -39,23 +40,21 @@ class RunCancelled(Exception):
     """Someone has cancelled the flow run; its unfinished assets are left as they are."""
 
 
-def produce(plan: Plan, asset_ids: list[str], run_id: str, judges: Judges) -> Outcomes:
+def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
     """Moves assets through the stages, a window of them at a time, until all are through.
 
     An asset's next stage is submitted when the one before has ended, so that a thread waits for
-    a device but never for another task. An asset that fails becomes a row; the others go on.
-    Assets that other runs work on come last: they are reused once those have made them. Raises
-    RunCancelled.
+    a device but never for another task. Fields wait in the scratch folder for the stages after:
+    scenes that end together, as those of one device do, leave their places to the next at once. An
+    asset that fails becomes a row; the others go on. Assets that other runs work on come last:
+    they are reused once those have made them. Raises RunCancelled.
     """
     if not asset_ids:
         return {}
     scratch = Path(plan.settings.scratch).resolve()
-    with (
-        leases(plan.store, scratch_id(scratch)) as held,
-        DevicePool(plan.devices, scratch, scenes_per_device=plan.scenes_per_device) as pool,
-    ):
+    with leases(plan.store, scratch_id(scratch)) as held, engines(plan) as shared:
         assets = [_asset(plan, plan.assets[k], scratch) for k in asset_ids]
-        line = _Line(assets, run_id, plan.settings.timeout, judges, held, pool)
+        line = _Line(assets, run_id, plan.settings.timeout, held, shared)
         with cancels_heard(line.cancel, line.stop):
             return line.run()
 
@@ -68,19 +67,19 @@ class _Line:
         assets: list[Asset],
         run_id: str,
         timeout: float | None,
-        judges: Judges,
         held: Leases,
-        pool: DevicePool,
+        shared: Engines,
     ) -> None:
-        self._run_id, self._timeout, self._judges = run_id, timeout, judges
-        self._held, self._pool = held, pool
+        self._run_id, self._timeout, self._held = run_id, timeout, held
+        self._pool, self._judges = shared.pool, shared.judges
         self._watch, self._log, self._began = watcher(), get_run_logger(), now()
         self._assets = {asset.name: asset for asset in assets}
         self._waiting = deque(assets)
         self._later: dict[str, float] = {}  # by the names of assets of other runs: when to ask
         self._fields = Counter(asset.spec.field_id for asset in assets)  # unfinished assets of each
         self._optimizing: set[str] = set()  # field ids: two assets of one field take turns
-        self._flying = 0
+        self._made: deque[Asset] = deque()  # their fields are there, and nobody works at them
+        self._behind = 0  # those past their optimisation that somebody works at
         self._ended: SimpleQueue[tuple[Asset, str, PrefectFuture[Any]] | None] = SimpleQueue()
         self._outcomes = Outcomes()
 
@@ -96,7 +95,7 @@ class _Line:
 
     def run(self) -> Outcomes:
         self._fill()
-        while self._waiting or self._flying:
+        while self._waiting or self._optimizing or self._made or self._behind:
             try:
                 ended = self._ended.get(timeout=ASK_SECONDS if self._waiting else None)
             except Empty:
@@ -109,18 +108,20 @@ class _Line:
         return self._outcomes
 
     def _fill(self) -> None:
-        """Begins with as many assets as there is room for."""
+        """Begins with as many assets, and ends as many, as there is room for."""
+        while self._made and self._behind < BEHIND:
+            self._behind += 1
+            self._submit(self._made.popleft(), "extract")
         while self._has_room() and (asset := self._take()):
             if outcome := self._outcome_elsewhere(asset):
                 self._land(asset, outcome)
             else:
                 self._optimizing.add(asset.spec.field_id)
-                self._flying += 1
                 self._submit(asset, "optimize")
 
     def _has_room(self) -> bool:
         slots = self._pool.slots + AHEAD
-        return len(self._optimizing) < slots and self._flying < slots + BEHIND
+        return len(self._optimizing) < slots and len(self._made) < slots
 
     def _take(self) -> Asset | None:
         """The first asset that no other run works on, and whose field nobody makes here."""
@@ -167,10 +168,15 @@ class _Line:
         future.wait()  # it has ended: this only makes its state the final one
         if stage == "optimize":
             self._optimizing.remove(asset.spec.field_id)
-        if future.state.is_completed() and stage in NEXT and not asset.cancelled.is_set():
+        goes_on = future.state.is_completed() and stage in NEXT and not asset.cancelled.is_set()
+        if goes_on and stage == "optimize":
+            self._made.append(asset)
+            return
+        if goes_on:
             self._submit(asset, NEXT[stage])
             return
-        self._flying -= 1
+        if stage != "optimize":
+            self._behind -= 1
         self._land(asset, _outcome(asset, stage, future))
 
     def _land(self, asset: Asset, outcome: str) -> None:

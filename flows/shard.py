@@ -1,14 +1,15 @@
 """The flow that workers run: a shard of a plan, with a run document and table parts of its own."""
 
 import os
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime
 from prefect.states import State
 
-from flows.generate import THREADS, Maker, load_judges, run_plan
+from flows.engines import engines
+from flows.generate import THREADS, Maker, run_plan
 from flows.plan import Settings, make_plan
 from flows.produce import produce
 from flows.scratch import sole_user
@@ -64,7 +65,7 @@ def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
 def run_shard(settings: Settings, make: Maker | None = None) -> State[Any]:
     """What the flow does; `make` as in `run_plan`, by default the real thing."""
     plan = make_plan(settings)
-    make = make or partial(produce, judges=load_judges(plan))
     with sole_user(Path(settings.scratch)), told(plan):
         fetch_images(plan.store, list(plan.todo.values()))
-        return run_plan(plan, make)
+        with nullcontext() if make else engines(plan):
+            return run_plan(plan, make or produce)

@@ -144,6 +144,7 @@ class Scene:
         self.field = make_field(r, prior.channels, space, self.generator).to(prior.device)
         self.optimizer = make_optimizer(self.field, r)
         self.rolled_back = False
+        self.intact = True  # False: an optimiser's step has begun and not ended
         # A GPU works while the next step is prepared: what it measured is read a step later.
         self.reads_late = prior.device.type != "cpu"
         self._unread: Reading | None = None
@@ -269,7 +270,9 @@ class Scene:
             due, self._unread = self._unread, reading
         if due and not self._accept(due):
             return StepStats(self.step, r.steps, *self._measured)
+        self.intact = False
         self.optimizer.step()
+        self.intact = True
         self.step += 1
         return StepStats(self.step, r.steps, *self._measured)
 

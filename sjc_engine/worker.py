@@ -17,13 +17,17 @@ progress  steps: steps in all; loss; seconds: spent on this scene, earlier proce
 done      field: path, written; steps; loss_first, loss_last, loss_min; seconds; rolled_back;
           peak_memory_bytes: of this process (CPU) or this device (CUDA)
 failed    error_type; error
+returned  the scene has left for want of memory, and goes on from its checkpoint when it is added
+          again. scenes: how many fit; error
+room      no scene, no steps; once for each prior, on CUDA. scenes: how many fit; why
 
 A disk that takes no more costs checkpoints and no scene: it goes on without. If the field itself
 cannot be written either the scene is `failed` with error_type ScratchFull.
 
-A scene that cannot start or diverges is `failed` alone. Any other error in a step says nothing
-about whose it is: with one scene on board that scene is `failed`, with more the process ends,
-and whoever runs it tries each alone. SIGTERM, or the end of stdin, makes it checkpoint and end.
+A scene that cannot start, diverges or has an error in its own step is `failed` alone. An error in
+everyone's step says nothing about whose it is: a scene that is alone is `failed`, and the process
+ends; with more whoever runs it tries each alone. Out of memory the younger half leaves, and only a
+scene that is alone is `failed`. SIGTERM, or the end of stdin, makes it checkpoint and end.
 """
 
 from __future__ import annotations
@@ -46,11 +50,12 @@ from typing import IO, Any
 import torch
 
 from sjc_engine.atomic import is_refusal
-from sjc_engine.chaining import step_scenes
+from sjc_engine.chaining import try_step
 from sjc_engine.checkpoint import CheckpointError, write_atomically
 from sjc_engine.fields import Field
 from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.lifeline import die_with_parent
+from sjc_engine.memory import Gauge, out_of_memory
 from sjc_engine.prior import Prior, load_prior
 from sjc_engine.scene import Diverged, Scene, StepStats
 from sjc_engine.spec import AssetSpec
@@ -61,6 +66,7 @@ PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
 CHECKPOINT_SECONDS = 5.0  # at least, between two checkpoints of a scene
 CHECKPOINT_SHARE = 0.02  # at most, of the time
 SCRATCH_FULL = "ScratchFull"  # error_type: the same scene has room another time
+GAUGED_STEPS = 2  # the first makes what the optimiser keeps
 
 
 @dataclass
@@ -176,6 +182,18 @@ def _note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+class OutOfMemory(MemoryError):
+    """One scene is more than the device has memory for."""
+
+    def __init__(self, device: torch.device, problem: object) -> None:
+        super().__init__(f"no memory for this scene alone on {device}: {problem}")
+
+
+def _begin(message: Message) -> Message:
+    """The place of a scene that is not on board."""
+    return {"scene": message["scene"], "first_step": 0, "step": 0}
+
+
 def _image(path: str | None, spec: AssetSpec) -> InputImage | None:
     """The picture that the spec means. Raises ImageError."""
     image = None if path is None else read_image(path)
@@ -194,6 +212,7 @@ class Engine:
         self.prior: Prior | None = None
         self.waiting: list[Message] = []
         self.running: list[Running] = []
+        self.gauge: Gauge | None = None  # until it is known how many scenes fit
 
     def listen(self, lines: Iterable[str]) -> None:
         """Queues commands; their end is the command to end."""
@@ -204,10 +223,19 @@ class Engine:
     def run(self) -> None:
         """Steps all scenes, and lets them join and leave in between, until told to end."""
         while self._take_commands():
-            self._admit()
-            if self.running:
-                self._step()
-                self._report()
+            problem = ""
+            try:
+                self._admit()
+                if self.running:
+                    self._step()
+                    self._report()
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                traceback.print_exception(error)
+                problem = str(error) or type(error).__name__
+            if problem:  # only now is the error gone, which held the step's tensors
+                self._shed(problem)
         for run in list(self.running):
             self._save(run)
 
@@ -228,54 +256,94 @@ class Engine:
 
     def _admit(self) -> None:
         """Takes waiting scenes on board; those of another prior once nothing else runs."""
-        kept = []
-        for message in self.waiting:
-            wanted = (message["spec"]["prior"], message["spec"]["prior_revision"])
-            loaded = self.prior and (self.prior.id, self.prior.revision)
-            if loaded != wanted and self.running:
-                kept.append(message)
+        for message in list(self.waiting):
+            loaded = self._served(message)
+            if not loaded and self.running:
                 continue
             try:
-                if loaded != wanted:
-                    self.prior = None  # the old one's memory first
-                    self.prior = load_prior(*wanted, device=self.device)
+                if not loaded:
+                    self._load(message["spec"]["prior"], message["spec"]["prior_revision"])
                 assert self.prior is not None
                 run = Running(message, self.prior)
             except Exception as error:
-                place = {"scene": message["scene"], "first_step": 0, "step": 0}
-                self._fail(place, error)
-                continue
-            self.running.append(run)
-            self._tell(run.progress())
-        self.waiting = kept
+                if out_of_memory(error) and self.running:
+                    raise
+                if out_of_memory(error):
+                    error = OutOfMemory(self.device, error)
+                self._fail(_begin(message), error)
+            else:
+                self.running.append(run)
+                self._tell(run.progress())
+            self.waiting.remove(message)
+
+    def _served(self, message: Message) -> bool:
+        """Whether the prior that is loaded is that of the scene."""
+        wanted = message["spec"]["prior"], message["spec"]["prior_revision"]
+        return self.prior is not None and (self.prior.id, self.prior.revision) == wanted
+
+    def _load(self, prior: str, revision: str) -> None:
+        self.prior = None  # the old one's memory first
+        self.prior = load_prior(prior, revision, device=self.device)
+        self.gauge = Gauge(self.device) if self.device.type == "cuda" else None
 
     def _step(self) -> None:
         assert self.prior is not None
         started = time.perf_counter()
-        active = [r for r in self.running if not r.scene.done]
-        try:
-            stats = step_scenes([r.scene for r in active], self.prior) if active else []
-        except Diverged as error:
-            self._leave_diverged(error)
-            return
-        except Exception as error:
-            if len(active) > 1:
-                raise
-            self._fail(active[0].place(), error)
-            raise SystemExit(1) from error  # a device error can poison whatever comes next
+        active = [run for run in list(self.running) if not self._over(run)]
+        outcomes = try_step([r.scene for r in active], self.prior)
         seconds = time.perf_counter() - started
-        for run, stat in zip(active, stats, strict=True):
-            run.tally.count(stat, seconds / len(active))
+        errors = [o for o in outcomes if isinstance(o, Exception) and not isinstance(o, Diverged)]
+        if len(errors) == len(active) > 1:
+            raise errors[0]
+        for run, outcome in zip(active, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self.running.remove(run)
+                self._fail(run.place(), outcome)
+            else:
+                run.tally.count(outcome, seconds / len(active))
+        if errors and len(active) == 1:
+            raise SystemExit(1) from errors[0]  # a device error can poison whatever comes next
+        if (
+            self.gauge
+            and active
+            and all(r.scene.step - r.first_step >= GAUGED_STEPS for r in active)
+        ):
+            room, self.gauge = self.gauge.room(len(active)), None
+            self._tell({"type": "room", "scenes": room.scenes, "why": str(room)})
 
-    def _leave_diverged(self, error: Diverged) -> None:
-        for run in [r for r in self.running if r.scene in error.scenes]:
+    def _shed(self, problem: str) -> None:
+        """Out of memory: the younger half leaves; a scene that was alone has failed."""
+        outside = [message for message in self.waiting if self._served(message)]
+        tried = len(self.running) + len(outside)
+        fit = tried // 2
+        self.gauge = None
+        for message in reversed(outside):
+            self.waiting.remove(message)
+            self._tell({"type": "returned", **_begin(message), "scenes": fit, "error": problem})
+        for run in self.running:
+            run.scene.optimizer.zero_grad()  # what the next step makes anew
+        for number in reversed(range(len(self.running))):
+            run = self.running[number]
+            if number < fit and run.scene.intact:
+                continue
+            if run.scene.intact:
+                self._save(run)
+            if run not in self.running:  # its field is not finite
+                continue
             self.running.remove(run)
-            self._fail(run.place(), Diverged([run.scene]))
+            if fit:
+                self._tell({"type": "returned", **run.place(), "scenes": fit, "error": problem})
+            else:
+                self._fail(run.place(), OutOfMemory(self.device, problem))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _report(self) -> None:
         for run in list(self.running):
-            now = time.monotonic()
-            if run.scene.done:
+            now, over = time.monotonic(), self._over(run)
+            if run not in self.running:
+                continue
+            if over:
                 self._finish(run)
             elif now > run.next_save:
                 self._save(run)
@@ -284,21 +352,38 @@ class Engine:
                 run.mark()
                 self._tell(run.progress())
 
+    def _over(self, run: Running) -> bool:
+        """Whether no step is left; one whose last step turns out to have diverged fails here."""
+        try:
+            return run.scene.done
+        except Diverged as error:
+            self.running.remove(run)
+            self._fail(run.place(), error)
+            return True
+
     def _save(self, run: Running) -> None:
         try:
             run.save()
         except Diverged as error:
-            self._leave_diverged(error)
+            self.running.remove(run)
+            self._fail(run.place(), error)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            # No reason to end a scene whose steps have memory enough
+            print(f"{run.key} cannot be saved: {error}", file=sys.stderr, flush=True)
+            run.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
     def _finish(self, run: Running) -> None:
         started = time.perf_counter()
-        self.running.remove(run)
         try:
             field = run.scene.finish()
             run.write(field)
         except (Diverged, OverflowError, OSError) as error:  # the second: beyond half precision
+            self.running.remove(run)
             self._fail(run.place(), error)
             return
+        self.running.remove(run)
         run.tally.seconds += time.perf_counter() - started
         self._tell(
             {"type": "done", **run.place(), "field": str(run.field), "steps": run.scene.step}

@@ -7,6 +7,7 @@ messages to and from an engine process are those of `sjc_engine.worker`.
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -19,8 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from sjc_engine.memory import MOST_SCENES
+
 Event = dict[str, Any]
 Watcher = Callable[[Event], None]
+Log = logging.Logger | logging.LoggerAdapter[Any]
 
 ENGINE = (sys.executable, "-m", "sjc_engine.worker")
 _STATUS = {"Diverged": "diverged", "ScratchFull": "interrupted"}  # by an engine's error_type
@@ -60,6 +64,8 @@ class _Job:
     prior: tuple[str, str | None]  # (id, revision)
     queued: float  # monotonic seconds
     started: float | None = None  # when a device first took it
+    taken: float = 0.0  # when this device did
+    spent: float = 0.0  # seconds on other devices, and in other processes, before
     device: str = ""
     first_step: int | None = None
     last_step: int = 0
@@ -76,10 +82,11 @@ class _Job:
 class DevicePool:
     """Runs scenes on engine processes, one process for each name in `devices`.
 
-    devices: `cpu`, `cuda:0`, ...; a name may come twice. scenes_per_device: how many scenes
-    one process steps together. restarts: how often a scene may lose its process before it
-    counts as the culprit. silence: seconds without a message, with a scene on board, after
-    which a process is killed. Log files lie under `scratch`/logs.
+    devices: `cpu`, `cuda:0`, ...; a name may come twice. scenes_per_device: how many scenes one
+    process steps together, until it runs out of memory and goes on with half of them; None: one on
+    a CPU, which gains nothing from more, and as many as a GPU has memory for. restarts: how often a
+    scene may lose its process before it counts as the culprit. silence: seconds without a message,
+    with a scene on board, after which a process is killed. Log files lie under `scratch`/logs.
     """
 
     def __init__(
@@ -87,12 +94,13 @@ class DevicePool:
         devices: Sequence[str],
         scratch: Path,
         *,
-        scenes_per_device: int = 1,
+        scenes_per_device: int | None = 1,
         threads: int = 1,
         restarts: int = 2,
         silence: float = 900.0,
         grace: float = 60.0,
         command: Sequence[str] = ENGINE,
+        log: Log = logging.getLogger(__name__),  # noqa: B008
     ) -> None:
         self.scenes_per_device = scenes_per_device
         self.threads = threads
@@ -100,6 +108,7 @@ class DevicePool:
         self.silence = silence
         self.grace = grace
         self.command = tuple(command)
+        self.log = log
         self.changed = threading.Condition()  # the one lock; notified when an engine has work
         self.closing = False
         self._waiting: list[_Job] = []
@@ -109,6 +118,8 @@ class DevicePool:
             _Engine(self, device, logs / f"engine-{index}-{device.replace(':', '')}.log")
             for index, device in enumerate(devices)
         ]
+        if scenes_per_device is None and "cpu" in devices:
+            log.info("scenes per device on cpu: 1 (side by side they take as long)")
 
     def __enter__(self) -> "DevicePool":
         return self
@@ -118,8 +129,15 @@ class DevicePool:
 
     @property
     def slots(self) -> int:
-        """How many scenes run at the same time."""
-        return len(self._engines) * self.scenes_per_device
+        """How many scenes run at the same time, at most."""
+        return sum(engine.most for engine in self._engines)
+
+    def warm_up(self, scenes: int) -> None:
+        """Starts the processes that so many scenes will want; else each starts with its first."""
+        with self.changed:
+            for engine in self._engines[:scenes]:
+                engine.wanted = True
+            self.changed.notify_all()
 
     def run(
         self,
@@ -178,7 +196,7 @@ class DevicePool:
             engine = next((e for e in self._engines if job in e.active), None)
             if engine is None or job.started is None:
                 return
-            if timeout is not None and now - job.started > timeout:
+            if timeout is not None and job.spent + now - job.taken > timeout:
                 job.end("timeout", "Timeout", f"no field after {timeout:g} s; its checkpoint stays")
             elif now - engine.heard > self.silence:
                 engine.kill()  # its reader sees the end of the pipe and gives the scenes back
@@ -207,7 +225,7 @@ class DevicePool:
 
     def _next_for(self, engine: "_Engine") -> _Job | None:
         """The scene this engine should take now: same prior while it runs any, else the oldest."""
-        if len(engine.active) >= self.scenes_per_device or any(j.deaths for j in engine.active):
+        if len(engine.active) >= engine.room or any(j.deaths for j in engine.active):
             return None
         same = [j for j in self._waiting if j.prior == engine.prior]
         if engine.active:  # a scene that has lost a process runs alone: it may be the culprit
@@ -219,6 +237,7 @@ class DevicePool:
         again = []
         for job in jobs:
             job.deaths += 1
+            job.spent += time.monotonic() - job.taken
             if self.closing:
                 job.end("interrupted", "Interrupted", "the run was stopped; run it again to go on")
             elif job.deaths > self.restarts:
@@ -226,6 +245,12 @@ class DevicePool:
             else:
                 again.append(job)
         self._waiting[:0] = again
+        self.assign()
+
+    def returned(self, job: _Job) -> None:
+        """Takes back a scene that an engine has no memory for. Holds the lock."""
+        job.spent += time.monotonic() - job.taken
+        self._waiting.insert(0, job)
         self.assign()
 
     def close(self) -> None:
@@ -263,19 +288,30 @@ class _Engine:
         self.device = device
         self.log = log
         self.active: list[_Job] = []
+        self.wanted = False  # though there is no scene yet
         self.prior: tuple[str, str | None] | None = None  # the one its process has loaded
+        self._make_room()
         self.heard = 0.0  # monotonic seconds of the last message
         self.process: subprocess.Popen[str] | None = None
         self.thread = threading.Thread(target=self._live, name=f"engine-{device}", daemon=True)
         self.thread.start()
 
+    def _make_room(self) -> None:
+        """How many scenes it takes of a prior that it has not had: `room` now, `most` later."""
+        auto = 1 if self.device == "cpu" else MOST_SCENES
+        self.most = self.pool.scenes_per_device or auto
+        self.room = self.pool.scenes_per_device or 1
+
     def take(self, job: _Job) -> None:
         now = time.monotonic()
         if not self.active:
             self.heard = now
+        if self.prior != job.prior:
+            self._make_room()
         self.active.append(job)
         self.prior = job.prior
         job.device = self.device
+        job.taken = now
         if job.started is None:
             job.started = now
         self.send(job.message)
@@ -300,7 +336,8 @@ class _Engine:
         pool = self.pool
         while True:
             with pool.changed:
-                pool.changed.wait_for(lambda: pool.closing or bool(self.active))
+                pool.changed.wait_for(lambda: pool.closing or self.wanted or bool(self.active))
+                self.wanted = False
                 if pool.closing:
                     pool.lost(self._give_back(), "")
                     return
@@ -371,7 +408,13 @@ class _Engine:
     def _heard(self, event: Event) -> None:
         with self.pool.changed:
             self.heard = time.monotonic()
+            if event["type"] == "room":
+                self._gauged(event)
+                return
             job = next((j for j in self.active if j.key == event["scene"]), None)
+            if event["type"] == "returned":
+                self._returned(job, event)
+                return
             if job is None:
                 return  # a scene dropped a moment ago
             job.last_step = event["step"]
@@ -387,3 +430,20 @@ class _Engine:
             job.end(status, event["error_type"], event["error"])
         else:
             job.events.put(event)
+
+    def _gauged(self, event: Event) -> None:
+        """Its process has measured how many scenes it has memory for. Holds the lock."""
+        if self.pool.scenes_per_device is None:
+            self.most = self.room = event["scenes"]
+            self.pool.log.info("scenes per device on %s: %s", self.device, event["why"])
+            self.pool.assign()
+
+    def _returned(self, job: _Job | None, event: Event) -> None:
+        """Its process is out of memory, and goes on with fewer scenes. Holds the lock."""
+        if event["scenes"] < self.room:
+            self.most = self.room = event["scenes"]
+            words = "%s: out of memory; going on with %d scenes at a time: %s"
+            self.pool.log.warning(words, self.device, self.room, event["error"])
+        if job is not None:
+            self.active.remove(job)
+            self.pool.returned(job)

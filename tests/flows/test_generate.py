@@ -4,16 +4,19 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import scarce_engine
 from PIL import Image, ImageDraw
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -30,11 +33,14 @@ from prefect.client.schemas.objects import StateType, TaskRun
 from prefect.states import Cancelled, Cancelling, State
 from tiny_priors import build_zero123_prior
 
+import flows.engines
 import flows.generate
+import tasks.devices
 from flows.plan import Settings, make_plan
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling
 from tasks.commit import asset_manifest
+from tasks.devices import DevicePool
 from tasks.leases import FileLeases
 from tasks.store import open_store
 from tasks.tables import query, read_table
@@ -271,6 +277,24 @@ def test_a_failed_asset_is_a_row_and_is_tried_again_only_when_asked(
     assert outcomes == {"duck": ["computed", "reused"], "bad": ["failed"] * 3}
 
 
+def test_out_of_memory_fewer_scenes_run_together_and_only_the_too_large_one_fails(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines whose network takes four pictures at a time: two scenes, or none of `bad`."""
+    command = (sys.executable, scarce_engine.__file__, "batch", "4")
+    monkeypatch.setattr(flows.engines, "DevicePool", partial(DevicePool, command=command))
+    lines = ["id,prompt,views_per_step", *(f"duck{n},a yellow duck {n}," for n in range(4))]
+    state = run(*lines, "bad,a toy tank,4", scenes_per_device=5)
+    assert (state.name, state.message) == ("CompletedWithErrors", "4 ok, 1 failed")
+    assets = tables(tmp_path)["assets"].set_index("prompt")
+    bad = assets.loc["a toy tank"]
+    assert (bad.status, bad.error_type) == ("failed", "OutOfMemory")
+    assert "no memory for this scene alone on cpu: CUDA out of memory: 8 pictures" in bad.error
+    assert list(tables(tmp_path)["attempts"].attempt) == ["a01"] * 5
+    (log,) = (tmp_path / "scratch" / "logs").glob("engine-*.log")
+    assert "OutOfMemoryError" in log.read_text()
+
+
 def test_a_field_is_made_once_for_all_its_meshes(run: Any, tmp_path: Path) -> None:
     """Within a run the field waits in the scratch folder; a later run fetches it from the store."""
     run("id,prompt,max_faces", "a,a yellow duck,2000", "b,a yellow duck,1000")
@@ -290,7 +314,12 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flows.generate, "PART", 2)
+    started: list[str] = []
+    start = tasks.devices._Engine._run_process
+    spy = lambda engine, log: (started.append(engine.device), start(engine, log))[1]  # noqa: E731
+    monkeypatch.setattr(tasks.devices._Engine, "_run_process", spy)
     state = run("prompt,seed", "a yellow duck,0-2", timeout=0.001)
+    assert started == ["cpu"], "both parts use one process, which loads the prior once"
     assert (state.is_failed(), state.message) == (True, "3 timeout")
     assert sorted(r.name.partition("-")[0] for r in task_runs(state)) == ["generate"] * 2
     found = tables(tmp_path)

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 import torch
-from tiny_priors import build_latent_prior, build_pixel_prior
+from tiny_priors import SMALL, build_latent_prior, build_pixel_prior
 
 from sjc_engine import checkpoint, optimize
 from sjc_engine.chaining import step_scenes
@@ -19,14 +19,6 @@ from sjc_engine.recipes import Recipe
 from sjc_engine.scene import Diverged, Scene
 from sjc_engine.score import guide, sds
 
-SMALL = {
-    "steps": 6,
-    "grid_size": 8,
-    "render_size": 8,
-    "ray_step": 0.1,
-    "half_length": 0.7,
-    "views_per_step": 2,
-}
 PIXEL = Recipe.for_prior("toybox").override(SMALL)
 LATENT = Recipe.for_prior("owner/name").override(SMALL)
 

@@ -32,6 +32,16 @@ from sjc_engine.sources import BUILTINS
 
 WIDTH = 16
 
+# A scene for them
+SMALL = {
+    "steps": 6,
+    "grid_size": 8,
+    "render_size": 8,
+    "ray_step": 0.1,
+    "half_length": 0.7,
+    "views_per_step": 2,
+}
+
 
 def build_pixel_prior(folder: Path, prediction: str = "epsilon", **schedule: object) -> Path:
     """The toybox's layout: 8 x 8 RGB pixels, unshuffled to 12 x 4 x 4, no VAE."""

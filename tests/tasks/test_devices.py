@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sjc_engine.memory import MOST_SCENES
 from tasks.devices import DevicePool, SceneError
 
 # An engine process without an engine: each scene says in its prompt how it behaves, counts
@@ -19,7 +20,7 @@ from tasks.devices import DevicePool, SceneError
 STUB = """
 import json, os, pathlib, queue, signal, sys, threading, time
 journal = open(os.environ["STUB_JOURNAL"], "a", buffering=1)
-commands, scenes, prior, ending = queue.Queue(), {}, None, False
+commands, scenes, ending, measured = queue.Queue(), {}, False, False
 def read():
     for line in sys.stdin: commands.put(json.loads(line))
     commands.put(None)
@@ -40,10 +41,20 @@ while not ending:
         assert len({s["spec"]["prior"] for s in scenes.values()} | {command["spec"]["prior"]}) == 1
         path = pathlib.Path(command["checkpoint"])
         step = int(path.read_text()) if path.exists() else 0
+        if not measured and "STUB_ROOM" in os.environ:
+            measured = True
+            room = {"type": "room", "scenes": int(os.environ["STUB_ROOM"]), "why": "so"}
+            print(json.dumps(room), flush=True)
         scenes[command["scene"]] = command | {"step": step, "first": step}
         note = {"type": "add", "scene": command["scene"], "step": step, "pid": os.getpid()}
         note["image"] = command["image"]
         journal.write(json.dumps(note) + "\\n")
+    if len(scenes) > int(os.environ.get("STUB_FITS", 100)):
+        left = len(scenes) // 2
+        for key in list(scenes)[left:][::-1]:
+            scene = scenes.pop(key)
+            place = {"step": scene["step"], "first_step": scene["first"]}
+            say("returned", key, scenes=left, error="full", **place)
     for key, scene in list(scenes.items()):
         prompt = scene["spec"]["prompt"]
         if prompt == "hang": time.sleep(600)
@@ -144,6 +155,80 @@ def test_one_prior_at_a_time_on_a_device(tmp_path: Path, journal: Path, together
         assert [r["step"] for r in many.map(one, range(6))] == [6] * 6
     order = [priors[int(e["scene"][1])] for e in events(journal, "done")]
     assert "".join(order) in ("pppqqq", "ppqqqp")
+
+
+def test_scenes_without_memory_wait_and_fewer_run_together(
+    tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Room for three: of six, three leave, and come back as the others end; it is said once."""
+    monkeypatch.setenv("STUB_FITS", "3")
+    with pool(tmp_path, ["cpu"], scenes_per_device=6) as devices, ThreadPoolExecutor(6) as many:
+        futures = [many.submit(run, devices, tmp_path, "duck", f"d{n}") for n in range(6)]
+        results = [future.result() for future in futures]
+        assert devices.slots <= 3
+    assert [(r["first_step"], r["step"]) for r in results] == [(0, 6)] * 6
+    assert max(e["resident"] for e in events(journal) if "resident" in e) <= 3
+    assert len({e["pid"] for e in events(journal)}) == 1
+    returned = events(journal, "returned")
+    assert returned
+    told = [r.message for r in caplog.records if "out of memory" in r.message]
+    assert len(told) == len({e["scenes"] for e in returned})
+    assert told[0].startswith("cpu: out of memory; going on with")
+
+
+def test_time_in_the_queue_does_not_count_against_a_returned_scene(
+    tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_FITS", "1")
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(2) as many:
+        long = many.submit(run, devices, tmp_path, "endless", timeout=1.5)
+        while not events(journal):
+            time.sleep(0.02)
+        short = many.submit(run, devices, tmp_path, "duck", timeout=1.0)
+        assert (long.result().status, short.result()["step"]) == ("timeout", 6)
+
+
+def test_auto_begins_with_one_scene_and_goes_on_with_what_there_is_room_for(
+    tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv("STUB_ROOM", "3")
+    auto = pool(tmp_path, ["cuda:0"], scenes_per_device=None)
+    with auto as devices, ThreadPoolExecutor(6) as many:
+        assert devices.slots == MOST_SCENES
+        list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(6)))
+        assert devices.slots == 3
+    assert max(e["resident"] for e in events(journal)) == 3
+    assert [r.message for r in caplog.records] == ["scenes per device on cuda:0: so"]
+
+
+def test_auto_is_one_scene_on_a_cpu_and_says_so_once(
+    tmp_path: Path, journal: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    auto = pool(tmp_path, ["cpu", "cpu"], scenes_per_device=None)
+    with auto as devices, ThreadPoolExecutor(4) as many:
+        assert devices.slots == 2
+        list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(4)))
+    assert max(e["resident"] for e in events(journal)) == 1
+    assert [r.message for r in caplog.records] == [
+        "scenes per device on cpu: 1 (side by side they take as long)"
+    ]
+
+
+def test_processes_start_before_their_scenes_where_they_will_be_wanted(
+    tmp_path: Path, journal: Path
+) -> None:
+    with pool(tmp_path, ["cpu", "cpu", "cpu"]) as devices:
+        devices.warm_up(2)
+        deadline = time.monotonic() + 10
+        while sum(e.process is not None for e in devices._engines) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        first = devices._engines[0].process
+        assert [e.process is not None for e in devices._engines] == [True, True, False]
+        assert run(devices, tmp_path, "duck")["step"] == 6
+        assert devices._engines[0].process is first
 
 
 def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> None:

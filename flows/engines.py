@@ -1,0 +1,65 @@
+"""What a run loads once: the engine processes of its devices, with their priors, and its judges."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import get_run_logger
+
+from flows.errors import UsageError
+from flows.plan import Plan
+from tasks.devices import DevicePool
+from tasks.judges import Judges
+
+
+@dataclass(frozen=True)
+class Engines:
+    pool: DevicePool
+    judges: Judges
+
+
+# A run's parts are flows of their own, whose parameters are JSON: they come in by this side door.
+_ENGINES: ContextVar[Engines | None] = ContextVar("engines", default=None)
+
+
+@contextlib.contextmanager
+def engines(plan: Plan) -> Iterator[Engines]:
+    """Those of the run around this one, if there are any; else new ones, until the run ends.
+
+    Processes start at once, before the judges are loaded. Raises UsageError for a judge that cannot
+    be loaded.
+    """
+    if found := _ENGINES.get():
+        try:
+            yield found
+        except BaseException:
+            found.pool.close()  # else this flow would wait for threads that wait for devices
+            raise
+        return
+    settings = plan.settings
+    with DevicePool(
+        plan.devices,
+        Path(settings.scratch).resolve(),
+        scenes_per_device=settings.scenes_per_device,
+        log=get_run_logger(),
+    ) as pool:
+        pool.warm_up(len(plan.todo))
+        made = Engines(pool, load_judges(plan))
+        token = _ENGINES.set(made)
+        try:
+            yield made
+        finally:
+            _ENGINES.reset(token)
+
+
+def load_judges(plan: Plan) -> Judges:
+    """The judges of all assets to make; UsageError for one that cannot be loaded."""
+    judges = Judges()
+    for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
+        try:
+            judges.get(recipe)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    return judges
