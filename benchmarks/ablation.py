@@ -180,7 +180,7 @@ def main() -> None:
     report = Report("ablation", {name: getattr(settings, name) for name in names})
     # What a result was made with is part of its key: another --steps is another experiment.
     kept = settings.out / "results.jsonl"
-    base = {"steps": str(settings.steps)}
+    base = {"steps": str(settings.steps), "tick_end": "0"}  # all noise to the end
     results: dict[tuple[int, str, int], Result] = {}
     rows_of = {
         json.dumps(base | changes, sort_keys=True): k for k, (_, _, changes) in enumerate(ROWS)

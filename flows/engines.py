@@ -1,17 +1,21 @@
 """What a run loads once: the engine processes of its devices, with their priors, and its judges."""
 
+from __future__ import annotations
+
 import contextlib
+import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-
-from prefect import get_run_logger
+from typing import TYPE_CHECKING
 
 from flows.errors import UsageError
 from flows.plan import Plan
-from tasks.devices import DevicePool
-from tasks.judges import Judges
+from tasks.devices import DevicePool, Log
+
+if TYPE_CHECKING:
+    from tasks.judges import Judges
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,28 @@ class Engines:
 
 # A run's parts are flows of their own, whose parameters are JSON: they come in by this side door.
 _ENGINES: ContextVar[Engines | None] = ContextVar("engines", default=None)
+_POOL: ContextVar[DevicePool | None] = ContextVar("pool", default=None)
+
+
+@contextlib.contextmanager
+def starting(plan: Plan, log: Log = logging.getLogger(__name__)) -> Iterator[DevicePool]:  # noqa: B008
+    """The devices' processes, which start at once; `engines` within takes them over.
+
+    To be begun before what takes seconds, such as the import of the flows.
+    """
+    settings = plan.settings
+    with DevicePool(
+        plan.devices,
+        Path(settings.scratch).resolve(),
+        scenes_per_device=settings.scenes_per_device,
+        log=log,
+    ) as pool:
+        pool.warm_up([entry.spec.to_json() for entry in plan.todo.values()])
+        token = _POOL.set(pool)
+        try:
+            yield pool
+        finally:
+            _POOL.reset(token)
 
 
 @contextlib.contextmanager
@@ -31,6 +57,8 @@ def engines(plan: Plan) -> Iterator[Engines]:
     Processes start at once, before the judges are loaded. Raises UsageError for a judge that cannot
     be loaded.
     """
+    from prefect import get_run_logger
+
     if found := _ENGINES.get():
         try:
             yield found
@@ -38,14 +66,13 @@ def engines(plan: Plan) -> Iterator[Engines]:
             found.pool.close()  # else this flow would wait for threads that wait for devices
             raise
         return
-    settings = plan.settings
-    with DevicePool(
-        plan.devices,
-        Path(settings.scratch).resolve(),
-        scenes_per_device=settings.scenes_per_device,
-        log=get_run_logger(),
-    ) as pool:
-        pool.warm_up(len(plan.todo))
+    with contextlib.ExitStack() as stack:
+        pool = _POOL.get()
+        if pool is None:
+            pool = stack.enter_context(starting(plan, get_run_logger()))
+        else:
+            stack.callback(pool.close)
+            pool.report_to(get_run_logger())
         made = Engines(pool, load_judges(plan))
         token = _ENGINES.set(made)
         try:
@@ -56,6 +83,8 @@ def engines(plan: Plan) -> Iterator[Engines]:
 
 def load_judges(plan: Plan) -> Judges:
     """The judges of all assets to make; UsageError for one that cannot be loaded."""
+    from tasks.judges import Judges
+
     judges = Judges()
     for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
         try:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flows import environment, server
+from flows.engines import starting
 from flows.errors import FAILED
 from flows.folders import can_hold_files
 from flows.listing import RESULT_COLUMNS, results
@@ -72,12 +73,14 @@ def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
             print(f"warning: {warning}", file=sys.stderr)
     environment.apply(console_level="CRITICAL")
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
-    from flows.generate import generate  # seconds of imports, while the server starts
-    from flows.verdict import check_end
+    with starting(plan):
+        # Seconds of imports, while the server starts and the engines load their prior
+        from flows.generate import generate
+        from flows.verdict import check_end
 
-    connection.wait()
-    with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
-        state = generate(**settings.to_json(), return_state=True)
+        connection.wait()
+        with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+            state = generate(**settings.to_json(), return_state=True)
     check_end(state)
     return report(plan, watch.run_id, as_json=as_json)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # A network call for more is hardly faster per scene, and a run of few prompts ends later.
 MOST_SCENES = 8
@@ -24,6 +26,8 @@ _WORDS = (
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on whatever device."""
+    import torch  # not at the top: who hands out scenes reads a constant here, and computes nothing
+
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return not isinstance(error, OSError) and any(word in str(error) for word in _WORDS)
@@ -66,13 +70,15 @@ class Gauge:
     """Measures what scenes add to a CUDA device, from before the first to a whole step of all."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        from torch import cuda
+
+        self.device, self._cuda = device, cuda
+        self.before = cuda.memory_allocated(device)
+        cuda.reset_peak_memory_stats(device)
 
     def room(self, scenes: int) -> Room:
         """Now that so many scenes, and no others, have done steps."""
-        each = (torch.cuda.max_memory_allocated(self.device) - self.before) // scenes
+        each = (self._cuda.max_memory_allocated(self.device) - self.before) // scenes
         # What the allocator keeps for itself can be had again.
-        kept = torch.cuda.memory_reserved(self.device) - self.before
-        return Room(each, torch.cuda.mem_get_info(self.device)[0] + kept)
+        kept = self._cuda.memory_reserved(self.device) - self.before
+        return Room(each, self._cuda.mem_get_info(self.device)[0] + kept)

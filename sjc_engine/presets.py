@@ -8,10 +8,12 @@ Value = int | float | bool | str
 
 # The embedded prior: 32 x 32 pixels, rendered as its training images were (`toybox.dataset`): seen
 # from no closer, and told by the finest view prompts that it knows. Emptiness 250 over about 1e5
-# samples is 2.5e-3 a sample: less leaves a haze that makes outlines a pixel too wide.
+# samples is 2.5e-3 a sample: less leaves a haze that makes outlines a pixel too wide. High noise
+# finds the shape and low noise finishes it: its top falls as the steps go on.
 TOYBOX: dict[str, Value] = {
     "steps": 1000,
     "guidance_scale": 15.0,
+    "tick_end": 500,
     "grid_size": 48,
     "half_length": 0.7,
     "color_init": 0.1,
@@ -28,6 +30,8 @@ TOYBOX: dict[str, Value] = {
     "emptiness_weight": 250.0,
     "binary_weight": 100.0,
 }
+# Half the time for 0.01 less of IoU (docs/benchmarks.md)
+TOYBOX_FAST: dict[str, Value] = {**TOYBOX, "steps": 500}
 TOYBOX_DRAFT: dict[str, Value] = {
     **TOYBOX,
     "steps": 300,
@@ -35,7 +39,11 @@ TOYBOX_DRAFT: dict[str, Value] = {
     "grid_size": 32,
     "ray_step": 0.03,
 }
-PIXEL_PRESETS: dict[str, dict[str, Value]] = {"toybox": TOYBOX, "draft": TOYBOX_DRAFT}
+PIXEL_PRESETS: dict[str, dict[str, Value]] = {
+    "toybox": TOYBOX,
+    "fast": TOYBOX_FAST,
+    "draft": TOYBOX_DRAFT,
+}
 
 # What the 24 published commands change; the rest of each is the paper's default.
 PAPER_EXCEPTIONS: dict[str, dict[str, Value]] = {
@@ -66,6 +74,8 @@ PAPER_EXCEPTIONS: dict[str, dict[str, Value]] = {
 }
 LATENT_PRESETS: dict[str, dict[str, Value]] = {
     "paper": {},
+    # What makes the toybox fast, and a coarse grid at first; not measured with these models
+    "fast": {"steps": 5000, "tick_end": 500, "grid_start": 50},
     "draft": {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
     **{f"paper-{name}": changes for name, changes in PAPER_EXCEPTIONS.items()},
 }
@@ -85,6 +95,7 @@ IF: dict[str, Value] = {
 # Models of one kind of picture follow the noise down (the paper's section 5.1).
 ANNEALED: dict[str, Value] = {
     "sigma_schedule": "annealed",
+    "tick_end": 0,
     "view_style": "none",
     "color_init": 0.1,
     "tick_min": 20,

@@ -8,6 +8,7 @@ add   scene: name for the messages; spec: `AssetSpec.to_json()`; field: path for
       image: path of the picture whose SHA-256 is in the spec, or null.
       A scene of another prior than the running ones waits for those.
 drop  scene: forget it. Its checkpoint stays.
+load  prior, prior_revision: of the scenes to come, so that it is there by then.
 
 On stdout, each with `scene`, `first_step` (steps that an earlier process had done) and `step`
 (steps done):
@@ -247,6 +248,8 @@ class Engine:
                 return False
             if command["type"] == "add":
                 self.waiting.append(command)
+            elif command["type"] == "load":
+                self._load_early(command)
             else:
                 key = command["scene"]
                 self.waiting = [m for m in self.waiting if m["scene"] != key]
@@ -280,6 +283,12 @@ class Engine:
         """Whether the prior that is loaded is that of the scene."""
         wanted = message["spec"]["prior"], message["spec"]["prior_revision"]
         return self.prior is not None and (self.prior.id, self.prior.revision) == wanted
+
+    def _load_early(self, command: Message) -> None:
+        """Loads the prior of scenes to come; if that fails, the first of them will tell."""
+        if self.prior is None and not self.waiting:
+            with contextlib.suppress(Exception):
+                self._load(command["prior"], command["prior_revision"])
 
     def _load(self, prior: str, revision: str) -> None:
         self.prior = None  # the old one's memory first
@@ -371,7 +380,7 @@ class Engine:
             if not out_of_memory(error):
                 raise
             # No reason to end a scene whose steps have memory enough
-            print(f"{run.key} cannot be saved: {error}", file=sys.stderr, flush=True)
+            _note(f"{run.key} cannot be saved: {error}")
             run.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
     def _finish(self, run: Running) -> None:

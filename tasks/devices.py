@@ -108,7 +108,6 @@ class DevicePool:
         self.silence = silence
         self.grace = grace
         self.command = tuple(command)
-        self.log = log
         self.changed = threading.Condition()  # the one lock; notified when an engine has work
         self.closing = False
         self._waiting: list[_Job] = []
@@ -118,8 +117,7 @@ class DevicePool:
             _Engine(self, device, logs / f"engine-{index}-{device.replace(':', '')}.log")
             for index, device in enumerate(devices)
         ]
-        if scenes_per_device is None and "cpu" in devices:
-            log.info("scenes per device on cpu: 1 (side by side they take as long)")
+        self.report_to(log)
 
     def __enter__(self) -> "DevicePool":
         return self
@@ -127,16 +125,22 @@ class DevicePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def report_to(self, log: Log) -> None:
+        """Where the choice of scenes per device, and what changes it, is told from now on."""
+        self.log = log
+        if self.scenes_per_device is None and any(e.device == "cpu" for e in self._engines):
+            log.info("scenes per device on cpu: 1 (side by side they take as long)")
+
     @property
     def slots(self) -> int:
         """How many scenes run at the same time, at most."""
         return sum(engine.most for engine in self._engines)
 
-    def warm_up(self, scenes: int) -> None:
-        """Starts the processes that so many scenes will want; else each starts with its first."""
+    def warm_up(self, specs: Sequence[dict[str, Any]]) -> None:
+        """Starts the processes that these scenes will want; else each starts with its first."""
         with self.changed:
-            for engine in self._engines[:scenes]:
-                engine.wanted = True
+            for engine, spec in zip(self._engines, specs, strict=False):
+                engine.early = {k: spec[k] for k in ("prior", "prior_revision")}
             self.changed.notify_all()
 
     def run(
@@ -288,7 +292,7 @@ class _Engine:
         self.device = device
         self.log = log
         self.active: list[_Job] = []
-        self.wanted = False  # though there is no scene yet
+        self.early: Event | None = None  # the prior to load though there is no scene yet
         self.prior: tuple[str, str | None] | None = None  # the one its process has loaded
         self._make_room()
         self.heard = 0.0  # monotonic seconds of the last message
@@ -336,8 +340,7 @@ class _Engine:
         pool = self.pool
         while True:
             with pool.changed:
-                pool.changed.wait_for(lambda: pool.closing or self.wanted or bool(self.active))
-                self.wanted = False
+                pool.changed.wait_for(lambda: pool.closing or self.early or bool(self.active))
                 if pool.closing:
                     pool.lost(self._give_back(), "")
                     return
@@ -385,6 +388,9 @@ class _Engine:
         with pool.changed:
             self.process = process
             self.heard = time.monotonic()
+            early, self.early = self.early, None
+            if early and not self.active:
+                self.send({"type": "load", **early})
             for job in self.active:
                 self.send(job.message)
             if pool.closing:

@@ -88,7 +88,7 @@ def test_folders_get_the_presets_of_their_layout(tmp_path):
 
 
 def test_a_preset_that_does_not_fit_names_those_that_do():
-    with pytest.raises(ValueError, match=r"does not fit 'toybox'.*: toybox, draft, sds$"):
+    with pytest.raises(ValueError, match=r"does not fit 'toybox'.*: toybox, fast, draft, sds$"):
         Recipe.for_prior("toybox", "paper-burger")
     with pytest.raises(ValueError, match=r"'drat' is unknown .did you mean 'draft'"):
         Recipe.for_prior("toybox", "drat")

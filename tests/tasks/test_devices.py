@@ -35,6 +35,9 @@ while not ending:
         try: command = commands.get(block=not scenes, timeout=5)
         except queue.Empty: break
         if command is None: ending = True; break
+        if command["type"] == "load":
+            journal.write(json.dumps(command | {"scene": None}) + "\\n")
+            continue
         if command["type"] == "drop":
             scenes.pop(command["scene"], None)
             continue
@@ -220,7 +223,7 @@ def test_processes_start_before_their_scenes_where_they_will_be_wanted(
     tmp_path: Path, journal: Path
 ) -> None:
     with pool(tmp_path, ["cpu", "cpu", "cpu"]) as devices:
-        devices.warm_up(2)
+        devices.warm_up([{"prior": "toybox", "prior_revision": "1"}] * 2)
         deadline = time.monotonic() + 10
         while sum(e.process is not None for e in devices._engines) < 2:
             assert time.monotonic() < deadline
@@ -229,6 +232,7 @@ def test_processes_start_before_their_scenes_where_they_will_be_wanted(
         assert [e.process is not None for e in devices._engines] == [True, True, False]
         assert run(devices, tmp_path, "duck")["step"] == 6
         assert devices._engines[0].process is first
+    assert [e["prior"] for e in events(journal) if e["type"] == "load"] == ["toybox"] * 2
 
 
 def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> None:
