@@ -252,7 +252,7 @@ def test_every_bad_row_is_named_at_once(write: Write) -> None:
         "prior: 'nonsense' is unknown; use toybox, toybox-duck, an existing folder, or owner/name",
         "recipe: 'drift' is unknown; did you mean 'draft'?",
         "recipe: recipe 'paper' does not fit 'toybox' (it is for stable_diffusion priors);"
-        " presets for 'toybox': toybox, draft, sds",
+        " presets for 'toybox': toybox, fast, draft, sds",
         "seed: '3-1' counts down; write 1-3",
         "row: 2 cells, and the header has 6",
         "row: 7 cells, and the header has 6",

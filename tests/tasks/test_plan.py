@@ -38,7 +38,7 @@ def test_the_command_line_is_checked_too(write: Write) -> None:
     path = write("prompt\na\nb\n")
     assert problems(path, recipe="paper") == [
         "command line: --recipe: recipe 'paper' does not fit 'toybox' (it is for stable_diffusion"
-        " priors); presets for 'toybox': toybox, draft, sds"
+        " priors); presets for 'toybox': toybox, fast, draft, sds"
     ]
     assert problems(path, prior="nonsense")[0].startswith(
         "command line: --prior: 'nonsense' is unknown; use toybox"
@@ -104,7 +104,7 @@ def test_a_judge_is_named_where_it_is_asked_for(write: Write, tmp_path: Path) ->
 
 
 def test_ranges_between_keys_are_judged_with_the_preset(write: Write) -> None:
-    path = write("prompt,tick_min,tick_max\na,980,\nb,980,999\nc,990,980\n")
+    path = write("prompt,tick_min,tick_max,tick_end\na,980,,0\nb,980,999,0\nc,990,980,0\n")
     assert [text.split(": ")[:2] for text in problems(path)] == [
         ["m.csv:2", "tick_min"], ["m.csv:4", "tick_min"],
     ]  # fmt: skip
