@@ -3,7 +3,8 @@
     python benchmarks/ablation.py [--seeds 0,1,2] [--only duck,tank] [--steps 500] [--processes 2]
                                   [--out DIR] [--docs DIR] [--show] [--json FILE]
 
-Starts from the preset `toybox` with `--steps` steps, all noise to the end, and changes what a row says. Every asset is
+Starts from the preset `toybox` with `--steps` steps, all noise to the end (`tick_end=0`), and
+changes what a row says. Every asset is
 made and judged as in `benchmarks/demo.py`, in a process of its own with one thread; its result is
 kept in DIR/results.jsonl, so that an interrupted run goes on. With `--docs docs` the table and the
 pictures go to docs/ablation.md and docs/images/ablation.png, below the text that is there.

@@ -57,14 +57,20 @@ def make_field(state: str, device: str) -> VoxelField:
     generator = torch.Generator().manual_seed(0)
     field = VoxelField(SIDE, CHANNELS, space="latent", generator=generator)
     if state == "converged":
-        ticks = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
-        z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
-        radius = (0.11 * 8 * 3 / 4 / math.pi) ** (1 / 3)
-        inside = (x**2 + y**2 + z**2).sqrt() < radius
-        with torch.no_grad():
-            field.density.copy_(torch.where(inside, 30.0, -30.0)[None, None])
-            field.density.add_(torch.randn(field.density.shape, generator=generator))
+        put_ball(field)
     return field.to(device)
+
+
+@torch.no_grad()
+def put_ball(field: VoxelField) -> None:
+    """Makes a field opaque in a ball that fills 11% of the box, and clear around it."""
+    side = field.resolution
+    ticks = (torch.arange(side) + 0.5) / side * 2 - 1
+    z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
+    radius = (0.11 * 8 * 3 / 4 / math.pi) ** (1 / 3)
+    inside = (x**2 + y**2 + z**2).sqrt() < radius
+    noise = torch.randn(side, side, side, generator=torch.Generator().manual_seed(1))
+    field.density.copy_((torch.where(inside, 30.0, -30.0) + noise)[None, None])
 
 
 def our_step(field: VoxelField, camera: Camera, size: int, score: Tensor, fused: bool) -> None:

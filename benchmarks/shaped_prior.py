@@ -1,4 +1,4 @@
-"""A prior of Stable Diffusion 1.5's shape with random weights: its speed, without its licence."""
+"""Priors with random weights, of Stable Diffusion 1.5's shape or small: speed without a licence."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ SD15: dict[str, Any] = {
     "layers_per_block": 2,
     "attention_head_dim": 8,
     "cross_attention_dim": 768,
+}
+
+# 3.2 million weights; as in Stable Diffusion attention begins at the full 64 x 64
+SMALL: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (32, 64, 128),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 64,
+    "norm_num_groups": 8,
 }
 
 
