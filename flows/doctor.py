@@ -72,6 +72,7 @@ def doctor(store: str, scratch: Path, *, as_json: bool) -> int:
     checks: dict[str, Callable[[], Findings]] = {
         "versions": versions,
         "devices": devices,
+        "renderer": renderer,
         "machine": machine,
         "prior": embedded,
         "programs": programs,
@@ -189,6 +190,20 @@ def devices() -> Findings:
     else:
         detail = f"{torch.__version__}, no GPU: engines run on the CPU"
         yield Finding("torch", "ok", f"{detail}; --devices cpu,cpu makes two")
+
+
+def renderer() -> Findings:
+    """Whether the renderer's kernels work: on the GPUs or, without any, on the CPU."""
+    import torch
+
+    from sjc_engine.fused import trouble
+
+    kind = "cuda" if torch.cuda.device_count() else "cpu"
+    if problem := trouble(torch.device(kind)):
+        fix = 'pip install "sjc-foundry[cuda]"' if kind == "cuda" else "pip install numba"
+        yield Finding("renderer", "warning", f"plain torch, which is slower: {problem}", fix)
+    else:
+        yield Finding("renderer", "ok", f"fused kernels for {kind}, compiled by Numba")
 
 
 def machine() -> Findings:
