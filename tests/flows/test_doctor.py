@@ -42,8 +42,9 @@ def test_a_good_machine(tmp_path: Path) -> None:
     found = json.loads(said.stdout)
     assert not [f for f in found if f["status"] == "problem"]
     checks = {f["check"] for f in found}
-    assert {"python", "packages", "torch", "renderer", "cpu", "memory", "toybox", "judge toybox", "ffmpeg",
-            "xatlas", "store", "scratch folder", "Prefect", "model hub"} <= checks  # fmt: skip
+    assert {"python", "packages", "torch", "renderer", "cpu", "memory", "toybox", "judge toybox",
+            "ffmpeg", "xatlas", "store", "scratch folder", "Prefect",
+            "model hub"} <= checks  # fmt: skip
     assert metadata.version("torch") in named(found, "torch")["detail"]
     assert "fused kernels" in named(found, "renderer")["detail"]
     assert "not there yet" in named(found, "store")["detail"]
