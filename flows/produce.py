@@ -17,7 +17,7 @@ from flows.terminal import Watcher, watcher
 from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
 from tasks.cancelling import cancels_heard
-from tasks.commit import FAILURES, asset_attempts, asset_manifest, now
+from tasks.commit import FAILURES, asset_attempts, asset_manifest, close_interrupted, now
 from tasks.devices import SceneError, scratch_full
 from tasks.disk import is_full
 from tasks.evaluate import evaluate_asset
@@ -27,6 +27,7 @@ from tasks.manifest import Entry
 from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure
 from tasks.store import TakesNoMore
+from tasks.tables import record_attempt, seal_run
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
 BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked at together
@@ -133,6 +134,8 @@ class _Line:
                 continue
             if self._held.take(asset.id):
                 self._waiting.remove(asset)
+                if asset.name in self._later:  # of a run that has ended, or died: close for it
+                    _close_attempts(asset)
                 return asset
             if asset.name not in self._later:
                 self._watch.note(f"{asset.name}: another run works on it")
@@ -189,6 +192,13 @@ class _Line:
         self._outcomes[asset.id] = outcome
         self._watch.finished(asset.name, outcome, asset.seconds)
         self._log.info("%s: %s after %.0f s", asset.name, outcome, asset.seconds)
+
+
+def _close_attempts(asset: Asset) -> None:
+    """Ends the attempts of an asset whose processes died, and writes their rows."""
+    for attempt, manifest in close_interrupted(asset.store, [asset.id]):
+        record_attempt(asset.store, attempt, manifest)
+        seal_run(asset.store, attempt["run_id"])
 
 
 def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
