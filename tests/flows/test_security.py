@@ -98,7 +98,10 @@ def everything(bucket: str) -> dict[str, bytes]:
     """All objects of a bucket, with their metadata."""
     client, found = boto3.client("s3"), {}
     for entry in client.list_objects_v2(Bucket=bucket).get("Contents", []):
-        reply = client.get_object(Bucket=bucket, Key=entry["Key"])
+        try:
+            reply = client.get_object(Bucket=bucket, Key=entry["Key"])
+        except client.exceptions.NoSuchKey:  # a lease, of a run that lives
+            continue
         found[entry["Key"]] = reply["Body"].read() + repr(reply["Metadata"]).encode()
     return found
 
