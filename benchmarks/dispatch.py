@@ -43,6 +43,7 @@ from flows.dispatch import dispatch as dispatch_flow
 from flows.generate import close_attempts, entry_outcomes
 from flows.plan import Settings, make_plan
 from flows.planning import make_plan_of
+from flows.scratch import sole_user
 from flows.zombies import SILENCE
 from tasks.commit import finish_run, new_run_id, start_attempt, start_run
 from tasks.compaction import compact_store
@@ -139,7 +140,8 @@ def record_shard(
         plan.id, store.url, devices=["cpu"], scratch=str(folder), plan=plan.id, shard=shard
     )
     made = make_plan(settings)
-    close_attempts(made)
+    with sole_user(folder):
+        close_attempts(made)
     todo = list(made.todo)
     run = start_run(
         store, new_run_id(), plan.manifest, plan.manifest_sha256, made.entries, settings.to_json()

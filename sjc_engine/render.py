@@ -129,10 +129,9 @@ def render_views(
         o, d, t, chord = (line.float().contiguous() for line in (o, d, t, chord))
         return march_voxels(voxels, Rays(o, d, t, chord, first, step, count, BACKGROUND_DEPTH))
 
-    chunks = [
-        march(slice(start, start + RAYS_PER_CHUNK))
-        for start in range(0, len(origins), RAYS_PER_CHUNK)
-    ]
+    # Gradients of a whole grid are made for each chunk: with them there should be one
+    size = RAYS_PER_CHUNK if torch.is_grad_enabled() else RAYS_PER_CHUNK // 4
+    chunks = [march(slice(start, start + size)) for start in range(0, len(origins), size)]
     rgb, opacity, depth, weights = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     views = len(cameras)
     return Rendering(

@@ -94,7 +94,7 @@ def test_the_selected_assets_get_new_rows(
         ("--set lpips=nosuch", 2, "LPIPS weights 'nosuch' cannot be loaded"),
         ("--where sed=1", 2, "sed"),
         ("--where seed>5", 2, "no finished asset"),
-        ("--manifest nosuch.csv", 2, "--manifest nosuch.csv"),
+        ("--manifest nosuch.csv", 2, "nosuch.csv:1: file: does not exist"),
         ("--device cuda:77", 2, "there is no cuda:77"),
         ("--store nosuch", 3, "no store at"),
     ],
