@@ -33,6 +33,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -224,7 +225,6 @@ def main() -> None:
         for turn.number in range(args.rounds):
             for name, seconds in interleaved(runs, 1, warmup=turn.number == 0).items():
                 times[name] += seconds
-        middle = {name: sorted(found)[len(found) // 2] for name, found in times.items()}
         memory = {
             name: added_memory(name, state, args.size, args.device)
             for name in ("published", "torch", "fused")
@@ -233,10 +233,10 @@ def main() -> None:
             {
                 "state": state,
                 "renderer": name,
-                "ms": 1000 * middle[name],
+                "ms": 1000 * median(times[name]),
                 "published / it": ratio(times, "published", name),
                 "torch / it": ratio(times, "torch", name),
-                "added MB": memory.get(name, math.nan),
+                "added MB": memory.get(name),
             }
             for name in times
         ]

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 Figure = Callable[..., bool]  # `Report.figure`
-PACKAGES = ("torch", "numpy", "warp-lang", "diffusers")
+PACKAGES = ("torch", "numpy", "numba", "numba-cuda", "diffusers")
 
 
 def machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def evaluate_part(
         future: PrefectFuture[Any] = reevaluate_asset.submit(
             name, opened, asset_id, run_id, changes, judges, folder
         )
-        future.add_done_callback(lambda done: ended.put((name, began, done)))
+        future.add_done_callback(lambda done: ended.put((asset_id, began, done)))
 
     with leases(opened, run_id) as held:
         while waiting or flying:
@@ -122,12 +122,13 @@ def evaluate_part(
                 held.take(waiting[0][0])  # a run must not take this attempt for an abandoned one
                 submit(*waiting.popleft())
                 flying += 1
-            name, began, future = ended.get()
+            asset_id, began, future = ended.get()
             future.wait()  # it has ended: this only makes its state the final one
+            held.free(asset_id)
             flying -= 1
             outcome = "ok" if future.state.is_completed() else "failed"
             outcomes[outcome] += 1
-            watch.finished(name, outcome, time.perf_counter() - began)
+            watch.finished(assets[asset_id], outcome, time.perf_counter() - began)
     return dict(outcomes)
 
 

@@ -58,7 +58,7 @@ def tidy_scratch(store: Store, scratch: Path) -> list[str]:
     """Removes what no run goes on from: unfinished files of assets that are finished by now, and
     what processes left that died within a write. UsageError in a run."""
     folders = sorted((scratch / "assets").glob("*"))
-    torn = sorted(path for path in (scratch / "fields").glob(".*.tmp"))
+    torn = sorted(path for path in (scratch / "fields").glob(".*"))  # no other name begins so
     if not folders and not torn:
         return []
     with sole_user(scratch):

@@ -30,7 +30,7 @@ def fits(field: Field) -> TypeGuard[VoxelField]:
     """Whether the kernels render this field. Says so once when they should, and do not run here."""
     if _misfit(field):
         return False
-    reason = trouble(field.device)
+    reason = trouble(field.device, field.channels)
     if reason:
         _say_once(reason)
     return not reason
@@ -38,7 +38,7 @@ def fits(field: Field) -> TypeGuard[VoxelField]:
 
 def misfit(field: Field) -> str:
     """Why the kernels do not render this field; "" when they do."""
-    return _misfit(field) or trouble(field.device)
+    return _misfit(field) or trouble(field.device, field.channels)
 
 
 def _misfit(field: Field) -> str:
@@ -50,20 +50,30 @@ def _misfit(field: Field) -> str:
 
 
 @cache
-def trouble(device: torch.device) -> str:
+def trouble(device: torch.device, channels: int = 3) -> str:
     """Why the kernels do not run on this device; "" when they do."""
+    if device.type not in ("cpu", "cuda"):
+        return f"there are none for {device.type}"
     try:
-        if device.type == "cpu":
-            from sjc_engine import kernels  # noqa: F401
-        elif device.type == "cuda":
+        if device.type == "cuda":
             from sjc_engine import kernels_cuda
 
-            kernels_cuda.check(device.index or 0)
-        else:
-            return f"there are none for {device.type}"
+            kernels_cuda.select(device.index or 0)
+        _try(device, channels)
     except Exception as error:  # a package's, driver's or compiler's: no reason to stop
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _try(device: torch.device, channels: int) -> None:
+    """A ray and its gradients: what does not compile, or cannot be cached, shows in no step."""
+    field = VoxelField(2, channels, generator=torch.Generator()).to(device)
+    line, chord = torch.ones(1, 3, device=device), torch.ones(1, device=device)
+    with torch.enable_grad():
+        parts = march_voxels(field, Rays(-line, line, chord, chord, 1.0, 0.5, 2, 10.0))
+        torch.cat([part.flatten() for part in parts]).sum().backward()
+    assert field.density.grad is not None
+    field.density.grad.sum().item()  # a GPU tells of errors when it is waited for
 
 
 @cache

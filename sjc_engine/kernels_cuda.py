@@ -103,15 +103,9 @@ def array(tensor: Any) -> Any:
     return cuda.as_cuda_array(tensor, sync=False)
 
 
-def check(device: int) -> None:
-    """Raises what keeps kernels from being compiled for this device."""
+def select(device: int) -> None:
+    """Lets this thread's kernels run on this device. Raises whatever a driver does."""
     cuda.select_device(device)
-
-    @cuda.jit
-    def nothing(out):  # type: ignore[no-untyped-def]
-        out[0] = 1.0
-
-    nothing[1, 1](cuda.device_array(1, dtype="float32"))
 
 
 def stream() -> Any:

@@ -79,7 +79,8 @@ class Reading:
         self._here = values.to("cpu", non_blocking=True)
         self._arrival = torch.cuda.Event() if values.is_cuda else None
         if self._arrival:
-            self._arrival.record()
+            # Its own device's: the current one may be another
+            self._arrival.record(torch.cuda.current_stream(values.device))
 
     def sound(self) -> Tensor:
         """Whether all are finite, () on the device."""
@@ -149,7 +150,7 @@ class Scene:
         self.reads_late = prior.device.type != "cpu"
         self._unread: Reading | None = None
         self._snapshot: Snapshot | None = None
-        self._measured = [0.0] * 4  # what the last good step did
+        self._measured: list[float] | None = None  # what the last good step did
         self._scores: list[float] = []  # of the last two spans that a plateau is judged by
         self._reference: ReferenceView | None = None
         if image is not None and isinstance(prior, ImagePrior):
@@ -226,7 +227,8 @@ class Scene:
 
         A loss or gradient that is not finite takes the scene back to its last snapshot, at half the
         learning rate, once; the second time it raises Diverged, with the field as it was. A GPU is
-        not waited for: there the numbers, and the news of a divergence, are the last step's.
+        not waited for, but in a scene's first step: later the numbers, and the news of a
+        divergence, are the last step's.
         """
         r, views = self.recipe.optimize, draw.rendering
         images = draw.images
@@ -265,15 +267,15 @@ class Scene:
         slopes = [p.grad.abs().amax() for p in self.field.parameters() if p.grad is not None]
         reading = Reading(torch.stack([*measured, torch.stack(slopes).amax()]).detach())
         due: Reading | None = reading
-        if self.reads_late:
+        if self.reads_late and self._measured:
             self._hold_back_unless(reading.sound())
             due, self._unread = self._unread, reading
-        if due and not self._accept(due):
-            return StepStats(self.step, r.steps, *self._measured)
-        self.intact = False
-        self.optimizer.step()
-        self.intact = True
-        self.step += 1
+        if not due or self._accept(due):
+            self.intact = False
+            self.optimizer.step()
+            self.intact = True
+            self.step += 1
+        assert self._measured  # a first step that is not finite raises
         return StepStats(self.step, r.steps, *self._measured)
 
     def _hold_back_unless(self, sound: Tensor) -> None:

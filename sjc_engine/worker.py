@@ -429,6 +429,8 @@ def main() -> None:
     die_with_parent(arguments.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     torch.set_num_threads(arguments.threads)
+    if torch.device(arguments.device).type == "cuda":
+        torch.cuda.set_device(arguments.device)  # else libraries take memory of cuda:0 too
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
     engine = Engine(arguments.device, replies)

@@ -345,7 +345,10 @@ class _Engine:
                     pool.lost(self._give_back(), "")
                     return
             with self._open_log() as log:
-                problem = self._run_process(log)
+                try:
+                    problem = self._run_process(log)
+                except OSError as error:  # of the system, which starts no process
+                    problem = f"{self.device}: cannot start {pool.command[0]}: {error.strerror}"
             with pool.changed:
                 pool.lost(self._give_back(), problem)
 
@@ -375,6 +378,8 @@ class _Engine:
         environment = dict(os.environ)
         if self.device == "cpu":
             environment["OMP_NUM_THREADS"] = str(pool.threads)
+        with pool.changed:  # before anything can fail: each warming up is one process
+            early, self.early = self.early, None
         process = subprocess.Popen(
             [*pool.command, *arguments],
             stdin=subprocess.PIPE,
@@ -388,7 +393,6 @@ class _Engine:
         with pool.changed:
             self.process = process
             self.heard = time.monotonic()
-            early, self.early = self.early, None
             if early and not self.active:
                 self.send({"type": "load", **early})
             for job in self.active:

@@ -25,6 +25,7 @@ from tasks.manifest_rows import (
     Known,
     Row,
     blamed_keys,
+    key_problems,
     prior_problem,
     recipe_problem,
     split_error,
@@ -173,8 +174,21 @@ class _Resolver:
 
     def finish(self) -> None:
         """Raises `ManifestError` with every problem so far, if there are any."""
+        self._blame_unused()
         if self.problems:
             raise ManifestError(list(dict.fromkeys(self.problems)))
+
+    def _blame_unused(self) -> None:
+        """What the command line says wrongly although every row has a word of its own."""
+        blamed = {problem.column for problem in self.problems if problem.file == COMMAND_LINE}
+        unused = {f"--set {key}": key_problems(key, value) for key, value in self.overrides.items()}
+        if self.prior and (wrong := self._prior_problem(self.prior)):
+            unused["--prior"] = [wrong]
+        if self.recipe and (wrong := recipe_problem(None, self.recipe)):
+            unused["--recipe"] = [wrong]
+        for option in (o for o in unused if o not in blamed):
+            for problem, fix in unused[option]:
+                self.blame(None, option, problem, fix)
 
     def entry(self, row: Row) -> tuple[Entry, list[str]]:
         """The row's entry, and what to know of it; worth nothing if there are problems."""

@@ -89,8 +89,8 @@ def read_table(
     entries, as its files are now, ever asked for. where: SQL over the rows, "clip_score > 25".
     columns: only these, in this order; the others are not read. Whole numbers and flags have
     pandas' nullable types, times are UTC. An empty store gives an empty table with all columns.
-    Raises `QueryError` for a wrong name or
-    SQL, `ManifestError` for a manifest that cannot be read, and `TableError` for a damaged file.
+    Raises `QueryError` for a wrong name or SQL, `ManifestError` for a manifest that cannot be
+    read, and `TableError` for a damaged file.
     """
     if name not in SCHEMAS:
         raise QueryError(f"there is no table {name!r}; use one of {', '.join(SCHEMAS)}")

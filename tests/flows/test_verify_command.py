@@ -106,16 +106,17 @@ def test_what_died_within_a_write_goes_from_store_and_scratch_folder(
     checkpoint = tmp_path / ".sjc" / "fields" / f"{'0' * 16}.checkpoint"
     torn = [
         checkpoint.with_name(f".{checkpoint.name}.123.tmp"),
+        checkpoint.with_name(f".{checkpoint.name}.fetched.0123abcd"),
         mesh.with_name(".mesh.glb.0badf00d"),
     ]
     checkpoint.parent.mkdir(parents=True)
     for path in (checkpoint, *torn):
         path.write_bytes(b"half")
     assert sjc("verify", "--repair").code == 0
-    assert [path.exists() for path in torn] == [False, True]  # the store's is too young
+    assert [path.exists() for path in torn] == [False, False, True]  # the store's is too young
     assert sjc("verify", "--older", "0").code == 1
     assert sjc("verify", "--repair", "--older", "0").code == 0
-    assert [path.exists() for path in (checkpoint, *torn)] == [True, False, False]
+    assert [path.exists() for path in (checkpoint, *torn)] == [True, False, False, False]
 
 
 def test_there_must_be_a_store(sjc: Callable[..., Said]) -> None:

@@ -164,6 +164,21 @@ def python(code, **environment):
     return done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_kernels_that_do_not_compile_leave_the_oracle(kernel, monkeypatch):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    field = make_field(3, "rgb", opaque=False)
+    monkeypatch.setattr(kernels, kernel, fail)
+    fused.trouble.cache_clear()
+    try:
+        assert fused.misfit(field) == "OSError: No space left on device"
+        assert render_views(field, [orbit(0, 0)], 8, 8).opacity.detach().mean() > 0
+    finally:
+        fused.trouble.cache_clear()
+
+
 @pytest.mark.slow
 def test_without_numba_the_oracle_renders_and_that_is_said_once():
     said = python("""

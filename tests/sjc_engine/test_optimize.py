@@ -327,10 +327,11 @@ def late(scene):
 
 def test_reading_late_changes_no_step(prior, tmp_path):
     at_once, later = (Scene("a tank", "", 1, PIXEL, prior) for _ in range(2))
-    run(at_once, 4)
+    losses = [step_scenes([at_once], prior)[0].loss for _ in range(4)]
     told = [step_scenes([late(later)], prior)[0] for _ in range(4)]
     assert equal(parameters(at_once), parameters(later))
     assert [stats.step for stats in told] == [1, 2, 3, 4]
+    assert [stats.loss for stats in told] == [losses[0], *losses[:3]]  # the first one is waited for
     files = [tmp_path / "later", tmp_path / "at_once"]
     for scene, path in zip((later, at_once), files, strict=True):
         scene.save(path)

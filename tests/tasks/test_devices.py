@@ -285,6 +285,18 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "no such device" in str(error)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_process_that_the_system_does_not_start_is_no_wait_for_ever(
+    tmp_path: Path, early: bool
+) -> None:
+    with DevicePool(["cpu"], tmp_path, command=[str(tmp_path / "engine")]) as devices:
+        if early:
+            devices.warm_up([{"prior": "toybox", "prior_revision": None}])
+        error = run(devices, tmp_path, "duck")
+    assert (error.status, error.error_type) == ("failed", "EngineDied")
+    assert "No such file or directory" in str(error)
+
+
 def test_garbage_on_the_pipe_is_not_an_engine(tmp_path: Path, journal: Path) -> None:
     with pool(tmp_path, ["cpu"]) as devices:
         assert run(devices, tmp_path, "garbage").error_type == "EngineDied"

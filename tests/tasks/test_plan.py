@@ -52,6 +52,17 @@ def test_the_command_line_is_checked_too(write: Write) -> None:
     assert problems(path, limit=0) == ["command line: --limit: 0 leaves nothing; use 1 or more"]
 
 
+def test_the_command_line_is_checked_where_no_row_needs_it(write: Write) -> None:
+    path = write("prompt,prior,recipe,steps\na,toybox,draft,5\n")
+    asked = {"prior": "owner/name", "recipe": "paper", "overrides": {"steps": "7"}}
+    assert plan(path, **asked).entries[0].spec.recipe.optimize.steps == 5
+    found = problems(path, prior="nonsense", recipe="drft", overrides={"steps": "many"})
+    assert [text.split(": ")[:2] for text in found] == [
+        ["command line", "--set steps"], ["command line", "--prior"], ["command line", "--recipe"],
+    ]  # fmt: skip
+    assert "did you mean 'draft'" in found[2]
+
+
 def test_a_recipe_in_a_row_may_be_of_any_family(write: Write) -> None:
     path = write("prompt,recipe\na cat,annealed\nb,draft\n")
     entries = plan(path, prior="google/ddpm-cat-256").entries
