@@ -156,9 +156,14 @@ def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -
 def close_attempts(plan: Plan) -> None:
     """Ends attempts whose process died, and writes the rows that it could not write."""
     runs = set()
+
+    def tell(line: str) -> None:
+        watcher().note(line)
+        get_run_logger().warning(line)
+
     finished = [k for k, state in plan.states.items() if state == "finished"]
     with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:
-        closed = close_interrupted(plan.store, plan.assets, held.take)
+        closed = close_interrupted(plan.store, plan.assets, held.take, tell)
         unrecorded = unrecorded_attempts(plan.store, finished, plan.states.keys() - finished)
         for attempt, manifest in closed + unrecorded:
             record_attempt(plan.store, attempt, manifest)
