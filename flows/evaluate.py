@@ -9,7 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow, get_run_logger, runtime
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -66,7 +66,8 @@ def evaluate(
     """
     chosen = prepare(store, where, manifest, overrides or {}, device)
     with leases(chosen.store, new_run_id()) as held:
-        for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take):
+        tell = get_run_logger().warning
+        for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take, tell):
             record_attempt(chosen.store, attempt, found)
     title = f"evaluate {where or ''}".strip()
     settings = {"where": where, "manifest": manifest, "overrides": chosen.changes}

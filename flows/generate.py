@@ -12,6 +12,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.engines import engines
+from flows.farewell import soon_over
 from flows.listing import results
 from flows.plan import Plan, Settings, asset_states, make_plan
 from flows.produce import Outcomes, RunCancelled, produce
@@ -78,7 +79,7 @@ def generate(
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
-    with sole_user(Path(scratch), wait=partial(_waiting, scratch)) as waited:
+    with soon_over(), sole_user(Path(scratch), wait=partial(_waiting, scratch)) as waited:
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
         with told(plan), engines(plan):
@@ -150,15 +151,21 @@ def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -
     # Another run may have finished some meanwhile, and the manifest may have lost rows.
     outcomes = {k: "reused" if k in plan.states else "interrupted" for k in asset_ids}
     open_ids = [k for k in asset_ids if plan.states.get(k, "finished") != "finished"]
-    return outcomes | produce(plan, open_ids, run_id)
+    with soon_over(part=True):
+        return outcomes | produce(plan, open_ids, run_id)
 
 
 def close_attempts(plan: Plan) -> None:
     """Ends attempts whose process died, and writes the rows that it could not write."""
     runs = set()
+
+    def tell(line: str) -> None:
+        watcher().note(line)
+        get_run_logger().warning(line)
+
     finished = [k for k, state in plan.states.items() if state == "finished"]
     with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:
-        closed = close_interrupted(plan.store, plan.assets, held.take)
+        closed = close_interrupted(plan.store, plan.assets, held.take, tell)
         unrecorded = unrecorded_attempts(plan.store, finished, plan.states.keys() - finished)
         for attempt, manifest in closed + unrecorded:
             record_attempt(plan.store, attempt, manifest)

@@ -11,7 +11,7 @@ from typing import Any
 from flows.errors import UsageError
 from flows.folders import can_hold_files, make_private
 from sjc_engine.sources import find_prior
-from tasks.commit import FAILURES, LOOKUPS, asset_attempts
+from tasks.commit import FAILURES, LOOKUPS, last_status
 from tasks.disk import disk_advice
 from tasks.manifest import Entry, Manifest, read_manifest, resolve
 from tasks.manifest import Plan as Resolved
@@ -242,10 +242,9 @@ def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
     def state(asset_id: str) -> str:
         if store.exists(f"assets/{asset_id}/manifest.json"):
             return "finished"
-        attempts = asset_attempts(store, asset_id)
-        if not attempts:
+        last = last_status(store, asset_id)
+        if last is None:
             return "new"
-        last = attempts[-1]["status"]
         return "failed" if last in FAILURES else "interrupted"
 
     with ThreadPoolExecutor(LOOKUPS) as pool:

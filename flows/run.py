@@ -9,6 +9,7 @@ from pathlib import Path
 from flows import environment, server
 from flows.engines import starting
 from flows.errors import FAILED
+from flows.farewell import own_process
 from flows.folders import can_hold_files
 from flows.listing import RESULT_COLUMNS, results
 from flows.plan import Plan, Settings, make_plan, seconds_expected
@@ -79,7 +80,7 @@ def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
         from flows.verdict import check_end
 
         connection.wait()
-        with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+        with own_process(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
             state = generate(**settings.to_json(), return_state=True)
     check_end(state)
     return report(plan, watch.run_id, as_json=as_json)

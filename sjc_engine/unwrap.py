@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ class UnwrapTimeout(MeshError):
     """The surface has no UV coordinates within the time allowed."""
 
 
+class UnwrapKilled(MeshError):
+    """Somebody, mostly the kernel for want of memory, has killed xatlas; it did nothing wrong."""
+
+
 @dataclass(frozen=True, eq=False)
 class Unwrapped:
     """A surface cut open along its charts' borders, the same faces in the same order."""
@@ -33,7 +38,7 @@ class Unwrapped:
 def unwrap(vertices: Vertices, faces: Faces, size: int, seconds: float = SECONDS) -> Unwrapped:
     """Charts for vertices (V, 3) and faces (F, 3), packed for a texture of size x size texels.
 
-    Raises UnwrapTimeout after `seconds`, and MeshError where there is no atlas.
+    Raises UnwrapTimeout after `seconds`, UnwrapKilled, and MeshError where there is no atlas.
     """
     data = io.BytesIO()
     np.savez(
@@ -55,6 +60,11 @@ def unwrap(vertices: Vertices, faces: Faces, size: int, seconds: float = SECONDS
             f"no UV coordinates for {len(faces)} faces within {seconds:g} s: lower max_faces, or"
             " use texture_size = 0 for vertex colours"
         ) from error
+    if done.returncode == -signal.SIGKILL:
+        raise UnwrapKilled(
+            f"xatlas was killed while it unwrapped {len(faces)} faces, as the kernel does when"
+            " memory is short: free some, use fewer devices, or lower max_faces"
+        )
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise MeshError(f"xatlas failed (exit {done.returncode}): {' '.join(last)}")

@@ -29,6 +29,7 @@ from prefect.utilities.context import get_task_and_flow_run_ids
 UPDATE_SECONDS = 5.0  # between two updates of one artifact
 PAUSE_SECONDS = 0.1  # after each request, so that hundreds of assets are a trickle all the same
 CLOSE_SECONDS = 15.0  # for what is left to send when a run ends
+HURRY_SECONDS = 3.0  # and when it is told to end
 MOST_WAITING = 200  # artifacts; more wait only while the server hangs
 PREVIEWS = 300  # of a run: they are the largest thing that a run leaves in Prefect's database
 PREVIEW_PIXELS = 1000  # width
@@ -65,12 +66,13 @@ class Board:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Sends what is left, but does not wait for ever."""
+        seconds = CLOSE_SECONDS if kind is None or issubclass(kind, Exception) else HURRY_SECONDS
         with self._changed:
-            self._deadline = time.monotonic() + CLOSE_SECONDS
+            self._deadline = time.monotonic() + seconds
             self._changed.notify_all()
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(seconds)
 
     def create(self, kind: str, key: str, data: Any, description: str) -> Artifact:
         """Shows an artifact with the task or flow run that calls this."""

@@ -58,7 +58,7 @@ def cancels_heard(task: Callable[[str], object], run: Callable[[], object]) -> I
         yield
     finally:
         ending.set()
-        thread.join(5.0)  # a request that hangs is none of ours
+        thread.join(2.0)  # a request that hangs is none of ours
 
 
 def _cancelled_tasks(client: SyncPrefectClient, flow_run: UUID) -> list[str]:

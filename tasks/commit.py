@@ -32,6 +32,12 @@ FAILURES = ("failed", "diverged", "timeout", "cancelled")  # are not tried again
 
 _RUN_FILE = re.compile(r"runs/([^/]+)\.json")
 _ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a(\d{2,})/.+")
+_ATTEMPT_KEYS = ("asset_id", "attempt", "run_id", "spec", "status")  # of every version
+_RUN_KEYS = ("entries", "run_id", "started_at")
+
+
+class Damaged(StoreError):
+    """A document is not what was written: torn or changed from outside."""
 
 
 def now() -> str:
@@ -44,38 +50,76 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-def read_document(store: Store, key: str) -> Document:
-    """The JSON object under `key`; raises `NotInStore`, or `StoreError` for anything else."""
+def read_document(store: Store, key: str, needs: Iterable[str] = ()) -> Document:
+    """The JSON object under `key`, with these keys; raises `NotInStore`, and `Damaged`."""
     try:
         document = json.loads(store.get_bytes(key))
         if not isinstance(document, dict):
             raise ValueError("not an object")
+        if missing := [name for name in needs if name not in document]:
+            raise ValueError(f"without {missing[0]}")
     except ValueError as error:
-        raise StoreError(
-            f"{store.uri(key)} is damaged ({error}); delete its folder and run its manifest again."
+        raise Damaged(
+            f"{store.uri(key)} is damaged ({error}); set it aside with"
+            f" `sjc verify --repair --store {store.url}`."
         ) from error
     return document
+
+
+def read_attempt(store: Store, key: str) -> Document:
+    """An `attempt.json`; raises `NotInStore`, and `Damaged`."""
+    return read_document(store, key, _ATTEMPT_KEYS)
+
+
+def read_run(store: Store, run_id: str) -> Document:
+    """The document of a run; raises `NotInStore`, and `Damaged`."""
+    return read_document(store, f"runs/{run_id}.json", _RUN_KEYS)
 
 
 def asset_manifest(store: Store, asset_id: str) -> Document | None:
     """The commit marker, or None while the asset is not finished."""
     try:
-        return read_document(store, f"assets/{asset_id}/manifest.json")
+        return read_document(store, f"assets/{asset_id}/manifest.json", ("spec", "files"))
     except NotInStore:
         return None
 
 
 def asset_attempts(store: Store, asset_id: str) -> list[Document]:
-    """Every attempt's document, the oldest first."""
+    """Every attempt's document, the oldest first; a damaged one costs its attempt and no other."""
+    return _attempts(store, asset_id)[0]
+
+
+def _attempts(store: Store, asset_id: str) -> tuple[list[Document], list[str]]:
+    """Every attempt's document, the oldest first, and the keys of those that are damaged."""
     keys = [k for k in store.list(f"assets/{asset_id}/a") if k.endswith("/attempt.json")]
-    return sorted(
-        (read_document(store, key) for key in keys), key=lambda a: attempt_number(a["attempt"])
-    )
+    documents, damaged = [], []
+    for key in sorted(keys, key=_number_in):
+        try:
+            documents.append(read_attempt(store, key))
+        except Damaged:
+            damaged.append(key)
+    return documents, damaged
+
+
+def last_status(store: Store, asset_id: str) -> str | None:
+    """How the last attempt stands, None if there is none; one that is damaged is `interrupted`."""
+    names = ("/attempt.json", "/attempt.damaged")
+    keys = [key for key in store.list(f"assets/{asset_id}/a") if key.endswith(names)]
+    if not keys:
+        return None
+    try:
+        return str(read_attempt(store, max(keys, key=_number_in))["status"])
+    except Damaged:
+        return "interrupted"
 
 
 def attempt_number(attempt: str) -> int:
     """3 for "a03"."""
     return int(attempt.removeprefix("a"))
+
+
+def _number_in(key: str) -> int:
+    return attempt_number(key.split("/")[2])
 
 
 def start_attempt(
@@ -222,25 +266,33 @@ def committed_attempt(manifest: Mapping[str, Any]) -> str:
 
 
 def close_interrupted(
-    store: Store, asset_ids: Iterable[str], take: Callable[[str], bool] = lambda asset_id: True
+    store: Store,
+    asset_ids: Iterable[str],
+    take: Callable[[str], bool] = lambda asset_id: True,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[tuple[Document, Document]]:
     """End every attempt that never ended; returns (attempt, manifest or {}) for their rows.
 
     An attempt that was committed before its process died ends as `ok`, any other as
-    `interrupted`. take: asked for each asset that has such attempts (`Leases.take`); one that
-    another run works on is left alone. If a process that was thought dead lives after all, it
-    writes the true end later.
+    `interrupted`, and one whose document is damaged is set aside, which is told. take: asked for
+    each asset that has such attempts (`Leases.take`); one that another run works on is left
+    alone. If a process that was thought dead lives after all, it writes the true end later.
     """
 
-    def running_attempts(asset_id: str) -> list[Document]:
-        return [a for a in asset_attempts(store, asset_id) if a["status"] == "running"]
+    def open_attempts(asset_id: str) -> tuple[list[Document], list[str]]:
+        attempts, damaged = _attempts(store, asset_id)
+        spare = [key for key in damaged if not is_needed(store, key)]
+        return [a for a in attempts if a["status"] == "running"], spare
 
     def close(asset_id: str) -> list[tuple[Document, Document]]:
         # Again once it is ours: until then its attempts may have come to their own end.
-        if not running_attempts(asset_id) or not take(asset_id):
+        if not any(open_attempts(asset_id)) or not take(asset_id):
             return []
-        running = running_attempts(asset_id)
-        manifest = asset_manifest(store, asset_id) or {}
+        running, damaged = open_attempts(asset_id)
+        for key in damaged:
+            tell(f"{store.uri(key)} was damaged; its attempt counts as interrupted")
+            set_document_aside(store, key)
+        manifest = (asset_manifest(store, asset_id) or {}) if running else {}
         closed = []
         for attempt in running:
             name = attempt["attempt"]
@@ -262,17 +314,38 @@ def close_interrupted(
         return [pair for pairs in pool.map(close, asset_ids) for pair in pairs]
 
 
+def is_needed(store: Store, key: str) -> bool:
+    """Whether a finished asset is not whole without this key: false of other attempts' words."""
+    _, asset_id, name, *rest = key.split("/")
+    if rest != ["attempt.json"]:
+        return True
+    try:
+        manifest = asset_manifest(store, asset_id)
+    except Damaged:
+        return True
+    return manifest is not None and committed_attempt(manifest) == name
+
+
 def set_aside(store: Store, asset_id: str, why: str) -> None:
     """Make a committed asset an unfinished one, since its files are not what was committed.
 
     The marker goes first: until the attempts say so too, the asset is just not finished.
     """
     store.delete(f"assets/{asset_id}/manifest.json")
-    for attempt in asset_attempts(store, asset_id):
+    attempts, damaged = _attempts(store, asset_id)
+    for key in damaged:
+        set_document_aside(store, key)
+    for attempt in attempts:
         if attempt["status"] == "ok":
             document = attempt | {"status": "interrupted", "error_type": "Damaged", "error": why}
             key = _attempt_key(asset_id, attempt["attempt"])
             store.put_bytes(key, _json(document), replace=True)
+
+
+def set_document_aside(store: Store, key: str) -> None:
+    """Rename a damaged document, `attempt.json` or of a run: what is left of it is kept."""
+    store.put_bytes(key.removesuffix(".json") + ".damaged", store.get_bytes(key), replace=True)
+    store.delete(key)
 
 
 def start_run(

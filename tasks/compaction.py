@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from tasks.commit import read_document, run_ids
+from tasks.commit import read_run, run_ids
 from tasks.schemas import SCHEMAS
 from tasks.sealing import compact_table, seal_run
 from tasks.store import AlreadyCommitted, NotInStore, Store
@@ -36,6 +36,6 @@ def record_unended_runs(store: Store) -> None:
     unended = {run for run, is_open in known.items() if is_open}
     for run_id in sorted(set(run_ids(store)) - known.keys() | unended):
         with contextlib.suppress(NotInStore):
-            run = read_document(store, f"runs/{run_id}.json")
+            run = read_run(store, run_id)
             if run["ended_at"] is not None or run_id not in known:
                 record_run(store, run)

@@ -14,7 +14,7 @@ from tasks.transient import RETRY
 def extract(asset: Asset) -> dict[str, Any]:
     """Puts the mesh's files into the asset's folder and returns its statistics.
 
-    Raises MeshError: EmptyField, OpaqueField, NonFinite or UnwrapTimeout.
+    Raises MeshError: EmptyField, OpaqueField, NonFinite, UnwrapTimeout or UnwrapKilled.
     """
     with asset.timed("extract"):
         asset.field = load_field(asset.field_path)

@@ -20,7 +20,7 @@ from tasks.commit import (
     asset_manifest,
     committed_attempt,
     finish_attempt,
-    read_document,
+    read_attempt,
     start_evaluation,
 )
 from tasks.judges import Judges
@@ -61,7 +61,7 @@ def reevaluate(
     if manifest is None:
         raise NotInStore(f"{store.uri(f'assets/{asset_id}')} is not finished; run its manifest.")
     key = f"assets/{asset_id}/{committed_attempt(manifest)}"
-    committed = read_document(store, f"{key}/attempt.json")
+    committed = read_attempt(store, f"{key}/attempt.json")
     attempt = start_evaluation(store, committed, run_id)
     known = {
         "device": committed["device"],

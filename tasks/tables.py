@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.commit import asset_attempts, asset_manifest, read_document, run_ids
+from tasks.commit import asset_attempts, asset_manifest, read_run, run_ids
 from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
 from tasks.schemas import SCHEMAS, Row, to_arrow
 from tasks.sealing import parquet, replace_table, seal_run
@@ -112,7 +112,7 @@ def projection(store: Store) -> dict[str, list[pa.Table]]:
             rows["attempts"][run_id].append(attempt_row(attempt))
             rows["views"][run_id] += view_rows(store, attempt, manifest or {})
     for run_id in run_ids(store):
-        run = read_document(store, f"runs/{run_id}.json")
+        run = read_run(store, run_id)
         rows["entries"][run_id] = entry_rows(run)
         rows["runs"][run_id] = [run_row(run)]
     return {

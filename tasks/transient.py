@@ -5,6 +5,8 @@ from typing import Any
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
+from sjc_engine.unwrap import UnwrapKilled
+
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
 
@@ -37,8 +39,12 @@ def is_transient(error: object) -> bool:
 
 
 def _passes(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
-    """Prefect's question, before it runs a failed task again."""
-    return is_transient(state.data)
+    """Prefect's question, before it runs a failed task again.
+
+    A helper process that was killed gets one more chance: memory may be free by then.
+    """
+    killed_once = isinstance(state.data, UnwrapKilled) and task_run.run_count < 2
+    return killed_once or is_transient(state.data)
 
 
 # Options of a Prefect task. Further tries belong to the same attempt at an asset.

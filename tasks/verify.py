@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +17,12 @@ from tasks.commit import (
     LOOKUPS,
     asset_manifest,
     committed_attempt,
-    read_document,
+    is_needed,
+    read_attempt,
+    read_run,
     run_ids,
     set_aside,
+    set_document_aside,
 )
 from tasks.row_keys import last_rows
 from tasks.schemas import SCHEMAS
@@ -55,7 +59,7 @@ def verify_store(
             findings += found
             tell(done, len(asset_ids))
     for run_id in run_ids(store):
-        findings += _readable(store, "run", f"runs/{run_id}.json")
+        findings += _readable("run", f"runs/{run_id}.json", partial(read_run, store, run_id))
     if not findings:  # the tables are made from these documents
         findings += _check_tables(store)
     needless = finished_copies(store, asset_ids)
@@ -74,16 +78,25 @@ def repair_store(
 ) -> list[str]:
     """Mends what can be mended; returns what was done, a line each.
 
-    A damaged asset is set aside, so that the next run of its manifest makes it again. Raises
-    StoreError for a damaged document, which only its owner can replace.
+    A damaged asset is set aside, so that the next run of its manifest makes it again; so is a
+    damaged document of an attempt that does not count, or of a run, and nothing else with it.
     """
-    kinds = {finding.kind for finding in findings}
+    findings = list(findings)
     done = []
-    damaged = {f.key.split("/")[1]: f for f in findings if f.kind == "asset"}
-    for asset_id, finding in damaged.items():
+    lost = {
+        f.key.split("/")[1]: f for f in findings if f.kind == "asset" and is_needed(store, f.key)
+    }
+    for asset_id, finding in lost.items():
         set_aside(store, asset_id, str(finding))
         done.append(f"assets/{asset_id}: set aside; run its manifest to make it again")
-    if kinds & {"asset", "table"}:
+    for finding in findings:
+        spare = finding.kind == "asset" and not is_needed(store, finding.key)
+        if (spare or finding.kind == "run") and store.exists(
+            finding.key
+        ):  # not gone with its asset
+            set_document_aside(store, finding.key)
+            done.append(f"{finding.key}: set aside")
+    if {finding.kind for finding in findings} & {"asset", "run", "table"}:
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
     removed = [*store.leftovers(abandoned, remove=True)]
@@ -99,11 +112,11 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     findings = []
     attempts = [k for k in store.list(f"{folder}/a") if k.endswith("/attempt.json")]
     for key in attempts:
-        findings += _readable(store, "asset", key)
-    findings += _readable(store, "asset", f"{folder}/manifest.json", missing_is_fine=True)
-    if findings:
-        return findings
-    manifest = asset_manifest(store, asset_id) or {"files": {}}
+        findings += _readable("asset", key, partial(read_attempt, store, key))
+    marker = partial(asset_manifest, store, asset_id)
+    if damaged := _readable("asset", f"{folder}/manifest.json", marker):
+        return findings + damaged
+    manifest = marker() or {"files": {}}
     for name, about in manifest["files"].items():
         key = f"{folder}/{name}"
         try:
@@ -123,13 +136,11 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     return findings
 
 
-def _readable(store: Store, kind: str, key: str, *, missing_is_fine: bool = False) -> list[Finding]:
+def _readable(kind: str, key: str, read: Callable[[], object]) -> list[Finding]:
     try:
-        read_document(store, key)
-    except NotInStore:
-        return [] if missing_is_fine else [Finding(kind, key, "is missing")]
+        read()
     except StoreError as error:
-        return [Finding(kind, key, str(error))]
+        return [Finding(kind, key, "is missing" if isinstance(error, NotInStore) else str(error))]
     return []
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from tasks.commit import LOOKUPS, asset_manifest, committed_attempt, read_document, run_ids
+from tasks.commit import LOOKUPS, asset_manifest, committed_attempt, read_run, run_ids
 from tasks.report.page import report_page
 from tasks.store import NotInStore, Store, StoreError
 from tasks.table_reader import query
@@ -80,7 +80,7 @@ def latest_run(store: Store) -> str:
     An evaluation of finished assets is a run too, of no manifest's rows.
     """
     for run_id in reversed(run_ids(store)):
-        if read_document(store, f"runs/{run_id}.json")["entries"]:
+        if read_run(store, run_id)["entries"]:
             return run_id
     raise NotInStore(f"There is no run in {store.url}; check --store, or run `sjc run`.")
 
@@ -98,7 +98,7 @@ def write_report(store: Store, run_id: str) -> str:
 def read_report(store: Store, run_id: str) -> Report:
     """Everything that the page of a run shows."""
     try:
-        run = read_document(store, f"runs/{run_id}.json")
+        run = read_run(store, run_id)
     except NotInStore as error:
         raise NotInStore(
             f"There is no run {run_id} in {store.url}; list them with"

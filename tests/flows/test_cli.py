@@ -15,6 +15,7 @@ import boto3
 import pyarrow.parquet as pq
 import pytest
 from command_line import Said
+from fleet import descendants
 from PIL import Image
 
 from sjc_engine.checkpoint import read_checkpoint
@@ -367,12 +368,15 @@ def test_parquet_on_a_pipe_is_parquet(sjc: Callable[..., Said], tmp_path: Path) 
     assert pq.read_table(io.BytesIO(data)).to_pydict() == {"one": [1]}
 
 
-def start(folder: Path, judge: str, prefect_api: str) -> subprocess.Popen[str]:
-    """`sjc run m.csv` in a process group of its own, as a shell makes one."""
+def start(folder: Path, judge: str, prefect_api: str | None) -> subprocess.Popen[str]:
+    """`sjc run m.csv` in a process group of its own, as a shell makes one.
+
+    Without `prefect_api` it brings a server of its own.
+    """
     return subprocess.Popen(
         [*SJC, "run", "m.csv", "--devices", "cpu", *tiny(judge)],
         cwd=folder,
-        env=os.environ | {"PREFECT_API_URL": prefect_api},
+        env=os.environ | ({"PREFECT_API_URL": prefect_api} if prefect_api else {}),
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -409,6 +413,39 @@ def test_sigterm_saves_what_was_running(judge: str, prefect_api: str, tmp_path: 
     _, header = read_checkpoint(checkpoint)
     assert header["step"] > 0
     assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+@pytest.mark.slow
+def test_a_run_without_its_server_ends_when_it_is_told_to(judge: str, tmp_path: Path) -> None:
+    """Prefect would call the server that is gone for minutes, and end with a traceback."""
+    (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,100000\n")
+    run = start(tmp_path, judge, None)
+    checkpoint: list[Path] = []
+
+    def computes() -> bool:
+        checkpoint[:] = (tmp_path / ".sjc" / "fields").glob("*.checkpoint")
+        return bool(checkpoint)
+
+    def server_is_gone() -> bool:
+        if not computes():
+            return False
+        (server,) = (p for p in descendants(run.pid) if b"flows.server" in command_of(p))
+        os.kill(server, signal.SIGKILL)
+        time.sleep(15)  # meanwhile Prefect's threads ask again and again, and events pile up
+        began.append(time.monotonic())
+        return True
+
+    began: list[float] = []
+    interrupt(run, server_is_gone, group=False)
+    assert time.monotonic() - began[0] < 40, "about 20 s, on a machine with nothing else to do"
+    _, header = read_checkpoint(checkpoint[0])
+    assert header["step"] > 0
+    (finished,) = (tmp_path / "store" / "runs").glob("*.json")
+    assert json.loads(finished.read_text())["ended_at"], "the run has told its end to the store"
+
+
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.slow

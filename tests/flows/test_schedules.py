@@ -14,14 +14,18 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from fleet import descendants, flow_run_of
 
 from flows.deploy import check, read_file
 from flows.errors import UsageError
 from flows.plan import Settings
 from flows.server import HOST, free_port, healthy
 from flows.zombies import NAME
+from sjc_engine.checkpoint import read_checkpoint
 from tasks.manifest import ManifestError
+from tasks.store import open_store
 from tasks.tables import read_table
+from tasks.verify import verify_store
 
 ROOT = Path(__file__).parents[2]
 SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -167,6 +171,70 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
     }
     attempts = read_table(folder / "store", "attempts")
     assert list(attempts.attempt) == ["a01", "a01"], "every asset was made once"
+
+
+@pytest.mark.system
+def test_workers_that_are_killed_with_their_run_and_without_it(
+    folder: Path, api: httpx.Client, judge: str
+) -> None:
+    """First both at once: nobody is left who could tell. Then the worker of the run that follows,
+    whose own process goes on without it."""
+    command = [*SJC, "deploy", "lists", "--devices", "cpu", *tiny(judge), "--set", "steps=600"]
+    command += ["--name", "killed", "--on-collision", "enqueue", "--pool", "killed"]
+    subprocess.run(command, capture_output=True, check=True)
+    deployment = call(api, "GET", "/deployments/name/generate/killed")
+
+    def ask() -> str:
+        path = f"/deployments/{deployment['id']}/create_flow_run"
+        return str(call(api, "POST", path, {})["id"])
+
+    def state(flow_run: str) -> str:
+        return str(call(api, "GET", f"/flow_runs/{flow_run}")["state_type"])
+
+    def step() -> int:
+        found = list(Path(".sjc/fields").glob("*.checkpoint"))
+        return int(read_checkpoint(found[0])[1]["step"]) if found else 0
+
+    def process_of(worker: int, flow_run: str) -> int | None:
+        below = (pid for pid in descendants(worker) if flow_run_of(pid) == flow_run)
+        return next(below, None)
+
+    start = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "killed", "--limit", "1"]
+    lost = ask()
+    with started(*start) as worker:
+        kept = until(step)
+        run = process_of(worker.pid, lost)
+        assert run is not None, Path("log").read_text()
+        engines = descendants(run)
+        assert engines, "there is no engine to be left behind"
+        os.kill(worker.pid, signal.SIGKILL)
+        os.kill(run, signal.SIGKILL)
+        until(lambda: not any(map(lives, engines)), 15)
+    assert state(lost) == "RUNNING", "somebody has told; nothing is tested"
+
+    following = ask()  # it waits: a deployment has one run at a time
+    with started(*start, "--name", "second") as worker:
+        until(lambda: state(lost) == "CRASHED", 240)
+        run = until(lambda: process_of(worker.pid, following), 120)
+        until(lambda: len(list(Path("store").rglob("attempt.json"))) == 2)
+        os.kill(worker.pid, signal.SIGKILL)
+        until(lambda: done(api, following))
+        until(lambda: not lives(run), 60)
+
+    attempts = read_table("store", "attempts").sort_values("attempt")
+    assert list(attempts.attempt) == ["a01", "a02"]
+    assert list(attempts.status) == ["interrupted", "ok"]
+    assert attempts.first_step.iloc[1] >= kept > 0, "steps were made again"
+    assert list(read_table("store", "assets").status) == ["ok"]
+    assert verify_store(open_store("store")) == []
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def last_run(folder: Path) -> str:

@@ -148,6 +148,14 @@ def test_a_crash_of_the_unwrapper_is_told(monkeypatch, tmp_path: Path) -> None:
         unwrap(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]), 64)
 
 
+def test_a_killed_unwrapper_is_told_apart(monkeypatch, tmp_path: Path) -> None:
+    killed = tmp_path / "killed.py"
+    killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(unwrapping, "_PROCESS", killed)
+    with pytest.raises(unwrapping.UnwrapKilled, match="memory is short"):
+        unwrap(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]), 64)
+
+
 def test_a_glb_carries_the_texture(totem: Mesh, tmp_path: Path) -> None:
     totem.export(tmp_path / "totem.glb")
     loaded = trimesh.load(tmp_path / "totem.glb", force="mesh", process=False)

@@ -1,8 +1,10 @@
 """Which errors are tried again, and that a retry belongs to the same attempt."""
 
 import errno
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -12,12 +14,25 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from prefect import flow, task
 from prefect.client.schemas.objects import TaskRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
+from sjc_engine import unwrap
 from tasks.publish import publish_asset
 from tasks.store import AlreadyCommitted, NotInStore, StoreError
-from tasks.transient import is_transient
+from tasks.transient import RETRY, is_transient
+
+# xatlas's process, in which somebody kills it as often as the file has letters.
+KILLED = """
+import os, pathlib, runpy, signal
+left = pathlib.Path({left!r})
+if text := left.read_text():
+    left.write_text(text[1:])
+    os.kill(os.getpid(), signal.SIGKILL)
+runpy.run_path({real!r}, run_name="__main__")
+"""
 
 URL = {"endpoint_url": "http://x"}
 
@@ -65,3 +80,33 @@ def test_tasks_wait_longer_each_time() -> None:
     run = TaskRun.model_construct()
     assert ask(publish_asset, run, Failed(data=explained(reply(503, "SlowDown"))))
     assert not ask(publish_asset, run, Failed(data=ValueError("a bug")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_killed_xatlas_is_started_once_more(
+    kills: int, prefect_api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By Prefect's own engine, with the real process and the real SIGKILL, as the kernel sends."""
+    (tmp_path / "xatlas.py").write_text(
+        KILLED.format(left=str(tmp_path / "left"), real=str(unwrap._PROCESS))
+    )
+    (tmp_path / "left").write_text("x" * kills)
+    monkeypatch.setattr(unwrap, "_PROCESS", tmp_path / "xatlas.py")
+    tetrahedron = (
+        np.eye(4, 3, dtype=np.float32),
+        np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]]),
+    )
+
+    @task(**RETRY | {"retry_delay_seconds": 0.1})
+    def cut() -> int:
+        return len(unwrap.unwrap(*tetrahedron, size=64).faces)
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        state = flow(cut)(return_state=True)
+    assert (tmp_path / "left").read_text() == ""
+    if kills == 1:
+        assert state.result() == 4
+    else:
+        with pytest.raises(unwrap.UnwrapKilled, match="memory is short"):
+            state.result()

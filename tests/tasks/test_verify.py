@@ -13,7 +13,7 @@ import pytest
 from task_samples import all_tables, fill, make, spec
 
 from flows.plan import asset_states
-from tasks.commit import asset_manifest
+from tasks.commit import asset_attempts, asset_manifest, close_interrupted, run_ids
 from tasks.store import Store, open_store
 from tasks.tables import read_table, seal_run
 from tasks.verify import Finding, repair_store, verify_store
@@ -111,14 +111,72 @@ def test_rows_that_are_gone_or_stand_for_nothing_are_found(whole: Store) -> None
     assert verify_store(whole) == []
 
 
+TORN = [b"{", b"", b"[1]", b'{"asset_id": "x"}', b"\xff\x00"]
+
+
+@pytest.mark.parametrize("content", TORN)
 @pytest.mark.parametrize("name", ["manifest.json", "a01/attempt.json"])
-def test_a_damaged_document_is_named(tmp_path: Path, name: str) -> None:
+def test_a_damaged_document_of_what_is_finished_is_named_and_the_asset_made_again(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     store = open_store(tmp_path / "store")
     make(store, tmp_path, spec(), "run1")
-    damage(store, f"assets/{DUCK}/{name}", b"{")
+    damage(store, f"assets/{DUCK}/{name}", content)
     [finding] = verify_store(store)
     assert (finding.kind, finding.key) == ("asset", f"assets/{DUCK}/{name}")
-    assert "delete its folder and run its manifest again" in finding.problem
+    assert "sjc verify --repair" in finding.problem
+    repair_store(store, [finding])
+    assert verify_store(store) == []
+    assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}
+    make(store, tmp_path, spec(), "run2")
+    assert verify_store(store) == []
+
+
+@pytest.mark.parametrize("content", TORN)
+def test_a_damaged_attempt_costs_itself_and_no_other(tmp_path: Path, content: bytes) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1", "failed")
+    make(store, tmp_path, spec(), "run2", "failed")
+    key, kept = (
+        f"assets/{DUCK}/a02/attempt.json",
+        store.get_bytes(f"assets/{DUCK}/a01/attempt.json"),
+    )
+    damage(store, key, content)
+    assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}  # so it is tried again
+    said: list[str] = []
+    for _ in range(2):
+        assert close_interrupted(store, [DUCK], tell=said.append) == []
+    assert len(said) == 1, "it is told once"
+    assert f"{DUCK}/a02/attempt.json was damaged" in said[0]
+    assert store.get_bytes(f"assets/{DUCK}/a02/attempt.damaged") == content
+    assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}
+    make(store, tmp_path, spec(), "run3")
+    assert [a["attempt"] for a in asset_attempts(store, DUCK)] == ["a01", "a03"]
+    assert store.get_bytes(f"assets/{DUCK}/a01/attempt.json") == kept
+    found = verify_store(store)
+    assert {f.key for f in found} == {"tables/assets", "tables/attempts"}  # a02's old rows
+    repair_store(store, found)
+    assert verify_store(store) == []
+
+
+def test_repair_keeps_a_finished_asset_and_the_rest_of_the_store(whole: Store) -> None:
+    """What is damaged is a failed attempt's document, and a run's."""
+    mug = spec("a mug").asset_id
+    before, (run, *_) = all_tables(whole), run_ids(whole)
+    for key in (f"assets/{mug}/a01/attempt.json", f"runs/{run}.json"):
+        damage(whole, key, b"{")
+    found = verify_store(whole)
+    assert sorted(kinds(found)) == [
+        ("asset", f"assets/{mug}/a01/attempt.json"), ("run", f"runs/{run}.json"),
+    ]  # fmt: skip
+    repair_store(whole, found)
+    assert verify_store(whole) == []
+    assert asset_manifest(whole, mug) is not None
+    after = all_tables(whole)
+    gone = {name: len(rows) - len(after[name]) for name, rows in before.items()}
+    lines = sum(row["run_id"] == run for row in before["entries"])
+    assert gone == {"assets": 0, "attempts": 1, "views": 0, "runs": 1, "entries": lines}
+    assert all(row in before[name] for name, rows in after.items() for row in rows)
 
 
 def test_abandoned_files_are_found_when_they_are_old(tmp_path: Path) -> None:
