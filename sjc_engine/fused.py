@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sjc_engine.fields import Field, VoxelField
 from sjc_engine.fields.protocol import DENSITY_SHIFT
+from sjc_engine.memory import out_of_memory
 
 LOG = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ def trouble(device: torch.device, channels: int = 3) -> str:
             kernels_cuda.select(device.index or 0)
         _try(device, channels)
     except Exception as error:  # a package's, driver's or compiler's: no reason to stop
+        if out_of_memory(error):  # which says nothing of another time
+            raise
         return f"{type(error).__name__}: {error}"
     return ""
 

@@ -139,7 +139,8 @@ def locate(rays: Rays, grid: Grid, samples: Samples, r: int, begin: int, end: in
 @inlined
 def exp(x: np.float32) -> np.float32:
     """exp to 2e-7 relative in [-87, 87]. Unlike a call of libm it leaves loops vectorisable."""
-    n = real(math.floor(min(max(x * real(1.44269504), real(-126)), real(126)) + HALF))
+    x = real(-87) if x < real(-87) else (real(87) if x > real(87) else x)  # NaN stays NaN
+    n = real(math.floor(x * real(1.44269504) + HALF))
     t = x - n * real(0.693359375) + n * real(2.12194440e-4)  # ln 2 in two parts
     p = real(1 / 720) * t + real(1 / 120)
     p = ((((p * t + real(1 / 24)) * t + real(1 / 6)) * t + HALF) * t + ONE) * t + ONE

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -163,7 +164,7 @@ class Running:
         try:
             field.save(self.field)
         except OSError as error:
-            if not is_refusal(error):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             self.checkpoint.unlink(missing_ok=True)
             field.save(self.field)

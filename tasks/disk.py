@@ -13,6 +13,7 @@ _ADVICE = {
     errno.EACCES: "permission denied; fix its permissions or choose another {place}",
     errno.EPERM: "the system refuses the write; fix its permissions or choose another {place}",
     errno.EROFS: "it is on a read-only file system; choose another {place}",
+    errno.ENOENT: "it cannot be made there; choose another {place}",
     errno.ENOTDIR: "a part of the path is a file; choose another {place}",
     errno.EEXIST: "it is a file and not a directory; choose another {place}",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter {place}",
