@@ -157,11 +157,11 @@ def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -
 
 def close_attempts(plan: Plan) -> None:
     """Ends attempts whose process died, and writes the rows that it could not write."""
-    runs = set()
+    runs, log, watch = set(), get_run_logger(), watcher()
 
-    def tell(line: str) -> None:
-        watcher().note(line)
-        get_run_logger().warning(line)
+    def tell(line: str) -> None:  # from any thread
+        watch.note(line)
+        log.warning(line)
 
     finished = [k for k, state in plan.states.items() if state == "finished"]
     with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 import scarce_engine
 from PIL import Image, ImageDraw
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -37,9 +39,11 @@ import flows.engines
 import flows.generate
 import tasks.devices
 from flows.plan import Settings, make_plan
+from flows.scratch import sole_user
+from flows.terminal import Watcher, watched_by
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling
-from tasks.commit import asset_manifest
+from tasks.commit import asset_manifest, start_attempt
 from tasks.devices import DevicePool
 from tasks.leases import FileLeases
 from tasks.store import open_store
@@ -345,6 +349,35 @@ def test_rows_that_a_manifest_loses_meanwhile_are_left_open(tmp_path: Path, judg
     )  # fmt: skip
     outcomes = flows.generate.generate_part.fn(settings.to_json(), ["0" * 16], "run1")
     assert outcomes == {"0" * 16: "interrupted"}
+
+
+def test_a_damaged_attempt_is_told_of_and_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("prompt\na yellow duck\n")
+    settings = Settings(str(tmp_path / "m.csv"), str(tmp_path / "store"), devices=["cpu"])
+    settings = replace(settings, scratch=str(tmp_path / "scratch"))
+    plan = make_plan(settings)
+    (entry,) = plan.entries
+    start_attempt(plan.store, entry.spec, "run1")
+    key = f"assets/{entry.spec.asset_id}/a01/attempt.json"
+    plan.store.put_bytes(key, plan.store.get_bytes(key)[:40], replace=True)
+    told: list[str] = []
+
+    class Notes(Watcher):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    @flow
+    def close() -> None:
+        plan = make_plan(settings)
+        with sole_user(Path(settings.scratch)):
+            flows.generate.close_attempts(plan)
+
+    for _ in range(2):
+        assert make_plan(settings).counts()["interrupted"] == 1
+        with watched_by(Notes()):
+            close()
+    assert told == [f"{plan.store.uri(key)} was damaged; its attempt counts as interrupted"]
+    assert not plan.store.exists(key)
 
 
 @pytest.mark.parametrize("how", ["one scratch folder", "two scratch folders", "broken leases"])

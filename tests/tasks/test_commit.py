@@ -228,7 +228,7 @@ def test_a_damaged_document_names_itself(store: Store) -> None:
     key = f"assets/{SPEC.asset_id}/manifest.json"
     for content in (b"", b"[]", b"\xff", b'{"files": '):
         store.put_bytes(key, content, replace=True)
-        with pytest.raises(StoreError, match=rf"{key} is damaged .*run its manifest again"):
+        with pytest.raises(StoreError, match=rf"{key} is damaged .*sjc verify --repair"):
             asset_manifest(store, SPEC.asset_id)
 
 
