@@ -141,8 +141,8 @@ class _March(torch.autograd.Function):
         call = _Call(ctx.field, ctx.rays, density, voxels, d_scale.exp())
         q = torch.empty_like(kept[1])
         # Additions are not atomic on the CPU: there each thread has grids of its own.
-        d_density = [torch.zeros_like(density) for _ in range(call.threads)]
-        d_voxels = [torch.zeros_like(voxels) for _ in range(call.threads)]
+        d_density = [torch.empty_like(density) for _ in range(call.threads)]
+        d_voxels = [torch.empty_like(voxels) for _ in range(call.threads)]
         call.backward(
             call.pack(Samples, *kept),
             call.pack(Given, *(g.contiguous() for g in given)),
@@ -216,7 +216,7 @@ class _Call:
     def backward(
         self, samples: Any, given: Any, q: Any, d_density: list[Any], d_voxels: list[Any]
     ) -> None:
-        """Adds to the gradients, one for each thread."""
+        """Fills the gradients, one for each thread."""
         if self.on_gpu:
             from sjc_engine import kernels_cuda
 

@@ -385,7 +385,9 @@ def backward(
     density_gradient: Array,
     color_gradient: Array,
 ) -> None:
-    """Adds the gradients of rays begin...end on the CPU; q (n, count) is working memory."""
+    """The gradients of rays begin...end on the CPU; q (n, count) is working memory."""
+    density_gradient[:] = ZERO  # here, so that threads do it side by side
+    color_gradient[:] = ZERO
     for r in range(begin, end):
         inside = samples_inside(rays, r, q.shape[1])
         color_adjoint(rays, grid, samples, given, q, color_gradient, r, 0, inside)

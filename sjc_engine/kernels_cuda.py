@@ -51,6 +51,15 @@ def _colors(rays, grid, samples, picture):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
+def _clear(density_gradient, color_gradient):  # type: ignore[no-untyped-def]
+    voxel = cuda.grid(1)
+    if voxel < density_gradient.shape[0]:
+        density_gradient[voxel] = k.ZERO
+        for c in range(color_gradient.shape[1]):
+            color_gradient[voxel, c] = k.ZERO
+
+
+@cuda.jit
 def _color_adjoint(rays, grid, samples, given, q, gradient):  # type: ignore[no-untyped-def]
     i, r = cuda.grid(2)
     if r < q.shape[0] and i < k.samples_inside(rays, r, q.shape[1]):
@@ -93,6 +102,7 @@ def backward(
     """`kernels.backward` for all rays, in the order of torch's current stream."""
     n, count = q.shape
     on, shape = stream(), _sample_shape(count, n)
+    _clear[*_ray_shape(len(density_gradient)), on](density_gradient, color_gradient)
     _color_adjoint[*shape, on](rays, grid, samples, given, q, color_gradient)
     _density_adjoint[*_ray_shape(n), on](rays, samples, q)
     _density_scatter[*shape, on](rays, grid, samples, q, density_gradient)
