@@ -88,13 +88,11 @@ def draw(curves: dict[str, list[tuple[float, float]]], path: Path, title: str) -
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for name, curve in curves.items():
         seconds, ious = zip(*curve, strict=True)
-        [line] = axes.plot(seconds, ious, marker="o", markersize=3)
-        axes.annotate(
-            name, (seconds[-1], ious[-1]), (6, 0), textcoords="offset points", va="center",
-            color=line.get_color(),
-        )  # fmt: skip
+        axes.plot(seconds, ious, marker="o", markersize=3, label=name)
+    best = max(iou for curve in curves.values() for _, iou in curve)
     axes.set(xlabel="CPU seconds of optimisation", ylabel="silhouette IoU", title=title)
-    axes.margins(x=0.15)
+    axes.set(xlim=(0, None), ylim=(best - 0.2, best + 0.01))  # where they differ
+    axes.legend(loc="lower right", frameon=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -30,7 +30,7 @@ TOYBOX: dict[str, Value] = {
     "emptiness_weight": 250.0,
     "binary_weight": 100.0,
 }
-# Half the time for 0.01 less of IoU (docs/benchmarks.md)
+# Half the time for the same shapes, but for thin ones (docs/benchmarks.md)
 TOYBOX_FAST: dict[str, Value] = {**TOYBOX, "steps": 500}
 TOYBOX_DRAFT: dict[str, Value] = {
     **TOYBOX,
