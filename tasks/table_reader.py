@@ -370,6 +370,10 @@ def _execute(store: Store, sql: str) -> pa.Table:
             datasets = {name: _dataset(store, name) for name in tables}
             try:
                 return _run_sql(datasets, sql)
+            except (RuntimeError, duckdb.InterruptException) as error:
+                if "interrupted" in str(error).lower():  # DuckDB has taken Ctrl-C for itself
+                    raise KeyboardInterrupt from error
+                raise
             except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as e:
                 raise QueryError(str(e)) from e
             except duckdb.Error as error:

@@ -12,7 +12,7 @@ import pytest
 from task_samples import make, make_run, spec
 
 from sjc_engine.spec import AssetSpec
-from tasks import pages
+from tasks import pages, table_reader
 from tasks.columns import RowError
 from tasks.commit import (
     asset_manifest,
@@ -293,3 +293,14 @@ def test_read_table_chooses_rows_and_columns(store: Store, tmp_path: Path) -> No
         read_table(store, "assets", columns=["prompt", "colour"])
     with pytest.raises(QueryError, match="colour"):
         read_table(store, "assets", where="colour = 3")
+
+
+def test_ctrl_c_within_a_query_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB 2.0 may catch the signal, and then has this error for it (seen in the soak test)."""
+
+    def interrupted(*_: object) -> None:
+        raise RuntimeError("Query interrupted")
+
+    monkeypatch.setattr(table_reader, "_run_sql", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        query(open_store(tmp_path / "store"), "SELECT 1")
