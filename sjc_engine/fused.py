@@ -234,11 +234,14 @@ class _Call:
 
     def _in_parts(self, work: Callable[[int, int, int], None]) -> None:
         """work(thread, begin, end) over all rays; the kernels let go of the interpreter's lock."""
-        if self.threads == 1:
-            work(0, 0, self.n)
-            return
         edges = [self.n * k // self.threads for k in range(self.threads + 1)]
-        list(_pool(self.threads).map(work, range(self.threads), edges[:-1], edges[1:]))
+        others = [
+            _pool(self.threads - 1).submit(work, k, edges[k], edges[k + 1])
+            for k in range(1, self.threads)
+        ]
+        work(0, 0, edges[1])  # this thread's share
+        for other in others:
+            other.result()
 
 
 @cache
