@@ -121,16 +121,15 @@ class _March(torch.autograd.Function):
 
         n, count = len(rays), rays.count
         voxels = color.movedim(1, -1).contiguous()
-        cell = torch.empty(n, count, dtype=torch.int32, device=density.device)
         colors = density.new_empty(n, count * field.channels)
-        kept = cell, *density.new_empty(6, n, count), colors
+        kept = *density.new_empty(3, n, count), colors
         rgb = density.new_zeros(n, field.channels)
         opacity, depth = density.new_empty(2, n)
         call = _Call(field, rays, density, voxels, d_scale.exp())
         call.forward(call.pack(Samples, *kept), call.pack(Picture, rgb, opacity, depth))
         ctx.save_for_backward(voxels, density, d_scale, *kept)
         ctx.field, ctx.rays = field, rays
-        return rgb, opacity, depth, kept[4]
+        return rgb, opacity, depth, kept[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -139,14 +138,12 @@ class _March(torch.autograd.Function):
 
         voxels, density, d_scale, *kept = ctx.saved_tensors
         call = _Call(ctx.field, ctx.rays, density, voxels, d_scale.exp())
-        q = torch.empty_like(kept[1])
         # Additions are not atomic on the CPU: there each thread has grids of its own.
         d_density = [torch.empty_like(density) for _ in range(call.threads)]
         d_voxels = [torch.empty_like(voxels) for _ in range(call.threads)]
         call.backward(
             call.pack(Samples, *kept),
             call.pack(Given, *(g.contiguous() for g in given)),
-            call.array(q),
             [call.array(d.view(-1)) for d in d_density],
             [call.array(d.view(-1, d.shape[-1])) for d in d_voxels],
         )
@@ -166,7 +163,8 @@ class _Call:
     ) -> None:
         from sjc_engine import kernels
 
-        self.n, self.on_gpu = len(rays), density.is_cuda
+        self.n, self.count, self.on_gpu = len(rays), rays.count, density.is_cuda
+        self.scale = scale
         self.threads = 1 if self.on_gpu else torch.get_num_threads()
         real = kernels.real
         self.rays = kernels.Rays(
@@ -204,7 +202,7 @@ class _Call:
         if self.on_gpu:
             from sjc_engine import kernels_cuda
 
-            kernels_cuda.forward(self.rays, self.grid, samples, picture)
+            kernels_cuda.forward(self.rays, self.grid, self._places(), samples, picture)
             return
         from sjc_engine import kernels
 
@@ -213,24 +211,29 @@ class _Call:
 
         self._in_parts(part)
 
-    def backward(
-        self, samples: Any, given: Any, q: Any, d_density: list[Any], d_voxels: list[Any]
-    ) -> None:
+    def backward(self, samples: Any, given: Any, d_density: list[Any], d_voxels: list[Any]) -> None:
         """Fills the gradients, one for each thread."""
         if self.on_gpu:
             from sjc_engine import kernels_cuda
 
-            kernels_cuda.backward(
-                self.rays, self.grid, samples, given, q, d_density[0], d_voxels[0]
-            )
+            q = self.array(self.scale.new_empty(self.n, self.count))
+            out = q, d_density[0], d_voxels[0]
+            kernels_cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
             return
         from sjc_engine import kernels
 
         def part(thread: int, begin: int, end: int) -> None:
             out = d_density[thread], d_voxels[thread]
-            kernels.backward(begin, end, self.rays, self.grid, samples, given, q, *out)
+            kernels.backward(begin, end, self.rays, self.grid, samples, given, *out)
 
         self._in_parts(part)
+
+    def _places(self) -> Any:
+        """A GPU's room for where all samples lie; a CPU's threads have that of one ray."""
+        from sjc_engine.kernels import Places
+
+        cell = torch.empty(self.n, self.count, dtype=torch.int32, device=self.scale.device)
+        return self.pack(Places, cell, *self.scale.new_empty(3, self.n, self.count))
 
     def _in_parts(self, work: Callable[[int, int, int], None]) -> None:
         """work(thread, begin, end) over all rays; the kernels let go of the interpreter's lock."""

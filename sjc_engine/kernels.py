@@ -63,14 +63,19 @@ class Grid(NamedTuple):
 class Samples(NamedTuple):
     """What the way back needs of every sample, (n, count) each; valid inside the chord only."""
 
-    cell: Array  # lowest of the eight voxels around it
-    u: Array  # its place between them
-    v: Array
-    w: Array
     weight: Array  # w_i; zero beyond the chord
     through: Array  # T_{i+1}
     slope: Array  # d sigma / d value
     color: Array  # (n, count * C), where the weight counts
+
+
+class Places(NamedTuple):
+    """Where samples lie, (rows, count) each; rows are those that somebody works at."""
+
+    cell: Array  # lowest of the eight voxels around a sample
+    u: Array  # its place between them
+    v: Array
+    w: Array
 
 
 class Picture(NamedTuple):
@@ -117,7 +122,7 @@ def interval(rays: Rays, r: int, i: int) -> tuple[np.float32, np.float32]:
 
 
 @inlined
-def locate(rays: Rays, grid: Grid, samples: Samples, r: int, begin: int, end: int) -> None:
+def locate(rays: Rays, grid: Grid, places: Places, p: int, r: int, begin: int, end: int) -> None:
     """Finds the voxels around each sample."""
     side, top = grid.side, real(grid.side - 1)
     last = np.int32(side - 2)
@@ -125,7 +130,7 @@ def locate(rays: Rays, grid: Grid, samples: Samples, r: int, begin: int, end: in
     x0, dx = rays.origins[r, 0] * scale + center, rays.directions[r, 0] * scale
     y0, dy = rays.origins[r, 1] * scale + center, rays.directions[r, 1] * scale
     z0, dz = rays.origins[r, 2] * scale + center, rays.directions[r, 2] * scale
-    cell, u, v, w = samples.cell[r], samples.u[r], samples.v[r], samples.w[r]
+    cell, u, v, w = places.cell[p], places.u[p], places.v[p], places.w[p]
     for i in range(begin, end):
         distance, _ = interval(rays, r, i)
         x = min(max(x0 + dx * distance, ZERO), top)
@@ -157,14 +162,16 @@ def log1p(z: np.float32) -> np.float32:
 
 
 @inlined
-def densities(grid: Grid, samples: Samples, r: int, begin: int, end: int) -> None:
+def densities(
+    grid: Grid, places: Places, p: int, samples: Samples, r: int, begin: int, end: int
+) -> None:
     """sigma_i = softplus(value exp(d_scale) + shift), kept in `weight` for the time being."""
     d, row, layer = grid.density, grid.side, grid.side * grid.side
     value, slope, scale = samples.weight[r], samples.slope[r], grid.density_scale[0]
     for i in range(begin, end):
-        low = samples.cell[r, i]
+        low = places.cell[p, i]
         high = low + layer
-        u, v, w = samples.u[r, i], samples.v[r, i], samples.w[r, i]
+        u, v, w = places.u[p, i], places.v[p, i], places.w[p, i]
         a = d[low] + u * (d[low + 1] - d[low])
         b = d[low + row] + u * (d[low + row + 1] - d[low + row])
         e = d[high] + u * (d[high + 1] - d[high])
@@ -248,14 +255,23 @@ def add_color(
 
 
 @inlined
-def colors(grid: Grid, samples: Samples, picture: Picture, r: int, begin: int, end: int) -> None:
+def colors(
+    grid: Grid,
+    places: Places,
+    p: int,
+    samples: Samples,
+    picture: Picture,
+    r: int,
+    begin: int,
+    end: int,
+) -> None:
     """rgb += sum_i w_i c_i."""
     channels = len(grid.channels)
     weight, color = samples.weight[r], samples.color[r]
     for i in range(begin, end):
         if weight[i] > LEAST_WEIGHT:
-            low, at = samples.cell[r, i], i * channels
-            shares = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], ONE)
+            low, at = places.cell[p, i], i * channels
+            shares = corners(places.u[p, i], places.v[p, i], places.w[p, i], ONE)
             c0 = mix(grid.color, low, grid.side, shares, 0)
             c1 = mix(grid.color, low, grid.side, shares, 1)
             c2 = mix(grid.color, low, grid.side, shares, 2)
@@ -282,6 +298,8 @@ def colors(grid: Grid, samples: Samples, picture: Picture, r: int, begin: int, e
 def color_adjoint(
     rays: Rays,
     grid: Grid,
+    places: Places,
+    p: int,
     samples: Samples,
     given: Given,
     q: Array,
@@ -315,9 +333,9 @@ def color_adjoint(
                 s2 *= HALF - HALF * c2 * c2
                 s3 *= HALF - HALF * c3 * c3
             slope = s0 * g0, s1 * g1, s2 * g2, s3 * g3
-            low = samples.cell[r, i]
+            low = places.cell[p, i]
             high = low + layer
-            a, b, c, d, e, f, g, h = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], ONE)
+            a, b, c, d, e, f, g, h = corners(places.u[p, i], places.v[p, i], places.w[p, i], ONE)
             add_color(gradient, low, a, slope, grid.channels)
             add_color(gradient, low + 1, b, slope, grid.channels)
             add_color(gradient, low + row, c, slope, grid.channels)
@@ -326,30 +344,36 @@ def color_adjoint(
             add_color(gradient, high + 1, f, slope, grid.channels)
             add_color(gradient, high + row, g, slope, grid.channels)
             add_color(gradient, high + row + 1, h, slope, grid.channels)
-        q[r, i] = total
+        q[p, i] = total
 
 
 @inlined
-def density_adjoint(rays: Rays, samples: Samples, q: Array, r: int) -> None:
+def density_adjoint(rays: Rays, samples: Samples, q: Array, p: int, r: int) -> None:
     """From q_i to the gradient of the density grid's interpolated values, in place."""
     behind = ZERO
     for i in range(samples_inside(rays, r, q.shape[1]) - 1, -1, -1):
         _, delta = interval(rays, r, i)
-        here = q[r, i]
+        here = q[p, i]
         slope = delta * (samples.through[r, i] * here - behind)
         behind += samples.weight[r, i] * here
-        q[r, i] = slope * samples.slope[r, i]
+        q[p, i] = slope * samples.slope[r, i]
 
 
 @inlined
 def density_scatter(
-    grid: Grid, samples: Samples, q: Array, gradient: Array, r: int, begin: int, end: int
+    grid: Grid,
+    places: Places,
+    p: int,
+    q: Array,
+    gradient: Array,
+    begin: int,
+    end: int,
 ) -> None:
     row, layer = grid.side, grid.side * grid.side
     for i in range(begin, end):
-        low = samples.cell[r, i]
+        low = places.cell[p, i]
         high = low + layer
-        a, b, c, d, e, f, g, h = corners(samples.u[r, i], samples.v[r, i], samples.w[r, i], q[r, i])
+        a, b, c, d, e, f, g, h = corners(places.u[p, i], places.v[p, i], places.w[p, i], q[p, i])
         add(gradient, low, a)
         add(gradient, low + 1, b)
         add(gradient, low + row, c)
@@ -360,17 +384,31 @@ def density_scatter(
         add(gradient, high + row + 1, h)
 
 
+@inlined
+def one_ray(count: int) -> Places:
+    """Room for the places of one ray's samples."""
+    shape = (1, count)
+    return Places(
+        np.empty(shape, np.int32),
+        np.empty(shape, np.float32),
+        np.empty(shape, np.float32),
+        np.empty(shape, np.float32),
+    )
+
+
 @compiled
 def forward(
     begin: int, end: int, rays: Rays, grid: Grid, samples: Samples, picture: Picture
 ) -> None:
     """Renders rays begin...end on the CPU."""
+    count = samples.weight.shape[1]
+    places = one_ray(count)
     for r in range(begin, end):
-        inside = samples_inside(rays, r, samples.cell.shape[1])
-        locate(rays, grid, samples, r, 0, inside)
-        densities(grid, samples, r, 0, inside)
+        inside = samples_inside(rays, r, count)
+        locate(rays, grid, places, 0, r, 0, inside)
+        densities(grid, places, 0, samples, r, 0, inside)
         composite(rays, samples, picture, r)
-        colors(grid, samples, picture, r, 0, inside)
+        colors(grid, places, 0, samples, picture, r, 0, inside)
 
 
 @compiled
@@ -381,15 +419,17 @@ def backward(
     grid: Grid,
     samples: Samples,
     given: Given,
-    q: Array,
     density_gradient: Array,
     color_gradient: Array,
 ) -> None:
-    """The gradients of rays begin...end on the CPU; q (n, count) is working memory."""
+    """The gradients of rays begin...end on the CPU."""
     density_gradient[:] = ZERO  # here, so that threads do it side by side
     color_gradient[:] = ZERO
+    count = samples.weight.shape[1]
+    places, q = one_ray(count), np.empty((1, count), np.float32)
     for r in range(begin, end):
-        inside = samples_inside(rays, r, q.shape[1])
-        color_adjoint(rays, grid, samples, given, q, color_gradient, r, 0, inside)
-        density_adjoint(rays, samples, q, r)
-        density_scatter(grid, samples, q, density_gradient, r, 0, inside)
+        inside = samples_inside(rays, r, count)
+        locate(rays, grid, places, 0, r, 0, inside)
+        color_adjoint(rays, grid, places, 0, samples, given, q, color_gradient, r, 0, inside)
+        density_adjoint(rays, samples, q, 0, r)
+        density_scatter(grid, places, 0, q, density_gradient, 0, inside)

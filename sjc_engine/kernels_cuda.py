@@ -27,27 +27,27 @@ def _add_on_cuda(array: Any, place: Any, value: Any) -> Any:
 
 
 @cuda.jit
-def _densities(rays, grid, samples):  # type: ignore[no-untyped-def]
+def _densities(rays, grid, places, samples):  # type: ignore[no-untyped-def]
     i, r = cuda.grid(2)
-    if r < samples.cell.shape[0] and i < k.samples_inside(rays, r, samples.cell.shape[1]):
-        k.locate(rays, grid, samples, r, i, i + 1)
-        k.densities(grid, samples, r, i, i + 1)
+    if r < samples.weight.shape[0] and i < k.samples_inside(rays, r, samples.weight.shape[1]):
+        k.locate(rays, grid, places, r, r, i, i + 1)
+        k.densities(grid, places, r, samples, r, i, i + 1)
 
 
 @cuda.jit
 def _composite(rays, samples, picture):  # type: ignore[no-untyped-def]
     r = cuda.grid(1)
-    if r < samples.cell.shape[0]:
+    if r < samples.weight.shape[0]:
         k.composite(rays, samples, picture, r)
 
 
 @cuda.jit
-def _colors(rays, grid, samples, picture):  # type: ignore[no-untyped-def]
+def _colors(rays, grid, places, samples, picture):  # type: ignore[no-untyped-def]
     b, r = cuda.grid(2)
-    if r < samples.cell.shape[0]:
-        end = min((b + 1) * BLOCK, k.samples_inside(rays, r, samples.cell.shape[1]))
+    if r < samples.weight.shape[0]:
+        end = min((b + 1) * BLOCK, k.samples_inside(rays, r, samples.weight.shape[1]))
         if b * BLOCK < end:
-            k.colors(grid, samples, picture, r, b * BLOCK, end)
+            k.colors(grid, places, r, samples, picture, r, b * BLOCK, end)
 
 
 @cuda.jit
@@ -60,39 +60,43 @@ def _clear(density_gradient, color_gradient):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def _color_adjoint(rays, grid, samples, given, q, gradient):  # type: ignore[no-untyped-def]
+def _color_adjoint(rays, grid, places, samples, given, q, gradient):  # type: ignore[no-untyped-def]
     i, r = cuda.grid(2)
     if r < q.shape[0] and i < k.samples_inside(rays, r, q.shape[1]):
-        k.color_adjoint(rays, grid, samples, given, q, gradient, r, i, i + 1)
+        k.locate(rays, grid, places, r, r, i, i + 1)
+        k.color_adjoint(rays, grid, places, r, samples, given, q, gradient, r, i, i + 1)
 
 
 @cuda.jit
 def _density_adjoint(rays, samples, q):  # type: ignore[no-untyped-def]
     r = cuda.grid(1)
     if r < q.shape[0]:
-        k.density_adjoint(rays, samples, q, r)
+        k.density_adjoint(rays, samples, q, r, r)
 
 
 @cuda.jit
-def _density_scatter(rays, grid, samples, q, gradient):  # type: ignore[no-untyped-def]
+def _density_scatter(rays, grid, places, q, gradient):  # type: ignore[no-untyped-def]
     i, r = cuda.grid(2)
     if r < q.shape[0] and i < k.samples_inside(rays, r, q.shape[1]):
-        k.density_scatter(grid, samples, q, gradient, r, i, i + 1)
+        k.density_scatter(grid, places, r, q, gradient, i, i + 1)
 
 
-def forward(rays: k.Rays, grid: k.Grid, samples: k.Samples, picture: k.Picture) -> None:
+def forward(
+    rays: k.Rays, grid: k.Grid, places: k.Places, samples: k.Samples, picture: k.Picture
+) -> None:
     """`kernels.forward` for all rays, in the order of torch's current stream."""
-    n, count = samples.cell.shape
+    n, count = samples.weight.shape
     on = stream()
-    _densities[*_sample_shape(count, n), on](rays, grid, samples)
+    _densities[*_sample_shape(count, n), on](rays, grid, places, samples)
     _composite[*_ray_shape(n), on](rays, samples, picture)
     blocks = -(-count // BLOCK)
-    _colors[*_sample_shape(blocks, n), on](rays, grid, samples, picture)
+    _colors[*_sample_shape(blocks, n), on](rays, grid, places, samples, picture)
 
 
 def backward(
     rays: k.Rays,
     grid: k.Grid,
+    places: k.Places,
     samples: k.Samples,
     given: k.Given,
     q: Any,
@@ -103,9 +107,9 @@ def backward(
     n, count = q.shape
     on, shape = stream(), _sample_shape(count, n)
     _clear[*_ray_shape(len(density_gradient)), on](density_gradient, color_gradient)
-    _color_adjoint[*shape, on](rays, grid, samples, given, q, color_gradient)
+    _color_adjoint[*shape, on](rays, grid, places, samples, given, q, color_gradient)
     _density_adjoint[*_ray_shape(n), on](rays, samples, q)
-    _density_scatter[*shape, on](rays, grid, samples, q, density_gradient)
+    _density_scatter[*shape, on](rays, grid, places, q, density_gradient)
 
 
 def array(tensor: Any) -> Any:
