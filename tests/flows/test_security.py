@@ -142,7 +142,7 @@ def test_credentials_appear_nowhere(bucket: str, tmp_path: Path, judge: str) -> 
         observer.end()
         process.kill()
     assert process.returncode == 3, err
-    assert "the bucket does not exist" in err
+    assert "does not exist" in err  # the bucket or, if the run is nearly over, a picture in it
     assert "Traceback" not in err
     searched = {"stdout": out.encode(), "stderr": err.encode()} | kept
     for folder in (tmp_path / "home", tmp_path / ".sjc"):
