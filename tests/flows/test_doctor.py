@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 import flows.doctor as doctor
 from flows.doctor import Finding, examine
@@ -120,29 +119,8 @@ def test_damaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "tester",
-        "AWS_SECRET_ACCESS_KEY": "testing-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        **NO_NETWORK,
-    }.items():
-        monkeypatch.setenv(name, value)
-    yield
-    server.stop()
-
-
-def test_a_bucket(s3: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="toys")
+def test_a_bucket(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
     found = list(doctor.s3_store("s3://toys/x"))
     assert [(f.check, f.status) for f in found] == [
         ("credentials", "ok"),
