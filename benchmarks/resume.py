@@ -157,9 +157,9 @@ def checkpoint_costs(device: str, settings: dict[str, int]) -> tuple[float, floa
 
     from sjc_engine import Recipe, load_prior
     from sjc_engine.chaining import step_scenes
+    from sjc_engine.running_scene import RunningScene
     from sjc_engine.sources import find_prior
     from sjc_engine.spec import AssetSpec
-    from sjc_engine.worker import Running
 
     torch.set_num_threads(1)
     prior = load_prior("toybox", device=torch.device(device))
@@ -167,7 +167,7 @@ def checkpoint_costs(device: str, settings: dict[str, int]) -> tuple[float, floa
     spec = AssetSpec("a yellow duck", "", None, 0, "toybox", find_prior("toybox").revision, recipe)
     with tempfile.TemporaryDirectory() as folder:
         names = {name: f"{folder}/{name}" for name in ("field", "checkpoint")}
-        run = Running({"scene": "duck", "spec": spec.to_json(), **names}, prior)
+        run = RunningScene({"scene": "duck", "spec": spec.to_json(), **names}, prior)
         steps: list[float] = []
         saves, intervals = [], []
         for _ in range(5):

@@ -18,7 +18,6 @@ from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
 from tasks.cancelling import cancels_heard
 from tasks.commit import FAILURES, asset_attempts, asset_manifest, close_interrupted, now
-from tasks.devices import SceneError, scratch_full
 from tasks.disk import is_full
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
@@ -26,6 +25,7 @@ from tasks.leases import Leases, leases
 from tasks.manifest import Entry
 from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure
+from tasks.scene_job import SceneError, scratch_full
 from tasks.store import TakesNoMore
 from tasks.tables import record_attempt, seal_run
 

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import queue
@@ -45,143 +44,22 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import asdict
+from typing import IO
 
 import torch
 
 from sjc_engine.atomic import is_refusal
 from sjc_engine.chaining import try_step
-from sjc_engine.checkpoint import CheckpointError, write_atomically
-from sjc_engine.fields import Field
-from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.lifeline import die_with_parent
 from sjc_engine.memory import Gauge, out_of_memory
 from sjc_engine.prior import Prior, load_prior
-from sjc_engine.scene import Diverged, Scene, StepStats
-from sjc_engine.spec import AssetSpec
-
-Message = dict[str, Any]
+from sjc_engine.running_scene import CHECKPOINT_SECONDS, Message, RunningScene, note
+from sjc_engine.scene import Diverged
 
 PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
-CHECKPOINT_SECONDS = 5.0  # at least, between two checkpoints of a scene
-CHECKPOINT_SHARE = 0.02  # at most, of the time
 SCRATCH_FULL = "ScratchFull"  # error_type: the same scene has room another time
 GAUGED_STEPS = 2  # the first makes what the optimiser keeps
-
-
-@dataclass
-class Tally:
-    """What a scene's steps have cost so far; kept beside its checkpoint."""
-
-    seconds: float = 0.0
-    loss_first: float | None = None
-    loss_last: float | None = None
-    loss_min: float | None = None
-
-    def count(self, stats: StepStats, seconds: float) -> None:
-        self.seconds += seconds
-        self.loss_last = stats.loss
-        self.loss_first = stats.loss if self.loss_first is None else self.loss_first
-        self.loss_min = stats.loss if self.loss_min is None else min(self.loss_min, stats.loss)
-
-
-class Running:
-    """A scene on board, with its paths and its clock."""
-
-    def __init__(self, message: Message, prior: Prior) -> None:
-        spec = AssetSpec.from_json(message["spec"])
-        self.key: str = message["scene"]
-        self.field = Path(message["field"])
-        self.checkpoint = Path(message["checkpoint"])
-        for path in (self.field, self.checkpoint):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        image = _image(message.get("image"), spec)
-        self.scene, self.tally = self._resumed(prior, image) or (
-            Scene(spec.prompt, spec.negative_prompt, spec.seed, spec.recipe, prior, image),
-            Tally(),
-        )
-        self.first_step = self.scene.step
-        again = self._reached() - self.first_step
-        if self.first_step or again:
-            place = f"from step {self.first_step}, {again} steps again"
-            _note(f"{self.key} goes on {place}")
-        self.next_save = time.monotonic() + CHECKPOINT_SECONDS
-        self.told = 0.0
-        self.unsaved: str | None = None
-
-    @property
-    def _notes(self) -> Path:
-        return self.checkpoint.with_name(f"{self.checkpoint.name}.json")
-
-    def _resumed(self, prior: Prior, image: InputImage | None) -> tuple[Scene, Tally] | None:
-        if not self.checkpoint.exists():
-            return None
-        try:
-            scene = Scene.load(self.checkpoint, prior, image)
-            return scene, Tally(**json.loads(self._notes.read_text("utf-8")))
-        except (CheckpointError, OSError, ValueError) as error:
-            _note(f"{self.key} begins anew: {error}")
-            return None
-
-    @property
-    def _mark(self) -> Path:
-        return self.checkpoint.with_name(f"{self.checkpoint.name}.step")
-
-    def _reached(self) -> int:
-        """The last step that an earlier process told of; at least the checkpoint's."""
-        try:
-            return max(self.scene.step, int(self._mark.read_text("ascii")))
-        except (OSError, ValueError):
-            return self.scene.step
-
-    def mark(self) -> None:
-        """Leaves word of the step, so that whoever goes on can tell what a crash has cost."""
-        with contextlib.suppress(OSError):  # only a word
-            self._mark.write_text(str(self.scene.step), "ascii")
-
-    def save(self) -> None:
-        """Raises Diverged, and leaves the last checkpoint, when the field is not finite.
-
-        A disk that takes no more leaves the last checkpoint as well, and `unsaved` tells of it.
-        """
-        started = time.monotonic()
-        try:
-            # Notes first: a checkpoint without them would be worth nothing, and notes that are
-            # ahead of it count the time that was really spent.
-            write_atomically(self._notes, json.dumps(asdict(self.tally)).encode())
-            self.scene.save(self.checkpoint)
-            self.unsaved = None
-        except OSError as error:
-            self.unsaved = f"{self.checkpoint.parent}: {error.strerror or error}"
-            _note(f"{self.key} has no checkpoint of step {self.scene.step}: {error}")
-        ended = time.monotonic()
-        self.next_save = ended + max(CHECKPOINT_SECONDS, (ended - started) / CHECKPOINT_SHARE)
-
-    def write(self, field: Field) -> None:
-        """The result. On a disk that is full it takes the checkpoint's place, which is larger."""
-        try:
-            field.save(self.field)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            self.checkpoint.unlink(missing_ok=True)
-            field.save(self.field)
-
-    def place(self) -> Message:
-        return {"scene": self.key, "first_step": self.first_step, "step": self.scene.step}
-
-    def progress(self) -> Message:
-        steps = self.scene.recipe.optimize.steps
-        told = {"steps": steps, "loss": self.tally.loss_last, "seconds": self.tally.seconds}
-        return {"type": "progress", **self.place(), **told, "unsaved": self.unsaved}
-
-
-def _note(text: str) -> None:
-    """A line for the log, if that takes one: it may lie on a disk that is full."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 class OutOfMemory(MemoryError):
@@ -196,14 +74,6 @@ def _begin(message: Message) -> Message:
     return {"scene": message["scene"], "first_step": 0, "step": 0}
 
 
-def _image(path: str | None, spec: AssetSpec) -> InputImage | None:
-    """The picture that the spec means. Raises ImageError."""
-    image = None if path is None else read_image(path)
-    if (image and image.sha256) != spec.image:
-        raise ImageError(f"picture {path} has changed since this run was planned; run it again")
-    return image
-
-
 class Engine:
     """The process's state, and its one loop."""
 
@@ -213,7 +83,7 @@ class Engine:
         self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.prior: Prior | None = None
         self.waiting: list[Message] = []
-        self.running: list[Running] = []
+        self.running: list[RunningScene] = []
         self.gauge: Gauge | None = None  # until it is known how many scenes fit
 
     def listen(self, lines: Iterable[str]) -> None:
@@ -268,7 +138,7 @@ class Engine:
                 if not loaded:
                     self._load(message["spec"]["prior"], message["spec"]["prior_revision"])
                 assert self.prior is not None
-                run = Running(message, self.prior)
+                run = RunningScene(message, self.prior)
             except Exception as error:
                 if out_of_memory(error) and self.running:
                     raise
@@ -362,7 +232,7 @@ class Engine:
                 run.mark()
                 self._tell(run.progress())
 
-    def _over(self, run: Running) -> bool:
+    def _over(self, run: RunningScene) -> bool:
         """Whether no step is left; one whose last step turns out to have diverged fails here."""
         try:
             return run.scene.done
@@ -371,7 +241,7 @@ class Engine:
             self._fail(run.place(), error)
             return True
 
-    def _save(self, run: Running) -> None:
+    def _save(self, run: RunningScene) -> None:
         try:
             run.save()
         except Diverged as error:
@@ -381,10 +251,10 @@ class Engine:
             if not out_of_memory(error):
                 raise
             # No reason to end a scene whose steps have memory enough
-            _note(f"{run.key} cannot be saved: {error}")
+            note(f"{run.key} cannot be saved: {error}")
             run.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
-    def _finish(self, run: Running) -> None:
+    def _finish(self, run: RunningScene) -> None:
         started = time.perf_counter()
         try:
             field = run.scene.finish()
@@ -409,7 +279,7 @@ class Engine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
     def _fail(self, place: Message, error: Exception) -> None:
-        _note("".join(traceback.format_exception(error)))
+        note("".join(traceback.format_exception(error)))
         text = str(error) or type(error).__name__
         kind = SCRATCH_FULL if is_refusal(error) else type(error).__name__
         self._tell({"type": "failed", **place, "error_type": kind, "error": text})

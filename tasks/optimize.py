@@ -9,7 +9,8 @@ from prefect.states import Cancelled
 from tasks.artifacts import Progress
 from tasks.asset import Asset
 from tasks.commit import asset_manifest, committed_attempt, start_attempt
-from tasks.devices import DevicePool, SceneError, Watcher
+from tasks.devices import DevicePool, Watcher
+from tasks.scene_job import SceneError
 from tasks.store import StoreError
 from tasks.transient import RETRY
 

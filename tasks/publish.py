@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.asset import Asset
 from tasks.columns import RowError
 from tasks.commit import commit_asset, finish_attempt
-from tasks.devices import SceneError
+from tasks.scene_job import SceneError
 from tasks.store import AlreadyCommitted
 from tasks.tables import record_attempt
 from tasks.transient import RETRY

@@ -24,7 +24,8 @@ from flows.scratch import sole_user
 from flows.terminal import Lines
 from sjc_engine import Recipe, load_field
 from sjc_engine.prior import load_prior
-from sjc_engine.worker import Engine, Running
+from sjc_engine.running_scene import RunningScene
+from sjc_engine.worker import Engine
 from tasks.store import AlreadyCommitted, StoreError, TakesNoMore, open_store
 from tasks.tables import query
 from tasks.verify import verify_store
@@ -139,12 +140,12 @@ def test_a_scene_outlives_a_full_scratch_folder(disk: SmallDisk, capfd: Any) -> 
     paths = {"field": str(disk.path / "f.safetensors"), "checkpoint": str(disk.path / "f.ckpt")}
     message = {"scene": "duck", "spec": about, **paths}
 
-    def step(run: Running) -> None:
+    def step(run: RunningScene) -> None:
         engine = Engine("cpu", sys.stdout)
         engine.prior, engine.running = prior, [run]
         engine._step()
 
-    run = Running(message, prior)
+    run = RunningScene(message, prior)
     step(run)
     run.save()
     assert run.progress()["unsaved"] is None
@@ -153,7 +154,7 @@ def test_a_scene_outlives_a_full_scratch_folder(disk: SmallDisk, capfd: Any) -> 
     run.save()
     assert run.progress()["unsaved"] == f"{disk.path}: No space left on device"
     assert hidden(disk.path) == []
-    assert Running(message, prior).scene.step == 1, "the earlier checkpoint is whole"
+    assert RunningScene(message, prior).scene.step == 1, "the earlier checkpoint is whole"
     while not run.scene.done:
         step(run)
     run.write(run.scene.finish())  # there is room where the checkpoint was
@@ -183,7 +184,7 @@ def test_a_field_that_has_no_room_at_all_is_not_a_failure_of_the_scene(
     paths = {"field": str(disk.path / "f.safetensors"), "checkpoint": str(disk.path / "f.ckpt")}
     engine = Engine("cpu", sys.stdout)
     engine.prior = prior
-    engine.running = [Running({"scene": "duck", "spec": about, **paths}, prior)]
+    engine.running = [RunningScene({"scene": "duck", "spec": about, **paths}, prior)]
     disk.fill()
     engine._step()
     engine._report()

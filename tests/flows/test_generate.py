@@ -37,7 +37,7 @@ from tiny_priors import build_zero123_prior
 
 import flows.engines
 import flows.generate
-import tasks.devices
+import tasks.engine_process
 from flows.plan import Settings, make_plan
 from flows.scratch import sole_user
 from flows.terminal import Watcher, watched_by
@@ -325,9 +325,9 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
 ) -> None:
     monkeypatch.setattr(flows.generate, "PART", 2)
     started: list[str] = []
-    start = tasks.devices._Engine._run_process
+    start = tasks.engine_process.Engine._run_process
     spy = lambda engine, log: (started.append(engine.device), start(engine, log))[1]  # noqa: E731
-    monkeypatch.setattr(tasks.devices._Engine, "_run_process", spy)
+    monkeypatch.setattr(tasks.engine_process.Engine, "_run_process", spy)
     state = run("prompt,seed", "a yellow duck,0-2", timeout=0.001)
     assert started == ["cpu"], "both parts use one process, which loads the prior once"
     assert (state.is_failed(), state.message) == (True, "3 timeout")

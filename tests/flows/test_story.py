@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows import story, tally
-from flows.cli import parse_overrides
+from flows.cli.options import parse_overrides
 from flows.plan import Plan, Settings, make_plan
 from flows.story import Story, command, run_name, spent
 from flows.tally import Tally, duration

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from sjc_engine.memory import MOST_SCENES
-from tasks.devices import DevicePool, SceneError
+from tasks.devices import DevicePool
+from tasks.scene_job import SceneError
 
 # An engine process without an engine: each scene says in its prompt how it behaves, counts
 # its steps in its checkpoint, and every message it sends is also written to a journal.

@@ -1,0 +1,152 @@
+"""Options that several commands have, and how their text is read."""
+
+from dataclasses import fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli import completion
+from flows.errors import fail
+
+if TYPE_CHECKING:
+    from flows.plan import Settings
+
+
+class Collision(StrEnum):
+    """What becomes of a scheduled run while the one before still goes on."""
+
+    enqueue = "enqueue"
+    cancel_new = "cancel-new"
+
+
+class Format(StrEnum):
+    """How `assets` and `query` print."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+class DataFormat(StrEnum):
+    """How `curate` keeps the data."""
+
+    files = "files"
+    webdataset = "webdataset"
+    parquet = "parquet"
+
+
+MAX_SEED = 2**63 - 1  # as in a manifest
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        envvar="SJC_STORE", help="Where results are kept: a folder or s3://bucket/prefix."
+    ),
+]
+PriorOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The 2D model: toybox, a diffusers folder, or a hub id owner/name.",
+        autocompletion=completion.priors,
+    ),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A preset, such as draft; the default fits the prior.",
+        autocompletion=completion.recipes,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A recipe key, such as steps=500; repeatable.",
+        autocompletion=completion.settings,
+    ),
+]
+MANIFEST_HELP = "CSV, JSONL or Parquet file of prompts, or a folder of them; s3:// works too."
+ManifestArgument = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first so many entries.")]
+WhereOption = Annotated[
+    str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")
+]
+ScenesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="K|auto", help="Scenes that a device steps together; auto: by free memory."
+    ),
+]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="One engine each, such as cpu,cpu or cuda:0,cuda:1; default: every GPU, else cpu.",
+        autocompletion=completion.devices,
+    ),
+]
+ScratchOption = Annotated[
+    str, typer.Option(help="Folder for checkpoints, unfinished files and logs.")
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
+]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets again.")]
+CheckpointOption = Annotated[
+    bool,
+    typer.Option(
+        "--checkpoint-to-store",
+        help="Checkpoints into the store too: another machine can go on.",
+    ),
+]
+PriceOption = Annotated[
+    float | None,
+    typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),
+]
+GalleryOption = Annotated[
+    str | None,
+    typer.Option(envvar="SJC_GALLERY", help="Folder or address of the gallery, for links."),
+]
+CRON_HELP = 'Minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night.'
+CronOption = Annotated[str, typer.Option(help=CRON_HELP)]
+TimezoneOption = Annotated[str, typer.Option(help="Of the schedule, such as Europe/Berlin.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda:N.")]
+OfManifestOption = Annotated[
+    str | None, typer.Option(help="Only assets that this manifest asks for.")
+]
+FormatOption = Annotated[Format, typer.Option(help="How to print.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+
+
+def run_settings(context: typer.Context) -> "Settings":
+    """The options of `run`, which `serve` and `deploy` have too."""
+    from flows.plan import Settings
+
+    options = context.params
+    given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
+    given["scenes_per_device"] = parse_scenes(given["scenes_per_device"])
+    if given["devices"] is not None:
+        given["devices"] = given["devices"].split(",")
+    return Settings(**given, overrides=parse_overrides(options["set_"]))
+
+
+def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
+    """--set key=value ... as a dict of text; the recipe reads each value as its key's type."""
+    values = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            fail(f"sjc: --set {pair!r}: write key=value", 2)
+        values[key.strip()] = value
+    return values
+
+
+def parse_scenes(text: str) -> int | None:
+    """A number of scenes, or None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        fail("sjc: --scenes-per-device: use a whole number above 0, or auto", 2)
+    return int(text)

@@ -1,0 +1,55 @@
+"""One scene between the pool that was asked for it and its outcome."""
+
+import queue
+from dataclasses import dataclass, field
+from typing import Any
+
+Event = dict[str, Any]
+
+
+class SceneError(Exception):
+    """A scene that did not become a field.
+
+    status: `failed`, `diverged`, `timeout`, `cancelled` or `interrupted`. first_step and
+    last_step tell how far it came on `device` (both 0 and "" when it never started).
+    """
+
+    def __init__(self, status: str, error_type: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error_type = error_type
+        self.device = ""
+        self.first_step = 0
+        self.last_step = 0
+
+
+def scratch_full(error: BaseException) -> SceneError:
+    """What fails for want of room in the scratch folder is `interrupted`, and goes on later."""
+    advice = "free space there, then run the same command again"
+    return SceneError(
+        "interrupted", "ScratchFull", f"the scratch folder is full: {error}; {advice}"
+    )
+
+
+@dataclass(eq=False)
+class Job:
+    """One scene between `run` and its outcome. Guarded by the pool's lock."""
+
+    key: str
+    message: Event  # the `add` message
+    prior: tuple[str, str | None]  # (id, revision)
+    queued: float  # monotonic seconds
+    started: float | None = None  # when a device first took it
+    taken: float = 0.0  # when this device did
+    spent: float = 0.0  # seconds on other devices, and in other processes, before
+    device: str = ""
+    first_step: int | None = None
+    last_step: int = 0
+    deaths: int = 0  # engine processes that ended under it
+    events: "queue.SimpleQueue[Event | SceneError]" = field(default_factory=queue.SimpleQueue)
+
+    def end(self, status: str, error_type: str, message: str) -> None:
+        error = SceneError(status, error_type, message)
+        error.device = self.device
+        error.first_step, error.last_step = self.first_step or 0, self.last_step
+        self.events.put(error)
