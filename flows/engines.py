@@ -30,10 +30,16 @@ _POOL: ContextVar[DevicePool | None] = ContextVar("pool", default=None)
 
 
 @contextlib.contextmanager
-def starting(plan: Plan, log: Log = logging.getLogger(__name__)) -> Iterator[DevicePool]:  # noqa: B008
+def starting(
+    plan: Plan,
+    log: Log = logging.getLogger(__name__),  # noqa: B008
+    *,
+    warm: bool = True,
+) -> Iterator[DevicePool]:
     """The devices' processes, which start at once; `engines` within takes them over.
 
-    To be begun before what takes seconds, such as the import of the flows.
+    To be begun before what takes seconds, such as the import of the flows. warm: False where the
+    run may have to wait, and others need the devices' memory: processes start with their scenes.
     """
     settings = plan.settings
     with DevicePool(
@@ -42,7 +48,8 @@ def starting(plan: Plan, log: Log = logging.getLogger(__name__)) -> Iterator[Dev
         scenes_per_device=settings.scenes_per_device,
         log=log,
     ) as pool:
-        pool.warm_up([entry.spec.to_json() for entry in plan.todo.values()])
+        if warm:
+            pool.warm_up([entry.spec.to_json() for entry in plan.todo.values()])
         token = _POOL.set(pool)
         try:
             yield pool

@@ -13,7 +13,14 @@ from flows.folders import can_hold_files, make_private
 from sjc_engine.sources import find_prior
 from tasks.commit import FAILURES, LOOKUPS, last_status
 from tasks.disk import disk_advice
-from tasks.manifest import Entry, Manifest, read_manifest, resolve
+from tasks.manifest import (
+    Entry,
+    Manifest,
+    ManifestError,
+    check_manifest,
+    read_manifest,
+    resolve,
+)
 from tasks.manifest import Plan as Resolved
 from tasks.shard_plan import load_plan
 from tasks.store import Store, StoreError, check_address, open_store
@@ -126,15 +133,18 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
     """The manifest and its entries under the run's options; ManifestError with every problem."""
-    manifest = read_manifest(settings.manifest)
-    resolved = resolve(
-        manifest,
-        prior=settings.prior,
-        recipe=settings.recipe,
-        overrides=settings.overrides,
-        prior_revision=revision,
-    )
-    return manifest, resolved
+    options: dict[str, Any] = {
+        "prior": settings.prior,
+        "recipe": settings.recipe,
+        "overrides": settings.overrides,
+        "prior_revision": revision,
+    }
+    try:
+        manifest = read_manifest(settings.manifest)
+    except ManifestError:
+        check_manifest(settings.manifest, **options)  # tells what the options add to it as well
+        raise
+    return manifest, resolve(manifest, **options)
 
 
 def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:

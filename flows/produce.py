@@ -31,7 +31,8 @@ from tasks.tables import record_attempt, seal_run
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
 BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked at together
-ASK_SECONDS = 2.0  # between two looks at an asset that another run works on
+ASK_SECONDS = 2.0  # between two looks at an asset that another run works on, first
+ASK_AT_LEAST = 30.0  # between two looks after minutes: many runs would ask for many assets
 NEXT = {"optimize": "extract", "extract": "evaluate", "evaluate": "publish"}
 
 Outcomes = dict[str, str]  # asset id -> ok, reused, interrupted or one of FAILURES
@@ -76,7 +77,8 @@ class _Line:
         self._watch, self._log, self._began = watcher(), get_run_logger(), now()
         self._assets = {asset.name: asset for asset in assets}
         self._waiting = deque(assets)
-        self._later: dict[str, float] = {}  # by the names of assets of other runs: when to ask
+        # By the names of assets of other runs: since when, and when to ask again
+        self._later: dict[str, tuple[float, float]] = {}
         self._fields = Counter(asset.spec.field_id for asset in assets)  # unfinished assets of each
         self._optimizing: set[str] = set()  # field ids: two assets of one field take turns
         self._made: deque[Asset] = deque()  # their fields are there, and nobody works at them
@@ -130,7 +132,8 @@ class _Line:
             moment = time.monotonic()
             if asset.spec.field_id in self._optimizing:
                 continue
-            if self._later.get(asset.name, moment) > moment:
+            since, again = self._later.get(asset.name, (moment, moment))
+            if again > moment:
                 continue
             if self._held.take(asset.id):
                 self._waiting.remove(asset)
@@ -139,7 +142,8 @@ class _Line:
                 return asset
             if asset.name not in self._later:
                 self._watch.note(f"{asset.name}: another run works on it")
-            self._later[asset.name] = moment + ASK_SECONDS
+            pause = min(max((moment - since) / 3, ASK_SECONDS), ASK_AT_LEAST)
+            self._later[asset.name] = since, moment + pause
         return None
 
     def _outcome_elsewhere(self, asset: Asset) -> str | None:

@@ -13,6 +13,7 @@ from flows.farewell import own_process
 from flows.folders import can_hold_files
 from flows.listing import RESULT_COLUMNS, results
 from flows.plan import Plan, Settings, make_plan, seconds_expected
+from flows.scratch import in_use
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
 from tasks.report import report_key
@@ -74,7 +75,7 @@ def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
             print(f"warning: {warning}", file=sys.stderr)
     environment.apply(console_level="CRITICAL")
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
-    with starting(plan):
+    with starting(plan, warm=not in_use(Path(settings.scratch))):
         # Seconds of imports, while the server starts and the engines load their prior
         from flows.generate import generate
         from flows.verdict import check_end

@@ -49,6 +49,18 @@ def sole_user(scratch: Path, wait: Callable[[], object] | None = None) -> Iterat
         yield waited
 
 
+def in_use(scratch: Path) -> bool:
+    """Whether a run has the folder now; not whether it will have it in a moment."""
+    try:
+        with (scratch / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no folder yet, or none that can be used
+        pass
+    return False
+
+
 def scratch_id(scratch: Path) -> str:
     """The name of a folder that has had a sole user, unlike that of any other folder."""
     return (scratch / "lock").read_text()

@@ -56,10 +56,6 @@ def trouble(device: torch.device, channels: int = 3) -> str:
     if device.type not in ("cpu", "cuda"):
         return f"there are none for {device.type}"
     try:
-        if device.type == "cuda":
-            from sjc_engine import kernels_cuda
-
-            kernels_cuda.select(device.index or 0)
         _try(device, channels)
     except Exception as error:  # a package's, driver's or compiler's: no reason to stop
         if out_of_memory(error):  # which says nothing of another time
@@ -166,6 +162,10 @@ class _Call:
         self.n, self.count, self.on_gpu = len(rays), rays.count, density.is_cuda
         self.scale = scale
         self.threads = 1 if self.on_gpu else torch.get_num_threads()
+        if self.on_gpu:
+            from sjc_engine import kernels_cuda
+
+            kernels_cuda.select(density.get_device())
         real = kernels.real
         self.rays = kernels.Rays(
             self.array(rays.origins),

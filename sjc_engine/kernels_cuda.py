@@ -123,9 +123,11 @@ def select(device: int) -> None:
 
 
 def stream() -> Any:
+    """Torch's stream on the device that `select` chose, which need not be torch's current one."""
     import torch
 
-    return cuda.external_stream(torch.cuda.current_stream().cuda_stream)
+    device = cuda.get_current_device().id
+    return cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
 
 
 def _sample_shape(width: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -102,8 +102,10 @@ def check_manifest(
                 unsaid += 1
         if len(resolver.problems) > MOST_PROBLEMS:
             break
-    reading.finish()
-    resolver.finish()
+    if problems := reading.problems + resolver.finish():
+        order = {file: place for place, file in enumerate(dict.fromkeys(p.file for p in problems))}
+        raise ManifestError(sorted(problems, key=lambda p: (order[p.file], p.line or 0)))
+    warnings += resolver.unused()
     return Checked(entries, resolver.assets, list(dict.fromkeys(warnings)), unsaid)
 
 
@@ -131,8 +133,9 @@ def resolve(
         entry, told = resolver.entry(row)
         entries.append(entry)
         warnings += told
-    resolver.finish()
-    return Plan(entries, list(dict.fromkeys(warnings)))
+    if problems := resolver.finish():
+        raise ManifestError(problems)
+    return Plan(entries, list(dict.fromkeys(warnings + resolver.unused())))
 
 
 class _Resolver:
@@ -151,6 +154,7 @@ class _Resolver:
         self.problems: list[Problem] = []
         self.revisions: dict[str, str | ValueError] = {}
         self.known = Known()
+        self._used: set[str] = set()  # options that decide something
         # Entries so far: who asks for what. An asset's id is a number of 64 bits.
         self._first: dict[int, int] = {}  # asset -> index of its first entry
         self._ids: list[str] = []
@@ -172,11 +176,20 @@ class _Resolver:
         """How many different assets the entries so far ask for."""
         return len(self._first)
 
-    def finish(self) -> None:
-        """Raises `ManifestError` with every problem so far, if there are any."""
+    def finish(self) -> list[Problem]:
+        """Every problem, when all rows are through."""
         self._blame_unused()
-        if self.problems:
-            raise ManifestError(list(dict.fromkeys(self.problems)))
+        return list(dict.fromkeys(self.problems))
+
+    def unused(self) -> list[str]:
+        """Warnings of options that change nothing, for every row has a word of its own."""
+        given = {f"--set {key}" for key in self.overrides}
+        given |= {o for o, value in (("--prior", self.prior), ("--recipe", self.recipe)) if value}
+        return [
+            f"{COMMAND_LINE}: {option}: changes nothing, every row says its own"
+            for option in sorted(given - self._used)
+            if self._ids
+        ]
 
     def _blame_unused(self) -> None:
         """What the command line says wrongly although every row has a word of its own."""
@@ -247,6 +260,10 @@ class _Resolver:
 
     def _settle(self, row: Row, prior: str) -> tuple[Recipe, list[tuple[str, str]]]:
         """A row's recipe, and what does not go together: prior, picture, settings for pictures."""
+        self._used |= {f"--set {key}" for key in self.overrides.keys() - row.overrides.keys()}
+        self._used |= {
+            o for o, own in (("--prior", row.prior), ("--recipe", row.recipe)) if not own
+        }
         recipe, has_image = self._recipe(row, prior), row.image is not None
         if self._prior_problem(prior):
             return recipe, []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.manifest_files import ManifestError, Records
+from tasks.manifest_files import ManifestError, Problem, Records
 from tasks.manifest_ids import Place, RowIds
 from tasks.manifest_rows import Known, Row, RowReader, given_id
 from tasks.manifest_sources import digest, read_sources
@@ -60,13 +60,17 @@ class Reading:
 
     def finish(self) -> None:
         """Raises `ManifestError` with every problem so far, if there are any."""
-        problems = [
+        if problems := self.problems:
+            raise ManifestError(problems)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong so far, in the order of the files and their lines."""
+        return [
             problem
             for source in self._sources
             for problem in sorted(source.records.problems, key=lambda problem: problem.line or 0)
         ]
-        if problems:
-            raise ManifestError(problems)
 
 
 def _entries(reader: RowReader, ids: RowIds) -> list[Row]:

@@ -39,7 +39,7 @@ import flows.engines
 import flows.generate
 import tasks.engine_process
 from flows.plan import Settings, make_plan
-from flows.scratch import sole_user
+from flows.scratch import in_use, sole_user
 from flows.terminal import Watcher, watched_by
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling
@@ -378,6 +378,14 @@ def test_a_damaged_attempt_is_told_of_and_set_aside(tmp_path: Path) -> None:
             close()
     assert told == [f"{plan.store.uri(key)} was damaged; its attempt counts as interrupted"]
     assert not plan.store.exists(key)
+
+
+def test_whether_a_scratch_folder_is_in_use(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    assert not in_use(scratch)
+    with sole_user(scratch):
+        assert in_use(scratch)
+    assert not in_use(scratch)
 
 
 @pytest.mark.parametrize("how", ["one scratch folder", "two scratch folders", "broken leases"])

@@ -10,7 +10,7 @@ from task_samples import Write, plan, problems
 from sjc_engine.presets import PAPER_EXCEPTIONS
 from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
-from tasks.manifest import ManifestError, read_manifest, resolve
+from tasks.manifest import ManifestError, check_manifest, read_manifest, resolve
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 
@@ -61,6 +61,31 @@ def test_the_command_line_is_checked_where_no_row_needs_it(write: Write) -> None
         ["command line", "--set steps"], ["command line", "--prior"], ["command line", "--recipe"],
     ]  # fmt: skip
     assert "did you mean 'draft'" in found[2]
+
+
+def test_what_the_command_line_says_in_vain_is_a_warning(write: Write) -> None:
+    path = write("prompt,prior,recipe,steps\na,toybox,draft,5\nb,toybox,draft,\n")
+    asked = {"prior": "owner/name", "recipe": "fast", "overrides": {"steps": 7, "lr": 0.1}}
+    said = [text for text in plan(path, **asked).warnings if text.startswith("command line")]
+    assert said == [
+        "command line: --prior: changes nothing, every row says its own",
+        "command line: --recipe: changes nothing, every row says its own",
+    ]
+    checked = check_manifest(path, prior_revision=lambda prior: "", **asked)
+    assert checked.warnings[-2:] == said
+
+
+def test_a_check_tells_of_rows_and_of_what_does_not_go_together_at_once(write: Write) -> None:
+    path = write("prompt,seed,tick_min,tick_max,tick_end\na,,980,,0\nb,x,,,\nc,,990,980,0\n")
+    with pytest.raises(ManifestError) as caught:
+        check_manifest(path, prior_revision=lambda prior: "", overrides={"steps": "many"})
+    places = [(p.file.rpartition("/")[2], p.line, p.column) for p in caught.value.problems]
+    assert places == [
+        ("m.csv", 2, "tick_min"),
+        ("m.csv", 3, "seed"),
+        ("m.csv", 4, "tick_min"),
+        ("command line", None, "--set steps"),
+    ]
 
 
 def test_a_recipe_in_a_row_may_be_of_any_family(write: Write) -> None:
