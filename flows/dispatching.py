@@ -42,12 +42,13 @@ def run(
         keep_plan(opened, plan)
     except PlanError as error:
         raise UsageError(str(error)) from error
-    server.connect(Path(os.devnull)).wait()
+    connection = server.connect(Path(os.devnull))
+    connection.wait()
 
     from flows.dispatch import dispatch, tally
     from flows.verdict import check_end
 
-    with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+    with connection.at_hand(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = dispatch(
             plan.id,
             opened.url,

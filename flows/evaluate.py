@@ -147,8 +147,7 @@ def command(
     """Runs the flow and prints the new rows; returns the exit code."""
     chosen = prepare(store, where, manifest, overrides, device)
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
-    connection.wait()
-    with terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+    with connection.at_hand(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = evaluate(store, where, manifest, overrides, device, scratch, return_state=True)
     check_end(state)
     sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"

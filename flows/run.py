@@ -80,8 +80,12 @@ def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
         from flows.generate import generate
         from flows.verdict import check_end
 
-        connection.wait()
-        with own_process(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+        with (
+            connection.at_hand(),
+            own_process(),
+            terminal_watcher(quiet=quiet) as watch,
+            watched_by(watch),
+        ):
             state = generate(**settings.to_json(), return_state=True)
     check_end(state)
     return report(plan, watch.run_id, as_json=as_json)

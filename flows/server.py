@@ -5,6 +5,7 @@
 
 import argparse
 import atexit
+import contextlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +69,26 @@ class Server:
                 raise RunError(f"no Prefect server answers at {self.api_url}; {hint}")
             time.sleep(0.1)
 
+    @contextlib.contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Waits for the API; what fails in here because it has gone again is a RunError as well."""
+        self.wait()
+        try:
+            yield
+        except Exception as error:
+            if healthy(self.api_url):
+                raise
+            raise RunError(
+                f"the Prefect server at {self.api_url} does not answer any more; start it, then"
+                " run the same command again to go on"
+            ) from error
+
 
 def connect(log: Path, *, ui: bool = False) -> Server:
     """Finds a server, or starts one, and sets PREFECT_API_URL to it.
 
-    It returns at once so that imports can go on while the server starts: `wait` before the first
-    request. log: for the output of an own server; ui: whether that one has pages. It ends with
+    It returns at once so that imports can go on while the server starts: requests belong into its
+    `at_hand`. log: for the output of an own server; ui: whether that one has pages. It ends with
     the interpreter, after Prefect's own exit hooks have sent their last records.
     """
     if found := os.environ.get("PREFECT_API_URL") or ui_server():

@@ -14,17 +14,13 @@ from flows.cli.options import (
     CheckpointOption,
     Collision,
     CronOption,
-    DevicesOption,
-    GalleryOption,
     JsonOption,
     LimitOption,
     ManifestArgument,
-    PriceOption,
     PriorOption,
     QuietOption,
     RecipeOption,
     RetryOption,
-    ScenesOption,
     ScratchOption,
     SetOption,
     StoreOption,
@@ -32,6 +28,7 @@ from flows.cli.options import (
     TimezoneOption,
     WhereOption,
     parse_overrides,
+    run_options,
     run_settings,
 )
 from flows.errors import fail, reported
@@ -45,25 +42,12 @@ command = partial(app.command, rich_help_panel=OPERATE)
         'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
     ),
 )
+@run_options
 def serve(
     context: typer.Context,
     manifest: ManifestArgument,
     cron: CronOption,
     timezone: TimezoneOption = "UTC",
-    store: StoreOption = "./store",
-    prior: PriorOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    limit: LimitOption = None,
-    where: WhereOption = None,
-    scenes_per_device: ScenesOption = "auto",
-    devices: DevicesOption = None,
-    scratch: ScratchOption = ".sjc",
-    timeout: TimeoutOption = None,
-    retry_failed: RetryOption = False,
-    price_per_hour: PriceOption = None,
-    gallery: GalleryOption = None,
-    checkpoint_to_store: CheckpointOption = False,
 ) -> None:
     """Run a manifest by the clock, in this process: each run makes what is new."""
     with reported("finished assets are in the store; the next run goes on"):
@@ -79,6 +63,7 @@ def serve(
         'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu',
     ),
 )
+@run_options
 def deploy(
     context: typer.Context,
     manifest: Annotated[
@@ -94,20 +79,6 @@ def deploy(
     file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
         "prefect.yaml"
     ),
-    store: StoreOption = "./store",
-    prior: PriorOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    limit: LimitOption = None,
-    where: WhereOption = None,
-    scenes_per_device: ScenesOption = "auto",
-    devices: DevicesOption = None,
-    scratch: ScratchOption = ".sjc",
-    timeout: TimeoutOption = None,
-    retry_failed: RetryOption = False,
-    price_per_hour: PriceOption = None,
-    gallery: GalleryOption = None,
-    checkpoint_to_store: CheckpointOption = False,
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
     with reported():

@@ -1,8 +1,11 @@
 """Options that several commands have, and how their text is read."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -11,6 +14,8 @@ from flows.errors import fail
 
 if TYPE_CHECKING:
     from flows.plan import Settings
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
 class Collision(StrEnum):
@@ -120,8 +125,41 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
+def _run_options(
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = "auto",
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
+) -> None:
+    """The options of a run: these parameters are all that there is to it."""
+
+
+def run_options(command: Command) -> Command:
+    """Gives a command the options of a run, which it gets by `run_settings(context)`."""
+    own, shared = inspect.signature(command), inspect.signature(_run_options).parameters
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        command(**{name: value for name, value in given.items() if name not in shared})
+
+    parameters = [*own.parameters.values(), *shared.values()]
+    parameters.sort(key=lambda parameter: parameter.default is not parameter.empty)
+    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return called  # type: ignore[return-value]
+
+
 def run_settings(context: typer.Context) -> "Settings":
-    """The options of `run`, which `serve` and `deploy` have too."""
+    """What the options of a run say."""
     from flows.plan import Settings
 
     options = context.params

@@ -5,13 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from task_samples import make, spec
 
 from flows.server import healthy, ui_server
+from tasks.store import open_store
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +98,44 @@ def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.Mo
     assert ui.returncode == 0
     assert ui_server() is None
     assert not (tmp_path / "sjc-ui.json").exists()
+
+
+class Dying(BaseHTTPRequestHandler):
+    """A server that is healthy until the first request that is more than a look at its health."""
+
+    def do_GET(self) -> None:
+        if not self.path.endswith("/health"):
+            self.server.socket.close()
+            self.close_connection = True
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("command", ["run m.csv", "evaluate"])
+def test_a_server_that_goes_away_is_told_in_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\n")
+    if command == "evaluate":
+        make(open_store(tmp_path / "store"), tmp_path, spec(), "first")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dying) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        said = subprocess.run(
+            [sys.executable, "-c", "from flows.cli import main; main()", *command.split()],
+            cwd=tmp_path,
+            env=os.environ | {"PREFECT_API_URL": url},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        server.shutdown()
+        thread.join()
+    assert said.returncode == 1, said.stderr
+    assert "Traceback" not in said.stderr
+    assert said.stderr.splitlines()[-1].startswith(f"sjc: the Prefect server at {url} does not")
