@@ -69,7 +69,7 @@ def _try(device: torch.device, channels: int) -> None:
     field = VoxelField(2, channels, generator=torch.Generator()).to(device)
     line, chord = torch.ones(1, 3, device=device), torch.ones(1, device=device)
     with torch.enable_grad():
-        parts = march_voxels(field, Rays(-line, line, chord, chord, 1.0, 0.5, 2, 10.0))
+        parts = march_voxels(field, CutRays(-line, line, chord, chord, 1.0, 0.5, 2, 10.0))
         torch.cat([part.flatten() for part in parts]).sum().backward()
     assert field.density.grad is not None
     field.density.grad.sum().item()  # a GPU tells of errors when it is waited for
@@ -81,7 +81,7 @@ def _say_once(reason: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Rays:
+class CutRays:
     """n rays through the box, cut into intervals as `render.render_views` says."""
 
     origins: Tensor  # (n, 3) float32, as all of them
@@ -97,7 +97,7 @@ class Rays:
         return len(self.origins)
 
 
-def march_voxels(field: VoxelField, rays: Rays) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def march_voxels(field: VoxelField, rays: CutRays) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Colour (n, C), opacity (n,), depth (n,) and weights (n, count), all differentiable once.
 
     The oracle's numbers, to float32's precision.
@@ -111,7 +111,7 @@ def march_voxels(field: VoxelField, rays: Rays) -> tuple[Tensor, Tensor, Tensor,
 class _March(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, density: Tensor, color: Tensor, d_scale: Tensor, field: VoxelField, rays: Rays
+        ctx: Any, density: Tensor, color: Tensor, d_scale: Tensor, field: VoxelField, rays: CutRays
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         from sjc_engine.kernels import Picture, Samples
 
@@ -155,7 +155,7 @@ class _Call:
     """One call of the kernels: a field and rays as arrays, on the CPU's threads or the GPU."""
 
     def __init__(
-        self, field: VoxelField, rays: Rays, density: Tensor, voxels: Tensor, scale: Tensor
+        self, field: VoxelField, rays: CutRays, density: Tensor, voxels: Tensor, scale: Tensor
     ) -> None:
         from sjc_engine import kernels
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sjc_engine.camera import Camera, rays
 from sjc_engine.fields import Field, Sight
-from sjc_engine.fused import Rays, fits, march_voxels, misfit
+from sjc_engine.fused import CutRays, fits, march_voxels, misfit
 
 BACKGROUND_DEPTH = 10.0  # where light that leaves the box is said to end (official code)
 RAYS_PER_CHUNK = 1 << 14  # bounds the memory of large pictures
@@ -127,12 +127,14 @@ def render_views(
         if not voxels:
             return _march(field, o, d, t, chord, ticks, pixels[part])
         o, d, t, chord = (line.float().contiguous() for line in (o, d, t, chord))
-        return march_voxels(voxels, Rays(o, d, t, chord, first, step, count, BACKGROUND_DEPTH))
+        return march_voxels(voxels, CutRays(o, d, t, chord, first, step, count, BACKGROUND_DEPTH))
 
     # Gradients of a whole grid are made for each chunk: with them there should be one
     size = RAYS_PER_CHUNK if torch.is_grad_enabled() else RAYS_PER_CHUNK // 4
     chunks = [march(slice(start, start + size)) for start in range(0, len(origins), size)]
-    rgb, opacity, depth, weights = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    rgb, opacity, depth, weights = (
+        torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*chunks, strict=True)
+    )
     views = len(cameras)
     return Rendering(
         rgb.view(views, height, width, -1).movedim(-1, -3),

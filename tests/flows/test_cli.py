@@ -14,7 +14,7 @@ from pathlib import Path
 import boto3
 import pyarrow.parquet as pq
 import pytest
-from command_line import Said
+from command_line import SJC, Said, tiny
 from fleet import descendants
 from PIL import Image
 
@@ -23,25 +23,7 @@ from tasks.commit import asset_attempts, asset_manifest
 from tasks.store import open_store
 from tasks.tables import read_table
 
-SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
-TINY = [
-    "steps=20",
-    "lr=0.3",
-    "grid_size=16",
-    "ray_step=0.08",
-    "views_per_step=1",
-    "emptiness_weight=0",
-    "mesh_resolution=32",
-    "max_faces=2000",
-    "evaluation_size=32",
-]
-
-
-def tiny(judge: str) -> list[str]:
-    return [word for pair in (*TINY, f"judge={judge}") for word in ("--set", pair)]
-
-
 GOOD = "id,prompt\nduck,a yellow duck\n"
 BAD_INPUTS: dict[str, tuple[str, str, int, str]] = {  # manifest, options, exit code, message
     "no manifest": ("", "", 2, "manifest.csv"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import SJC
 from fleet import descendants, flow_run_of, start_workers
 from task_samples import all_tables
 
@@ -21,7 +22,6 @@ from tasks.store import Store, open_store
 from tasks.tables import query
 
 ROOT = Path(__file__).parents[2]
-SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
 ASSETS, SHARDS = 12, 4
 
 pytestmark = pytest.mark.system

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import typer
-from command_line import Said
+from command_line import TINY, Said
 from small_disk import SmallDisk, mounted
 from task_samples import make, make_run, spec
-from test_generate import TINY
 
 import flows.generate
 from flows import environment

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import scarce_engine
+from command_line import TINY
 from PIL import Image, ImageDraw
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -53,21 +54,6 @@ from tasks.verify import verify_store
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
 
 TABLES = ("assets", "views", "entries", "attempts", "runs")
-# Opaque after 20 steps, and a small mesh.
-TINY: dict[str, Any] = {
-    "steps": 20,
-    "lr": 0.3,
-    "grid_size": 16,
-    "ray_step": 0.08,
-    "views_per_step": 1,
-    "emptiness_weight": 0,
-    "mesh_resolution": 32,
-    "max_faces": 2000,
-    "texture_size": 128,
-    "evaluation_size": 32,
-    "turntable_frames": 4,
-    "turntable_size": 32,
-}
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import TINY
 
 import flows.generate
 import tasks.evaluate
@@ -27,11 +28,8 @@ from tasks.verify import verify_store
 
 pytestmark = pytest.mark.slow
 
-TINY: dict[str, Any] = {
-    "steps": 20, "lr": 0.3, "grid_size": 16, "ray_step": 0.08, "views_per_step": 1,
-    "emptiness_weight": 0, "mesh_resolution": 32, "max_faces": 2000, "texture_size": 0,
-    "evaluation_size": 32, "turntable_frames": 0,
-}  # fmt: skip
+
+SETTINGS = {**TINY, "texture_size": 0, "turntable_frames": 0}
 
 # What is not written any more, or not begun, by a run that is killed -> how the attempts end.
 # Each of these runs is the one that goes on after the one before.
@@ -93,7 +91,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, judge: str) -> Path:
     folder = tmp_path_factory.mktemp("kept")
     (folder / "m.csv").write_text("id,prompt\nduck,a yellow duck\n")
     settings = Settings(
-        str(folder / "m.csv"), str(folder / "store"), overrides={**TINY, "judge": judge}
+        str(folder / "m.csv"), str(folder / "store"), overrides={**SETTINGS, "judge": judge}
     )
     (entry,) = make_plan(settings).entries
     (field,) = optimize(["a yellow duck"], load_prior("toybox"), entry.spec.recipe, seeds=[0])
@@ -116,7 +114,7 @@ def test_runs_that_are_killed_at_every_stage_in_turn(
         "store": store.url,
         "scratch": str(tmp_path / "scratch"),
         "devices": ["cpu"],
-        "overrides": {**TINY, "judge": judge},
+        "overrides": {**SETTINGS, "judge": judge},
     }
     committed: dict[str, Any] = {}
     for point, statuses in KILLS.items():

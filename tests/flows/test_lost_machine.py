@@ -3,14 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Said
+from command_line import SJC, Said, tiny
 from fault_proxy import Fault, FaultProxy
 from swift_server import SwiftServer
 
@@ -21,18 +20,6 @@ from tasks.store import Store, open_store
 from tasks.verify import verify_store
 
 pytestmark = pytest.mark.slow
-
-SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
-TINY = {
-    "lr": 0.3,
-    "grid_size": 16,
-    "ray_step": 0.08,
-    "views_per_step": 1,
-    "emptiness_weight": 0,
-    "mesh_resolution": 32,
-    "max_faces": 2000,
-    "evaluation_size": 32,
-}
 
 
 @pytest.fixture
@@ -54,9 +41,7 @@ def network(
 def command(judge: str, steps: int, *options: str) -> list[str]:
     """`sjc run` of one asset, without `sjc`."""
     Path("m.csv").write_text("id,prompt\nduck,a yellow duck\n")
-    overrides = {**TINY, "judge": judge, "steps": steps}
-    words = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
-    return ["run", "m.csv", "--devices", "cpu", *words, *options]
+    return ["run", "m.csv", "--devices", "cpu", *tiny(judge, steps=steps), *options]
 
 
 def attempts(store: Store) -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from command_line import TINY
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.utilities.importtools import import_object
-from test_generate import TINY
 from typer.testing import CliRunner, Result
 
 from flows.cli import app

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from command_line import SJC, tiny
 from fleet import descendants, flow_run_of
 
 from flows.deploy import check, read_file
@@ -28,12 +29,6 @@ from tasks.tables import read_table
 from tasks.verify import verify_store
 
 ROOT = Path(__file__).parents[2]
-SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
-TINY = {
-    "steps": 20, "lr": 0.3, "grid_size": 16, "ray_step": 0.08, "views_per_step": 1,
-    "emptiness_weight": 0, "mesh_resolution": 32, "max_faces": 2000, "texture_size": 64,
-    "evaluation_size": 32, "turntable_frames": 0,
-}  # fmt: skip
 SOON = "* * * * * */10"  # Prefect's cron takes seconds as a sixth field
 
 
@@ -74,11 +69,6 @@ def until(condition: Callable[[], Any], seconds: float = 150.0) -> Any:
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.3)
     return found
-
-
-def tiny(judge: str) -> list[str]:
-    settings = TINY | {"judge": judge}
-    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from command_line import Said
+from command_line import Said, tiny
 
 from flows import environment
 from flows.plan import Settings
@@ -109,14 +109,11 @@ def everything(bucket: str) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_credentials_appear_nowhere(bucket: str, tmp_path: Path, judge: str) -> None:
     """A run makes an asset and then loses its bucket; everything that it leaves is searched."""
-    from test_generate import TINY
-
     (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\ntank,a toy tank\n")
-    settings = [f"--set={key}={value}" for key, value in {**TINY, "judge": judge}.items()]
     script = "import sys; from flows.cli import main; sys.argv[0] = 'sjc'; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", script, "run", "m.csv", "--store", f"s3://{bucket}/x",
-         "--devices", "cpu", *settings],
+         "--devices", "cpu", *tiny(judge)],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "DEBUG"},
     )  # fmt: skip
