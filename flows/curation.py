@@ -49,7 +49,7 @@ def curate(store: str, out: str, request: Request, *, quiet: bool, as_json: bool
     try:
         frozen = freeze(open_store(store, writable=False), out, request, tell)
     except QueryError as error:
-        raise UsageError(f"--where: {error}") from error
+        raise UsageError(f"--where: {error.problem}") from error
     except SelectionError as error:
         raise UsageError(str(error)) from error
     document = frozen.document
@@ -79,7 +79,7 @@ def duplicates(
         try:
             rows = candidate_rows(open_store(store, writable=False), where)
         except QueryError as error:
-            raise UsageError(f"--where: {error}") from error
+            raise UsageError(f"--where: {error.problem}") from error
         uses = Counter(row["prompt"] for row in rows)
     pairs = pair_rows(near_duplicates(list(uses), similar), uses, FRACTIONS)
     show(pairs.drop_columns("left_out"), format)

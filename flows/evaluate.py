@@ -176,7 +176,7 @@ def prepare(
     try:
         rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
     except QueryError as error:
-        raise UsageError(f"--where: {error}") from error
+        raise UsageError(f"--where: {error.problem}") from error
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
     judges = Judges(device)

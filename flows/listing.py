@@ -84,5 +84,5 @@ def _show(store: str, sql: str, format: str, columns: dict[str, str] | None) -> 
     try:
         rows = query(open_store(store, writable=False), sql)
     except QueryError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"--where: {error.problem}" if columns else str(error)) from error
     show(rows, format, columns)

@@ -24,7 +24,7 @@ def gallery(store: str, out: Path, where: str | None, *, quiet: bool) -> None:
     try:
         made = build_gallery(opened, out, where, tell)
     except QueryError as error:
-        raise UsageError(f"--where: {error}") from error
+        raise UsageError(f"--where: {error.problem}") from error
     except OSError as error:
         raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
     if not quiet:

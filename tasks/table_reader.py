@@ -74,6 +74,11 @@ class _Vanished(Exception):
 class QueryError(ValueError):
     """The SQL is wrong, or returns no rows at all."""
 
+    @property
+    def problem(self) -> str:
+        """The message without a piece of the SQL, which is mostly ours where it is a condition."""
+        return str(self).partition("\n\nLINE ")[0]
+
 
 def read_table(
     store: Store | str | Path,
