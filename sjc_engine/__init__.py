@@ -8,6 +8,7 @@ extract_mesh(fields[0]).export("duck.glb")
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from sjc_engine.prior import load_prior
     from sjc_engine.recipes import Recipe
     from sjc_engine.spec import AssetSpec
+
+# Between two operations torch's OpenMP threads spin for milliseconds, on the cores that the
+# renderer's threads want. A tenth of that serves torch as well (docs/benchmarks.md, "Threads").
+# Heard only before torch is imported.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 __all__ = [
     "AssetSpec",
