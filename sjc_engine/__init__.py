@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from sjc_engine.recipes import Recipe
     from sjc_engine.spec import AssetSpec
 
-# Between two operations torch's OpenMP threads spin for milliseconds, on the cores that the
-# renderer's threads want. A tenth of that serves torch as well (docs/benchmarks.md, "Threads").
-# Heard only before torch is imported.
+# After each operation torch's OpenMP threads spin for a while, on the cores that the renderer's
+# threads want. A thirtieth of it serves torch as well (docs/benchmarks.md, "Threads"). Heard only
+# before torch is imported.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
