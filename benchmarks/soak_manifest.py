@@ -6,7 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-# Opaque in its middle after 32 steps (of 576 seeds one is not after 24), and a small mesh: an asset of about two seconds of one core.
+# Opaque in its middle after 32 steps (of 576 seeds one is not after 24), and a small mesh: an asset
+# of about two seconds of one core.
 SMALL: dict[str, Any] = {
     "recipe": "draft", "steps": 32, "lr": 0.3, "grid_size": 16, "ray_step": 0.08,
     "emptiness_weight": 0, "depth_weight": 30, "mesh_resolution": 32, "max_faces": 2000,

@@ -29,6 +29,7 @@ from sjc_engine.losses import (
 )
 from sjc_engine.optimizer import make_optimizer
 from sjc_engine.prior import Cond, Prior
+from sjc_engine.reading import Reading, hold_back_unless
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.render import (
     Rendering,
@@ -69,28 +70,6 @@ class Diverged(ArithmeticError):
         self.step = scenes[0].step
         names = ", ".join(f"{scene.prompt!r} at step {scene.step}" for scene in scenes)
         super().__init__(f"not finite any more: {names}")
-
-
-class Reading:
-    """Numbers on their way from the device; nobody waits before they are asked for."""
-
-    def __init__(self, values: Tensor) -> None:
-        self._there = values  # (n,)
-        self._here = values.to("cpu", non_blocking=True)
-        self._arrival = torch.cuda.Event() if values.is_cuda else None
-        if self._arrival:
-            # Its own device's: the current one may be another
-            self._arrival.record(torch.cuda.current_stream(values.device))
-
-    def sound(self) -> Tensor:
-        """Whether all are finite, () on the device."""
-        return torch.isfinite(self._there).all()
-
-    def numbers(self) -> list[float]:
-        if self._arrival:
-            self._arrival.synchronize()
-        found: list[float] = self._here.tolist()
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +247,7 @@ class Scene:
         reading = Reading(torch.stack([*measured, torch.stack(slopes).amax()]).detach())
         due: Reading | None = reading
         if self.reads_late and self._measured:
-            self._hold_back_unless(reading.sound())
+            hold_back_unless(reading.sound(), self.field)
             due, self._unread = self._unread, reading
         if not due or self._accept(due):
             self.intact = False
@@ -277,12 +256,6 @@ class Scene:
             self.step += 1
         assert self._measured  # a first step that is not finite raises
         return StepStats(self.step, r.steps, *self._measured)
-
-    def _hold_back_unless(self, sound: Tensor) -> None:
-        """Takes the gradients away, on the device, where `sound` () is false."""
-        for parameter in self.field.parameters():
-            if parameter.grad is not None:
-                parameter.grad = torch.where(sound, parameter.grad, 0.0)
 
     def _accept(self, reading: Reading) -> bool:
         """Notes what a step measured; if that is not finite, goes back or raises Diverged."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from swift_server import unavailable
 from task_samples import fill, make, spec
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -140,9 +141,13 @@ def test_every_kind_strikes_once_before_any_strikes_again(
 
 
 @pytest.mark.system
-def test_nothing_is_lost(tmp_path: Path) -> None:
-    """A minute of benchmarks/soak.py; its command prints the rest."""
+@pytest.mark.parametrize("store", ["folder", "swift"])
+def test_nothing_is_lost(store: str, tmp_path: Path) -> None:
+    """Two minutes of benchmarks/soak.py, one on each store; its command prints the rest."""
+    if store == "swift" and (reason := unavailable(tmp_path)):
+        pytest.skip(reason)
     command = [sys.executable, ROOT / "benchmarks/soak.py", "--minutes", "1", "--kinds", "8"]
+    command += ["--store", store]
     ended = subprocess.run(
         [*command, "--ahead", "4", "--seed", "3", "--folder", tmp_path, "--json"],
         capture_output=True,
