@@ -218,8 +218,7 @@ def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
         raise result  # the store is gone, or full: nothing that follows could be kept
     if is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
         result = scratch_full(result)
-    record_failure(asset, result)
-    return str(getattr(result, "status", "failed"))
+    return record_failure(asset, result)
 
 
 def _asset(plan: Plan, entry: Entry, scratch: Path) -> Asset:

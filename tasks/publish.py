@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.asset import Asset
 from tasks.columns import RowError
-from tasks.commit import commit_asset, finish_attempt
+from tasks.commit import asset_manifest, commit_asset, committed_attempt, finish_attempt
 from tasks.scene_job import SceneError
 from tasks.store import AlreadyCommitted
 from tasks.tables import record_attempt
@@ -49,11 +49,20 @@ def publish(asset: Asset) -> dict[str, Any]:
     }
 
 
-def record_failure(asset: Asset, error: BaseException) -> None:
-    """Ends the asset's attempt with its error, and writes its rows."""
+def record_failure(asset: Asset, error: BaseException) -> str:
+    """Ends the asset's attempt with its error, and writes its rows; returns how it ended.
+
+    An attempt that had been committed before the error came is `ok`: its asset counts.
+    """
+    manifest = asset_manifest(asset.store, asset.id) or {}
+    if manifest and committed_attempt(manifest) == asset.attempt:
+        _end(asset, manifest, "ok", None)
+        return "ok"
     if isinstance(error, RowError):
         asset.report = {}  # it is what no table can hold
-    _end(asset, {}, error.status if isinstance(error, SceneError) else "failed", error)
+    status = error.status if isinstance(error, SceneError) else "failed"
+    _end(asset, {}, status, error)
+    return status
 
 
 def _end(asset: Asset, manifest: dict[str, Any], status: str, error: BaseException | None) -> None:

@@ -37,6 +37,10 @@ class AlreadyCommitted(StoreError):
     """The key exists with other content, and committed files are never overwritten."""
 
 
+class WrongBytes(StoreError):
+    """Other bytes have arrived than were stored, again and again: on the way, or they are lost."""
+
+
 class TakesNoMore(StoreError):
     """The disk of the store is full, or may not be written: whatever comes next fails as well."""
 

@@ -34,7 +34,7 @@ from tasks.s3_client import (
 from tasks.store import (
     AlreadyCommitted,
     StoredFile,
-    StoreError,
+    WrongBytes,
     bytes_digest,
     check_endpoint,
     check_key,
@@ -262,7 +262,7 @@ class S3Store:
             if expected in (None, stored.sha256):
                 return stored
             problem = f"its SHA-256 is {stored.sha256} and should be {expected}"
-        raise StoreError(
+        raise WrongBytes(
             f"{self.uri(key)} is damaged or cut short ({problem}); try again, and if it stays so "
             "mend the store with `sjc verify --repair` and run its manifest again."
         )

@@ -6,6 +6,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from sjc_engine.unwrap import UnwrapKilled
+from tasks.store import WrongBytes
 
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
@@ -27,7 +28,7 @@ def is_transient(error: object) -> bool:
 
     if isinstance(error, SSLError | ProxyConnectionError):
         return False
-    if isinstance(error, ConnectionError | TimeoutError):
+    if isinstance(error, ConnectionError | TimeoutError | WrongBytes):
         return True
     if isinstance(error, NotReached | HTTPClientError | IncompleteReadError):
         return True

@@ -17,6 +17,7 @@ from tasks.commit import (
     LOOKUPS,
     asset_manifest,
     committed_attempt,
+    finish_attempt,
     is_needed,
     read_attempt,
     read_run,
@@ -30,6 +31,7 @@ from tasks.store import NotInStore, Store, StoreError, bytes_digest
 from tasks.table_reader import TableError, query
 from tasks.tables import projection, rebuild_tables
 
+COMMITTED = ("ok", "running")  # the second until a later run closes the attempt
 ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
 
 Tell = Callable[[int, int], None]
@@ -37,7 +39,7 @@ Tell = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be. kind: asset, run, table or leftover."""
+    """One thing that is not as it should be. kind: asset, attempt, run, table or leftover."""
 
     kind: str
     key: str
@@ -96,7 +98,11 @@ def repair_store(
         ):  # not gone with its asset
             set_document_aside(store, finding.key)
             done.append(f"{finding.key}: set aside")
-    if {finding.kind for finding in findings} & {"asset", "run", "table"}:
+    for key in (f.key for f in findings if f.kind == "attempt"):
+        _, asset_id, attempt, _ = key.split("/")
+        finish_attempt(store, asset_id, attempt, "ok")
+        done.append(f"{key}: ended as ok")
+    if {finding.kind for finding in findings} - {"leftover"}:
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
     removed = [*store.leftovers(abandoned, remove=True)]
@@ -130,9 +136,12 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
                 sizes = f"{stored.bytes:,} bytes instead of {about['bytes']:,}"
                 wrong = sizes if stored.bytes != about["bytes"] else "not what was committed"
                 findings.append(Finding("asset", key, f"is damaged: {wrong}"))
-    if manifest["files"] and f"{folder}/{committed_attempt(manifest)}/attempt.json" not in attempts:
+    if manifest["files"]:
         key = f"{folder}/{committed_attempt(manifest)}/attempt.json"
-        findings.append(Finding("asset", key, "is missing"))
+        if key not in attempts:
+            findings.append(Finding("asset", key, "is missing"))
+        elif not findings and (status := read_attempt(store, key)["status"]) not in COMMITTED:
+            findings.append(Finding("attempt", key, f"is {status}, and its files are committed"))
     return findings
 
 

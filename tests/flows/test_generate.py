@@ -1,6 +1,7 @@
 """The flow with real prompts, the embedded prior and real engine processes, very small."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ from tiny_priors import build_zero123_prior
 import flows.engines
 import flows.generate
 import tasks.engine_process
+import tasks.publish
 from flows.plan import Settings, make_plan
 from flows.scratch import in_use, sole_user
 from flows.terminal import Watcher, watched_by
@@ -405,6 +407,26 @@ def test_two_runs_of_a_manifest_at_once(
         assert good.run_id.nunique() == 2, "one of them did nothing"
     assert verify_store(open_store(tmp_path / "store")) == []
     assert not list((tmp_path / "store" / ".leases").glob("*"))
+
+
+def test_what_fails_after_the_commit_fails_no_asset(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, calls = tasks.publish.finish_attempt, itertools.count()
+
+    def fails_once(*arguments: Any, **more: Any) -> Any:
+        if next(calls) == 0:
+            raise ValueError("a reply that cannot be read")
+        return finish(*arguments, **more)
+
+    monkeypatch.setattr(tasks.publish, "finish_attempt", fails_once)
+    state = run("id,prompt", "duck,a yellow duck")
+    assert (state.is_completed(), state.message) == (True, "1 ok")
+    found = tables(tmp_path)
+    assert list(found["assets"].status) == list(found["attempts"].status) == ["ok"]
+    assert list(found["entries"].outcome) == ["computed"]
+    assert found["assets"].clip_score.notna().all()
+    assert verify_store(open_store(tmp_path / "store")) == []
 
 
 LONG = ("id,prompt,steps", "long,a toy tank,1000000", "short,a yellow duck,20")

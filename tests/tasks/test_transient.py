@@ -21,7 +21,7 @@ from prefect.states import Failed
 
 from sjc_engine import unwrap
 from tasks.publish import publish_asset
-from tasks.store import AlreadyCommitted, NotInStore, StoreError
+from tasks.store import AlreadyCommitted, NotInStore, StoreError, WrongBytes
 from tasks.transient import RETRY, is_transient
 
 # xatlas's process, in which somebody kills it as often as the file has letters.
@@ -51,7 +51,7 @@ def explained(cause: Exception) -> StoreError:
 PASSES = [
     reply(500, "InternalError"), reply(503, "SlowDown"), reply(400, "RequestTimeout"),
     reply(429, "TooManyRequests"), EndpointConnectionError(**URL), ConnectTimeoutError(**URL),
-    ReadTimeoutError(**URL), ConnectionResetError(), TimeoutError(),
+    ReadTimeoutError(**URL), ConnectionResetError(), TimeoutError(), WrongBytes("x"),
 ]  # fmt: skip
 STAYS = [
     reply(403, "AccessDenied"), reply(404, "NoSuchBucket"), reply(400, "ExpiredToken"),

@@ -13,7 +13,14 @@ import pytest
 from task_samples import all_tables, fill, make, spec
 
 from flows.plan import asset_states
-from tasks.commit import asset_attempts, asset_manifest, close_interrupted, run_ids
+from tasks.commit import (
+    asset_attempts,
+    asset_manifest,
+    close_interrupted,
+    committed_attempt,
+    finish_attempt,
+    run_ids,
+)
 from tasks.store import Store, open_store
 from tasks.tables import read_table, seal_run
 from tasks.verify import Finding, repair_store, verify_store
@@ -157,6 +164,19 @@ def test_a_damaged_attempt_costs_itself_and_no_other(tmp_path: Path, content: by
     assert {f.key for f in found} == {"tables/assets", "tables/attempts"}  # a02's old rows
     repair_store(store, found)
     assert verify_store(store) == []
+
+
+def test_an_attempt_that_calls_committed_files_failed_is_named_and_ended_again(
+    whole: Store,
+) -> None:
+    name = committed_attempt(asset_manifest(whole, DUCK) or {})
+    finish_attempt(whole, DUCK, name, "failed", error="the reply was lost")
+    [finding] = verify_store(whole)
+    assert str(finding).endswith("is failed, and its files are committed")
+    assert f"assets/{DUCK}/{name}/attempt.json: ended as ok" in repair_store(whole, [finding])
+    assert verify_store(whole) == []
+    row = read_table(whole, "assets").set_index("asset_id").loc[DUCK]
+    assert (row.status, row.attempt) == ("ok", name)
 
 
 def test_repair_keeps_a_finished_asset_and_the_rest_of_the_store(whole: Store) -> None:
