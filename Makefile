@@ -4,13 +4,15 @@
 # make check     ruff, mypy and the import direction
 # make audit     known vulnerabilities of the pinned packages; asks PyPI
 #
-# PYTHON names the interpreter (3.11 or newer) that .venv is made from.
+# PYTHON names the interpreter (3.11 or newer) that .venv is made from; JOBS how many tests run at once.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEVICES ?= cpu,cpu
+# Test files that run at the same time; many of their tests wait for processes and clocks.
+JOBS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
@@ -20,11 +22,11 @@ demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not system"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not system"
 
 test-all: check
 	scripts/install-system-packages
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .
