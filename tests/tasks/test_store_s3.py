@@ -44,7 +44,7 @@ def test_a_file_that_another_run_was_faster_to_write_stays(
 ) -> None:
     """It commits between our look and our write."""
     store = open_store(s3_url)
-    faulty.add(Fault("delay", PUT, seconds=0.5))
+    faulty.add(Fault("delay", PUT, seconds=5))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_environment)
     other = open_store(s3_url)
 
