@@ -55,10 +55,23 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
             raise
         place = f"{error.filename}: " if error.filename else "the output cannot be written: "
         fail(f"sjc: {place}{disk_advice(error)}", FAILED)
-    except KeyboardInterrupt:
+    except typer.Exit:
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        if not _is_interrupt(error):
+            raise
         fail(f"sjc: interrupted; {interrupted}", INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is behind it: a library may have made an error of its own of that."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def fail(message: str, code: int) -> NoReturn:

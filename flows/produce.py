@@ -3,6 +3,7 @@
 import os
 import time
 from collections import Counter, deque
+from datetime import datetime, timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -17,7 +18,14 @@ from flows.terminal import Watcher, watcher
 from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
 from tasks.cancelling import cancels_heard
-from tasks.commit import FAILURES, asset_attempts, asset_manifest, close_interrupted, now
+from tasks.commit import (
+    FAILURES,
+    asset_attempts,
+    asset_manifest,
+    close_interrupted,
+    now,
+    read_run,
+)
 from tasks.disk import is_full
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
@@ -56,7 +64,10 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
     scratch = Path(plan.settings.scratch).resolve()
     with leases(plan.store, scratch_id(scratch)) as held, engines(plan) as shared:
         assets = [_asset(plan, plan.assets[k], scratch) for k in asset_ids]
-        line = _Line(assets, run_id, plan.settings.timeout, held, shared)
+        # A moment before the run began it has looked for attempts without rows.
+        began = datetime.fromisoformat(read_run(plan.store, run_id)["started_at"])
+        recorded = (began - timedelta(minutes=1)).isoformat()
+        line = _Line(assets, run_id, plan.settings.timeout, recorded, held, shared)
         with cancels_heard(line.cancel, line.stop):
             return line.run()
 
@@ -69,12 +80,14 @@ class _Line:
         assets: list[Asset],
         run_id: str,
         timeout: float | None,
+        recorded: str,
         held: Leases,
         shared: Engines,
     ) -> None:
         self._run_id, self._timeout, self._held = run_id, timeout, held
         self._pool, self._judges = shared.pool, shared.judges
         self._watch, self._log, self._began = watcher(), get_run_logger(), now()
+        self._recorded = recorded  # attempts that ended before then have their rows
         self._assets = {asset.name: asset for asset in assets}
         self._waiting = deque(assets)
         # By the names of assets of other runs: since when, and when to ask again
@@ -150,7 +163,12 @@ class _Line:
         """How another run has ended the asset since this one began; None if there is work to do."""
         if asset_manifest(asset.store, asset.id) is not None:
             return "reused"
-        last = asset_attempts(asset.store, asset.id)[-1:]
+        attempts = asset_attempts(asset.store, asset.id)
+        for attempt in attempts:
+            # Once the asset is made nobody looks for rows that a dying run could not write.
+            if (attempt["ended_at"] or "") > self._recorded:
+                record_attempt(asset.store, attempt, {})
+        last = attempts[-1:]
         if last and last[0]["status"] in FAILURES and last[0]["ended_at"] > self._began:
             return str(last[0]["status"])
         return None

@@ -284,6 +284,18 @@ def test_rows_that_find_no_room_are_told(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("keeps", ["the name", "the context"])
+def test_an_error_that_a_library_made_of_ctrl_c_is_ctrl_c(keeps: str, capfd: Any) -> None:
+    named = "Error calling function `_ser_model`: KeyboardInterrupt: "
+    error = RuntimeError(named if keeps == "the name" else "the query has failed")
+    if keeps == "the context":
+        error.__context__ = KeyboardInterrupt()
+    with pytest.raises(typer.Exit) as ended, reported("go on"):
+        raise error
+    assert ended.value.exit_code == 130
+    assert capfd.readouterr().err == "sjc: interrupted; go on\n"
+
+
 def test_no_memory_is_one_message(capfd: Any) -> None:
     with pytest.raises(typer.Exit) as ended, reported():
         raise MemoryError

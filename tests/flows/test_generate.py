@@ -46,7 +46,7 @@ from flows.scratch import in_use, sole_user
 from flows.terminal import Watcher, watched_by
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling
-from tasks.commit import asset_manifest, start_attempt
+from tasks.commit import asset_manifest, finish_attempt, start_attempt
 from tasks.devices import DevicePool
 from tasks.leases import FileLeases
 from tasks.store import open_store
@@ -407,6 +407,29 @@ def test_two_runs_of_a_manifest_at_once(
         assert good.run_id.nunique() == 2, "one of them did nothing"
     assert verify_store(open_store(tmp_path / "store")) == []
     assert not list((tmp_path / "store" / ".leases").glob("*"))
+
+
+def test_the_rows_that_a_dying_run_could_not_write_are_written_by_who_goes_on(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies after this one has looked for such attempts."""
+    close = flows.generate.close_attempts
+
+    def close_and_miss(plan: Any) -> None:
+        close(plan)
+        (entry,) = plan.todo.values()
+        attempt = start_attempt(plan.store, entry.spec, "other")["attempt"]
+        error = OSError("no room for rows")
+        finish_attempt(plan.store, entry.spec.asset_id, attempt, "interrupted", error=error)
+
+    monkeypatch.setattr(flows.generate, "close_attempts", close_and_miss)
+    assert run("id,prompt", "duck,a yellow duck").is_completed()
+    attempts = tables(tmp_path)["attempts"]
+    assert dict(zip(attempts.attempt, attempts.status, strict=True)) == {
+        "a01": "interrupted",
+        "a02": "ok",
+    }
+    assert verify_store(open_store(tmp_path / "store")) == []
 
 
 def test_what_fails_after_the_commit_fails_no_asset(
