@@ -43,7 +43,6 @@ def run(
     except PlanError as error:
         raise UsageError(str(error)) from error
     connection = server.connect(Path(os.devnull))
-    connection.wait()
 
     from flows.dispatch import dispatch, tally
     from flows.verdict import check_end

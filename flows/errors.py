@@ -55,7 +55,7 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
             raise
         place = f"{error.filename}: " if error.filename else "the output cannot be written: "
         fail(f"sjc: {place}{disk_advice(error)}", FAILED)
-    except typer.Exit:
+    except typer.Exit:  # has been told already, whatever came before it
         raise
     except (KeyboardInterrupt, Exception) as error:
         if not _is_interrupt(error):

@@ -39,8 +39,9 @@ from tasks.tables import record_attempt, seal_run
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
 BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked at together
-ASK_SECONDS = 2.0  # between two looks at an asset that another run works on, first
-ASK_AT_LEAST = 30.0  # between two looks after minutes: many runs would ask for many assets
+# Between two looks at an asset that another run works on: at first, and after minutes, since many
+# runs would ask for many assets.
+ASK_SECONDS, SLOW_ASK_SECONDS = 2.0, 30.0
 NEXT = {"optimize": "extract", "extract": "evaluate", "evaluate": "publish"}
 
 Outcomes = dict[str, str]  # asset id -> ok, reused, interrupted or one of FAILURES
@@ -155,7 +156,7 @@ class _Line:
                 return asset
             if asset.name not in self._later:
                 self._watch.note(f"{asset.name}: another run works on it")
-            pause = min(max((moment - since) / 3, ASK_SECONDS), ASK_AT_LEAST)
+            pause = min(max((moment - since) / 3, ASK_SECONDS), SLOW_ASK_SECONDS)
             self._later[asset.name] = since, moment + pause
         return None
 
