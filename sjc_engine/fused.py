@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sjc_engine.fields import Field, VoxelField
 from sjc_engine.fields.protocol import DENSITY_SHIFT
-from sjc_engine.memory import out_of_memory
+from sjc_engine.memory import keep_freed_memory, out_of_memory
 
 LOG = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def trouble(device: torch.device, channels: int = 3) -> str:
     """Why the kernels do not run on this device; "" when they do."""
     if device.type not in ("cpu", "cuda"):
         return f"there are none for {device.type}"
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         _try(device, channels)
     except Exception as error:  # a package's, driver's or compiler's: no reason to stop
@@ -143,9 +145,6 @@ class _March(torch.autograd.Function):
             [call.array(d.view(-1)) for d in d_density],
             [call.array(d.view(-1, d.shape[-1])) for d in d_voxels],
         )
-        for more in zip(d_density[1:], d_voxels[1:], strict=True):
-            d_density[0] += more[0]
-            d_voxels[0] += more[1]
         # Interpolation is linear: the scale's slope is that of the values, summed.
         d_scale_slope = torch.dot(d_density[0].view(-1), density.reshape(-1))
         return d_density[0], d_voxels[0].movedim(-1, 1), d_scale_slope, None, None
@@ -209,24 +208,32 @@ class _Call:
         def part(thread: int, begin: int, end: int) -> None:
             kernels.forward(begin, end, self.rays, self.grid, samples, picture)
 
-        self._in_parts(part)
+        self._in_parts(part, self._shares())
 
     def backward(self, samples: Any, given: Any, d_density: list[Any], d_voxels: list[Any]) -> None:
-        """Fills the gradients, one for each thread."""
+        """Fills the first of the gradients; there is one for each thread."""
+        from sjc_engine import kernels
+
         if self.on_gpu:
             from sjc_engine import kernels_cuda
 
-            q = self.array(self.scale.new_empty(self.n, self.count))
-            out = q, d_density[0], d_voxels[0]
+            back = self.pack(kernels.Back, *self.scale.new_empty(3, self.n, self.count))
+            out = back, d_density[0], d_voxels[0]
             kernels_cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
             return
-        from sjc_engine import kernels
 
         def part(thread: int, begin: int, end: int) -> None:
             out = d_density[thread], d_voxels[thread]
             kernels.backward(begin, end, self.rays, self.grid, samples, given, *out)
 
-        self._in_parts(part)
+        def add_up(thread: int, begin: int, end: int) -> None:
+            for total, *others in (d_density, d_voxels):
+                for other in others:
+                    total[begin:end] += other[begin:end]
+
+        self._in_parts(part, self._shares())
+        if self.threads > 1:
+            self._in_parts(add_up, _even(len(d_density[0]), self.threads))
 
     def _places(self) -> Any:
         """A GPU's room for where all samples lie; a CPU's threads have that of one ray."""
@@ -235,9 +242,14 @@ class _Call:
         cell = torch.empty(self.n, self.count, dtype=torch.int32, device=self.scale.device)
         return self.pack(Places, cell, *self.scale.new_empty(3, self.n, self.count))
 
-    def _in_parts(self, work: Callable[[int, int, int], None]) -> None:
-        """work(thread, begin, end) over all rays; the kernels let go of the interpreter's lock."""
-        edges = [self.n * k // self.threads for k in range(self.threads + 1)]
+    def _shares(self) -> list[int]:
+        """Where each thread's rays begin, and the last's end: equal lengths inside the box."""
+        length = np.cumsum(self.rays.chord, dtype=np.float64)
+        inner = [length[-1] * k / self.threads for k in range(1, self.threads)]
+        return [0, *(int(edge) for edge in np.searchsorted(length, inner)), self.n]
+
+    def _in_parts(self, work: Callable[[int, int, int], None], edges: list[int]) -> None:
+        """work(thread, begin, end) for each part; the kernels let go of the interpreter's lock."""
         others = [
             _pool(self.threads - 1).submit(work, k, edges[k], edges[k + 1])
             for k in range(1, self.threads)
@@ -245,6 +257,10 @@ class _Call:
         work(0, 0, edges[1])  # this thread's share
         for other in others:
             other.result()
+
+
+def _even(length: int, parts: int) -> list[int]:
+    return [length * k // parts for k in range(parts + 1)]
 
 
 @cache

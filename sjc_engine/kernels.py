@@ -31,6 +31,9 @@ inlined = njit(forceinline=True, **OPTIONS)
 real = np.float32
 LEAST_WEIGHT = real(1e-6)  # below it a sample's colour changes nothing in float32
 HALF, ONE, TWO, ZERO = real(0.5), real(1), real(2), real(0)
+# Indices into grids are unsigned: signed ones are looked at for "counts from the end" each time.
+index = np.uintp
+NEXT = index(1)
 
 Array = Any
 
@@ -76,6 +79,14 @@ class Places(NamedTuple):
     u: Array  # its place between them
     v: Array
     w: Array
+
+
+class Back(NamedTuple):
+    """The way back along the samples, (rows, count) each, as in `Places`."""
+
+    q: Array  # dL/dw_i, and in its place the gradient of the densities' values
+    part: Array  # w_i q_i
+    slope: Array  # delta_i d sigma / d value
 
 
 class Picture(NamedTuple):
@@ -166,16 +177,17 @@ def densities(
     grid: Grid, places: Places, p: int, samples: Samples, r: int, begin: int, end: int
 ) -> None:
     """sigma_i = softplus(value exp(d_scale) + shift), kept in `weight` for the time being."""
-    d, row, layer = grid.density, grid.side, grid.side * grid.side
+    d, row = grid.density, index(grid.side)
+    layer = row * row
     value, slope, scale = samples.weight[r], samples.slope[r], grid.density_scale[0]
     for i in range(begin, end):
-        low = places.cell[p, i]
+        low = index(places.cell[p, i])
         high = low + layer
         u, v, w = places.u[p, i], places.v[p, i], places.w[p, i]
-        a = d[low] + u * (d[low + 1] - d[low])
-        b = d[low + row] + u * (d[low + row + 1] - d[low + row])
-        e = d[high] + u * (d[high + 1] - d[high])
-        f = d[high + row] + u * (d[high + row + 1] - d[high + row])
+        a = d[low] + u * (d[low + NEXT] - d[low])
+        b = d[low + row] + u * (d[low + row + NEXT] - d[low + row])
+        e = d[high] + u * (d[high + NEXT] - d[high])
+        f = d[high + row] + u * (d[high + row + NEXT] - d[high + row])
         a += v * (b - a)
         e += v * (f - e)
         value[i] = a + w * (e - a)
@@ -231,10 +243,10 @@ def mix(color: Array, low: int, row: int, shares: tuple[np.float32, ...], c: int
     """Channel c of the eight voxels around a sample, weighted."""
     a, b, e, f, g, h, k, m = shares
     high = low + row * row
-    near = a * color[low, c] + b * color[low + 1, c]
-    near += e * color[low + row, c] + f * color[low + row + 1, c]
-    far = g * color[high, c] + h * color[high + 1, c]
-    return near + far + k * color[high + row, c] + m * color[high + row + 1, c]
+    near = a * color[low, c] + b * color[low + NEXT, c]
+    near += e * color[low + row, c] + f * color[low + row + NEXT, c]
+    far = g * color[high, c] + h * color[high + NEXT, c]
+    return near + far + k * color[high + row, c] + m * color[high + row + NEXT, c]
 
 
 @inlined
@@ -270,12 +282,12 @@ def colors(
     weight, color = samples.weight[r], samples.color[r]
     for i in range(begin, end):
         if weight[i] > LEAST_WEIGHT:
-            low, at = places.cell[p, i], i * channels
+            low, at = index(places.cell[p, i]), i * channels
             shares = corners(places.u[p, i], places.v[p, i], places.w[p, i], ONE)
-            c0 = mix(grid.color, low, grid.side, shares, 0)
-            c1 = mix(grid.color, low, grid.side, shares, 1)
-            c2 = mix(grid.color, low, grid.side, shares, 2)
-            c3 = mix(grid.color, low, grid.side, shares, 3) if channels == 4 else ZERO
+            c0 = mix(grid.color, low, index(grid.side), shares, 0)
+            c1 = mix(grid.color, low, index(grid.side), shares, 1)
+            c2 = mix(grid.color, low, index(grid.side), shares, 2)
+            c3 = mix(grid.color, low, index(grid.side), shares, 3) if channels == 4 else ZERO
             color[at], color[at + 1], color[at + 2] = c0, c1, c2
             if channels == 4:
                 color[at + 3] = c3
@@ -309,7 +321,8 @@ def color_adjoint(
     end: int,
 ) -> None:
     """q_i = dL/dw_i, and the gradient of the colours, which is added."""
-    row, layer = grid.side, grid.side * grid.side
+    row = index(grid.side)
+    layer = row * row
     channels, color = len(grid.channels), samples.color[r]
     g0, g1, g2, g3 = given.rgb[r, 0], given.rgb[r, 1], given.rgb[r, 2], ZERO
     if channels == 4:
@@ -333,30 +346,41 @@ def color_adjoint(
                 s2 *= HALF - HALF * c2 * c2
                 s3 *= HALF - HALF * c3 * c3
             slope = s0 * g0, s1 * g1, s2 * g2, s3 * g3
-            low = places.cell[p, i]
+            low = index(places.cell[p, i])
             high = low + layer
             a, b, c, d, e, f, g, h = corners(places.u[p, i], places.v[p, i], places.w[p, i], ONE)
             add_color(gradient, low, a, slope, grid.channels)
-            add_color(gradient, low + 1, b, slope, grid.channels)
+            add_color(gradient, low + NEXT, b, slope, grid.channels)
             add_color(gradient, low + row, c, slope, grid.channels)
-            add_color(gradient, low + row + 1, d, slope, grid.channels)
+            add_color(gradient, low + row + NEXT, d, slope, grid.channels)
             add_color(gradient, high, e, slope, grid.channels)
-            add_color(gradient, high + 1, f, slope, grid.channels)
+            add_color(gradient, high + NEXT, f, slope, grid.channels)
             add_color(gradient, high + row, g, slope, grid.channels)
-            add_color(gradient, high + row + 1, h, slope, grid.channels)
+            add_color(gradient, high + row + NEXT, h, slope, grid.channels)
         q[p, i] = total
 
 
 @inlined
-def density_adjoint(rays: Rays, samples: Samples, q: Array, p: int, r: int) -> None:
-    """From q_i to the gradient of the density grid's interpolated values, in place."""
-    behind = ZERO
-    for i in range(samples_inside(rays, r, q.shape[1]) - 1, -1, -1):
+def density_factors(
+    rays: Rays, samples: Samples, back: Back, p: int, r: int, begin: int, end: int
+) -> None:
+    """What `density_adjoint` needs, in a loop that vectorises: q_i becomes T_{i+1} q_i."""
+    weight, through, steep = samples.weight[r], samples.through[r], samples.slope[r]
+    q, part, slope = back.q[p], back.part[p], back.slope[p]
+    for i in range(begin, end):
         _, delta = interval(rays, r, i)
-        here = q[p, i]
-        slope = delta * (samples.through[r, i] * here - behind)
-        behind += samples.weight[r, i] * here
-        q[p, i] = slope * samples.slope[r, i]
+        part[i], slope[i] = weight[i] * q[i], delta * steep[i]
+        q[i] *= through[i]
+
+
+@inlined
+def density_adjoint(back: Back, p: int, inside: int) -> None:
+    """In the place of q_i the gradient of the density grid's interpolated values."""
+    q, part, slope = back.q[p], back.part[p], back.slope[p]
+    behind = ZERO
+    for i in range(inside - 1, -1, -1):
+        q[i] = slope[i] * (q[i] - behind)
+        behind += part[i]
 
 
 @inlined
@@ -369,19 +393,20 @@ def density_scatter(
     begin: int,
     end: int,
 ) -> None:
-    row, layer = grid.side, grid.side * grid.side
+    row = index(grid.side)
+    layer = row * row
     for i in range(begin, end):
-        low = places.cell[p, i]
+        low = index(places.cell[p, i])
         high = low + layer
         a, b, c, d, e, f, g, h = corners(places.u[p, i], places.v[p, i], places.w[p, i], q[p, i])
         add(gradient, low, a)
-        add(gradient, low + 1, b)
+        add(gradient, low + NEXT, b)
         add(gradient, low + row, c)
-        add(gradient, low + row + 1, d)
+        add(gradient, low + row + NEXT, d)
         add(gradient, high, e)
-        add(gradient, high + 1, f)
+        add(gradient, high + NEXT, f)
         add(gradient, high + row, g)
-        add(gradient, high + row + 1, h)
+        add(gradient, high + row + NEXT, h)
 
 
 @inlined
@@ -426,10 +451,12 @@ def backward(
     density_gradient[:] = ZERO  # here, so that threads do it side by side
     color_gradient[:] = ZERO
     count = samples.weight.shape[1]
-    places, q = one_ray(count), np.empty((1, count), np.float32)
+    places, room = one_ray(count), np.empty((3, 1, count), np.float32)
+    back = Back(room[0], room[1], room[2])
     for r in range(begin, end):
         inside = samples_inside(rays, r, count)
         locate(rays, grid, places, 0, r, 0, inside)
-        color_adjoint(rays, grid, places, 0, samples, given, q, color_gradient, r, 0, inside)
-        density_adjoint(rays, samples, q, 0, r)
-        density_scatter(grid, places, 0, q, density_gradient, 0, inside)
+        color_adjoint(rays, grid, places, 0, samples, given, back.q, color_gradient, r, 0, inside)
+        density_factors(rays, samples, back, 0, r, 0, inside)
+        density_adjoint(back, 0, inside)
+        density_scatter(grid, places, 0, back.q, density_gradient, 0, inside)

@@ -60,18 +60,19 @@ def _clear(density_gradient, color_gradient):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def _color_adjoint(rays, grid, places, samples, given, q, gradient):  # type: ignore[no-untyped-def]
+def _color_adjoint(rays, grid, places, samples, given, back, gradient):  # type: ignore[no-untyped-def]
     i, r = cuda.grid(2)
-    if r < q.shape[0] and i < k.samples_inside(rays, r, q.shape[1]):
+    if r < back.q.shape[0] and i < k.samples_inside(rays, r, back.q.shape[1]):
         k.locate(rays, grid, places, r, r, i, i + 1)
-        k.color_adjoint(rays, grid, places, r, samples, given, q, gradient, r, i, i + 1)
+        k.color_adjoint(rays, grid, places, r, samples, given, back.q, gradient, r, i, i + 1)
+        k.density_factors(rays, samples, back, r, r, i, i + 1)
 
 
 @cuda.jit
-def _density_adjoint(rays, samples, q):  # type: ignore[no-untyped-def]
+def _density_adjoint(rays, back):  # type: ignore[no-untyped-def]
     r = cuda.grid(1)
-    if r < q.shape[0]:
-        k.density_adjoint(rays, samples, q, r, r)
+    if r < back.q.shape[0]:
+        k.density_adjoint(back, r, k.samples_inside(rays, r, back.q.shape[1]))
 
 
 @cuda.jit
@@ -99,17 +100,17 @@ def backward(
     places: k.Places,
     samples: k.Samples,
     given: k.Given,
-    q: Any,
+    back: k.Back,
     density_gradient: Any,
     color_gradient: Any,
 ) -> None:
     """`kernels.backward` for all rays, in the order of torch's current stream."""
-    n, count = q.shape
+    n, count = back.q.shape
     on, shape = stream(), _sample_shape(count, n)
     _clear[*_ray_shape(len(density_gradient)), on](density_gradient, color_gradient)
-    _color_adjoint[*shape, on](rays, grid, places, samples, given, q, color_gradient)
-    _density_adjoint[*_ray_shape(n), on](rays, samples, q)
-    _density_scatter[*shape, on](rays, grid, places, q, density_gradient)
+    _color_adjoint[*shape, on](rays, grid, places, samples, given, back, color_gradient)
+    _density_adjoint[*_ray_shape(n), on](rays, back)
+    _density_scatter[*shape, on](rays, grid, places, back.q, density_gradient)
 
 
 def array(tensor: Any) -> Any:
