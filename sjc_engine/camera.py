@@ -110,15 +110,12 @@ def rays(
     what is returned.
     """
     focal = width / 2 / math.tan(camera.fov / 2)  # pixels
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64) - (height / 2 - 0.5),
-        torch.arange(width, dtype=torch.float64) - (width / 2 - 0.5),
-        indexing="ij",
-    )
+    x = torch.arange(width, dtype=torch.float64)[:, None] - (width / 2 - 0.5)
+    y = torch.arange(height, dtype=torch.float64)[:, None, None] - (height / 2 - 0.5)
     if jitter is not None:
-        x, y = x + jitter[..., 0].double(), y + jitter[..., 1].double()
-    local = torch.stack([x / focal, -y / focal, -torch.ones_like(x)], dim=-1).reshape(-1, 3)
-    directions = local @ camera.camera_to_world[:3, :3].T
+        x, y = x + jitter[..., :1], y + jitter[..., 1:]
+    right, up, backward = camera.camera_to_world[:3, :3].T
+    directions = (x * (right / focal) - y * (up / focal) - backward).view(-1, 3)
     directions = directions / directions.norm(dim=-1, keepdim=True)
     origins = camera.camera_to_world[:3, 3].expand_as(directions)
     return origins.to(dtype), directions.to(dtype)

@@ -119,8 +119,8 @@ def render_views(
     ticks = torch.arange(-1, count, dtype=torch.float64, device=device) + first
     ticks = ticks.clamp_(min=0.0) * step  # (count + 1,): where intervals begin and end
     # A pixel's width one unit away, for fields that look at cones and not at points
-    pixels = torch.tensor([2 * math.tan(camera.fov / 2) / width for camera in cameras])
-    pixels = pixels.to(device, non_blocking=True).repeat_interleave(height * width)
+    widths = torch.tensor([[2 * math.tan(camera.fov / 2) / width] for camera in cameras])
+    pixels = widths.to(device, non_blocking=True).expand(-1, height * width).reshape(-1)
 
     def march(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         o, d, t, chord = origins[part], directions[part], near[part], length[part]
