@@ -1,7 +1,7 @@
 """A step of one scene over its network call alone: what rendering, losses and optimiser add.
 
     python benchmarks/step.py [--unets toybox,small] [--device cpu] [--rounds 7] [--steps 3]
-                              [--threads 1] [--json FILE]
+                              [--threads 1] [--compiled] [--json FILE]
 
 toybox  the embedded prior and its recipe: 32 x 32 pixels, two views a step
 small   a UNet of 3.2 million random weights on 64 x 64 latents, the paper's recipe: 100^3 voxels
@@ -10,7 +10,8 @@ sd15    a UNet of Stable Diffusion 1.5's shape with random bfloat16 weights, the
 
 Two states of the field: as it starts, and with a ball of 11% of the box in empty space. Rounds are
 interleaved and have `--steps` steps; figures are medians over rounds of a round's own ratio. Beside
-the fused renderer stands the one in plain torch.
+the fused renderer stands the one in plain torch; with `--compiled` the same network compiled by
+torch.compile too, which takes minutes before the first round.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="in a round")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
+    parser.add_argument("--compiled", action="store_true", help="the network too")
     parser.add_argument("--json", type=Path, metavar="FILE")
     settings = parser.parse_args()
     device = torch.device(settings.device)
@@ -103,6 +105,12 @@ def main() -> None:
             works[f"{state}, fused"] = steps_of(scene, settings.steps, fused=True)
             works[f"{state}, torch"] = steps_of(scene, settings.steps, fused=False)
         works["denoiser"] = calls_of(scene, settings.steps)
+        if settings.compiled:
+            fast, _ = load(unet, device)
+            fast.compile()
+            scene = Scene("a thing", "", 0, recipe, fast)
+            works["init, compiled"] = steps_of(scene, settings.steps, fused=True)
+            works["denoiser, compiled"] = calls_of(scene, settings.steps)
         times = interleaved(works, settings.rounds)
         for name, seconds in times.items():
             over = ratio(times, name, "denoiser")

@@ -102,11 +102,12 @@ def dispatch(
     retry_failed: bool = False,
     timeout: float | None = None,
     checkpoint_to_store: bool = False,
+    compiled: bool = False,
 ) -> State[Any]:
     """Submits the shards of a plan that the store has, and waits until all assets have their row.
 
     workers: of the pool; about twice as many shards are kept there. None counts those online, again
-    and again. retry_failed, timeout and checkpoint_to_store are each shard's.
+    and again. The other parameters are each shard's.
     """
     opened = open_store(store)
     found = load_plan(opened, plan)
@@ -115,6 +116,7 @@ def dispatch(
         "retry_failed": retry_failed,
         "timeout": timeout,
         "checkpoint_to_store": checkpoint_to_store,
+        "compiled": compiled,
     }
     pool = Pool(found.id, deployment, parameters, workers)
     check_deployment(pool)

@@ -22,6 +22,7 @@ def run(
     retry_failed: bool,
     timeout: float | None,
     checkpoint_to_store: bool,
+    compiled: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -56,6 +57,7 @@ def run(
             retry_failed,
             timeout,
             checkpoint_to_store,
+            compiled,
             return_state=True,
         )
     check_end(state)

@@ -46,6 +46,7 @@ def starting(
         plan.devices,
         Path(settings.scratch).resolve(),
         scenes_per_device=settings.scenes_per_device,
+        compiled=settings.compiled,
         log=log,
     ) as pool:
         if warm:

@@ -60,6 +60,7 @@ def generate(
     price_per_hour: float | None = None,
     gallery: str | None = None,
     checkpoint_to_store: bool = False,
+    compiled: bool = False,
 ) -> State[Any]:
     """Turns the prompts of a manifest into assets in a store.
 
@@ -69,12 +70,13 @@ def generate(
     of the worker, as in .sjc/gpu$CUDA_VISIBLE_DEVICES. timeout: seconds of optimisation.
     price_per_hour: of one device. gallery: folder or address of the store's gallery, to link to.
     checkpoint_to_store: so that a run on another machine goes on where this one is lost.
+    compiled: have the prior's network compiled by torch.compile.
     """
     scratch = os.path.expandvars(scratch)
     settings = Settings(
         manifest, store, prior, recipe, overrides or {}, limit, where, devices,
         scenes_per_device, scratch, retry_failed, timeout, price_per_hour, gallery,
-        checkpoint_to_store,
+        checkpoint_to_store, compiled,
     )  # fmt: skip
     plan = make_plan(settings)
     for warning in plan.warnings:

@@ -47,6 +47,7 @@ class Settings:
     price_per_hour: float | None = None  # of one device, in any currency
     gallery: str | None = None  # folder or address of the store's gallery, to link to
     checkpoint_to_store: bool = False
+    compiled: bool = False  # priors' networks, by torch.compile
     plan: str | None = None  # id of a shard plan in the store, which then stands for the manifest
     shard: int | None = None  # its part that this run is about
 

@@ -33,6 +33,7 @@ def generate_shard(
     retry_failed: bool = False,
     timeout: float | None = None,
     checkpoint_to_store: bool = False,
+    compiled: bool = False,
 ) -> State[Any]:
     """Makes the assets of one shard of a plan that lies in the store.
 
@@ -50,6 +51,7 @@ def generate_shard(
             retry_failed=retry_failed,
             timeout=timeout,
             checkpoint_to_store=checkpoint_to_store,
+            compiled=compiled,
             plan=plan,
             shard=shard,
         )

@@ -169,6 +169,8 @@ def command(settings: Settings, *, retry: bool = False) -> str:
                     words += ["--set", f"{key}={setting}"]
             case "retry_failed":
                 words += [flag] if value or retry else []
+            case "checkpoint_to_store" | "compiled":
+                words += [flag] if value else []
             case "devices":
                 words += [flag, ",".join(value)] if value is not None else []
             case "scenes_per_device":  # the command's default is another than the flow's

@@ -57,6 +57,7 @@ class Cond:
 class Prior(ABC):
     """A loaded model, whatever its family. Build it with `load_prior`."""
 
+    _unet: Any  # the network
     guided = True  # whether a condition says anything, so that guidance has a meaning
     latent = False
 
@@ -100,6 +101,15 @@ class Prior(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
         return latents.clamp(-1, 1)
+
+    def compile(self) -> None:
+        """Has the network compiled (`sjc_engine.compiled`) when it is next called.
+
+        D keeps its value to a few roundings, but not bit for bit.
+        """
+        from sjc_engine.compiled import CompiledNetwork
+
+        self._unet = CompiledNetwork(self._unet)
 
     @abstractmethod
     def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:

@@ -77,8 +77,9 @@ def _begin(message: Message) -> Message:
 class Engine:
     """The process's state, and its one loop."""
 
-    def __init__(self, device: str, replies: IO[str]) -> None:
+    def __init__(self, device: str, replies: IO[str], *, compiled: bool = False) -> None:
         self.device = torch.device(device)
+        self.compiled = compiled  # whether priors' networks are
         self.replies = replies
         self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.prior: Prior | None = None
@@ -164,6 +165,8 @@ class Engine:
     def _load(self, prior: str, revision: str) -> None:
         self.prior = None  # the old one's memory first
         self.prior = load_prior(prior, revision, device=self.device)
+        if self.compiled:
+            self.prior.compile()
         self.gauge = Gauge(self.device) if self.device.type == "cuda" else None
 
     def _step(self) -> None:
@@ -295,6 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sjc_engine.worker")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     parser.add_argument("--threads", type=int, default=1, help="threads of a CPU device")
+    parser.add_argument("--compiled", action="store_true", help="compile priors' networks")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
@@ -304,7 +308,7 @@ def main() -> None:
         torch.cuda.set_device(arguments.device)  # else libraries take memory of cuda:0 too
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
-    engine = Engine(arguments.device, replies)
+    engine = Engine(arguments.device, replies, compiled=arguments.compiled)
     signal.signal(signal.SIGTERM, lambda *_: engine.commands.put(None))
     threading.Thread(target=engine.listen, args=(sys.stdin,), daemon=True).start()
     engine.run()

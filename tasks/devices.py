@@ -28,7 +28,8 @@ class DevicePool:
 
     devices: `cpu`, `cuda:0`, ...; a name may come twice. scenes_per_device: how many scenes one
     process steps together, until it runs out of memory and goes on with half of them; None: one on
-    a CPU, which gains nothing from more, and as many as a GPU has memory for. restarts: how often a
+    a CPU, which gains nothing from more, and as many as a GPU has memory for. compiled: whether
+    priors' networks are (`sjc_engine.compiled`). restarts: how often a
     scene may lose its process before it counts as the culprit. silence: seconds without a message,
     with a scene on board, after which a process is killed. Log files lie under `scratch`/logs.
     """
@@ -39,6 +40,7 @@ class DevicePool:
         scratch: Path,
         *,
         scenes_per_device: int | None = 1,
+        compiled: bool = False,
         threads: int = 1,
         restarts: int = 2,
         silence: float = 900.0,
@@ -47,6 +49,7 @@ class DevicePool:
         log: Log = logging.getLogger(__name__),  # noqa: B008
     ) -> None:
         self.scenes_per_device = scenes_per_device
+        self.compiled = compiled
         self.threads = threads
         self.restarts = restarts
         self.silence = silence

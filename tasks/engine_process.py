@@ -118,6 +118,7 @@ class Engine:
         pool = self.pool
         arguments = ["--device", self.device, "--threads", str(pool.threads)]
         arguments += ["--parent", str(os.getpid())]
+        arguments += ["--compiled"] if pool.compiled else []
         environment = dict(os.environ)
         if self.device == "cpu":
             environment["OMP_NUM_THREADS"] = str(pool.threads)

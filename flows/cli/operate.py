@@ -13,6 +13,7 @@ from flows.cli.options import (
     CRON_HELP,
     CheckpointOption,
     Collision,
+    CompiledOption,
     CronOption,
     JsonOption,
     LimitOption,
@@ -154,6 +155,7 @@ def dispatch(
     timeout: TimeoutOption = None,
     retry_failed: RetryOption = False,
     checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -169,6 +171,7 @@ def dispatch(
             retry_failed=retry_failed,
             timeout=timeout,
             checkpoint_to_store=checkpoint_to_store,
+            compiled=compiled,
             quiet=quiet,
             as_json=json_,
         )

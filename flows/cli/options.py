@@ -105,6 +105,13 @@ CheckpointOption = Annotated[
         help="Checkpoints into the store too: another machine can go on.",
     ),
 ]
+CompiledOption = Annotated[
+    bool,
+    typer.Option(
+        "--compiled",
+        help="Compile the prior's network (torch.compile): a minute at the start, faster steps.",
+    ),
+]
 PriceOption = Annotated[
     float | None,
     typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),
@@ -140,6 +147,7 @@ def _run_options(
     price_per_hour: PriceOption = None,
     gallery: GalleryOption = None,
     checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
 ) -> None:
     """The options of a run: these parameters are all that there is to it."""
 

@@ -29,6 +29,7 @@ def generate_shard(
     retry_failed: bool = False,
     timeout: float | None = None,
     checkpoint_to_store: bool = False,
+    compiled: bool = False,
     scratch: str | None = None,
 ) -> State[Any]:
     folder = str(shard_scratch(scratch, plan, shard))

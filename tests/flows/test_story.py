@@ -153,6 +153,7 @@ def test_the_command_does_the_same_again() -> None:
     settings = Settings(
         "my list.csv", "s3://b/p", "toybox", "draft", {"steps": "5"}, 3, "seed < 2",
         ["cpu", "cuda:0"], 4, "fast", False, 9.5, 2.5, "wall",
+        True, True,
     )  # fmt: skip
     words = shlex.split(command(settings, retry=True))
     assert words == [
@@ -160,6 +161,7 @@ def test_the_command_does_the_same_again() -> None:
         "draft", "--set", "steps=5", "--limit", "3", "--where", "seed < 2", "--devices",
         "cpu,cuda:0", "--scenes-per-device", "4", "--scratch", "fast", "--retry-failed",
         "--timeout", "9.5", "--price-per-hour", "2.5", "--gallery", "wall",
+        "--checkpoint-to-store", "--compiled",
     ]  # fmt: skip
     assert parse_overrides([words[words.index("--set") + 1]]) == settings.overrides
 
