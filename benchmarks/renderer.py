@@ -83,8 +83,8 @@ def put_ball(field: VoxelField) -> None:
 def our_step(field: VoxelField, camera: Camera, size: int, score: Tensor, fused: bool) -> None:
     """The same work as `published_renderer.step_gradients`, in one backward pass."""
     field.zero_grad()
-    view = render_views(field, [camera], size, size, step=STEP, fused=fused)
-    (-(score * view.rgb[0]).sum() + 1e4 * emptiness(view.weights)).backward()
+    view = render_views(field, [camera], size, size, step=STEP, haze_scale=10.0, fused=fused)
+    (-(score * view.rgb[0]).sum() + 1e4 * emptiness(view)).backward()
 
 
 def published_step(module: Any, grids: Any, camera: Camera, size: int, score: Tensor) -> None:

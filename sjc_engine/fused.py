@@ -8,7 +8,7 @@ Numba's cache. A GPU wants the package numba-cuda too. Where they do not run, th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -71,7 +71,7 @@ def _try(device: torch.device, channels: int) -> None:
     field = VoxelField(2, channels, generator=torch.Generator()).to(device)
     line, chord = torch.ones(1, 3, device=device), torch.ones(1, device=device)
     with torch.enable_grad():
-        parts = march_voxels(field, CutRays(-line, line, chord, chord, 1.0, 0.5, 2, 10.0))
+        parts = march_voxels(field, CutRays(-line, line, chord, chord, 1.0, 0.5, 2, 10.0, 1.0))
         torch.cat([part.flatten() for part in parts]).sum().backward()
     assert field.density.grad is not None
     field.density.grad.sum().item()  # a GPU tells of errors when it is waited for
@@ -94,17 +94,18 @@ class CutRays:
     step: float
     count: int  # intervals
     background_depth: float  # where light ends that leaves the box
+    haze_scale: float  # beta in log(1 + beta w)
 
     def __len__(self) -> int:
         return len(self.origins)
 
 
-def march_voxels(field: VoxelField, rays: CutRays) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Colour (n, C), opacity (n,), depth (n,) and weights (n, count), all differentiable once.
+def march_voxels(field: VoxelField, rays: CutRays) -> tuple[Tensor, ...]:
+    """Colour (n, C), opacity, depth and haze (n,), weights (n, count), all differentiable once.
 
     The oracle's numbers, to float32's precision.
     """
-    outcome: tuple[Tensor, Tensor, Tensor, Tensor] = _March.apply(
+    outcome: tuple[Tensor, ...] = _March.apply(
         field.density, field.color, field.d_scale, field, rays
     )
     return outcome
@@ -114,7 +115,7 @@ class _March(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, density: Tensor, color: Tensor, d_scale: Tensor, field: VoxelField, rays: CutRays
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         from sjc_engine.kernels import Picture, Samples
 
         n, count = len(rays), rays.count
@@ -122,16 +123,17 @@ class _March(torch.autograd.Function):
         colors = density.new_empty(n, count * field.channels)
         kept = *density.new_empty(3, n, count), colors
         rgb = density.new_zeros(n, field.channels)
-        opacity, depth = density.new_empty(2, n)
+        opacity, depth, haze = density.new_empty(3, n)
         call = _Call(field, rays, density, voxels, d_scale.exp())
-        call.forward(call.pack(Samples, *kept), call.pack(Picture, rgb, opacity, depth))
+        call.forward(call.pack(Samples, *kept), call.pack(Picture, rgb, opacity, depth, haze))
         ctx.save_for_backward(voxels, density, d_scale, *kept)
         ctx.field, ctx.rays = field, rays
-        return rgb, opacity, depth, kept[0]
+        ctx.set_materialize_grads(False)
+        return rgb, opacity, depth, haze, kept[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         from sjc_engine.kernels import Given, Samples
 
         voxels, density, d_scale, *kept = ctx.saved_tensors
@@ -141,7 +143,7 @@ class _March(torch.autograd.Function):
         d_voxels = [torch.empty_like(voxels) for _ in range(call.threads)]
         call.backward(
             call.pack(Samples, *kept),
-            call.pack(Given, *(g.contiguous() for g in given)),
+            call.pack(Given, *call.whole(given)),
             [call.array(d.view(-1)) for d in d_density],
             [call.array(d.view(-1, d.shape[-1])) for d in d_voxels],
         )
@@ -174,6 +176,7 @@ class _Call:
             real(rays.first),
             real(rays.step),
             real(rays.background_depth),
+            real(rays.haze_scale),
         )
         self.grid = kernels.Grid(
             self.array(density.reshape(-1)),
@@ -193,6 +196,15 @@ class _Call:
         from sjc_engine import kernels_cuda
 
         return kernels_cuda.array(tensor.detach())
+
+    def whole(self, given: Sequence[Tensor | None]) -> list[Tensor]:
+        """The gradients of what `march_voxels` returns, contiguous. Only the weights' stay away."""
+        n, channels = self.n, len(self.grid.channels)
+        shapes = (n, channels), (n,), (n,), (n,), (0, 0)
+        return [
+            self.scale.new_zeros(shape) if g is None else g.contiguous()
+            for g, shape in zip(given, shapes, strict=True)
+        ]
 
     def pack(self, kind: type[Packed], *tensors: Tensor) -> Packed:
         return kind(*map(self.array, tensors))

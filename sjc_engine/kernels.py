@@ -48,6 +48,7 @@ class Rays(NamedTuple):
     first: np.float32  # share of a step that the first interval has
     step: np.float32
     background_depth: np.float32  # where light ends that leaves the box
+    haze_scale: np.float32  # beta in log(1 + beta w)
 
 
 class Grid(NamedTuple):
@@ -93,6 +94,7 @@ class Picture(NamedTuple):
     rgb: Array  # (n, C)
     opacity: Array  # (n,)
     depth: Array  # (n,)
+    haze: Array  # (n,) sum_i log(1 + beta w_i)
 
 
 class Given(NamedTuple):
@@ -101,7 +103,8 @@ class Given(NamedTuple):
     rgb: Array  # (n, C)
     opacity: Array  # (n,)
     depth: Array  # (n,)
-    weight: Array  # (n, count)
+    haze: Array  # (n,)
+    weight: Array  # (n, count); (0, 0): no loss looks at single weights
 
 
 def add(array: Array, place: Any, value: np.float32) -> None:
@@ -173,6 +176,15 @@ def log1p(z: np.float32) -> np.float32:
 
 
 @inlined
+def log_above(z: np.float32) -> np.float32:
+    """log(1 + z) for any z from 0, without a call: 1 + z is (1 + f) 2^e with f in [0, 1]."""
+    bits = real(ONE + z).view(np.int32)
+    e = np.int32((bits >> np.int32(23)) - np.int32(127))
+    f = z if e == 0 else np.int32(bits - (e << np.int32(23))).view(np.float32) - ONE
+    return real(e) * real(0.6931471806) + log1p(f) + ZERO * z  # NaN stays NaN
+
+
+@inlined
 def densities(
     grid: Grid, places: Places, p: int, samples: Samples, r: int, begin: int, end: int
 ) -> None:
@@ -221,6 +233,11 @@ def composite(rays: Rays, samples: Samples, picture: Picture, r: int) -> None:
         depth += w * distance
     for i in range(inside, count):
         weight[i] = ZERO
+    haze = ZERO
+    if rays.haze_scale > ZERO:
+        for i in range(inside):
+            haze += log_above(rays.haze_scale * weight[i])
+    picture.haze[r] = haze
     picture.opacity[r] = opacity
     picture.depth[r] = depth + transmittance * rays.background_depth
 
@@ -327,17 +344,22 @@ def color_adjoint(
     g0, g1, g2, g3 = given.rgb[r, 0], given.rgb[r, 1], given.rgb[r, 2], ZERO
     if channels == 4:
         g3 = given.rgb[r, 3]
-    deeper = given.depth[r]
+    weights, out = samples.weight[r], q[p]
+    deeper, haze = given.depth[r], given.haze[r] * rays.haze_scale
     common = given.opacity[r] - deeper * rays.background_depth
     for i in range(begin, end):
         distance, _ = interval(rays, r, i)
-        weight = samples.weight[r, i]
-        total = given.weight[r, i] + common + deeper * distance
+        out[i] = common + deeper * distance + haze / (ONE + rays.haze_scale * weights[i])
+    if given.weight.shape[0] > 0:
+        for i in range(begin, end):
+            out[i] += given.weight[r, i]
+    for i in range(begin, end):
+        weight = weights[i]
         if weight > LEAST_WEIGHT:
             at = i * channels
             c0, c1, c2 = color[at], color[at + 1], color[at + 2]
             c3 = color[at + 3] if channels == 4 else ZERO
-            total += g0 * c0 + g1 * c1 + g2 * c2 + g3 * c3
+            out[i] += g0 * c0 + g1 * c1 + g2 * c2 + g3 * c3
             s0, s1, s2, s3 = weight, weight, weight, weight
             if grid.bounded:
                 # d/dv (2 s - 1) = 2 s (1 - s) = (1 - c^2) / 2
@@ -357,7 +379,6 @@ def color_adjoint(
             add_color(gradient, high + NEXT, f, slope, grid.channels)
             add_color(gradient, high + row, g, slope, grid.channels)
             add_color(gradient, high + row + NEXT, h, slope, grid.channels)
-        q[p, i] = total
 
 
 @inlined

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,31 +17,13 @@ DEPTH_KNEE = 0.1
 # "3drec" below is the part of Zero-1-to-3's code (Liu et al. 2023) that chains its scores.
 
 
-def emptiness(weights: Tensor, scale: float = 10.0) -> Tensor:
+def emptiness(rendering: Rendering) -> Tensor:
     """SJC's emptiness loss: mean(log(1 + beta w)) over all samples, also those outside the box.
 
-    It rises steeply at w = 0, so that faint haze costs more than a surface of equal opacity.
-    Differentiable once.
+    It rises steeply at w = 0, so that faint haze costs more than a surface of equal opacity. beta
+    is the rendering's `haze_scale`: the renderer forms the sum while it has the weights at hand.
     """
-    loss: Tensor = _MeanLog1p.apply(weights, scale)
-    return loss
-
-
-class _MeanLog1p(torch.autograd.Function):
-    """By hand: autograd would keep another tensor as large as the weights, and go over it twice."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(weights)
-        ctx.scale = scale
-        return (scale * weights).log1p_().mean()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
-        (weights,) = ctx.saved_tensors
-        below = torch.add(weights.new_ones(()), weights, alpha=ctx.scale)
-        return given * ctx.scale / weights.numel() / below, None
+    return rendering.haze.sum() / rendering.weights.numel()
 
 
 def center_depth(depth: Tensor, form: Literal["fixed", "official"] = "fixed") -> Tensor:

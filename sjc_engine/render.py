@@ -30,6 +30,7 @@ class Rendering:
     rgb: Tensor  # (C, H, W), premultiplied by opacity
     opacity: Tensor  # (H, W) in [0, 1]
     depth: Tensor  # (H, W) expected distance; the unabsorbed part counts as BACKGROUND_DEPTH
+    haze: Tensor  # (H, W) sum of log(1 + beta w) over a ray's weights; 0 where nobody asked
     weights: Tensor  # (H * W, samples): the share of each interval in its ray's colour
     directions: Tensor  # (H * W, 3) unit vectors
     chord: Tensor  # (H * W,) length of each ray inside the box
@@ -83,14 +84,16 @@ def render_views(
     *,
     step: float | None = None,
     generator: torch.Generator | None = None,
+    haze_scale: float = 0.0,
     fused: bool | None = None,
 ) -> Rendering:
     """Render several views of one field in one pass; every tensor gains a leading view axis.
 
     `step` is the interval's length in world units (default: half a voxel). With a CPU `generator`
     each ray moves inside its pixel and the first interval of all rays is shortened at random (one
-    number for the whole call); without, rays pass through pixel centres. `fused` asks for the
-    kernels of `sjc_engine.fused` or for plain torch, their oracle (default: kernels that fit).
+    number for the whole call); without, rays pass through pixel centres. `haze_scale` is the beta
+    of `losses.emptiness`, if that is wanted. `fused` asks for the kernels of `sjc_engine.fused` or
+    for plain torch, their oracle (default: kernels that fit).
     """
     step = field.voxel_length / 2 if step is None else step
     if not step > 0:
@@ -122,17 +125,18 @@ def render_views(
     widths = torch.tensor([[2 * math.tan(camera.fov / 2) / width] for camera in cameras])
     pixels = widths.to(device, non_blocking=True).expand(-1, height * width).reshape(-1)
 
-    def march(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def march(part: slice) -> tuple[Tensor, ...]:
         o, d, t, chord = origins[part], directions[part], near[part], length[part]
         if not voxels:
-            return _march(field, o, d, t, chord, ticks, pixels[part])
+            return _march(field, o, d, t, chord, ticks, pixels[part], haze_scale)
         o, d, t, chord = (line.float().contiguous() for line in (o, d, t, chord))
-        return march_voxels(voxels, CutRays(o, d, t, chord, first, step, count, BACKGROUND_DEPTH))
+        cuts = first, step, count, BACKGROUND_DEPTH, haze_scale
+        return march_voxels(voxels, CutRays(o, d, t, chord, *cuts))
 
     # Gradients of a whole grid are made for each chunk: with them there should be one
     size = RAYS_PER_CHUNK if torch.is_grad_enabled() else RAYS_PER_CHUNK // 4
     chunks = [march(slice(start, start + size)) for start in range(0, len(origins), size)]
-    rgb, opacity, depth, weights = (
+    rgb, opacity, depth, haze, weights = (
         torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*chunks, strict=True)
     )
     views = len(cameras)
@@ -140,6 +144,7 @@ def render_views(
         rgb.view(views, height, width, -1).movedim(-1, -3),
         opacity.view(views, height, width),
         depth.view(views, height, width),
+        haze.view(views, height, width),
         weights.view(views, height * width, -1),
         directions.to(rgb.dtype).view(views, height * width, 3),
         length.to(rgb.dtype).view(views, height * width),
@@ -168,8 +173,9 @@ def _march(
     length: Tensor,
     ticks: Tensor,
     pixels: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Colour (n, C), opacity (n,), depth (n,) and weights (n, samples) of n rays."""
+    haze_scale: float,
+) -> tuple[Tensor, ...]:
+    """Colour (n, C), opacity, depth and haze (n,), and weights (n, samples) of n rays."""
     dtype = field.dtype
     edges = torch.minimum(ticks, length[:, None])  # (n, samples + 1), float64
     deltas = edges.diff()
@@ -197,4 +203,5 @@ def _march(
     rgb = color.new_zeros(len(origins), color.shape[1])
     rgb = rgb.index_add(0, ray, color * weights.flatten()[inside, None])
     depth = (weights * middle.to(dtype)).sum(dim=1) + (1 - opacity) * BACKGROUND_DEPTH
-    return rgb, opacity, depth, weights
+    haze = torch.log1p(haze_scale * weights).sum(dim=1) if haze_scale else torch.zeros_like(depth)
+    return rgb, opacity, depth, haze, weights

@@ -164,7 +164,13 @@ class Scene:
         fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
         cameras = [sample_camera(g, self._radius(), fov, elevation) for _ in range(count)]
         views = render_views(
-            self.field, cameras, size, size, step=r.ray_step, generator=g if r.ray_jitter else None
+            self.field,
+            cameras,
+            size,
+            size,
+            step=r.ray_step,
+            generator=g if r.ray_jitter else None,
+            haze_scale=r.emptiness_scale,
         )
         backdrop = self._background(views)
         images = self._picture(views, backdrop)
@@ -221,7 +227,7 @@ class Scene:
         gradient = weighting(r.score, draw.sigma).to(score).view(-1, 1, 1, 1) * score
         # d/dtheta of this is -(weight score) . dx/dtheta: the chain rule that names the method
         loss = -(gradient * images).sum() / len(images)
-        empty = emptiness(views.weights, r.emptiness_scale)
+        empty = emptiness(views)
         rising = r.emptiness_multiplier if self._progress(r.emptiness_step) else 1.0
         loss = loss + r.emptiness_weight * rising * empty
         if r.depth_weight:

@@ -92,8 +92,8 @@ def test_the_renderers_gradients_are_those_of_finite_differences(kind):
             self.field = field
 
         def forward(self):
-            view = render(self.field, orbit(30, 20), 3, 3, step=0.2)
-            return view.rgb, view.opacity, view.depth
+            view = render_views(self.field, [orbit(30, 20)], 3, 3, step=0.2, haze_scale=10.0)
+            return view.rgb, view.opacity, view.depth, view.haze
 
     shot = Shot()
 

@@ -28,16 +28,18 @@ def make_field(channels, space, *, opaque, side=12):
     return field
 
 
-def seen(field, *, kernels, views=2, size=9, step=0.05, seed=5):
+def seen(field, *, kernels, views=2, size=9, step=0.05, seed=5, beta=10.0):
     """Everything that a loss may depend on, and all gradients of a loss of all of it."""
     generator = torch.Generator().manual_seed(seed)
     cameras = [sample_camera(generator) for _ in range(views)]
     field.zero_grad()
-    view = render_views(field, cameras, size, size, step=step, generator=generator, fused=kernels)
-    outputs = [view.rgb, view.opacity, view.depth, view.weights]
+    view = render_views(
+        field, cameras, size, size, step=step, generator=generator, haze_scale=beta, fused=kernels
+    )
+    outputs = [view.rgb, view.opacity, view.depth, view.haze, view.weights]
     score = [torch.randn(t.shape, generator=generator) for t in outputs]
     loss = sum((s * t).sum() for s, t in zip(score, outputs, strict=True))
-    loss = loss + 1e3 * emptiness(view.weights) + 10 * distortion(view)
+    loss = loss + 1e3 * emptiness(view) + 10 * distortion(view)
     loss = loss + learned_background(field, view).mean()
     loss.backward()
     slopes = [field.density.grad, field.color.grad, field.d_scale.grad, field.background.grad]
@@ -59,6 +61,16 @@ def test_the_kernels_give_the_oracles_pictures_and_gradients(channels, space, op
         assert off(found, wanted) < 5e-5
     for found, wanted in zip(ours[1], theirs[1], strict=True):
         assert off(found, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1e6])
+def test_haze_of_every_scale(beta):
+    field = make_field(3, "rgb", opaque=True)
+    ours = seen(field, kernels=True, beta=beta)
+    theirs = seen(field, kernels=False, beta=beta)
+    assert torch.allclose(ours[0][3], theirs[0][3], rtol=1e-4)
+    for grid in (0, 1):
+        assert off(ours[1][grid], theirs[1][grid]) < 1e-4
 
 
 def test_gradients_at_the_papers_setting():
@@ -118,8 +130,10 @@ def test_what_is_not_a_number_shows():
         field = make_field(3, "rgb", opaque=False)
         with torch.no_grad():
             getattr(field, name)[..., 6, 6, 6] = float("nan")
-        view = render_views(field, [orbit(0, 0)], 16, 16, fused=True)
+        view = render_views(field, [orbit(0, 0)], 16, 16, haze_scale=10.0, fused=True)
         assert not torch.isfinite(view.rgb.sum() + view.opacity.sum())
+        if name == "density":
+            assert not torch.isfinite(view.haze.sum())
 
 
 def test_memory_is_laid_out_for_the_kernels_and_stays_so():
@@ -222,5 +236,5 @@ def test_the_cuda_kernels_in_numbas_simulator():
         PYTHONPATH=os.path.dirname(__file__),
     )
     found = [float(line.split()[1]) for line in said.splitlines() if line.startswith("off")]
-    assert len(found) == 16
+    assert len(found) == 18
     assert max(found) < 1e-4
