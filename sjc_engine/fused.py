@@ -234,14 +234,21 @@ class _Call:
             kernels_cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
             return
 
+        layer = int(self.grid.side) ** 2
+        colored = [(0, 0)] * self.threads  # layers of each thread's colours
+
         def part(thread: int, begin: int, end: int) -> None:
-            out = d_density[thread], d_voxels[thread]
-            kernels.backward(begin, end, self.rays, self.grid, samples, given, *out)
+            out = d_density[thread], d_voxels[thread], thread == 0
+            colored[thread] = kernels.backward(
+                begin, end, self.rays, self.grid, samples, given, *out
+            )
 
         def add_up(thread: int, begin: int, end: int) -> None:
-            for total, *others in (d_density, d_voxels):
-                for other in others:
-                    total[begin:end] += other[begin:end]
+            for k in range(1, self.threads):
+                d_density[0][begin:end] += d_density[k][begin:end]
+                low, high = (edge * layer for edge in colored[k])
+                share = slice(*_even(high - low, self.threads)[thread : thread + 2])
+                d_voxels[0][low:high][share] += d_voxels[k][low:high][share]
 
         self._in_parts(part, self._shares())
         if self.threads > 1:

@@ -457,6 +457,22 @@ def forward(
         colors(grid, places, 0, samples, picture, r, 0, inside)
 
 
+@inlined
+def colored_layers(
+    places: Places, samples: Samples, r: int, inside: int, layer: int
+) -> tuple[int, int]:
+    """From which layer of voxels along z to which a ray's colours reach; (0, 0) without any."""
+    weight, first, last = samples.weight[r], 0, inside - 1
+    while first < inside and not weight[first] > LEAST_WEIGHT:
+        first += 1
+    while last > first and not weight[last] > LEAST_WEIGHT:
+        last -= 1
+    if first == inside:
+        return 0, 0
+    enter, leave = places.cell[0, first] // layer, places.cell[0, last] // layer
+    return min(enter, leave), max(enter, leave) + 2
+
+
 @compiled
 def backward(
     begin: int,
@@ -467,17 +483,33 @@ def backward(
     given: Given,
     density_gradient: Array,
     color_gradient: Array,
-) -> None:
-    """The gradients of rays begin...end on the CPU."""
+    whole: bool,
+) -> tuple[int, int]:
+    """The gradients of rays begin...end on the CPU.
+
+    The colours' gradient counts within the layers from...to that are returned: all of them if
+    `whole`, else those that colours reach; a converged scene has clear space around.
+    """
+    layer = grid.side * grid.side
     density_gradient[:] = ZERO  # here, so that threads do it side by side
-    color_gradient[:] = ZERO
+    low, high = 0, int(grid.side) if whole else 0
+    color_gradient[: high * layer] = ZERO
     count = samples.weight.shape[1]
     places, room = one_ray(count), np.empty((3, 1, count), np.float32)
     back = Back(room[0], room[1], room[2])
     for r in range(begin, end):
         inside = samples_inside(rays, r, count)
         locate(rays, grid, places, 0, r, 0, inside)
+        if not whole:
+            bottom, top = colored_layers(places, samples, r, inside, layer)
+            if top > bottom:
+                if low == high:
+                    low, high = bottom, bottom
+                color_gradient[min(bottom, low) * layer : low * layer] = ZERO
+                color_gradient[high * layer : max(top, high) * layer] = ZERO
+                low, high = min(bottom, low), max(top, high)
         color_adjoint(rays, grid, places, 0, samples, given, back.q, color_gradient, r, 0, inside)
         density_factors(rays, samples, back, 0, r, 0, inside)
         density_adjoint(back, 0, inside)
         density_scatter(grid, places, 0, back.q, density_gradient, 0, inside)
+    return low, high
