@@ -234,25 +234,28 @@ class _Call:
             kernels_cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
             return
 
-        layer = int(self.grid.side) ** 2
-        colored = [(0, 0)] * self.threads  # layers of each thread's colours
+        side = int(self.grid.side)
+        reached = [(0, 0)] * self.threads  # from which layer to which colours reach
 
         def part(thread: int, begin: int, end: int) -> None:
-            out = d_density[thread], d_voxels[thread], thread == 0
-            colored[thread] = kernels.backward(
+            out = d_density[thread], d_voxels[thread]
+            reached[thread] = kernels.backward(
                 begin, end, self.rays, self.grid, samples, given, *out
             )
 
-        def add_up(thread: int, begin: int, end: int) -> None:
-            for k in range(1, self.threads):
-                d_density[0][begin:end] += d_density[k][begin:end]
-                low, high = (edge * layer for edge in colored[k])
-                share = slice(*_even(high - low, self.threads)[thread : thread + 2])
-                d_voxels[0][low:high][share] += d_voxels[k][low:high][share]
+        def sum_up(thread: int, begin: int, end: int) -> None:
+            voxels = [d.reshape(side, -1) for d in d_voxels]
+            low, high = reached[0]
+            voxels[0][begin : min(end, max(low, begin))] = 0
+            voxels[0][max(begin, high) : end] = 0
+            for k, (low, high) in enumerate(reached[1:], 1):
+                layers = slice(max(begin, low), min(end, high))
+                voxels[0][layers] += voxels[k][layers]
+                share = slice(begin * side**2, end * side**2)
+                d_density[0][share] += d_density[k][share]
 
         self._in_parts(part, self._shares())
-        if self.threads > 1:
-            self._in_parts(add_up, _even(len(d_density[0]), self.threads))
+        self._in_parts(sum_up, [side * k // self.threads for k in range(self.threads + 1)])
 
     def _places(self) -> Any:
         """A GPU's room for where all samples lie; a CPU's threads have that of one ray."""
@@ -276,10 +279,6 @@ class _Call:
         work(0, 0, edges[1])  # this thread's share
         for other in others:
             other.result()
-
-
-def _even(length: int, parts: int) -> list[int]:
-    return [length * k // parts for k in range(parts + 1)]
 
 
 @cache

@@ -483,31 +483,28 @@ def backward(
     given: Given,
     density_gradient: Array,
     color_gradient: Array,
-    whole: bool,
 ) -> tuple[int, int]:
-    """The gradients of rays begin...end on the CPU.
+    """The gradients of rays begin...end on the CPU, from cleared memory to what they are.
 
-    The colours' gradient counts within the layers from...to that are returned: all of them if
-    `whole`, else those that colours reach; a converged scene has clear space around.
+    That of colours only within the layers from...to that are returned, those that colours reach:
+    a converged scene has clear space around, and memory is what threads wait for.
     """
     layer = grid.side * grid.side
     density_gradient[:] = ZERO  # here, so that threads do it side by side
-    low, high = 0, int(grid.side) if whole else 0
-    color_gradient[: high * layer] = ZERO
+    low, high = 0, 0
     count = samples.weight.shape[1]
     places, room = one_ray(count), np.empty((3, 1, count), np.float32)
     back = Back(room[0], room[1], room[2])
     for r in range(begin, end):
         inside = samples_inside(rays, r, count)
         locate(rays, grid, places, 0, r, 0, inside)
-        if not whole:
-            bottom, top = colored_layers(places, samples, r, inside, layer)
-            if top > bottom:
-                if low == high:
-                    low, high = bottom, bottom
-                color_gradient[min(bottom, low) * layer : low * layer] = ZERO
-                color_gradient[high * layer : max(top, high) * layer] = ZERO
-                low, high = min(bottom, low), max(top, high)
+        bottom, top = colored_layers(places, samples, r, inside, layer)
+        if top > bottom:
+            if low == high:
+                low, high = bottom, bottom
+            color_gradient[min(bottom, low) * layer : low * layer] = ZERO
+            color_gradient[high * layer : max(top, high) * layer] = ZERO
+            low, high = min(bottom, low), max(top, high)
         color_adjoint(rays, grid, places, 0, samples, given, back.q, color_gradient, r, 0, inside)
         density_factors(rays, samples, back, 0, r, 0, inside)
         density_adjoint(back, 0, inside)
