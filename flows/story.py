@@ -156,9 +156,18 @@ def spent(plan: Plan, seconds: float, left: float | None, made: int) -> str:
 
 
 def command(settings: Settings, *, retry: bool = False) -> str:
-    """The `sjc run` that does the same as these settings; retry: and tries failed assets again."""
+    """The command that does the same as these settings; retry: and tries failed assets again.
+
+    For a shard it is that of all its plan, by the name that the plan's file may have.
+    """
     words = ["sjc", "run", settings.manifest]
+    known = {option.name for option in fields(Settings)}
+    if settings.plan is not None:
+        words = ["sjc", "dispatch", f"{settings.plan}.parquet"]
+        known = {"store", "retry_failed", "timeout", "checkpoint_to_store", "compiled"}
     for option in fields(Settings):
+        if option.name not in known:
+            continue
         value = getattr(settings, option.name)
         flag = f"--{option.name.replace('_', '-')}"
         match option.name:

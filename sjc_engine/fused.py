@@ -200,7 +200,7 @@ class _Call:
     def whole(self, given: Sequence[Tensor | None]) -> list[Tensor]:
         """The gradients of what `march_voxels` returns, contiguous. Only the weights' stay away."""
         n, channels = self.n, len(self.grid.channels)
-        shapes = (n, channels), (n,), (n,), (n,), (0, 0)
+        shapes = (n, channels), (n,), (n,), (n,), (0, self.count)
         return [
             self.scale.new_zeros(shape) if g is None else g.contiguous()
             for g, shape in zip(given, shapes, strict=True)

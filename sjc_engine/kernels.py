@@ -104,7 +104,7 @@ class Given(NamedTuple):
     opacity: Array  # (n,)
     depth: Array  # (n,)
     haze: Array  # (n,)
-    weight: Array  # (n, count); (0, 0): no loss looks at single weights
+    weight: Array  # (n, count); (0, count) where no loss looks at single weights
 
 
 def add(array: Array, place: Any, value: np.float32) -> None:
@@ -461,7 +461,10 @@ def forward(
 def colored_layers(
     places: Places, samples: Samples, r: int, inside: int, layer: int
 ) -> tuple[int, int]:
-    """From which layer of voxels along z to which a ray's colours reach; (0, 0) without any."""
+    """From which layer of voxels along z to which a ray's colours reach; (0, 0) without any.
+
+    z only rises or only falls along a ray: its first and its last colour tell.
+    """
     weight, first, last = samples.weight[r], 0, inside - 1
     while first < inside and not weight[first] > LEAST_WEIGHT:
         first += 1

@@ -21,7 +21,8 @@ def emptiness(rendering: Rendering) -> Tensor:
     """SJC's emptiness loss: mean(log(1 + beta w)) over all samples, also those outside the box.
 
     It rises steeply at w = 0, so that faint haze costs more than a surface of equal opacity. beta
-    is the rendering's `haze_scale`: the renderer forms the sum while it has the weights at hand.
+    is the `haze_scale` that the views were rendered with, while their weights were at hand; 0, the
+    default, makes the loss 0.
     """
     return rendering.haze.sum() / rendering.weights.numel()
 

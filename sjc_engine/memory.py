@@ -38,7 +38,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep up to half a GB of what is freed, for the next step.
+    """Lets the C library keep what is freed for the next step: half a GB at its heap's end.
 
     A step of the renderer frees tens of MB and wants as much again. glibc gives them back to the
     system, which then hands out and clears page after page: up to a third of a step's time. An
@@ -50,8 +50,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc, or not even POSIX
         return
-    mallopt(_M_TRIM_THRESHOLD, 512 << 20)
-    mallopt(_M_MMAP_THRESHOLD, 128 << 20)  # larger blocks come from the system and go back to it
+    # Blocks of which size come from the system and go back to it; older versions take 32 MB at most
+    if any(mallopt(_M_MMAP_THRESHOLD, size << 20) for size in (128, 32)):
+        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
 def free_memory() -> int | None:

@@ -70,9 +70,12 @@ def render(
     *,
     step: float | None = None,
     generator: torch.Generator | None = None,
+    haze_scale: float = 0.0,
 ) -> Rendering:
     """Render one view. See `render_views`."""
-    stack = render_views(field, [camera], height, width, step=step, generator=generator)
+    stack = render_views(
+        field, [camera], height, width, step=step, generator=generator, haze_scale=haze_scale
+    )
     return Rendering(*(getattr(stack, name)[0] for name in Rendering.__dataclass_fields__))
 
 

@@ -109,7 +109,7 @@ CompiledOption = Annotated[
     bool,
     typer.Option(
         "--compiled",
-        help="Compile the prior's network (torch.compile): a minute at the start, faster steps.",
+        help="Compile the prior's network (torch.compile): a minute at first for faster steps.",
     ),
 ]
 PriceOption = Annotated[

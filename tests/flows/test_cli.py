@@ -398,6 +398,31 @@ def test_sigterm_saves_what_was_running(judge: str, prefect_api: str, tmp_path: 
 
 
 @pytest.mark.slow
+def test_without_a_compiler_a_compiled_run_makes_its_assets_all_the_same(
+    judge: str, prefect_api: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m.csv").write_text(GOOD)
+    environment = {
+        "PREFECT_API_URL": prefect_api,
+        "PYTHONPATH": str(ROOT),
+        "CXX": str(tmp_path / "none"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
+    }
+    ran = subprocess.run(
+        [*SJC, "run", "m.csv", "--devices", "cpu", "--compiled", *tiny(judge)],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    [log] = (tmp_path / ".sjc/logs").glob("engine-*.log")
+    [line] = log.read_text().splitlines()
+    assert line.startswith("the network runs as it is, not compiled")
+    assert "No working C++ compiler" in line
+
+
+@pytest.mark.slow
 def test_a_run_without_its_server_ends_when_it_is_told_to(judge: str, tmp_path: Path) -> None:
     """Prefect would call the server that is gone for minutes, and end with a traceback."""
     (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,100000\n")

@@ -163,6 +163,10 @@ def test_the_command_does_the_same_again() -> None:
         "--timeout", "9.5", "--price-per-hour", "2.5", "--gallery", "wall",
         "--checkpoint-to-store", "--compiled",
     ]  # fmt: skip
+    shard = Settings("p1", "s3://b/p", timeout=9.5, compiled=True, plan="p1", shard=3)
+    assert command(shard, retry=True) == (
+        "sjc dispatch p1.parquet --store s3://b/p --retry-failed --timeout 9.5 --compiled"
+    )
     assert parse_overrides([words[words.index("--set") + 1]]) == settings.overrides
 
 

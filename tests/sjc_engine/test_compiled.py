@@ -32,13 +32,13 @@ def questions(prior, count):
 @pytest.mark.system
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own parts
 def test_a_compiled_network_answers_the_same_for_every_size_of_batch(prior, caplog):
-    asked = [questions(prior, count) for count in (2, 4, 2)]
+    asked = [questions(prior, count) for count in (2, 4, 2, 4)]
     plain = [prior.denoise(*question) for question in asked]
     prior.compile()
     with caplog.at_level(logging.WARNING, "sjc_engine"):
         for question, expected in zip(asked, plain, strict=True):
             torch.testing.assert_close(prior.denoise(*question), expected, rtol=1e-5, atol=1e-4)
-    assert prior._unet._compiled is not None, caplog.text
+    assert len(prior._unet._agreed) == 2, caplog.text
     assert not caplog.records
 
 
@@ -97,4 +97,26 @@ def test_memory_that_runs_out_is_not_the_compilers_fault(prior, monkeypatch):
     prior.compile()
     with pytest.raises(torch.OutOfMemoryError):
         prior.denoise(*question)
-    assert prior._unet._compiled is not None
+    assert not prior._unet._given_up
+
+
+def test_compilers_run_out_of_memory_by_themselves(prior, monkeypatch, caplog):
+    def hungry(plain):
+        raise RuntimeError("cc1plus: out of memory allocating 65536 bytes")
+
+    question = questions(prior, 2)
+    expected = prior.denoise(*question)
+    stands_in(monkeypatch, hungry)
+    prior.compile()
+    assert torch.equal(prior.denoise(*question), expected)
+    assert "cc1plus" in caplog.text
+
+
+def test_an_answer_that_is_not_finite_says_nothing_of_the_compiler(prior, monkeypatch, caplog):
+    stands_in(monkeypatch, lambda plain: plain)
+    prior.compile()
+    x, sigma, cond = questions(prior, 2)
+    assert not prior.denoise(x * float("nan"), sigma, cond).isfinite().any()
+    assert not caplog.records
+    prior.denoise(x, sigma, cond)
+    assert len(prior._unet._agreed) == 1

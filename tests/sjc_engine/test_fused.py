@@ -100,15 +100,19 @@ def test_gradients_are_those_of_finite_differences():
         assert float(parameter.grad[place]) == pytest.approx(slope, rel=2e-2)
 
 
-@pytest.mark.parametrize("state", ["haze", "wall", "nothing"])
-def test_threads_share_the_rays_and_change_nothing(state):
+@pytest.mark.parametrize("threads", [1, 3, 14])
+@pytest.mark.parametrize("state", ["haze", "wall", "slab", "nothing"])
+def test_threads_share_the_rays_and_change_nothing(state, threads):
     """Memory that nobody has written holds NaN here: none of it may be read."""
     field = make_field(4, "latent", opaque=state == "wall")
-    if state == "nothing":
-        field.density.data.fill_(-60)
+    with torch.no_grad():
+        if state in ("slab", "nothing"):
+            field.density.fill_(-60)
+        if state == "slab":  # colours in some layers only
+            field.density[..., 5:8, :, :] = 3
     alone = seen(field, kernels=True)
     before = torch.get_num_threads()
-    torch.set_num_threads(3)
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     try:
         together = seen(field, kernels=True)
@@ -169,6 +173,12 @@ def test_exp_and_log1p_are_exact_to_float32():
     z = np.concatenate([np.logspace(-30, 0, 5000), [0.0]]).astype(np.float32)
     ours = np.array([kernels.log1p(v) for v in z], dtype=np.float64)
     np.testing.assert_allclose(ours, np.log1p(z.astype(np.float64)), rtol=3e-7)
+    powers = 2.0 ** np.arange(-20, 21)
+    z = np.concatenate([z, np.geomspace(1e-8, 1e6, 999), powers, powers - 1, powers * (1 - 1e-7)])
+    z = z[z >= 0].astype(np.float32)
+    ours = np.array([kernels.log_above(v) for v in z], dtype=np.float64)
+    np.testing.assert_allclose(ours, np.log1p(z.astype(np.float64)), rtol=5e-7)
+    assert np.isnan(kernels.log_above(np.float32("nan")))
 
 
 def python(code, **environment):

@@ -286,6 +286,14 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "no such device" in str(error)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_engines_are_told_to_compile(tmp_path: Path, compiled: bool) -> None:
+    command = (sys.executable, "-c", "import sys; raise SystemExit(str(sys.argv))")
+    with DevicePool(["cpu"], tmp_path, command=command, compiled=compiled) as devices:
+        error = run(devices, tmp_path, "duck")
+    assert ("'--compiled'" in str(error)) is compiled
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_a_process_that_the_system_does_not_start_is_no_wait_for_ever(
     tmp_path: Path, early: bool
