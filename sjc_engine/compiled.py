@@ -31,27 +31,24 @@ class CompiledNetwork:
         self._given_up = False
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        reason = ""
-        if not self._given_up:
-            try:
-                if self._compiled is None:
-                    self._compiled = torch.compile(self.network)
-                output = self._compiled(x, *args, **kwargs)
-            except (torch.OutOfMemoryError, MemoryError):  # of the device, not of a compiler
-                raise
-            except Exception as error:  # of whatever the compiler is made of
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                if x.shape in self._agreed:
-                    return output
+        if self._given_up:
+            return self.network(x, *args, **kwargs)
+        output, reason = None, ""
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self.network)
+            output = self._compiled(x, *args, **kwargs)
+        except (torch.OutOfMemoryError, MemoryError):  # of the device, not of a compiler
+            raise
+        except Exception as error:  # of whatever the compiler is made of
+            reason = f"{type(error).__name__}: {error}"
+        if output is not None and x.shape in self._agreed:
+            return output
         plain = self.network(x, *args, **kwargs)
-        if not self._given_up and not reason and plain.sample.isfinite().all():
-            largest = plain.sample.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
-            difference = float((output.sample - plain.sample).abs().amax() / largest)
-            if difference <= AGREEMENT[x.dtype]:
+        if output is not None and plain.sample.isfinite().all():
+            reason = disagreement(output.sample, plain.sample)
+            if not reason:
                 self._agreed.add(x.shape)
-            else:
-                reason = f"its answers differ from the plain network's by {difference:.1g}"
         if reason:
             self._give_up(reason.strip().partition("\n")[0])
         return plain
@@ -59,3 +56,12 @@ class CompiledNetwork:
     def _give_up(self, reason: str) -> None:
         self._given_up, self._compiled = True, None
         LOG.warning("the network runs as it is, not compiled, which may be slower: %s", reason)
+
+
+def disagreement(found: Tensor, wanted: Tensor) -> str:
+    """How a compiled network's answer differs from the plain one's; "" when only in roundings."""
+    largest = wanted.abs().amax().clamp(min=torch.finfo(wanted.dtype).tiny)
+    difference = float((found - wanted).abs().amax() / largest)
+    if difference <= AGREEMENT[wanted.dtype]:
+        return ""
+    return f"its answers differ from the plain network's by {difference:.1g}"

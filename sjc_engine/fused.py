@@ -235,6 +235,8 @@ class _Call:
             return
 
         side = int(self.grid.side)
+        density = [grid.reshape(side, -1) for grid in d_density]
+        color = [grid.reshape(side, -1) for grid in d_voxels]
         reached = [(0, 0)] * self.threads  # from which layer to which colours reach
 
         def part(thread: int, begin: int, end: int) -> None:
@@ -244,15 +246,7 @@ class _Call:
             )
 
         def sum_up(thread: int, begin: int, end: int) -> None:
-            voxels = [d.reshape(side, -1) for d in d_voxels]
-            low, high = reached[0]
-            voxels[0][begin : min(end, max(low, begin))] = 0
-            voxels[0][max(begin, high) : end] = 0
-            for k, (low, high) in enumerate(reached[1:], 1):
-                layers = slice(max(begin, low), min(end, high))
-                voxels[0][layers] += voxels[k][layers]
-                share = slice(begin * side**2, end * side**2)
-                d_density[0][share] += d_density[k][share]
+            _sum_layers(density, color, reached, begin, end)
 
         self._in_parts(part, self._shares())
         self._in_parts(sum_up, [side * k // self.threads for k in range(self.threads + 1)])
@@ -279,6 +273,22 @@ class _Call:
         work(0, 0, edges[1])  # this thread's share
         for other in others:
             other.result()
+
+
+def _sum_layers(
+    density: list[Any], color: list[Any], reached: list[tuple[int, int]], begin: int, end: int
+) -> None:
+    """Sums layers begin...end of the threads' grids (side, ...) in those of the first thread.
+
+    A thread's colours are `reached` from one layer to another; outside its memory holds anything.
+    """
+    low, high = np.clip(reached[0], begin, end)
+    color[0][begin:low] = 0
+    color[0][high:end] = 0
+    for k in range(1, len(reached)):
+        density[0][begin:end] += density[k][begin:end]
+        low, high = np.clip(reached[k], begin, end)
+        color[0][low:high] += color[k][low:high]
 
 
 @cache

@@ -9,6 +9,7 @@ and picture, opacity, depth and every loss of the weights enter through q alone,
 serves them all. The sum runs from the back: "total minus prefix" would leave rounding noise in
 hidden voxels, which Adamax takes for a gradient.
 
+All in one file: Numba's cache would not see that a function changed which another file holds.
 Functions work on a ray r, or on its samples from `begin` to `end`; arrays of samples are
 (rays, samples). Grids are flat: densities (V,), colours (V, C) with C = 3 or 4, x fastest.
 """
