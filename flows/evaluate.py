@@ -15,7 +15,7 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import server
-from flows.errors import FAILED, UsageError
+from flows.errors import FAILED, RunError, UsageError
 from flows.folders import make_private
 from flows.listing import ASSET_COLUMNS, SECONDS, selection
 from flows.plan import check_devices
@@ -25,10 +25,11 @@ from flows.verdict import check_end
 from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
+from tasks.documents import check_usable, mark_format
 from tasks.judges import Judges
 from tasks.leases import leases
 from tasks.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
-from tasks.store import Store, open_store
+from tasks.store import Store, StoreError, is_damage, open_store
 from tasks.tables import QueryError, query, record_attempt, record_run, seal_run
 
 PART = 300  # assets of one flow run, as in flows.generate
@@ -76,16 +77,24 @@ def evaluate(
     record_run(chosen.store, run)
     watcher().begun(run["run_id"], len(chosen.assets), {})
     outcomes: Counter[str] = Counter()
+    problems: list[StoreError] = []
     ids = list(chosen.assets)
     try:
         for start in range(0, len(ids), PART):
             part = {k: chosen.assets[k] for k in ids[start : start + PART]}
-            outcomes.update(
-                evaluate_part(store, part, run["run_id"], chosen.changes, chosen.device, scratch)
+            counts, met = evaluate_part(
+                store, part, run["run_id"], chosen.changes, chosen.device, scratch
             )
+            outcomes.update(counts)
+            problems += met
     finally:
         record_run(chosen.store, finish_run(chosen.store, run, {}))
     seal_run(chosen.store, run["run_id"])
+    if problems:
+        damage = all(is_damage(problem) for problem in problems)
+        kind = RunError if damage else StoreError
+        words = "have damaged files" if damage else "could not be read"
+        raise kind(f"{len(problems)} assets {words}; the first: {problems[0]}")
     message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     if not outcomes["ok"]:
         return Failed(message=message)
@@ -101,13 +110,18 @@ def evaluate_part(
     changes: dict[str, Any],
     device: str,
     scratch: str,
-) -> dict[str, int]:
-    """Some of the assets, as a flow run of its own; returns how many ended how."""
+) -> tuple[dict[str, int], list[StoreError]]:
+    """Some of the assets, as a flow run of its own.
+
+    Returns how many ended how, and the errors of those whose files are damaged, or could not be
+    read: they get no row.
+    """
     opened, watch, folder = open_store(store), watcher(), Path(scratch).resolve()
     make_private(folder)
     judges = Judges(device)
     waiting, flying, outcomes = deque(assets.items()), 0, Counter[str]()
     ended: SimpleQueue[tuple[str, float, PrefectFuture[Any]]] = SimpleQueue()
+    problems: list[StoreError] = []
 
     def submit(asset_id: str, name: str) -> None:
         began = time.perf_counter()
@@ -128,9 +142,13 @@ def evaluate_part(
             held.free(asset_id)
             flying -= 1
             outcome = "ok" if future.state.is_completed() else "failed"
+            problem = future.result(raise_on_failure=False)
+            if isinstance(problem, StoreError):
+                outcome = "not read"
+                problems.append(problem)
             outcomes[outcome] += 1
             watch.finished(assets[asset_id], outcome, time.perf_counter() - began)
-    return dict(outcomes)
+    return dict(outcomes), problems
 
 
 def command(
@@ -149,13 +167,19 @@ def command(
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
     with connection.at_hand(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = evaluate(store, where, manifest, overrides, device, scratch, return_state=True)
-    check_end(state)
+    problem = None
+    try:
+        check_end(state)
+    except (RunError, StoreError) as error:  # of some assets; the others have new rows
+        problem = error
     sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"
     rows = query(chosen.store, f"{sql} ORDER BY started_at, asset_id")
     failed = [row for row in rows.to_pylist() if row["status"] != "ok"]
     show(rows, "json" if as_json else "table", ASSET_COLUMNS)
     for row in failed:
         print(f"{row['asset_id']}: {row['error']}", file=sys.stderr)
+    if problem:
+        raise problem
     return FAILED if failed else 0
 
 
@@ -170,6 +194,7 @@ def prepare(
     changes = check_changes(overrides)
     [device] = check_devices([device] if device else ["cpu"], "--device")
     opened = open_store(store, writable=False)  # one that is not there must not be made
+    check_usable(opened)
     names = "(SELECT min(row_id) FROM entries e WHERE e.asset_id = best_assets.asset_id)"
     wanted = selection(manifest, where, "status = 'ok'")
     sql = f"SELECT asset_id, {names} AS name, spec_json FROM best_assets {wanted}"
@@ -186,7 +211,9 @@ def prepare(
     except ValueError as error:
         raise UsageError(str(error)) from error
     assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}
-    return Selection(open_store(store), assets, changes, device)
+    writable = open_store(store)
+    mark_format(writable)
+    return Selection(writable, assets, changes, device)
 
 
 def check_changes(overrides: dict[str, Any]) -> dict[str, Value]:

@@ -2,7 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,17 @@ from flows.produce import Outcomes, RunCancelled, produce
 from flows.scratch import scratch_id, sole_user
 from flows.story import manifest_name, told
 from flows.terminal import watcher
-from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
+from tasks.commit import (
+    close_interrupted,
+    finish_run,
+    new_run_id,
+    settled_attempts,
+    start_run,
+)
 from tasks.leases import leases
 from tasks.report import write_report
 from tasks.sheet import write_sheet
+from tasks.store import StoreError
 from tasks.tables import record_attempt, record_run, seal_run, unrecorded_attempts
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
@@ -100,7 +109,7 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
     make: what turns the assets of these ids into outcomes, for a run.
     """
     log, watch = get_run_logger(), watcher()
-    close_attempts(plan)
+    plan = replace(plan, settled=close_attempts(plan, plan.states))
     run = start_run(
         plan.store,
         new_run_id(),
@@ -141,7 +150,8 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
         if not complete:  # `conclude` is not reached
-            write_report(plan.store, run["run_id"])
+            with suppress(StoreError):  # what ended the run is the news
+                write_report(plan.store, run["run_id"])
     seal_run(plan.store, run["run_id"])
     return conclude(plan, run, outcomes)
 
@@ -153,27 +163,34 @@ def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -
     # Another run may have finished some meanwhile, and the manifest may have lost rows.
     outcomes = {k: "reused" if k in plan.states else "interrupted" for k in asset_ids}
     open_ids = [k for k in asset_ids if plan.states.get(k, "finished") != "finished"]
+    plan = replace(plan, settled=close_attempts(plan, open_ids))
     with soon_over(part=True):
         return outcomes | produce(plan, open_ids, run_id)
 
 
-def close_attempts(plan: Plan) -> None:
-    """Ends attempts whose process died, and writes the rows that it could not write."""
+def close_attempts(plan: Plan, asset_ids: Collection[str]) -> dict[str, int]:
+    """Ends attempts at these assets whose process died, and writes the rows that it could not.
+
+    Returns the last attempt of each unfinished asset that has ended by now, and has its rows.
+    """
     runs, log, watch = set(), get_run_logger(), watcher()
 
     def tell(line: str) -> None:  # from any thread
         watch.note(line)
         log.warning(line)
 
-    finished = [k for k, state in plan.states.items() if state == "finished"]
+    finished = [k for k in asset_ids if plan.states[k] == "finished"]
+    unfinished = set(asset_ids) - set(finished)
     with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:
-        closed = close_interrupted(plan.store, plan.assets, held.take, tell)
-        unrecorded = unrecorded_attempts(plan.store, finished, plan.states.keys() - finished)
+        closed = close_interrupted(plan.store, asset_ids, held.take, tell)
+        settled = settled_attempts(plan.store, unfinished)  # before the look for their rows
+        unrecorded = unrecorded_attempts(plan.store, finished, unfinished)
         for attempt, manifest in closed + unrecorded:
             record_attempt(plan.store, attempt, manifest)
             runs.add(attempt["run_id"])
     for run_id in runs:
         seal_run(plan.store, run_id)
+    return settled
 
 
 def entry_outcomes(plan: Plan, outcomes: Outcomes) -> dict[str, str]:
@@ -194,8 +211,12 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     store, run_id = plan.store, run["run_id"]
     counts = Counter(outcomes.values())
     good = [k for k in plan.assets if outcomes.get(k) in ("ok", "reused")]
-    write_sheet(store, run_id, good)
-    write_report(store, run_id)
+    try:
+        write_sheet(store, run_id, good)
+        write_report(store, run_id)
+    except StoreError as error:  # all assets are made; `sjc report` can be run again
+        watcher().note(f"no report: {error}")
+        get_run_logger().error("no report: %s", error)
     watcher().ended(results(store, run_id))
     order = [word for word in ("ok", "reused") if counts[word]]
     order += sorted(counts.keys() - set(order))

@@ -11,8 +11,9 @@ from typing import Any
 from flows.errors import UsageError
 from flows.folders import can_hold_files, make_private
 from sjc_engine.sources import find_prior
-from tasks.commit import FAILURES, LOOKUPS, last_status
+from tasks.commit import FAILURES, LOOKUPS, last_attempt
 from tasks.disk import disk_advice
+from tasks.documents import check_usable, mark_format, marker_key
 from tasks.manifest import (
     Entry,
     Manifest,
@@ -23,7 +24,7 @@ from tasks.manifest import (
 )
 from tasks.manifest import Plan as Resolved
 from tasks.shard_plan import load_plan
-from tasks.store import Store, StoreError, check_address, open_store
+from tasks.store import Damaged, Store, check_address, open_store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -74,6 +75,8 @@ class Plan:
     states: dict[str, str]  # by asset id: `new`, `interrupted`, `failed` or `finished`
     donors: dict[str, str]  # by field id: a finished asset that has this field
     devices: list[str]
+    # By asset id, the last attempt whose end is known, and recorded; later ones are news.
+    settled: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def assets(self) -> dict[str, Entry]:
@@ -120,11 +123,13 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     if not can_hold_files(scratch):
         raise UsageError(f"--scratch {scratch} cannot be written; name another folder")
     store = open_store(settings.store, writable=writable)
+    check_usable(store)
     if writable:
         try:
             make_private(scratch)
         except OSError as error:
             raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
+        mark_format(store)
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
     unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]
@@ -251,12 +256,12 @@ def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
     """What the store knows of each asset: `new`, `interrupted`, `failed` or `finished`."""
 
     def state(asset_id: str) -> str:
-        if store.exists(f"assets/{asset_id}/manifest.json"):
+        if store.exists(marker_key(asset_id)):
             return "finished"
-        last = last_status(store, asset_id)
+        last = last_attempt(store, asset_id)
         if last is None:
             return "new"
-        return "failed" if last in FAILURES else "interrupted"
+        return "failed" if last[1] in FAILURES else "interrupted"
 
     with ThreadPoolExecutor(LOOKUPS) as pool:
         return dict(zip(asset_ids, pool.map(state, asset_ids), strict=True))
@@ -305,7 +310,7 @@ def seconds_expected(plan: Plan) -> float | None:
     """
     try:
         costs = known_costs(plan.store)
-    except StoreError:  # a damaged table is no reason against a plan
+    except Damaged:  # no reason against a plan
         return None
     seconds = 0.0
     for entry in plan.todo.values():

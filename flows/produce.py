@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter, deque
-from datetime import datetime, timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -18,23 +18,17 @@ from flows.terminal import Watcher, watcher
 from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
 from tasks.cancelling import cancels_heard
-from tasks.commit import (
-    FAILURES,
-    asset_attempts,
-    asset_manifest,
-    close_interrupted,
-    now,
-    read_run,
-)
+from tasks.commit import FAILURES, asset_attempts, attempt_number, close_interrupted
 from tasks.disk import is_full
+from tasks.documents import asset_manifest
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
 from tasks.leases import Leases, leases
 from tasks.manifest import Entry
 from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure
-from tasks.scene_job import SceneError, scratch_full
-from tasks.store import TakesNoMore
+from tasks.scene_job import SceneError, scratch_full, scratch_lost, store_failed
+from tasks.store import StoreError, TakesNoMore
 from tasks.tables import record_attempt, seal_run
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
@@ -65,10 +59,7 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
     scratch = Path(plan.settings.scratch).resolve()
     with leases(plan.store, scratch_id(scratch)) as held, engines(plan) as shared:
         assets = [_asset(plan, plan.assets[k], scratch) for k in asset_ids]
-        # A moment before the run began it has looked for attempts without rows.
-        began = datetime.fromisoformat(read_run(plan.store, run_id)["started_at"])
-        recorded = (began - timedelta(minutes=1)).isoformat()
-        line = _Line(assets, run_id, plan.settings.timeout, recorded, held, shared)
+        line = _Line(assets, run_id, plan.settings.timeout, plan.settled, held, shared)
         with cancels_heard(line.cancel, line.stop):
             return line.run()
 
@@ -81,14 +72,14 @@ class _Line:
         assets: list[Asset],
         run_id: str,
         timeout: float | None,
-        recorded: str,
+        settled: Mapping[str, int],
         held: Leases,
         shared: Engines,
     ) -> None:
         self._run_id, self._timeout, self._held = run_id, timeout, held
         self._pool, self._judges = shared.pool, shared.judges
-        self._watch, self._log, self._began = watcher(), get_run_logger(), now()
-        self._recorded = recorded  # attempts that ended before then have their rows
+        self._watch, self._log = watcher(), get_run_logger()
+        self._settled = settled  # by asset id: attempts up to this one are known, and have rows
         self._assets = {asset.name: asset for asset in assets}
         self._waiting = deque(assets)
         # By the names of assets of other runs: since when, and when to ask again
@@ -164,15 +155,20 @@ class _Line:
         """How another run has ended the asset since this one began; None if there is work to do."""
         if asset_manifest(asset.store, asset.id) is not None:
             return "reused"
-        attempts = asset_attempts(asset.store, asset.id)
-        for attempt in attempts:
+        settled = self._settled.get(asset.id, 0)
+        news = [
+            attempt
+            for attempt in asset_attempts(asset.store, asset.id)
+            if attempt_number(attempt["attempt"]) > settled and attempt["ended_at"]
+        ]
+        for attempt in news:
             # Once the asset is made nobody looks for rows that a dying run could not write.
-            if (attempt["ended_at"] or "") > self._recorded:
-                record_attempt(asset.store, attempt, {})
-        last = attempts[-1:]
-        if last and last[0]["status"] in FAILURES and last[0]["ended_at"] > self._began:
-            return str(last[0]["status"])
-        return None
+            record_attempt(asset.store, attempt, {})
+        if not news or news[-1]["status"] not in FAILURES:
+            return None
+        name, status = news[-1]["attempt"], str(news[-1]["status"])
+        self._watch.note(f"{asset.name}: another run ended attempt {name} meanwhile as {status}")
+        return status
 
     def _submit(self, asset: Asset, stage: str) -> None:
         self._watch.stage(asset.name, "queue" if stage == "optimize" else stage)
@@ -235,8 +231,12 @@ def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
         return "interrupted"  # a later run closes the attempt
     if not asset.attempt or isinstance(result, TakesNoMore):
         raise result  # the store is gone, or full: nothing that follows could be kept
-    if is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
+    if isinstance(result, StoreError):
+        result = store_failed(result)
+    elif is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
         result = scratch_full(result)
+    elif problem := asset.lost(result):
+        result = scratch_lost(problem)
     return record_failure(asset, result)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows import environment, server
 from flows.engines import starting
-from flows.errors import FAILED
+from flows.errors import FAILED, STORE
 from flows.farewell import own_process
 from flows.folders import can_hold_files
 from flows.listing import RESULT_COLUMNS, results
@@ -96,10 +96,11 @@ def report(plan: Plan, run_id: str, *, as_json: bool) -> int:
     rows = results(plan.store, run_id)
     failed = [row for row in rows if row["status"] != "ok"]
     keys = {"report": report_key(run_id), "picture": f"runs/{run_id}.png"}
+    there = {name: plan.store.exists(key) for name, key in keys.items()}
     places = {
         "store": plan.store.url,
         "tables": plan.store.uri("tables"),
-        **{k: plan.store.uri(v) if plan.store.exists(v) else None for k, v in keys.items()},
+        **{name: plan.store.uri(key) if there[name] else None for name, key in keys.items()},
     }
     if as_json:
         print(json.dumps({"run_id": run_id, **places, "assets": rows}, indent=1))
@@ -113,4 +114,8 @@ def report(plan: Plan, run_id: str, *, as_json: bool) -> int:
         for name, place in places.items():
             if place is not None:
                 print(f"{name + ':':9}{place}")
+    if not there["report"]:
+        print(f"no report was written; `sjc report {run_id}` makes one", file=sys.stderr)
+    if not there["report"] or any(row["error_type"] == "StoreError" for row in failed):
+        return STORE
     return FAILED if failed else 0

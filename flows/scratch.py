@@ -62,5 +62,14 @@ def in_use(scratch: Path) -> bool:
 
 
 def scratch_id(scratch: Path) -> str:
-    """The name of a folder that has had a sole user, unlike that of any other folder."""
-    return (scratch / "lock").read_text()
+    """The name of a folder that has had a sole user, unlike that of any other folder.
+
+    A folder that was deleted under its user gets a new one.
+    """
+    try:
+        return (scratch / "lock").read_text()
+    except FileNotFoundError:
+        make_private(scratch)
+        name = secrets.token_hex(8)
+        (scratch / "lock").write_text(name)
+        return name

@@ -6,19 +6,29 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from flows.errors import FAILED
+from flows.errors import FAILED, STORE
 from flows.scratch import sole_user
-from tasks.commit import asset_manifest
+from tasks.documents import asset_manifest, mark_format
 from tasks.store import Store, open_store
-from tasks.verify import Finding, repair_store, verify_store
+from tasks.verify import Finding, Repairs, plan_repairs, repair_store, unreadable, verify_store
+
+MOST = 1  # assets that a repair sets aside without being told to
 
 
 def run(
-    store: str, scratch: Path, abandoned: timedelta, *, repair: bool, quiet: bool, as_json: bool
+    store: str,
+    scratch: Path,
+    abandoned: timedelta,
+    *,
+    repair: bool,
+    yes: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> int:
-    """Prints what is wrong, and with `repair` what was done; the exit code.
+    """Prints what is wrong, and with `repair` what will be done and what was; the exit code.
 
-    abandoned: the age from which an unfinished file has nobody any more who writes it.
+    abandoned: the age from which an unfinished file has nobody any more who writes it. yes: set
+    aside however many assets are damaged.
     """
     opened = open_store(store, writable=repair)
 
@@ -27,31 +37,63 @@ def run(
             print(f"{done} of {total} assets read", file=sys.stderr, flush=True)
 
     findings = verify_store(opened, tell, abandoned)
-    done = repair_store(opened, findings, abandoned) if repair else []
-    if repair:
+    if not as_json:
+        show_findings(opened, findings, repair=repair)
+    if unreadable(findings):
+        if as_json:
+            show_json(findings, [], [], findings)
+        return STORE
+    planned = plan_repairs(opened, findings) if repair else Repairs({}, {}, [], False)
+    if not as_json:
+        for line in planned.lines():
+            print(f"to do: {line}", flush=True)
+    refused = len(planned.assets) > MOST and not yes
+    if refused and not as_json:
+        print(
+            f"nothing was repaired: {len(planned.assets)} assets would be set aside and made again;"
+            " if that is right, `sjc verify --repair --yes`",
+            file=sys.stderr,
+        )
+    done, left = [], findings
+    if repair and not refused:
+        done = repair_store(opened, findings, abandoned)
+        mark_format(opened)
         done += tidy_scratch(opened, scratch)
-    left = verify_store(opened, abandoned=abandoned) if repair and findings else findings
+        left = verify_store(opened, abandoned=abandoned) if findings else findings
     if as_json:
-        print(json.dumps({"findings": [vars(f) for f in findings], "done": done,
-                          "left": [vars(f) for f in left]}, indent=1))  # fmt: skip
+        show_json(findings, planned.lines(), done, left)
     else:
-        show(opened, findings, done, left, repair=repair)
+        for line in done:
+            print(line)
+        if repair and not refused and left:
+            print(f"{len(left)} problems are left", file=sys.stderr)
+    if unreadable(left):
+        return STORE
     return FAILED if left else 0
 
 
-def show(
-    store: Store, findings: list[Finding], done: list[str], left: list[Finding], *, repair: bool
-) -> None:
+def show_findings(store: Store, findings: list[Finding], *, repair: bool) -> None:
     for finding in findings:
         print(finding)
-    for line in done:
-        print(line)
+    unread = len(unreadable(findings))
     if not findings:
         print(f"{store.url}: whole")
+    elif unread:
+        print(
+            f"{unread} files could not be read, so nothing is known about them, and nothing was"
+            " written; see the reasons above and run it again",
+            file=sys.stderr,
+        )
     elif not repair:
         print(f"{len(findings)} problems; `sjc verify --repair` mends them", file=sys.stderr)
-    elif left:
-        print(f"{len(left)} problems are left", file=sys.stderr)
+
+
+def show_json(
+    findings: list[Finding], planned: list[str], done: list[str], left: list[Finding]
+) -> None:
+    listed = {"findings": findings, "left": left}
+    told = {name: [vars(finding) for finding in found] for name, found in listed.items()}
+    print(json.dumps({**told, "planned": planned, "done": done}, indent=1))
 
 
 def tidy_scratch(store: Store, scratch: Path) -> list[str]:

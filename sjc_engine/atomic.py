@@ -16,8 +16,12 @@ def is_refusal(error: BaseException | None) -> bool:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a crash leaves either the old file or the new one."""
+    """Replace `path` by `data` so that a crash leaves either the old file or the new one.
+
+    Parent folders are made: somebody may have deleted them since the last file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as file:
             file.write(data)

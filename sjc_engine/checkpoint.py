@@ -27,7 +27,6 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[
     """
     stored = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(header, sort_keys=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # safetensors copies thrice, and aborts the process where it cannot: this raises before.
     torch.empty(3 * sum(t.nbytes for t in stored.values()), dtype=torch.uint8)
     metadata = {"header": text, "sha256": _digest(stored, text)}

@@ -23,7 +23,8 @@ returned  the scene has left for want of memory, and goes on from its checkpoint
 room      no scene, no steps; once for each prior, on CUDA. scenes: how many fit; why
 
 A disk that takes no more costs checkpoints and no scene: it goes on without. If the field itself
-cannot be written either the scene is `failed` with error_type ScratchFull.
+cannot be written either the scene is `failed` with error_type ScratchFull, and ScratchLost for any
+other error of the folder: neither is the scene's own.
 
 A scene that cannot start, diverges or has an error in its own step is `failed` alone. An error in
 everyone's step says nothing about whose it is: a scene that is alone is `failed`, and the process
@@ -58,7 +59,8 @@ from sjc_engine.running_scene import CHECKPOINT_SECONDS, Message, RunningScene, 
 from sjc_engine.scene import Diverged
 
 PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
-SCRATCH_FULL = "ScratchFull"  # error_type: the same scene has room another time
+# error_type: the same scene has room another time, or finds its folder again
+SCRATCH_FULL, SCRATCH_LOST = "ScratchFull", "ScratchLost"
 GAUGED_STEPS = 2  # the first makes what the optimiser keeps
 
 
@@ -262,9 +264,14 @@ class Engine:
         try:
             field = run.scene.finish()
             run.write(field)
-        except (Diverged, OverflowError, OSError) as error:  # the second: beyond half precision
+        except (Diverged, OverflowError) as error:  # the second: beyond half precision
             self.running.remove(run)
             self._fail(run.place(), error)
+            return
+        except OSError as error:
+            self.running.remove(run)
+            kind = SCRATCH_FULL if is_refusal(error) else SCRATCH_LOST
+            self._fail(run.place(), error, kind)
             return
         self.running.remove(run)
         run.tally.seconds += time.perf_counter() - started
@@ -281,10 +288,11 @@ class Engine:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
-    def _fail(self, place: Message, error: Exception) -> None:
+    def _fail(self, place: Message, error: Exception, kind: str = "") -> None:
+        """kind: the error_type, by default the name of the error's class."""
         note("".join(traceback.format_exception(error)))
         text = str(error) or type(error).__name__
-        kind = SCRATCH_FULL if is_refusal(error) else type(error).__name__
+        kind = kind or type(error).__name__
         self._tell({"type": "failed", **place, "error_type": kind, "error": text})
 
     def _tell(self, message: Message) -> None:

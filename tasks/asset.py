@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -63,6 +64,7 @@ class Asset:
         self.timings: dict[str, float] = {}
         self.field: Field | None = None
         self.mesh: Mesh | None = None
+        self.files: dict[str, Path] = {}  # to publish, by name within the attempt
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -91,8 +93,27 @@ class Asset:
         """The notes of a field that an earlier run, or another asset, left finished."""
         if not (self.field_path.exists() and self._field_notes.exists()):
             return None
-        notes: Document = json.loads(self._field_notes.read_text("utf-8"))
+        try:
+            notes: Document = json.loads(self._field_notes.read_text("utf-8"))
+        except ValueError:  # torn
+            return None
         return notes
+
+    def drop_field(self) -> None:
+        """Removes a field that is torn, so that the next run optimises it again."""
+        self._field_notes.unlink(missing_ok=True)
+        self.field_path.unlink(missing_ok=True)
+
+    def lost(self, error: BaseException) -> str:
+        """Why `error` is the scratch folder's and not the asset's own; empty if it is its own."""
+        scratch = self.folder.parents[1]
+        name = error.filename if isinstance(error, OSError) else None
+        if name is not None and Path(os.fsdecode(name)).is_relative_to(scratch):
+            return f"{name}: {error.strerror}"  # type: ignore[attr-defined]
+        needed = [self.field_path] if "optimize" in self.timings else []
+        needed += [self.folder] if self.mesh is not None else []
+        needed += [self.image] if self.image and self.image.is_relative_to(scratch) else []
+        return next((f"{path} is gone" for path in needed if not path.exists()), "")
 
     def clear(self, *, field: bool) -> None:
         """Removes what the store has by now; `field` unless another asset waits for it."""
@@ -100,8 +121,7 @@ class Asset:
         shutil.rmtree(self.folder, ignore_errors=True)
         if field:
             self._drop_checkpoint()
-            self.field_path.unlink(missing_ok=True)
-            self._field_notes.unlink(missing_ok=True)
+            self.drop_field()
 
     def drop_copy(self) -> None:
         """Removes the checkpoint from the store, which has the field by now."""

@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sjc_engine.checkpoint import CheckpointError, read_checkpoint
-from tasks.commit import LOOKUPS, asset_manifest, committed_attempt, read_document
-from tasks.store import NotInStore, Store, StoreError
+from tasks.commit import LOOKUPS
+from tasks.documents import asset_manifest, committed_attempt, read_document
+from tasks.store import Damaged, NotInStore, Store, StoreError
 
 LEAST_SECONDS = 5.0  # between two copies of one scene; its engine writes no more often
 SHARE = 0.25  # at most, of the time: a slow store gets fewer copies
@@ -43,7 +44,11 @@ class CheckpointCopy:
         return self.checkpoint.with_name(f"{self.checkpoint.name}.json")
 
     def fetch(self) -> None:
-        """Puts the copy in the checkpoint's place if it is whole and has come further."""
+        """Puts the copy in the checkpoint's place if it is whole and has come further.
+
+        Raises `StoreError` if it cannot be read: the scene would begin anew, and its next copy
+        would replace one that may have come further.
+        """
         notes_key, key = self.keys
         fetched = self.checkpoint.with_name(f"{self.checkpoint.name}.fetched")
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +61,8 @@ class CheckpointCopy:
                 self._copied = self._written()
         except NotInStore:
             pass
-        except StoreError as error:
-            _log.warning("the checkpoint in the store cannot be had: %s", error)
+        except Damaged as error:
+            _log.warning("the checkpoint in the store is of no use: %s", error)
         finally:
             fetched.unlink(missing_ok=True)
 
@@ -130,7 +135,7 @@ def _finished_field(store: Store, asset_id: str) -> str | None:
             return None
         key = f"assets/{asset_id}/{committed_attempt(manifest)}/attempt.json"
         return str(read_document(store, key)["field_id"])
-    except StoreError:  # a damaged asset is another finding
+    except (Damaged, NotInStore):  # another finding
         return None
 
 

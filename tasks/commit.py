@@ -8,7 +8,6 @@ and only if its `manifest.json` exists.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,70 +17,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sjc_engine.spec import AssetSpec
+from tasks.documents import (
+    Document,
+    asset_manifest,
+    attempt_key,
+    committed_attempt,
+    marker_key,
+    now,
+    parse_marker,
+    read_attempt,
+    read_document,
+    set_document_aside,
+    write_json,
+)
 from tasks.rows import check_report
-from tasks.store import AlreadyCommitted, NotInStore, Store, StoreError
+from tasks.store import AlreadyCommitted, Damaged, Store
 
 if TYPE_CHECKING:
     from tasks.manifest import Entry
-
-Document = dict[str, Any]
 
 UPLOADS = 4  # files at a time, of one asset
 LOOKUPS = 8  # assets at a time
 FAILURES = ("failed", "diverged", "timeout", "cancelled")  # are not tried again by themselves
 
-_RUN_FILE = re.compile(r"runs/([^/]+)\.json")
 _ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a(\d{2,})/.+")
-_ATTEMPT_KEYS = ("asset_id", "attempt", "run_id", "spec", "status")  # of every version
-_RUN_KEYS = ("entries", "run_id", "started_at")
-
-
-class Damaged(StoreError):
-    """A document is not what was written: torn or changed from outside."""
-
-
-def now() -> str:
-    """The time as all documents write it: ISO 8601, microseconds, UTC."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+_ATTEMPT_DOCUMENT = re.compile(r".+/attempt\.(json|(.+\.)?damaged)")
 
 
 def new_run_id() -> str:
     """An id that sorts by time, such as ``20250131T101502-3f9a2c``."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-
-
-def read_document(store: Store, key: str, needs: Iterable[str] = ()) -> Document:
-    """The JSON object under `key`, with these keys; raises `NotInStore`, and `Damaged`."""
-    try:
-        document = json.loads(store.get_bytes(key))
-        if not isinstance(document, dict):
-            raise ValueError("not an object")
-        if missing := [name for name in needs if name not in document]:
-            raise ValueError(f"without {missing[0]}")
-    except ValueError as error:
-        raise Damaged(
-            f"{store.uri(key)} is damaged ({error}); set it aside with"
-            f" `sjc verify --repair --store {store.url}`."
-        ) from error
-    return document
-
-
-def read_attempt(store: Store, key: str) -> Document:
-    """An `attempt.json`; raises `NotInStore`, and `Damaged`."""
-    return read_document(store, key, _ATTEMPT_KEYS)
-
-
-def read_run(store: Store, run_id: str) -> Document:
-    """The document of a run; raises `NotInStore`, and `Damaged`."""
-    return read_document(store, f"runs/{run_id}.json", _RUN_KEYS)
-
-
-def asset_manifest(store: Store, asset_id: str) -> Document | None:
-    """The commit marker, or None while the asset is not finished."""
-    try:
-        return read_document(store, f"assets/{asset_id}/manifest.json", ("spec", "files"))
-    except NotInStore:
-        return None
 
 
 def asset_attempts(store: Store, asset_id: str) -> list[Document]:
@@ -101,16 +66,36 @@ def _attempts(store: Store, asset_id: str) -> tuple[list[Document], list[str]]:
     return documents, damaged
 
 
-def last_status(store: Store, asset_id: str) -> str | None:
-    """How the last attempt stands, None if there is none; one that is damaged is `interrupted`."""
-    names = ("/attempt.json", "/attempt.damaged")
-    keys = [key for key in store.list(f"assets/{asset_id}/a") if key.endswith(names)]
+def last_attempt(store: Store, asset_id: str) -> tuple[int, str] | None:
+    """The number and the status of the last attempt, None if there is none.
+
+    One whose document is damaged, or was set aside, is `interrupted`.
+    """
+    keys = [k for k in store.list(f"assets/{asset_id}/a") if _ATTEMPT_DOCUMENT.fullmatch(k)]
     if not keys:
         return None
+    key = max(keys, key=lambda key: (_number_in(key), key.endswith(".json")))
     try:
-        return str(read_attempt(store, max(keys, key=_number_in))["status"])
+        status = read_attempt(store, key)["status"] if key.endswith(".json") else "interrupted"
     except Damaged:
-        return "interrupted"
+        status = "interrupted"
+    return _number_in(key), status
+
+
+def settled_attempts(store: Store, asset_ids: Iterable[str]) -> dict[str, int]:
+    """By asset, the number of the last attempt that has ended, 0 if none has.
+
+    Later attempts that end are news. Attempts have an order of their own: clocks of machines
+    differ, and some go back.
+    """
+
+    def settled(asset_id: str) -> int:
+        number, status = last_attempt(store, asset_id) or (0, "")
+        return number - 1 if status == "running" else number
+
+    ids = list(asset_ids)
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        return dict(zip(ids, pool.map(settled, ids), strict=True))
 
 
 def attempt_number(attempt: str) -> int:
@@ -166,9 +151,9 @@ def _claim(store: Store, about: Mapping[str, Any], run_id: str) -> Document:
     }
     while True:
         document["attempt"] = f"a{number:02d}"
-        key = _attempt_key(asset_id, document["attempt"])
+        key = attempt_key(asset_id, document["attempt"])
         try:
-            store.put_bytes(key, _json(document))
+            store.put_bytes(key, write_json(document))
             # Two writers can both succeed on servers that ignore If-None-Match; one of them reads
             # back the other's token.
             if read_document(store, key)["token"] == document["token"]:
@@ -198,7 +183,7 @@ def finish_attempt(
     Call it after `commit_asset` for status `ok`: report, timings and versions are then in the
     manifest and may be left out here. Raises `RowError` for a report that fits no table.
     """
-    document = read_document(store, _attempt_key(asset_id, attempt))
+    document = read_document(store, attempt_key(asset_id, attempt))
     if isinstance(error, BaseException):
         error_type = error_type or type(error).__name__
     document |= {
@@ -214,7 +199,7 @@ def finish_attempt(
         "versions": dict(versions or {}),
     }
     check_report(document["report"], document["timings"], document["versions"])
-    store.put_bytes(_attempt_key(asset_id, attempt), _json(document), replace=True)
+    store.put_bytes(attempt_key(asset_id, attempt), write_json(document), replace=True)
     return document
 
 
@@ -230,7 +215,8 @@ def commit_asset(
 ) -> Document:
     """Upload an attempt's files, then write `manifest.json`: the asset is finished. Returns it.
 
-    `files` maps names within the attempt ("mesh.glb", "views/mesh_0.png") to local files. `report`
+    `files` maps names within the attempt ("mesh.glb", "views/mesh_0.png") to local files; a mesh
+    must be among them. `report`
     holds columns of table `assets` and, under "views", rows of table `views`. Committing the same
     attempt again returns the manifest that is there; raises `AlreadyCommitted` if another attempt
     was committed first, and `RowError` for a report that fits no table, before any upload.
@@ -250,19 +236,16 @@ def commit_asset(
         "timings": dict(timings),
         "versions": dict(versions),
     }
+    data = write_json(manifest)
+    parse_marker(data)  # nothing is written that a reader would call damaged
     try:
-        store.put_bytes(f"assets/{asset_id}/manifest.json", _json(manifest))
+        store.put_bytes(marker_key(asset_id), data)
     except AlreadyCommitted:
         first = asset_manifest(store, asset_id)
         if first is None or committed_attempt(first) != attempt:
             raise
         return first
     return manifest
-
-
-def committed_attempt(manifest: Mapping[str, Any]) -> str:
-    """The attempt whose files a commit marker names, such as "a01"."""
-    return str(min(manifest["files"])).partition("/")[0]
 
 
 def close_interrupted(
@@ -291,7 +274,7 @@ def close_interrupted(
         running, damaged = open_attempts(asset_id)
         for key in damaged:
             tell(f"{store.uri(key)} was damaged; its attempt counts as interrupted")
-            set_document_aside(store, key)
+            set_document_aside(store, key, "its content is not that of an attempt")
         manifest = (asset_manifest(store, asset_id) or {}) if running else {}
         closed = []
         for attempt in running:
@@ -329,23 +312,19 @@ def is_needed(store: Store, key: str) -> bool:
 def set_aside(store: Store, asset_id: str, why: str) -> None:
     """Make a committed asset an unfinished one, since its files are not what was committed.
 
-    The marker goes first: until the attempts say so too, the asset is just not finished.
+    The marker, with the only list of their SHA-256, is moved and not deleted. It goes first: until
+    the attempts say so too, the asset is just not finished.
     """
-    store.delete(f"assets/{asset_id}/manifest.json")
+    if store.exists(marker_key(asset_id)):
+        set_document_aside(store, marker_key(asset_id), why)
     attempts, damaged = _attempts(store, asset_id)
     for key in damaged:
-        set_document_aside(store, key)
+        set_document_aside(store, key, why)
     for attempt in attempts:
         if attempt["status"] == "ok":
             document = attempt | {"status": "interrupted", "error_type": "Damaged", "error": why}
-            key = _attempt_key(asset_id, attempt["attempt"])
-            store.put_bytes(key, _json(document), replace=True)
-
-
-def set_document_aside(store: Store, key: str) -> None:
-    """Rename a damaged document, `attempt.json` or of a run: what is left of it is kept."""
-    store.put_bytes(key.removesuffix(".json") + ".damaged", store.get_bytes(key), replace=True)
-    store.delete(key)
+            key = attempt_key(asset_id, attempt["attempt"])
+            store.put_bytes(key, write_json(document), replace=True)
 
 
 def start_run(
@@ -380,7 +359,7 @@ def start_run(
             for entry in entries
         ],
     }
-    store.put_bytes(f"runs/{run_id}.json", _json(document), replace=True)
+    store.put_bytes(f"runs/{run_id}.json", write_json(document), replace=True)
     return document
 
 
@@ -388,19 +367,5 @@ def finish_run(store: Store, run: Document, outcomes: Mapping[str, str]) -> Docu
     """Write the end of a run; `outcomes` maps row ids to `computed`, `reused`, ... Returns it."""
     entries = [{**e, "outcome": outcomes.get(e["row_id"], e["outcome"])} for e in run["entries"]]
     document = {**run, "ended_at": now(), "entries": entries}
-    store.put_bytes(f"runs/{run['run_id']}.json", _json(document), replace=True)
+    store.put_bytes(f"runs/{run['run_id']}.json", write_json(document), replace=True)
     return document
-
-
-def run_ids(store: Store) -> list[str]:
-    """Every run of the store, the oldest first. Beside its JSON lie its picture and its report."""
-    return [found[1] for found in map(_RUN_FILE.fullmatch, store.list("runs/")) if found]
-
-
-def _attempt_key(asset_id: str, attempt: str) -> str:
-    return f"assets/{asset_id}/{attempt}/attempt.json"
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1, sort_keys=True)
-    return text.encode("utf-8")

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from tasks.commit import read_run, run_ids
+from tasks.documents import check_usable, read_run, run_ids
 from tasks.schemas import SCHEMAS
 from tasks.sealing import compact_table, seal_run
 from tasks.store import AlreadyCommitted, NotInStore, Store
@@ -13,6 +13,7 @@ from tasks.tables import query, record_run
 
 def compact_store(store: Store, tell: Callable[[str], None] = lambda line: None) -> dict[str, int]:
     """Leaves one file of each table, but for rows that were written meanwhile; counts the files."""
+    check_usable(store)
     record_unended_runs(store)
     for table in SCHEMAS:
         for run, keys in part_keys(store, table).items():

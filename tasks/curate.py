@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sjc_engine.spec import canonical_json
-from tasks.commit import read_document
 from tasks.curate_card import card_files
 from tasks.curate_copy import Copy, Progress
 from tasks.curate_destination import Destination
@@ -30,8 +29,9 @@ from tasks.curate_selection import (
     select,
 )
 from tasks.curate_tables import table_files
+from tasks.documents import read_document
 from tasks.near_duplicates import SIMILAR
-from tasks.store import NotInStore, Store, StoredFile
+from tasks.store import Damaged, NotInStore, Store, StoredFile
 
 FORMAT_VERSION = 1
 MANIFEST, UNFINISHED, SUMS = "manifest.json", "unfinished.json", "SHA256SUMS"
@@ -137,6 +137,10 @@ def _begin(
             found = read_document(store, name)
         except NotInStore:
             continue
+        except Damaged as error:
+            raise SelectionError(
+                f"-o {store.url}: {name} is damaged ({error.problem}); name another folder"
+            ) from error
         if found.get("selection") != digest:
             kind = "a" if name == MANIFEST else "an unfinished"
             raise SelectionError(

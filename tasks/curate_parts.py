@@ -18,7 +18,7 @@ from tasks.columns import TEXT, TEXT_MAP, TEXTS
 from tasks.curate_destination import Digesting
 from tasks.curate_selection import SPLITS, Sample, Selection, sample_json
 from tasks.schemas import SCHEMAS
-from tasks.store import Store, StoredFile, StoreError, bytes_digest
+from tasks.store import Store, StoredFile, bytes_digest, read_committed
 
 # What each format holds unless told otherwise; a loader's samples should be small.
 INCLUDED = {
@@ -84,16 +84,15 @@ def contents(
 
 
 def read_verified(store: Store, key: str, stored: StoredFile) -> bytes:
-    """The content of a file; raises `StoreError` unless it is what was committed."""
-    data = store.get_bytes(key)
-    found = bytes_digest(data)
-    if found != stored:
-        raise StoreError(
-            f"{store.uri(key)} is damaged: its SHA-256 is {found.sha256} and should be "
-            f"{stored.sha256}; delete the asset's folder and run its manifest again, or leave the "
-            "asset out with --where."
-        )
-    return data
+    """The content of a file; raises `Damaged` unless it is what was committed."""
+
+    def check(data: bytes) -> bytes:
+        found = bytes_digest(data)
+        if found != stored:
+            raise ValueError(f"its SHA-256 is {found.sha256} and should be {stored.sha256}")
+        return data
+
+    return read_committed(store, key, check)
 
 
 def _read(store: Store, sample: Sample) -> dict[str, bytes]:

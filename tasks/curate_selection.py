@@ -14,8 +14,8 @@ from itertools import accumulate
 from typing import Any
 
 from sjc_engine.sources import licence_of
-from tasks.commit import asset_manifest, committed_attempt
 from tasks.csv_text import plain
+from tasks.documents import committed_attempt, finished_manifest
 from tasks.near_duplicates import (
     SIMILAR,
     Pair,
@@ -24,7 +24,7 @@ from tasks.near_duplicates import (
     without_near_duplicates,
 )
 from tasks.schemas import COLUMNS
-from tasks.store import Store, StoredFile, StoreError
+from tasks.store import Store, StoredFile
 from tasks.table_reader import FILES, of_files, query
 
 SPLITS = ("train", "val", "test")
@@ -165,13 +165,7 @@ def sample_json(sample: Sample) -> bytes:
 
 def _files(store: Store, asset_id: str) -> dict[str, tuple[str, StoredFile]]:
     """Key, size and SHA-256 of an asset's files by name within the attempt, in order."""
-    manifest = asset_manifest(store, asset_id)
-    if manifest is None:
-        raise StoreError(
-            f"{store.uri(f'assets/{asset_id}/manifest.json')} is missing although the tables say "
-            "that the asset is finished; make the tables again with "
-            f"`sjc verify --repair --store {store.url}`."
-        )
+    manifest = finished_manifest(store, asset_id)
     prefix = f"{committed_attempt(manifest)}/"
     return {
         name.removeprefix(prefix): (

@@ -19,7 +19,8 @@ from tasks.scene_job import Event, Job
 if TYPE_CHECKING:
     from tasks.devices import DevicePool
 
-_STATUS = {"Diverged": "diverged", "ScratchFull": "interrupted"}  # by an engine's error_type
+# By an engine's error_type: what is not the scene's own fault is tried again by the next run.
+_STATUS = {"Diverged": "diverged", "ScratchFull": "interrupted", "ScratchLost": "interrupted"}
 _LAST_WORDS = 300  # characters of an engine's last line that go into an error
 
 

@@ -35,6 +35,9 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
                 _write_view(view, asset.folder / view_file(source, number))
         if recipe.turntable_frames:
             write_turntable(asset.mesh, asset.folder, recipe)
+    made = [path for path in sorted(asset.folder.rglob("*")) if path.is_file()]
+    asset.files = {path.relative_to(asset.folder).as_posix(): path for path in made}
+    asset.files["field.safetensors"] = asset.field_path
     asset.report |= {**report.metrics, "views": report.views}
     return report.metrics
 

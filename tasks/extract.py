@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from sjc_engine.fields import load_field
 from sjc_engine.mesh import extract_mesh, mesh_statistics, write_mesh
 from tasks.asset import Asset
+from tasks.scene_job import scratch_lost
 from tasks.transient import RETRY
 
 
@@ -17,7 +18,11 @@ def extract(asset: Asset) -> dict[str, Any]:
     Raises MeshError: EmptyField, OpaqueField, NonFinite, UnwrapTimeout or UnwrapKilled.
     """
     with asset.timed("extract"):
-        asset.field = load_field(asset.field_path)
+        try:
+            asset.field = load_field(asset.field_path)
+        except ValueError as error:  # torn, in the scratch folder
+            asset.drop_field()
+            raise scratch_lost(error) from error
         recipe = asset.spec.recipe.mesh
         asset.mesh = extract_mesh(asset.field, recipe)
         asset.folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ asset make two attempts at it, in folders of their own, and the first to commit 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,11 +16,16 @@ import time
 from pathlib import Path
 from typing import IO, Protocol, Self
 
-from tasks.store import AlreadyCommitted, NotInStore, Store, StoreError
+from tasks.disk import disk_advice
+from tasks.documents import read_document
+from tasks.store import AlreadyCommitted, Damaged, NotInStore, Store, StoreError
 from tasks.store_local import LocalStore
 
 EXPIRE_SECONDS = 90.0  # after its holder's last heartbeat an object counts for nothing
 BEAT_SECONDS = 20.0
+
+# What file systems without locks answer.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class Leases(Protocol):
@@ -30,7 +36,10 @@ class Leases(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def take(self, asset_id: str) -> bool:
-        """Whether the asset is ours now, and was nobody else's before."""
+        """Whether the asset is ours now, and was nobody else's before.
+
+        Raises `StoreError` if that cannot be found out.
+        """
 
     def free(self, asset_id: str) -> None:
         """Lets others have it; one that is not ours is fine."""
@@ -64,14 +73,17 @@ class FileLeases:
     def take(self, asset_id: str) -> bool:
         if asset_id in self._held:
             return True
+        path = self._folder / asset_id
         try:
             self._folder.mkdir(exist_ok=True)
-            while (file := _lock(self._folder / asset_id)) is None:
+            while (file := _lock(path)) is None:
                 pass  # its holder has just removed it: another may be there by now
         except BlockingIOError:
             return False
-        except OSError:  # a file system without locks
-            return True
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return True
+            raise StoreError(f"Cannot lock {path}: {disk_advice(error, '--store')}.") from error
         self._held[asset_id] = file
         return True
 
@@ -86,7 +98,10 @@ class FileLeases:
 def _lock(path: Path) -> IO[str] | None:
     """The file there, locked; None when it is not there any more by then. Raises OSError."""
     with contextlib.ExitStack() as opened:
-        file = opened.enter_context(path.open("a"))
+        try:
+            file = opened.enter_context(path.open("a"))
+        except PermissionError:  # another user's, which can be locked all the same
+            file = opened.enter_context(path.open("r"))
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
@@ -120,11 +135,11 @@ class ObjectLeases:
         self._heart.join()
 
     def take(self, asset_id: str) -> bool:
-        with self._lock, contextlib.suppress(StoreError):  # whoever cannot ask works
+        with self._lock:
             if not (asset_id in self._held or self._put(asset_id)):
                 return False
-        self._held.add(asset_id)
-        return True
+            self._held.add(asset_id)
+            return True
 
     def free(self, asset_id: str) -> None:
         with self._lock:
@@ -146,9 +161,9 @@ class ObjectLeases:
 
     def _held_elsewhere(self, asset_id: str) -> bool:
         try:
-            lease = json.loads(self._store.get_bytes(_key(asset_id)))
+            lease = read_document(self._store, _key(asset_id))
             return bool(lease["owner"] != self._owner and lease["expires_at"] > time.time())
-        except (NotInStore, ValueError, KeyError, TypeError):
+        except (Damaged, NotInStore, KeyError, TypeError):
             return False
 
     def _document(self) -> bytes:

@@ -8,10 +8,11 @@ from prefect.states import Cancelled
 
 from tasks.artifacts import Progress
 from tasks.asset import Asset
-from tasks.commit import asset_manifest, committed_attempt, start_attempt
+from tasks.commit import start_attempt
 from tasks.devices import DevicePool, Watcher
+from tasks.documents import asset_manifest, committed_attempt
 from tasks.scene_job import SceneError
-from tasks.store import StoreError
+from tasks.store import Damaged, NotInStore
 from tasks.transient import RETRY
 
 _NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
@@ -82,7 +83,7 @@ def _donated_field(asset: Asset) -> dict[str, Any] | None:
     key, sha256 = f"assets/{asset.donor}/{name}", manifest["files"][name]["sha256"]
     try:
         asset.store.download(key, asset.field_path, sha256)
-    except StoreError:  # damaged or gone: it can be made again
+    except (Damaged, NotInStore):  # it can be made again
         return None
     notes = {key: report.get(key) for key in (*_NOTES, *_LATER_NOTES)}
     notes |= {"seconds": seconds, "first_step": 0}

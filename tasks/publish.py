@@ -7,7 +7,8 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.asset import Asset
 from tasks.columns import RowError
-from tasks.commit import asset_manifest, commit_asset, committed_attempt, finish_attempt
+from tasks.commit import commit_asset, finish_attempt
+from tasks.documents import asset_manifest, committed_attempt
 from tasks.scene_job import SceneError
 from tasks.store import AlreadyCommitted
 from tasks.tables import record_attempt
@@ -20,16 +21,13 @@ def publish(asset: Asset) -> dict[str, Any]:
 
     If another run was first its asset counts, and this attempt ends as `cancelled`.
     """
-    made = [path for path in sorted(asset.folder.rglob("*")) if path.is_file()]
-    files = {path.relative_to(asset.folder).as_posix(): path for path in made}
-    files["field.safetensors"] = asset.field_path
     try:
         with asset.timed("publish"):
             manifest = commit_asset(
                 asset.store,
                 asset.id,
                 asset.attempt,
-                files,
+                asset.files,
                 asset.spec,
                 asset.report,
                 asset.timings,

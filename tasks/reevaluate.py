@@ -11,20 +11,22 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sjc_engine.evaluate import evaluate
-from sjc_engine.fields import load_field
+from sjc_engine.fields import Field, load_field
+from sjc_engine.mesh import Mesh
 from sjc_engine.mesh_file import read_mesh
 from sjc_engine.pictures import take_pictures
 from sjc_engine.presets import Value
 from sjc_engine.recipes import EvaluateRecipe, Recipe
-from tasks.commit import (
-    asset_manifest,
+from tasks.commit import finish_attempt, start_evaluation
+from tasks.documents import (
+    attempt_key,
     committed_attempt,
-    finish_attempt,
+    finished_manifest,
+    marker_key,
     read_attempt,
-    start_evaluation,
 )
 from tasks.judges import Judges
-from tasks.store import NotInStore, Store
+from tasks.store import Store, damaged
 from tasks.tables import record_attempt
 from tasks.versions import versions
 
@@ -55,13 +57,12 @@ def reevaluate(
     """Measures the asset's mesh and field as they are stored; a new attempt holds the numbers.
 
     Its rows say again what is known of the optimisation, with the new metrics. Returns those. An
-    evaluation that fails becomes a row too, and its error is raised.
+    evaluation that fails becomes a row too, and its error is raised. All is read first: a
+    `StoreError` is raised before anything is written.
     """
-    manifest = asset_manifest(store, asset_id)
-    if manifest is None:
-        raise NotInStore(f"{store.uri(f'assets/{asset_id}')} is not finished; run its manifest.")
-    key = f"assets/{asset_id}/{committed_attempt(manifest)}"
-    committed = read_attempt(store, f"{key}/attempt.json")
+    manifest = finished_manifest(store, asset_id)
+    committed = read_attempt(store, attempt_key(asset_id, committed_attempt(manifest)))
+    field, mesh = _read_files(store, asset_id, manifest, scratch)
     attempt = start_evaluation(store, committed, run_id)
     known = {
         "device": committed["device"],
@@ -76,7 +77,7 @@ def reevaluate(
 
     started = time.perf_counter()
     try:
-        report = _measure(store, key, manifest, changes, judges, scratch)
+        report = _measure(field, mesh, manifest["spec"], changes, judges)
         timings = {**manifest["timings"], "evaluate": time.perf_counter() - started}
         merged = {k: v for k, v in manifest["report"].items() if "lpips" not in k} | report
         end("ok", report=merged, timings=timings)
@@ -86,25 +87,30 @@ def reevaluate(
     return {k: v for k, v in report.items() if k != "views"}
 
 
-def _measure(
-    store: Store,
-    key: str,
-    manifest: Document,
-    changes: Mapping[str, Value],
-    judges: Judges,
-    scratch: Path,
-) -> Document:
-    recipe = evaluation_recipe(manifest["spec"], changes)
-    judge, lpips = judges.get(recipe)
+def _read_files(
+    store: Store, asset_id: str, manifest: Document, scratch: Path
+) -> tuple[Field, Mesh]:
+    attempt = committed_attempt(manifest)
+    scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="evaluate-", dir=scratch) as folder:
         field_path, mesh_path = (Path(folder, n) for n in ("field.safetensors", "mesh.glb"))
         for path in (field_path, mesh_path):
-            name = f"{key.rpartition('/')[2]}/{path.name}"
-            store.download(f"{key}/{path.name}", path, manifest["files"][name]["sha256"])
-        field, mesh = load_field(field_path).to(judges.device), read_mesh(mesh_path)
+            name = f"{attempt}/{path.name}"
+            if name not in manifest["files"]:
+                raise damaged(store, marker_key(asset_id), f"files: {path.name} is not among them")
+            sha256 = manifest["files"][name]["sha256"]
+            store.download(f"assets/{asset_id}/{name}", path, sha256)
+        return load_field(field_path), read_mesh(mesh_path)
+
+
+def _measure(
+    field: Field, mesh: Mesh, spec: Document, changes: Mapping[str, Value], judges: Judges
+) -> Document:
+    recipe = evaluation_recipe(spec, changes)
+    judge, lpips = judges.get(recipe)
+    field = field.to(judges.device)
     pictures = take_pictures(field, mesh, recipe.evaluation_size)
-    prompt = manifest["spec"]["prompt"]
-    found = evaluate(field, mesh, prompt, judge, recipe, pictures, lpips)
+    found = evaluate(field, mesh, spec["prompt"], judge, recipe, pictures, lpips)
     return {**found.metrics, "views": found.views}
 
 

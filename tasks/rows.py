@@ -21,6 +21,7 @@ Document = Mapping[str, Any]
 
 _ASSET_COLUMNS = {column.name: column for column in COLUMNS["assets"]}
 _VIEW_COLUMNS = {column.name: column for column in COLUMNS["views"]}
+_ENTRY_COLUMNS = [column.name for column in COLUMNS["entries"]]
 _names = list(_ASSET_COLUMNS)
 # What the engine reports of an asset: from its memory to its last metric, and two more.
 REPORT_KEYS = (
@@ -58,6 +59,23 @@ def check_report(report: Document, timings: Document, versions: Document) -> Non
     for name, version in versions.items():
         if not isinstance(version, str):
             raise RowError(f"versions: {name}: {version!r} is not text")
+
+
+def check_known(report: Document, timings: Document) -> None:
+    """Raises `RowError` for a value that its column cannot hold; keys without one are let be.
+
+    For what was read: a later version may know more columns.
+    """
+    for key in REPORT_KEYS:
+        _ASSET_COLUMNS[key].check(report.get(key))
+    for stage in STAGES:
+        _ASSET_COLUMNS[f"seconds_{stage}"].check(timings.get(stage))
+    views = report.get("views", [])
+    if not isinstance(views, list) or not all(isinstance(view, dict) for view in views):
+        raise RowError("report: views: not a list of objects")
+    for view in views:
+        for key in VIEW_KEYS:
+            _VIEW_COLUMNS[key].check(view.get(key))
 
 
 def view_file(source: str, view: int) -> str:
@@ -146,8 +164,9 @@ def attempt_row(attempt: Document) -> Row:
 
 def entry_rows(run: Document) -> list[Row]:
     """The rows of table `entries` for one run."""
-    same = ("run_id", "manifest", "manifest_sha256")
-    return [{**{key: run[key] for key in same}, **entry} for entry in run["entries"]]
+    return [
+        {key: entry.get(key, run.get(key)) for key in _ENTRY_COLUMNS} for entry in run["entries"]
+    ]
 
 
 def run_row(run: Document) -> Row:

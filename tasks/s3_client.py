@@ -24,6 +24,7 @@ from botocore.exceptions import (
     SSOError,
     TokenRetrievalError,
 )
+from botocore.parsers import ResponseParserError
 
 from tasks.store import NotInStore, StoreError
 
@@ -53,10 +54,8 @@ _ADVICE = {
 }
 
 
-def connect(
-    session: boto3.Session, bucket: str, prefix: str, *, writable: bool
-) -> tuple[S3Client, str]:
-    """A client for `bucket` and the bucket's region, after a look whether they can be used.
+def connect(session: boto3.Session, bucket: str, prefix: str, *, writable: bool) -> S3Client:
+    """A client for `bucket`, after a look whether it can be used.
 
     With `writable` a small object is written, read and removed. A server that refuses or garbles
     what botocore sends with a checksum (in a trailer, over HTTPS) is sent none from then on: TLS
@@ -69,7 +68,7 @@ def connect(
         signature_version="s3v4",
     )
     client: S3Client = session.client("s3", config=first)
-    region = _region(client, bucket, prefix)
+    _check_access(client, bucket, prefix)
     work = Config(
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, read_timeout=READ_SECONDS
     )
@@ -79,16 +78,15 @@ def connect(
         if not _keeps_files(session.client("s3", config=first), bucket, prefix, sure=True):
             raise StoreError(f"Cannot use s3://{bucket}/{prefix}: what is written there is read "
                              "back as something else; use another server.")  # fmt: skip
-    return session.client("s3", config=first.merge(work)), region
+    return session.client("s3", config=first.merge(work))
 
 
-def _region(client: S3Client, bucket: str, prefix: str) -> str:
+def _check_access(client: S3Client, bucket: str, prefix: str) -> None:
     try:
-        return client.head_bucket(Bucket=bucket).get("BucketRegion") or "us-east-1"
+        client.head_bucket(Bucket=bucket)
     except ClientError:
         # The reply to a HEAD has no body that could tell a wrong clock from a wrong key.
         client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        return "us-east-1"
 
 
 def _keeps_files(client: S3Client, bucket: str, prefix: str, *, sure: bool = False) -> bool:
@@ -144,9 +142,11 @@ def explained(verb: str, where: str) -> Iterator[None]:
             f"Cannot {verb} {where}: {error}; name the file of the server's certificate authority "
             "in AWS_CA_BUNDLE, or correct AWS_ENDPOINT_URL_S3."
         ) from error
-    except (BotoCoreError, ValueError) as error:  # ValueError: a malformed endpoint
+    # ValueError: a malformed endpoint. ResponseParserError: half a reply, or not S3's.
+    except (BotoCoreError, ResponseParserError, ValueError, ConnectionError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise StoreError(
-            f"Cannot {verb} {where}: {error}; check AWS_ENDPOINT_URL_S3 and the network."
+            f"Cannot {verb} {where}: {reason}; check AWS_ENDPOINT_URL_S3 and the network."
         ) from error
     except OSError as error:
         raise StoreError(f"Cannot {verb} {where}: {error}; check the local disk.") from error

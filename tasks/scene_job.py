@@ -31,6 +31,20 @@ def scratch_full(error: BaseException) -> SceneError:
     )
 
 
+def scratch_lost(problem: object) -> SceneError:
+    """The same of what fails because files of the scratch folder are gone or cannot be used."""
+    return SceneError(
+        "interrupted",
+        "ScratchLost",
+        f"the scratch folder has lost files of it: {problem}; run the same command again",
+    )
+
+
+def store_failed(error: BaseException) -> SceneError:
+    """The same of what fails because the store cannot be read or written."""
+    return SceneError("interrupted", "StoreError", str(error))
+
+
 @dataclass(eq=False)
 class Job:
     """One scene between `run` and its outcome. Guarded by the pool's lock."""

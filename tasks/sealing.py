@@ -19,16 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.documents import set_document_aside
 from tasks.row_keys import last_rows
 from tasks.schemas import COMPACTED_SCHEMAS, SCHEMAS
-from tasks.store import AlreadyCommitted, NotInStore, Store, bytes_digest
+from tasks.store import AlreadyCommitted, Damaged, NotInStore, Store, bytes_digest
 from tasks.table_reader import (
     FILES,
     HELD_PARTS,
     Part,
     home,
     is_compacted,
+    is_in_place,
     is_merged,
+    misplaced,
     next_number,
     older_compacted,
     part_keys,
@@ -91,14 +94,30 @@ def compact_table(store: Store, table: str) -> bool:
 
 
 def replace_table(store: Store, table: str, contents: Sequence[pa.Table]) -> None:
-    """Put rows, with their `run_id`, in the place of all files of a table."""
+    """Put rows, with their `run_id`, in the place of all files of a table.
+
+    Files that are damaged, or that nobody here wrote, are set aside and not deleted. Raises
+    `NewerStore`, and `StoreError` if one of the files cannot be read; then nothing is written.
+    """
     keys = [key for key in store.list(f"tables/{table}/") if key.endswith(".parquet")]
-    held = {key: bytes_digest(store.get_bytes(key)).sha256 for key in keys}
+    with ThreadPoolExecutor(FILES) as pool:
+        found = dict(zip(keys, pool.map(partial(_part_or_damage, store, table), keys), strict=True))
+    held = {key: part.sha256 for key, part in found.items() if isinstance(part, Part)}
     if contents:
         rows = last_rows(table, pa.concat_tables(contents))
         _write_compacted(store, table, rows, held, keys)
+    for key, part in found.items():
+        if isinstance(part, Damaged):
+            set_document_aside(store, key, str(part))
     with ThreadPoolExecutor(FILES) as pool:
-        list(pool.map(store.delete, keys))
+        list(pool.map(store.delete, held))
+
+
+def _part_or_damage(store: Store, table: str, key: str) -> Part | Damaged:
+    try:
+        return read_part(store, table, key) if is_in_place(key) else misplaced(store, key)
+    except Damaged as error:
+        return error
 
 
 def _merge(table: str, old: list[pa.Table], new: list[pa.Table]) -> pa.Table:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from sjc_engine.spec import AssetSpec, canonical_json
 from tasks.manifest import Entry
-from tasks.store import NotInStore, Store
+from tasks.store import Damaged, NotInStore, Store, read_checked
 
 VERSION = 1
 MOST_ASSETS = 300  # of one shard, which is one flow run: Prefect keeps well below 2,000 task runs
@@ -236,11 +236,14 @@ def keep_plan(store: Store, plan: ShardPlan) -> None:
 def load_plan(store: Store, plan_id: str) -> ShardPlan:
     """The plan of this id from the store; PlanError if it is not there, or not itself."""
     try:
-        plan = read_plan(store.get_bytes(_key(plan_id)), store.uri(_key(plan_id)))
+        name = store.uri(_key(plan_id))
+        plan = read_checked(store, _key(plan_id), lambda data: read_plan(data, name))
     except NotInStore as error:
         raise PlanError(
             f"{store.url} has no plan {plan_id}; `sjc dispatch` puts it there"
         ) from error
+    except Damaged as error:
+        raise PlanError(error.problem) from error
     if plan.id != plan_id:
         raise PlanError(f"{store.uri(_key(plan_id))} is damaged; delete it and dispatch again")
     return plan

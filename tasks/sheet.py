@@ -3,10 +3,10 @@
 import io
 from collections.abc import Sequence
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from tasks.commit import asset_manifest, committed_attempt
-from tasks.store import Store
+from tasks.documents import asset_manifest, committed_attempt
+from tasks.store import Damaged, NotInStore, Store, read_committed
 
 MOST = 24  # assets; more would make a picture that nobody scrolls through
 WIDTH = 1400  # pixels
@@ -15,7 +15,7 @@ WIDTH = 1400  # pixels
 def write_sheet(store: Store, run_id: str, asset_ids: Sequence[str]) -> str | None:
     """Puts runs/{run_id}.png, for the first 24 of the assets; returns where.
 
-    None when there is no preview at all.
+    None when there is no preview at all. Raises `StoreError` for one that could not be read.
     """
     previews = [p for p in (_preview(store, k) for k in asset_ids[:MOST]) if p]
     if not previews:
@@ -32,10 +32,14 @@ def write_sheet(store: Store, run_id: str, asset_ids: Sequence[str]) -> str | No
 
 
 def _preview(store: Store, asset_id: str) -> Image.Image | None:
-    manifest = asset_manifest(store, asset_id)
-    if manifest is None or f"{committed_attempt(manifest)}/preview.png" not in manifest["files"]:
+    """None for a picture that is missing or damaged."""
+    try:
+        manifest = asset_manifest(store, asset_id)
+        name = f"{committed_attempt(manifest)}/preview.png" if manifest else ""
+        if manifest is None or name not in manifest["files"]:
+            return None
+        with Image.open(read_committed(store, f"assets/{asset_id}/{name}", io.BytesIO)) as image:
+            image.thumbnail((WIDTH, WIDTH))
+            return image.convert("RGB")
+    except (Damaged, NotInStore, UnidentifiedImageError, OSError):
         return None
-    key = f"assets/{asset_id}/{committed_attempt(manifest)}/preview.png"
-    with Image.open(io.BytesIO(store.get_bytes(key))) as image:
-        image.thumbnail((WIDTH, WIDTH))
-        return image.convert("RGB")

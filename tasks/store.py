@@ -1,9 +1,15 @@
-"""The store: a local directory or an S3 prefix, seen through ten methods.
+"""The store: a local directory or an S3 prefix, seen through eleven methods.
 
 Keys are relative POSIX paths such as ``assets/0123456789abcdef/a01/mesh.glb``. A committed file is
 never overwritten: putting the same content again succeeds and changes nothing, putting other
 content under the same key raises `AlreadyCommitted`. Every file carries its SHA-256, and every
 download is checked against one.
+
+One rule says what damage is, and every reader follows it: a file is `Damaged` when its bytes were
+read in full and are wrong, and missing (`NotInStore`) when the store says so and its own listing
+agrees. Any other failure, such as a refusal, a timeout or a reply that was cut short, is a plain
+`StoreError`: the file could not be read, and nothing is known about it. Only damage may ever be
+repaired; after any other error nothing is written.
 """
 
 from __future__ import annotations
@@ -11,26 +17,43 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
-
-from pyarrow import fs
+from typing import BinaryIO, Protocol, TypeVar
 
 CHUNK = 1 << 20
+TRANSFERS = 3  # of one file, when what arrives is not what the store lists
+
+T = TypeVar("T")
 
 # No shell, URL or glob metacharacter, and no leading dot: those names are our temporary files.
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]{0,199}")
 
 
 class StoreError(Exception):
-    """The store cannot be used; the message is one sentence that ends with what to do."""
+    """The store, or a file of it, cannot be used; one sentence that ends with what to do.
+
+    Says nothing about the content of the store unless it is `Damaged` or `NotInStore`.
+    """
 
 
 class NotInStore(StoreError):
-    """The key does not exist."""
+    """The key does not exist, and the listing of its folder or prefix agrees."""
+
+
+class Damaged(StoreError):
+    """A file was read in full, is what the store lists, and its content is wrong: `problem`."""
+
+    def __init__(self, message: str, problem: str) -> None:
+        super().__init__(message)
+        self.problem = problem
+
+
+class NewerStore(StoreError):
+    """A newer version of this program wrote the store: this one must not write to it."""
 
 
 class AlreadyCommitted(StoreError):
@@ -38,7 +61,7 @@ class AlreadyCommitted(StoreError):
 
 
 class WrongBytes(StoreError):
-    """Other bytes have arrived than were stored, again and again: on the way, or they are lost."""
+    """Bytes that arrive are not those that the store lists, again and again: lost on the way."""
 
 
 class TakesNoMore(StoreError):
@@ -51,6 +74,18 @@ class StoredFile:
 
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a listing says of a file: its size in bytes, and its MD5 where the server has one."""
+
+    bytes: int
+    md5: str | None = None
+
+    def agrees(self, size: int, md5: Callable[[], str]) -> bool:
+        """Whether a file of this size and MD5 is what is listed."""
+        return size == self.bytes and (self.md5 is None or self.md5 == md5())
 
 
 class Readable(Protocol):
@@ -76,16 +111,29 @@ class Store(Protocol):
         """Store `data`; raises `AlreadyCommitted` if `key` has other content."""
 
     def get_bytes(self, key: str) -> bytes:
-        """The content of `key`; raises `NotInStore`."""
+        """The content of `key`; raises `NotInStore`, and `Damaged` if its own SHA-256 differs."""
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
-        """Copy `key` to `path`, complete and verified or not at all; raises `NotInStore`."""
+        """Copy `key` to `path`, complete and verified or not at all.
+
+        Raises `NotInStore`, and `Damaged` if the content is not that of `sha256`.
+        """
 
     def exists(self, key: str) -> bool:
         """Whether `key` is stored."""
 
+    def listed(self, key: str) -> Listed | None:
+        """What the folder or prefix of `key` lists under this name, None if nothing.
+
+        Asks the listing and never the file. Raises `StoreError` if the folder cannot be listed, or
+        is not there itself.
+        """
+
     def list(self, prefix: str = "") -> Iterator[str]:
         """Keys that start with `prefix`, in UTF-8 order, temporary files left out."""
+
+    def move(self, key: str, to: str) -> None:
+        """Give a file another key, its bytes as they are; raises `NotInStore`."""
 
     def delete(self, key: str) -> None:
         """Remove `key`; a key that does not exist is fine."""
@@ -93,8 +141,54 @@ class Store(Protocol):
     def leftovers(self, older: timedelta, *, remove: bool) -> Sequence[str]:
         """What writers that died left unfinished that long ago: temporary files, half uploads."""
 
-    def filesystem(self) -> fs.FileSystem:
-        """The store as a pyarrow file system whose paths are keys, for lazy table reads."""
+
+def read_checked(store: Store, key: str, check: Callable[[bytes], T]) -> T:
+    """`check` of the content of `key`; the one place that calls a file's content wrong.
+
+    check: raises `ValueError`, which says what is wrong. Raises `Damaged` if the store lists
+    exactly the bytes that were read, `NotInStore`, and `StoreError` for anything else.
+    """
+    for _ in range(TRANSFERS):
+        data = store.get_bytes(key)
+        try:
+            return check(data)
+        except ValueError as error:
+            problem = error
+        listed = store.listed(key)
+        # Replaced or removed in between, or cut short on the way: read it again.
+        if listed is not None and listed.agrees(len(data), partial(md5_digest, data)):
+            raise damaged(store, key, str(problem)) from problem
+    raise WrongBytes(
+        f"Cannot read {store.uri(key)}: what arrives is not what the store lists ({problem}); "
+        "check the network and try again."
+    ) from problem
+
+
+def read_committed(store: Store, key: str, check: Callable[[bytes], T]) -> T:
+    """The same for a file that a commit marker names, so that it must be there.
+
+    It is `NotInStore` only if its folder is there without it: a folder that is gone as a whole may
+    be a disk that is not mounted.
+    """
+    try:
+        return read_checked(store, key, check)
+    except NotInStore:
+        store.listed(key)
+        raise
+
+
+def damaged(store: Store, key: str, problem: str) -> Damaged:
+    """The error for a file with wrong content."""
+    return Damaged(
+        f"{store.uri(key)} is damaged ({problem}); mend the store with"
+        f" `sjc verify --repair --store {store.url}`.",
+        problem,
+    )
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error says that a file is damaged or missing, rather than could not be read."""
+    return isinstance(error, Damaged | NotInStore)
 
 
 def open_store(url: str | Path, *, writable: bool = True) -> Store:
@@ -158,6 +252,11 @@ def stream_digest(source: Readable, copy_to: BinaryIO | None = None) -> StoredFi
         if copy_to is not None:
             copy_to.write(chunk)
     return StoredFile(size, digest.hexdigest())
+
+
+def md5_digest(data: bytes) -> str:
+    """The MD5 of `data` as S3's ETag has it; not for security."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def bytes_digest(data: bytes) -> StoredFile:

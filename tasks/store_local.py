@@ -13,23 +13,26 @@ import io
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from pyarrow import fs
-
 from sjc_engine.atomic import is_refusal
 from tasks.disk import disk_advice
 from tasks.store import (
+    TRANSFERS,
     AlreadyCommitted,
+    Listed,
     NotInStore,
     StoredFile,
     StoreError,
     TakesNoMore,
+    WrongBytes,
     check_key,
+    damaged,
     stream_digest,
 )
 
@@ -71,27 +74,48 @@ class LocalStore:
         return self._put(key, io.BytesIO(data), replace)
 
     def get_bytes(self, key: str) -> bytes:
-        with _explained("read", self._path(key)):
-            return self._path(key).read_bytes()
+        with _explained("read", self._path(key)), self._open(key) as source:
+            data = source.read()
+            self._check_complete(key, source, len(data))
+        return data
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
         with _explained("read", self._path(key)):
-            source = self._path(key).open("rb")
+            source = self._open(key)
         with source, _explained("write", path, "folder"):
             temporary, stored = self._write_temporary(path, source)
-        with _removed_on_error(temporary):
-            if sha256 is not None and stored.sha256 != sha256:
-                raise StoreError(
-                    f"{self.uri(key)} is damaged: its SHA-256 is {stored.sha256} and should be "
-                    f"{sha256}; delete the asset's folder and run its manifest again."
-                )
-            with _explained("write", path, "folder"):
+            with _removed_on_error(temporary):
+                self._check_complete(key, source, stored.bytes)
+                if sha256 is not None and stored.sha256 != sha256:
+                    problem = f"its SHA-256 is {stored.sha256} and should be {sha256}"
+                    raise damaged(self, key, problem)
                 os.replace(temporary, path)
         return stored
 
     def exists(self, key: str) -> bool:
-        with _explained("read", self._path(key)):
-            return self._path(key).is_file()
+        path = self._path(key)
+        with _explained("read", path):
+            for _ in range(TRANSFERS):
+                try:
+                    return stat.S_ISREG(path.stat().st_mode)
+                except (FileNotFoundError, NotADirectoryError):
+                    if not self._is_listed(path):
+                        return False
+        raise self._hidden(path)
+
+    def listed(self, key: str) -> Listed | None:
+        path = self._path(key)
+        try:
+            with _explained("list", path.parent), os.scandir(path.parent) as entries:
+                if all(entry.name != path.name for entry in entries):
+                    return None
+        except NotInStore as error:
+            raise StoreError(
+                f"Cannot list {path.parent}: the folder is not there; if a disk is missing, mount "
+                "it again, and if the folder was deleted on purpose, delete all of the asset."
+            ) from error
+        with _explained("read", path):
+            return Listed(path.lstat().st_size)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         folder = prefix.rpartition("/")[0]
@@ -100,6 +124,13 @@ class LocalStore:
             for key in _walk(start, folder):
                 if key.startswith(prefix):
                     yield key
+
+    def move(self, key: str, to: str) -> None:
+        path, target = self._path(key), self._path(to)
+        with _explained("move", path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, target)
+            _flush_directory(target.parent)
 
     def delete(self, key: str) -> None:
         with _explained("delete", self._path(key)):
@@ -116,15 +147,56 @@ class LocalStore:
                         path.unlink(missing_ok=True)
         return found
 
-    def filesystem(self) -> fs.FileSystem:
-        return fs.SubTreeFileSystem(str(self.root), fs.LocalFileSystem())
-
     def _path(self, key: str) -> Path:
         path = self.root / check_key(key)
         # A valid key cannot climb out by itself; a symbolic link inside the store could.
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except RuntimeError:  # a link that leads to itself
+            inside = False
+        if not inside:
             raise StoreError(f"{path} leaves the store through a symbolic link; remove the link.")
         return path
+
+    def _open(self, key: str) -> BinaryIO:
+        """The file, open to be read; an error that it is not there is believed of its folder only.
+
+        A network mount that comes and goes knows a name in one call and not in the next.
+        """
+        path = self._path(key)
+        for _ in range(TRANSFERS):
+            try:
+                return path.open("rb")
+            except FileNotFoundError:
+                if not self._is_listed(path):
+                    raise
+        raise self._hidden(path)
+
+    def _is_listed(self, path: Path) -> bool:
+        try:
+            with os.scandir(path.parent) as entries:
+                return any(entry.name == path.name for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            if self.root.is_dir():
+                return False
+        raise StoreError(
+            f"Cannot read {path}: the store's folder {self.root} is gone; mount its disk again or "
+            "check --store."
+        )
+
+    def _hidden(self, path: Path) -> StoreError:
+        return StoreError(
+            f"Cannot read {path}: its folder lists it and it cannot be opened; check the disk."
+        )
+
+    def _check_complete(self, key: str, source: BinaryIO, size: int) -> None:
+        """Raises `WrongBytes` if the file was not read to its end."""
+        whole = os.fstat(source.fileno()).st_size
+        if size != whole:
+            raise WrongBytes(
+                f"Cannot read {self.uri(key)}: only {size:,} of its {whole:,} bytes arrive; check "
+                "the disk and try again."
+            )
 
     def _put(self, key: str, source: BinaryIO, replace: bool) -> StoredFile:
         path = self._path(key)
@@ -137,7 +209,9 @@ class LocalStore:
                 elif not _appear(temporary, path):
                     temporary.unlink()
                     with path.open("rb") as existing:
-                        if stream_digest(existing) != stored:
+                        found = stream_digest(existing)
+                        self._check_complete(key, existing, found.bytes)
+                        if found != stored:
                             raise AlreadyCommitted(
                                 f"{path} is already committed with other content; nothing was "
                                 "changed, use a new attempt."

@@ -8,44 +8,41 @@ before it counts as failed, and a download counts only when its SHA-256 is right
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import urlsplit
 
 import boto3
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from pyarrow import fs
+from botocore.exceptions import BotoCoreError, ClientError
 
-from tasks.s3_client import (
-    ATTEMPTS,
-    CONNECT_SECONDS,
-    MISSING,
-    READ_SECONDS,
-    connect,
-    error_code,
-    explained,
-)
+from tasks.s3_client import MISSING, connect, error_code, explained
 from tasks.store import (
+    CHUNK,
+    TRANSFERS,
     AlreadyCommitted,
+    Listed,
     StoredFile,
+    StoreError,
     WrongBytes,
     bytes_digest,
     check_endpoint,
     check_key,
+    damaged,
     stream_digest,
 )
 
 if TYPE_CHECKING:
-    from types_boto3_s3.type_defs import PutObjectRequestTypeDef
+    from types_boto3_s3.type_defs import CopySourceTypeDef, PutObjectRequestTypeDef
 
 MULTIPART_BYTES = 32 << 20
-TRANSFERS = 3  # of one file, when its bytes arrive damaged
 
 CONTENT_TYPES = {
     ".glb": "model/gltf-binary",
@@ -58,6 +55,7 @@ CONTENT_TYPES = {
 
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}
 _TAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}
+_MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag is one unless the upload had several parts
 
 
 class S3Store:
@@ -69,10 +67,7 @@ class S3Store:
         self.prefix = check_key(prefix) + "/" if prefix else ""
         check_endpoint()
         with explained("use", self.url):
-            self._session = boto3.Session()
-            self._client, self._region = connect(
-                self._session, bucket, self.prefix, writable=writable
-            )
+            self._client = connect(boto3.Session(), bucket, self.prefix, writable=writable)
 
     @property
     def url(self) -> str:
@@ -98,7 +93,7 @@ class S3Store:
     def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with explained("read", self.uri(key)), temporary.open("xb") as target:
+            with explained("read", self.uri(key)), temporary.open("x+b") as target:
                 stored = self._fetch(key, target, sha256)
             os.replace(temporary, path)
         finally:
@@ -107,7 +102,16 @@ class S3Store:
 
     def exists(self, key: str) -> bool:
         with explained("read", self.uri(key)):
-            return self._head(key) is not None
+            for _ in range(TRANSFERS):
+                if self._head(key) is not None:
+                    return True
+                if self._listed(key) is None:
+                    return False
+        raise self._hidden(key)
+
+    def listed(self, key: str) -> Listed | None:
+        with explained("list", self.uri(key)):
+            return self._listed(key)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -119,6 +123,12 @@ class S3Store:
                     key = entry["Key"].removeprefix(self.prefix)
                     if not any(part.startswith(".") for part in key.split("/")):
                         yield key
+
+    def move(self, key: str, to: str) -> None:
+        with explained("move", self.uri(key)):
+            source: CopySourceTypeDef = {"Bucket": self.bucket, "Key": self._full(key)}
+            self._client.copy_object(Bucket=self.bucket, Key=self._full(to), CopySource=source)
+            self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
 
     def delete(self, key: str) -> None:
         with explained("delete", self.uri(key)):
@@ -149,29 +159,6 @@ class S3Store:
                                 Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                             )
         return [name.removeprefix(self.prefix) for name in found]
-
-    def filesystem(self) -> fs.FileSystem:
-        with explained("read", self.url):
-            # boto3's chain decides, so that tables need no second set of settings.
-            credentials = self._session.get_credentials()
-            if credentials is None:
-                raise NoCredentialsError
-            frozen = credentials.get_frozen_credentials()
-        endpoint = urlsplit(self._client.meta.endpoint_url)
-        certificates = os.environ.get("AWS_CA_BUNDLE")
-        s3 = fs.S3FileSystem(
-            access_key=frozen.access_key,
-            secret_key=frozen.secret_key,
-            session_token=frozen.token,
-            region=self._region,
-            scheme=endpoint.scheme,
-            endpoint_override=None if ".amazonaws.com" in endpoint.netloc else endpoint.netloc,
-            connect_timeout=CONNECT_SECONDS,
-            request_timeout=READ_SECONDS,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-            **({"tls_ca_file_path": certificates} if certificates else {}),
-        )
-        return fs.SubTreeFileSystem(f"{self.bucket}/{self.prefix}".rstrip("/"), s3)
 
     def _full(self, key: str) -> str:
         return self.prefix + check_key(key)
@@ -247,22 +234,59 @@ class S3Store:
                 self._client.put_object(**request)
 
     def _fetch(self, key: str, target: BinaryIO, sha256: str | None) -> StoredFile:
-        """Copy `key` into `target`, again while the bytes that arrive are not the right ones."""
-        problem = ""
+        """Copy `key` into `target`, again while what arrives is not what the store lists."""
+        error: StoreError | None = None
         for _ in range(TRANSFERS):
             target.seek(0)
             target.truncate()
-            reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
-            expected = sha256 or reply["Metadata"].get("sha256")
             try:
+                reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
+                expected = sha256 or reply["Metadata"].get("sha256")
                 stored = stream_digest(reply["Body"], copy_to=target)
-            except BotoCoreError as error:
-                problem = str(error)
+            except ClientError as refused:
+                if error_code(refused) not in MISSING or self._listed(key) is None:
+                    raise
+                error = self._hidden(key)
+                continue
+            except BotoCoreError as broken:
+                error = self._cut_short(key, str(broken))
                 continue
             if expected in (None, stored.sha256):
                 return stored
             problem = f"its SHA-256 is {stored.sha256} and should be {expected}"
-        raise WrongBytes(
-            f"{self.uri(key)} is damaged or cut short ({problem}); try again, and if it stays so "
-            "mend the store with `sjc verify --repair` and run its manifest again."
+            error = self._cut_short(key, problem)
+            listed = self._listed(key)
+            if listed is not None and listed.agrees(stored.bytes, partial(_file_md5, target)):
+                error = damaged(self, key, problem)
+        assert error is not None
+        raise error
+
+    def _listed(self, key: str) -> Listed | None:
+        """botocore's errors."""
+        full = self._full(key)
+        page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=full, MaxKeys=1)
+        for entry in page.get("Contents", []):
+            if entry["Key"] == full:
+                etag = entry.get("ETag", "").strip('"')
+                return Listed(entry["Size"], etag if _MD5.fullmatch(etag) else None)
+        return None
+
+    def _hidden(self, key: str) -> StoreError:
+        return StoreError(
+            f"Cannot read {self.uri(key)}: the server answers 404 and lists it all the same; check "
+            "AWS_ENDPOINT_URL_S3 and any proxy, and try again later."
         )
+
+    def _cut_short(self, key: str, problem: str) -> WrongBytes:
+        return WrongBytes(
+            f"Cannot read {self.uri(key)}: it arrives cut short or altered ({problem}); check the "
+            "network and try again."
+        )
+
+
+def _file_md5(file: BinaryIO) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    file.seek(0)
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()

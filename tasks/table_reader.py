@@ -21,7 +21,16 @@ import pyarrow.parquet as pq
 from tasks.manifest_sources import file_digests
 from tasks.row_keys import last_rows
 from tasks.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
-from tasks.store import NotInStore, Store, StoreError, bytes_digest, open_store
+from tasks.store import (
+    Damaged,
+    NewerStore,
+    NotInStore,
+    Store,
+    StoreError,
+    bytes_digest,
+    open_store,
+    read_checked,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,11 +45,12 @@ RUN_TABLES, RUN_PART = ("entries", "runs"), "run"
 READS = 10  # while files vanish because another process seals their run
 FILES = 16  # at a time
 
-# A later failure must not hide an earlier success. The last two only make ties certain.
+# A later failure must not hide an earlier success. Attempts at an asset are numbered: clocks of
+# machines differ. The last two only make ties certain.
 BEST_ASSETS = """
 SELECT * FROM assets QUALIFY row_number() OVER (
     PARTITION BY asset_id
-    ORDER BY (status = 'ok') DESC, ended_at DESC, run_id DESC, attempt DESC
+    ORDER BY (status = 'ok') DESC, attempt[2:]::INT DESC, ended_at DESC, run_id DESC
 ) = 1
 """
 _ORDER = {
@@ -61,10 +71,6 @@ _PART = re.compile(r"tables/\w+/run_id=([^/]+)/([^/]+\.parquet)")
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
-
-
-class TableError(StoreError):
-    """A table cannot be read; the message names the file and what to do."""
 
 
 class _Vanished(Exception):
@@ -95,7 +101,7 @@ def read_table(
     columns: only these, in this order; the others are not read. Whole numbers and flags have
     pandas' nullable types, times are UTC. An empty store gives an empty table with all columns.
     Raises `QueryError` for a wrong name or SQL, `ManifestError` for a manifest that cannot be
-    read, and `TableError` for a damaged file.
+    read, `Damaged` for a damaged file, and `StoreError` for one that could not be read.
     """
     if name not in SCHEMAS:
         raise QueryError(f"there is no table {name!r}; use one of {', '.join(SCHEMAS)}")
@@ -119,8 +125,8 @@ def read_table(
 def query(store: Store, sql: str) -> pa.Table:
     """The rows of an SQL query (DuckDB) over the five tables and the view `best_assets`.
 
-    Here `assets` has one row per asset and run. Raises `QueryError` for wrong SQL and `TableError`
-    for a damaged file.
+    Here `assets` has one row per asset and run. Raises `QueryError` for wrong SQL, `Damaged` for a
+    damaged file, and `StoreError` for one that could not be read.
     """
     return _execute(store, sql)
 
@@ -141,7 +147,7 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
 def part_keys(store: Store, table: str) -> dict[str | None, list[str]]:
     """The files of a table by run, in order, and the compacted ones under None.
 
-    Raises `TableError` for a file in a wrong place.
+    Raises `Damaged` for a file in a wrong place.
     """
     runs: dict[str | None, list[str]] = {}
     for key in store.list(f"tables/{table}/"):
@@ -149,10 +155,18 @@ def part_keys(store: Store, table: str) -> dict[str | None, list[str]]:
         if found or is_compacted(key):
             runs.setdefault(found[1] if found else None, []).append(key)
         elif key.endswith(".parquet"):
-            raise TableError(
-                f"{store.uri(key)} is not in a run's folder; move it out of the store."
-            )
+            raise misplaced(store, key)
     return runs
+
+
+def is_in_place(key: str) -> bool:
+    """Whether a file of this name belongs into a table."""
+    return _PART.fullmatch(key) is not None or is_compacted(key)
+
+
+def misplaced(store: Store, key: str) -> Damaged:
+    problem = f"{key} is not in a run's folder"
+    return Damaged(f"{store.uri(key)} is not in a run's folder; move it out of the store.", problem)
 
 
 @dataclass(frozen=True)
@@ -170,14 +184,17 @@ class Part:
 
 
 def read_part(store: Store, table: str, key: str) -> Part:
-    """Read one file; raises `TableError` if it is damaged and `NotInStore` if it is gone."""
-    data = store.get_bytes(key)
-    with _named(store, key):
-        content = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+    """Read one file; raises `Damaged`, and `NotInStore` if it is gone."""
+
+    def decode(data: bytes) -> tuple[str, pa.Table]:
+        with _as_value_error():
+            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            return bytes_digest(data).sha256, file.read()
+
+    sha256, content = read_checked(store, key, decode)
     _check_schema(store, key, table, content.schema)
     schema = SCHEMAS[table] if is_compacted(key) else FILE_SCHEMAS[table]
-    plain = _up_to_date(schema, content)
-    return Part(key, bytes_digest(data).sha256, plain, _held(key, content.schema))
+    return Part(key, sha256, _up_to_date(schema, content), _held(key, content.schema))
 
 
 def _up_to_date(schema: pa.Schema, content: pa.Table) -> pa.Table:
@@ -224,14 +241,14 @@ def _held(key: str, schema: pa.Schema) -> dict[str, str]:
 
 
 def _check_schema(store: Store, key: str, table: str, schema: pa.Schema) -> None:
-    """Raises `TableError` unless `schema` is that of the table's files, today's or an earlier one.
+    """Raises `Damaged` unless `schema` is that of the table's files, today's or an earlier one.
 
-    Versions only ever add columns that may be null.
+    Versions only ever add columns that may be null. A later one raises `NewerStore`.
     """
     where = store.uri(key)
     found = (schema.metadata or {}).get(b"sjc.version", str(SCHEMA_VERSION).encode()).decode()
     if not found.isdecimal() or int(found) > SCHEMA_VERSION:
-        raise TableError(
+        raise NewerStore(
             f"{where} has schema version {found} and this program reads up to {SCHEMA_VERSION}; "
             "use a newer sjc."
         )
@@ -239,55 +256,63 @@ def _check_schema(store: Store, key: str, table: str, schema: pa.Schema) -> None
     if int(found) < SCHEMA_VERSION:
         today = pa.schema([f for f in today if f.name in schema.names or not f.nullable])
     if not schema.equals(today, check_metadata=False):
-        raise TableError(
-            f"{where} is not a file of table {table}: its columns are others; move it out of the "
-            "store."
-        )
+        problem = f"is not a file of table {table}: its columns are others"
+        raise Damaged(f"{where} {problem}; move it out of the store.", problem)
 
 
-def _dataset(store: Store, table: str) -> ds.Dataset:
-    """A table as a dataset. Raises `_Vanished` if a file does so meanwhile.
+@dataclass(frozen=True)
+class _Merged:
+    """A merged file, whole in memory; its columns are decoded when a query needs them."""
 
-    Sealed files are read lazily: their content never changes under a name. Parts are small and may
-    be replaced, so each is read at once and whole.
+    key: str
+    run: str | None  # None for a compacted file
+    sha256: str
+    fragment: ds.ParquetFileFragment
+    held: dict[str, str]
+
+
+def _dataset(store: Store, table: str) -> tuple[ds.Dataset, list[_Merged]]:
+    """A table as a dataset, and the merged files in it. Raises `_Vanished` if a file does so.
+
+    Every file is fetched whole, by the store's own client.
     """
     runs = part_keys(store, table)
-    merged = [(run, key) for run, keys in runs.items() for key in keys if is_merged(key)]
+    keys = [(run, key) for run, found in runs.items() for key in found]
     with ThreadPoolExecutor(FILES) as pool:
-        fragments = list(pool.map(partial(_open_merged, store, table), merged))
-        held = {
-            key: sha256
-            for fragment in fragments
-            for key, sha256 in _held(fragment.path, fragment.physical_schema).items()
-        }
-        keys = [(run, key) for run, keys in runs.items() for key in keys if not is_merged(key)]
-        parts = list(pool.map(lambda found: (found[0], _live_part(store, table, found[1])), keys))
-        gone = list(pool.map(lambda f: _is_held(store, f.path, held), fragments))
+        read_merged = partial(_read_merged, store, table)
+        merged = list(pool.map(read_merged, [pair for pair in keys if is_merged(pair[1])]))
+        held = {key: sha256 for file in merged for key, sha256 in file.held.items()}
+        live = [pair for pair in keys if not is_merged(pair[1])]
+        parts = list(pool.map(lambda pair: (pair[0], _live_part(store, table, pair[1])), live))
     # A file that was moved during a listing of many pages may be missing from it, and so may the
     # file that it went to; but that one was there before the file went.
     prefix = f"tables/{table}/" if parts else f"tables/{table}/compacted/"
-    if {key for key in store.list(prefix) if is_merged(key)} - {key for _, key in merged}:
+    if set(filter(is_merged, store.list(prefix))) - {file.key for file in merged}:
         raise _Vanished
-    outdated = older_compacted(key for _, key in merged)
-    live = [
-        (run, fragment)
-        for (run, key), fragment, is_gone in zip(merged, fragments, gone, strict=True)
-        if not is_gone and key not in outdated
-    ]
+    outdated = older_compacted(file.key for file in merged)
+    merged = [f for f in merged if held.get(f.key) != f.sha256 and f.key not in outdated]
     contents = [
         (run, with_run(table, run, part.content))
         for run, part in parts
         if held.get(part.key) != part.sha256
     ]
-    return _without_repeats(store, table, live, contents)
+    try:
+        return _without_repeats(table, merged, contents)
+    except (pa.ArrowException, OSError):
+        _check_files(store, table, [file.key for file in merged])
+        raise
+
+
+def _check_files(store: Store, table: str, keys: Iterable[str]) -> None:
+    """Decodes all of these files; raises `Damaged` for the first that cannot be."""
+    for key in keys:
+        with contextlib.suppress(NotInStore):
+            read_part(store, table, key)
 
 
 def _without_repeats(
-    store: Store,
-    table: str,
-    merged: list[tuple[str | None, ds.ParquetFileFragment]],
-    contents: list[tuple[str | None, pa.Table]],
-) -> ds.Dataset:
+    table: str, merged: list[_Merged], contents: list[tuple[str | None, pa.Table]]
+) -> tuple[ds.Dataset, list[_Merged]]:
     """Merged files and the rows of parts as one dataset.
 
     A run that goes on while it is compacted, or that was sealed and compacted at the same moment,
@@ -295,55 +320,48 @@ def _without_repeats(
     """
     schema = SCHEMAS[table]
 
-    def read(fragment: ds.ParquetFileFragment, which: ds.Expression | None = None) -> pa.Table:
-        with _named(store, fragment.path):
-            return fragment.to_table(schema=schema, filter=which)
+    def read(file: _Merged, which: ds.Expression | None = None) -> pa.Table:
+        return file.fragment.to_table(schema=schema, filter=which)
 
-    compacted = [fragment for run, fragment in merged if run is None]
-    sealed = Counter(run for run, _ in merged if run is not None)
+    compacted = [file for file in merged if file.run is None]
+    sealed = Counter(file.run for file in merged if file.run is not None)
     own: set[str | None] = {*sealed, *(run for run, _ in contents)}
     repeated: set[str | None] = {run for run, count in sealed.items() if count > 1}
-    for fragment in compacted if own else []:
-        with _named(store, fragment.path):
-            known = fragment.to_table(schema=schema, columns=["run_id"])["run_id"]
+    for file in compacted if own else []:
+        known = file.fragment.to_table(schema=schema, columns=["run_id"])["run_id"]
         repeated |= own.intersection(known.unique().to_pylist())
     rows = [content for run, content in contents if run not in repeated]
     if repeated:
         theirs = ds.field("run_id").isin(list(repeated))
-        sources = [read(fragment, theirs) for fragment in compacted]
-        sources += [read(fragment) for run, fragment in merged if run in repeated]
+        sources = [read(file, theirs) for file in compacted]
+        sources += [read(file) for file in merged if file.run in repeated]
         sources += [content for run, content in contents if run in repeated]
-        rows += [read(fragment, ~theirs) for fragment in compacted]
+        rows += [read(file, ~theirs) for file in compacted]
         rows.append(last_rows(table, pa.concat_tables(sources)))
-        merged = [(run, file) for run, file in merged if run is not None and run not in repeated]
+        merged = [f for f in merged if f.run is not None and f.run not in repeated]
     memory = ds.dataset(pa.concat_tables([schema.empty_table(), *rows]))
-    files = [fragment for _, fragment in merged]
-    if not files:
-        return memory
-    lazy = ds.FileSystemDataset(files, schema, _FORMAT, store.filesystem())
-    return ds.UnionDataset(schema, [lazy, memory])
+    if not merged:
+        return memory, []
+    lazy = ds.FileSystemDataset([file.fragment for file in merged], schema, _FORMAT)
+    return ds.UnionDataset(schema, [lazy, memory]), merged
 
 
-def _open_merged(
-    store: Store, table: str, run_and_key: tuple[str | None, str]
-) -> ds.ParquetFileFragment:
+def _read_merged(store: Store, table: str, run_and_key: tuple[str | None, str]) -> _Merged:
     run, key = run_and_key
     partition = None if run is None else ds.field("run_id") == run
-    fragment = _FORMAT.make_fragment(key, store.filesystem(), partition_expression=partition)
-    with _named(store, key):
-        schema = fragment.physical_schema
-    _check_schema(store, key, table, schema)
-    return fragment
 
+    def open_file(data: bytes) -> tuple[str, ds.ParquetFileFragment, pa.Schema]:
+        buffer = pa.py_buffer(data)
+        fragment = _FORMAT.make_fragment(buffer, partition_expression=partition)
+        with _as_value_error():
+            return bytes_digest(data).sha256, fragment, fragment.physical_schema
 
-def _is_held(store: Store, key: str, held: dict[str, str]) -> bool:
-    """Whether another merged file has this one's rows; only then is its content looked at."""
-    if key not in held:
-        return False
     try:
-        return bytes_digest(store.get_bytes(key)).sha256 == held[key]
+        sha256, fragment, schema = read_checked(store, key, open_file)
     except NotInStore as error:
         raise _Vanished from error
+    _check_schema(store, key, table, schema)
+    return _Merged(key, run, sha256, fragment, _held(key, schema))
 
 
 def _live_part(store: Store, table: str, key: str) -> Part:
@@ -371,21 +389,26 @@ def _execute(store: Store, sql: str) -> pa.Table:
         name for name in SCHEMAS if name in words or (name == "assets" and "best_assets" in words)
     ]
     for _ in range(READS):
-        with contextlib.suppress(_Vanished):
-            datasets = {name: _dataset(store, name) for name in tables}
-            try:
-                return _run_sql(datasets, sql)
-            except (RuntimeError, duckdb.InterruptException) as error:
-                if "interrupted" in str(error).lower():  # DuckDB has taken Ctrl-C for itself
-                    raise KeyboardInterrupt from error
-                raise
-            except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as e:
-                raise QueryError(str(e)) from e
-            except duckdb.Error as error:
-                for dataset in datasets.values():
-                    _read_all(store, dataset)
-                raise QueryError(str(error)) from error
-    raise TableError(f"The tables in {store.url} change all the time; try again later.")
+        merged: dict[str, list[str]] = {}
+        try:
+            datasets = {}
+            for name in tables:
+                datasets[name], files = _dataset(store, name)
+                merged[name] = [file.key for file in files]
+            return _run_sql(datasets, sql)
+        except _Vanished:
+            continue
+        except (RuntimeError, duckdb.InterruptException) as error:
+            if "interrupted" in str(error).lower():  # DuckDB has taken Ctrl-C for itself
+                raise KeyboardInterrupt from error
+            raise
+        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
+            raise QueryError(str(error)) from error
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            for name, keys in merged.items():
+                _check_files(store, name, keys)
+            raise QueryError(str(error)) from error
+    raise StoreError(f"The tables in {store.url} change all the time; try again later.")
 
 
 def _run_sql(datasets: dict[str, ds.Dataset], sql: str) -> pa.Table:
@@ -405,25 +428,10 @@ def _run_sql(datasets: dict[str, ds.Dataset], sql: str) -> pa.Table:
         return relation.to_arrow_table()
 
 
-def _read_all(store: Store, dataset: ds.Dataset) -> None:
-    """Raises `TableError` for the first file that cannot be read, or `_Vanished`."""
-    files = dataset.children[0] if isinstance(dataset, ds.UnionDataset) else None
-    for fragment in files.get_fragments() if files else ():
-        with _named(store, fragment.path):
-            fragment.to_table()
-
-
 @contextlib.contextmanager
-def _named(store: Store, key: str) -> Iterator[None]:
-    """Name the file that cannot be read; one that is gone is another matter."""
+def _as_value_error() -> Iterator[None]:
+    """Arrow's errors about a file's content, in one line."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise _Vanished from error
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise TableError(f"{store.uri(key)} is damaged ({reason})" + _remedy(store)) from error
-
-
-def _remedy(store: Store) -> str:
-    return f"; make the tables again with `sjc verify --repair --store {store.url}`."
+        raise ValueError(str(error).partition("\n")[0]) from error

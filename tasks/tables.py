@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.commit import asset_attempts, asset_manifest, read_run, run_ids
+from tasks.commit import asset_attempts
+from tasks.documents import asset_manifest, read_run, run_ids
 from tasks.rows import asset_row, attempt_row, entry_rows, run_row, view_rows
 from tasks.schemas import SCHEMAS, Row, to_arrow
 from tasks.sealing import parquet, replace_table, seal_run
@@ -22,7 +23,6 @@ from tasks.store import Store, StoredFile
 from tasks.table_reader import (
     FILES,
     QueryError,
-    TableError,
     of_files,
     query,
     read_table,
@@ -30,7 +30,7 @@ from tasks.table_reader import (
 )
 
 __all__ = [
-    "SCHEMAS", "QueryError", "TableError", "of_files", "query", "read_table", "rebuild_tables",
+    "SCHEMAS", "QueryError", "of_files", "query", "read_table", "rebuild_tables",
     "record_attempt", "record_run", "seal_run", "unrecorded_attempts", "write_part",
 ]  # fmt: skip
 

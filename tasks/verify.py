@@ -1,4 +1,8 @@
-"""Whether a store is whole: files against their checksums, tables against the JSON behind them."""
+"""Whether a store is whole: files against their checksums, tables against the JSON behind them.
+
+What is damaged may be repaired. What could not be read is reported as such, and while there is
+any of it nothing is repaired at all (`tasks.store` says which is which).
+"""
 
 from __future__ import annotations
 
@@ -13,33 +17,46 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.checkpoint_copy import finished_copies
-from tasks.commit import (
-    LOOKUPS,
+from tasks.commit import LOOKUPS, finish_attempt, is_needed, set_aside
+from tasks.documents import (
+    Document,
     asset_manifest,
+    check_usable,
     committed_attempt,
-    finish_attempt,
-    is_needed,
+    marker_key,
     read_attempt,
     read_run,
     run_ids,
-    set_aside,
     set_document_aside,
 )
 from tasks.row_keys import last_rows
 from tasks.schemas import SCHEMAS
-from tasks.store import NotInStore, Store, StoreError, bytes_digest
-from tasks.table_reader import TableError, query
+from tasks.store import (
+    Damaged,
+    NewerStore,
+    NotInStore,
+    Store,
+    StoredFile,
+    StoreError,
+    bytes_digest,
+    read_committed,
+)
+from tasks.table_reader import query
 from tasks.tables import projection, rebuild_tables
 
 COMMITTED = ("ok", "running")  # the second until a later run closes the attempt
 ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
+ENOUGH = 20  # files that could not be read: then the store is at fault, and the rest is not tried
 
 Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be. kind: asset, attempt, run, table or leftover."""
+    """One thing that is not as it should be.
+
+    kind: asset, attempt, run, table or leftover; or unreadable, of which nothing else is known.
+    """
 
     kind: str
     key: str
@@ -49,25 +66,56 @@ class Finding:
         return f"{self.key}: {self.problem}"
 
 
+@dataclass(frozen=True)
+class Repairs:
+    """What `repair_store` would do. assets: those to set aside, with the reason."""
+
+    assets: dict[str, str]
+    documents: dict[str, str]
+    attempts: list[str]
+    tables: bool
+
+    def lines(self) -> list[str]:
+        """In words, a line each."""
+        lines = [f"assets/{asset_id}: set aside ({why})" for asset_id, why in self.assets.items()]
+        lines += [f"{key}: set aside" for key in self.documents]
+        lines += [f"{key}: ended as ok" for key in self.attempts]
+        return [*lines, "tables: made again from the store's JSON"] if self.tables else lines
+
+
 def verify_store(
     store: Store, tell: Tell = lambda done, total: None, abandoned: timedelta = ABANDONED
 ) -> list[Finding]:
-    """Reads everything once and writes nothing. Not while a run goes on: its rows come later."""
+    """Reads everything once and writes nothing. Not while a run goes on: its rows come later.
+
+    Raises `StoreError` for a store that cannot be listed, is of a newer format, or has tables and
+    no assets.
+    """
+    check_usable(store)
     asset_ids = asset_ids_of(store)
     findings: list[Finding] = []
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        checks = pool.map(lambda asset_id: _check_asset(store, asset_id), asset_ids)
-        for done, found in enumerate(checks, 1):
+        for done, found in enumerate(pool.map(partial(_check_asset, store), asset_ids), 1):
             findings += found
             tell(done, len(asset_ids))
+            if len(unreadable(findings)) >= ENOUGH:
+                rest = f"the {len(asset_ids) - done} assets after it were not read"
+                return [*findings, Finding("unreadable", store.url, rest)]
     for run_id in run_ids(store):
-        findings += _readable("run", f"runs/{run_id}.json", partial(read_run, store, run_id))
-    if not findings:  # the tables are made from these documents
-        findings += _check_tables(store)
+        read = partial(read_run, store, run_id)
+        findings += _problems("run", f"runs/{run_id}.json", read)
+    findings += _check_tables(store, comparable=not findings)  # they are made from the documents
+    if unreadable(findings):
+        return findings
     needless = finished_copies(store, asset_ids)
     findings += [Finding("leftover", key, "is of a finished asset") for key in needless]
     left = store.leftovers(abandoned, remove=False)
     return findings + [Finding("leftover", name, "was never finished") for name in left]
+
+
+def unreadable(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that say nothing about the store but that something could not be read."""
+    return [finding for finding in findings if finding.kind == "unreadable"]
 
 
 def asset_ids_of(store: Store) -> list[str]:
@@ -75,34 +123,60 @@ def asset_ids_of(store: Store) -> list[str]:
     return sorted({key.split("/")[1] for key in store.list("assets/")})
 
 
+def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
+    """What to do about findings; writes nothing.
+
+    A damaged asset is set aside, so that the next run of its manifest makes it again; so is a
+    damaged document of an attempt that does not count, or of a run, and nothing else with it.
+    Raises `StoreError` if anything could not be read: it may be all that the other findings are.
+    """
+    findings = list(findings)
+    if unread := unreadable(findings):
+        raise StoreError(
+            f"{len(unread)} files of {store.url} could not be read, so nothing was repaired; the "
+            f"first is {unread[0]}"
+        )
+    assets: dict[str, str] = {}
+    documents: dict[str, str] = {}
+    for finding in findings:
+        if finding.kind == "asset" and is_needed(store, finding.key):
+            assets.setdefault(finding.key.split("/")[1], str(finding))
+        elif finding.kind in ("asset", "run"):
+            documents.setdefault(finding.key, finding.problem)
+    documents = {k: why for k, why in documents.items() if k.split("/")[1] not in assets}
+    attempts = [finding.key for finding in findings if finding.kind == "attempt"]
+    return Repairs(assets, documents, attempts, bool({f.kind for f in findings} - {"leftover"}))
+
+
 def repair_store(
     store: Store, findings: Iterable[Finding], abandoned: timedelta = ABANDONED
 ) -> list[str]:
     """Mends what can be mended; returns what was done, a line each.
 
-    A damaged asset is set aside, so that the next run of its manifest makes it again; so is a
-    damaged document of an attempt that does not count, or of a run, and nothing else with it.
+    Nothing is lost by it: what is set aside is moved. Each asset is read once more before that,
+    and left alone if it is whole by then. Raises `StoreError` as `plan_repairs` and `verify_store`
+    do.
     """
-    findings = list(findings)
+    repairs = plan_repairs(store, findings)
+    check_usable(store)
+    plan_repairs(store, _check_tables(store, comparable=False))  # read them all, or write nothing
     done = []
-    lost = {
-        f.key.split("/")[1]: f for f in findings if f.kind == "asset" and is_needed(store, f.key)
-    }
-    for asset_id, finding in lost.items():
-        set_aside(store, asset_id, str(finding))
-        done.append(f"assets/{asset_id}: set aside; run its manifest to make it again")
-    for finding in findings:
-        spare = finding.kind == "asset" and not is_needed(store, finding.key)
-        if (spare or finding.kind == "run") and store.exists(
-            finding.key
-        ):  # not gone with its asset
-            set_document_aside(store, finding.key)
-            done.append(f"{finding.key}: set aside")
-    for key in (f.key for f in findings if f.kind == "attempt"):
+    for asset_id in repairs.assets:
+        again = plan_repairs(store, _check_asset(store, asset_id)).assets
+        if asset_id in again:
+            set_aside(store, asset_id, again[asset_id])
+            done.append(f"assets/{asset_id}: set aside; run its manifest to make it again")
+        else:
+            done.append(f"assets/{asset_id}: left as it is; read again, it is whole")
+    for key, why in repairs.documents.items():
+        if store.exists(key):
+            set_document_aside(store, key, why)
+            done.append(f"{key}: set aside")
+    for key in repairs.attempts:
         _, asset_id, attempt, _ = key.split("/")
         finish_attempt(store, asset_id, attempt, "ok")
         done.append(f"{key}: ended as ok")
-    if {finding.kind for finding in findings} - {"leftover"}:
+    if repairs.tables:
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
     removed = [*store.leftovers(abandoned, remove=True)]
@@ -115,60 +189,89 @@ def repair_store(
 def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     """The commit marker, every file that it names, and every attempt's document."""
     folder = f"assets/{asset_id}"
-    findings = []
-    attempts = [k for k in store.list(f"{folder}/a") if k.endswith("/attempt.json")]
-    for key in attempts:
-        findings += _readable("asset", key, partial(read_attempt, store, key))
-    marker = partial(asset_manifest, store, asset_id)
-    if damaged := _readable("asset", f"{folder}/manifest.json", marker):
-        return findings + damaged
-    manifest = marker() or {"files": {}}
+    findings: list[Finding] = []
+    attempts: dict[str, Document] = {}
+    manifest: Document | None = None
+
+    def read_documents(key: str) -> None:
+        attempts[key] = read_attempt(store, key)
+
+    def read_marker() -> None:
+        nonlocal manifest
+        manifest = asset_manifest(store, asset_id)
+
+    try:
+        keys = [k for k in store.list(f"{folder}/a") if k.endswith("/attempt.json")]
+    except StoreError as error:
+        return [Finding("unreadable", folder, str(error))]
+    for key in keys:
+        findings += _problems("asset", key, partial(read_documents, key))
+    findings += _problems("asset", marker_key(asset_id), read_marker)
+    if manifest is None:
+        return findings
     for name, about in manifest["files"].items():
-        key = f"{folder}/{name}"
-        try:
-            stored = bytes_digest(store.get_bytes(key))
-        except NotInStore:
-            findings.append(Finding("asset", key, "is missing"))
-        except StoreError as error:  # S3 sent other bytes than were stored, again and again
-            findings.append(Finding("asset", key, f"cannot be read: {error}"))
-        else:
-            if (stored.bytes, stored.sha256) != (about["bytes"], about["sha256"]):
-                sizes = f"{stored.bytes:,} bytes instead of {about['bytes']:,}"
-                wrong = sizes if stored.bytes != about["bytes"] else "not what was committed"
-                findings.append(Finding("asset", key, f"is damaged: {wrong}"))
-    if manifest["files"]:
-        key = f"{folder}/{committed_attempt(manifest)}/attempt.json"
-        if key not in attempts:
-            findings.append(Finding("asset", key, "is missing"))
-        elif not findings and (status := read_attempt(store, key)["status"]) not in COMMITTED:
+        committed = StoredFile(about["bytes"], about["sha256"])
+        findings += _check_file(store, f"{folder}/{name}", committed)
+    key = f"{folder}/{committed_attempt(manifest)}/attempt.json"
+    if key not in keys:
+        findings.append(Finding("asset", key, "is missing"))
+    elif not findings:
+        if attempts[key]["spec"] != manifest["spec"]:
+            findings.append(Finding("asset", key, "is of another spec than manifest.json"))
+        elif (status := attempts[key]["status"]) not in COMMITTED:
             findings.append(Finding("attempt", key, f"is {status}, and its files are committed"))
     return findings
 
 
-def _readable(kind: str, key: str, read: Callable[[], object]) -> list[Finding]:
+def _check_file(store: Store, key: str, committed: StoredFile) -> list[Finding]:
+    def check(data: bytes) -> None:
+        stored = bytes_digest(data)
+        if stored.bytes != committed.bytes:
+            raise ValueError(f"{stored.bytes:,} bytes instead of {committed.bytes:,}")
+        if stored != committed:
+            raise ValueError("not what was committed")
+
+    return _problems("asset", key, partial(read_committed, store, key, check))
+
+
+def _problems(kind: str, key: str, read: Callable[[], object]) -> list[Finding]:
+    """What an error of `read` says about `key`."""
     try:
         read()
+    except NewerStore:
+        raise
+    except NotInStore:
+        return [Finding(kind, key, "is missing")]
+    except Damaged as error:
+        return [Finding(kind, key, f"is damaged: {error.problem}")]
     except StoreError as error:
-        return [Finding(kind, key, "is missing" if isinstance(error, NotInStore) else str(error))]
+        return [Finding("unreadable", key, str(error))]
     return []
 
 
-def _check_tables(store: Store) -> list[Finding]:
-    """Each table's rows against those that follow from the JSON."""
+def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
+    """Each table's rows against those that follow from the JSON, if that is `comparable`."""
     findings = []
-    for table, contents in projection(store).items():
-        wanted = last_rows(table, pa.concat_tables([SCHEMAS[table].empty_table(), *contents]))
-        try:
-            # Until a run is sealed each try at an asset has its row.
-            found = last_rows(table, query(store, f"SELECT * FROM {table}"))
-        except TableError as error:
-            findings.append(Finding("table", f"tables/{table}", str(error)))
+    wanted = projection(store) if comparable else {}
+    for table in SCHEMAS:
+        found: list[pa.Table] = []
+        read = partial(_read_table, store, table, found)
+        findings += _problems("table", f"tables/{table}", read)
+        if not (found and comparable):
             continue
-        missing, extra = _differences(_rows(wanted), _rows(found))
+        rows = pa.concat_tables([SCHEMAS[table].empty_table(), *wanted[table]])
+        # Until a run is sealed each try at an asset has its row.
+        missing, extra = _differences(
+            *(_rows(last_rows(table, content)) for content in (rows, *found))
+        )
         if missing or extra:
             problem = f"{missing} rows are missing and {extra} have nothing behind them"
             findings.append(Finding("table", f"tables/{table}", problem))
     return findings
+
+
+def _read_table(store: Store, table: str, into: list[pa.Table]) -> None:
+    into.append(query(store, f"SELECT * FROM {table}"))
 
 
 def _rows(table: pa.Table) -> Counter[str]:

@@ -187,8 +187,13 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Set damaged assets aside, make the tables again, remove abandoned files.",
+            help="Set damaged assets aside, make the tables again, remove abandoned files. Nothing"
+            " is repaired while any file cannot be read.",
         ),
+    ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="Repair also when more than one asset is set aside by it."),
     ] = False,
     older: Annotated[
         float,
@@ -205,7 +210,9 @@ def verify(
         from flows.verify import run
 
         abandoned = timedelta(hours=older)
-        code = run(store, Path(scratch), abandoned, repair=repair, quiet=quiet, as_json=json_)
+        code = run(
+            store, Path(scratch), abandoned, repair=repair, yes=yes, quiet=quiet, as_json=json_
+        )
         raise typer.Exit(code)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from sjc_engine.atomic import write_atomically
 from tasks.asked import preset_and_changes
 from tasks.columns import FLAG, REAL, TIME, WHOLE, Column
+from tasks.documents import committed_attempt, finished_manifest
 from tasks.html import escaped, page, source_hash
 from tasks.schemas import COLUMNS
 from tasks.store import Store
@@ -155,9 +156,9 @@ def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:
     files: dict[str, dict[str, Any]] = {}
     copied = 0
     if row["status"] == "ok":
-        manifest = json.loads(store.get_bytes(f"assets/{row['asset_id']}/manifest.json"))
+        manifest = finished_manifest(store, row["asset_id"])
         files = {name.partition("/")[2]: about for name, about in manifest["files"].items()}
-        attempt = next(iter(manifest["files"])).partition("/")[0]
+        attempt = committed_attempt(manifest)
         for name in SHOWN:
             if name in files and not _there(folder / name, files[name]["bytes"]):
                 key = f"assets/{row['asset_id']}/{attempt}/{name}"

@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from tasks.commit import LOOKUPS, asset_manifest, committed_attempt, read_run, run_ids
+from tasks.commit import LOOKUPS
+from tasks.documents import asset_manifest, committed_attempt, read_run, run_ids
 from tasks.report.page import report_page
-from tasks.store import NotInStore, Store, StoreError
+from tasks.store import Damaged, NotInStore, Store, read_committed
 from tasks.table_reader import query
 
 MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture takes 1 kB
@@ -34,7 +36,7 @@ WITH mine AS (
     SELECT * FROM assets
     WHERE asset_id IN (SELECT asset_id FROM entries WHERE run_id = '{run_id}')
     QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY (run_id = '{run_id}') DESC,
-        (status = 'ok') DESC, ended_at DESC, attempt DESC) = 1
+        (status = 'ok') DESC, attempt[2:]::INT DESC, ended_at DESC) = 1
 )
 SELECT e.row_id, e.asset_id,
     -- a run that was killed left no outcomes, but its rows are there
@@ -143,7 +145,8 @@ def pictures(
 ) -> tuple[dict[str, Picture], dict[str, str]]:
     """Pictures of finished assets by id, and the versions of what made the last one.
 
-    A picture that is missing or damaged is left out: a report is no place to fail for it.
+    A picture that is missing or damaged is left out: a report is no place to fail for it. Raises
+    `StoreError` for one that could not be read.
     """
 
     def load(row: Row) -> tuple[Picture | None, dict[str, str]]:
@@ -156,8 +159,8 @@ def pictures(
             if not names:
                 return None, manifest["versions"]
             folder = f"assets/{row['asset_id']}/{attempt}"
-            data = data_uri(store.get_bytes(f"{folder}/{names[0]}"), size)
-        except (StoreError, UnidentifiedImageError, OSError):
+            data = read_committed(store, f"{folder}/{names[0]}", partial(data_uri, size=size))
+        except (Damaged, NotInStore, UnidentifiedImageError, OSError):
             return None, {}
         shown = "preview.png" if f"{attempt}/preview.png" in manifest["files"] else names[0]
         return Picture(data, f"../../{folder}/{shown}"), manifest["versions"]

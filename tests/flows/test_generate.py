@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,12 @@ from flows.scratch import in_use, sole_user
 from flows.terminal import Watcher, watched_by
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling
-from tasks.commit import asset_manifest, finish_attempt, start_attempt
+from tasks.commit import finish_attempt, start_attempt
 from tasks.devices import DevicePool
+from tasks.documents import asset_manifest
 from tasks.leases import FileLeases
-from tasks.store import open_store
-from tasks.tables import query, read_table
+from tasks.store import StoreError, open_store
+from tasks.tables import query, read_table, rebuild_tables
 from tasks.verify import verify_store
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
@@ -358,7 +361,7 @@ def test_a_damaged_attempt_is_told_of_and_set_aside(tmp_path: Path) -> None:
     def close() -> None:
         plan = make_plan(settings)
         with sole_user(Path(settings.scratch)):
-            flows.generate.close_attempts(plan)
+            flows.generate.close_attempts(plan, plan.states)
 
     for _ in range(2):
         assert make_plan(settings).counts()["interrupted"] == 1
@@ -415,12 +418,13 @@ def test_the_rows_that_a_dying_run_could_not_write_are_written_by_who_goes_on(
     """It dies after this one has looked for such attempts."""
     close = flows.generate.close_attempts
 
-    def close_and_miss(plan: Any) -> None:
-        close(plan)
+    def close_and_miss(plan: Any, asset_ids: Any) -> dict[str, int]:
+        settled = close(plan, asset_ids)
         (entry,) = plan.todo.values()
         attempt = start_attempt(plan.store, entry.spec, "other")["attempt"]
         error = OSError("no room for rows")
         finish_attempt(plan.store, entry.spec.asset_id, attempt, "interrupted", error=error)
+        return settled
 
     monkeypatch.setattr(flows.generate, "close_attempts", close_and_miss)
     assert run("id,prompt", "duck,a yellow duck").is_completed()
@@ -430,6 +434,80 @@ def test_the_rows_that_a_dying_run_could_not_write_are_written_by_who_goes_on(
         "a02": "ok",
     }
     assert verify_store(open_store(tmp_path / "store")) == []
+
+
+def test_a_failure_of_the_future_is_tried_again(run: Any, tmp_path: Path) -> None:
+    """Attempts are in the order of their numbers: a clock may have gone back an hour since."""
+    line = ("id,prompt", "duck,a yellow duck")
+    assert run(*line, timeout=0.001).is_failed()
+    store = open_store(tmp_path / "store")
+    [key] = [k for k in store.list("assets/") if k.endswith("attempt.json")]
+    document = json.loads(store.get_bytes(key))
+    assert document["status"] == "timeout"
+    for name in ("started_at", "ended_at"):
+        later = datetime.fromisoformat(document[name]) + timedelta(hours=1)
+        document[name] = later.isoformat(timespec="microseconds")
+    store.put_bytes(key, json.dumps(document).encode(), replace=True)
+    rebuild_tables(store)
+
+    assert run(*line, retry_failed=True).is_completed()
+    attempts = tables(tmp_path)["attempts"].sort_values("attempt")
+    assert list(attempts.status) == ["timeout", "ok"]
+    assert list(tables(tmp_path)["assets"].status) == ["ok"]
+    assert verify_store(store) == []
+
+
+class Deletes(Watcher):
+    """Somebody who deletes a folder at the first step of any asset, or at a stage's beginning."""
+
+    def __init__(self, folder: Path, at: str) -> None:
+        self.folder, self.at = folder, at
+
+    def _delete(self) -> None:
+        self.at = ""
+        shutil.rmtree(self.folder)
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        if self.at == "progress":
+            self._delete()
+
+    def stage(self, name: str, stage: str) -> None:
+        if self.at == stage:
+            self._delete()
+
+
+@pytest.mark.parametrize("at", ["progress", "extract", "evaluate", "publish"])
+def test_a_deleted_scratch_folder_fails_no_asset(run: Any, tmp_path: Path, at: str) -> None:
+    """It costs the steps of what was in it, as the docs say, and the next run makes the rest."""
+    line = ("id,prompt", "duck,a yellow duck")
+    with watched_by(Deletes(tmp_path / "scratch", at)):
+        run(*line)
+    statuses = list(tables(tmp_path)["attempts"].status)
+    assert statuses == (["ok"] if at == "progress" else ["interrupted"])
+    if at != "progress":
+        [row] = tables(tmp_path)["assets"].to_dict("records")
+        assert row["error_type"] == "ScratchLost"
+        assert "run the same command again" in row["error"]
+        assert run(*line).is_completed()
+    assert list(tables(tmp_path)["assets"].status) == ["ok"]
+    assert verify_store(open_store(tmp_path / "store")) == []
+
+
+def test_a_store_that_cannot_be_used_fails_no_asset(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise StoreError("Cannot write mesh.glb: these credentials may not do that.")
+
+    line = ("id,prompt", "duck,a yellow duck")
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.publish, "commit_asset", refused)
+        run(*line)
+    [row] = tables(tmp_path)["assets"].to_dict("records")
+    assert (row["status"], row["error_type"]) == ("interrupted", "StoreError")
+    assert "may not do that" in row["error"]
+    assert run(*line).is_completed()
+    assert list(tables(tmp_path)["assets"].status) == ["ok"]
 
 
 def test_what_fails_after_the_commit_fails_no_asset(

@@ -46,7 +46,9 @@ def test_it_opens_as_a_file_and_runs_nothing(tmp_path: Path) -> None:
     for k in range(14):
         asset = spec(f"{HOSTILE} {k}")
         attempt = start_attempt(store, asset, "run1")["attempt"]
-        files = dict.fromkeys(("views/mesh_1.png", "preview.png"), tmp_path / "picture.png")
+        files = dict.fromkeys(
+            ("views/mesh_1.png", "preview.png", "mesh.glb"), tmp_path / "picture.png"
+        )
         ok = k % 7 > 0
         committed = {}
         if ok:

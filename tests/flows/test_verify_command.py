@@ -1,12 +1,14 @@
 """`sjc verify`: what it says, and its exit codes."""
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Said
+from command_line import SJC, Said
 from task_samples import all_tables, fill, make, spec
 
 from flows.scratch import sole_user
@@ -35,8 +37,52 @@ def test_damage_is_told_and_mended(mesh: Path, sjc: Callable[..., Said], tmp_pat
     told = json.loads(said.out)
     assert len(told["findings"]) == 1
     assert told["left"] == []
+    assert told["planned"][0].startswith(f"assets/{spec().asset_id}: set aside (assets/")
     assert "run its manifest" in told["done"][0]
     assert sjc("verify").code == 0
+
+
+def test_more_than_one_asset_is_set_aside_on_request_only(
+    mesh: Path, sjc: Callable[..., Said], tmp_path: Path
+) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec("a pig"), "run1")
+    for path in (tmp_path / "store" / "assets").glob("*/a01/mesh.glb"):
+        path.write_bytes(b"torn")
+    before = {key: store.get_bytes(key) for key in store.list()}
+    said = sjc("verify", "--repair", "--quiet")
+    assert said.code == 1
+    assert said.out.count(": set aside (") == said.out.count("to do: assets/") == 2
+    assert "2 assets would be set aside" in said.err
+    assert "sjc verify --repair --yes" in said.err
+    told = json.loads(sjc("verify", "--repair", "--json").out)
+    assert (len(told["planned"]), told["done"], len(told["left"])) == (3, [], 2)
+    assert {key: store.get_bytes(key) for key in store.list()} == before
+    said = sjc("verify", "--repair", "--yes", "--quiet")
+    assert said.code == 0
+    assert said.out.count("run its manifest to make it again") == 2
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o200])
+def test_a_file_without_permission_is_reported_and_nothing_repaired(
+    mesh: Path, tmp_path: Path, mode: int
+) -> None:
+    """As any user but root has it."""
+    marker = mesh.parents[1] / "manifest.json"
+    before = marker.read_bytes()
+    mesh.chmod(mode)
+    user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search",
+            "--inh-caps=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []  # fmt: skip
+    for options in ([], ["--repair", "--yes"], ["--repair", "--yes", "--json"]):
+        said = subprocess.run(
+            [*user, *SJC, "verify", *options], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert said.returncode == 3, said
+        assert f"Cannot read {mesh}: permission denied" in said.stdout
+        assert "--repair" not in said.stdout + said.stderr
+        assert marker.read_bytes() == before
+    mesh.chmod(0o600)
+    assert subprocess.run([*SJC, "verify"], cwd=tmp_path, capture_output=True).returncode == 0
 
 
 def test_what_a_finished_asset_left_in_the_scratch_folder_goes(

@@ -11,7 +11,6 @@ import pytest
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 from tasks.commit import (
-    asset_manifest,
     close_interrupted,
     commit_asset,
     finish_attempt,
@@ -19,6 +18,7 @@ from tasks.commit import (
     start_attempt,
     start_run,
 )
+from tasks.documents import asset_manifest
 from tasks.manifest import ManifestError, Plan, read_manifest, resolve
 from tasks.rows import REPORT_KEYS
 from tasks.schemas import SCHEMAS

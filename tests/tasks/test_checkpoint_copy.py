@@ -135,11 +135,12 @@ def test_a_store_that_fails_costs_the_copy_alone(
         monkeypatch.setattr(store, method, broken)
     path = write(tmp_path / "a", 5)
     copy = copy_of(store, tmp_path / "a")
-    copy.fetch()
+    with pytest.raises(StoreError, match="the server is gone"):  # it may have come further
+        copy.fetch()
     copy.offer()
     copy.finish()
     copy.remove()
-    assert caplog.text.count("the server is gone.") >= 2
+    assert "the server is gone." in caplog.text
     assert read_checkpoint(path)[1]["step"] == 5
 
 

@@ -17,7 +17,6 @@ from tasks import commit
 from tasks.columns import RowError
 from tasks.commit import (
     asset_attempts,
-    asset_manifest,
     close_interrupted,
     commit_asset,
     finish_attempt,
@@ -26,6 +25,7 @@ from tasks.commit import (
     start_attempt,
     start_run,
 )
+from tasks.documents import asset_manifest
 from tasks.manifest import read_manifest, resolve
 from tasks.store import AlreadyCommitted, Store, StoreError, open_store
 

@@ -21,9 +21,9 @@ from markdown_it import MarkdownIt
 from task_samples import make, make_run, plan, spec
 
 from sjc_engine.recipes import Recipe
-from tasks.commit import asset_manifest
 from tasks.curate import MANIFEST, UNFINISHED, Progress, Request, SelectionError, freeze
 from tasks.curate_selection import SPLITS, candidate_rows, split_of
+from tasks.documents import asset_manifest
 from tasks.store import Store, StoreError, open_store
 from tasks.table_reader import QueryError
 from tasks.tables import rebuild_tables, seal_run

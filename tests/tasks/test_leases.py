@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -19,12 +20,12 @@ from task_samples import all_tables, report, spec
 from tasks import leases as module
 from tasks.commit import (
     asset_attempts,
-    asset_manifest,
     close_interrupted,
     commit_asset,
     finish_attempt,
     start_attempt,
 )
+from tasks.documents import asset_manifest
 from tasks.leases import ObjectLeases, leases
 from tasks.store import AlreadyCommitted, Store, StoreError, open_store
 from tasks.tables import projection, record_attempt, seal_run
@@ -143,8 +144,9 @@ def test_a_server_that_lets_every_writer_succeed_has_one_holder(
         assert not one.take(A)
 
 
-def test_no_lease_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk without locks, a server that is down: whoever cannot ask works."""
+def test_a_disk_without_locks_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(tmp_path / "store")
 
     def refuse(*arguments: object) -> None:
@@ -155,15 +157,39 @@ def test_no_lease_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert (one.take(A), two.take(A)) == (True, True)
 
 
-def test_a_server_that_is_down_is_no_obstacle(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOSPC])
+def test_a_lock_that_cannot_be_asked_for_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    with (
+        leases(open_store(tmp_path / "store"), "one") as one,
+        pytest.raises(StoreError, match=rf"Cannot lock .*{A}: "),
+    ):
+        one.take(A)
+
+
+@pytest.mark.parametrize("method", ["put_bytes", "get_bytes"])
+def test_a_lease_that_cannot_be_asked_for_is_an_error_and_stays(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     store = open_store(s3_url)
 
     def down(*arguments: object, **options: object) -> None:
         raise StoreError("down")
 
-    monkeypatch.setattr(type(store), "put_bytes", down)
     with leases(store, "one") as one:
         assert one.take(A)
+        key = f"leases/{A}.json"
+        with monkeypatch.context() as patch, leases(store, "two") as two:
+            patch.setattr(type(store), method, down)
+            with pytest.raises(StoreError, match="down"):
+                two.take(A)
+            two.free(A)
+        assert store.exists(key), "the other run's lease is not ours to free"
 
 
 def test_an_attempt_of_a_living_run_is_not_closed(store: Store) -> None:

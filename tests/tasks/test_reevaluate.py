@@ -14,10 +14,11 @@ from tiny_clip import save_tiny_clip
 
 from sjc_engine.mesh import extract_mesh
 from sjc_engine.recipes import MeshRecipe
-from tasks.commit import asset_attempts, asset_manifest, commit_asset, finish_attempt, start_attempt
+from tasks.commit import asset_attempts, commit_asset, finish_attempt, start_attempt
+from tasks.documents import asset_manifest
 from tasks.judges import Judges
 from tasks.reevaluate import evaluation_recipe, reevaluate
-from tasks.store import Store, StoreError, open_store
+from tasks.store import Damaged, Store, StoreError, open_store
 from tasks.tables import query, read_table, rebuild_tables, record_attempt, seal_run
 
 REPORT = {"steps": 800, "vertices": 12, "genus": 1, "clip_score": 1.0, "field_mesh_lpips": 0.5}
@@ -120,7 +121,7 @@ def test_a_spec_of_an_older_version_is_measured_under_its_own_id(
     assert asset_attempts(store, spec().asset_id)[-1]["spec"] == old
 
 
-def test_a_damaged_file_is_a_failed_row_that_hides_nothing(
+def test_a_damaged_file_is_an_error_and_nothing_is_written(
     tmp_path: Path, files: dict[str, Path]
 ) -> None:
     store = open_store(tmp_path / "store")
@@ -131,11 +132,10 @@ def test_a_damaged_file_is_a_failed_row_that_hides_nothing(
     mesh = tmp_path / "store" / "assets" / asset.asset_id / "a01" / "mesh.glb"
     mesh.chmod(0o600)
     mesh.write_bytes(mesh.read_bytes()[:-7])
-    with pytest.raises(StoreError, match=r"mesh\.glb"):
+    before = list(store.list())
+    with pytest.raises(Damaged, match=r"mesh\.glb"):
         reevaluate(store, asset.asset_id, "run2", CHANGES, Judges(), tmp_path)
-    [new] = query(store, "SELECT * FROM assets WHERE run_id = 'run2'").to_pylist()
-    assert (new["status"], new["attempt"]) == ("failed", "a02")
-    assert "mesh.glb" in new["error"]
+    assert list(store.list()) == before
     [best] = read_table(store, "assets").to_dict("records")
     assert (best["run_id"], best["status"]) == ("run1", "ok")
     assert not list(tmp_path.glob("evaluate-*"))
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_a_failed_row_that_hides_nothing(
 def test_what_is_not_finished_cannot_be_measured(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     make(store, tmp_path, spec(), "run1", "failed")
-    with pytest.raises(StoreError, match="is not finished; run its manifest"):
+    with pytest.raises(StoreError, match=r"manifest\.json is missing"):
         reevaluate(store, spec().asset_id, "run2", CHANGES, Judges(), tmp_path)
     assert asset_manifest(store, spec().asset_id) is None
     assert len(asset_attempts(store, spec().asset_id)) == 1

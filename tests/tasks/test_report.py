@@ -11,14 +11,8 @@ import pytest
 from PIL import Image
 from task_samples import make, make_run, report, spec
 
-from tasks.commit import (
-    close_interrupted,
-    commit_asset,
-    finish_attempt,
-    run_ids,
-    start_attempt,
-    start_run,
-)
+from tasks.commit import close_interrupted, commit_asset, finish_attempt, start_attempt, start_run
+from tasks.documents import run_ids
 from tasks.manifest import read_manifest, resolve
 from tasks.report import (
     MOST_SHOWN,
@@ -61,7 +55,7 @@ def make_pictured(store: Store, folder: Path, prompt: str, run_id: str) -> None:
     attempt = start_attempt(store, asset, run_id)["attempt"]
     path = folder / "picture.png"
     Image.new("RGB", (256, 256), (200, 60, 40)).save(path)
-    files = {"views/mesh_1.png": path, "preview.png": path}
+    files = {"views/mesh_1.png": path, "preview.png": path, "mesh.glb": path}
     versions = {"torch": "9.9.9"}
     manifest = commit_asset(store, asset.asset_id, attempt, files, asset, report(), {}, versions)
     ended = finish_attempt(store, asset.asset_id, attempt, "ok", device="cpu")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from task_samples import fill, make, make_run, report, spec
 
-from tasks.commit import asset_attempts, asset_manifest, finish_run, start_run
+from tasks.commit import asset_attempts, finish_run, start_run
+from tasks.documents import asset_manifest
 from tasks.manifest import read_manifest, resolve
 from tasks.run_diff import Difference, UnknownRun, diff_runs
 from tasks.store import Store, open_store

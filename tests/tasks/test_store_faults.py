@@ -328,8 +328,7 @@ def test_a_killed_upload_is_invisible_and_swept(network: FaultProxy, url: str, l
 def test_tables_are_read_over_tls(network: FaultProxy, url: str) -> None:
     store = open_store(url)
     store.put_bytes("tables/x.parquet", CONTENT)
-    with store.filesystem().open_input_file("tables/x.parquet") as file:
-        assert file.read() == CONTENT
+    assert store.get_bytes("tables/x.parquet") == CONTENT
 
 
 def test_tables_survive(network: FaultProxy, url: str, tmp_path: Path) -> None:

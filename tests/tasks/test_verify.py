@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from task_samples import all_tables, fill, make, spec
+from task_samples import all_tables, fill, make, make_run, spec
 
 from flows.plan import asset_states
-from tasks.commit import (
-    asset_attempts,
-    asset_manifest,
-    close_interrupted,
-    committed_attempt,
-    finish_attempt,
-    run_ids,
-)
-from tasks.store import Store, open_store
+from tasks.commit import asset_attempts, close_interrupted, finish_attempt
+from tasks.compaction import compact_store
+from tasks.curate import Request, freeze
+from tasks.documents import asset_manifest, committed_attempt, run_ids
+from tasks.store import Damaged, NewerStore, NotInStore, Store, StoreError, open_store
 from tasks.tables import read_table, seal_run
-from tasks.verify import Finding, repair_store, verify_store
+from tasks.verify import Finding, plan_repairs, repair_store, unreadable, verify_store
 
 DUCK = spec().asset_id
 
@@ -131,7 +131,7 @@ def test_a_damaged_document_of_what_is_finished_is_named_and_the_asset_made_agai
     damage(store, f"assets/{DUCK}/{name}", content)
     [finding] = verify_store(store)
     assert (finding.kind, finding.key) == ("asset", f"assets/{DUCK}/{name}")
-    assert "sjc verify --repair" in finding.problem
+    assert finding.problem.startswith("is damaged: ")
     repair_store(store, [finding])
     assert verify_store(store) == []
     assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}
@@ -155,7 +155,10 @@ def test_a_damaged_attempt_costs_itself_and_no_other(tmp_path: Path, content: by
         assert close_interrupted(store, [DUCK], tell=said.append) == []
     assert len(said) == 1, "it is told once"
     assert f"{DUCK}/a02/attempt.json was damaged" in said[0]
-    assert store.get_bytes(f"assets/{DUCK}/a02/attempt.damaged") == content
+    aside, reason = (k for k in store.list(f"assets/{DUCK}/a02/") if k != key)
+    assert aside.endswith(".damaged")
+    assert store.get_bytes(aside) == content
+    assert f"{key} was set aside: ".encode() in store.get_bytes(reason)
     assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}
     make(store, tmp_path, spec(), "run3")
     assert [a["attempt"] for a in asset_attempts(store, DUCK)] == ["a01", "a03"]
@@ -226,3 +229,225 @@ def test_half_uploads_are_aborted(s3_url: str) -> None:
     assert store.leftovers(timedelta(0), remove=True) == [name]
     [left] = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
     assert left["Key"] == "somebody/elses"
+
+
+# --- what could not be read, and what must not be touched -----------------------------------------
+
+
+def everything(store: Store) -> dict[str, bytes]:
+    return {key: store.get_bytes(key) for key in store.list()}
+
+
+def test_a_file_that_cannot_be_read_is_no_damage(
+    whole: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, get_bytes = everything(whole), type(whole).get_bytes
+
+    def refused(self: Store, key: str) -> bytes:
+        if key.endswith("mesh.glb"):
+            raise StoreError(f"Cannot read {key}: access denied.")
+        return get_bytes(self, key)
+
+    # Beside it something is damaged indeed, which might be all that there is to it.
+    [pig] = [k for k in before if spec("a pig").asset_id in k and k.endswith("preview.png")]
+    damage(whole, pig, b"torn")
+    before[pig] = b"torn"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(whole), "get_bytes", refused)
+        found = verify_store(whole)
+        assert len(unreadable(found)) == 4
+        assert all("access denied" in str(finding) for finding in unreadable(found))
+        with pytest.raises(StoreError, match=r"4 files of .* could not be read, so nothing was"):
+            repair_store(whole, found)
+    assert everything(whole) == before
+    assert kinds(verify_store(whole)) == [("asset", pig)]
+
+
+def test_a_store_that_answers_nothing_is_given_up_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    for number in range(40):
+        make(store, tmp_path, spec(seed=number), "run1", "failed")
+    asked: list[str] = []
+
+    def refused(self: Store, key: str) -> bytes:
+        asked.append(key)
+        raise NotInStore("no format") if key == "store.json" else StoreError("no answer")
+
+    monkeypatch.setattr(type(store), "get_bytes", refused)
+    found = verify_store(store)
+    assert 20 <= len(unreadable(found)) < 40
+    assert "were not read" in found[-1].problem
+    assert len(asked) < 60
+
+
+def test_what_is_whole_when_it_is_read_again_is_left_alone(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+    before = everything(store)
+    [mesh] = [key for key in before if key.endswith("mesh.glb")]
+    damage(store, mesh, b"torn")
+    found = verify_store(store)
+    damage(store, mesh, before[mesh])
+    assert "left as it is" in repair_store(store, found)[0]
+    assert asset_manifest(store, DUCK) is not None
+
+
+def test_a_marker_is_moved_with_its_reason_and_can_be_moved_back(
+    store: Store, tmp_path: Path
+) -> None:
+    make(store, tmp_path, spec(), "run1")
+    before = everything(store)
+    marker = f"assets/{DUCK}/manifest.json"
+    [mesh] = [key for key in before if key.endswith("mesh.glb")]
+    damage(store, mesh, b"torn")
+    repair_store(store, verify_store(store))
+    aside, reason = (k for k in store.list(f"assets/{DUCK}/manifest."))
+    assert (store.get_bytes(aside), aside.endswith(".damaged")) == (before[marker], True)
+    moment, _, why = store.get_bytes(reason).decode().partition(" ")
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(moment)) < timedelta(minutes=1)
+    assert f"{mesh}: is damaged: 4 bytes instead of 18" in why
+
+    damage(store, mesh, before[mesh])
+    store.move(aside, marker)
+    found = verify_store(store)
+    assert [f.problem for f in found] == ["is interrupted, and its files are committed"]
+    repair_store(store, found)
+    assert verify_store(store) == []
+    assert asset_manifest(store, DUCK) is not None
+
+
+def wrong(marker: dict[str, Any], how: str) -> dict[str, Any]:
+    """A commit marker that is valid JSON and says something impossible."""
+    mesh = "a01/mesh.glb"
+    files = marker["files"]
+    match how:
+        case "no files":
+            return marker | {"files": {}}
+        case "null files":
+            return marker | {"files": None}
+        case "no mesh":
+            return marker | {"files": {k: v for k, v in files.items() if k != mesh}}
+        case "two attempts":
+            return marker | {"files": files | {"a02/mesh.glb": files[mesh]}}
+        case "a bad name":
+            return marker | {"files": files | {"a01/../../x": files[mesh]}}
+        case "a bad sum":
+            return marker | {"files": files | {mesh: {"bytes": 18, "sha256": "?"}}}
+        case "text for bytes":
+            return marker | {"files": files | {mesh: files[mesh] | {"bytes": "18"}}}
+        case "no spec":
+            return marker | {"spec": None}
+        case "another spec":
+            return marker | {"spec": marker["spec"] | {"prompt": "a pig"}}
+        case "text for a number":
+            return marker | {"report": marker["report"] | {"clip_score": "high"}}
+        case _:
+            return {key: value for key, value in marker.items() if key != "timings"}
+
+
+WRONG = (
+    "no files", "null files", "no mesh", "two attempts", "a bad name", "a bad sum",
+    "text for bytes", "no spec", "another spec", "text for a number", "no timings",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_marker_that_is_valid_json_but_wrong_is_damage(tmp_path: Path, how: str) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+    key = f"assets/{DUCK}/manifest.json"
+    damage(store, key, json.dumps(wrong(json.loads(store.get_bytes(key)), how)).encode())
+    if how != "another spec":
+        with pytest.raises(Damaged, match=r"manifest\.json is damaged \("):
+            freeze(store, str(tmp_path / "out"), Request(name="x"))
+    [finding] = verify_store(store)
+    assert finding.key == (key if how != "another spec" else f"assets/{DUCK}/a01/attempt.json")
+    assert set(plan_repairs(store, [finding]).assets) == {DUCK}
+    repair_store(store, [finding])
+    assert verify_store(store) == []
+    make(store, tmp_path, spec(), "run2")
+    assert verify_store(store) == []
+
+
+@pytest.mark.parametrize("change", [{"asset_id": "0" * 16}, {"attempt": "a07"}, {"status": "fine"},
+                                    {"ended_at": None}, {"ended_at": "yesterday"}, {"spec": {}},
+                                    {"last_step": "3"}, {"report": []}])  # fmt: skip
+def test_an_attempt_that_is_valid_json_but_wrong_is_damage(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1", "failed")
+    key = f"assets/{DUCK}/a01/attempt.json"
+    damage(store, key, json.dumps(json.loads(store.get_bytes(key)) | change).encode())
+    assert kinds(verify_store(store)) == [("asset", key)]
+    repair_store(store, verify_store(store))
+    assert verify_store(store) == []
+
+
+@pytest.mark.parametrize("change", [{"run_id": "other"}, {"entries": None}, {"entries": [{}]},
+                                    {"started_at": 3}, {"settings": "none"}])  # fmt: skip
+def test_a_run_that_is_valid_json_but_wrong_is_damage(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    store = open_store(tmp_path / "store")
+    make_run(store, tmp_path, "run1", "duck,a duck,t,v\n")
+    damage(store, "runs/run1.json",
+           json.dumps(json.loads(store.get_bytes("runs/run1.json")) | change).encode())  # fmt: skip
+    assert kinds(verify_store(store)) == [("run", "runs/run1.json")]
+    repair_store(store, verify_store(store))
+    assert verify_store(store) == []
+
+
+@pytest.mark.parametrize("folder", ["assets/", "runs/"])
+def test_a_store_that_is_empty_although_its_tables_are_not_is_refused(
+    whole: Store, folder: str
+) -> None:
+    """A part of it is not mounted, or not copied yet."""
+    for key in list(whole.list(folder)):
+        whole.delete(key)
+    before = everything(whole)
+    for refused in (verify_store, compact_store, partial(repair_store, findings=[])):
+        with pytest.raises(StoreError, match="is empty although the tables list"):
+            refused(whole)  # type: ignore[operator]
+    assert everything(whole) == before
+
+
+def test_a_newer_store_is_refused(whole: Store) -> None:
+    assert not whole.exists("store.json"), "of an older version, which is fine"
+    whole.put_bytes("store.json", b'{"format": 2}')
+    before = everything(whole)
+    for refused in (verify_store, compact_store, partial(repair_store, findings=[])):
+        with pytest.raises(NewerStore, match="format 2 and this program knows up to 1"):
+            refused(whole)  # type: ignore[operator]
+    assert everything(whole) == before
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_newer_tables_are_never_replaced_by_older_ones(whole: Store, damaged: bool) -> None:
+    key = next(iter(whole.list("tables/attempts/")))
+    table = pq.read_table(pa.BufferReader(whole.get_bytes(key)), partitioning=None)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({"sjc.version": "99"}), sink)
+    damage(whole, key, sink.getvalue().to_pybytes())
+    if damaged:  # then tables are not compared at all
+        damage(whole, next(k for k in whole.list("assets/") if k.endswith("mesh.glb")), b"torn")
+    before = everything(whole)
+    with pytest.raises(NewerStore, match="schema version 99"):
+        verify_store(whole)
+    finding = Finding("table", "tables/assets", "rows are missing")
+    with pytest.raises(NewerStore, match="schema version 99"):
+        repair_store(whole, [finding])
+    assert everything(whole) == before
+
+
+def test_a_file_that_nobody_here_wrote_is_set_aside_and_not_deleted(whole: Store) -> None:
+    own = whole.get_bytes(next(iter(whole.list("tables/attempts/"))))
+    damage(whole, "tables/assets/mine.parquet", own)
+    [finding] = verify_store(whole)
+    assert "not in a run's folder" in finding.problem
+    repair_store(whole, [finding])
+    [aside] = [key for key in whole.list("tables/assets/mine.") if key.endswith(".damaged")]
+    assert whole.get_bytes(aside) == own
+    assert verify_store(whole) == []

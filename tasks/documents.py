@@ -1,0 +1,295 @@
+"""The store's JSON documents: what each must hold, how it is read, and how one is set aside.
+
+Every reader gets a document from here, so that one that is torn, or is valid JSON that says
+something impossible, is `Damaged` everywhere and never a traceback further on. Keys that this
+version does not know are let through: later versions add some.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+)
+
+from tasks.rows import asset_row, check_known, run_row
+from tasks.schemas import check_row
+from tasks.store import NewerStore, NotInStore, Store, StoreError, check_key, read_checked
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Document = dict[str, Any]
+
+FORMAT, FORMAT_KEY = 1, "store.json"
+
+_RUN_FILE = re.compile(r"runs/([^/]+)\.json")
+_ATTEMPT_NAME = re.compile(r"a\d{2,}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(kw_only=True)
+class _Spec:
+    prompt: str
+    negative_prompt: str
+    image: str | None
+    seed: int
+    prior: str
+    prior_revision: str
+    recipe: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class _File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class _Results:
+    report: dict[str, Any]
+    timings: dict[str, float]
+    versions: dict[str, str]
+
+
+@dataclass(kw_only=True)
+class CommitMarker(_Results):
+    """`assets/{asset_id}/manifest.json`: the files of the attempt that counts."""
+
+    spec: _Spec
+    files: dict[str, _File]
+
+
+@dataclass(kw_only=True)
+class Attempt(_Results):
+    """`assets/{asset_id}/{attempt}/attempt.json`."""
+
+    asset_id: str
+    field_id: str
+    attempt: str
+    run_id: str
+    spec: _Spec
+    prior_coverage: float | None
+    status: Literal["running", "ok", "failed", "diverged", "timeout", "cancelled", "interrupted"]
+    started_at: str
+    ended_at: str | None
+    error_type: str | None
+    error: str | None
+    device: str | None
+    first_step: int | None
+    last_step: int | None
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    manifest: str = ""  # else that of the run
+    manifest_sha256: str = ""
+    line: int
+    row_id: str
+    asset_id: str
+    tags: list[str]
+    meta: dict[str, str]
+    outcome: Literal["computed", "reused", "duplicate", "failed"] | None
+
+
+@dataclass(kw_only=True)
+class Run:
+    """`runs/{run_id}.json`."""
+
+    run_id: str
+    manifest: str
+    manifest_sha256: str
+    flow_run_id: str | None
+    settings: dict[str, Any]
+    started_at: str
+    ended_at: str | None
+    entries: list[_Entry]
+
+
+@dataclass(kw_only=True)
+class _Format:
+    format: int
+
+
+def now() -> str:
+    """The time as all documents write it: ISO 8601, microseconds, UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def write_json(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1, sort_keys=True)
+    return text.encode("utf-8")
+
+
+def read_document(store: Store, key: str) -> Document:
+    """Any JSON object; raises `NotInStore`, and `Damaged`."""
+    return read_checked(store, key, _object)
+
+
+def read_attempt(store: Store, key: str) -> Document:
+    """An `attempt.json`; raises `NotInStore`, and `Damaged`."""
+    _, asset_id, attempt, _ = key.split("/")
+
+    def check(data: bytes) -> Document:
+        document = _checked(Attempt, data)
+        _same(document, asset_id=asset_id, attempt=attempt)
+        if document["status"] != "running":
+            check_row("assets", asset_row(store, document, {}))
+        return document
+
+    return read_checked(store, key, check)
+
+
+def read_run(store: Store, run_id: str) -> Document:
+    """The document of a run; raises `NotInStore`, and `Damaged`."""
+
+    def check(data: bytes) -> Document:
+        document = _checked(Run, data)
+        _same(document, run_id=run_id)
+        check_row("runs", run_row(document))
+        return document
+
+    return read_checked(store, f"runs/{run_id}.json", check)
+
+
+def asset_manifest(store: Store, asset_id: str) -> Document | None:
+    """The commit marker, or None while the asset is not finished; raises `Damaged`."""
+    try:
+        return read_checked(store, marker_key(asset_id), parse_marker)
+    except NotInStore:
+        return None
+
+
+def finished_manifest(store: Store, asset_id: str) -> Document:
+    """The commit marker of an asset that the tables call finished; `StoreError` without one."""
+    manifest = asset_manifest(store, asset_id)
+    if manifest is None:
+        raise NotInStore(
+            f"{store.uri(marker_key(asset_id))} is missing although the tables say that the asset "
+            f"is finished; see what `sjc verify --store {store.url}` finds."
+        )
+    return manifest
+
+
+def marker_key(asset_id: str) -> str:
+    return f"assets/{asset_id}/manifest.json"
+
+
+def attempt_key(asset_id: str, attempt: str) -> str:
+    return f"assets/{asset_id}/{attempt}/attempt.json"
+
+
+def committed_attempt(manifest: Mapping[str, Any]) -> str:
+    """The attempt whose files a commit marker names, such as "a01"."""
+    return str(min(manifest["files"])).partition("/")[0]
+
+
+def run_ids(store: Store) -> list[str]:
+    """Every run of the store, the oldest first. Its picture and its report are beside its JSON."""
+    return [found[1] for found in map(_RUN_FILE.fullmatch, store.list("runs/")) if found]
+
+
+def check_usable(store: Store) -> None:
+    """Raises `StoreError` for a store that must be left alone, before anything is written to it.
+
+    That is one of a newer format, and one whose tables are there and whose assets are not: a part
+    of it is not mounted, or not copied yet.
+    """
+    try:
+        found = read_checked(store, FORMAT_KEY, lambda data: _checked(_Format, data))["format"]
+    except NotInStore:  # of a version before 0.2, or a new one
+        found = FORMAT
+    if found > FORMAT:
+        raise NewerStore(
+            f"{store.url} has format {found} and this program knows up to {FORMAT}; nothing was "
+            "written, use a newer sjc."
+        )
+    for name in ("assets", "runs"):
+        if _is_empty(store, f"{name}/") and not _is_empty(store, f"tables/{name}/"):
+            raise StoreError(
+                f"{store.uri(name)} is empty although the tables list {name}; nothing was written."
+                " Mount or copy all of the store; if this was deleted on purpose, delete "
+                f"{store.uri('tables')} too."
+            )
+
+
+def mark_format(store: Store) -> None:
+    """Leaves this version's format in a store that has none."""
+    if not store.exists(FORMAT_KEY):
+        store.put_bytes(FORMAT_KEY, write_json({"format": FORMAT}))
+
+
+def set_document_aside(store: Store, key: str, why: str) -> None:
+    """Moves a damaged file away, bytes as they are, and leaves its reason beside it.
+
+    ``a02/attempt.json`` becomes ``a02/attempt.TIME.damaged``, with ``a02/attempt.TIME.reason``.
+    """
+    moment = datetime.now(UTC)
+    stem = f"{key.rpartition('.')[0]}.{moment:%Y%m%dT%H%M%S%f}"
+    reason = f"{moment.isoformat(timespec='seconds')} {key} was set aside: {why}\n"
+    store.put_bytes(f"{stem}.reason", reason.encode())
+    store.move(key, f"{stem}.damaged")
+
+
+def _is_empty(store: Store, prefix: str) -> bool:
+    return next(store.list(prefix), None) is None
+
+
+def _object(data: bytes) -> Document:
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise ValueError("it is not a JSON object")
+    return document
+
+
+def _checked(kind: type, data: bytes) -> Document:
+    """The JSON object, with the keys and types of `kind`; `ValueError` that names the first."""
+    from pydantic import ValidationError
+
+    document = _object(data)
+    try:
+        _schema(kind).validate_json(data, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}") from error
+    return document
+
+
+@cache
+def _schema(kind: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # a tenth of a second that many commands need not pay
+
+    return TypeAdapter(kind)
+
+
+def _same(document: Document, **expected: str) -> None:
+    for key, value in expected.items():
+        if document[key] != value:
+            raise ValueError(f"{key}: it is {document[key]!r} in the place of {value!r}")
+
+
+def parse_marker(data: bytes) -> Document:
+    """A commit marker from its JSON; `ValueError` for one that no finished asset can have."""
+    document = _checked(CommitMarker, data)
+    check_known(document["report"], document["timings"])
+    for name, about in document["files"].items():
+        try:
+            check_key(name)
+        except StoreError as error:
+            raise ValueError(f"files: {error}") from error
+        if about["bytes"] < 0 or not _SHA256.fullmatch(about["sha256"]):
+            raise ValueError(f"files: {name}: not a size and a SHA-256")
+    attempts = {name.partition("/")[0] for name in document["files"]}
+    if len(attempts) != 1 or not _ATTEMPT_NAME.fullmatch(*attempts):
+        raise ValueError("files: not the files of one attempt")
+    if f"{attempts.pop()}/mesh.glb" not in document["files"]:
+        raise ValueError("files: mesh.glb is not among them")
+    return document
