@@ -200,7 +200,7 @@ class Soak:
         self._claim(check_attempts, ledger)
         self._claim(check_tables, store, scene.damaged)
         for number, scratch in enumerate(scratches):
-            words = ("--repair", "--older", "0", "--scratch", str(scratch))
+            words = ("--repair", "--yes", "--older", "0", "--scratch", str(scratch))
             out = self._sjc(f"repair-{number}", "verify", *words)
             self._claim(check_verified, out, ended=True)
         self._claim(check_tables, store, set())

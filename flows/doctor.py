@@ -1,32 +1,32 @@
 """`sjc doctor`: what works here, what does not, and what to do about it.
 
-Checks run side by side and none may take longer than DEADLINE; nothing is made, and no weights are
-loaded. Whatever may be missing is imported by the check that is about it.
+Nothing is made, and no weights are loaded. Whatever may be missing is imported by the check that is
+about it.
 """
 
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-from rich.console import Console
-from rich.text import Text
 
 from flows.environment import prefect_home
 from flows.errors import FAILED
+from flows.findings import DEADLINE, Finding, Findings, examine, show
 from flows.folders import can_hold_files
 from flows.server import healthy, ui_server
 
-DEADLINE = 8.0  # seconds for all checks
+if TYPE_CHECKING:
+    import boto3
+
 REACH = 2.0  # seconds for a connection
 GIB = 1 << 30
 # An asset takes 1 to 5 MB in the store and up to 100 MB in the scratch folder while it is made.
@@ -51,22 +51,6 @@ _PACKAGES = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line. status: `ok`, `warning` (some uses will not work) or `problem` (no run will).
-
-    fix: what to do, unless it is ok.
-    """
-
-    check: str
-    status: str
-    detail: str
-    fix: str = ""
-
-
-Findings = Iterator[Finding]
-
-
 def doctor(store: str, scratch: Path, *, as_json: bool) -> int:
     """Prints what was found; the exit code: 1 when there is a problem."""
     checks: dict[str, Callable[[], Findings]] = {
@@ -87,56 +71,6 @@ def doctor(store: str, scratch: Path, *, as_json: bool) -> int:
     else:
         show(found)
     return FAILED if any(finding.status == "problem" for finding in found) else 0
-
-
-def examine(checks: dict[str, Callable[[], Findings]], deadline: float = DEADLINE) -> list[Finding]:
-    """The findings of all checks, in their order. One that fails, or never ends, is a problem."""
-    ended: queue.SimpleQueue[tuple[str, list[Finding]]] = queue.SimpleQueue()
-
-    def run(name: str, check: Callable[[], Findings]) -> None:
-        found: list[Finding] = []
-        try:
-            found.extend(check())
-        except Exception as error:  # whatever is broken here is what the user wants to hear of
-            words = f"{type(error).__name__}: {error}".splitlines()[0]
-            fix = "repair it, or install again: pip install --force-reinstall sjc-foundry"
-            found.append(Finding(name, "problem", words, fix))
-        ended.put((name, found))
-
-    for name, check in checks.items():
-        threading.Thread(target=run, args=(name, check), daemon=True).start()
-    results: dict[str, list[Finding]] = {}
-    end = time.monotonic() + deadline
-    while len(results) < len(checks):
-        try:
-            name, found = ended.get(timeout=max(0.0, end - time.monotonic()))
-        except queue.Empty:
-            break
-        results[name] = found
-    slow = f"no answer within {deadline:.0f} s"
-    hint = "try again; if it stays so, the disk or the network behind it hangs"
-    return [
-        finding
-        for name in checks
-        for finding in results.get(name, [Finding(name, "problem", slow, hint)])
-    ]
-
-
-def show(found: list[Finding]) -> None:
-    """One line for each finding; below those that are not ok, what to do."""
-    styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-    width = max(len(finding.check) for finding in found)
-    console = Console(highlight=False, soft_wrap=True)
-    for finding in found:
-        console.print(
-            Text.assemble(
-                (f"{finding.status:<8}", styles[finding.status]),
-                (f"{finding.check:<{width}}  ", "bold"),
-                finding.detail,
-            )
-        )
-        if finding.fix:
-            console.print(Text(f"{'':<{8 + width}}  -> {finding.fix}"))
 
 
 def versions() -> Findings:
@@ -303,49 +237,38 @@ def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Findings:
 
 
 def s3_store(url: str) -> Findings:
-    """A store in a bucket: credentials, endpoint, clock, and one small write."""
+    """A store in a bucket: credentials, endpoint, clock, and one small write.
+
+    boto3 decides about certificates, proxies and endpoint, as it does for a run.
+    """
+    import boto3
+    from botocore.exceptions import NoCredentialsError
+
+    from tasks.s3_client import explained
     from tasks.store import StoreError, check_address, check_endpoint, open_store
 
+    check = "store"
     try:
         check_address(url, "--store", "s3://bucket/prefix")
         check_endpoint()
-    except StoreError as error:
-        yield _unusable("store", error)
-        return
-    if not url.startswith("s3://"):
-        yield Finding(
-            "store", "problem", f"{url} is no store", "use a folder or s3://bucket/prefix"
-        )
-        return
-    import boto3
-
-    session = boto3.Session()
-    found = session.get_credentials()
-    if found is None:
-        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        yield Finding("credentials", "problem", "no AWS credentials", fix)
-        return
-    yield Finding("credentials", "ok", f"from {found.method}")
-    try:
-        endpoint = session.client("s3").meta.endpoint_url
-    except ValueError as error:
-        yield Finding("endpoint", "problem", str(error), "correct AWS_ENDPOINT_URL_S3")
-        return
-    answer = _reach(endpoint)
-    if isinstance(answer, str):
-        fix = "check AWS_ENDPOINT_URL_S3 and the network"
-        yield Finding("endpoint", "problem", f"{endpoint}: {answer}", fix)
-        return
-    skew = abs(answer) if answer is not None else 0.0
-    clock = f"clocks differ by {skew:.0f} s" if answer is not None else "it tells no time"
-    late = skew > SKEW
-    fix = "set this machine's clock (NTP)" if late else ""
-    yield Finding("endpoint", "problem" if late else "ok", f"{endpoint} answers; {clock}", fix)
-    try:
+        if not url.startswith("s3://"):
+            raise StoreError(f"{url} is not a store; use a folder or s3://bucket/prefix")
+        check = "credentials"
+        with explained("use", url):
+            session = boto3.Session()
+            found = session.get_credentials()
+            if found is None:
+                raise NoCredentialsError
+        yield Finding(check, "ok", f"from {found.method}")
+        check = "endpoint"
+        with explained("use", url):
+            endpoint, date = _ask_bucket(session, urlsplit(url).netloc)
+        yield _clock(endpoint, date)
+        check = "store"
         open_store(url)
-        yield Finding("store", "ok", f"{url} can be read and written")
+        yield Finding(check, "ok", f"{url} can be read and written")
     except StoreError as error:
-        yield _unusable("store", error)
+        yield _unusable(check, error)
 
 
 def _unusable(check: str, error: Exception) -> Finding:
@@ -353,23 +276,32 @@ def _unusable(check: str, error: Exception) -> Finding:
     return Finding(check, "problem", said or str(error), fix or "check --store")
 
 
-def _reach(url: str) -> float | str | None:
-    """How many seconds the server's clock is ahead, None if it tells no time; else what is wrong.
+def _ask_bucket(session: "boto3.Session", bucket: str) -> tuple[str, str | None]:
+    """The endpoint's URL, and the Date header of its answer, which may be a refusal."""
+    from botocore.config import Config
+    from botocore.exceptions import ClientError
 
-    Any HTTP answer will do; this one is of an unsigned request.
-    """
-    import urllib.error
-    import urllib.request
-    from email.utils import parsedate_to_datetime
-
+    config = Config(
+        connect_timeout=REACH, read_timeout=REACH, retries={"total_max_attempts": 1},
+        signature_version="s3v4",
+    )  # fmt: skip
+    client = session.client("s3", config=config)
     try:
-        with urllib.request.urlopen(url, timeout=REACH) as reply:
-            date = reply.headers.get("Date")
-    except urllib.error.HTTPError as refused:
-        date = refused.headers.get("Date")
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
-    return parsedate_to_datetime(date).timestamp() - time.time() if date else None
+        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
+    except ClientError as refused:
+        headers = refused.response["ResponseMetadata"]["HTTPHeaders"]
+    return client.meta.endpoint_url, headers.get("date")
+
+
+def _clock(endpoint: str, date: str | None) -> Finding:
+    """An endpoint that answers: whether its clock and this machine's agree well enough."""
+    if date is None:
+        return Finding("endpoint", "ok", f"{endpoint} answers without a date")
+    skew = abs(parsedate_to_datetime(date).timestamp() - time.time())
+    detail = f"{endpoint} answers; clocks differ by {skew:.0f} s"
+    if skew > SKEW:
+        return Finding("endpoint", "problem", detail, "set this machine's clock (NTP)")
+    return Finding("endpoint", "ok", detail)
 
 
 def prefect_server() -> Findings:
@@ -403,13 +335,26 @@ def hub() -> Findings:
         yield Finding("model hub", "ok", f"offline by HF_HUB_OFFLINE; {kept}")
         return
     parts = urlsplit(constants.ENDPOINT)
-    answer = _reach(constants.ENDPOINT)
-    if isinstance(answer, str):
+    if problem := _unreachable(constants.ENDPOINT):
         fix = "the embedded prior needs none; HF_HUB_OFFLINE=1 uses what is cached without asking"
-        detail = f"{parts.netloc} cannot be reached ({answer}); {kept}"
+        detail = f"{parts.netloc} cannot be reached ({problem}); {kept}"
         yield Finding("model hub", "warning", detail, fix)
     else:
         yield Finding("model hub", "ok", f"{parts.netloc} answers; {kept}; {token}")
+
+
+def _unreachable(url: str) -> str | None:
+    """Why no HTTP server answers there; None when one does, whatever its answer is."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(url, timeout=REACH).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return None
 
 
 def _gib(size: float) -> str:

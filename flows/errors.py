@@ -1,14 +1,17 @@
 """What goes wrong for users: one message on stderr and an exit code, without a traceback."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+
+from tasks.disk import disk_advice
 
 FAILED, USAGE, STORE, INTERRUPTED = 1, 2, 3, 130
 
@@ -21,6 +24,47 @@ class RunError(RuntimeError):
     """What was asked for is right and did not work."""
 
 
+class _Stderr(io.FileIO):
+    """Drops what cannot be written: a full disk below stderr must not end a run."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Around the whole program: its exit code is right whatever happens to stdout and stderr.
+
+    The interpreter flushes both when it ends, and would replace the code by 120 when that fails.
+    """
+    stderr = sys.__stderr__
+    if stderr is not None and sys.stderr is stderr:  # neither closed nor a test's
+        writer = io.BufferedWriter(_Stderr(stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(writer, stderr.encoding, stderr.errors, line_buffering=True)
+    try:
+        yield
+    except BaseException as ended:
+        if (error := _flush_stdout()) and isinstance(ended, SystemExit) and not ended.code:
+            print(f"sjc: the output cannot be written: {disk_advice(error)}", file=sys.stderr)
+            sys.exit(FAILED)
+        raise
+
+
+def _flush_stdout() -> OSError | None:
+    """Why stdout takes no more, which then goes nowhere; a reader that has left is no reason."""
+    if sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return None if isinstance(error, BrokenPipeError) else error
+    return None
+
+
 @contextlib.contextmanager
 def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     """Turns the mistakes of users, and their Ctrl-C, into messages and exit codes.
@@ -29,14 +73,12 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     traceback.
     """
     from sjc_engine.atomic import is_refusal
-    from tasks.disk import disk_advice
     from tasks.manifest_files import ManifestError
     from tasks.store import StoreError
 
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
-        sys.stdout.flush()  # a full disk is told here, and not by the interpreter's last words
     except ManifestError as error:
         fail(str(error), USAGE)
     except UsageError as error:
@@ -46,7 +88,6 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     except RunError as error:
         fail(f"sjc: {error}", FAILED)
     except BrokenPipeError:  # `sjc assets | head`: nobody reads the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except MemoryError:
         fail("sjc: out of memory; close other programs, or use fewer devices or scenes", FAILED)

@@ -4,16 +4,16 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
 from flows.folders import can_hold_files, make_private
 from sjc_engine.sources import find_prior
-from tasks.commit import FAILURES, LOOKUPS, last_attempt
+from tasks.commit import LOOKUPS, asset_state
 from tasks.disk import disk_advice
-from tasks.documents import check_usable, mark_format, marker_key
+from tasks.documents import check_usable, mark_format
 from tasks.manifest import (
     Entry,
     Manifest,
@@ -254,17 +254,8 @@ def _matching(entries: list[Entry], where: str) -> list[int]:
 
 def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
     """What the store knows of each asset: `new`, `interrupted`, `failed` or `finished`."""
-
-    def state(asset_id: str) -> str:
-        if store.exists(marker_key(asset_id)):
-            return "finished"
-        last = last_attempt(store, asset_id)
-        if last is None:
-            return "new"
-        return "failed" if last[1] in FAILURES else "interrupted"
-
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        return dict(zip(asset_ids, pool.map(state, asset_ids), strict=True))
+        return dict(zip(asset_ids, pool.map(partial(asset_state, store), asset_ids), strict=True))
 
 
 def find_donors(store: Store, field_ids: Sequence[str]) -> dict[str, str]:

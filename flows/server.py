@@ -6,8 +6,11 @@
 import argparse
 import atexit
 import contextlib
+import fcntl
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +30,7 @@ HOST = "127.0.0.1"
 UI_PORT = 4200
 START_SECONDS = 120.0  # for our own; 5 to 15 s measured on a quiet machine of two cores
 ANSWER_SECONDS = 10.0  # for one that should be up
+_ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .+", re.MULTILINE)  # ends a traceback
 
 
 def healthy(api_url: str, timeout: float = 2.0) -> bool:
@@ -54,16 +58,23 @@ def ui_server() -> str | None:
 
 @dataclass(frozen=True)
 class Server:
-    """A Prefect server that is up or starting. log: what ours prints; None for another's."""
+    """A Prefect server that is up or starting.
+
+    log: what ours prints; None for another's. process: ours, when this process has started it.
+    log_start: where its output begins in the log, to which every run appends.
+    """
 
     api_url: str
     log: Path | None
+    process: "subprocess.Popen[bytes] | None" = None
+    log_start: int = 0
 
     def wait(self) -> None:
-        """Blocks until the API answers; RunError, with what to do, when it never does."""
+        """Blocks until the API answers; RunError, with what to do, when it never will."""
         seconds = START_SECONDS if self.log else ANSWER_SECONDS
         deadline = time.monotonic() + seconds
         while not healthy(self.api_url):
+            self._check_process()
             if time.monotonic() > deadline:
                 hint = f"see {self.log}" if self.log else "start it, or unset PREFECT_API_URL"
                 raise RunError(f"no Prefect server answers at {self.api_url}; {hint}")
@@ -78,10 +89,31 @@ class Server:
         except Exception as error:
             if healthy(self.api_url):
                 raise
+            self._check_process()
             raise RunError(
                 f"the Prefect server at {self.api_url} does not answer any more; start it, then"
                 " run the same command again to go on"
             ) from error
+
+    def _check_process(self) -> None:
+        """RunError, with the reason, when our own server process has ended."""
+        if self.process is None or (code := self.process.poll()) is None:
+            return
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else self._last_error()
+        raise RunError(
+            f"the Prefect server on PREFECT_HOME {prefect_home()} has ended:"
+            f" {reason or f'exit code {code}'}; see {self.log}"
+        )
+
+    def _last_error(self) -> str:
+        """The last error in what our server has printed, else its last line."""
+        assert self.log is not None
+        try:
+            printed = self.log.read_bytes()[self.log_start :].decode(errors="replace").rstrip()
+        except OSError:  # deleted together with the scratch folder
+            return ""
+        errors = _ERROR_LINE.findall(printed)
+        return errors[-1] if errors else printed.rpartition("\n")[2]
 
 
 def connect(log: Path, *, ui: bool = False) -> Server:
@@ -104,13 +136,14 @@ def connect(log: Path, *, ui: bool = False) -> Server:
     except OSError as error:
         raise UsageError(f"{log}: {disk_advice(error, '--scratch')}") from error
     with opened as output:
+        log_start = output.tell()
         # Its own process group: a Ctrl-C must not end it before the run has told its end.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
         )
     atexit.register(_end, process)
     os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
-    return Server(os.environ["PREFECT_API_URL"], log)
+    return Server(os.environ["PREFECT_API_URL"], log, process, log_start)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -129,7 +162,11 @@ def free_port() -> int:
 
 
 def serve(port: int, ui: bool) -> None:
-    """Runs a Prefect server in this process until it is told to stop."""
+    """Runs a Prefect server in this process until it is told to stop.
+
+    Servers of one PREFECT_HOME start one after another: starting migrates the database, and of two
+    that migrate one SQLite file at the same time one fails. The lock ends with its process.
+    """
     api_url = f"http://{HOST}:{port}/api"
     os.environ["PREFECT_SERVER_API_HOST"] = HOST
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)
@@ -139,8 +176,18 @@ def serve(port: int, ui: bool) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    class LockedStart(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            lock.close()
+
     app = create_app(final=True)
-    uvicorn.run(app, host=HOST, port=port, log_level="error", lifespan="on")
+    config = uvicorn.Config(app, host=HOST, port=port, log_level="error", lifespan="on")
+    make_private(prefect_home())
+    with (prefect_home() / "start.lock").open("a") as lock, contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(OSError):  # on a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        LockedStart(config).run()
 
 
 def serve_ui(port: int) -> None:

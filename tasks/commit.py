@@ -66,12 +66,24 @@ def _attempts(store: Store, asset_id: str) -> tuple[list[Document], list[str]]:
     return documents, damaged
 
 
-def last_attempt(store: Store, asset_id: str) -> tuple[int, str] | None:
-    """The number and the status of the last attempt, None if there is none.
+def asset_state(store: Store, asset_id: str) -> str:
+    """What the store knows of an asset: `new`, `interrupted`, `failed` or `finished`."""
+    keys = list(store.list(f"assets/{asset_id}/"))
+    if marker_key(asset_id) in keys:
+        return "finished"
+    last = last_attempt(store, keys)
+    if last is None:
+        return "new"
+    return "failed" if last[1] in FAILURES else "interrupted"
 
-    One whose document is damaged, or was set aside, is `interrupted`.
+
+def last_attempt(store: Store, keys: Iterable[str]) -> tuple[int, str] | None:
+    """The number and the status of an asset's last attempt, None if there is none.
+
+    keys: of the asset's files. An attempt whose document is damaged, or was set aside, is
+    `interrupted`.
     """
-    keys = [k for k in store.list(f"assets/{asset_id}/a") if _ATTEMPT_DOCUMENT.fullmatch(k)]
+    keys = [key for key in keys if _ATTEMPT_DOCUMENT.fullmatch(key)]
     if not keys:
         return None
     key = max(keys, key=lambda key: (_number_in(key), key.endswith(".json")))
@@ -90,7 +102,7 @@ def settled_attempts(store: Store, asset_ids: Iterable[str]) -> dict[str, int]:
     """
 
     def settled(asset_id: str) -> int:
-        number, status = last_attempt(store, asset_id) or (0, "")
+        number, status = last_attempt(store, store.list(f"assets/{asset_id}/a")) or (0, "")
         return number - 1 if status == "running" else number
 
     ids = list(asset_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -18,19 +19,44 @@ _ADVICE = {
     errno.EEXIST: "it is a file and not a directory; choose another {place}",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter {place}",
 }
+_NO_INODES = (
+    "the file system has no inodes left (`df -i` shows it); delete files there, or choose another"
+    " {place} on a file system with more inodes"
+)
 LITTLE = 1 << 20  # bytes: not even a picture fits
+FEW = 16  # inodes, or blocks: what has failed may have given some back by now
 
 
 def disk_advice(error: OSError, place: str = "folder") -> str:
     """What is wrong, and the fix, for an error of a disk; place: the option to name another."""
+    target = error.filename2 or error.filename  # with two, the first is where the data comes from
+    if error.errno == errno.ENOSPC and isinstance(target, str) and _no_inodes(Path(target)):
+        return _NO_INODES.format(place=place)
     if known := _ADVICE.get(error.errno or 0):
         return known.format(place=place)
     return f"{error.strerror or error}; check the disk"
 
 
 def is_full(folder: Path) -> bool:
-    """Whether a folder's disk has no room; programs that write there fail in ways of their own."""
+    """Whether a folder's disk has no room or no inodes.
+
+    Programs that write there fail in ways of their own.
+    """
     try:
-        return shutil.disk_usage(folder).free < LITTLE
+        return shutil.disk_usage(folder).free < LITTLE or _no_inodes(folder)
     except OSError:
         return False
+
+
+def _no_inodes(path: Path) -> bool:
+    """Whether the file system of a path, which may be missing, has room for data and not for files.
+
+    Some file systems do not count inodes, and some make them as long as there are blocks.
+    """
+    place = path.absolute()
+    nearest = next(folder for folder in (place, *place.parents) if os.path.exists(folder))
+    try:
+        usage = os.statvfs(nearest)
+    except OSError:
+        return False
+    return usage.f_files > 0 and usage.f_favail < FEW <= usage.f_bavail

@@ -12,27 +12,30 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-)
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.rows import asset_row, check_known, run_row
-from tasks.schemas import check_row
-from tasks.store import NewerStore, NotInStore, Store, StoreError, check_key, read_checked
+from tasks.schemas import SCHEMA_VERSION, check_row
+from tasks.store import Damaged, NewerStore, NotInStore, Store, StoreError, check_key, read_checked
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Document = dict[str, Any]
 
-FORMAT, FORMAT_KEY = 1, "store.json"
+FORMAT_KEY = "store.json"
+OURS = {"format": 1, "tables": SCHEMA_VERSION}  # of the keys and documents, and of the columns
 
 _RUN_FILE = re.compile(r"runs/([^/]+)\.json")
 _ATTEMPT_NAME = re.compile(r"a\d{2,}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(kw_only=True)
+class _Recipe:
+    name: str
+    evaluate: dict[str, Any]
 
 
 @dataclass(kw_only=True)
@@ -43,7 +46,7 @@ class _Spec:
     seed: int
     prior: str
     prior_revision: str
-    recipe: dict[str, Any]
+    recipe: _Recipe
 
 
 @dataclass(kw_only=True)
@@ -115,7 +118,10 @@ class Run:
 
 @dataclass(kw_only=True)
 class _Format:
+    """`store.json`: versions of the documents and keys, and of the tables' columns."""
+
     format: int
+    tables: int
 
 
 def now() -> str:
@@ -140,8 +146,9 @@ def read_attempt(store: Store, key: str) -> Document:
     def check(data: bytes) -> Document:
         document = _checked(Attempt, data)
         _same(document, asset_id=asset_id, attempt=attempt)
-        if document["status"] != "running":
-            check_row("assets", asset_row(store, document, {}))
+        ended = {"status": "interrupted", "ended_at": document["started_at"]}
+        row = document | ended if document["status"] == "running" else document
+        check_row("assets", asset_row(store, row, {}))
         return document
 
     return read_checked(store, key, check)
@@ -202,15 +209,13 @@ def check_usable(store: Store) -> None:
     That is one of a newer format, and one whose tables are there and whose assets are not: a part
     of it is not mounted, or not copied yet.
     """
-    try:
-        found = read_checked(store, FORMAT_KEY, lambda data: _checked(_Format, data))["format"]
-    except NotInStore:  # of a version before 0.2, or a new one
-        found = FORMAT
-    if found > FORMAT:
-        raise NewerStore(
-            f"{store.url} has format {found} and this program knows up to {FORMAT}; nothing was "
-            "written, use a newer sjc."
-        )
+    found = _format(store) or OURS
+    for name, version in OURS.items():
+        if found[name] > version:
+            raise NewerStore(
+                f"{store.url} has {name} version {found[name]} and this program knows up to "
+                f"{version}; nothing was written, use a newer sjc."
+            )
     for name in ("assets", "runs"):
         if _is_empty(store, f"{name}/") and not _is_empty(store, f"tables/{name}/"):
             raise StoreError(
@@ -221,9 +226,23 @@ def check_usable(store: Store) -> None:
 
 
 def mark_format(store: Store) -> None:
-    """Leaves this version's format in a store that has none."""
-    if not store.exists(FORMAT_KEY):
-        store.put_bytes(FORMAT_KEY, write_json({"format": FORMAT}))
+    """Leaves this program's versions in a store that has none, or older ones."""
+    found = _format(store)
+    if found is None or any(found[name] < version for name, version in OURS.items()):
+        store.put_bytes(FORMAT_KEY, write_json(OURS), replace=True)
+
+
+def _format(store: Store) -> Document | None:
+    """The versions of a store, None for one from before there was such a file, and a new one."""
+    try:
+        return read_checked(store, FORMAT_KEY, partial(_checked, _Format))
+    except NotInStore:
+        return None
+    except Damaged as error:
+        raise StoreError(
+            f"{store.uri(FORMAT_KEY)} is damaged ({error.problem}), so nobody knows which version "
+            "wrote the store; nothing was written. Delete the file if no newer sjc ever did."
+        ) from error
 
 
 def set_document_aside(store: Store, key: str, why: str) -> None:
@@ -243,7 +262,10 @@ def _is_empty(store: Store, prefix: str) -> bool:
 
 
 def _object(data: bytes) -> Document:
-    document = json.loads(data)
+    try:
+        document = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(document, dict):
         raise ValueError("it is not a JSON object")
     return document

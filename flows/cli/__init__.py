@@ -2,9 +2,11 @@
 
 from flows.cli import look, make, operate  # each adds its commands to the program
 from flows.cli.app import app
+from flows.errors import standard_streams
 
 __all__ = ["app", "look", "main", "make", "operate"]
 
 
 def main() -> None:
-    app()
+    with standard_streams():
+        app()

@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from certificates import write_certificates
+from fault_proxy import FaultProxy
 
 import flows.doctor as doctor
 from flows.doctor import Finding, examine
@@ -130,13 +135,50 @@ def test_a_bucket(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "testing-secret" not in str(found)
     (*_, missing) = doctor.s3_store("s3://no-such-bucket/x")
     assert (missing.status, "create it" in missing.fix) == ("problem", True)
-    assert abs(float(doctor._reach(os.environ["AWS_ENDPOINT_URL_S3"]) or 0)) < 5
-    monkeypatch.setattr(doctor, "_reach", lambda url: -4000.0)
-    (_, clock, *_) = doctor.s3_store("s3://toys/x")
-    assert (clock.check, clock.status, "clock" in clock.fix) == ("endpoint", "problem", True)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     (nobody,) = doctor.s3_store("s3://toys/x")
     assert (nobody.check, nobody.status) == ("credentials", "problem")
+    assert "AWS_PROFILE" in nobody.fix
+
+
+@pytest.mark.parametrize("bucket", ["toys", "no-such-bucket"])
+def test_a_wrong_clock(bucket: str, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any answer of the server has a date, also a refusal."""
+    (_, clock, *_) = doctor.s3_store(f"s3://{bucket}/x")
+    assert re.search("clocks differ by [0-5] s", clock.detail)
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: time.time() + 4000))
+    (_, clock, *_) = doctor.s3_store(f"s3://{bucket}/x")
+    assert (clock.check, clock.status, "clock" in clock.fix) == ("endpoint", "problem", True)
+    assert re.search("clocks differ by (3999|400[0-9]) s", clock.detail)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.mark.parametrize("setting", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "ca_bundle", None])
+def test_a_bucket_behind_its_own_certificate_authority(
+    setting: str | None, bucket_url: str, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    authority = certificates / "ca.pem"
+    if setting == "ca_bundle":
+        Path(os.environ["AWS_CONFIG_FILE"]).write_text(f"[default]\nca_bundle = {authority}\n")
+    elif setting:
+        monkeypatch.setenv(setting, str(authority))
+    server = urlsplit(os.environ["AWS_ENDPOINT_URL_S3"])
+    pair = (certificates / "server.pem", certificates / "server.key")
+    with FaultProxy((str(server.hostname), server.port or 0), pair) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        found = list(doctor.s3_store("s3://toys/x"))
+    if setting:
+        assert [(f.check, f.status) for f in found][1:] == [("endpoint", "ok"), ("store", "ok")]
+    else:
+        assert [(f.check, f.status) for f in found][1:] == [("endpoint", "problem")]
+        assert "CERTIFICATE_VERIFY_FAILED" in found[1].detail
+        assert "AWS_CA_BUNDLE" in found[1].fix
 
 
 def test_no_check_takes_longer_than_it_may() -> None:

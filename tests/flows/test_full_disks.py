@@ -25,11 +25,13 @@ from sjc_engine import Recipe, load_field
 from sjc_engine.prior import load_prior
 from sjc_engine.running_scene import RunningScene
 from sjc_engine.worker import Engine
+from tasks.disk import is_full
 from tasks.store import AlreadyCommitted, StoreError, TakesNoMore, open_store
 from tasks.tables import query
 from tasks.verify import verify_store
 
 FULL = "the disk is full; free space there, then run the same command again"
+NO_INODES = r"the file system has no inodes left \(`df -i` shows it\); delete files there"
 Call = Callable[..., Said]
 
 
@@ -125,6 +127,32 @@ def test_a_run_into_a_full_store_goes_on_when_there_is_room(
     assert rows.to_pylist() == [{"status": "interrupted", "n": 1}, {"status": "ok", "n": 2}]
     assert not field.exists(), "it was gone on with, and is in the store by now"
     assert verify_store(store) == []
+
+
+def test_a_disk_without_inodes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for disk in mounted(tmp_path / "disk", "4m,nr_inodes=40"):
+        store = open_store(disk.path / "store")
+        free = os.statvfs(disk.path).f_favail
+        assert not is_full(disk.path)
+        for k in range(free):
+            (disk.path / f"file{k}").touch()
+        assert is_full(disk.path)
+        with pytest.raises(TakesNoMore, match=f"^Cannot write {disk.path}/store/x: {NO_INODES}"):
+            store.put_bytes("x", b"data")
+        (disk.path / "file0").unlink()  # for a temporary file, which is removed again
+        with pytest.raises(TakesNoMore, match=f"^Cannot write {disk.path}/store/x: {NO_INODES}"):
+            store.put_bytes("x", b"data")
+        (disk.path / "file0").touch()
+        monkeypatch.setenv("PREFECT_HOME", str(disk.path / "home"))
+        with pytest.raises(UsageError, match=f"^PREFECT_HOME {disk.path}/home: {NO_INODES}"):
+            environment.apply()
+        for k in range(free):
+            (disk.path / f"file{k}").unlink()
+        assert not is_full(disk.path)
+        store.put_bytes("x", b"data")
+        disk.fill()
+        with pytest.raises(TakesNoMore, match=FULL):
+            store.put_bytes("y", bytes(100_000))
 
 
 # --- the scratch folder ------------------------------------------------------------------------
@@ -282,6 +310,33 @@ def test_rows_that_find_no_room_are_told(tmp_path: Path) -> None:
         assert (ended.returncode, ended.stderr) == (
             1, f"sjc: the output cannot be written: {FULL}\n",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_exit_code_is_right_whatever_stdout_and_stderr_take(
+    unbuffered: str, tmp_path: Path
+) -> None:
+    (tmp_path / "good.csv").write_text("prompt\na pig\n")
+    error = tmp_path / "error.txt"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+
+    def code(*arguments: str, before: str = "", **streams: Any) -> int:
+        script = f"import sys; sys.argv[0] = 'sjc'; {before}\nfrom flows.cli import main; main()"
+        command = [sys.executable, "-c", script, *arguments]
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        return subprocess.run(command, cwd=tmp_path, env=environment, **streams).returncode
+
+    with open("/dev/full", "w") as full:
+        assert code("assets", "--store", "nosuch", stderr=full) == 3
+        assert code("no-such-command", stderr=full) == 2
+        assert code("check", "nosuch.csv", stdout=full, stderr=full) == 2
+        assert code("check", "good.csv", stdout=full, stderr=full) == 1
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    for size, message in ((5000, ""), (4080, "sjc: There is no")):
+        error.write_text(" " * size)
+        with error.open("a") as limited:
+            assert code("assets", "--store", "nosuch", before=limit, stderr=limited) == 3
+        assert error.read_text().strip() == message
 
 
 @pytest.mark.parametrize("keeps", ["the name", "the context"])

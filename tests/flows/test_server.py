@@ -1,5 +1,6 @@
 """The Prefect server that runs start: that it serves, schedules, and never outlives its run."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 from task_samples import make, spec
 
-from flows.server import healthy, ui_server
+from flows import server
+from flows.errors import RunError
+from flows.server import Server, healthy, ui_server
 from tasks.store import open_store
 
 pytestmark = pytest.mark.slow
@@ -98,6 +101,110 @@ def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.Mo
     assert ui.returncode == 0
     assert ui_server() is None
     assert not (tmp_path / "sjc-ui.json").exists()
+
+
+# What a first run does until its server answers.
+CONNECT = """
+import sys
+from pathlib import Path
+from flows import environment, server
+environment.apply("CRITICAL")
+server.connect(Path(sys.argv[1])).wait()
+"""
+# What a server does that hangs while it starts.
+HOLD = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print(flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PREFECT_HOME without a database."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PREFECT_API_URL", "")  # so that what `connect` sets is undone
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def test_servers_of_one_home_start_one_after_another(home: Path, tmp_path: Path) -> None:
+    lock = home / "start.lock"
+
+    def waiting() -> int:
+        """How many processes wait for the lock."""
+        lines = Path("/proc/locks").read_text().splitlines()
+        return sum("-> FLOCK" in line and f":{lock.stat().st_ino} " in line for line in lines)
+
+    with contextlib.ExitStack() as ends:
+
+        def start(script: str, argument: Path) -> "subprocess.Popen[bytes]":
+            command = [sys.executable, "-c", script, str(argument)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE)
+            ends.enter_context(process)
+            ends.callback(process.kill)
+            return process
+
+        holder = start(HOLD, lock)
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        runs = [start(CONNECT, tmp_path / name / "logs" / "server.log") for name in ("one", "two")]
+        deadline = time.monotonic() + server.START_SECONDS
+        while waiting() < len(runs):
+            assert time.monotonic() < deadline, "a server starts while another one does"
+            time.sleep(0.1)
+        assert not (home / "prefect.db").exists()
+        holder.kill()
+        assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    assert (home / "prefect.db").exists()
+
+
+def test_a_server_that_cannot_start_is_reported_with_its_reason(home: Path, tmp_path: Path) -> None:
+    (home / "prefect.db").write_bytes(b"no database" * 1000)
+    log = tmp_path / "logs" / "server.log"
+    log.parent.mkdir()
+    log.write_text("ValueError: of an earlier run\n")
+    started = time.monotonic()
+    with pytest.raises(RunError, match="file is not a database") as caught:
+        server.connect(log).wait()
+    assert time.monotonic() - started < server.START_SECONDS / 2
+    assert str(caught.value).startswith(f"the Prefect server on PREFECT_HOME {home} has ended: ")
+    assert str(caught.value).endswith(f"; see {log}")
+
+
+ENDS = {
+    "print('ValueError: no room\\n(more)\\nERROR: failed'); exit(3)": "ValueError: no room",
+    "print('ERROR: port in use\\n'); exit(1)": "ERROR: port in use",
+    "exit(4)": "exit code 4",
+    "import os; print('ValueError: harmless', flush=True); os.kill(os.getpid(), 9)":
+        "killed by SIGKILL",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ENDS)
+def test_a_server_that_ends_later_is_reported_with_its_reason(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("OSError: of an earlier run\n")
+    with log.open("a") as output:
+        command = [sys.executable, "-c", f"input(); {script}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output)
+    monkeypatch.setattr(server, "healthy", lambda url: process.poll() is None)
+    own = Server("http://127.0.0.1:9/api", log, process, log.stat().st_size)
+
+    def use() -> None:
+        with own.at_hand():
+            process.communicate(b"\n")
+            raise ConnectionError
+
+    with pytest.raises(RunError, match=f" has ended: {ENDS[script]}; see {log}$"):
+        use()
+    log.unlink()  # together with the scratch folder
+    with pytest.raises(RunError, match=f"; see {log}$"):
+        own.wait()
 
 
 class Dying(BaseHTTPRequestHandler):

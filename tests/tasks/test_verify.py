@@ -20,7 +20,8 @@ from flows.plan import asset_states
 from tasks.commit import asset_attempts, close_interrupted, finish_attempt
 from tasks.compaction import compact_store
 from tasks.curate import Request, freeze
-from tasks.documents import asset_manifest, committed_attempt, run_ids
+from tasks.documents import asset_manifest, check_usable, committed_attempt, mark_format, run_ids
+from tasks.schemas import SCHEMA_VERSION
 from tasks.store import Damaged, NewerStore, NotInStore, Store, StoreError, open_store
 from tasks.tables import read_table, seal_run
 from tasks.verify import Finding, plan_repairs, repair_store, unreadable, verify_store
@@ -416,12 +417,29 @@ def test_a_store_that_is_empty_although_its_tables_are_not_is_refused(
 
 def test_a_newer_store_is_refused(whole: Store) -> None:
     assert not whole.exists("store.json"), "of an older version, which is fine"
-    whole.put_bytes("store.json", b'{"format": 2}')
-    before = everything(whole)
-    for refused in (verify_store, compact_store, partial(repair_store, findings=[])):
-        with pytest.raises(NewerStore, match="format 2 and this program knows up to 1"):
-            refused(whole)  # type: ignore[operator]
-    assert everything(whole) == before
+    contents = {
+        b'{"format": 2, "tables": 1}': (NewerStore, "format version 2 and this program knows up"),
+        b'{"format": 1, "tables": 99}': (NewerStore, "tables version 99 and this program knows up"),
+        b'{"format": "?"}': (StoreError, r"store\.json is damaged .* nobody knows which version"),
+    }
+    for content, (kind, message) in contents.items():
+        damage(whole, "store.json", content)
+        before = everything(whole)
+        for refused in (verify_store, compact_store, partial(repair_store, findings=[])):
+            with pytest.raises(kind, match=message):
+                refused(whole)  # type: ignore[operator]
+        assert everything(whole) == before
+
+
+def test_a_store_gets_the_versions_of_the_newest_program_that_wrote_to_it(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    mark_format(store)
+    new = store.get_bytes("store.json")
+    assert json.loads(new) == {"format": 1, "tables": SCHEMA_VERSION}
+    damage(store, "store.json", b'{"format": 1, "tables": 1}')
+    check_usable(store)
+    mark_format(store)
+    assert store.get_bytes("store.json") == new
 
 
 @pytest.mark.parametrize("damaged", [False, True])
