@@ -2,6 +2,7 @@
 # make test      the tests that need nothing but pip
 # make test-all  everything: check, test and the suites that need Debian or npm packages
 # make check     ruff, mypy and the import direction
+# make sweep     every file of a store, every read fault, every command: about an hour
 # make audit     known vulnerabilities of the pinned packages; asks PyPI
 #
 # PYTHON names the interpreter (3.11 or newer) that .venv is made from; JOBS how many tests run at once.
@@ -16,7 +17,7 @@ JOBS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all check audit format clean
+.PHONY: demo test test-all sweep check audit format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -27,6 +28,9 @@ test: $(READY)
 test-all: check
 	scripts/install-system-packages
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+sweep: $(READY)
+	SWEEP=all $(BIN)/python -m pytest -q -n $(JOBS) tests/flows/test_read_faults.py
 
 check: $(READY)
 	$(BIN)/ruff check .

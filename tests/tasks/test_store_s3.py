@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -15,7 +17,16 @@ import pytest
 from fault_proxy import Fault, FaultProxy
 
 from tasks import s3_client, store_s3
-from tasks.store import AlreadyCommitted, StoreError, open_store
+from tasks.store import (
+    AlreadyCommitted,
+    Damaged,
+    NotInStore,
+    Store,
+    StoreError,
+    bytes_digest,
+    open_store,
+    read_checked,
+)
 
 PUT = r"^PUT .*/mesh\.glb"
 
@@ -138,3 +149,96 @@ def test_objects_carry_their_hash_and_type(s3_url: str) -> None:
     head = boto3.client("s3").head_object(Bucket=bucket, Key=f"{prefix}/a/mesh.glb")
     assert head["Metadata"] == {"sha256": stored.sha256}
     assert head["ContentType"] == "model/gltf-binary"
+
+
+# --- what is damage, and what could not be read -----------------------------------------------
+
+
+@pytest.fixture
+def store(s3_url: str, faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Behind the proxy; botocore does not wait."""
+    backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
+    monkeypatch.setattr(backoff, lambda *_: 0.0)
+    return open_store(s3_url)
+
+
+def not_damage(error: pytest.ExceptionInfo[StoreError]) -> bool:
+    return not isinstance(error.value, Damaged | NotInStore)
+
+
+def test_a_404_for_what_is_listed_is_not_believed(
+    store: Store, faulty: FaultProxy, tmp_path: Path
+) -> None:
+    store.put_bytes("a/x", b"content")
+    missing = {"times": None, "status": 404, "code": "NoSuchKey"}
+    faulty.add(Fault("status", r"^(GET|HEAD) .*/a/x ", **missing))
+    for read in (store.get_bytes, store.exists, lambda key: store.download(key, tmp_path / "x")):
+        with pytest.raises(StoreError, match="answers 404 and lists it all the same") as caught:
+            read("a/x")
+        assert not_damage(caught)
+    faulty.clear()
+    faulty.add(Fault("status", r"^(GET|HEAD) .*/a/x ", **missing | {"times": 2}))
+    assert store.get_bytes("a/x") == b"content", "a moment later it is there"
+    assert not store.exists("a/y")
+    with pytest.raises(NotInStore):
+        store.get_bytes("a/y")
+
+
+@pytest.mark.parametrize("kind", ["truncate-reply", "shorten-reply", "corrupt-reply"])
+def test_what_is_spoiled_on_the_way_is_no_damage(
+    store: Store, faulty: FaultProxy, kind: Any, tmp_path: Path
+) -> None:
+    stored = store.put_bytes("a/x", b"content")
+    boto3.client("s3").put_object(
+        Bucket=store.url.split("/")[2], Key="some/prefix/a/copied", Body=b"content"
+    )  # without our SHA-256, as other programs copy it
+    faulty.add(Fault(kind, r"^GET .*/a/", times=None, after=3))
+
+    def check(data: bytes) -> None:
+        if bytes_digest(data) != stored:
+            raise ValueError("it is not the content")
+
+    for key in ("a/x", "a/copied"):
+        with pytest.raises(StoreError, match=r"cut short|not what the store lists") as caught:
+            read_checked(store, key, check)
+        assert not_damage(caught)
+    with pytest.raises(StoreError, match="cut short or altered") as caught:
+        store.download("a/x", tmp_path / "x", stored.sha256)
+    assert not_damage(caught)
+    assert list(tmp_path.glob("*x*")) == []
+
+
+def test_wrong_bytes_in_the_bucket_are_damage(store: Store, tmp_path: Path) -> None:
+    stored = store.put_bytes("a/x", b"content")
+    for metadata in ({}, {"sha256": stored.sha256}):  # by another program; by a broken disk
+        boto3.client("s3").put_object(
+            Bucket=store.url.split("/")[2],
+            Key="some/prefix/a/x",
+            Body=b"CONTENT",
+            Metadata=metadata,
+        )
+        with pytest.raises(Damaged, match=r"a/x is damaged \(its SHA-256 is .* and should be"):
+            store.download("a/x", tmp_path / "x", stored.sha256)
+    with pytest.raises(Damaged):
+        store.get_bytes("a/x")
+    store.move("a/x", "a/aside")
+    assert list(store.list()) == ["a/aside"]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_bytes("a/x", b"old and long")
+    listed = type(store).listed
+
+    def replaced(self: Store, key: str) -> Any:
+        self.put_bytes(key, b"new", replace=True)
+        return listed(self, key)
+
+    def check(data: bytes) -> bytes:
+        if data != b"new":
+            raise ValueError("old")
+        return data
+
+    monkeypatch.setattr(type(store), "listed", replaced)
+    assert read_checked(store, "a/x", check) == b"new"
