@@ -26,6 +26,7 @@ from flows.plan import asset_states
 from flows.terminal import watcher
 from flows.zombies import crash_silent_runs
 from tasks.artifacts import Board, Progress, board_of_run
+from tasks.documents import check_usable
 from tasks.shard_plan import ShardPlan, load_plan
 from tasks.store import Store, open_store
 from tasks.tables import query
@@ -110,6 +111,7 @@ def dispatch(
     and again. The other parameters are each shard's.
     """
     opened = open_store(store)
+    check_usable(opened)
     found = load_plan(opened, plan)
     parameters = {
         "store": opened.url,

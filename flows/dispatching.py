@@ -9,6 +9,7 @@ from flows.errors import FAILED, UsageError
 from flows.planning import read_plan_file
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
+from tasks.documents import check_usable
 from tasks.shard_plan import PlanError, keep_plan
 from tasks.store import open_store
 
@@ -39,6 +40,7 @@ def run(
             "(docs/many-machines.md), or start `sjc ui` for workers on this machine"
         )
     opened = open_store(store)
+    check_usable(opened)
     try:
         keep_plan(opened, plan)
     except PlanError as error:

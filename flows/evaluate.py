@@ -172,6 +172,8 @@ def command(
         check_end(state)
     except (RunError, StoreError) as error:  # of some assets; the others have new rows
         problem = error
+        if not watch.run_id:  # it ended before its run began
+            raise
     sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"
     rows = query(chosen.store, f"{sql} ORDER BY started_at, asset_id")
     failed = [row for row in rows.to_pylist() if row["status"] != "ok"]

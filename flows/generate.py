@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -109,7 +109,7 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
     make: what turns the assets of these ids into outcomes, for a run.
     """
     log, watch = get_run_logger(), watcher()
-    plan = replace(plan, settled=close_attempts(plan, plan.states))
+    plan = replace(plan, settled=close_attempts(plan))
     run = start_run(
         plan.store,
         new_run_id(),
@@ -138,7 +138,8 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
         else:
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]
-                outcomes |= generate_part(plan.settings.to_json(), part, run["run_id"])
+                settled = {k: plan.settled.get(k, 0) for k in part}
+                outcomes |= generate_part(plan.settings.to_json(), part, run["run_id"], settled)
         complete = True
     except RunCancelled as error:
         return Cancelled(message=str(error))
@@ -150,26 +151,27 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
         if not complete:  # `conclude` is not reached
-            with suppress(StoreError):  # what ended the run is the news
+            with suppress(StoreError):  # the error that ended the run comes first
                 write_report(plan.store, run["run_id"])
     seal_run(plan.store, run["run_id"])
     return conclude(plan, run, outcomes)
 
 
 @flow(name="generate-part", flow_run_name=_part_name, task_runner=THREADS)
-def generate_part(settings: dict[str, Any], asset_ids: list[str], run_id: str) -> Outcomes:
-    """A slice of a large manifest, as a flow run of its own."""
-    plan = make_plan(Settings(**settings))
+def generate_part(
+    settings: dict[str, Any], asset_ids: list[str], run_id: str, settled: dict[str, int]
+) -> Outcomes:
+    """A slice of a large manifest, as a separate flow run. settled: as in the run's plan."""
+    plan = replace(make_plan(Settings(**settings)), settled=settled)
     # Another run may have finished some meanwhile, and the manifest may have lost rows.
     outcomes = {k: "reused" if k in plan.states else "interrupted" for k in asset_ids}
     open_ids = [k for k in asset_ids if plan.states.get(k, "finished") != "finished"]
-    plan = replace(plan, settled=close_attempts(plan, open_ids))
     with soon_over(part=True):
         return outcomes | produce(plan, open_ids, run_id)
 
 
-def close_attempts(plan: Plan, asset_ids: Collection[str]) -> dict[str, int]:
-    """Ends attempts at these assets whose process died, and writes the rows that it could not.
+def close_attempts(plan: Plan) -> dict[str, int]:
+    """Ends attempts whose process died, and writes the rows that it could not write.
 
     Returns the last attempt of each unfinished asset that has ended by now, and has its rows.
     """
@@ -179,10 +181,10 @@ def close_attempts(plan: Plan, asset_ids: Collection[str]) -> dict[str, int]:
         watch.note(line)
         log.warning(line)
 
-    finished = [k for k in asset_ids if plan.states[k] == "finished"]
-    unfinished = set(asset_ids) - set(finished)
+    finished = [k for k, state in plan.states.items() if state == "finished"]
+    unfinished = plan.states.keys() - finished
     with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:
-        closed = close_interrupted(plan.store, asset_ids, held.take, tell)
+        closed = close_interrupted(plan.store, plan.states, held.take, tell)
         settled = settled_attempts(plan.store, unfinished)  # before the look for their rows
         unrecorded = unrecorded_attempts(plan.store, finished, unfinished)
         for attempt, manifest in closed + unrecorded:

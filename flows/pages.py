@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flows.errors import UsageError
 from tasks.disk import disk_advice
+from tasks.documents import check_usable
 from tasks.gallery import build_gallery
 from tasks.report import latest_run, write_report
 from tasks.store import check_key, open_store
@@ -35,4 +36,5 @@ def gallery(store: str, out: Path, where: str | None, *, quiet: bool) -> None:
 def report(store: str, run_id: str | None) -> None:
     """Writes the report of a run, the latest by default, and prints where. Raises StoreError."""
     opened = open_store(store, writable=False)
+    check_usable(opened)
     print(write_report(opened, check_key(run_id) if run_id else latest_run(opened)))

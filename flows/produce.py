@@ -156,17 +156,17 @@ class _Line:
         if asset_manifest(asset.store, asset.id) is not None:
             return "reused"
         settled = self._settled.get(asset.id, 0)
-        news = [
+        later = [
             attempt
             for attempt in asset_attempts(asset.store, asset.id)
             if attempt_number(attempt["attempt"]) > settled and attempt["ended_at"]
         ]
-        for attempt in news:
+        for attempt in later:
             # Once the asset is made nobody looks for rows that a dying run could not write.
             record_attempt(asset.store, attempt, {})
-        if not news or news[-1]["status"] not in FAILURES:
+        if not later or later[-1]["status"] not in FAILURES:
             return None
-        name, status = news[-1]["attempt"], str(news[-1]["status"])
+        name, status = later[-1]["attempt"], str(later[-1]["status"])
         self._watch.note(f"{asset.name}: another run ended attempt {name} meanwhile as {status}")
         return status
 
@@ -231,10 +231,10 @@ def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
         return "interrupted"  # a later run closes the attempt
     if not asset.attempt or isinstance(result, TakesNoMore):
         raise result  # the store is gone, or full: nothing that follows could be kept
-    if isinstance(result, StoreError):
-        result = store_failed(result)
-    elif is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
+    if is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
         result = scratch_full(result)
+    elif isinstance(result, StoreError):
+        result = store_failed(result)
     elif problem := asset.lost(result):
         result = scratch_lost(problem)
     return record_failure(asset, result)

@@ -12,7 +12,7 @@ from tasks.documents import asset_manifest, mark_format
 from tasks.store import Store, open_store
 from tasks.verify import Finding, Repairs, plan_repairs, repair_store, unreadable, verify_store
 
-MOST = 1  # assets that a repair sets aside without being told to
+MOST = 1  # assets or documents that a repair sets aside without being asked to
 
 
 def run(
@@ -47,11 +47,12 @@ def run(
     if not as_json:
         for line in planned.lines():
             print(f"to do: {line}", flush=True)
-    refused = len(planned.assets) > MOST and not yes
-    if refused and not as_json:
+    aside = len(planned.assets) + len(planned.documents)
+    refused = aside > MOST and not yes
+    if refused:
         print(
-            f"nothing was repaired: {len(planned.assets)} assets would be set aside and made again;"
-            " if that is right, `sjc verify --repair --yes`",
+            f"nothing was repaired: {len(planned.assets)} assets and {len(planned.documents)} other"
+            " documents would be set aside; if that is right, `sjc verify --repair --yes`",
             file=sys.stderr,
         )
     done, left = [], findings

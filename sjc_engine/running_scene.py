@@ -74,8 +74,8 @@ class RunningScene:
         try:
             scene = Scene.load(self.checkpoint, prior, image)
             return scene, Tally(**json.loads(self._notes.read_text("utf-8")))
-        except (CheckpointError, OSError, ValueError) as error:
-            note(f"{self.key} begins anew: {error}")
+        except (CheckpointError, FileNotFoundError, ValueError) as error:
+            note(f"{self.key} starts again: {error}")
             return None
 
     @property

@@ -147,7 +147,8 @@ class Engine:
                     raise
                 if out_of_memory(error):
                     error = OutOfMemory(self.device, error)
-                self._fail(_begin(message), error)
+                served = self._served(message)  # else it is the prior that cannot be loaded
+                self._fail(_begin(message), error, _scratch_error(error) if served else "")
             else:
                 self.running.append(run)
                 self._tell(run.progress())
@@ -270,8 +271,7 @@ class Engine:
             return
         except OSError as error:
             self.running.remove(run)
-            kind = SCRATCH_FULL if is_refusal(error) else SCRATCH_LOST
-            self._fail(run.place(), error, kind)
+            self._fail(run.place(), error, _scratch_error(error))
             return
         self.running.remove(run)
         run.tally.seconds += time.perf_counter() - started
@@ -300,6 +300,13 @@ class Engine:
         with contextlib.suppress(BrokenPipeError):
             self.replies.write(json.dumps(message) + "\n")
             self.replies.flush()
+
+
+def _scratch_error(error: Exception) -> str:
+    """The error_type of what the scratch folder answers; empty for any other error."""
+    if not isinstance(error, OSError):
+        return ""
+    return SCRATCH_FULL if is_refusal(error) else SCRATCH_LOST
 
 
 def main() -> None:

@@ -107,9 +107,10 @@ class Asset:
     def lost(self, error: BaseException) -> str:
         """Why `error` is the scratch folder's and not the asset's own; empty if it is its own."""
         scratch = self.folder.parents[1]
-        name = error.filename if isinstance(error, OSError) else None
-        if name is not None and Path(os.fsdecode(name)).is_relative_to(scratch):
-            return f"{name}: {error.strerror}"  # type: ignore[attr-defined]
+        if isinstance(error, OSError):
+            name = error.filename  # none of an error at an open file
+            if name is None or Path(os.fsdecode(name)).is_relative_to(scratch):
+                return str(error)
         needed = [self.field_path] if "optimize" in self.timings else []
         needed += [self.folder] if self.mesh is not None else []
         needed += [self.image] if self.image and self.image.is_relative_to(scratch) else []

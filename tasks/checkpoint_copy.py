@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sjc_engine.checkpoint import CheckpointError, read_checkpoint
 from tasks.commit import LOOKUPS
-from tasks.documents import asset_manifest, committed_attempt, read_document
+from tasks.documents import asset_manifest, attempt_key, committed_attempt, read_attempt
 from tasks.store import Damaged, NotInStore, Store, StoreError
 
 LEAST_SECONDS = 5.0  # between two copies of one scene; its engine writes no more often
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointCopy:
-    """The copy of one scene's checkpoint in the store. A store that fails costs copies only."""
+    """The copy of one scene's checkpoint in the store. One that cannot be written costs nothing."""
 
     def __init__(self, store: Store, field_id: str, checkpoint: Path) -> None:
         self.store = store
@@ -62,7 +62,7 @@ class CheckpointCopy:
         except NotInStore:
             pass
         except Damaged as error:
-            _log.warning("the checkpoint in the store is of no use: %s", error)
+            _log.warning("the checkpoint in the store cannot be resumed from: %s", error)
         finally:
             fetched.unlink(missing_ok=True)
 
@@ -133,8 +133,8 @@ def _finished_field(store: Store, asset_id: str) -> str | None:
         manifest = asset_manifest(store, asset_id)
         if manifest is None:
             return None
-        key = f"assets/{asset_id}/{committed_attempt(manifest)}/attempt.json"
-        return str(read_document(store, key)["field_id"])
+        attempt = read_attempt(store, attempt_key(asset_id, committed_attempt(manifest)))
+        return str(attempt["field_id"])
     except (Damaged, NotInStore):  # another finding
         return None
 
@@ -143,7 +143,7 @@ def _step(path: Path) -> int:
     """How far a checkpoint has come; -1 for one that is not there or not whole."""
     try:
         return int(read_checkpoint(path)[1]["step"])
-    except (CheckpointError, OSError):
+    except (CheckpointError, FileNotFoundError):
         return -1
 
 

@@ -21,6 +21,7 @@ from tasks.documents import (
     Document,
     asset_manifest,
     attempt_key,
+    attempt_keys,
     committed_attempt,
     marker_key,
     now,
@@ -41,7 +42,7 @@ LOOKUPS = 8  # assets at a time
 FAILURES = ("failed", "diverged", "timeout", "cancelled")  # are not tried again by themselves
 
 _ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a(\d{2,})/.+")
-_ATTEMPT_DOCUMENT = re.compile(r".+/attempt\.(json|(.+\.)?damaged)")
+_ATTEMPT_DOCUMENT = re.compile(r"assets/[0-9a-f]{16}/a\d{2,}/attempt\.(json|(.+\.)?damaged)")
 
 
 def new_run_id() -> str:
@@ -56,9 +57,8 @@ def asset_attempts(store: Store, asset_id: str) -> list[Document]:
 
 def _attempts(store: Store, asset_id: str) -> tuple[list[Document], list[str]]:
     """Every attempt's document, the oldest first, and the keys of those that are damaged."""
-    keys = [k for k in store.list(f"assets/{asset_id}/a") if k.endswith("/attempt.json")]
     documents, damaged = [], []
-    for key in sorted(keys, key=_number_in):
+    for key in sorted(attempt_keys(store, asset_id), key=_number_in):
         try:
             documents.append(read_attempt(store, key))
         except Damaged:
@@ -213,6 +213,15 @@ def finish_attempt(
     check_report(document["report"], document["timings"], document["versions"])
     store.put_bytes(attempt_key(asset_id, attempt), write_json(document), replace=True)
     return document
+
+
+def confirm_attempt(store: Store, asset_id: str, attempt: str) -> None:
+    """Ends an attempt as ok, since its files are committed; all else that it says stays."""
+    key = attempt_key(asset_id, attempt)
+    document = read_document(store, key) | {"status": "ok", "error": None, "error_type": None}
+    if document["ended_at"] is None:
+        document["ended_at"] = now()
+    store.put_bytes(key, write_json(document), replace=True)
 
 
 def commit_asset(

@@ -1,8 +1,8 @@
 """The store's JSON documents: what each must hold, how it is read, and how one is set aside.
 
-Every reader gets a document from here, so that one that is torn, or is valid JSON that says
-something impossible, is `Damaged` everywhere and never a traceback further on. Keys that this
-version does not know are let through: later versions add some.
+Every reader gets its documents here. One that is torn, or is valid JSON with impossible content, is
+therefore `Damaged` everywhere and never a traceback further on. Unknown keys are accepted: later
+versions add some.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.rows import asset_row, check_known, run_row
+from tasks.rows import asset_row, attempt_row, check_known, entry_rows, run_row
 from tasks.schemas import SCHEMA_VERSION, check_row
-from tasks.store import Damaged, NewerStore, NotInStore, Store, StoreError, check_key, read_checked
+from tasks.store import (
+    Damaged,
+    NewerStore,
+    NotInStore,
+    Store,
+    StoreError,
+    check_key,
+    read_checked,
+    read_committed,
+)
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -27,6 +36,8 @@ Document = dict[str, Any]
 FORMAT_KEY = "store.json"
 OURS = {"format": 1, "tables": SCHEMA_VERSION}  # of the keys and documents, and of the columns
 
+ASSET_ID = re.compile(r"[0-9a-f]{16}")
+_ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a\d{2,}/attempt\.json")
 _RUN_FILE = re.compile(r"runs/([^/]+)\.json")
 _ATTEMPT_NAME = re.compile(r"a\d{2,}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -139,8 +150,11 @@ def read_document(store: Store, key: str) -> Document:
     return read_checked(store, key, _object)
 
 
-def read_attempt(store: Store, key: str) -> Document:
-    """An `attempt.json`; raises `NotInStore`, and `Damaged`."""
+def read_attempt(store: Store, key: str, *, committed: bool = False) -> Document:
+    """An `attempt.json`; raises `NotInStore`, and `Damaged`.
+
+    committed: whether a commit marker names it, so that it must be there.
+    """
     _, asset_id, attempt, _ = key.split("/")
 
     def check(data: bytes) -> Document:
@@ -149,9 +163,16 @@ def read_attempt(store: Store, key: str) -> Document:
         ended = {"status": "interrupted", "ended_at": document["started_at"]}
         row = document | ended if document["status"] == "running" else document
         check_row("assets", asset_row(store, row, {}))
+        check_row("attempts", attempt_row(row))
+        check_known(document["report"], document["timings"])
         return document
 
-    return read_checked(store, key, check)
+    return (read_committed if committed else read_checked)(store, key, check)
+
+
+def attempt_keys(store: Store, asset_id: str) -> list[str]:
+    """The keys of all `attempt.json` of an asset."""
+    return [k for k in store.list(f"assets/{asset_id}/a") if _ATTEMPT_FILE.fullmatch(k)]
 
 
 def read_run(store: Store, run_id: str) -> Document:
@@ -161,6 +182,8 @@ def read_run(store: Store, run_id: str) -> Document:
         document = _checked(Run, data)
         _same(document, run_id=run_id)
         check_row("runs", run_row(document))
+        for row in entry_rows(document):
+            check_row("entries", row)
         return document
 
     return read_checked(store, f"runs/{run_id}.json", check)

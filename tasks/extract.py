@@ -20,8 +20,10 @@ def extract(asset: Asset) -> dict[str, Any]:
     with asset.timed("extract"):
         try:
             asset.field = load_field(asset.field_path)
-        except ValueError as error:  # torn, in the scratch folder
-            asset.drop_field()
+        except ValueError as error:
+            if isinstance(error.__cause__, RuntimeError):  # no memory, or of another shape
+                raise
+            asset.drop_field()  # torn, in the scratch folder
             raise scratch_lost(error) from error
         recipe = asset.spec.recipe.mesh
         asset.mesh = extract_mesh(asset.field, recipe)

@@ -101,6 +101,8 @@ def _lock(path: Path) -> IO[str] | None:
         try:
             file = opened.enter_context(path.open("a"))
         except PermissionError:  # another user's, which can be locked all the same
+            if not path.exists():
+                raise
             file = opened.enter_context(path.open("r"))
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with contextlib.suppress(FileNotFoundError):

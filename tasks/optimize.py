@@ -108,8 +108,8 @@ def optimize(
     try:
         notes = optimize_field(asset, pool, timeout, watch)
     except SceneError as error:
-        if error.status in ("interrupted", "cancelled"):
+        if error.status == "cancelled" or error.error_type == "Interrupted":
             return Cancelled(message=str(error))
-        raise
+        raise  # its reason becomes a row
     progress.update(1.0)
     return {key: notes[key] for key in ("steps", "seconds", "device", "loss_last")}

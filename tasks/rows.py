@@ -62,9 +62,9 @@ def check_report(report: Document, timings: Document, versions: Document) -> Non
 
 
 def check_known(report: Document, timings: Document) -> None:
-    """Raises `RowError` for a value that its column cannot hold; keys without one are let be.
+    """Raises `RowError` for a value that its column cannot hold; ignores keys without a column.
 
-    For what was read: a later version may know more columns.
+    For documents that were read: a later version may know more columns.
     """
     for key in REPORT_KEYS:
         _ASSET_COLUMNS[key].check(report.get(key))
@@ -165,7 +165,8 @@ def attempt_row(attempt: Document) -> Row:
 def entry_rows(run: Document) -> list[Row]:
     """The rows of table `entries` for one run."""
     return [
-        {key: entry.get(key, run.get(key)) for key in _ENTRY_COLUMNS} for entry in run["entries"]
+        {key: entry.get(key, run.get(key)) for key in _ENTRY_COLUMNS} | {"run_id": run["run_id"]}
+        for entry in run["entries"]
     ]
 
 
@@ -200,4 +201,10 @@ def _result(attempt: Document, manifest: Document, part: str) -> dict[str, Any]:
 
 
 def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    """`ValueError` for what is no time with a zone."""
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return moment

@@ -33,7 +33,7 @@ FROM entries e LEFT JOIN (
     WHERE run_ended_at IS NULL OR ended_at <= run_ended_at
     QUALIFY row_number() OVER (
         PARTITION BY asset_id
-        ORDER BY (status = 'ok') DESC, attempt[2:]::INT DESC, ended_at DESC, run_id DESC
+        ORDER BY (status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC, run_id DESC
     ) = 1
 ) a USING (asset_id)
 WHERE e.run_id = '{{run_id}}' ORDER BY e.line, e.row_id

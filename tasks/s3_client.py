@@ -25,6 +25,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from tasks.store import NotInStore, StoreError
 
@@ -35,6 +36,12 @@ ATTEMPTS, READ_SECONDS = 5, 60  # of one request; botocore waits longer before e
 FIRST_ATTEMPTS, FIRST_READ_SECONDS = 3, 10  # before there is work that could be lost
 CONNECT_SECONDS = 10
 MISSING = {"NoSuchKey", "404"}
+
+# What the network, or a server that is not S3, makes of a request. ValueError: a malformed
+# endpoint; HTTPError: urllib3's that botocore lets through, such as a record that TLS refuses.
+NETWORK_ERRORS = (
+    BotoCoreError, ResponseParserError, HTTPError, ValueError, ConnectionError, TimeoutError,
+)  # fmt: skip
 
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _EXPIRED = "the credentials have expired; renew them and run the same command again"
@@ -119,7 +126,7 @@ def explained(verb: str, where: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = error_code(error)
-        if code in MISSING:
+        if code in MISSING and verb != "list":  # a listing names no key that could be missing
             raise NotInStore(
                 f"Cannot {verb} {where}: it does not exist; check the address."
             ) from error
@@ -142,8 +149,7 @@ def explained(verb: str, where: str) -> Iterator[None]:
             f"Cannot {verb} {where}: {error}; name the file of the server's certificate authority "
             "in AWS_CA_BUNDLE, or correct AWS_ENDPOINT_URL_S3."
         ) from error
-    # ValueError: a malformed endpoint. ResponseParserError: half a reply, or not S3's.
-    except (BotoCoreError, ResponseParserError, ValueError, ConnectionError, TimeoutError) as error:
+    except NETWORK_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise StoreError(
             f"Cannot {verb} {where}: {reason}; check AWS_ENDPOINT_URL_S3 and the network."

@@ -36,7 +36,8 @@ def scratch_lost(problem: object) -> SceneError:
     return SceneError(
         "interrupted",
         "ScratchLost",
-        f"the scratch folder has lost files of it: {problem}; run the same command again",
+        f"files in the scratch folder are missing or unusable: {problem}; run the same command"
+        " again",
     )
 
 

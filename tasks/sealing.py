@@ -96,7 +96,7 @@ def compact_table(store: Store, table: str) -> bool:
 def replace_table(store: Store, table: str, contents: Sequence[pa.Table]) -> None:
     """Put rows, with their `run_id`, in the place of all files of a table.
 
-    Files that are damaged, or that nobody here wrote, are set aside and not deleted. Raises
+    Damaged and foreign files are set aside and not deleted. Raises
     `NewerStore`, and `StoreError` if one of the files cannot be read; then nothing is written.
     """
     keys = [key for key in store.list(f"tables/{table}/") if key.endswith(".parquet")]

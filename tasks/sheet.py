@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tasks.documents import asset_manifest, committed_attempt
 from tasks.store import Damaged, NotInStore, Store, read_committed
@@ -38,8 +38,24 @@ def _preview(store: Store, asset_id: str) -> Image.Image | None:
         name = f"{committed_attempt(manifest)}/preview.png" if manifest else ""
         if manifest is None or name not in manifest["files"]:
             return None
-        with Image.open(read_committed(store, f"assets/{asset_id}/{name}", io.BytesIO)) as image:
-            image.thumbnail((WIDTH, WIDTH))
-            return image.convert("RGB")
-    except (Damaged, NotInStore, UnidentifiedImageError, OSError):
+        return read_picture(store, f"assets/{asset_id}/{name}", WIDTH)
+    except (Damaged, NotInStore):
         return None
+
+
+def read_picture(store: Store, key: str, size: int) -> Image.Image:
+    """The first frame of a committed picture, RGB, at most `size` pixels wide and high.
+
+    Raises `Damaged`, `NotInStore`, and `StoreError`.
+    """
+
+    def decode(data: bytes) -> Image.Image:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                small = image.convert("RGB")
+        except (OSError, SyntaxError, EOFError) as error:  # what PIL has for damage
+            raise ValueError(f"it is not a picture: {error}") from error
+        small.thumbnail((size, size), Image.Resampling.LANCZOS)
+        return small
+
+    return read_committed(store, key, decode)

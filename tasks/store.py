@@ -51,6 +51,9 @@ class Damaged(StoreError):
         super().__init__(message)
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type[Damaged], tuple[str, str]]:
+        return type(self), (str(self), self.problem)
+
 
 class NewerStore(StoreError):
     """A newer version of this program wrote the store: this one must not write to it."""

@@ -27,6 +27,7 @@ from tasks.store import (
     AlreadyCommitted,
     Listed,
     NotInStore,
+    Readable,
     StoredFile,
     StoreError,
     TakesNoMore,
@@ -82,8 +83,9 @@ class LocalStore:
     def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
         with _explained("read", self._path(key)):
             source = self._open(key)
+        reader = _Reader(source, self._path(key))
         with source, _explained("write", path, "folder"):
-            temporary, stored = self._write_temporary(path, source)
+            temporary, stored = self._write_temporary(path, reader)
             with _removed_on_error(temporary):
                 self._check_complete(key, source, stored.bytes)
                 if sha256 is not None and stored.sha256 != sha256:
@@ -105,15 +107,16 @@ class LocalStore:
 
     def listed(self, key: str) -> Listed | None:
         path = self._path(key)
-        try:
-            with _explained("list", path.parent), os.scandir(path.parent) as entries:
-                if all(entry.name != path.name for entry in entries):
-                    return None
-        except NotInStore as error:
-            raise StoreError(
-                f"Cannot list {path.parent}: the folder is not there; if a disk is missing, mount "
-                "it again, and if the folder was deleted on purpose, delete all of the asset."
-            ) from error
+        with _explained("list", path.parent):
+            try:
+                with os.scandir(path.parent) as entries:
+                    if all(entry.name != path.name for entry in entries):
+                        return None
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"Cannot list {path.parent}: the folder is not there; if a disk is missing,"
+                    " mount it again, and if it was deleted on purpose, delete all of the asset."
+                ) from error
         with _explained("read", path):
             return Listed(path.lstat().st_size)
 
@@ -121,7 +124,7 @@ class LocalStore:
         folder = prefix.rpartition("/")[0]
         start = self._path(folder) if folder else self.root
         with _explained("list", start):
-            for key in _walk(start, folder):
+            for key in self._walk(start, folder):
                 if key.startswith(prefix):
                     yield key
 
@@ -184,6 +187,29 @@ class LocalStore:
             "check --store."
         )
 
+    def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
+        """Keys of the files under `folder`, in the order in which S3 lists them."""
+        entries = self._entries(folder)
+        for entry in sorted(entries, key=lambda e: e.name + "/" * e.is_dir(follow_symlinks=False)):
+            key = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(folder / entry.name, key)
+            elif entry.is_file(follow_symlinks=False):
+                yield key
+
+    def _entries(self, folder: Path) -> Sequence[os.DirEntry[str]]:
+        """What is in a folder; nothing in one that is not there, if the folder above agrees."""
+        for _ in range(TRANSFERS):
+            try:
+                with os.scandir(folder) as entries:
+                    return tuple(entries)
+            except (FileNotFoundError, NotADirectoryError):
+                if folder == self.root or not self._is_listed(folder):
+                    return ()
+        raise self._hidden(folder)
+
     def _hidden(self, path: Path) -> StoreError:
         return StoreError(
             f"Cannot read {path}: its folder lists it and it cannot be opened; check the disk."
@@ -219,7 +245,7 @@ class LocalStore:
             _flush_directory(path.parent)
         return stored
 
-    def _write_temporary(self, path: Path, source: BinaryIO) -> tuple[Path, StoredFile]:
+    def _write_temporary(self, path: Path, source: Readable) -> tuple[Path, StoredFile]:
         """Copy `source` to a flushed temporary file next to `path`."""
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with _removed_on_error(temporary), temporary.open("xb") as target:
@@ -257,21 +283,15 @@ def _flush_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    """Keys of the files under `folder`, in the order in which S3 lists them."""
-    try:
-        entries = list(os.scandir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    entries.sort(key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
-    for entry in entries:
-        key = f"{prefix}/{entry.name}" if prefix else entry.name
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, key)
-        elif entry.is_file(follow_symlinks=False):
-            yield key
+class _Reader:
+    """A file whose errors are those of reading it, while it is copied to another."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def read(self, size: int, /) -> bytes:
+        with _explained("read", self._path):
+            return self._file.read(size)
 
 
 @contextlib.contextmanager
@@ -290,9 +310,9 @@ def _explained(verb: str, path: Path, place: str = "--store") -> Iterator[None]:
     """Turn the operating system's error into one sentence with the fix."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise NotInStore(f"Cannot {verb} {path}: it does not exist; check {place}.") from error
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and verb in ("read", "move"):
+            raise NotInStore(f"Cannot {verb} {path}: it does not exist; check {place}.") from error
         refused = verb == "write" and place == "--store" and is_refusal(error)
         kind = TakesNoMore if refused else StoreError
         raise kind(f"Cannot {verb} {path}: {disk_advice(error, place)}.") from error

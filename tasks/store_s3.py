@@ -13,6 +13,7 @@ import io
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,11 +23,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from tasks.s3_client import MISSING, connect, error_code, explained
 from tasks.store import (
     CHUNK,
-    TRANSFERS,
     AlreadyCommitted,
     Listed,
     StoredFile,
@@ -40,9 +41,10 @@ from tasks.store import (
 )
 
 if TYPE_CHECKING:
-    from types_boto3_s3.type_defs import CopySourceTypeDef, PutObjectRequestTypeDef
+    from types_boto3_s3.type_defs import CopySourceTypeDef, ObjectTypeDef, PutObjectRequestTypeDef
 
 MULTIPART_BYTES = 32 << 20
+PAUSES = (0.0, 0.5, 2.0)  # seconds before each transfer: listings lag, and networks recover
 
 CONTENT_TYPES = {
     ".glb": "model/gltf-binary",
@@ -102,16 +104,22 @@ class S3Store:
 
     def exists(self, key: str) -> bool:
         with explained("read", self.uri(key)):
-            for _ in range(TRANSFERS):
+            for pause in PAUSES:
+                time.sleep(pause)
                 if self._head(key) is not None:
                     return True
-                if self._listed(key) is None:
+                if not self._is_listed(key):
                     return False
         raise self._hidden(key)
 
     def listed(self, key: str) -> Listed | None:
-        with explained("list", self.uri(key)):
-            return self._listed(key)
+        entry = self._entry(key)
+        if entry is None:
+            return None
+        etag = entry.get("ETag", "").strip('"')
+        with explained("read", self.uri(key)):
+            md5 = etag if _MD5.fullmatch(etag) and self._has_md5(key) else None
+        return Listed(entry["Size"], md5)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -128,6 +136,12 @@ class S3Store:
         with explained("move", self.uri(key)):
             source: CopySourceTypeDef = {"Bucket": self.bucket, "Key": self._full(key)}
             self._client.copy_object(Bucket=self.bucket, Key=self._full(to), CopySource=source)
+            sizes = [entry and entry["Size"] for entry in (self._entry(key), self._entry(to))]
+            if sizes[0] is None or sizes[0] != sizes[1]:
+                raise StoreError(
+                    f"Cannot move {self.uri(key)} to {self.uri(to)}: the copy is not like it, and"
+                    " nothing was deleted; move it by hand."
+                )
             self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
 
     def delete(self, key: str) -> None:
@@ -177,7 +191,7 @@ class S3Store:
         self, key: str, stored: StoredFile, source: Callable[[], BinaryIO], replace: bool
     ) -> StoredFile:
         with explained("write", self.uri(key)):
-            for remaining in reversed(range(TRANSFERS)):
+            for remaining in reversed(range(len(PAUSES))):
                 # Some servers ignore If-None-Match, so look before writing as well.
                 if not replace and self._is_stored(key, stored):
                     return stored
@@ -236,40 +250,48 @@ class S3Store:
     def _fetch(self, key: str, target: BinaryIO, sha256: str | None) -> StoredFile:
         """Copy `key` into `target`, again while what arrives is not what the store lists."""
         error: StoreError | None = None
-        for _ in range(TRANSFERS):
+        for pause in PAUSES:
+            time.sleep(pause if error else 0)
             target.seek(0)
             target.truncate()
             try:
                 reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
-                expected = sha256 or reply["Metadata"].get("sha256")
-                stored = stream_digest(reply["Body"], copy_to=target)
             except ClientError as refused:
-                if error_code(refused) not in MISSING or self._listed(key) is None:
+                if error_code(refused) not in MISSING or not self._is_listed(key):
                     raise
                 error = self._hidden(key)
                 continue
-            except BotoCoreError as broken:
+            expected = sha256 or reply["Metadata"].get("sha256")
+            try:
+                stored = stream_digest(reply["Body"], copy_to=target)
+            except (BotoCoreError, HTTPError) as broken:
                 error = self._cut_short(key, str(broken))
                 continue
             if expected in (None, stored.sha256):
                 return stored
             problem = f"its SHA-256 is {stored.sha256} and should be {expected}"
             error = self._cut_short(key, problem)
-            listed = self._listed(key)
+            listed = self.listed(key)
             if listed is not None and listed.agrees(stored.bytes, partial(_file_md5, target)):
                 error = damaged(self, key, problem)
         assert error is not None
         raise error
 
-    def _listed(self, key: str) -> Listed | None:
-        """botocore's errors."""
+    def _entry(self, key: str) -> ObjectTypeDef | None:
+        """What a listing says of `key`; raises `StoreError`."""
         full = self._full(key)
-        page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=full, MaxKeys=1)
-        for entry in page.get("Contents", []):
-            if entry["Key"] == full:
-                etag = entry.get("ETag", "").strip('"')
-                return Listed(entry["Size"], etag if _MD5.fullmatch(etag) else None)
-        return None
+        with explained("list", self.uri(key)):
+            page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=full, MaxKeys=1)
+        return next((entry for entry in page.get("Contents", []) if entry["Key"] == full), None)
+
+    def _is_listed(self, key: str) -> bool:
+        return self._entry(key) is not None
+
+    def _has_md5(self, key: str) -> bool:
+        """Whether the ETag is an MD5 of the content: not of what a key of the user's encrypts."""
+        head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+        plain = head.get("ServerSideEncryption", "AES256") == "AES256"
+        return plain and "SSECustomerAlgorithm" not in head
 
     def _hidden(self, key: str) -> StoreError:
         return StoreError(

@@ -1,4 +1,4 @@
-"""Reading the five tables, lazily, from a directory or S3: for pandas and for SQL."""
+"""Reading the five tables, from a directory or S3: for pandas and for SQL."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FILES = 16  # at a time
 BEST_ASSETS = """
 SELECT * FROM assets QUALIFY row_number() OVER (
     PARTITION BY asset_id
-    ORDER BY (status = 'ok') DESC, attempt[2:]::INT DESC, ended_at DESC, run_id DESC
+    ORDER BY (status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC, run_id DESC
 ) = 1
 """
 _ORDER = {
@@ -98,7 +98,7 @@ def read_table(
 
     store: a directory or s3:// URL. manifest: a file, a folder or s3:// address; only what its
     entries, as its files are now, ever asked for. where: SQL over the rows, "clip_score > 25".
-    columns: only these, in this order; the others are not read. Whole numbers and flags have
+    columns: only these, in this order; the others are not decoded. Whole numbers and flags have
     pandas' nullable types, times are UTC. An empty store gives an empty table with all columns.
     Raises `QueryError` for a wrong name or SQL, `ManifestError` for a manifest that cannot be
     read, `Damaged` for a damaged file, and `StoreError` for one that could not be read.
@@ -186,15 +186,16 @@ class Part:
 def read_part(store: Store, table: str, key: str) -> Part:
     """Read one file; raises `Damaged`, and `NotInStore` if it is gone."""
 
-    def decode(data: bytes) -> tuple[str, pa.Table]:
+    def decode(data: bytes) -> tuple[str, pa.Table, dict[str, str]]:
         with _as_value_error():
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            return bytes_digest(data).sha256, file.read()
+            content = file.read()
+        return bytes_digest(data).sha256, content, _held(key, content.schema)
 
-    sha256, content = read_checked(store, key, decode)
+    sha256, content, held = read_checked(store, key, decode)
     _check_schema(store, key, table, content.schema)
     schema = SCHEMAS[table] if is_compacted(key) else FILE_SCHEMAS[table]
-    return Part(key, sha256, _up_to_date(schema, content), _held(key, content.schema))
+    return Part(key, sha256, _up_to_date(schema, content), held)
 
 
 def _up_to_date(schema: pa.Schema, content: pa.Table) -> pa.Table:
@@ -236,7 +237,10 @@ def home(key: str) -> str:
 
 
 def _held(key: str, schema: pa.Schema) -> dict[str, str]:
+    """The files in whose place a merged one stands; `ValueError` if its metadata is damaged."""
     names = json.loads((schema.metadata or {}).get(HELD_PARTS, b"{}"))
+    if not isinstance(names, dict):
+        raise ValueError("sjc.parts: not an object")
     return {home(key) + name: sha256 for name, sha256 in names.items()}
 
 
@@ -298,7 +302,7 @@ def _dataset(store: Store, table: str) -> tuple[ds.Dataset, list[_Merged]]:
     ]
     try:
         return _without_repeats(table, merged, contents)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowInvalid, OSError):
         _check_files(store, table, [file.key for file in merged])
         raise
 
@@ -350,18 +354,19 @@ def _read_merged(store: Store, table: str, run_and_key: tuple[str | None, str]) 
     run, key = run_and_key
     partition = None if run is None else ds.field("run_id") == run
 
-    def open_file(data: bytes) -> tuple[str, ds.ParquetFileFragment, pa.Schema]:
+    def open_file(data: bytes) -> _Merged:
         buffer = pa.py_buffer(data)
         fragment = _FORMAT.make_fragment(buffer, partition_expression=partition)
         with _as_value_error():
-            return bytes_digest(data).sha256, fragment, fragment.physical_schema
+            held = _held(key, fragment.physical_schema)
+        return _Merged(key, run, bytes_digest(data).sha256, fragment, held)
 
     try:
-        sha256, fragment, schema = read_checked(store, key, open_file)
+        merged = read_checked(store, key, open_file)
     except NotInStore as error:
         raise _Vanished from error
-    _check_schema(store, key, table, schema)
-    return _Merged(key, run, sha256, fragment, _held(key, schema))
+    _check_schema(store, key, table, merged.fragment.physical_schema)
+    return merged
 
 
 def _live_part(store: Store, table: str, key: str) -> Part:
@@ -404,6 +409,10 @@ def _execute(store: Store, sql: str) -> pa.Table:
             raise
         except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
             raise QueryError(str(error)) from error
+        except (MemoryError, duckdb.OutOfMemoryException) as error:
+            raise MemoryError(str(error)) from error
+        except duckdb.IOException as error:  # of its temporary files: no table is one of its own
+            raise StoreError(f"Cannot query {store.url}: {error}; check TMPDIR's disk.") from error
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             for name, keys in merged.items():
                 _check_files(store, name, keys)
@@ -430,8 +439,10 @@ def _run_sql(datasets: dict[str, ds.Dataset], sql: str) -> pa.Table:
 
 @contextlib.contextmanager
 def _as_value_error() -> Iterator[None]:
-    """Arrow's errors about a file's content, in one line."""
+    """Arrow's errors about a file's content, in one line; others say nothing about it."""
     try:
         yield
+    except (pa.ArrowMemoryError, pa.ArrowCancelled):
+        raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error).partition("\n")[0]) from error

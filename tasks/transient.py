@@ -25,12 +25,16 @@ def is_transient(error: object) -> bool:
         SSLError,
     )
     from botocore.exceptions import ConnectionError as NotReached
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
 
     if isinstance(error, SSLError | ProxyConnectionError):
         return False
     if isinstance(error, ConnectionError | TimeoutError | WrongBytes):
         return True
     if isinstance(error, NotReached | HTTPClientError | IncompleteReadError):
+        return True
+    if isinstance(error, HTTPError | ResponseParserError):
         return True
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

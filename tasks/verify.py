@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from tasks.checkpoint_copy import finished_copies
-from tasks.commit import LOOKUPS, finish_attempt, is_needed, set_aside
+from tasks.commit import LOOKUPS, confirm_attempt, is_needed, set_aside
 from tasks.documents import (
-    Document,
+    ASSET_ID,
     asset_manifest,
+    attempt_key,
+    attempt_keys,
     check_usable,
     committed_attempt,
     marker_key,
@@ -49,6 +51,7 @@ ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
 ENOUGH = 20  # files that could not be read: then the store is at fault, and the rest is not tried
 
 Tell = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Repairs:
     tables: bool
 
     def lines(self) -> list[str]:
-        """In words, a line each."""
+        """One line for each."""
         lines = [f"assets/{asset_id}: set aside ({why})" for asset_id, why in self.assets.items()]
         lines += [f"{key}: set aside" for key in self.documents]
         lines += [f"{key}: ended as ok" for key in self.attempts]
@@ -103,7 +106,7 @@ def verify_store(
                 return [*findings, Finding("unreadable", store.url, rest)]
     for run_id in run_ids(store):
         read = partial(read_run, store, run_id)
-        findings += _problems("run", f"runs/{run_id}.json", read)
+        findings += _problems("run", f"runs/{run_id}.json", read)[1]
     findings += _check_tables(store, comparable=not findings)  # they are made from the documents
     if unreadable(findings):
         return findings
@@ -120,7 +123,8 @@ def unreadable(findings: Iterable[Finding]) -> list[Finding]:
 
 def asset_ids_of(store: Store) -> list[str]:
     """Every asset that was ever begun."""
-    return sorted({key.split("/")[1] for key in store.list("assets/")})
+    keys = (key.split("/") for key in store.list("assets/"))
+    return sorted({parts[1] for parts in keys if ASSET_ID.fullmatch(parts[1])})
 
 
 def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
@@ -161,8 +165,8 @@ def repair_store(
     check_usable(store)
     plan_repairs(store, _check_tables(store, comparable=False))  # read them all, or write nothing
     done = []
+    again = plan_repairs(store, [f for k in repairs.assets for f in _check_asset(store, k)]).assets
     for asset_id in repairs.assets:
-        again = plan_repairs(store, _check_asset(store, asset_id)).assets
         if asset_id in again:
             set_aside(store, asset_id, again[asset_id])
             done.append(f"assets/{asset_id}: set aside; run its manifest to make it again")
@@ -174,7 +178,7 @@ def repair_store(
             done.append(f"{key}: set aside")
     for key in repairs.attempts:
         _, asset_id, attempt, _ = key.split("/")
-        finish_attempt(store, asset_id, attempt, "ok")
+        confirm_attempt(store, asset_id, attempt)
         done.append(f"{key}: ended as ok")
     if repairs.tables:
         rebuild_tables(store)
@@ -187,39 +191,36 @@ def repair_store(
 
 
 def _check_asset(store: Store, asset_id: str) -> list[Finding]:
-    """The commit marker, every file that it names, and every attempt's document."""
-    folder = f"assets/{asset_id}"
-    findings: list[Finding] = []
-    attempts: dict[str, Document] = {}
-    manifest: Document | None = None
+    """The commit marker, every file that it names, and every attempt's document.
 
-    def read_documents(key: str) -> None:
-        attempts[key] = read_attempt(store, key)
-
-    def read_marker() -> None:
-        nonlocal manifest
-        manifest = asset_manifest(store, asset_id)
-
+    Ends at the first thing that cannot be read: the asset cannot be judged then.
+    """
     try:
-        keys = [k for k in store.list(f"{folder}/a") if k.endswith("/attempt.json")]
+        keys = attempt_keys(store, asset_id)
     except StoreError as error:
-        return [Finding("unreadable", folder, str(error))]
+        return [Finding("unreadable", f"assets/{asset_id}", str(error))]
+    findings: list[Finding] = []
     for key in keys:
-        findings += _problems("asset", key, partial(read_documents, key))
-    findings += _problems("asset", marker_key(asset_id), read_marker)
+        findings += _problems("asset", key, partial(read_attempt, store, key))[1]
+    marker = partial(asset_manifest, store, asset_id)
+    manifest, found = _problems("asset", marker_key(asset_id), marker)
+    findings += found
     if manifest is None:
         return findings
     for name, about in manifest["files"].items():
+        if unreadable(findings):
+            return findings
         committed = StoredFile(about["bytes"], about["sha256"])
-        findings += _check_file(store, f"{folder}/{name}", committed)
-    key = f"{folder}/{committed_attempt(manifest)}/attempt.json"
-    if key not in keys:
-        findings.append(Finding("asset", key, "is missing"))
-    elif not findings:
-        if attempts[key]["spec"] != manifest["spec"]:
-            findings.append(Finding("asset", key, "is of another spec than manifest.json"))
-        elif (status := attempts[key]["status"]) not in COMMITTED:
-            findings.append(Finding("attempt", key, f"is {status}, and its files are committed"))
+        findings += _check_file(store, f"assets/{asset_id}/{name}", committed)
+    key = attempt_key(asset_id, committed_attempt(manifest))
+    attempt, found = _problems("asset", key, partial(read_attempt, store, key, committed=True))
+    if key not in keys:  # else it is among the findings already
+        findings += found
+    if attempt and attempt["spec"] != manifest["spec"]:
+        findings.append(Finding("asset", key, "is of another spec than manifest.json"))
+    elif attempt and attempt["status"] not in COMMITTED and not findings:
+        problem = f"is {attempt['status']}, and its files are committed"
+        findings.append(Finding("attempt", key, problem))
     return findings
 
 
@@ -231,22 +232,21 @@ def _check_file(store: Store, key: str, committed: StoredFile) -> list[Finding]:
         if stored != committed:
             raise ValueError("not what was committed")
 
-    return _problems("asset", key, partial(read_committed, store, key, check))
+    return _problems("asset", key, partial(read_committed, store, key, check))[1]
 
 
-def _problems(kind: str, key: str, read: Callable[[], object]) -> list[Finding]:
-    """What an error of `read` says about `key`."""
+def _problems(kind: str, key: str, read: Callable[[], T]) -> tuple[T | None, list[Finding]]:
+    """What `read` returns, or what its error says about `key`."""
     try:
-        read()
+        return read(), []
     except NewerStore:
         raise
     except NotInStore:
-        return [Finding(kind, key, "is missing")]
+        return None, [Finding(kind, key, "is missing")]
     except Damaged as error:
-        return [Finding(kind, key, f"is damaged: {error.problem}")]
+        return None, [Finding(kind, key, f"is damaged: {error.problem}")]
     except StoreError as error:
-        return [Finding("unreadable", key, str(error))]
-    return []
+        return None, [Finding("unreadable", key, str(error))]
 
 
 def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
@@ -254,24 +254,18 @@ def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
     findings = []
     wanted = projection(store) if comparable else {}
     for table in SCHEMAS:
-        found: list[pa.Table] = []
-        read = partial(_read_table, store, table, found)
-        findings += _problems("table", f"tables/{table}", read)
-        if not (found and comparable):
+        key, read = f"tables/{table}", partial(query, store, f"SELECT * FROM {table}")
+        content, found = _problems("table", key, read)
+        findings += found
+        if content is None or not comparable:
             continue
         rows = pa.concat_tables([SCHEMAS[table].empty_table(), *wanted[table]])
         # Until a run is sealed each try at an asset has its row.
-        missing, extra = _differences(
-            *(_rows(last_rows(table, content)) for content in (rows, *found))
-        )
+        missing, extra = _differences(*(_rows(last_rows(table, t)) for t in (rows, content)))
         if missing or extra:
             problem = f"{missing} rows are missing and {extra} have nothing behind them"
-            findings.append(Finding("table", f"tables/{table}", problem))
+            findings.append(Finding("table", key, problem))
     return findings
-
-
-def _read_table(store: Store, table: str, into: list[pa.Table]) -> None:
-    into.append(query(store, f"SELECT * FROM {table}"))
 
 
 def _rows(table: pa.Table) -> Counter[str]:

@@ -193,7 +193,7 @@ def verify(
     ] = False,
     yes: Annotated[
         bool,
-        typer.Option("--yes", help="Repair also when more than one asset is set aside by it."),
+        typer.Option("--yes", help="Repair even if it sets aside more than one document."),
     ] = False,
     older: Annotated[
         float,

@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tasks.commit import LOOKUPS
 from tasks.documents import asset_manifest, committed_attempt, read_run, run_ids
 from tasks.report.page import report_page
-from tasks.store import Damaged, NotInStore, Store, read_committed
+from tasks.sheet import read_picture
+from tasks.store import Damaged, NotInStore, Store
 from tasks.table_reader import query
 
 MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture takes 1 kB
@@ -36,7 +36,7 @@ WITH mine AS (
     SELECT * FROM assets
     WHERE asset_id IN (SELECT asset_id FROM entries WHERE run_id = '{run_id}')
     QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY (run_id = '{run_id}') DESC,
-        (status = 'ok') DESC, attempt[2:]::INT DESC, ended_at DESC) = 1
+        (status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC) = 1
 )
 SELECT e.row_id, e.asset_id,
     -- a run that was killed left no outcomes, but its rows are there
@@ -159,8 +159,8 @@ def pictures(
             if not names:
                 return None, manifest["versions"]
             folder = f"assets/{row['asset_id']}/{attempt}"
-            data = read_committed(store, f"{folder}/{names[0]}", partial(data_uri, size=size))
-        except (Damaged, NotInStore, UnidentifiedImageError, OSError):
+            data = data_uri(read_picture(store, f"{folder}/{names[0]}", size))
+        except (Damaged, NotInStore):
             return None, {}
         shown = "preview.png" if f"{attempt}/preview.png" in manifest["files"] else names[0]
         return Picture(data, f"../../{folder}/{shown}"), manifest["versions"]
@@ -176,11 +176,8 @@ def pictures(
     }, versions
 
 
-def data_uri(picture: bytes, size: int) -> str:
-    """The first frame of a picture, small, as WebP inside a URI."""
+def data_uri(picture: Image.Image) -> str:
+    """A picture as WebP inside a URI."""
     data = io.BytesIO()
-    with Image.open(io.BytesIO(picture)) as image:
-        small = image.convert("RGB")
-        small.thumbnail((size, size), Image.Resampling.LANCZOS)
-        small.save(data, "WEBP", quality=80)
+    picture.save(data, "WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -338,7 +338,7 @@ def test_rows_that_a_manifest_loses_meanwhile_are_left_open(tmp_path: Path, judg
         str(manifest), str(tmp_path / "store"), scratch=str(tmp_path / "scratch"),
         devices=["cpu"], overrides={"judge": judge},
     )  # fmt: skip
-    outcomes = flows.generate.generate_part.fn(settings.to_json(), ["0" * 16], "run1")
+    outcomes = flows.generate.generate_part.fn(settings.to_json(), ["0" * 16], "run1", {})
     assert outcomes == {"0" * 16: "interrupted"}
 
 
@@ -361,7 +361,7 @@ def test_a_damaged_attempt_is_told_of_and_set_aside(tmp_path: Path) -> None:
     def close() -> None:
         plan = make_plan(settings)
         with sole_user(Path(settings.scratch)):
-            flows.generate.close_attempts(plan, plan.states)
+            flows.generate.close_attempts(plan)
 
     for _ in range(2):
         assert make_plan(settings).counts()["interrupted"] == 1
@@ -418,8 +418,8 @@ def test_the_rows_that_a_dying_run_could_not_write_are_written_by_who_goes_on(
     """It dies after this one has looked for such attempts."""
     close = flows.generate.close_attempts
 
-    def close_and_miss(plan: Any, asset_ids: Any) -> dict[str, int]:
-        settled = close(plan, asset_ids)
+    def close_and_miss(plan: Any) -> dict[str, int]:
+        settled = close(plan)
         (entry,) = plan.todo.values()
         attempt = start_attempt(plan.store, entry.spec, "other")["attempt"]
         error = OSError("no room for rows")

@@ -53,7 +53,7 @@ def test_more_than_one_asset_is_set_aside_on_request_only(
     said = sjc("verify", "--repair", "--quiet")
     assert said.code == 1
     assert said.out.count(": set aside (") == said.out.count("to do: assets/") == 2
-    assert "2 assets would be set aside" in said.err
+    assert "2 assets and 0 other documents would be set aside" in said.err
     assert "sjc verify --repair --yes" in said.err
     told = json.loads(sjc("verify", "--repair", "--json").out)
     assert (len(told["planned"]), told["done"], len(told["left"])) == (3, [], 2)
