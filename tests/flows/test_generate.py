@@ -493,6 +493,21 @@ def test_a_deleted_scratch_folder_fails_no_asset(run: Any, tmp_path: Path, at: s
     assert verify_store(open_store(tmp_path / "store")) == []
 
 
+def test_a_field_that_cannot_be_kept_fails_no_asset(run: Any, tmp_path: Path) -> None:
+    """Its reason is in the row, though it was the engine that met it."""
+    line = ("id,prompt", "duck,a yellow duck")
+    in_the_way = tmp_path / "scratch" / "fields"
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("a file")
+    run(*line)
+    [row] = tables(tmp_path)["assets"].to_dict("records")
+    assert (row["status"], row["error_type"]) == ("interrupted", "ScratchLost")
+    assert "fields" in row["error"]
+    in_the_way.unlink()
+    assert run(*line).is_completed()
+    assert list(tables(tmp_path)["assets"].status) == ["ok"]
+
+
 def test_a_store_that_cannot_be_used_fails_no_asset(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -156,3 +157,22 @@ def test_verify_sweeps_what_a_finished_asset_left(store: Store, tmp_path: Path) 
     assert findings == [Finding("leftover", key, "is of a finished asset") for key in keys]
     assert repair_store(store, findings) == [f"{key}: removed" for key in keys]
     assert verify_store(store) == []
+
+
+def test_a_copy_that_cannot_be_read_here_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of this machine's disk says nothing about how far the copy has come."""
+    store = open_store(tmp_path / "store")
+    write(tmp_path / "a", 50)
+    copy_of(store, tmp_path / "a").finish()
+
+    def broken(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_copy, "read_checkpoint", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            copy_of(store, tmp_path / "b").fetch()
+    copy_of(store, tmp_path / "b").fetch()
+    assert read_checkpoint(next((tmp_path / "b").glob("*.checkpoint")))[1]["step"] == 50

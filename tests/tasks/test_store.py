@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -12,11 +13,22 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks import store_local
-from tasks.store import AlreadyCommitted, NotInStore, Store, StoredFile, StoreError, open_store
+from tasks.store import (
+    AlreadyCommitted,
+    Damaged,
+    NotInStore,
+    Store,
+    StoredFile,
+    StoreError,
+    damaged,
+    is_damage,
+    open_store,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,3 +238,50 @@ def test_a_killed_write_leaves_no_visible_file(tmp_path: Path) -> None:
     assert list(store.list()) == []
     store.put_bytes("a/manifest.json", b"next run")
     assert list(store.list()) == ["a/manifest.json"]
+
+
+# --- a folder that is not what it was ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["assets", "assets/0123", "assets/0123/a01"])
+def test_a_folder_that_is_listed_and_not_found_is_no_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """As a network mount may answer that comes and goes."""
+    store = open_store(tmp_path / "store")
+    store.put_bytes("assets/0123/a01/mesh.glb", b"content")
+    scan = os.scandir
+
+    def lost(path: Any = ".") -> Any:
+        if Path(path) == tmp_path / "store" / folder:
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", lost)
+    with pytest.raises(StoreError, match="its folder lists it and it cannot be opened"):
+        list(store.list("assets/"))
+    assert list(store.list("tables/")) == []
+
+
+def test_what_cannot_be_written_is_no_missing_file(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    store.put_bytes("x", b"content")
+    with pytest.raises(StoreError, match="Cannot write") as caught:
+        store.download("x", tmp_path / "gone" / "x")
+    assert not is_damage(caught.value)
+
+
+def test_a_store_whose_folder_goes_away_is_not_empty(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    store.put_bytes("a/x", b"content")
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"the store's folder .* is gone; mount") as caught:
+        store.get_bytes("a/x")
+    assert not is_damage(caught.value)
+
+
+def test_errors_survive_a_process(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    error = pickle.loads(pickle.dumps(damaged(store, "x", "it is torn")))
+    assert (type(error), error.problem) == (Damaged, "it is torn")
+    assert "x is damaged (it is torn); mend" in str(error)

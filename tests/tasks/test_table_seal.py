@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -434,3 +435,33 @@ def test_a_wrong_row_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(RowError):
         write_part(store, "runs", "run1", "run", [{"run_id": "run1"}])
     assert list(store.list()) == []
+
+
+def test_no_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+
+    def greedy(*_: object, **__: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 128000000 failed")
+
+    monkeypatch.setattr(table_reader.pq, "ParquetFile", greedy)
+    with pytest.raises(MemoryError):
+        read_table(store, "assets")
+
+
+def test_any_flipped_byte_of_a_footer_is_damage_or_harmless(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    for prompt in ("a duck", "a pig"):
+        make(store, tmp_path, spec(prompt), "run1")
+    seal_run(store, "run1")
+    key = "tables/views/run_id=run1/sealed-0001.parquet"
+    good = store.get_bytes(key)
+    start = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    held = good.index(b"sjc.parts", start)
+    spots = [*range(start, len(good), 97), *range(held, held + 60, 3)]
+    for spot in spots:
+        data = bytearray(good)
+        data[spot] ^= 0x41
+        damage(store, key, bytes(data))
+        with contextlib.suppress(Damaged, NewerStore):
+            query(store, "SELECT * FROM views")

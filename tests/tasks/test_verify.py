@@ -316,7 +316,43 @@ def test_a_marker_is_moved_with_its_reason_and_can_be_moved_back(
     assert [f.problem for f in found] == ["is interrupted, and its files are committed"]
     repair_store(store, found)
     assert verify_store(store) == []
-    assert asset_manifest(store, DUCK) is not None
+    attempt = f"assets/{DUCK}/a01/attempt.json"
+    assert store.get_bytes(attempt) == before[attempt]
+    assert store.get_bytes(marker) == before[marker]
+
+
+def test_one_asset_that_cannot_be_read_again_keeps_all_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    for number in range(3):
+        make(store, tmp_path, spec(seed=number), "run1")
+    for key in [key for key in store.list() if key.endswith("mesh.glb")]:
+        damage(store, key, b"torn")
+    found = verify_store(store)
+    before, get_bytes = everything(store), type(store).get_bytes
+    last = max(key for key in before if key.endswith("mesh.glb"))
+
+    def refused(self: Store, key: str) -> bytes:
+        if key == last:
+            raise StoreError(f"Cannot read {key}: no answer.")
+        return get_bytes(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "get_bytes", refused)
+        with pytest.raises(StoreError, match=r"could not be read, so nothing was repaired"):
+            repair_store(store, found)
+    assert everything(store) == before
+
+
+def test_names_that_are_no_assets_are_let_be(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1", "failed")
+    for name in ("notes/x", f"{DUCK}/a01/old/attempt.json", f"{DUCK}/a01.bak/attempt.json"):
+        damage(store, f"assets/{name}", b"somebody's own")
+    assert verify_store(store) == []
+    assert close_interrupted(store, [DUCK]) == []
+    assert asset_states(store, [DUCK]) == {DUCK: "failed"}
 
 
 def wrong(marker: dict[str, Any], how: str) -> dict[str, Any]:
@@ -374,7 +410,10 @@ def test_a_marker_that_is_valid_json_but_wrong_is_damage(tmp_path: Path, how: st
 
 @pytest.mark.parametrize("change", [{"asset_id": "0" * 16}, {"attempt": "a07"}, {"status": "fine"},
                                     {"ended_at": None}, {"ended_at": "yesterday"}, {"spec": {}},
-                                    {"last_step": "3"}, {"report": []}])  # fmt: skip
+                                    {"last_step": "3"}, {"report": []}, {"first_step": -5},
+                                    {"report": {"views": [1]}}, {"report": {"views": {}}},
+                                    {"report": {"views": [{"source": "mesh"}]}},
+                                    {"started_at": "2026-01-01T00:00:00"}])  # fmt: skip
 def test_an_attempt_that_is_valid_json_but_wrong_is_damage(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -388,7 +427,8 @@ def test_an_attempt_that_is_valid_json_but_wrong_is_damage(
 
 
 @pytest.mark.parametrize("change", [{"run_id": "other"}, {"entries": None}, {"entries": [{}]},
-                                    {"started_at": 3}, {"settings": "none"}])  # fmt: skip
+                                    {"started_at": 3}, {"settings": "none"},
+                                    {"ended_at": "2026-01-01T00:00:00"}])  # fmt: skip
 def test_a_run_that_is_valid_json_but_wrong_is_damage(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -399,6 +439,22 @@ def test_a_run_that_is_valid_json_but_wrong_is_damage(
     assert kinds(verify_store(store)) == [("run", "runs/run1.json")]
     repair_store(store, verify_store(store))
     assert verify_store(store) == []
+
+
+@pytest.mark.parametrize("value", [0, -3, 1e30, 10**30])
+def test_an_entry_that_no_table_can_hold_is_damage(tmp_path: Path, value: float) -> None:
+    store = open_store(tmp_path / "store")
+    make_run(store, tmp_path, "run1", "duck,a duck,t,v\n")
+    run = json.loads(store.get_bytes("runs/run1.json"))
+    run["entries"][0]["line"] = value
+    damage(store, "runs/run1.json", json.dumps(run).encode())
+    assert kinds(verify_store(store)) == [("run", "runs/run1.json")]
+
+
+def test_json_that_is_nested_too_deeply_is_damage(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    damage(store, "runs/run1.json", b'{"a":' * 100_000)
+    assert kinds(verify_store(store)) == [("run", "runs/run1.json")]
 
 
 @pytest.mark.parametrize("folder", ["assets/", "runs/"])
