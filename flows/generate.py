@@ -28,6 +28,7 @@ from tasks.commit import (
     settled_attempts,
     start_run,
 )
+from tasks.compaction import record_unended_runs
 from tasks.leases import leases
 from tasks.report import write_report
 from tasks.sheet import write_sheet
@@ -110,6 +111,7 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
     """
     log, watch = get_run_logger(), watcher()
     plan = replace(plan, settled=close_attempts(plan))
+    record_unended_runs(plan.store)
     run = start_run(
         plan.store,
         new_run_id(),

@@ -12,7 +12,7 @@ from tasks.documents import asset_manifest, mark_format
 from tasks.store import Store, open_store
 from tasks.verify import Finding, Repairs, plan_repairs, repair_store, unreadable, verify_store
 
-MOST = 1  # assets or documents that a repair sets aside without being asked to
+MOST = 1  # things that a repair takes from their place without being asked again
 
 
 def run(
@@ -43,16 +43,16 @@ def run(
         if as_json:
             show_json(findings, [], [], findings)
         return STORE
-    planned = plan_repairs(opened, findings) if repair else Repairs({}, {}, [], False)
+    planned = plan_repairs(opened, findings) if repair else Repairs()
     if not as_json:
         for line in planned.lines():
             print(f"to do: {line}", flush=True)
-    aside = len(planned.assets) + len(planned.documents)
-    refused = aside > MOST and not yes
+    refused = planned.losses > MOST and not yes
     if refused:
         print(
             f"nothing was repaired: {len(planned.assets)} assets and {len(planned.documents)} other"
-            " documents would be set aside; if that is right, `sjc verify --repair --yes`",
+            f" documents would be set aside, and {len(planned.gone)} assets taken out of the"
+            " tables; if that is right, `sjc verify --repair --yes`",
             file=sys.stderr,
         )
     done, left = [], findings

@@ -18,6 +18,12 @@ ROW_KEYS = {
 }
 
 
+def row_keys(table: str, content: pa.Table) -> set[tuple[object, ...]]:
+    """What tells the rows of a table with `run_id` from each other."""
+    names = ("run_id", *ROW_KEYS[table])
+    return set(zip(*(content[name].to_pylist() for name in names), strict=True))
+
+
 def last_rows(table: str, content: pa.Table) -> pa.Table:
     """One row for each key of the table: the last one, and of assets that of the last attempt."""
     rows: Iterable[int] = range(content.num_rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.documents import set_document_aside
-from tasks.row_keys import last_rows
+from tasks.row_keys import last_rows, row_keys
 from tasks.schemas import COMPACTED_SCHEMAS, SCHEMAS
 from tasks.store import AlreadyCommitted, Damaged, NotInStore, Store, bytes_digest
 from tasks.table_reader import (
@@ -96,21 +97,32 @@ def compact_table(store: Store, table: str) -> bool:
 def replace_table(store: Store, table: str, contents: Sequence[pa.Table]) -> None:
     """Put rows, with their `run_id`, in the place of all files of a table.
 
-    Damaged and foreign files are set aside and not deleted. Raises
+    Damaged and foreign files, and those with rows that the new ones lack, are set aside and not
+    deleted. Raises
     `NewerStore`, and `StoreError` if one of the files cannot be read; then nothing is written.
     """
     keys = [key for key in store.list(f"tables/{table}/") if key.endswith(".parquet")]
     with ThreadPoolExecutor(FILES) as pool:
         found = dict(zip(keys, pool.map(partial(_part_or_damage, store, table), keys), strict=True))
     held = {key: part.sha256 for key, part in found.items() if isinstance(part, Part)}
+    rows = last_rows(table, pa.concat_tables([SCHEMAS[table].empty_table(), *contents]))
     if contents:
-        rows = last_rows(table, pa.concat_tables(contents))
         _write_compacted(store, table, rows, held, keys)
+    known = row_keys(table, rows)
     for key, part in found.items():
         if isinstance(part, Damaged):
             set_document_aside(store, key, str(part))
+        elif table != "views" and not row_keys(table, _whole(table, part)) <= known:
+            set_document_aside(store, key, "no document is behind some of its rows")
+            del held[key]
     with ThreadPoolExecutor(FILES) as pool:
         list(pool.map(store.delete, held))
+
+
+def _whole(table: str, part: Part) -> pa.Table:
+    """A file's rows with their run."""
+    found = re.search("/run_id=([^/]+)/", part.key)
+    return with_run(table, found[1] if found else None, part.content)
 
 
 def _part_or_damage(store: Store, table: str, key: str) -> Part | Damaged:

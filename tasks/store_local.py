@@ -176,16 +176,24 @@ class LocalStore:
         raise self._hidden(path)
 
     def _is_listed(self, path: Path) -> bool:
+        """Whether its folder lists `path`, and if that is not there the folder above it, and so on.
+
+        A folder that is listed and not found is an error, as is a store that is gone.
+        """
         try:
             with os.scandir(path.parent) as entries:
                 return any(entry.name == path.name for entry in entries)
-        except (FileNotFoundError, NotADirectoryError):
-            if self.root.is_dir():
-                return False
-        raise StoreError(
-            f"Cannot read {path}: the store's folder {self.root} is gone; mount its disk again or "
-            "check --store."
-        )
+        except NotADirectoryError:
+            return False
+        except FileNotFoundError as error:
+            if path.parent == self.root:
+                raise StoreError(
+                    f"Cannot read {path}: the store's folder {self.root} is gone; mount its disk"
+                    " again or check --store."
+                ) from error
+        if self._is_listed(path.parent):
+            raise self._hidden(path.parent)
+        return False
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
         """Keys of the files under `folder`, in the order in which S3 lists them."""

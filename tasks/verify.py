@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -48,6 +48,7 @@ from tasks.tables import projection, rebuild_tables
 
 COMMITTED = ("ok", "running")  # the second until a later run closes the attempt
 ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
+GONE = "the tables list it and nothing of it is there; mount its disk, if one is missing"
 ENOUGH = 20  # files that could not be read: then the store is at fault, and the rest is not tried
 
 Tell = Callable[[int, int], None]
@@ -58,7 +59,8 @@ T = TypeVar("T")
 class Finding:
     """One thing that is not as it should be.
 
-    kind: asset, attempt, run, table or leftover; or unreadable, of which nothing else is known.
+    kind: asset, attempt, run, table or leftover; gone, of an asset that only tables know; or
+    unreadable, of which nothing else is known.
     """
 
     kind: str
@@ -71,17 +73,24 @@ class Finding:
 
 @dataclass(frozen=True)
 class Repairs:
-    """What `repair_store` would do. assets: those to set aside, with the reason."""
+    """What `repair_store` would do. assets, documents: those to set aside, with the reason."""
 
-    assets: dict[str, str]
-    documents: dict[str, str]
-    attempts: list[str]
-    tables: bool
+    assets: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
+    attempts: list[str] = field(default_factory=list)
+    tables: bool = False
+
+    @property
+    def losses(self) -> int:
+        """How many things are no longer where they were."""
+        return len(self.assets) + len(self.documents) + len(self.gone)
 
     def lines(self) -> list[str]:
         """One line for each."""
         lines = [f"assets/{asset_id}: set aside ({why})" for asset_id, why in self.assets.items()]
         lines += [f"{key}: set aside" for key in self.documents]
+        lines += [f"{key}: taken out of the tables" for key in self.gone]
         lines += [f"{key}: ended as ok" for key in self.attempts]
         return [*lines, "tables: made again from the store's JSON"] if self.tables else lines
 
@@ -148,8 +157,9 @@ def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
         elif finding.kind in ("asset", "run"):
             documents.setdefault(finding.key, finding.problem)
     documents = {k: why for k, why in documents.items() if k.split("/")[1] not in assets}
-    attempts = [finding.key for finding in findings if finding.kind == "attempt"]
-    return Repairs(assets, documents, attempts, bool({f.kind for f in findings} - {"leftover"}))
+    gone, attempts = ([f.key for f in findings if f.kind == kind] for kind in ("gone", "attempt"))
+    tables = bool({finding.kind for finding in findings} - {"leftover"})
+    return Repairs(assets, documents, gone, attempts, tables)
 
 
 def repair_store(
@@ -260,6 +270,10 @@ def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
         if content is None or not comparable:
             continue
         rows = pa.concat_tables([SCHEMAS[table].empty_table(), *wanted[table]])
+        if table == "assets":
+            known = rows["asset_id"].unique().to_pylist()
+            gone = set(content["asset_id"].unique().to_pylist()).difference(known)
+            findings += [Finding("gone", f"assets/{asset_id}", GONE) for asset_id in sorted(gone)]
         # Until a run is sealed each try at an asset has its row.
         missing, extra = _differences(*(_rows(last_rows(table, t)) for t in (rows, content)))
         if missing or extra:

@@ -476,7 +476,7 @@ class Deletes(Watcher):
             self._delete()
 
 
-@pytest.mark.parametrize("at", ["progress", "extract", "evaluate", "publish"])
+@pytest.mark.parametrize("at", ["progress", "publish"])
 def test_a_deleted_scratch_folder_fails_no_asset(run: Any, tmp_path: Path, at: str) -> None:
     """It costs the steps of what was in it, as the docs say, and the next run makes the rest."""
     line = ("id,prompt", "duck,a yellow duck")
