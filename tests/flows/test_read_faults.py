@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
 SEED = int(os.environ.get("SWEEP_SEED", "15"))
 WHOLE = os.environ.get("SWEEP") == "all"
-CELLS = read_faults.matrix() if WHOLE else read_faults.some_cells(SEED, cheap=26, flows=2)
+CELLS = read_faults.matrix() if WHOLE else read_faults.some_cells(SEED, cheap=18, flows=2)
 
 BUCKET, URL = "faults", "s3://faults/some/store"
 
