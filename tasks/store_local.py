@@ -180,20 +180,21 @@ class LocalStore:
 
         A folder that is listed and not found is an error, as is a store that is gone.
         """
-        try:
-            with os.scandir(path.parent) as entries:
-                return any(entry.name == path.name for entry in entries)
-        except NotADirectoryError:
-            return False
-        except FileNotFoundError as error:
-            if path.parent == self.root:
-                raise StoreError(
-                    f"Cannot read {path}: the store's folder {self.root} is gone; mount its disk"
-                    " again or check --store."
-                ) from error
-        if self._is_listed(path.parent):
-            raise self._hidden(path.parent)
-        return False
+        for _ in range(TRANSFERS):  # another process may make the folder between two looks
+            try:
+                with os.scandir(path.parent) as entries:
+                    return any(entry.name == path.name for entry in entries)
+            except NotADirectoryError:
+                return False
+            except FileNotFoundError as error:
+                if path.parent == self.root:
+                    raise StoreError(
+                        f"Cannot read {path}: the store's folder {self.root} is gone; mount its "
+                        "disk again or check --store."
+                    ) from error
+                if not self._is_listed(path.parent):
+                    return False
+        raise self._hidden(path.parent)
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
         """Keys of the files under `folder`, in the order in which S3 lists them."""

@@ -263,6 +263,27 @@ def test_a_folder_that_is_listed_and_not_found_is_no_empty_folder(
     assert list(store.list("tables/")) == []
 
 
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_a_folder_that_appears_between_two_looks_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """As when another thread or process writes the first file of the store or of an asset."""
+    store = open_store(tmp_path / "store")
+    scan, looks = os.scandir, 0
+
+    def scanned(path: Any = ".") -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == look + 1:
+            store.put_bytes("assets/0123/a01/mesh.glb", b"content")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    assert not store.exists("assets/0123/a01/preview.png")
+    assert list(store.list("assets/0123/a01/")) in ([], ["assets/0123/a01/mesh.glb"])
+    assert looks > look
+
+
 def test_what_cannot_be_written_is_no_missing_file(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     store.put_bytes("x", b"content")
