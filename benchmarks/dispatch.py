@@ -41,9 +41,10 @@ from stub_shard import make_stubs
 from flows.dispatch import DEPLOYMENT, Dispatcher, Pool, tally
 from flows.dispatch import dispatch as dispatch_flow
 from flows.generate import close_attempts, entry_outcomes
-from flows.plan import Settings, make_plan
+from flows.plan import make_plan
 from flows.planning import make_plan_of
 from flows.scratch import sole_user
+from flows.settings import Settings
 from flows.zombies import SILENCE
 from tasks.commit import finish_run, new_run_id, start_attempt, start_run
 from tasks.compaction import compact_store

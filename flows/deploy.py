@@ -16,8 +16,9 @@ import yaml
 
 from flows import environment, server
 from flows.errors import RunError, UsageError
-from flows.plan import Settings, read_entries
+from flows.plan import read_entries
 from flows.schedule import next_times, told_times
+from flows.settings import Settings
 
 ENTRYPOINT = "flows.generate.generate"
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}  # without it a lost run is never noticed
@@ -120,13 +121,18 @@ def check(deployment: Config, where: str) -> None:
         return
     own = deployment.get("parameters") or {}
     for parameters in [own | (schedule.get("parameters") or {}) for schedule in schedules] or [own]:
-        known = {field.name for field in fields(Settings)}
-        for name in parameters.keys() - known:
-            raise UsageError(f"{where}: parameter {name!r} is unknown; use {', '.join(known)}")
-        if "manifest" in parameters:
-            read_entries(Settings(**parameters), lambda prior: "")  # the worker finds the weights
-        elif schedules:
-            raise UsageError(f"{where}: parameter manifest is missing; name one")
+        _check_parameters(parameters, where, scheduled=bool(schedules))
+
+
+def _check_parameters(parameters: Config, where: str, *, scheduled: bool) -> None:
+    """The same for the flow's parameters; one that is run by hand may get its manifest then."""
+    known = {field.name for field in fields(Settings)} - {"plan", "shard"}
+    for name in parameters.keys() - known:
+        raise UsageError(f"{where}: parameter {name!r} is unknown; use {', '.join(sorted(known))}")
+    if "manifest" in parameters:
+        read_entries(Settings(**parameters), lambda prior: "")  # the worker finds the weights
+    elif scheduled:
+        raise UsageError(f"{where}: parameter manifest is missing; name one")
 
 
 def make_pool(name: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from flows import environment, server
 from flows.errors import FAILED, UsageError
 from flows.planning import read_plan_file
+from flows.settings import check_timeout
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
 from tasks.documents import check_usable
@@ -30,8 +31,7 @@ def run(
     """Runs the flow and prints what came of it; returns the exit code."""
     if workers is not None and workers < 1:
         raise UsageError("--workers: use a whole number above 0")
-    if timeout is not None and not timeout > 0:
-        raise UsageError("--timeout: use a number of seconds above 0")
+    check_timeout(timeout)
     plan = read_plan_file(path)
     environment.apply(console_level="CRITICAL")
     if not (os.environ.get("PREFECT_API_URL") or server.ui_server()):

@@ -72,38 +72,41 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     interrupted: what to know after a Ctrl-C. Everything else is a defect of ours and keeps its
     traceback.
     """
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except typer.Exit:  # the message is out, whatever error came before it
+        raise
+    except BrokenPipeError:  # `sjc assets | head`: nobody reads the rest
+        raise typer.Exit(0) from None
+    except (KeyboardInterrupt, Exception) as error:
+        known = _message(error, interrupted)
+        if known is None:
+            raise
+        fail(*known)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
+    """Message and exit code of an error that is no defect of this program; None for one that is."""
     from sjc_engine.atomic import is_refusal
     from tasks.manifest_files import ManifestError
     from tasks.store import StoreError
 
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    except ManifestError as error:
-        fail(str(error), USAGE)
-    except UsageError as error:
-        fail(f"sjc: {error}", USAGE)
-    except StoreError as error:
-        fail(f"sjc: {error}", STORE)
-    except RunError as error:
-        fail(f"sjc: {error}", FAILED)
-    except BrokenPipeError:  # `sjc assets | head`: nobody reads the rest
-        raise typer.Exit(0) from None
-    except MemoryError:
-        fail("sjc: out of memory; close other programs, or use fewer devices or scenes", FAILED)
-    except OSError as error:  # of a folder that no option has been checked for
-        if not is_refusal(error):
-            raise
+    if isinstance(error, ManifestError):
+        return str(error), USAGE
+    for kind, code in ((UsageError, USAGE), (StoreError, STORE), (RunError, FAILED)):
+        if isinstance(error, kind):
+            return f"sjc: {error}", code
+    if isinstance(error, MemoryError):
+        return "sjc: out of memory; close other programs, or use fewer devices or scenes", FAILED
+    if isinstance(error, OSError) and is_refusal(error):  # of a folder that no option names
         place = f"{error.filename}: " if error.filename else "the output cannot be written: "
-        fail(f"sjc: {place}{disk_advice(error)}", FAILED)
-    except typer.Exit:  # has been told already, whatever came before it
-        raise
-    except (KeyboardInterrupt, Exception) as error:
-        if not _is_interrupt(error):
-            raise
-        fail(f"sjc: interrupted; {interrupted}", INTERRUPTED)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return f"sjc: {place}{disk_advice(error)}", FAILED
+    if _is_interrupt(error):
+        return f"sjc: interrupted; {interrupted}", INTERRUPTED
+    return None
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

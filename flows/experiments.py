@@ -24,19 +24,7 @@ def sample2d(
     quiet: bool,
 ) -> None:
     """Writes the picture. Raises UsageError for what cannot be made, before any work."""
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"-o {out}: name a .png file")
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"-o {out}: its folder does not exist, or it is one")
-    if not guidance or steps < 1:
-        raise UsageError("--guidance needs a number, and --steps one above 0")
-    if not all(math.isfinite(scale) for scale in guidance):
-        raise UsageError("--guidance: use finite numbers")
-    for prior in priors:
-        if problem := prior_problem(prior):
-            raise UsageError(f"--prior: {'; '.join(problem)}")
-        if takes_image(prior):
-            raise UsageError(f"--prior: {prior!r} starts from an image; name one that does not")
+    _check(out, priors, guidance, steps)
     [chosen] = check_devices(None if device is None else [device], "--device")[:1]
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -67,3 +55,20 @@ def sample2d(
     finally:
         partial.unlink(missing_ok=True)
     print(out)
+
+
+def _check(out: Path, priors: Sequence[str], guidance: Sequence[float], steps: int) -> None:
+    """Raises UsageError for an option that cannot be right."""
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"-o {out}: name a .png file")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"-o {out}: its folder does not exist, or it is one")
+    if not guidance or steps < 1:
+        raise UsageError("--guidance needs a number, and --steps one above 0")
+    if not all(math.isfinite(scale) for scale in guidance):
+        raise UsageError("--guidance: use finite numbers")
+    for prior in priors:
+        if problem := prior_problem(prior):
+            raise UsageError(f"--prior: {'; '.join(problem)}")
+        if takes_image(prior):
+            raise UsageError(f"--prior: {prior!r} starts from an image; name one that does not")

@@ -16,9 +16,10 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.engines import engines
 from flows.farewell import soon_over
 from flows.listing import results
-from flows.plan import Plan, Settings, asset_states, make_plan
+from flows.plan import Plan, asset_states, make_plan
 from flows.produce import Outcomes, RunCancelled, produce
 from flows.scratch import scratch_id, sole_user
+from flows.settings import Settings, recorded_command
 from flows.story import manifest_name, told
 from flows.terminal import watcher
 from tasks.commit import (
@@ -63,7 +64,7 @@ def generate(
     limit: int | None = None,
     where: str | None = None,
     devices: list[str] | None = None,
-    scenes_per_device: int | None = 1,
+    scenes_per_device: int | None = None,
     scratch: str = ".sjc",
     retry_failed: bool = False,
     timeout: float | None = None,
@@ -74,20 +75,33 @@ def generate(
 ) -> State[Any]:
     """Turns the prompts of a manifest into assets in a store.
 
-    Finished assets are reused and interrupted ones go on from their checkpoints; assets that
-    failed are tried again with `retry_failed`. devices: such as ["cpu"] or ["cuda:0", "cuda:1"],
-    by default every GPU. scenes_per_device: None chooses. scratch: may name environment variables
-    of the worker, as in .sjc/gpu$CUDA_VISIBLE_DEVICES. timeout: seconds of optimisation.
+    Finished assets are reused, interrupted ones resume from their checkpoints, and failed ones
+    are tried again with `retry_failed`. The parameters are those of `flows.settings.Settings`:
+    devices: such as ["cpu"] or ["cuda:0", "cuda:1"], by default every GPU. scenes_per_device:
+    stepped together; by default as many as memory allows. scratch: may name environment variables
+    of the worker, as in .sjc/gpu$CUDA_VISIBLE_DEVICES. timeout: seconds of optimisation per asset.
     price_per_hour: of one device. gallery: folder or address of the store's gallery, to link to.
-    checkpoint_to_store: so that a run on another machine goes on where this one is lost.
-    compiled: have the prior's network compiled by torch.compile.
+    checkpoint_to_store: so that another machine can resume. compiled: by torch.compile.
     """
     scratch = os.path.expandvars(scratch)
     settings = Settings(
-        manifest, store, prior, recipe, overrides or {}, limit, where, devices,
-        scenes_per_device, scratch, retry_failed, timeout, price_per_hour, gallery,
-        checkpoint_to_store, compiled,
-    )  # fmt: skip
+        manifest=manifest,
+        store=store,
+        prior=prior,
+        recipe=recipe,
+        overrides=overrides or {},
+        limit=limit,
+        where=where,
+        devices=devices,
+        scenes_per_device=scenes_per_device,
+        scratch=scratch,
+        retry_failed=retry_failed,
+        timeout=timeout,
+        price_per_hour=price_per_hour,
+        gallery=gallery,
+        checkpoint_to_store=checkpoint_to_store,
+        compiled=compiled,
+    )
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
@@ -154,7 +168,7 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
         record_run(plan.store, run)
         if not complete:  # `conclude` is not reached
             with suppress(StoreError):  # the error that ended the run comes first
-                write_report(plan.store, run["run_id"])
+                write_report(plan.store, run["run_id"], recorded_command)
     seal_run(plan.store, run["run_id"])
     return conclude(plan, run, outcomes)
 
@@ -217,7 +231,7 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
     good = [k for k in plan.assets if outcomes.get(k) in ("ok", "reused")]
     try:
         write_sheet(store, run_id, good)
-        write_report(store, run_id)
+        write_report(store, run_id, recorded_command)
     except StoreError as error:  # all assets are made; `sjc report` can be run again
         watcher().note(f"no report: {error}")
         get_run_logger().error("no report: %s", error)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from flows.errors import UsageError
+from flows.settings import recorded_command
 from tasks.disk import disk_advice
 from tasks.documents import check_usable
 from tasks.gallery import build_gallery
@@ -37,4 +38,5 @@ def report(store: str, run_id: str | None) -> None:
     """Writes the report of a run, the latest by default, and prints where. Raises StoreError."""
     opened = open_store(store, writable=False)
     check_usable(opened)
-    print(write_report(opened, check_key(run_id) if run_id else latest_run(opened)))
+    chosen = check_key(run_id) if run_id else latest_run(opened)
+    print(write_report(opened, chosen, recorded_command))

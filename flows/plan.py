@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
 from flows.folders import can_hold_files, make_private
+from flows.settings import Settings
 from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_state
 from tasks.disk import disk_advice
@@ -24,43 +25,9 @@ from tasks.manifest import (
 )
 from tasks.manifest import Plan as Resolved
 from tasks.shard_plan import load_plan
-from tasks.store import Damaged, Store, check_address, open_store
+from tasks.store import Damaged, Store, open_store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The parameters of a run, as JSON values."""
-
-    manifest: str
-    store: str = "./store"
-    prior: str | None = None
-    recipe: str | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
-    limit: int | None = None
-    where: str | None = None
-    devices: list[str] | None = None  # None: every GPU, else one CPU engine
-    scenes_per_device: int | None = 1  # None: chosen by memory
-    scratch: str = ".sjc"
-    retry_failed: bool = False
-    timeout: float | None = None  # seconds of optimisation per asset
-    price_per_hour: float | None = None  # of one device, in any currency
-    gallery: str | None = None  # folder or address of the store's gallery, to link to
-    checkpoint_to_store: bool = False
-    compiled: bool = False  # priors' networks, by torch.compile
-    plan: str | None = None  # id of a shard plan in the store, which then stands for the manifest
-    shard: int | None = None  # its part that this run is about
-
-    def __post_init__(self) -> None:
-        # Prefect's database keeps settings, and so does the store.
-        check_address(self.store, "--store", "s3://bucket/prefix")
-        check_address(self.manifest, "the manifest's address", "s3://bucket/prefix")
-
-    def to_json(self) -> dict[str, Any]:
-        """The parameters of the flow; without plan and shard where there are none."""
-        unset = {"plan", "shard"} if self.plan is None else set()
-        return {key: value for key, value in asdict(self).items() if key not in unset}
 
 
 @dataclass(frozen=True)
@@ -106,12 +73,7 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     Raises ManifestError for the manifest, UsageError for a wrong option, and StoreError. With
     `writable` the store is made when it is missing, but only after all else is found right.
     """
-    if settings.scenes_per_device is not None and settings.scenes_per_device < 1:
-        raise UsageError("--scenes-per-device: use a whole number above 0, or auto")
-    if settings.timeout is not None and not settings.timeout > 0:
-        raise UsageError("--timeout: use a number of seconds above 0")
-    if settings.price_per_hour is not None and not 0 <= settings.price_per_hour < float("inf"):
-        raise UsageError("--price-per-hour: use a number from 0")
+    settings.check()
     devices = check_devices(settings.devices)
     if settings.plan is None:
         manifest, resolved = read_entries(settings, revision)
@@ -201,8 +163,6 @@ def check_devices(devices: Sequence[str] | None, option: str = "--devices") -> l
 
 def select(entries: list[Entry], where: str | None, limit: int | None) -> list[Entry]:
     """The entries that `where` (SQL over their columns) lets through, at most `limit` of them."""
-    if limit is not None and limit < 1:
-        raise UsageError("--limit: use a whole number above 0")
     if where is not None:
         entries = [entries[n] for n in _matching(entries, where)]
         if not entries:

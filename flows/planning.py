@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from flows.errors import UsageError
-from flows.plan import Cost, Settings, known_costs, read_entries, revision, select
+from flows.plan import Cost, known_costs, read_entries, revision, select
+from flows.settings import Settings
 from flows.tabulate import print_table
 from sjc_engine.checkpoint import write_atomically
 from tasks.disk import disk_advice
@@ -26,6 +27,7 @@ def make_plan_of(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, l
     """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
     if not shard_seconds > 0:
         raise UsageError("--shard-seconds: use a number of seconds above 0")
+    settings.check()
     manifest, resolved = read_entries(settings, revision)
     entries = select(resolved.entries, settings.where, settings.limit)
     seconds, guessed = expected_seconds(entries, settings.store)

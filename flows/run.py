@@ -12,8 +12,9 @@ from flows.errors import FAILED, STORE
 from flows.farewell import own_process
 from flows.folders import can_hold_files
 from flows.listing import RESULT_COLUMNS, results
-from flows.plan import Plan, Settings, make_plan, seconds_expected
+from flows.plan import Plan, make_plan, seconds_expected
 from flows.scratch import in_use
+from flows.settings import Settings
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
 from tasks.report import report_key

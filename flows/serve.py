@@ -5,8 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from flows import environment, server
-from flows.plan import Settings, make_plan
+from flows.plan import make_plan
 from flows.schedule import deployment_name, told_times
+from flows.settings import Settings
 
 
 def serve(settings: Settings, cron: str, timezone: str) -> None:

@@ -10,9 +10,10 @@ from prefect.states import State
 
 from flows.engines import engines
 from flows.generate import THREADS, Maker, run_plan
-from flows.plan import Settings, make_plan
+from flows.plan import make_plan
 from flows.produce import produce
 from flows.scratch import sole_user
+from flows.settings import Settings
 from flows.story import told
 from tasks.shard_plan import fetch_images
 

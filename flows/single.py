@@ -17,6 +17,7 @@ from flows.terminal import terminal_watcher
 from sjc_engine.atomic import is_refusal
 from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.recipes import Recipe
+from sjc_engine.spec import AssetSpec
 from tasks.disk import disk_advice
 from tasks.manifest import COMMAND_LINE, Manifest, resolve
 from tasks.manifest_files import ManifestError, Problem, Record, Records
@@ -147,7 +148,6 @@ def _make(
     from sjc_engine.preview import contact_sheet
     from sjc_engine.prior import load_prior
     from sjc_engine.scene import Diverged, Scene, StepStats
-    from sjc_engine.spec import AssetSpec
     from sjc_engine.turntable import write_turntable
     from tasks.judges import Judges
 
@@ -188,17 +188,20 @@ def _make(
     spec = AssetSpec(request.prompt, "", sha256, request.seed, prior.id, prior.revision, recipe)
     field.save(folder / "field.safetensors")
     write_mesh(mesh, folder, recipe.mesh, spec.extras())
-    report = {
-        "asset_id": spec.asset_id,
-        "prompt": request.prompt,
-        "image": sha256,
-        "seed": request.seed,
-        "prior": prior.id,
-        "prior_revision": prior.revision,
-        "recipe": recipe.to_json(),
-        "seconds": time.perf_counter() - started,
-        **mesh_statistics(mesh),
-        **metrics,
-    }
+    seconds = time.perf_counter() - started
+    report = _report(spec) | {"seconds": seconds, **mesh_statistics(mesh), **metrics}
     (folder / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
     return report
+
+
+def _report(spec: AssetSpec) -> dict[str, Any]:
+    """What `report.json` says of the asset itself."""
+    return {
+        "asset_id": spec.asset_id,
+        "prompt": spec.prompt,
+        "image": spec.image,
+        "seed": spec.seed,
+        "prior": spec.prior,
+        "prior_revision": spec.prior_revision,
+        "recipe": spec.recipe.to_json(),
+    }

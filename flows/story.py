@@ -6,12 +6,11 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import PurePosixPath
 from typing import Any
 
 from flows.listing import RESULT_COLUMNS
-from flows.plan import Plan, Settings
+from flows.plan import Plan
 from flows.tabulate import cell
 from flows.tally import GOOD, Tally, duration
 from flows.terminal import Watcher, Watchers, watched_by, watcher
@@ -67,7 +66,7 @@ class Story(Watcher):
         if failed:
             columns = {"asset": "asset", "status": "status", "error": "reason"}
             about = f"Failed in run {self.run_id}{_cut(failed)}. Try them again:"
-            about += f" `{command(self._plan.settings, retry=True)}`"
+            about += f" `{self._plan.settings.command_line(retry=True)}`"
             self._table("failures", columns, failed, about)
         if self._summary is not None:
             reasons = {row["asset"]: row["error"] or row["status"] for row in failed}
@@ -103,7 +102,7 @@ class Story(Watcher):
             lines += [f"| {_plain(name)} | {_plain(reason)} |" for name, reason in shown]
             if len(failures) > len(shown):
                 lines += ["", f"and {len(failures) - len(shown)} more in `failures`"]
-            lines += ["", "Try them again:", "", _block(command(plan.settings, retry=True)), ""]
+            lines += ["", "Try them again:", "", _block(plan.settings.command_line(retry=True)), ""]
         return "\n".join([*lines, *self._places(ended=reasons is not None)])
 
     def _places(self, *, ended: bool) -> list[str]:
@@ -153,40 +152,6 @@ def spent(plan: Plan, seconds: float, left: float | None, made: int) -> str:
     elif made:
         text += f", {hours * price / made:.2g} for each asset made"
     return f"{text}."
-
-
-def command(settings: Settings, *, retry: bool = False) -> str:
-    """The command that does the same as these settings; retry: and tries failed assets again.
-
-    For a shard it is that of all its plan, by the name that the plan's file may have.
-    """
-    words = ["sjc", "run", settings.manifest]
-    known = {option.name for option in fields(Settings)}
-    if settings.plan is not None:
-        words = ["sjc", "dispatch", f"{settings.plan}.parquet"]
-        known = {"store", "retry_failed", "timeout", "checkpoint_to_store", "compiled"}
-    for option in fields(Settings):
-        if option.name not in known:
-            continue
-        value = getattr(settings, option.name)
-        flag = f"--{option.name.replace('_', '-')}"
-        match option.name:
-            case "manifest":
-                continue
-            case "overrides":
-                for key, setting in value.items():
-                    words += ["--set", f"{key}={setting}"]
-            case "retry_failed":
-                words += [flag] if value or retry else []
-            case "checkpoint_to_store" | "compiled":
-                words += [flag] if value else []
-            case "devices":
-                words += [flag, ",".join(value)] if value is not None else []
-            case "scenes_per_device":  # the command's default is another than the flow's
-                words += [flag, str(value)] if value is not None else []
-            case _:
-                words += [flag, str(value)] if value != option.default else []
-    return shlex.join(words)
 
 
 def _cut(rows: list[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,38 +40,46 @@ def run(
     findings = verify_store(opened, tell, abandoned)
     if not as_json:
         show_findings(opened, findings, repair=repair)
-    if unreadable(findings):
-        if as_json:
-            show_json(findings, [], [], findings)
-        return STORE
-    planned = plan_repairs(opened, findings) if repair else Repairs()
-    if not as_json:
-        for line in planned.lines():
-            print(f"to do: {line}", flush=True)
-    refused = planned.losses > MOST and not yes
-    if refused:
-        print(
-            f"nothing was repaired: {len(planned.assets)} assets and {len(planned.documents)} other"
-            f" documents would be set aside, and {len(planned.gone)} assets taken out of the"
-            " tables; if that is right, `sjc verify --repair --yes`",
-            file=sys.stderr,
-        )
-    done, left = [], findings
-    if repair and not refused:
-        done = repair_store(opened, findings, abandoned)
-        mark_format(opened)
-        done += tidy_scratch(opened, scratch)
-        left = verify_store(opened, abandoned=abandoned) if findings else findings
+    planned, done, left = Repairs(), list[str](), findings
+    if repair and not unreadable(findings):
+        planned = plan_repairs(opened, findings)
+        if not as_json:
+            show_lines(f"to do: {line}" for line in planned.lines())
+        if planned.losses > MOST and not yes:
+            refuse(planned)
+        else:
+            done, left = mend(opened, findings, abandoned, scratch)
+            if not as_json:
+                show_lines([*done, *([f"{len(left)} problems are left"] if left else [])])
     if as_json:
         show_json(findings, planned.lines(), done, left)
-    else:
-        for line in done:
-            print(line)
-        if repair and not refused and left:
-            print(f"{len(left)} problems are left", file=sys.stderr)
     if unreadable(left):
         return STORE
     return FAILED if left else 0
+
+
+def mend(
+    store: Store, findings: list[Finding], abandoned: timedelta, scratch: Path
+) -> tuple[list[str], list[Finding]]:
+    """Repairs the store and tidies the scratch folder: what was done, and what is left."""
+    done = repair_store(store, findings, abandoned)
+    mark_format(store)
+    done += tidy_scratch(store, scratch)
+    return done, verify_store(store, abandoned=abandoned) if findings else findings
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def refuse(planned: Repairs) -> None:
+    print(
+        f"nothing was repaired: {len(planned.assets)} assets and {len(planned.documents)} other"
+        f" documents would be set aside, and {len(planned.gone)} assets taken out of the"
+        " tables; if that is right, `sjc verify --repair --yes`",
+        file=sys.stderr,
+    )
 
 
 def show_findings(store: Store, findings: list[Finding], *, repair: bool) -> None:

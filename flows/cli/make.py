@@ -11,18 +11,27 @@ from flows.cli.app import app
 from flows.cli.manual import MAKE, examples
 from flows.cli.options import (
     MAX_SEED,
+    CheckpointOption,
+    CompiledOption,
     DeviceOption,
+    DevicesOption,
+    GalleryOption,
     JsonOption,
+    LimitOption,
     ManifestArgument,
     OfManifestOption,
+    PriceOption,
     PriorOption,
     QuietOption,
     RecipeOption,
+    RetryOption,
+    ScenesOption,
     ScratchOption,
     SetOption,
     StoreOption,
+    TimeoutOption,
+    WhereOption,
     parse_overrides,
-    run_options,
     run_settings,
 )
 from flows.errors import reported
@@ -39,20 +48,34 @@ command = partial(app.command, rich_help_panel=MAKE)
         "sjc run prompts.csv --retry-failed --set steps=2000",
     ),
 )
-@run_options
 def run(
     context: typer.Context,
     manifest: ManifestArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and end.")] = False,
     quiet: QuietOption = False,
     json_: JsonOption = False,
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = None,
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
     with reported("run the same command again to go on"):
         from flows.run import dry_run as show_plan
         from flows.run import run as run_flow
 
-        settings = run_settings(context)
+        settings = run_settings(context.params)
         if dry_run:
             show_plan(settings, as_json=json_)
         else:

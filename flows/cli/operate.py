@@ -15,13 +15,17 @@ from flows.cli.options import (
     Collision,
     CompiledOption,
     CronOption,
+    DevicesOption,
+    GalleryOption,
     JsonOption,
     LimitOption,
     ManifestArgument,
+    PriceOption,
     PriorOption,
     QuietOption,
     RecipeOption,
     RetryOption,
+    ScenesOption,
     ScratchOption,
     SetOption,
     StoreOption,
@@ -29,7 +33,6 @@ from flows.cli.options import (
     TimezoneOption,
     WhereOption,
     parse_overrides,
-    run_options,
     run_settings,
 )
 from flows.errors import fail, reported
@@ -43,18 +46,32 @@ command = partial(app.command, rich_help_panel=OPERATE)
         'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
     ),
 )
-@run_options
 def serve(
     context: typer.Context,
     manifest: ManifestArgument,
     cron: CronOption,
     timezone: TimezoneOption = "UTC",
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = None,
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
 ) -> None:
     """Run a manifest by the clock, in this process: each run makes what is new."""
     with reported("finished assets are in the store; the next run goes on"):
         from flows.serve import serve as serve_runs
 
-        settings = run_settings(context)
+        settings = run_settings(context.params)
         serve_runs(settings, cron, timezone)
 
 
@@ -64,7 +81,6 @@ def serve(
         'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu',
     ),
 )
-@run_options
 def deploy(
     context: typer.Context,
     manifest: Annotated[
@@ -80,6 +96,21 @@ def deploy(
     file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
         "prefect.yaml"
     ),
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = None,
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
     with reported():
@@ -91,7 +122,7 @@ def deploy(
                 fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
             deployments.deploy(deployments.read_file(file), file)
             return
-        settings = run_settings(context)
+        settings = run_settings(context.params)
         deployments.deploy(
             deployments.one_deployment(
                 settings,
@@ -129,8 +160,8 @@ def plan(
 ) -> None:
     """Cut a manifest into shards for many machines; `dispatch` has them made."""
     with reported():
-        from flows.plan import Settings
         from flows.planning import plan as write
+        from flows.settings import Settings
 
         settings = Settings(
             manifest, store, prior, recipe, parse_overrides(set_), limit=limit, where=where

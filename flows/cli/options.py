@@ -1,11 +1,9 @@
 """Options that several commands have, and how their text is read."""
 
-import functools
-import inspect
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +11,7 @@ from flows.cli import completion
 from flows.errors import fail
 
 if TYPE_CHECKING:
-    from flows.plan import Settings
-
-Command = TypeVar("Command", bound=Callable[..., None])
+    from flows.settings import Settings
 
 
 class Collision(StrEnum):
@@ -40,6 +36,15 @@ class DataFormat(StrEnum):
     files = "files"
     webdataset = "webdataset"
     parquet = "parquet"
+
+
+def _scenes(text: str) -> int | None:
+    """A number of scenes, or None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        fail("sjc: --scenes-per-device: use a whole number above 0, or auto", 2)
+    return int(text)
 
 
 MAX_SEED = 2**63 - 1  # as in a manifest
@@ -79,9 +84,12 @@ WhereOption = Annotated[
     str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")
 ]
 ScenesOption = Annotated[
-    str,
+    int | None,
     typer.Option(
-        metavar="K|auto", help="Scenes that a device steps together; auto: by free memory."
+        metavar="K|auto",
+        parser=_scenes,
+        show_default="auto",
+        help="Scenes that a device steps together; auto: by free memory.",
     ),
 ]
 DevicesOption = Annotated[
@@ -132,47 +140,11 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
-def _run_options(
-    store: StoreOption = "./store",
-    prior: PriorOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    limit: LimitOption = None,
-    where: WhereOption = None,
-    scenes_per_device: ScenesOption = "auto",
-    devices: DevicesOption = None,
-    scratch: ScratchOption = ".sjc",
-    timeout: TimeoutOption = None,
-    retry_failed: RetryOption = False,
-    price_per_hour: PriceOption = None,
-    gallery: GalleryOption = None,
-    checkpoint_to_store: CheckpointOption = False,
-    compiled: CompiledOption = False,
-) -> None:
-    """The options of a run: these parameters are all that there is to it."""
+def run_settings(options: Mapping[str, Any]) -> "Settings":
+    """The settings of a command with the options of a run: `context.params`."""
+    from flows.settings import Settings
 
-
-def run_options(command: Command) -> Command:
-    """Gives a command the options of a run, which it gets by `run_settings(context)`."""
-    own, shared = inspect.signature(command), inspect.signature(_run_options).parameters
-
-    @functools.wraps(command)
-    def called(**given: Any) -> None:
-        command(**{name: value for name, value in given.items() if name not in shared})
-
-    parameters = [*own.parameters.values(), *shared.values()]
-    parameters.sort(key=lambda parameter: parameter.default is not parameter.empty)
-    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return called  # type: ignore[return-value]
-
-
-def run_settings(context: typer.Context) -> "Settings":
-    """What the options of a run say."""
-    from flows.plan import Settings
-
-    options = context.params
     given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
-    given["scenes_per_device"] = parse_scenes(given["scenes_per_device"])
     if given["devices"] is not None:
         given["devices"] = given["devices"].split(",")
     return Settings(**given, overrides=parse_overrides(options["set_"]))
@@ -187,12 +159,3 @@ def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
             fail(f"sjc: --set {pair!r}: write key=value", 2)
         values[key.strip()] = value
     return values
-
-
-def parse_scenes(text: str) -> int | None:
-    """A number of scenes, or None for `auto`."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        fail("sjc: --scenes-per-device: use a whole number above 0, or auto", 2)
-    return int(text)

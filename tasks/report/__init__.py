@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -29,6 +29,13 @@ PICTURES = ("views/mesh_1.png", "thumbnail.webp")  # from its left front; else f
 TILE_PIXELS, LARGE_PIXELS = 112, 208
 
 Row = dict[str, Any]
+
+
+class CommandLine(Protocol):
+    """How the command of a run is written; only `flows` knows the options."""
+
+    def __call__(self, store: str, run: Mapping[str, Any], *, retry: bool) -> str: ...
+
 
 # What the run did for each asset: its own row, or for a reused one the row that it had.
 _SQL = """
@@ -70,6 +77,8 @@ class Report:
     tiles: dict[str, Picture] = field(default_factory=dict)  # by asset id
     large: dict[str, Picture] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""  # that runs it again
+    retry_command: str = ""  # the same, failed assets too
 
 
 def report_key(run_id: str) -> str:
@@ -87,17 +96,18 @@ def latest_run(store: Store) -> str:
     raise NotInStore(f"There is no run in {store.url}; check --store, or run `sjc run`.")
 
 
-def write_report(store: Store, run_id: str) -> str:
+def write_report(store: Store, run_id: str, command_line: CommandLine) -> str:
     """Writes the run's report in place of an earlier one; returns where it is.
 
-    Raises `NotInStore` when there is no such run, and `StoreError`.
+    command_line: writes the command of a run. Raises `NotInStore` when there is no such run, and
+    `StoreError`.
     """
-    page = report_page(read_report(store, run_id))
+    page = report_page(read_report(store, run_id, command_line))
     store.put_bytes(report_key(run_id), page.encode(), replace=True)
     return store.uri(report_key(run_id))
 
 
-def read_report(store: Store, run_id: str) -> Report:
+def read_report(store: Store, run_id: str, command_line: CommandLine) -> Report:
     """Everything that the page of a run shows."""
     try:
         run = read_run(store, run_id)
@@ -114,7 +124,10 @@ def read_report(store: Store, run_id: str) -> Report:
     best, worst = extremes(rows, MOST_SHOWN)
     tiles, versions = pictures(store, wall, TILE_PIXELS)
     large, _ = pictures(store, [*best, *worst], LARGE_PIXELS)
-    return Report(run, store.url, rows, wall, best, worst, tiles, large, versions)
+    command, retry_command = (command_line(store.url, run, retry=retry) for retry in (False, True))
+    return Report(
+        run, store.url, rows, wall, best, worst, tiles, large, versions, command, retry_command
+    )
 
 
 def sample(rows: Sequence[Row], most: int) -> list[Row]:

@@ -58,21 +58,6 @@ page with a 3D viewer for each asset: <code>sjc gallery -o pages --store
     return page(f"{title}: run {run['run_id']}", body, policy, _CSS)
 
 
-def run_command(run: Row, store: str, *more: str) -> str:
-    """The command line of the run; with it again, the run goes on."""
-    settings = run["settings"]
-    parts = ["sjc", "run", run["manifest"], "--store", store]
-    for name in ("prior", "recipe", "limit", "where", "timeout", "scratch"):
-        value = settings.get(name)
-        if value is not None and (name, value) != ("scratch", ".sjc"):
-            parts += [f"--{name}", str(value)]
-    for key, value in (settings.get("overrides") or {}).items():
-        parts += ["--set", f"{key}={value}"]
-    if settings.get("devices"):
-        parts += ["--devices", ",".join(settings["devices"])]
-    return shlex.join([*parts, *more])
-
-
 def state(row: Row) -> str:
     """What became of an asset: ok, reused, how it failed, or unfinished."""
     match row["outcome"]:
@@ -157,10 +142,10 @@ def _next_step(report: Report) -> str:
     """The command that goes on, when there is something left."""
     notes = []
     if any(row["outcome"] is None for row in report.rows):
-        command = run_command(report.run, report.store)
+        command = report.command
         notes.append(f"<p>To go on with what is unfinished:</p><pre>{escaped(command)}</pre>")
     if _failed(report.rows):
-        command = run_command(report.run, report.store, "--retry-failed")
+        command = report.retry_command
         notes.append(
             f'<p>To try the <a href="#failures">failed ones</a> again:</p>'
             f"<pre>{escaped(command)}</pre>"
@@ -266,7 +251,7 @@ queue is the wait for a device</small></h2><table class="times">
 
 def _settings(report: Report) -> Iterable[tuple[str, str]]:
     run, rows = report.run, report.rows
-    yield "command", run_command(run, report.store)
+    yield "command", report.command
     yield "manifest", f"{run['manifest']} (SHA-256 {run['manifest_sha256'][:16]})"
     yield "entries", f"{len(run['entries']):,}"
     for name, value in run["settings"].items():

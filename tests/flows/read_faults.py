@@ -29,7 +29,8 @@ from PIL import Image
 from synthetic_fields import TOTEM, centers, make_field, soft_density
 from task_samples import report
 
-from flows.plan import Settings, make_plan
+from flows.plan import make_plan
+from flows.settings import Settings
 from sjc_engine.mesh import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from tasks import s3_client, store_s3

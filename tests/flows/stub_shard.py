@@ -10,8 +10,9 @@ from prefect import flow
 from prefect.states import State
 
 from flows.generate import THREADS
-from flows.plan import Plan, Settings
+from flows.plan import Plan
 from flows.produce import Outcomes
+from flows.settings import Settings
 from flows.shard import run_shard, shard_scratch
 from sjc_engine.spec import AssetSpec
 from tasks.commit import commit_asset, finish_attempt, start_attempt

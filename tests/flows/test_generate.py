@@ -43,8 +43,9 @@ import flows.engines
 import flows.generate
 import tasks.engine_process
 import tasks.publish
-from flows.plan import Settings, make_plan
+from flows.plan import make_plan
 from flows.scratch import in_use, sole_user
+from flows.settings import Settings
 from flows.terminal import Watcher, watched_by
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling

@@ -19,7 +19,8 @@ from command_line import TINY
 import flows.generate
 import tasks.evaluate
 import tasks.extract
-from flows.plan import Settings, make_plan
+from flows.plan import make_plan
+from flows.settings import Settings
 from sjc_engine import load_prior, optimize
 from tasks.store import open_store
 from tasks.store_local import LocalStore

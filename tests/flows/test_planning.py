@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from flows.cli import app
 from flows.dispatch import DEPLOYMENT
-from flows.plan import Settings
 from flows.planning import DEFAULT_COST, SHARD_SECONDS, make_plan_of
+from flows.settings import Settings
 from flows.shard import generate_shard
 from flows.zombies import NAME, crash_silent_runs
 from tasks.shard_plan import keep_plan

@@ -7,6 +7,7 @@ from browser import browser
 from PIL import Image
 from task_samples import report, spec
 
+from flows.settings import recorded_command
 from tasks.commit import commit_asset, finish_attempt, start_attempt, start_run
 from tasks.manifest import read_manifest, resolve
 from tasks.report import write_report
@@ -59,7 +60,7 @@ def test_it_opens_as_a_file_and_runs_nothing(tmp_path: Path) -> None:
             store, asset.asset_id, attempt, "ok" if ok else "failed", error=error
         )
         record_attempt(store, ended, committed)
-    place = write_report(store, "run1")
+    place = write_report(store, "run1", recorded_command)
     with browser() as page:
         for width in (360, 1280):
             page.size(width, 900)

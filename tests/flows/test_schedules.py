@@ -19,8 +19,8 @@ from fleet import descendants, flow_run_of
 
 from flows.deploy import check, read_file
 from flows.errors import UsageError
-from flows.plan import Settings
 from flows.server import HOST, free_port, healthy
+from flows.settings import Settings
 from flows.zombies import NAME
 from sjc_engine.checkpoint import read_checkpoint
 from tasks.manifest import ManifestError

@@ -20,7 +20,7 @@ import pytest
 from command_line import Said, tiny
 
 from flows import environment
-from flows.plan import Settings
+from flows.settings import Settings
 from sjc_engine import load_prior
 from sjc_engine.judge import load_judge
 from sjc_engine.perceptual import load_lpips

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows import story, tally
-from flows.cli.options import parse_overrides
-from flows.plan import Plan, Settings, make_plan
-from flows.story import Story, command, run_name, spent
+from flows.plan import Plan, make_plan
+from flows.settings import Settings
+from flows.story import Story, run_name, spent
 from flows.tally import Tally, duration
 from flows.terminal import Lines
 from tasks.artifacts import Board
@@ -146,28 +145,6 @@ def test_names_of_runs(plan: Plan) -> None:
 def test_without_a_price_there_is_no_cost(plan: Plan) -> None:
     object.__setattr__(plan.settings, "price_per_hour", None)
     assert spent(plan, 3600, 100, 1) == "60 min on cpu, cpu: 2 device-hours."
-
-
-def test_the_command_does_the_same_again() -> None:
-    assert command(Settings("m.csv", scenes_per_device=None)) == "sjc run m.csv"
-    settings = Settings(
-        "my list.csv", "s3://b/p", "toybox", "draft", {"steps": "5"}, 3, "seed < 2",
-        ["cpu", "cuda:0"], 4, "fast", False, 9.5, 2.5, "wall",
-        True, True,
-    )  # fmt: skip
-    words = shlex.split(command(settings, retry=True))
-    assert words == [
-        "sjc", "run", "my list.csv", "--store", "s3://b/p", "--prior", "toybox", "--recipe",
-        "draft", "--set", "steps=5", "--limit", "3", "--where", "seed < 2", "--devices",
-        "cpu,cuda:0", "--scenes-per-device", "4", "--scratch", "fast", "--retry-failed",
-        "--timeout", "9.5", "--price-per-hour", "2.5", "--gallery", "wall",
-        "--checkpoint-to-store", "--compiled",
-    ]  # fmt: skip
-    shard = Settings("p1", "s3://b/p", timeout=9.5, compiled=True, plan="p1", shard=3)
-    assert command(shard, retry=True) == (
-        "sjc dispatch p1.parquet --store s3://b/p --retry-failed --timeout 9.5 --compiled"
-    )
-    assert parse_overrides([words[words.index("--set") + 1]]) == settings.overrides
 
 
 def test_lines_tell_the_time_left(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,7 +27,7 @@ from tasks.report import (
     write_report,
 )
 from tasks.report.charts import histogram
-from tasks.report.page import device_hours, duration, report_page, run_command, seconds_of
+from tasks.report.page import device_hours, duration, report_page, seconds_of
 from tasks.schemas import COLUMNS
 from tasks.store import NotInStore, Store, open_store
 from tasks.tables import rebuild_tables, record_attempt, record_run
@@ -62,6 +63,10 @@ def make_pictured(store: Store, folder: Path, prompt: str, run_id: str) -> None:
     record_attempt(store, ended, manifest)
 
 
+def command_line(store: str, run: Mapping[str, Any], *, retry: bool) -> str:
+    return f"{run['run_id']} of {store}" + " --retry-failed" * retry
+
+
 def begin(store: Store, folder: Path, rows: str, run_id: str = "run1") -> dict[str, Any]:
     path = folder / "m.csv"
     path.write_text(f"id,prompt\n{rows}")
@@ -75,7 +80,7 @@ def begin(store: Store, folder: Path, rows: str, run_id: str = "run1") -> dict[s
 def test_it_is_one_file_that_asks_nobody(store: Store, tmp_path: Path) -> None:
     begin(store, tmp_path, "duck,a duck\n")
     make_pictured(store, tmp_path, "a duck", "run1")
-    place = write_report(store, "run1")
+    place = write_report(store, "run1", command_line)
     page = store.get_bytes("runs/run1/report.html").decode()
     assert place == store.uri("runs/run1/report.html")
     assert "default-src 'none'; img-src data:; style-src 'sha256-" in page
@@ -85,7 +90,7 @@ def test_it_is_one_file_that_asks_nobody(store: Store, tmp_path: Path) -> None:
     assert "9.9.9" in page  # torch's version
     rebuild_tables(store)  # reads runs/, and must not take a page for a run
     assert run_ids(store) == ["run1"]
-    assert write_report(store, "run1") == place, "it can be made again"
+    assert write_report(store, "run1", command_line) == place, "it can be made again"
 
 
 def test_what_a_run_did_and_not_what_others_did(store: Store, tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_what_a_run_did_and_not_what_others_did(store: Store, tmp_path: Path) ->
     store.put_bytes("runs/run1.json", json.dumps(run).encode(), replace=True)
     record_run(store, run)
     make(store, tmp_path, spec("a mug"), "run2", "ok")
-    found = read_report(store, "run1")
+    found = read_report(store, "run1", command_line)
     assert [(r["row_id"], r["status"]) for r in found.rows] == [("duck", "ok"), ("mug", "failed")]
     page = report_page(found)
     assert "loss is NaN" in page
@@ -113,7 +118,7 @@ def test_a_run_that_was_killed_has_a_report(store: Store, tmp_path: Path) -> Non
     start_attempt(store, spec("a mug"), "run1")
     for attempt, manifest in close_interrupted(store, [spec("a mug").asset_id]):
         record_attempt(store, attempt, manifest)
-    page = report_page(read_report(store, "run1"))
+    page = report_page(read_report(store, "run1", command_line))
     assert "nobody recorded" in page
     assert page.count("unfinished") >= 3
     assert "To go on with what is unfinished" in page
@@ -126,20 +131,20 @@ def test_an_evaluation_has_no_report(tmp_path: Path) -> None:
     start_run(store, "run2", "2 assets again", "", [], {})
     assert latest_run(store) == "run1"
     with pytest.raises(NotInStore, match="made no assets"):
-        write_report(store, "run2")
+        write_report(store, "run2", command_line)
 
 
 def test_no_such_run(store: Store) -> None:
     with pytest.raises(NotInStore, match="There is no run in"):
         latest_run(store)
     with pytest.raises(NotInStore, match="There is no run nope in"):
-        write_report(store, "nope")
+        write_report(store, "nope", command_line)
 
 
 def test_a_damaged_picture_is_left_out(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     make_run(store, tmp_path, "run1", "duck,a duck,,\n")  # its pictures are text
-    assert "no picture" in report_page(read_report(store, "run1"))
+    assert "no picture" in report_page(read_report(store, "run1", command_line))
 
 
 def large(count: int) -> str:
@@ -202,12 +207,11 @@ def test_a_histogram_holds_every_value() -> None:
     assert [float(bar.attrib["x"]) for bar in bars] == [0.5, 263.0]  # both ends of eight bins
 
 
-def test_the_command_is_the_run_s() -> None:
-    run = {"manifest": "my prompts.csv", "settings": SETTINGS}
-    assert run_command(run, "s3://b/x", "--retry-failed") == (
-        "sjc run 'my prompts.csv' --store s3://b/x --recipe draft --where 'seed < 3'"
-        " --set steps=7 --devices cuda:0,cuda:1 --retry-failed"
-    )
+def test_its_commands_come_from_whoever_knows_the_options(store: Store, tmp_path: Path) -> None:
+    begin(store, tmp_path, "duck,a duck\n")
+    page = report_page(read_report(store, "run1", command_line))
+    assert f"run1 of {store.url} --retry-failed" not in page  # nothing has failed
+    assert f"run1 of {store.url}" in page
 
 
 def test_hours_are_devices_times_duration() -> None:
