@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sjc_engine.pictures import to_image
 from sjc_engine.prior import Prior
 from sjc_engine.sample2d import (
     SCHEDULES,
@@ -151,8 +152,7 @@ def draw(panels: Sequence[Panel]) -> Image.Image:
             for column, picture in enumerate(panel.pictures[row]):
                 if picture is None:
                     continue
-                levels = ((picture + 1) * 127.5).round().clamp(0, 255).byte()
-                image = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB")
+                image = to_image(picture)
                 how = Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.BOX
                 image = image.resize((TILE, TILE), how)
                 sheet.paste(image, (LABELS + column * (TILE + GAP), y))

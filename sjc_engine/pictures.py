@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from sjc_engine.camera import Camera, evaluation_cameras
@@ -55,6 +56,12 @@ def take_pictures(field: Field, mesh: Mesh, size: int = 256) -> Pictures:
         normals=torch.stack([_over_white(_seen_normals(*pair), pair[0]) for pair in pairs]).cpu(),
         depth=torch.stack([_over_white(_nearness(*pair), pair[0]) for pair in pairs]).cpu(),
     )
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """An 8-bit image of a picture (3, H, W) in [-1, 1]; what lies beyond is cut off."""
+    levels = ((picture + 1) * 127.5).round().clamp(0, 255).byte()
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB")
 
 
 def _over_white(rgb: Tensor, raster: Raster) -> Tensor:

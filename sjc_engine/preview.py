@@ -5,12 +5,11 @@ from __future__ import annotations
 import unicodedata
 
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from sjc_engine.camera import Camera
 from sjc_engine.fields import Field
 from sjc_engine.mesh import Mesh
-from sjc_engine.pictures import Pictures, take_pictures
+from sjc_engine.pictures import Pictures, take_pictures, to_image
 
 TILE = 144  # pixels; the pictures are larger, so that shrinking them smooths their edges
 PICTURE = 256
@@ -49,19 +48,13 @@ def contact_sheet(
         draw.text((x + TILE / 2, y), _view_name(camera), FAINT, label, anchor="ma")
         for row, views in enumerate(rows.values()):
             top = y + HEADER + row * (TILE + GAP)
-            tile = _image(views[column]).resize((TILE, TILE), Image.Resampling.LANCZOS)
+            tile = to_image(views[column]).resize((TILE, TILE), Image.Resampling.LANCZOS)
             sheet.paste(tile, (x, top))
             draw.rectangle((x, top, x + TILE - 1, top + TILE - 1), outline=FRAME)
     for row, name in enumerate(rows):
         middle = MARGIN + TITLE + HEADER + row * (TILE + GAP) + TILE / 2
         draw.text((MARGIN, middle), name, INK, label, anchor="lm")
     return sheet
-
-
-def _image(picture: Tensor) -> Image.Image:
-    """An 8-bit image of a picture (3, H, W) in [-1, 1]."""
-    levels = ((picture + 1) * 127.5).round().clamp(0, 255).byte()
-    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB")
 
 
 def _view_name(camera: Camera) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from sjc_engine.camera import orbit
 from sjc_engine.checkpoint import write_atomically
 from sjc_engine.mesh import Mesh
+from sjc_engine.pictures import to_image
 from sjc_engine.raster import rasterize
 from sjc_engine.recipes import EvaluateRecipe
 
@@ -34,9 +35,7 @@ def turntable_frames(mesh: Mesh, frames: int = 60, size: int = 256) -> NDArray[n
     for k in range(frames):
         camera = orbit(360.0 * k / frames, ELEVATION_DEG, fov_deg=FOV_DEG)
         seen = rasterize(mesh, camera, size, size)
-        picture = seen.rgb + (1 - seen.opacity)  # premultiplied, in [-1, 1]
-        levels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte()
-        views[k] = levels.permute(1, 2, 0).numpy()
+        views[k] = np.asarray(to_image(seen.rgb + (1 - seen.opacity)))  # premultiplied
     return views
 
 

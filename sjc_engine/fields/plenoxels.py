@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import Sight, Space, interpolate
-from sjc_engine.fields.voxel import DenseField
+from sjc_engine.fields.protocol import Field, Sight, Space, grid_density, interpolate
 
 HARMONICS = 9  # of degree 0 to 2
+CONSTANT = 0.28209479177387814  # the first of them, that of degree 0
 
 
 def harmonics(directions: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def harmonics(directions: Tensor) -> Tensor:
     x, y, z = directions.unbind(-1)
     return torch.stack(
         [
-            torch.full_like(x, 0.28209479177387814),
+            torch.full_like(x, CONSTANT),
             0.4886025119029199 * y,
             0.4886025119029199 * z,
             0.4886025119029199 * x,
@@ -34,7 +34,7 @@ def harmonics(directions: Tensor) -> Tensor:
     )
 
 
-class PlenoxelField(DenseField):
+class PlenoxelField(Field):
     """Density and, for each channel, nine coefficients on N^3 voxel centres.
 
     The colour towards d is the activation of sum_k c_k Y_k(d); without a direction it is that of
@@ -42,6 +42,7 @@ class PlenoxelField(DenseField):
     """
 
     kind = "plenoxels"
+    grid_names = ("density", "color")
     needs_sight = True
 
     def __init__(
@@ -59,20 +60,31 @@ class PlenoxelField(DenseField):
         n = resolution
         coefficients = torch.zeros(1, channels, HARMONICS, n, n, n)
         constant = torch.randn(1, channels, n, n, n, generator=generator)
-        coefficients[:, :, 0] = color_init / 0.28209479177387814 * constant
+        coefficients[:, :, 0] = color_init / CONSTANT * constant
         self.density = nn.Parameter(torch.zeros(1, 1, n, n, n))
         self.color = nn.Parameter(coefficients.flatten(1, 2))  # (1, channels * 9, N, N, N)
         self._set_background(color_init, generator)
-        self._set_density_scale()
+        self.d_scale = nn.Parameter(torch.zeros(()))
 
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
         unit = points / self.half_length
         if sight is None:
             constant = self.color[:, ::HARMONICS]
             values = interpolate(torch.cat([self.density, constant], dim=1), unit)
-            color = 0.28209479177387814 * values[1:]
+            color = CONSTANT * values[1:]
         else:
             values = interpolate(torch.cat([self.density, self.color], dim=1), unit)
             basis = harmonics(sight.directions).T  # (9, n)
             color = (values[1:].view(self.channels, HARMONICS, -1) * basis).sum(1)
-        return self._activate_density(values[0]), self._activate_color(color).T
+        return grid_density(values[0], self.d_scale), self._activate_color(color).T
+
+    def sigma(self, points: Tensor) -> Tensor:
+        density = interpolate(self.density, points / self.half_length)[0]
+        return grid_density(density, self.d_scale) * self._inside(points)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "density": [self.density, self.d_scale],
+            "color": [self.color],
+            "background": [self.background],
+        }

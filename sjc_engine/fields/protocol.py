@@ -42,6 +42,7 @@ class Field(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    grid_names: ClassVar[tuple[str, ...]] = ()  # of parameters (B, C, ...) whose cells are places
     needs_sight: ClassVar[bool] = False  # whether `sample` makes use of a Sight
     background: nn.Parameter
 
@@ -78,10 +79,13 @@ class Field(nn.Module, ABC):
 
     def grids(self) -> list[Tensor]:
         """The grids (B, C, ...) whose neighbouring cells are neighbours in space."""
-        return []
+        return [getattr(self, name) for name in self.grid_names]
 
+    @torch.no_grad()
     def resample(self, resolution: int) -> None:
         """Change the resolution in place; the grids are new parameters, the scene the same."""
+        for name in self.grid_names:
+            setattr(self, name, nn.Parameter(resized(getattr(self, name), resolution)))
         self.resolution = resolution
 
     @property
@@ -151,16 +155,9 @@ class Field(nn.Module, ABC):
         return 2 * torch.sigmoid(value) - 1 if self.space == "rgb" else value
 
 
-class GridField(Field):
-    """A field whose density is softplus(value * exp(d_scale) - 1), as SJC's (its appendix)."""
-
-    d_scale: nn.Parameter
-
-    def _set_density_scale(self) -> None:
-        self.d_scale = nn.Parameter(torch.zeros(()))
-
-    def _activate_density(self, value: Tensor) -> Tensor:
-        return F.softplus(value * torch.exp(self.d_scale) + DENSITY_SHIFT)
+def grid_density(value: Tensor, d_scale: Tensor) -> Tensor:
+    """SJC's density of a grid's value, with a learned scale () that all cells share (appendix)."""
+    return F.softplus(value * torch.exp(d_scale) + DENSITY_SHIFT)
 
 
 def interpolate(grid: Tensor, unit: Tensor) -> Tensor:
@@ -171,9 +168,14 @@ def interpolate(grid: Tensor, unit: Tensor) -> Tensor:
     return values.view(grid.shape[1], -1)
 
 
-def resample_grid(grid: Tensor, resolution: int) -> Tensor:
-    """(1, C, N, N, N) at another resolution, trilinear, voxel centres kept in place."""
-    return F.interpolate(grid, size=(resolution,) * 3, mode="trilinear", align_corners=False)
+def resized(grid: Tensor, resolution: int) -> Tensor:
+    """A grid (B, C, ...) at another resolution, linear, cell centres kept in place.
+
+    An axis of one cell stays.
+    """
+    size = [1 if cells == 1 else resolution for cells in grid.shape[2:]]
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    return F.interpolate(grid, size=size, mode=mode, align_corners=False)
 
 
 def header_of(metadata: dict[str, str] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import GridField, Sight, Space
+from sjc_engine.fields.protocol import Field, Sight, Space, grid_density
 
 # The axes of each plane, and of the line that goes with it (x, y, z = 0, 1, 2)
 PLANES = ((0, 1), (0, 2), (1, 2))
@@ -19,7 +19,7 @@ LINES = (2, 1, 0)
 DENSITY_INIT, COLOR_INIT = 0.1, 0.3
 
 
-class TensorField(GridField):
+class TensorField(Field):
     """Density and colour as vector-matrix products on N cells a side.
 
     Density is the sum of `density_rank` products for each of the three planes. Colours are a
@@ -28,6 +28,7 @@ class TensorField(GridField):
     """
 
     kind = "tensorf"
+    grid_names = ("density_plane", "density_line", "color_plane", "color_line")
 
     def __init__(
         self,
@@ -59,18 +60,20 @@ class TensorField(GridField):
         basis = torch.randn(channels, 3 * color_rank, generator=generator)
         self.basis = nn.Parameter(spread * basis)
         self._set_background(color_init, generator)
-        self._set_density_scale()
+        self.d_scale = nn.Parameter(torch.zeros(()))
 
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
         unit = (points / self.half_length).to(self.dtype)
-        density = self._products(self.density_plane, self.density_line, unit).sum(0)
         color = self.basis @ self._products(self.color_plane, self.color_line, unit)
-        return self._activate_density(density), self._activate_color(color).T
+        return self._density(points), self._activate_color(color).T
 
     def sigma(self, points: Tensor) -> Tensor:
+        return self._density(points) * self._inside(points)
+
+    def _density(self, points: Tensor) -> Tensor:
         unit = (points / self.half_length).to(self.dtype)
-        density = self._products(self.density_plane, self.density_line, unit).sum(0)
-        return self._activate_density(density) * self._inside(points)
+        value = self._products(self.density_plane, self.density_line, unit).sum(0)
+        return grid_density(value, self.d_scale)
 
     def config(self) -> dict[str, int]:
         return {
@@ -85,18 +88,6 @@ class TensorField(GridField):
             "network": [self.basis],
             "background": [self.background],
         }
-
-    def grids(self) -> list[Tensor]:
-        return [self.density_plane, self.density_line, self.color_plane, self.color_line]
-
-    @torch.no_grad()
-    def resample(self, resolution: int) -> None:
-        for name in ("density_plane", "color_plane", "density_line", "color_line"):
-            old = getattr(self, name)
-            size = (resolution, 1) if name.endswith("line") else (resolution, resolution)
-            new = F.interpolate(old, size=size, mode="bilinear", align_corners=False)
-            setattr(self, name, nn.Parameter(new))
-        self.resolution = resolution
 
     def _products(self, planes: Tensor, lines: Tensor, unit: Tensor) -> Tensor:
         """(3 * rank, n): every plane's value times its line's at points (n, 3) in [-1, 1]."""

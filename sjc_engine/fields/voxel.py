@@ -8,42 +8,14 @@ from torch import Tensor, nn
 from sjc_engine.fields.protocol import (
     DENSITY_SHIFT,
     Field,
-    GridField,
     Sight,
     Space,
+    grid_density,
     interpolate,
-    resample_grid,
 )
 
 
-class DenseField(GridField):
-    """Density and colour on N^3 voxel centres: grids `density` and `color`, (1, C, Z, Y, X)."""
-
-    density: nn.Parameter
-    color: nn.Parameter
-
-    def sigma(self, points: Tensor) -> Tensor:
-        density = interpolate(self.density, points / self.half_length)[0]
-        return self._activate_density(density) * self._inside(points)
-
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "density": [self.density, self.d_scale],
-            "color": [self.color],
-            "background": [self.background],
-        }
-
-    def grids(self) -> list[Tensor]:
-        return [self.density, self.color]
-
-    @torch.no_grad()
-    def resample(self, resolution: int) -> None:
-        self.density = nn.Parameter(resample_grid(self.density, resolution))
-        self.color = nn.Parameter(resample_grid(self.color, resolution))
-        self.resolution = resolution
-
-
-class VoxelField(DenseField):
+class VoxelField(Field):
     """Density and colour on N^3 voxel centres, trilinear in between.
 
     Grids are (1, C, Z, Y, X) with align_corners=False. In space "rgb" colour is
@@ -51,6 +23,7 @@ class VoxelField(DenseField):
     """
 
     kind = "voxel"
+    grid_names = ("density", "color")
 
     def __init__(
         self,
@@ -70,24 +43,31 @@ class VoxelField(DenseField):
         # A voxel's channels beside each other in memory: they are always read together
         self.color = nn.Parameter((color_init * color).to(memory_format=torch.channels_last_3d))
         self._set_background(color_init, generator)
-        self._set_density_scale()
+        self.d_scale = nn.Parameter(torch.zeros(()))
 
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
         """See `Field.sample`. One interpolation serves both; the border's values go on outside."""
         grid = torch.cat([self.density, self.color], dim=1)
         values = interpolate(grid, points / self.half_length)
-        return self._activate_density(values[0]), self._activate_color(values[1:]).T
+        return grid_density(values[0], self.d_scale), self._activate_color(values[1:]).T
+
+    def sigma(self, points: Tensor) -> Tensor:
+        density = interpolate(self.density, points / self.half_length)[0]
+        return grid_density(density, self.d_scale) * self._inside(points)
 
     def rgb(self, points: Tensor) -> Tensor:
         return self._activate_color(interpolate(self.color, points / self.half_length)).T
 
     def density_grid(self) -> Tensor:
         """Densities at the voxel centres, (N, N, N) in [z, y, x] order."""
-        return self._activate_density(self.density)[0, 0]
+        return grid_density(self.density, self.d_scale)[0, 0]
 
-    def color_grid(self) -> Tensor:
-        """Colours at the voxel centres, (C, N, N, N) in [c, z, y, x] order."""
-        return self._activate_color(self.color)[0]
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "density": [self.density, self.d_scale],
+            "color": [self.color],
+            "background": [self.background],
+        }
 
 
 @torch.no_grad()

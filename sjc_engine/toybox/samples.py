@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from sjc_engine.figures import Panel, draw, rgb
 from sjc_engine.prior import Prior, load_prior
 from sjc_engine.sample2d import heun
 from sjc_engine.toybox.captions import NOUNS
@@ -27,22 +28,13 @@ PAPER_PROMPTS = (
 )
 
 
-def sheet(prior: Prior, prompts: Sequence[str], seed: int = 0, zoom: int = 3) -> Image.Image:
+def sheet(prior: Prior, prompts: Sequence[str], seed: int = 0) -> Image.Image:
     """The labelled grid: a row per prompt, a column per view prefix."""
     views = view_prompts("sided")
     generator = torch.Generator().manual_seed(seed)
-    size, label = prior.resolution * zoom, 14
-    picture = Image.new("RGB", (size * len(views), (size + label) * len(prompts)), "white")
-    draw = ImageDraw.Draw(picture)
-    for row, prompt in enumerate(prompts):
-        images = heun(prior, [f"{view} {prompt}" for view in views], generator)
-        pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        top = row * (size + label)
-        draw.text((2, top + 1), prompt, fill="black")
-        for column, image in enumerate(pixels):
-            tile = Image.fromarray(image.numpy()).resize((size, size), Image.Resampling.NEAREST)
-            picture.paste(tile, (column * size, top + label))
-    return picture
+    rows = [heun(prior, [f"{view} {prompt}" for view in views], generator) for prompt in prompts]
+    pictures = [list(rgb(prior, row)) for row in rows]
+    return draw([Panel(f"samples of {prior.id}", list(prompts), views, pictures)])
 
 
 def main() -> None:
