@@ -57,25 +57,27 @@ class Cond:
 class Prior(ABC):
     """A loaded model, whatever its family. Build it with `load_prior`."""
 
-    _unet: Any  # the network
     guided = True  # whether a condition says anything, so that guidance has a meaning
     latent = False
 
     def __init__(
         self,
         source: Source,
+        network: Any,
         sigmas: Tensor,
-        *,
-        channels: int,
-        resolution: int,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        channels: int | None = None,
+        resolution: int | None = None,
     ) -> None:
+        """`channels` and `resolution` are those of the images; default: the network's own."""
         self.id = source.id
         self.revision = source.revision
         self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
-        self.channels = channels
-        self.resolution = resolution
+        self.channels: int = channels or network.config.in_channels
+        self.resolution: int = resolution or network.config.sample_size
+        self._unet = frozen(network, device)
         self.device = device
         self.dtype = dtype  # of the network's weights and activations; images stay float32
 
@@ -89,14 +91,17 @@ class Prior(ABC):
             raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
         return self._denoised(x, sigma.to(self.device, torch.float64), cond).float()
 
-    @abstractmethod
     def condition(
         self,
         prompts: Sequence[str],
         images: Sequence[Tensor] | None = None,
         cameras: Sequence[Camera] | None = None,
     ) -> Cond:
-        """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views."""
+        """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views.
+
+        A prior that is not guided has no use for them: nothing, once for each prompt.
+        """
+        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
 
     def decode(self, latents: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
@@ -122,12 +127,13 @@ class SchedulePrior(Prior):
     def __init__(
         self,
         source: Source,
+        network: Any,
         scheduler: Any,
-        *,
-        channels: int,
-        resolution: int,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        channels: int | None = None,
+        resolution: int | None = None,
     ) -> None:
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
@@ -136,15 +142,10 @@ class SchedulePrior(Prior):
                 f" this engine knows {', '.join(PREDICTIONS)}"
             )
         abar = scheduler.alphas_cumprod.double()
-        super().__init__(
-            source,
-            # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
-            ((1 - abar) / abar).sqrt()[abar > 0],
-            channels=channels,
-            resolution=resolution,
-            device=device,
-            dtype=dtype,
-        )
+        # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
+        sigmas = ((1 - abar) / abar).sqrt()[abar > 0]
+        size = {"channels": channels, "resolution": resolution}
+        super().__init__(source, network, sigmas, device, dtype, **size)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The network's (fractional) timestep for sigma (B,): linear in log sigma between ticks.

@@ -16,7 +16,7 @@ from sjc_engine.checkpoint import CheckpointError, read_checkpoint, write_checkp
 from sjc_engine.distill import distill_rgb
 from sjc_engine.fields import Field, make_field
 from sjc_engine.fields.protocol import Space
-from sjc_engine.image_views import ImagePrior, ReferenceView, View
+from sjc_engine.image_views import ReferenceView, View
 from sjc_engine.input_image import InputImage, misfits
 from sjc_engine.losses import (
     center_depth,
@@ -29,6 +29,7 @@ from sjc_engine.losses import (
 )
 from sjc_engine.optimizer import make_optimizer
 from sjc_engine.prior import Cond, Prior
+from sjc_engine.priors.zero123 import Zero123Prior
 from sjc_engine.reading import Reading, hold_back_unless
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.render import (
@@ -106,7 +107,7 @@ class Scene:
         image: InputImage | None = None,
     ) -> None:
         r = recipe.optimize
-        starts_from_image = isinstance(prior, ImagePrior)
+        starts_from_image = isinstance(prior, Zero123Prior)
         for _, problem in misfits(
             prior.id, starts_from_image, image is not None, negative_prompt, r
         ):
@@ -132,7 +133,7 @@ class Scene:
         self._measured: list[float] | None = None  # what the last good step did
         self._scores: list[float] = []  # of the last two spans that a plateau is judged by
         self._reference: ReferenceView | None = None
-        if image is not None and isinstance(prior, ImagePrior):
+        if image is not None and isinstance(prior, Zero123Prior):
             self._reference = ReferenceView(image, prior, r)
             self._uncond = self._reference.unconditional()
             return

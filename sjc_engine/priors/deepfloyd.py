@@ -34,16 +34,8 @@ class DeepFloydPrior(SchedulePrior):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__(
-            source,
-            scheduler,
-            channels=unet.config.in_channels,
-            resolution=unet.config.sample_size,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(source, unet, scheduler, device, dtype)
         self.sigmas = self.sigmas[: LAST_TICK + 1]
-        self._unet = frozen(unet, device)
         self._text_encoder = frozen(text_encoder, torch.device("cpu"))
         self._tokenizer = tokenizer
 

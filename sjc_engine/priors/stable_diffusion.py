@@ -32,16 +32,9 @@ class StableDiffusionPrior(SchedulePrior):
         channels: int = vae.config.latent_channels if vae else 3
         # A network of more channels sees each f x f block of the image as channels.
         self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, channels)
-        super().__init__(
-            source,
-            scheduler,
-            channels=channels,
-            resolution=unet.config.sample_size * self.unshuffle,
-            device=device,
-            dtype=dtype,
-        )
+        side = unet.config.sample_size * self.unshuffle
+        super().__init__(source, unet, scheduler, device, dtype, channels=channels, resolution=side)
         self.latent = vae is not None
-        self._unet = frozen(unet, device)
         self._text_encoder = frozen(text_encoder, device)
         self._tokenizer = tokenizer
         self._vae = frozen(vae, device) if vae else None

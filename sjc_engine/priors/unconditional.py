@@ -7,71 +7,47 @@ The paper's LSUN bedrooms and churches, CelebA-HQ (`google/ddpm-*-256`), and FFH
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, Prior, SchedulePrior, frozen
+from sjc_engine.prior import Cond, Prior, SchedulePrior
 from sjc_engine.sources import Source
 
 VE_TICKS = 1000
 
 
-class _Wordless(Prior):
-    """Prompts mean nothing to it, nor does guidance."""
-
-    guided = False
-
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
-        """Nothing, once for each prompt."""
-        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
-
-
-class UnconditionalPrior(_Wordless, SchedulePrior):
+class UnconditionalPrior(SchedulePrior):
     """A `UNet2DModel` under a DDPM schedule."""
 
-    def __init__(
-        self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        SchedulePrior.__init__(self, source, scheduler, **_shape(unet), device=device, dtype=dtype)
-        self._unet = frozen(unet, device)
+    guided = False
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         output: Tensor = self._unet(scaled, time).sample
         return output[:, : self.channels]
 
 
-class VEPrior(_Wordless):
+class VEPrior(Prior):
     """A variance-exploding score model (Song et al. 2021): D = u + s^2 score(u; s).
 
     The network works on u in [0, 1], so that this module's x in [-1, 1] and sigma are twice its.
     """
+
+    guided = False
 
     def __init__(
         self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
     ) -> None:
         low, high = 2 * scheduler.config.sigma_min, 2 * scheduler.config.sigma_max
         ticks = torch.linspace(math.log(low), math.log(high), VE_TICKS, dtype=torch.float64)
-        super().__init__(source, ticks.exp(), **_shape(unet), device=device, dtype=dtype)
-        self._unet = frozen(unet, device)
+        super().__init__(source, unet, ticks.exp(), device, dtype)
 
     def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         u, s = (x + 1) / 2, sigma / 2
         score = self._unet(u.to(self.dtype), s.float()).sample.float()
         denoised: Tensor = u + s.view(-1, 1, 1, 1) ** 2 * score
         return 2 * denoised - 1
-
-
-def _shape(unet: Any) -> dict[str, int]:
-    return {"channels": unet.config.in_channels, "resolution": unet.config.sample_size}
 
 
 def load(source: Source, device: torch.device, dtype: torch.dtype) -> Prior:

@@ -64,15 +64,7 @@ class Zero123Prior(SchedulePrior):
                 f" channels beside latents of {channels}, a projection of"
                 f" {cc_projection.projection.in_features} numbers beside an embedding of {width}"
             )
-        super().__init__(
-            source,
-            scheduler,
-            channels=channels,
-            resolution=unet.config.sample_size,
-            device=device,
-            dtype=dtype,
-        )
-        self._unet = frozen(unet, device)
+        super().__init__(source, unet, scheduler, device, dtype, channels=channels)
         self._vae = frozen(vae, device)
         self._image_encoder = frozen(image_encoder, device)
         self._projection = frozen(cc_projection.projection, device)
