@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -24,20 +22,19 @@ class DeepFloydPrior(SchedulePrior):
     once, and the device keeps its memory for the network.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        unet: Any,
-        scheduler: Any,
-        tokenizer: Any,
-        text_encoder: Any,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+        from transformers import T5EncoderModel, T5Tokenizer
+
+        unet = source.network(UNet2DConditionModel, "unet", dtype)
+        scheduler = source.component(DDPMScheduler, "scheduler")
         super().__init__(source, unet, scheduler, device, dtype)
         self.sigmas = self.sigmas[: LAST_TICK + 1]
+        # AutoTokenizer would want a config.json, which the folder lacks, and ask the hub for it
+        self._tokenizer = source.component(T5Tokenizer, "tokenizer")
+        encoder_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        text_encoder = source.text_model(T5EncoderModel, encoder_dtype)
         self._text_encoder = frozen(text_encoder, torch.device("cpu"))
-        self._tokenizer = tokenizer
 
     @torch.no_grad()
     def condition(
@@ -67,14 +64,4 @@ class DeepFloydPrior(SchedulePrior):
         return output[:, : self.channels]
 
 
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> DeepFloydPrior:
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-    from transformers import T5EncoderModel, T5Tokenizer
-
-    unet = source.network(UNet2DConditionModel, "unet", dtype)
-    scheduler = source.component(DDPMScheduler, "scheduler")
-    # AutoTokenizer would want a config.json, which the folder does not have, and ask the hub for it
-    tokenizer = source.component(T5Tokenizer, "tokenizer")
-    encoder_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    text_encoder = source.text_model(T5EncoderModel, encoder_dtype)
-    return DeepFloydPrior(source, unet, scheduler, tokenizer, text_encoder, device, dtype)
+load = DeepFloydPrior

@@ -43,31 +43,32 @@ class Zero123Prior(SchedulePrior):
 
     latent = True
 
-    def __init__(
-        self,
-        source: Source,
-        unet: Any,
-        scheduler: Any,
-        vae: Any,
-        image_encoder: Any,
-        cc_projection: Any,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPVisionModelWithProjection
+
+        # All but the network stays in float32: it runs once a scene, the VAE overflows in float16.
+        full = torch.float32
+        unet = source.network(UNet2DConditionModel, "unet", dtype)
+        scheduler = source.component(DDPMScheduler, "scheduler")
+        vae = source.network(AutoencoderKL, "vae", full)
+        projection = _pose_projection(source)
+        with no_progress_bar():
+            image_encoder = source.component(
+                CLIPVisionModelWithProjection, "image_encoder", use_safetensors=True, dtype=full
+            )
         channels: int = vae.config.latent_channels
         width = image_encoder.config.projection_dim
-        if unet.config.in_channels != 2 * channels or cc_projection.projection.in_features != (
-            width + POSE
-        ):
+        if unet.config.in_channels != 2 * channels or projection.in_features != width + POSE:
             raise ValueError(
                 f"prior {source.id!r} is no Zero-1-to-3: a network of {unet.config.in_channels}"
                 f" channels beside latents of {channels}, a projection of"
-                f" {cc_projection.projection.in_features} numbers beside an embedding of {width}"
+                f" {projection.in_features} numbers beside an embedding of {width}"
             )
         super().__init__(source, unet, scheduler, device, dtype, channels=channels)
         self._vae = frozen(vae, device)
         self._image_encoder = frozen(image_encoder, device)
-        self._projection = frozen(cc_projection.projection, device)
+        self._projection = frozen(projection, device)
         self._factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
 
     @torch.no_grad()
@@ -173,33 +174,20 @@ def _distance(camera: Camera) -> float:
     return float(camera.camera_to_world[:3, 3].norm())
 
 
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> Zero123Prior:
-    from diffusers import (
-        AutoencoderKL,
-        ConfigMixin,
-        DDPMScheduler,
-        ModelMixin,
-        UNet2DConditionModel,
-    )
+def _pose_projection(source: Source) -> Any:
+    """The linear layer of the community pipeline's own module."""
+    from diffusers import ConfigMixin, ModelMixin
     from diffusers.configuration_utils import register_to_config
-    from transformers import CLIPVisionModelWithProjection
 
     class CCProjection(ModelMixin, ConfigMixin):
-        """The community pipeline's own module, whose weights are `projection.{weight,bias}`."""
+        """Its weights are `projection.{weight,bias}`."""
 
         @register_to_config
         def __init__(self, in_channel: int = 768 + POSE, out_channel: int = 768) -> None:
             super().__init__()
             self.projection = torch.nn.Linear(in_channel, out_channel)
 
-    # All but the network stays in float32: it runs once a scene, and the VAE overflows in float16.
-    full = torch.float32
-    unet = source.network(UNet2DConditionModel, "unet", dtype)
-    scheduler = source.component(DDPMScheduler, "scheduler")
-    vae = source.network(AutoencoderKL, "vae", full)
-    cc_projection = source.network(CCProjection, "cc_projection", full)
-    with no_progress_bar():
-        image_encoder = source.component(
-            CLIPVisionModelWithProjection, "image_encoder", use_safetensors=True, dtype=full
-        )
-    return Zero123Prior(source, unet, scheduler, vae, image_encoder, cc_projection, device, dtype)
+    return source.network(CCProjection, "cc_projection", torch.float32).projection
+
+
+load = Zero123Prior
