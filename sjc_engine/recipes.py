@@ -7,7 +7,6 @@ A recipe has three frozen parts, whose keys are flat and unique so that a manife
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -268,40 +267,19 @@ def _check_ranges(part: Any) -> None:
 
 def _convert(key: str, value: Value) -> Value:
     """The value as the key's own type, so that 800 and 800.0 and "800" make one identity."""
-    wanted = RECIPE_KEYS[key]
-    problem = ValueError(f"{key} = {value!r} is wrong; write {_TYPE_NAMES[wanted]}")
-    if wanted is str or isinstance(value, str):
-        if not isinstance(value, str):
-            raise problem
-        return _parse(wanted, value.strip(), problem)
-    if wanted is bool or isinstance(value, bool) or not isinstance(value, int | float):
-        if not (wanted is bool and isinstance(value, bool)):
-            raise problem
-        return value
-    if wanted is float:
-        return float(value)
-    if not math.isfinite(value) or value != int(value):
-        raise problem
-    return int(value)
-
-
-def _parse(wanted: type, text: str, problem: ValueError) -> Value:
-    if wanted is str:
-        return text
-    if wanted is bool:
-        try:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        except KeyError:
-            raise problem from None
+    wanted, plain = RECIPE_KEYS[key], value.strip() if isinstance(value, str) else value
     try:
-        number = float(text)
-    except ValueError:
-        raise problem from None
-    if wanted is float:
-        return number
-    if not math.isfinite(number) or number != int(number):
-        raise problem
-    return int(number)
+        if wanted is str and isinstance(plain, str):
+            return plain
+        if wanted is bool and isinstance(plain, bool | str):
+            return plain if isinstance(plain, bool) else _BOOLS[plain.lower()]
+        if wanted in (int, float) and not isinstance(plain, bool):
+            number = float(plain)
+            if wanted is float or number.is_integer():  # which infinity and NaN are not
+                return wanted(number)
+    except (KeyError, OverflowError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{key} = {value!r} is wrong; write {_TYPE_NAMES[wanted]}")
 
 
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:
@@ -309,4 +287,5 @@ def _suggestion(name: str, known: Mapping[str, Any]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

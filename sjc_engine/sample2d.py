@@ -15,7 +15,7 @@ from torch import Tensor
 from sjc_engine.prior import Prior
 from sjc_engine.recipes import Score
 from sjc_engine.schedules import Schedule, draw_sigma
-from sjc_engine.score import average, guide, perturb, weighting
+from sjc_engine.score import guide, paas, perturb, weighting
 
 SCHEDULES: tuple[Schedule, ...] = ("annealed", "random", "fixed")
 FIXED_SIGMA = 1.5
@@ -91,15 +91,17 @@ def optimize_pixels(
     optimizer = torch.optim.Adam([x], lr=lr, betas=(0.9, 0.99))
     n = noise_samples
     scale = torch.full((n * len(x),), guidance_scale)
+    repeated = list(range(len(x))) * n
+
+    def denoise(z: Tensor, level: Tensor) -> Tensor:
+        return guide(prior, z, level, cond[repeated], uncond[repeated], scale)
+
     for sigma in sigmas.to(torch.float64):
         level = sigma.repeat(len(x))
         noise = torch.randn(n, *x.shape, generator=generator).to(x.device)
         if score == "naive":
             noise = torch.zeros_like(noise)
-        z = perturb(x, level, noise)
-        repeated = list(range(len(x))) * n
-        d = guide(prior, z.flatten(0, 1), level.repeat(n), cond[repeated], uncond[repeated], scale)
-        towards = average(d.view_as(z), x, z, level, variance_reduction=True)
+        towards = paas(denoise, x, level, noise)
         x.grad = -weighting(score, level).to(x).view(-1, 1, 1, 1) * towards
         optimizer.step()
     return x.detach()

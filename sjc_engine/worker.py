@@ -183,8 +183,7 @@ class Engine:
             raise errors[0]
         for run, outcome in zip(active, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                self.running.remove(run)
-                self._fail(run.place(), outcome)
+                self._end(run, outcome)
             else:
                 run.tally.count(outcome, seconds / len(active))
         if errors and len(active) == 1:
@@ -216,11 +215,11 @@ class Engine:
                 self._save(run)
             if run not in self.running:  # its field is not finite
                 continue
-            self.running.remove(run)
             if fit:
+                self.running.remove(run)
                 self._tell({"type": "returned", **run.place(), "scenes": fit, "error": problem})
             else:
-                self._fail(run.place(), OutOfMemory(self.device, problem))
+                self._end(run, OutOfMemory(self.device, problem))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -243,16 +242,14 @@ class Engine:
         try:
             return run.scene.done
         except Diverged as error:
-            self.running.remove(run)
-            self._fail(run.place(), error)
+            self._end(run, error)
             return True
 
     def _save(self, run: RunningScene) -> None:
         try:
             run.save()
         except Diverged as error:
-            self.running.remove(run)
-            self._fail(run.place(), error)
+            self._end(run, error)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -265,13 +262,8 @@ class Engine:
         try:
             field = run.scene.finish()
             run.write(field)
-        except (Diverged, OverflowError) as error:  # the second: beyond half precision
-            self.running.remove(run)
-            self._fail(run.place(), error)
-            return
-        except OSError as error:
-            self.running.remove(run)
-            self._fail(run.place(), error, _scratch_error(error))
+        except (Diverged, OverflowError, OSError) as error:  # the second: beyond half precision
+            self._end(run, error, _scratch_error(error))
             return
         self.running.remove(run)
         run.tally.seconds += time.perf_counter() - started
@@ -287,6 +279,10 @@ class Engine:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+    def _end(self, run: RunningScene, error: Exception, kind: str = "") -> None:
+        self.running.remove(run)
+        self._fail(run.place(), error, kind)
 
     def _fail(self, place: Message, error: Exception, kind: str = "") -> None:
         """kind: the error_type, by default the name of the error's class."""

@@ -26,6 +26,7 @@ _STYLES, _SHARES = list(STYLES), list(STYLES.values())
 FOV_DEG = (46.0, 60.0)
 _VIEWS_PER_TOY = 4
 _TOYS_PER_BATCH = 16
+_NUMBERS = ("category", "azimuth", "elevation")  # of an image, in its file of labels
 
 
 @dataclass(frozen=True)
@@ -129,29 +130,15 @@ def cached_toys(
     """`render_toys`, kept as plain .npy and .json files under `folder` for the next start."""
     stem = folder / f"toys-{size}px-{count}-seed{seed}"
     images, labels = stem.with_suffix(".npy"), stem.with_suffix(".json")
-    if labels.exists():
-        kept = json.loads(labels.read_text())
-        return Renders(
-            np.load(images, mmap_mode="r"),
-            np.array(kept["category"]),
-            np.array(kept["azimuth"]),
-            np.array(kept["elevation"]),
-            kept["color"],
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = render_toys(count, size, seed, lighting, device)
-    np.save(images, fresh.images)
-    labels.write_text(
-        json.dumps(
-            {
-                "category": fresh.category.tolist(),
-                "azimuth": fresh.azimuth.tolist(),
-                "elevation": fresh.elevation.tolist(),
-                "color": fresh.color,
-            }
-        )
-    )
-    return fresh
+    if not labels.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = render_toys(count, size, seed, lighting, device)
+        np.save(images, fresh.images)
+        numbers = {name: getattr(fresh, name).tolist() for name in _NUMBERS}
+        labels.write_text(json.dumps(numbers | {"color": fresh.color}))
+    kept = json.loads(labels.read_text())
+    numbers = {name: np.array(kept[name]) for name in _NUMBERS}
+    return Renders(np.load(images, mmap_mode="r"), **numbers, color=kept["color"])
 
 
 def on_backgrounds(rgba: Tensor, generator: torch.Generator) -> Tensor:
