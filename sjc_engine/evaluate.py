@@ -13,7 +13,7 @@ from sjc_engine.distractors import DISTRACTORS_SHA256, rivals
 from sjc_engine.fields import Field
 from sjc_engine.judge import Judge
 from sjc_engine.level import iou
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.perceptual import Lpips
 from sjc_engine.pictures import AROUND, Pictures, take_pictures
 from sjc_engine.recipes import EvaluateRecipe

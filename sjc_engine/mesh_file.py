@@ -1,7 +1,6 @@
-"""Reading back the mesh.glb that `Mesh.export` wrote, to judge the file itself.
+"""A mesh, its files, and reading back its mesh.glb, to judge the file itself.
 
-Other readers turn its colours into bytes or its corners into vertices of their own; here the mesh
-comes back with the arrays that it was written from, but for the JPEG of its texture.
+In memory a mesh keeps the field's axes (+Y up, front -X). Files have glTF's (+Y up, front +Z).
 """
 
 from __future__ import annotations
@@ -9,24 +8,125 @@ from __future__ import annotations
 import io
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trimesh
 from numpy.typing import NDArray
 from PIL import Image
 
-from sjc_engine.glb import GENERATOR
-from sjc_engine.mesh import TO_GLTF, Mesh
-from sjc_engine.texture import Texture
+from sjc_engine.checkpoint import write_atomically
+from sjc_engine.glb import GENERATOR, glb_bytes
+from sjc_engine.isosurface import Faces, Vertices
+
+# x' = z, y' = y, z' = -x: a quarter turn about +Y that takes the front from -X to +Z.
+TO_GLTF = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], dtype=np.float32)
 
 _TYPES = {5126: "<f4", 5123: "<u2", 5125: "<u4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}
 
 
+@dataclass(frozen=True, eq=False)
+class Texture:
+    """How a mesh wears a picture."""
+
+    corners: NDArray[np.int64]  # (W,) the mesh's vertex that each textured one copies
+    faces: Faces  # (F, 3) indices into `corners`: the mesh's faces, in their order
+    uv: NDArray[np.float32]  # (W, 2) in [0, 1] from the picture's upper left corner
+    image: NDArray[np.uint8]  # (T, T, 3) sRGB
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A closed triangle mesh with vertex colours and, over the same faces, a texture."""
+
+    vertices: Vertices  # (V, 3) float32, world units
+    faces: Faces  # (F, 3) int64, counter-clockwise from outside
+    normals: NDArray[np.float32]  # (V, 3) unit, outward
+    colors: NDArray[np.float32]  # (V, 3) sRGB in [0, 1]
+    texture: Texture | None = None
+
+    def export(self, path: str | Path, *, extras: dict[str, str] | None = None) -> None:
+        """Write .glb, .ply or .obj by the path's suffix, with +Z as the front.
+
+        A .ply has vertex colours; an .obj has its .mtl and .png written beside it. `extras`
+        (asset_id, prompt, licence, ...) goes into a .glb only. Raises ValueError for another
+        suffix.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix not in (".glb", ".ply", ".obj"):
+            raise ValueError(f"cannot write {path.name}: use .glb, .ply or .obj")
+        if suffix == ".glb":
+            files = {path.name: self._glb(path.stem, extras)}
+        elif suffix == ".ply" or self.texture is None:
+            files = {path.name: _bytes(self._solid().export(file_type=suffix[1:]))}
+        else:
+            files = self._textured_obj(path.stem)
+        # The file that names the others comes last, so that it never names what is not there.
+        for name in sorted(files, key=lambda name: name == path.name):
+            write_atomically(path.with_name(name), files[name])
+
+    def _glb(self, stem: str, extras: dict[str, str] | None) -> bytes:
+        vertices, normals = self.vertices @ TO_GLTF.T, self.normals @ TO_GLTF.T
+        name = (extras or {}).get("asset_id", stem)
+        if self.texture is None:
+            return glb_bytes(
+                vertices, self.faces, normals, colors=self.colors, name=name, extras=extras
+            )
+        corners = self.texture.corners
+        return glb_bytes(
+            vertices[corners],
+            self.texture.faces,
+            normals[corners],
+            uv=self.texture.uv,
+            image=self.texture.image,
+            name=name,
+            extras=extras,
+        )
+
+    def _solid(self) -> trimesh.Trimesh:
+        return trimesh.Trimesh(
+            self.vertices @ TO_GLTF.T,
+            self.faces,
+            vertex_normals=self.normals @ TO_GLTF.T,
+            vertex_colors=(self.colors * 255).round().astype(np.uint8),
+            process=False,
+        )
+
+    def _textured_obj(self, stem: str) -> dict[str, bytes]:
+        """The .obj, .mtl and .png by name."""
+        assert self.texture is not None
+        corners, uv = self.texture.corners, self.texture.uv
+        # OBJ counts v from the bottom.
+        flipped = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
+        material = trimesh.visual.material.SimpleMaterial(
+            image=Image.fromarray(self.texture.image), name=stem
+        )
+        solid = trimesh.Trimesh(
+            (self.vertices @ TO_GLTF.T)[corners],
+            self.texture.faces,
+            vertex_normals=(self.normals @ TO_GLTF.T)[corners],
+            visual=trimesh.visual.TextureVisuals(uv=flipped, material=material),
+            process=False,
+        )
+        text, others = trimesh.exchange.obj.export_obj(
+            solid, include_normals=True, return_texture=True, mtl_name=f"{stem}.mtl"
+        )
+        return {f"{stem}.obj": text.encode(), **{k: _bytes(v) for k, v in others.items()}}
+
+
+def _bytes(data: Any) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
 def read_mesh(path: str | Path) -> Mesh:
     """The mesh of a .glb file that this package wrote; ValueError for any other file.
 
+    Other readers turn its colours into bytes or its corners into separate vertices; here the mesh
+    comes back with the arrays that it was written from, but for the JPEG of its texture.
     Corners of a texture at one place become one vertex again. The colours of a textured mesh's
     vertices are its texture's.
     """

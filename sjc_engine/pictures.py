@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sjc_engine.camera import Camera, evaluation_cameras
 from sjc_engine.fields import Field
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.raster import Raster, rasterize
 from sjc_engine.render import composite, render
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sjc_engine.camera import Camera
 from sjc_engine.fields import Field
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.pictures import Pictures, take_pictures, to_image
 
 TILE = 144  # pixels; the pictures are larger, so that shrinking them smooths their edges

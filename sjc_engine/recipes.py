@@ -7,12 +7,12 @@ A recipe has three frozen parts, whose keys are flat and unique so that a manife
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from sjc_engine.canonical import canonical_json
 from sjc_engine.presets import PRESETS, Value, presets_of
 from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 
@@ -24,6 +24,19 @@ RECIPE_VERSION = 1
 
 Score = Literal["sjc", "sds", "naive"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
+
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
+def canonical_json(data: Any) -> str:
+    """JSON with sorted keys and no spaces, to take digests of: equal data, equal text.
+
+    Rejects NaN and infinity.
+    """
+    return _CANONICAL.encode(data)
 
 
 def _number(default: float, low: float, high: float) -> Any:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sjc_engine.camera import orbit
 from sjc_engine.checkpoint import write_atomically
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.pictures import to_image
 from sjc_engine.raster import rasterize
 from sjc_engine.recipes import EvaluateRecipe

@@ -40,7 +40,7 @@ from sjc_engine.mesh import (
     mesh_statistics,
 )
 from sjc_engine.recipes import MeshRecipe
-from sjc_engine.surface_color import surface_colors
+from sjc_engine.texture import surface_colors
 
 N = 48
 
