@@ -392,7 +392,10 @@ class Scene:
         if self._reference:
             return self._reference.ask(cameras)
         r = self.recipe.optimize
-        prefixes = [view_prompt(camera, r.view_style, r.overhead_prompt) for camera in cameras]
+        prefixes = [
+            view_prompt(c.azimuth_deg, c.elevation_deg, r.view_style, r.overhead_prompt)
+            for c in cameras
+        ]
         return Cond.cat([self._conds[prefix] for prefix in prefixes])
 
     def _look(self, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:

@@ -42,11 +42,20 @@ class MLPField(Field):
         generator: torch.Generator | None = None,
     ) -> None:
         """He initialisation; the last layer's colours start with a deviation of `color_init`."""
-        super().__init__(resolution, channels, half_length, space)
         if width < 1 or frequencies < 1:
             raise ValueError(f"width and frequencies must be at least 1: {width}, {frequencies}")
-        self.frequencies = frequencies
-        sizes = [6 * frequencies, width, width, 1 + channels]
+        self.width, self.frequencies = width, frequencies
+        super().__init__(
+            resolution,
+            channels,
+            half_length,
+            space=space,
+            color_init=color_init,
+            generator=generator,
+        )
+
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
+        sizes = [6 * self.frequencies, self.width, self.width, 1 + self.channels]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in pairwise(sizes):
@@ -56,7 +65,6 @@ class MLPField(Field):
         with torch.no_grad():
             self.weights[-1][0] *= 0.1  # the blob, not chance, is where density starts
             self.weights[-1][1:] *= color_init * 0.5**0.5
-        self._set_background(color_init, generator)
 
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
         hidden = self.encode(points, sight)
@@ -85,7 +93,7 @@ class MLPField(Field):
         return torch.cat([damping * angle.sin(), damping * angle.cos()], dim=1)
 
     def config(self) -> dict[str, int]:
-        return {"width": self.weights[0].shape[0], "frequencies": self.frequencies}
+        return {"width": self.width, "frequencies": self.frequencies}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {

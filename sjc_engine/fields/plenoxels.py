@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import Field, Sight, Space, grid_density, interpolate
+from sjc_engine.fields.protocol import Field, Sight, grid_density, interpolate
 
 HARMONICS = 9  # of degree 0 to 2
 CONSTANT = 0.28209479177387814  # the first of them, that of degree 0
@@ -45,25 +45,14 @@ class PlenoxelField(Field):
     grid_names = ("density", "color")
     needs_sight = True
 
-    def __init__(
-        self,
-        resolution: int,
-        channels: int = 3,
-        half_length: float = 1.0,
-        *,
-        space: Space = "rgb",
-        color_init: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
         """Density starts at 0, colours as N(0, color_init^2) in every direction alike."""
-        super().__init__(resolution, channels, half_length, space)
-        n = resolution
+        n, channels = self.resolution, self.channels
         coefficients = torch.zeros(1, channels, HARMONICS, n, n, n)
         constant = torch.randn(1, channels, n, n, n, generator=generator)
         coefficients[:, :, 0] = color_init / CONSTANT * constant
         self.density = nn.Parameter(torch.zeros(1, 1, n, n, n))
         self.color = nn.Parameter(coefficients.flatten(1, 2))  # (1, channels * 9, N, N, N)
-        self._set_background(color_init, generator)
         self.d_scale = nn.Parameter(torch.zeros(()))
 
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:

@@ -37,8 +37,7 @@ class Sight:
 class Field(nn.Module, ABC):
     """A radiance field with a learned background.
 
-    A subclass sets `kind`, calls `_set_background` after it has drawn its own parameters, and
-    implements `sample`, `config` and `groups`.
+    A subclass sets `kind` and implements `create`, `sample`, `config` and `groups`.
     """
 
     kind: ClassVar[str]
@@ -46,7 +45,17 @@ class Field(nn.Module, ABC):
     needs_sight: ClassVar[bool] = False  # whether `sample` makes use of a Sight
     background: nn.Parameter
 
-    def __init__(self, resolution: int, channels: int, half_length: float, space: Space) -> None:
+    def __init__(
+        self,
+        resolution: int,
+        channels: int = 3,
+        half_length: float = 1.0,
+        *,
+        space: Space = "rgb",
+        color_init: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Colours and background start with a standard deviation of `color_init`."""
         super().__init__()
         if resolution < 2 or channels < 1 or half_length <= 0:
             raise ValueError(
@@ -57,10 +66,13 @@ class Field(nn.Module, ABC):
         self.channels = channels
         self.half_length = half_length
         self.space: Space = space
+        self.create(color_init, generator)
+        shape = (1, channels, BACKGROUND_CELLS, BACKGROUND_CELLS)
+        self.background = nn.Parameter(color_init * torch.randn(shape, generator=generator))
 
-    def _set_background(self, deviation: float, generator: torch.Generator | None) -> None:
-        shape = (1, self.channels, BACKGROUND_CELLS, BACKGROUND_CELLS)
-        self.background = nn.Parameter(deviation * torch.randn(shape, generator=generator))
+    @abstractmethod
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
+        """Draw the field's own parameters."""
 
     @abstractmethod
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:

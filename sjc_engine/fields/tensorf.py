@@ -43,23 +43,32 @@ class TensorField(Field):
         generator: torch.Generator | None = None,
     ) -> None:
         """Density starts close to that of value 0, colours with a deviation of `color_init`."""
-        super().__init__(resolution, channels, half_length, space)
         if density_rank < 1 or color_rank < 1:
             raise ValueError(f"ranks must be at least 1, not {density_rank} and {color_rank}")
-        n = resolution
+        self.density_rank, self.color_rank = density_rank, color_rank
+        super().__init__(
+            resolution,
+            channels,
+            half_length,
+            space=space,
+            color_init=color_init,
+            generator=generator,
+        )
+
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
+        n = self.resolution
 
         def factor(deviation: float, rank: int, *shape: int) -> nn.Parameter:
             return nn.Parameter(deviation * torch.randn(3, rank, *shape, generator=generator))
 
-        self.density_plane = factor(DENSITY_INIT, density_rank, n, n)
-        self.density_line = factor(DENSITY_INIT, density_rank, n, 1)
-        self.color_plane = factor(COLOR_INIT, color_rank, n, n)
-        self.color_line = factor(COLOR_INIT, color_rank, n, 1)
+        self.density_plane = factor(DENSITY_INIT, self.density_rank, n, n)
+        self.density_line = factor(DENSITY_INIT, self.density_rank, n, 1)
+        self.color_plane = factor(COLOR_INIT, self.color_rank, n, n)
+        self.color_line = factor(COLOR_INIT, self.color_rank, n, 1)
         # 3 * rank products of two factors: this gives colours of color_init.
-        spread = color_init / (COLOR_INIT**2 * (3 * color_rank) ** 0.5)
-        basis = torch.randn(channels, 3 * color_rank, generator=generator)
+        spread = color_init / (COLOR_INIT**2 * (3 * self.color_rank) ** 0.5)
+        basis = torch.randn(self.channels, 3 * self.color_rank, generator=generator)
         self.basis = nn.Parameter(spread * basis)
-        self._set_background(color_init, generator)
         self.d_scale = nn.Parameter(torch.zeros(()))
 
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
@@ -76,10 +85,7 @@ class TensorField(Field):
         return grid_density(value, self.d_scale)
 
     def config(self) -> dict[str, int]:
-        return {
-            "density_rank": self.density_plane.shape[1],
-            "color_rank": self.color_plane.shape[1],
-        }
+        return {"density_rank": self.density_rank, "color_rank": self.color_rank}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {

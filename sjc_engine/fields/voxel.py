@@ -9,7 +9,6 @@ from sjc_engine.fields.protocol import (
     DENSITY_SHIFT,
     Field,
     Sight,
-    Space,
     grid_density,
     interpolate,
 )
@@ -25,24 +24,13 @@ class VoxelField(Field):
     kind = "voxel"
     grid_names = ("density", "color")
 
-    def __init__(
-        self,
-        resolution: int,
-        channels: int = 3,
-        half_length: float = 1.0,
-        *,
-        space: Space = "rgb",
-        color_init: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Density starts at 0, colours and background as N(0, color_init^2)."""
-        super().__init__(resolution, channels, half_length, space)
-        n = resolution
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
+        """Density starts at 0, colours as N(0, color_init^2)."""
+        n, channels = self.resolution, self.channels
         color = torch.randn(1, channels, n, n, n, generator=generator)
         self.density = nn.Parameter(torch.zeros(1, 1, n, n, n))
         # A voxel's channels beside each other in memory: they are always read together
         self.color = nn.Parameter((color_init * color).to(memory_format=torch.channels_last_3d))
-        self._set_background(color_init, generator)
         self.d_scale = nn.Parameter(torch.zeros(()))
 
     def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from sjc_engine.camera import rays, sample_camera
 from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.objects import CATEGORIES, PAPER_CATEGORIES, make_toy
 from sjc_engine.toybox.raycast import Light, raycast
-from sjc_engine.views import ViewStyle, view_name
+from sjc_engine.views import ViewStyle, view_prompt
 
 # How often a caption uses each style of view prefix: the paper's stays known, the finest is learnt
 # best.
@@ -73,7 +73,7 @@ class Renders:
 
     def view(self, index: int, style: ViewStyle) -> str:
         """The view prefix of one image."""
-        return view_name(self.azimuth[index], self.elevation[index], style)
+        return view_prompt(self.azimuth[index], self.elevation[index], style)
 
     def weights(self, paper: float) -> np.ndarray:
         """Sampling weights (n,): the paper's six categories count `paper` times the others."""

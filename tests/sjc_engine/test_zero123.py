@@ -22,7 +22,7 @@ from sjc_engine.priors.zero123 import relative_pose
 from sjc_engine.recipes import Recipe
 from sjc_engine.scene import Scene
 from sjc_engine.score import guide
-from sjc_engine.views import view_name
+from sjc_engine.views import view_prompt
 
 TICKS = [3, 100, 500, 969]
 SMALL = {"steps": 4, "grid_size": 8, "render_size": 8, "ray_step": 0.2}
@@ -90,7 +90,7 @@ def test_a_pose_has_the_signs_of_the_published_demo():
     aside = orbit(90, 0, 2.0)
     right = front.camera_to_world[:3, 0]
     assert float(aside.camera_to_world[:3, 3] @ right) == pytest.approx(2.0)
-    assert view_name(90, 0, "sided") == "left side view of"  # the object's own left
+    assert view_prompt(90, 0, "sided") == "left side view of"  # the object's own left
     assert relative_pose(aside, front).tolist() == pytest.approx([0, 1, 0, 0], abs=1e-6)
     assert relative_pose(orbit(0, 0, 1.8), front)[3].item() == pytest.approx(-0.2)
 
