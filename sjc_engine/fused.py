@@ -116,8 +116,6 @@ class _March(torch.autograd.Function):
     def forward(
         ctx: Any, density: Tensor, color: Tensor, d_scale: Tensor, field: VoxelField, rays: CutRays
     ) -> tuple[Tensor, ...]:
-        from sjc_engine.kernels import Picture, Samples
-
         n, count = len(rays), rays.count
         voxels = color.movedim(1, -1).contiguous()
         colors = density.new_empty(n, count * field.channels)
@@ -125,7 +123,7 @@ class _March(torch.autograd.Function):
         rgb = density.new_zeros(n, field.channels)
         opacity, depth, haze = density.new_empty(3, n)
         call = _Call(field, rays, density, voxels, d_scale.exp())
-        call.forward(call.pack(Samples, *kept), call.pack(Picture, rgb, opacity, depth, haze))
+        call.forward(call.samples(kept), call.pack(call.kernels.Picture, rgb, opacity, depth, haze))
         ctx.save_for_backward(voxels, density, d_scale, *kept)
         ctx.field, ctx.rays = field, rays
         ctx.set_materialize_grads(False)
@@ -134,16 +132,14 @@ class _March(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        from sjc_engine.kernels import Given, Samples
-
         voxels, density, d_scale, *kept = ctx.saved_tensors
         call = _Call(ctx.field, ctx.rays, density, voxels, d_scale.exp())
         # Additions are not atomic on the CPU: there each thread has grids of its own.
         d_density = [torch.empty_like(density) for _ in range(call.threads)]
         d_voxels = [torch.empty_like(voxels) for _ in range(call.threads)]
         call.backward(
-            call.pack(Samples, *kept),
-            call.pack(Given, *call.whole(given)),
+            call.samples(kept),
+            call.pack(call.kernels.Given, *call.whole(given)),
             [call.array(d.view(-1)) for d in d_density],
             [call.array(d.view(-1, d.shape[-1])) for d in d_voxels],
         )
@@ -161,22 +157,17 @@ class _Call:
         from sjc_engine import kernels
 
         self.n, self.count, self.on_gpu = len(rays), rays.count, density.is_cuda
-        self.scale = scale
+        self.kernels, self.scale = kernels, scale
         self.threads = 1 if self.on_gpu else torch.get_num_threads()
         if self.on_gpu:
             from sjc_engine import kernels_cuda
 
-            kernels_cuda.select(density.get_device())
+            self.cuda = kernels_cuda
+            self.cuda.select(density.get_device())
         real = kernels.real
         self.rays = kernels.Rays(
-            self.array(rays.origins),
-            self.array(rays.directions),
-            self.array(rays.near),
-            self.array(rays.chord),
-            real(rays.first),
-            real(rays.step),
-            real(rays.background_depth),
-            real(rays.haze_scale),
+            *map(self.array, (rays.origins, rays.directions, rays.near, rays.chord)),
+            *map(real, (rays.first, rays.step, rays.background_depth, rays.haze_scale)),
         )
         self.grid = kernels.Grid(
             self.array(density.reshape(-1)),
@@ -191,11 +182,7 @@ class _Call:
 
     def array(self, tensor: Tensor) -> Any:
         """The tensor's memory, contiguous, as the kernels want it."""
-        if not self.on_gpu:
-            return tensor.detach().numpy()
-        from sjc_engine import kernels_cuda
-
-        return kernels_cuda.array(tensor.detach())
+        return self.cuda.array(tensor.detach()) if self.on_gpu else tensor.detach().numpy()
 
     def whole(self, given: Sequence[Tensor | None]) -> list[Tensor]:
         """The gradients of what `march_voxels` returns, contiguous. Only the weights' stay away."""
@@ -209,29 +196,25 @@ class _Call:
     def pack(self, kind: type[Packed], *tensors: Tensor) -> Packed:
         return kind(*map(self.array, tensors))
 
+    def samples(self, kept: Sequence[Tensor]) -> Any:
+        return self.pack(self.kernels.Samples, *kept)
+
     def forward(self, samples: Any, picture: Any) -> None:
         if self.on_gpu:
-            from sjc_engine import kernels_cuda
-
-            kernels_cuda.forward(self.rays, self.grid, self._places(), samples, picture)
+            self.cuda.forward(self.rays, self.grid, self._places(), samples, picture)
             return
-        from sjc_engine import kernels
 
         def part(thread: int, begin: int, end: int) -> None:
-            kernels.forward(begin, end, self.rays, self.grid, samples, picture)
+            self.kernels.forward(begin, end, self.rays, self.grid, samples, picture)
 
         self._in_parts(part, self._shares())
 
     def backward(self, samples: Any, given: Any, d_density: list[Any], d_voxels: list[Any]) -> None:
         """Fills the first of the gradients; there is one for each thread."""
-        from sjc_engine import kernels
-
         if self.on_gpu:
-            from sjc_engine import kernels_cuda
-
-            back = self.pack(kernels.Back, *self.scale.new_empty(3, self.n, self.count))
+            back = self.pack(self.kernels.Back, *self.scale.new_empty(3, self.n, self.count))
             out = back, d_density[0], d_voxels[0]
-            kernels_cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
+            self.cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
             return
 
         side = int(self.grid.side)
@@ -241,7 +224,7 @@ class _Call:
 
         def part(thread: int, begin: int, end: int) -> None:
             out = d_density[thread], d_voxels[thread]
-            reached[thread] = kernels.backward(
+            reached[thread] = self.kernels.backward(
                 begin, end, self.rays, self.grid, samples, given, *out
             )
 
@@ -253,10 +236,8 @@ class _Call:
 
     def _places(self) -> Any:
         """A GPU's room for where all samples lie; a CPU's threads have that of one ray."""
-        from sjc_engine.kernels import Places
-
         cell = torch.empty(self.n, self.count, dtype=torch.int32, device=self.scale.device)
-        return self.pack(Places, cell, *self.scale.new_empty(3, self.n, self.count))
+        return self.pack(self.kernels.Places, cell, *self.scale.new_empty(3, self.n, self.count))
 
     def _shares(self) -> list[int]:
         """Where each thread's rays begin, and the last's end: equal lengths inside the box."""

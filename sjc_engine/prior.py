@@ -97,11 +97,10 @@ class Prior(ABC):
         images: Sequence[Tensor] | None = None,
         cameras: Sequence[Camera] | None = None,
     ) -> Cond:
-        """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views.
-
-        A prior that is not guided has no use for them: nothing, once for each prompt.
-        """
-        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+        """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views."""
+        if images is not None:
+            raise ValueError(f"prior {self.id!r} takes text only, not images")
+        return self._embed(prompts)
 
     def decode(self, latents: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
@@ -115,6 +114,10 @@ class Prior(ABC):
         from sjc_engine.compiled import CompiledNetwork
 
         self._unet = CompiledNetwork(self._unet)
+
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        """Prompts for the network; nothing, once for each, where they mean nothing to it."""
+        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
 
     @abstractmethod
     def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sjc_engine.camera import Camera
 from sjc_engine.prior import Cond, SchedulePrior, frozen
 from sjc_engine.sources import Source
 
@@ -38,15 +37,8 @@ class DeepFloydPrior(SchedulePrior):
         self._text_encoder = frozen(text_encoder, torch.device("cpu"))
 
     @torch.no_grad()
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
-        """Embed prompts, in lower case as in training."""
-        if images is not None:
-            raise ValueError(f"prior {self.id!r} takes text only, not images")
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        """In lower case, as in training."""
         tokens = self._tokenizer(
             [prompt.lower().strip() for prompt in prompts],
             padding="max_length",

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.camera import Camera
 from sjc_engine.prior import Cond, SchedulePrior, frozen
 from sjc_engine.sources import Source
 
@@ -38,15 +37,7 @@ class StableDiffusionPrior(SchedulePrior):
         super().__init__(source, unet, scheduler, device, dtype, channels=channels, resolution=side)
 
     @torch.no_grad()
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
-        """Embed prompts. A text prior knows no cameras (they are in the words) and no images."""
-        if images is not None:
-            raise ValueError(f"prior {self.id!r} takes text only, not images")
+    def _embed(self, prompts: Sequence[str]) -> Cond:
         tokens = self._tokenizer(
             list(prompts),
             padding="max_length",
