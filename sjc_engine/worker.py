@@ -270,7 +270,10 @@ class Engine:
         self._tell(
             {"type": "done", **run.place(), "field": str(run.field), "steps": run.scene.step}
             | asdict(run.tally)
-            | {"rolled_back": run.scene.rolled_back, "peak_memory_bytes": self._peak_memory()}
+            | {
+                "rolled_back": run.scene.recovery.rolled_back,
+                "peak_memory_bytes": self._peak_memory(),
+            }
         )
 
     def _peak_memory(self) -> int:

@@ -105,7 +105,7 @@ def test_a_bad_scene_leaves_the_others_as_if_it_was_not_there(
         raise ValueError("this scene's own")
 
     if bad == "poisoned":
-        sick.rolled_back = True  # it has had its second chance
+        sick.recovery.rolled_back = True  # it has had its second chance
         with torch.no_grad():
             next(iter(sick.field.parameters())).fill_(math.nan)
     elif bad == "question":
