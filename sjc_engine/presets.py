@@ -8,7 +8,7 @@ Value = int | float | bool | str
 
 # The embedded prior: 32 x 32 pixels, rendered as its training images were (`toybox.dataset`): seen
 # from no closer, and told by the finest view prompts that it knows. Emptiness 250 over about 1e5
-# samples is 2.5e-3 a sample: less leaves a haze that makes outlines a pixel too wide. High noise
+# samples is 2.5e-3 a sample: less leaves a fog that makes outlines a pixel too wide. High noise
 # finds the shape and low noise finishes it: its top falls as the steps go on.
 TOYBOX: dict[str, Value] = {
     "steps": 1000,

@@ -166,7 +166,7 @@ class Scene:
             size,
             step=r.ray_step,
             generator=g if r.ray_jitter else None,
-            haze_scale=r.emptiness_scale,
+            emptiness_scale=r.emptiness_scale,
         )
         backdrop = self._background(views)
         images = self._picture(views, backdrop)

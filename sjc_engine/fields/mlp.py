@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import Field, Sight, Space
+from sjc_engine.fields.protocol import ConeSamples, Field, Space
 
 # DreamFusion (appendix A.2) adds a density of lambda (1 - |x| / c): an object in the middle.
 BLOB_DENSITY, BLOB_RADIUS = 5.0, 0.5
@@ -27,7 +27,7 @@ class MLPField(Field):
     """
 
     kind = "mlp"
-    needs_sight = True
+    needs_cones = True
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class MLPField(Field):
             self.weights[-1][0] *= 0.1  # the blob, not chance, is where density starts
             self.weights[-1][1:] *= color_init * 0.5**0.5
 
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
-        hidden = self.encode(points, sight)
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
+        hidden = self.encode(points, cones)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = F.relu(F.linear(hidden, weight, bias))
         output = F.linear(hidden, self.weights[-1], self.biases[-1])
@@ -75,7 +75,7 @@ class MLPField(Field):
         blob = BLOB_DENSITY * (1 - radius / BLOB_RADIUS)
         return F.softplus(output[:, 0] + blob), self._activate_color(output[:, 1:])
 
-    def encode(self, points: Tensor, sight: Sight | None = None) -> Tensor:
+    def encode(self, points: Tensor, cones: ConeSamples | None = None) -> Tensor:
         """The integrated positional encoding (n, 6 L): sin and cos damped by exp(-4^l var / 2).
 
         The variance along each axis of a Gaussian around a ray: along^2 d^2 + across^2 (1 - d^2).
@@ -83,11 +83,11 @@ class MLPField(Field):
         unit = (points / self.half_length).to(self.dtype)
         scale = 2.0 ** torch.arange(self.frequencies, device=unit.device, dtype=unit.dtype)
         angle = (unit[:, None] * scale[:, None]).flatten(1)  # (n, 3 L)
-        if sight is None:
+        if cones is None:
             return torch.cat([angle.sin(), angle.cos()], dim=1)
-        square = sight.directions.square()
-        spread = sight.along.square()[:, None] * square
-        spread = spread + sight.across.square()[:, None] * (1 - square)
+        square = cones.directions.square()
+        spread = cones.along.square()[:, None] * square
+        spread = spread + cones.across.square()[:, None] * (1 - square)
         spread = (spread / self.half_length**2).to(unit.dtype)
         damping = torch.exp(-0.5 * (spread[:, None] * scale.square()[:, None]).flatten(1))
         return torch.cat([damping * angle.sin(), damping * angle.cos()], dim=1)

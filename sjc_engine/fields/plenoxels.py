@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import Field, Sight, grid_density, interpolate
+from sjc_engine.fields.protocol import ConeSamples, Field, grid_density, interpolate
 
 HARMONICS = 9  # of degree 0 to 2
 CONSTANT = 0.28209479177387814  # the first of them, that of degree 0
@@ -43,7 +43,7 @@ class PlenoxelField(Field):
 
     kind = "plenoxels"
     grid_names = ("density", "color")
-    needs_sight = True
+    needs_cones = True
 
     def create(self, color_init: float, generator: torch.Generator | None) -> None:
         """Density starts at 0, colours as N(0, color_init^2) in every direction alike."""
@@ -55,15 +55,15 @@ class PlenoxelField(Field):
         self.color = nn.Parameter(coefficients.flatten(1, 2))  # (1, channels * 9, N, N, N)
         self.d_scale = nn.Parameter(torch.zeros(()))
 
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
         unit = points / self.half_length
-        if sight is None:
+        if cones is None:
             constant = self.color[:, ::HARMONICS]
             values = interpolate(torch.cat([self.density, constant], dim=1), unit)
             color = CONSTANT * values[1:]
         else:
             values = interpolate(torch.cat([self.density, self.color], dim=1), unit)
-            basis = harmonics(sight.directions).T  # (9, n)
+            basis = harmonics(cones.directions).T  # (9, n)
             color = (values[1:].view(self.channels, HARMONICS, -1) * basis).sum(1)
         return grid_density(values[0], self.d_scale), self._activate_color(color).T
 

@@ -26,7 +26,7 @@ BACKGROUND_CELLS = 4  # the background is a 4 x 4 texture on the sphere
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class ConeSamples:
     """How rays saw n points: what a field needs that looks different from elsewhere or afar."""
 
     directions: Tensor  # (n, 3) unit vectors, away from the camera
@@ -42,7 +42,7 @@ class Field(nn.Module, ABC):
 
     kind: ClassVar[str]
     grid_names: ClassVar[tuple[str, ...]] = ()  # of parameters (B, C, ...) whose cells are places
-    needs_sight: ClassVar[bool] = False  # whether `sample` makes use of a Sight
+    needs_cones: ClassVar[bool] = False  # whether `sample` makes use of a ConeSamples
     background: nn.Parameter
 
     def __init__(
@@ -75,10 +75,10 @@ class Field(nn.Module, ABC):
         """Draw the field's own parameters."""
 
     @abstractmethod
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
         """Density per unit length (n,) and colour (n, C) at points (n, 3) inside the box.
 
-        Without `sight` the colour is that of no direction in particular, of a mere point.
+        Without `cones` the colour is that of no direction in particular, of a mere point.
         """
 
     def config(self) -> dict[str, int]:

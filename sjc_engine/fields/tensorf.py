@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import Field, Sight, Space, grid_density
+from sjc_engine.fields.protocol import ConeSamples, Field, Space, grid_density
 
 # The axes of each plane, and of the line that goes with it (x, y, z = 0, 1, 2)
 PLANES = ((0, 1), (0, 2), (1, 2))
@@ -71,7 +71,7 @@ class TensorField(Field):
         self.basis = nn.Parameter(spread * basis)
         self.d_scale = nn.Parameter(torch.zeros(()))
 
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
         unit = (points / self.half_length).to(self.dtype)
         color = self.basis @ self._products(self.color_plane, self.color_line, unit)
         return self._density(points), self._activate_color(color).T

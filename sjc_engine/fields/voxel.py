@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from sjc_engine.fields.protocol import (
     DENSITY_SHIFT,
+    ConeSamples,
     Field,
-    Sight,
     grid_density,
     interpolate,
 )
@@ -33,7 +33,7 @@ class VoxelField(Field):
         self.color = nn.Parameter((color_init * color).to(memory_format=torch.channels_last_3d))
         self.d_scale = nn.Parameter(torch.zeros(()))
 
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
         """See `Field.sample`. One interpolation serves both; the border's values go on outside."""
         grid = torch.cat([self.density, self.color], dim=1)
         values = interpolate(grid, points / self.half_length)
