@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,34 @@ def jpeg_bytes(image: NDArray[np.uint8]) -> bytes:
     return data.getvalue()
 
 
+@dataclass
+class _Buffer:
+    """The binary part of a file, with the views and accessors that describe it."""
+
+    data: bytes = b""
+    views: list[dict[str, int]] = field(default_factory=list)
+    accessors: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, data: bytes, **more: int) -> int:
+        """Appends bytes; returns their view's index."""
+        offset = len(self.data)
+        self.views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(data), **more})
+        self.data += data + b"\0" * (-len(data) % 4)
+        return len(self.views) - 1
+
+    def add_array(self, array: NDArray[Any], component: int, kind: str, target: int) -> int:
+        """Appends an array; returns its accessor's index."""
+        view = self.add(np.ascontiguousarray(array).tobytes(), target=target)
+        count = len(array)
+        self.accessors.append(
+            {"bufferView": view, "componentType": component, "count": count, "type": kind}
+        )
+        return len(self.accessors) - 1
+
+    def add_vectors(self, array: NDArray[np.floating]) -> int:
+        return self.add_array(array.astype("<f4"), _FLOAT, f"VEC{array.shape[1]}", _ARRAY_BUFFER)
+
+
 def glb_bytes(
     vertices: NDArray[np.floating],
     faces: NDArray[np.integer],
@@ -52,102 +81,90 @@ def glb_bytes(
     `extras` lands in asset.extras. Raises ValueError for no faces, wrong shapes, or values that are
     not finite.
     """
-    if len(faces) == 0:
-        raise ValueError("a glTF mesh needs at least one face")
-    if (colors is None) == (uv is None) or (uv is None) != (image is None):
-        raise ValueError("a mesh has either colors, or uv and image")
-    wanted = [(vertices, 3), (normals, 3), (colors, 3), (uv, 2)]
-    for values, width in wanted:
-        if values is None:
-            continue
-        if values.shape != (len(vertices), width) or not np.isfinite(values).all():
-            raise ValueError("vertices, normals, colors and uv must be finite, (V, 3) or (V, 2)")
-    chunks: list[bytes] = []
-    views: list[dict[str, int]] = []
-    accessors: list[dict[str, Any]] = []
-
-    def add(array: NDArray[Any], component: int, kind: str, target: int) -> int:
-        """Append an array to the buffer; returns its accessor's index."""
-        data = np.ascontiguousarray(array).tobytes()
-        offset = sum(map(len, chunks))
-        views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(data), "target": target})
-        chunks.append(data + b"\0" * (-len(data) % 4))
-        count = len(array)
-        accessors.append(
-            {"bufferView": len(views) - 1, "componentType": component, "count": count, "type": kind}
-        )
-        return len(accessors) - 1
-
-    def add_vectors(array: NDArray[np.floating]) -> int:
-        return add(array.astype("<f4"), _FLOAT, f"VEC{array.shape[1]}", _ARRAY_BUFFER)
-
-    attributes = {"POSITION": add_vectors(vertices), "NORMAL": add_vectors(normals)}
+    _check(len(faces), vertices, normals, colors, uv, image)
+    buffer = _Buffer()
+    attributes = {"POSITION": buffer.add_vectors(vertices), "NORMAL": buffer.add_vectors(normals)}
     if colors is not None:
-        attributes["COLOR_0"] = add_vectors(srgb_to_linear(colors.clip(0, 1)))
+        attributes["COLOR_0"] = buffer.add_vectors(srgb_to_linear(colors.clip(0, 1)))
     if uv is not None:
-        attributes["TEXCOORD_0"] = add_vectors(uv)
+        attributes["TEXCOORD_0"] = buffer.add_vectors(uv)
     positions = vertices.astype("<f4")  # the bounds must be those of the stored values
-    accessors[attributes["POSITION"]] |= {
+    buffer.accessors[attributes["POSITION"]] |= {
         "min": positions.min(axis=0).tolist(),
         "max": positions.max(axis=0).tolist(),
     }
     # The largest 16-bit index is reserved (primitive restart).
-    small = len(vertices) <= 0xFFFF
-    indices = add(
-        faces.ravel().astype("<u2" if small else "<u4"),
-        _UINT16 if small else _UINT32,
-        "SCALAR",
-        _ELEMENT_ARRAY_BUFFER,
+    type_, component = ("<u2", _UINT16) if len(vertices) <= 0xFFFF else ("<u4", _UINT32)
+    indices = buffer.add_array(
+        faces.ravel().astype(type_), component, "SCALAR", _ELEMENT_ARRAY_BUFFER
     )
     surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
     pictures: dict[str, Any] = {}
     if image is not None:
-        data = jpeg_bytes(image)
-        offset = sum(map(len, chunks))
-        views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(data)})
-        chunks.append(data + b"\0" * (-len(data) % 4))
         surface["baseColorTexture"] = {"index": 0}
+        view = buffer.add(jpeg_bytes(image))
         pictures = {
-            "images": [{"bufferView": len(views) - 1, "mimeType": "image/jpeg"}],
+            "images": [{"bufferView": view, "mimeType": "image/jpeg"}],
             # Linear, and between halvings of the picture linear too; charts end at its border.
             "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
             "textures": [{"source": 0, "sampler": 0}],
         }
-    document = {
-        "asset": {"version": "2.0", "generator": GENERATOR}
-        | ({"extras": extras} if extras else {}),
+    primitive = {"attributes": attributes, "indices": indices, "material": 0}
+    document = _document(name, extras, primitive, surface) | pictures
+    return _container(document, buffer)
+
+
+def _check(faces: int, vertices: NDArray[Any], *others: NDArray[Any] | None) -> None:
+    """Raises ValueError for what `glb_bytes` does not take."""
+    normals, colors, uv, image = others
+    if faces == 0:
+        raise ValueError("a glTF mesh needs at least one face")
+    if (colors is None) == (uv is None) or (uv is None) != (image is None):
+        raise ValueError("a mesh has either colors, or uv and image")
+    for values, width in ((vertices, 3), (normals, 3), (colors, 3), (uv, 2)):
+        if values is None:
+            continue
+        if values.shape != (len(vertices), width) or not np.isfinite(values).all():
+            raise ValueError("vertices, normals, colors and uv must be finite, (V, 3) or (V, 2)")
+
+
+def _document(
+    name: str, extras: dict[str, str] | None, primitive: dict[str, Any], surface: dict[str, Any]
+) -> dict[str, Any]:
+    """The JSON of a scene with one mesh of one unlit material."""
+    asset = {"version": "2.0", "generator": GENERATOR} | ({"extras": extras} if extras else {})
+    material = {
+        "name": "field colours",
+        "pbrMetallicRoughness": surface,
+        "extensions": {"KHR_materials_unlit": {}},
+    }
+    return {
+        "asset": asset,
         "extensionsUsed": ["KHR_materials_unlit"],
         "scene": 0,
         "scenes": [{"name": name, "nodes": [0]}],
         "nodes": [{"name": name, "mesh": 0}],
-        "meshes": [
-            {
-                "name": name,
-                "primitives": [{"attributes": attributes, "indices": indices, "material": 0}],
-            }
-        ],
-        "materials": [
-            {
-                "name": "field colours",
-                "pbrMetallicRoughness": surface,
-                "extensions": {"KHR_materials_unlit": {}},
-            }
-        ],
-        **pictures,
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": sum(map(len, chunks))}],
+        "meshes": [{"name": name, "primitives": [primitive]}],
+        "materials": [material],
+    }
+
+
+def _container(document: dict[str, Any], buffer: _Buffer) -> bytes:
+    """The file: a header, the JSON and the binary part."""
+    document |= {
+        "accessors": buffer.accessors,
+        "bufferViews": buffer.views,
+        "buffers": [{"byteLength": len(buffer.data)}],
     }
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
-    binary = b"".join(chunks)
-    total = 12 + 8 + len(text) + 8 + len(binary)
+    total = 12 + 8 + len(text) + 8 + len(buffer.data)
     return b"".join(
         [
             struct.pack("<4sII", b"glTF", 2, total),
             struct.pack("<I4s", len(text), b"JSON"),
             text,
-            struct.pack("<I4s", len(binary), b"BIN\0"),
-            binary,
+            struct.pack("<I4s", len(buffer.data), b"BIN\0"),
+            buffer.data,
         ]
     )

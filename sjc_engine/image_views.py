@@ -58,7 +58,7 @@ class ReferenceView:
         """Whether a step renders this view."""
         return bool(self._recipe.input_view_weight or self._recipe.silhouette_weight)
 
-    def ask(self, cameras: Sequence[Camera]) -> Cond:
+    def condition(self, cameras: Sequence[Camera]) -> Cond:
         return self._prior.aim(self._reference, cameras)
 
     def unconditional(self) -> Cond:

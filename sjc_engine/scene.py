@@ -74,8 +74,8 @@ class Diverged(ArithmeticError):
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
-    """What one scene brings to a step: its rendered views and the questions to the prior."""
+class StepInputs:
+    """What one scene brings to a step: its rendered views, perturbed, and their conditions."""
 
     rendering: Rendering  # (V, ...)
     images: Tensor  # (V, C, H, W) with gradient, at the prior's resolution
@@ -148,7 +148,7 @@ class Scene:
             self._catch_up()  # which may show that there is more to do
         return self.step >= r.steps or self.recovery.on_plateau(r.plateau_tolerance)
 
-    def draw(self) -> Draw:
+    def draw(self) -> StepInputs:
         """Render this step's views and perturb them."""
         r, g, device = self.recipe.optimize, self.generator, self.prior.device
         if r.grid_start and self.field.resolution != r.grid_size and self._progress(r.grid_grow_at):
@@ -176,34 +176,34 @@ class Scene:
         noise = noise.to(device, non_blocking=True)
         if r.score == "naive":
             noise = torch.zeros_like(noise)
-        asked = r.noise_samples * count
-        negatives, weights = [], torch.zeros(0, asked, device=device)
+        many = r.noise_samples * count
+        negatives, weights = [], torch.zeros(0, many, device=device)
         if r.perp_neg_weight:
-            negatives = [self._conds[self._front].repeat(asked)]
+            negatives = [self._conds[self._front].repeat(many)]
             behind = [(1 - math.cos(math.radians(c.azimuth_deg))) / 2 for c in cameras]
             weights = r.perp_neg_weight * torch.tensor([behind * r.noise_samples])
             weights = weights.to(device, non_blocking=True)
         near = reference = None
         if r.near_view_weight:
             same = backdrop if r.background == "random" else None
-            near = self._look([nearby(camera, g) for camera in cameras], same)
+            near = self._render_plain([nearby(camera, g) for camera in cameras], same)
         if self._reference and self._reference.demands:
-            reference = self._look([self._reference.camera])
-        return Draw(
+            reference = self._render_plain([self._reference.camera])
+        return StepInputs(
             views,
             images,
             sigma,
             perturb(images.detach(), sigma, noise),
-            Cond.cat([self._ask(cameras)] * r.noise_samples),
-            self._uncond.repeat(asked),
-            torch.full((asked,), guidance_at(self.step, r), device=device),
+            Cond.cat([self._condition(cameras)] * r.noise_samples),
+            self._uncond.repeat(many),
+            torch.full((many,), guidance_at(self.step, r), device=device),
             negatives,
             weights,
             near,
             reference,
         )
 
-    def learn(self, draw: Draw, denoised: Tensor) -> StepStats:
+    def update(self, inputs: StepInputs, denoised: Tensor) -> StepStats:
         """Chain the score at `denoised` (n, V, C, H, W) through the renderer and take a step.
 
         A loss or gradient that is not finite takes the scene back to its last snapshot, at half the
@@ -211,16 +211,16 @@ class Scene:
         not waited for, but in a scene's first step: later the numbers, and the news of a
         divergence, are the last step's.
         """
-        r, views = self.recipe.optimize, draw.rendering
-        images = draw.images
+        r, views = self.recipe.optimize, inputs.rendering
+        images = inputs.images
         score = average(
             denoised,
             images.detach(),
-            draw.z,
-            draw.sigma,
+            inputs.z,
+            inputs.sigma,
             variance_reduction=r.variance_reduction or r.score == "sds",
         )
-        gradient = weighting(r.score, draw.sigma).to(score).view(-1, 1, 1, 1) * score
+        gradient = weighting(r.score, inputs.sigma).to(score).view(-1, 1, 1, 1) * score
         # d/dtheta of this is -(weight score) . dx/dtheta: the chain rule that names the method
         loss = -(gradient * images).sum() / len(images)
         empty = emptiness(views)
@@ -234,13 +234,14 @@ class Scene:
             loss = loss + r.tv_weight * total_variation(self.field)
         if r.distortion_weight:
             loss = loss + r.distortion_weight * distortion(views)
-        if draw.near:
-            beside = draw.near.images, views.depth, draw.near.rendering.depth
-            loss = loss + r.near_view_weight * near_view(images, *beside)
+        if inputs.near:
+            near = inputs.near
+            change = near_view(images, near.images, views.depth, near.rendering.depth)
+            loss = loss + r.near_view_weight * change
         if r.smooth_weight and self._progress(r.smooth_start):
             loss = loss + r.smooth_weight * depth_smoothness(views.depth)
-        if self._reference and draw.reference:
-            loss = loss + self._reference.loss(draw.reference)
+        if self._reference and inputs.reference:
+            loss = loss + self._reference.loss(inputs.reference)
 
         self.optimizer.zero_grad()
         loss.backward()
@@ -335,10 +336,10 @@ class Scene:
         draw = float(torch.rand((), generator=self.generator, dtype=torch.float64))
         return r.radius + (2 * draw - 1) * r.radius_spread
 
-    def _ask(self, cameras: Sequence[Camera]) -> Cond:
-        """The question for each camera: the picture's object from there, or the prompt's."""
+    def _condition(self, cameras: Sequence[Camera]) -> Cond:
+        """The condition of each camera: the picture's object from there, or the prompt's."""
         if self._reference:
-            return self._reference.ask(cameras)
+            return self._reference.condition(cameras)
         r = self.recipe.optimize
         prefixes = [
             view_prompt(c.azimuth_deg, c.elevation_deg, r.view_style, r.overhead_prompt)
@@ -346,8 +347,8 @@ class Scene:
         ]
         return Cond.cat([self._conds[prefix] for prefix in prefixes])
 
-    def _look(self, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
-        """Views that the prior is not asked about, through pixel centres."""
+    def _render_plain(self, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
+        """Views that are not denoised, through pixel centres."""
         r = self.recipe.optimize
         views = render_views(self.field, cameras, r.render_size, r.render_size, step=r.ray_step)
         backdrop = self._background(views) if backdrop is None else backdrop

@@ -391,7 +391,7 @@ def test_sds_in_a_scene_is_the_formula(prior):
         return guide(prior, z, level, draw.cond, draw.uncond, draw.scale)
 
     noise = (draw.z[0] - x) / sigma.to(x).view(-1, 1, 1, 1)
-    scene.learn(draw, denoise(draw.z[0], sigma)[None])
+    scene.update(draw, denoise(draw.z[0], sigma)[None])
     expected = -sds(denoise, x, sigma, noise) / len(x)
     torch.testing.assert_close(draw.images.grad, expected.float(), rtol=1e-3, atol=1e-5)
 
