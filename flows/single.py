@@ -142,7 +142,8 @@ def _make(
 ) -> dict[str, Any]:
     from sjc_engine.chaining import optimize
     from sjc_engine.evaluate import evaluate
-    from sjc_engine.mesh import MeshError, extract_mesh, mesh_statistics, write_mesh
+    from sjc_engine.isosurface import MeshError
+    from sjc_engine.mesh import extract_mesh, mesh_statistics, write_mesh
     from sjc_engine.pictures import take_pictures
     from sjc_engine.preview import contact_sheet
     from sjc_engine.prior import load_prior

@@ -99,7 +99,7 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
 
     folder = BUILTINS.get(id, Path(id))
     if folder.is_dir():
-        location, revision = str(folder), folder_digest(folder)
+        location, revision, settings = str(folder), folder_digest(folder), folder / SETTINGS
         pinned: dict[str, Any] = {"local_files_only": True}
     elif id in BUILTINS:
         raise ValueError(
@@ -107,7 +107,8 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
             " another judge with --set judge=FOLDER"
         )
     elif HUB_ID.fullmatch(id):
-        location, revision = id, hub_file("judge", id, SETTINGS).parent.name
+        settings = hub_file("judge", id, SETTINGS)
+        location, revision = id, settings.parent.name
         pinned = {"revision": revision}
     else:
         raise ValueError(
@@ -115,7 +116,6 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
             " exists, or a hub id such as openai/clip-vit-large-patch14"
         )
     try:
-        settings = folder / SETTINGS if folder.is_dir() else hub_file("judge", id, SETTINGS)
         preprocessing = read_preprocessing(settings)
         with no_progress_bar():
             model: Any = CLIPModel.from_pretrained(

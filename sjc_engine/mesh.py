@@ -14,9 +14,7 @@ from sjc_engine.fields import Field, VoxelField, voxelize
 from sjc_engine.fields.voxel import grid_centers
 from sjc_engine.isosurface import (
     EmptyField,
-    MeshError,
     NonFinite,
-    OpaqueField,
     face_components,
     isosurface,
     simplify,
@@ -26,19 +24,6 @@ from sjc_engine.level import calibrate_level, half_density
 from sjc_engine.mesh_file import TO_GLTF, Mesh
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.texture import bake, surface_colors
-from sjc_engine.unwrap import UnwrapTimeout
-
-__all__ = [
-    "EmptyField",
-    "Mesh",
-    "MeshError",
-    "NonFinite",
-    "OpaqueField",
-    "UnwrapTimeout",
-    "extract_mesh",
-    "mesh_statistics",
-    "write_mesh",
-]
 
 
 def write_mesh(mesh: Mesh, folder: Path, recipe: MeshRecipe, extras: dict[str, str]) -> None:

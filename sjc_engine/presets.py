@@ -72,11 +72,12 @@ PAPER_EXCEPTIONS: dict[str, dict[str, Value]] = {
     "zebra": {"lr": 0.02, "emptiness_weight": 3e4, "variance_reduction": False},
     "zelda": {"variance_reduction": False},
 }
+DRAFT: dict[str, Value] = {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128}
 LATENT_PRESETS: dict[str, dict[str, Value]] = {
     "paper": {},
     # What makes the toybox fast, and a coarse grid at first; not measured with these models
     "fast": {"steps": 5000, "tick_end": 500, "grid_start": 50},
-    "draft": {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
+    "draft": DRAFT,
     **{f"paper-{name}": changes for name, changes in PAPER_EXCEPTIONS.items()},
 }
 
@@ -120,10 +121,10 @@ ZERO123: dict[str, Value] = {
 PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "toybox": {**PIXEL_PRESETS, "sds": {**TOYBOX, **SDS}},
     "stable_diffusion": {**LATENT_PRESETS, "sds": SDS},
-    "deepfloyd": {"if": IF, "draft": {**IF, "steps": 1000, "grid_size": 64, "ray_step": 0.022}},
+    "deepfloyd": {"if": IF, "draft": {**IF, **DRAFT, "ray_step": 0.022}},
     "unconditional": {
         "annealed": ANNEALED,
-        "draft": {**ANNEALED, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
+        "draft": {**ANNEALED, **DRAFT},
     },
     "toybox_unconditional": {
         "annealed": {**TOYBOX, **ANNEALED},
@@ -131,7 +132,7 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     },
     "zero123": {
         "zero123": ZERO123,
-        "draft": {**ZERO123, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
+        "draft": {**ZERO123, **DRAFT},
     },
 }
 

@@ -43,15 +43,12 @@ class Cond:
 
     def repeat(self, count: int) -> Cond:
         """The first of them, `count` times."""
-        parts = (self.hidden, self.concat)
-        hidden, beside = (None if p is None else p[:1].expand(count, *p.shape[1:]) for p in parts)
-        assert hidden is not None
-        return Cond(hidden, beside)
+        return self[[0] * count]
 
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:
-        beside = [part.concat for part in parts if part.concat is not None]
-        return Cond(torch.cat([p.hidden for p in parts]), torch.cat(beside) if beside else None)
+        concat = [part.concat for part in parts if part.concat is not None]
+        return Cond(torch.cat([p.hidden for p in parts]), torch.cat(concat) if concat else None)
 
 
 class Prior(ABC):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -120,12 +120,10 @@ class OptimizeRecipe:
             raise ValueError(
                 f"tick_min = {self.tick_min} must not exceed tick_max = {self.tick_max}{end}"
             )
-        if self.fov_min > self.fov_max:
-            raise ValueError(f"fov_min = {self.fov_min} exceeds fov_max = {self.fov_max}")
-        if self.elevation_min > self.elevation_max:
-            raise ValueError(
-                f"elevation_min = {self.elevation_min} exceeds elevation_max = {self.elevation_max}"
-            )
+        for name in ("fov", "elevation"):
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if low > high:
+                raise ValueError(f"{name}_min = {low} exceeds {name}_max = {high}")
         if self.radius_spread >= self.radius:
             raise ValueError(
                 f"radius_spread = {self.radius_spread} must be below radius = {self.radius}"
@@ -255,7 +253,6 @@ PARTS: dict[str, type] = {
     "mesh": MeshRecipe,
     "evaluate": EvaluateRecipe,
 }
-_FIELDS: dict[str, Field[Any]] = {f.name: f for part in PARTS.values() for f in fields(part)}
 _HINTS: dict[str, Any] = {k: v for part in PARTS.values() for k, v in get_type_hints(part).items()}
 # Flat key -> int, float, bool or str.
 RECIPE_KEYS: dict[str, type] = {

@@ -14,22 +14,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-)
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from sjc_engine.judge import BUILTINS
 from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.dataset import OUTDOORS, cached_toys, on_backgrounds
 from sjc_engine.toybox.loop import Draws, Training, TrainingOptions, option_parser, warm_start
 from sjc_engine.toybox.objects import CATEGORIES
-from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer, tokenize
+from sjc_engine.toybox.tokenizer import build_tokenizer, tokenize
 from sjc_engine.views import view_prompts
 
+SHIPPED = BUILTINS["toybox"]
 SIZE = 48
 JUDGE_SEED = 90_000  # far from the prior's data seeds
 GRAY = 0.25  # share of images without colour, for the geometry R-Precision
@@ -47,17 +42,10 @@ class Labels:
 
 
 def build_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
-    vision = CLIPVisionConfig(
-        image_size=SIZE, patch_size=8, hidden_size=128, intermediate_size=384,
-        num_hidden_layers=6, num_attention_heads=4, projection_dim=96,
-    )  # fmt: skip
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=288, num_hidden_layers=3,
-        num_attention_heads=3, max_position_embeddings=MAX_TOKENS, projection_dim=96,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
+    """Random weights in the shape of the shipped judge, whose config.json says it all."""
+    config = CLIPConfig.from_pretrained(SHIPPED)
+    config.text_config.vocab_size = len(tokenizer)
+    return CLIPModel(config)
 
 
 def matches(captions: Labels, images: Labels) -> Tensor:
@@ -177,12 +165,7 @@ def train(options: TrainingOptions) -> None:
         fresh.load_state_dict(weights)
         fresh.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        CLIPImageProcessor(
-            size={"shortest_edge": SIZE},
-            crop_size={"height": SIZE, "width": SIZE},
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
-        ).save_pretrained(folder)
+        CLIPImageProcessor.from_pretrained(SHIPPED).save_pretrained(folder)
 
     Training(options, judge, optimiser, draws).run(loss, save)
 

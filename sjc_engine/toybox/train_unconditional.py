@@ -11,29 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
+from sjc_engine.sources import BUILTINS
 from sjc_engine.toybox.dataset import STUDIO, on_backgrounds, render_toys
 from sjc_engine.toybox.loop import Draws, Training, TrainingOptions, option_parser
 from sjc_engine.toybox.objects import CATEGORIES
-from sjc_engine.toybox.train import SIZE, build_scheduler, noise_loss, save_pipeline
+from sjc_engine.toybox.train import SIZE, noise_loss, save_pipeline
 
+SHIPPED = BUILTINS["toybox-duck"]
 EMA_DECAY = 0.995
 
 
 def build_unet() -> Any:
-    """1 to 4 million parameters on 32 x 32 pixels; attention at 4 x 4 alone."""
-    from diffusers import UNet2DModel
-
-    return UNet2DModel(
-        sample_size=SIZE,
-        block_out_channels=(32, 64, 96, 128),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3,
-        attention_head_dim=32,
-        norm_num_groups=8,
-    )
+    """Random weights in the shape of the shipped model; attention is at 4 x 4 alone."""
+    return UNet2DModel.from_config(UNet2DModel.load_config(SHIPPED / "unet"))
 
 
 def train(options: TrainingOptions, category: str) -> None:
@@ -41,7 +34,7 @@ def train(options: TrainingOptions, category: str) -> None:
     torch.manual_seed(options.seed)
     toys = render_toys(options.images, SIZE, options.seed, STUDIO, categories=[category])
     draws = Draws(toys, options.batch, options.seed)
-    scheduler = build_scheduler()
+    scheduler = DDPMScheduler.from_pretrained(SHIPPED / "scheduler")
     unet = build_unet().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=options.rate, betas=(0.9, 0.99), fused=True)
 
