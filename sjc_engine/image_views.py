@@ -42,7 +42,7 @@ class ReferenceView:
             (recipe.fov_min + recipe.fov_max) / 2,
         )
         self._prior, self._recipe = prior, recipe
-        self._reference = prior.look(image.rgb, self.camera)
+        self._reference = prior.encode(image.rgb, self.camera)
         self._latents = self._reference.latents[None]
         size = (recipe.render_size, recipe.render_size)
         self.white = F.interpolate(prior.white()[None], size, mode="bilinear", antialias=True)[0]
@@ -59,7 +59,7 @@ class ReferenceView:
         return bool(self._recipe.input_view_weight or self._recipe.silhouette_weight)
 
     def condition(self, cameras: Sequence[Camera]) -> Cond:
-        return self._prior.aim(self._reference, cameras)
+        return self._prior.views(self._reference, cameras)
 
     def unconditional(self) -> Cond:
         return self._prior.unconditional(1)

@@ -69,7 +69,7 @@ def read_image(path: str | Path) -> InputImage:
     return InputImage(2 * on_white - 1, opacity, hashlib.sha256(data).hexdigest())
 
 
-def misfits(
+def mismatches(
     prior: str, takes_image: bool, has_image: bool, negative_prompt: str, recipe: OptimizeRecipe
 ) -> list[tuple[str, str]]:
     """What does not go together with a prior of this name: setting, and "problem; fix"."""
@@ -86,20 +86,20 @@ def misfits(
                  " use a prior such as kxic/zero123-xl")
             )  # fmt: skip
         if family_of(prior)[0] == "unconditional":
-            found += _words(prior, negative_prompt, recipe)
+            found += _prompts(prior, negative_prompt, recipe)
         return found
     found = []
     if not has_image:
         found.append(
             ("image", f"prior {prior!r} starts from an image, and there is none; name one")
         )
-    found += _words(prior, negative_prompt, recipe)
+    found += _prompts(prior, negative_prompt, recipe)
     if recipe.background == "random":
         found.append(("background", "'random' contradicts an image on white; use white or learned"))
     return found
 
 
-def _words(prior: str, negative_prompt: str, recipe: OptimizeRecipe) -> list[tuple[str, str]]:
+def _prompts(prior: str, negative_prompt: str, recipe: OptimizeRecipe) -> list[tuple[str, str]]:
     """What is asked in words of a prior that takes none."""
     found = []
     if negative_prompt:

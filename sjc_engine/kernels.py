@@ -435,7 +435,7 @@ def density_scatter(
 
 @inlined
 def one_ray(count: int) -> Places:
-    """Room for the places of one ray's samples."""
+    """Memory for the places of one ray's samples."""
     shape = (1, count)
     return Places(
         np.empty(shape, np.int32),
@@ -499,8 +499,8 @@ def backward(
     density_gradient[:] = ZERO  # here, so that threads do it side by side
     low, high = 0, 0
     count = samples.weight.shape[1]
-    places, room = one_ray(count), np.empty((3, 1, count), np.float32)
-    back = Back(room[0], room[1], room[2])
+    places, scratch = one_ray(count), np.empty((3, 1, count), np.float32)
+    back = Back(scratch[0], scratch[1], scratch[2])
     for r in range(begin, end):
         inside = samples_inside(rays, r, count)
         locate(rays, grid, places, 0, r, 0, inside)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.camera import Camera
-from sjc_engine.sources import FAMILIES, Source, find_prior
+from sjc_engine.sources import FAMILIES, PriorSource, find_prior
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -59,7 +59,7 @@ class Prior(ABC):
 
     def __init__(
         self,
-        source: Source,
+        source: PriorSource,
         network: Any,
         sigmas: Tensor,
         device: torch.device,
@@ -126,7 +126,7 @@ class SchedulePrior(Prior):
 
     def __init__(
         self,
-        source: Source,
+        source: PriorSource,
         network: Any,
         scheduler: Any,
         device: torch.device,

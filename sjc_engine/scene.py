@@ -17,7 +17,7 @@ from sjc_engine.distill import distill_rgb
 from sjc_engine.fields import Field, make_field
 from sjc_engine.fields.protocol import Space
 from sjc_engine.image_views import ReferenceView, View
-from sjc_engine.input_image import InputImage, misfits
+from sjc_engine.input_image import InputImage, mismatches
 from sjc_engine.losses import (
     center_depth,
     depth_smoothness,
@@ -108,7 +108,7 @@ class Scene:
     ) -> None:
         r = recipe.optimize
         starts_from_image = isinstance(prior, Zero123Prior)
-        for _, problem in misfits(
+        for _, problem in mismatches(
             prior.id, starts_from_image, image is not None, negative_prompt, r
         ):
             raise ValueError(problem)

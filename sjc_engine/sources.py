@@ -44,7 +44,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Source:
+class PriorSource:
     """Where a prior's weights are: a folder, or a hub id pinned to a commit."""
 
     id: str
@@ -100,7 +100,7 @@ class Source:
         return index
 
 
-def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> Source:
+def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> PriorSource:
     """Resolve a prior's name to its weights without loading them.
 
     Raises ValueError when the name is neither a builtin, an existing folder nor "owner/name", or
@@ -113,14 +113,14 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
         digest = folder_digest(folder)
         if revision not in (None, digest):
             raise ValueError(f"prior {id!r} has revision {digest}, not the wanted {revision}")
-        return Source(id, str(folder), digest, on_hub=False, local_files_only=True)
+        return PriorSource(id, str(folder), digest, on_hub=False, local_files_only=True)
     if not HUB_ID.fullmatch(id):
         raise ValueError(
             f"unknown prior {id!r}: use {', '.join(BUILTINS)}, a folder in diffusers layout"
             " that exists, or a hub id such as owner/name"
         )
     commit = hub_file("prior", id, INDEX, revision, local_files_only).parent.name
-    return Source(id, id, commit, on_hub=True, local_files_only=local_files_only)
+    return PriorSource(id, id, commit, on_hub=True, local_files_only=local_files_only)
 
 
 def family_of(id: str) -> tuple[str, dict[str, Any]]:

@@ -87,6 +87,6 @@ def voxelize(field: Field, resolution: int | None = None) -> VoxelField:
 
 def grid_centers(resolution: int, half_length: float, like: Tensor) -> Tensor:
     """Voxel centres (N, N, N, 3) in [z, y, x] order, points x first, as a tensor like `like`."""
-    ticks = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * half_length
-    z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
+    centers = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * half_length
+    z, y, x = torch.meshgrid(centers, centers, centers, indexing="ij")
     return torch.stack([x, y, z], dim=-1).to(like)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.prior import Cond, SchedulePrior, frozen
-from sjc_engine.sources import Source
+from sjc_engine.sources import PriorSource
 
 MAX_TOKENS = 77  # T5 would take more; the model was trained with these
 # The cosine schedule ends at sigma = 2e4, where a rendering is nothing: 22 is enough.
@@ -22,7 +22,7 @@ class DeepFloydPrior(SchedulePrior):
     once, and the device keeps its memory for the network.
     """
 
-    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import DDPMScheduler, UNet2DConditionModel
         from transformers import T5EncoderModel, T5Tokenizer
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.prior import Cond, SchedulePrior, frozen
-from sjc_engine.sources import Source
+from sjc_engine.sources import PriorSource
 
 
 class StableDiffusionPrior(SchedulePrior):
     """CLIP text encoder, `UNet2DConditionModel` and, for latents, an `AutoencoderKL`."""
 
-    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.prior import Cond, Prior, SchedulePrior
-from sjc_engine.sources import Source
+from sjc_engine.sources import PriorSource
 
 VE_TICKS = 1000
 
@@ -37,7 +37,12 @@ class VEPrior(Prior):
     guided = False
 
     def __init__(
-        self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
+        self,
+        source: PriorSource,
+        unet: Any,
+        scheduler: Any,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         low, high = 2 * scheduler.config.sigma_min, 2 * scheduler.config.sigma_max
         ticks = torch.linspace(math.log(low), math.log(high), VE_TICKS, dtype=torch.float64)
@@ -50,7 +55,7 @@ class VEPrior(Prior):
         return 2 * denoised - 1
 
 
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> Prior:
+def load(source: PriorSource, device: torch.device, dtype: torch.dtype) -> Prior:
     from diffusers import DDPMScheduler, ScoreSdeVeScheduler, UNet2DModel
 
     if source.index()["_class_name"] == "ScoreSdeVePipeline":

@@ -51,8 +51,8 @@ def build_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
 def matches(captions: Labels, images: Labels) -> Tensor:
     """(texts, images) bool: a caption fits every image that it says nothing wrong about."""
     same = captions.category[:, None] == images.category
-    for said, seen in ((captions.color, images.color), (captions.view, images.view)):
-        same &= (said[:, None] == -1) | (said[:, None] == seen)
+    for stated, seen in ((captions.color, images.color), (captions.view, images.view)):
+        same &= (stated[:, None] == -1) | (stated[:, None] == seen)
     return same
 
 
@@ -91,7 +91,7 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, 
         )
     ]
     category = torch.from_numpy(toys.category[chosen])
-    said = Labels(
+    stated = Labels(
         category,
         torch.from_numpy(np.where(names_color, seen_color, -1)),
         torch.from_numpy(np.where(names_view, seen_view, -1)),
@@ -101,7 +101,7 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, 
         torch.from_numpy(np.where(gray, -2, seen_color)),
         torch.from_numpy(seen_view),
     )
-    return image, tokenize(tokenizer, texts), matches(said, seen)
+    return image, tokenize(tokenizer, texts), matches(stated, seen)
 
 
 def degrade(rgba: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:

@@ -329,12 +329,12 @@ class Content:
     device = torch.device("cpu")
     sigmas = torch.linspace(0.1, 2.0, 1000, dtype=torch.float64)
 
-    def look(self, image, camera):
+    def encode(self, image, camera):
         self.camera = camera
         small = F.interpolate(image[None], (16, 16), mode="bilinear", antialias=True)[0]
         return type("Known", (), {"latents": small})
 
-    def aim(self, reference, cameras):
+    def views(self, reference, cameras):
         return self.unconditional(len(cameras))
 
     def unconditional(self, count):
@@ -359,7 +359,7 @@ def test_the_picture_pulls_its_own_view_towards_itself(weights):
     image, prior = ball(), Content()
     scene = Scene("a ball", "", 0, recipe, prior, image)
     assert (prior.camera.azimuth_deg, prior.camera.elevation_deg) == (60, 30)
-    wanted = prior.look(image.rgb, prior.camera).latents
+    wanted = prior.encode(image.rgb, prior.camera).latents
     mask = F.interpolate(image.opacity[None, None], (16, 16), mode="bilinear", antialias=True)
 
     def errors():
