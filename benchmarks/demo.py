@@ -131,8 +131,7 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     from sjc_engine.evaluate import evaluate
     from sjc_engine.isosurface import MeshError
     from sjc_engine.judge import load_judge
-    from sjc_engine.pictures import take_pictures
-    from sjc_engine.preview import contact_sheet
+    from sjc_engine.pictures import contact_sheet, take_pictures
     from sjc_engine.raster import rasterize
     from sjc_engine.render import render_views
     from sjc_engine.toybox.captions import NOUNS

@@ -6,8 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sjc_engine.evaluate import evaluate as measure
-from sjc_engine.pictures import take_pictures, to_image
-from sjc_engine.preview import contact_sheet
+from sjc_engine.pictures import contact_sheet, take_pictures, to_image
 from sjc_engine.turntable import write_turntable
 from tasks.artifacts import show_preview
 from tasks.asset import Asset

@@ -7,7 +7,6 @@ The paper's LSUN bedrooms and churches, CelebA-HQ (`google/ddpm-*-256`), and FFH
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,12 @@ class UnconditionalPrior(SchedulePrior):
 
     guided = False
 
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import DDPMScheduler, UNet2DModel
+
+        unet = source.network(UNet2DModel, "unet", dtype)
+        super().__init__(source, unet, source.component(DDPMScheduler, "scheduler"), device, dtype)
+
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         output: Tensor = self._unet(scaled, time).sample
         return output[:, : self.channels]
@@ -36,15 +41,15 @@ class VEPrior(Prior):
 
     guided = False
 
-    def __init__(
-        self,
-        source: PriorSource,
-        unet: Any,
-        scheduler: Any,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        low, high = 2 * scheduler.config.sigma_min, 2 * scheduler.config.sigma_max
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import ScoreSdeVeScheduler, UNet2DModel
+
+        unet = source.network(UNet2DModel, "unet", torch.float32)
+        # Its features are sines of up to hundreds of radians: half precision would make them noise.
+        for part in unet.children():
+            part.to(torch.float32 if part is unet.time_proj else dtype)
+        config = source.component(ScoreSdeVeScheduler, "scheduler").config
+        low, high = 2 * config.sigma_min, 2 * config.sigma_max
         ticks = torch.linspace(math.log(low), math.log(high), VE_TICKS, dtype=torch.float64)
         super().__init__(source, unet, ticks.exp(), device, dtype)
 
@@ -56,15 +61,5 @@ class VEPrior(Prior):
 
 
 def load(source: PriorSource, device: torch.device, dtype: torch.dtype) -> Prior:
-    from diffusers import DDPMScheduler, ScoreSdeVeScheduler, UNet2DModel
-
-    if source.index()["_class_name"] == "ScoreSdeVePipeline":
-        unet = source.network(UNet2DModel, "unet", torch.float32)
-        # Its features are sines of up to hundreds of radians: half precision would make them noise.
-        for part in unet.children():
-            part.to(torch.float32 if part is unet.time_proj else dtype)
-        scheduler = source.component(ScoreSdeVeScheduler, "scheduler")
-        return VEPrior(source, unet, scheduler, device, dtype)
-    unet = source.network(UNet2DModel, "unet", dtype)
-    scheduler = source.component(DDPMScheduler, "scheduler")
-    return UnconditionalPrior(source, unet, scheduler, device, dtype)
+    exploding = source.index()["_class_name"] == "ScoreSdeVePipeline"
+    return (VEPrior if exploding else UnconditionalPrior)(source, device, dtype)

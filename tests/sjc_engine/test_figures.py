@@ -6,8 +6,8 @@ import torch
 from tiny_priors import build_ddpm_prior, build_pixel_prior
 
 from sjc_engine import figures
-from sjc_engine.figures import GAP, HEADER, LABELS, TILE, Panel, draw, experiments
 from sjc_engine.prior import load_prior
+from sjc_engine.sample2d import GAP, HEADER, LABELS, TILE, Panel, draw, experiments
 
 
 def tile(picture, top, row, column):
