@@ -436,13 +436,8 @@ def density_scatter(
 @inlined
 def one_ray(count: int) -> Places:
     """Memory for the places of one ray's samples."""
-    shape = (1, count)
-    return Places(
-        np.empty(shape, np.int32),
-        np.empty(shape, np.float32),
-        np.empty(shape, np.float32),
-        np.empty(shape, np.float32),
-    )
+    scratch = np.empty((3, 1, count), np.float32)
+    return Places(np.empty((1, count), np.int32), scratch[0], scratch[1], scratch[2])
 
 
 @compiled

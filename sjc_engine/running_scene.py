@@ -48,6 +48,8 @@ class RunningScene:
         self.key: str = message["scene"]
         self.field = Path(message["field"])
         self.checkpoint = Path(message["checkpoint"])
+        self._totals_file = self.checkpoint.with_name(f"{self.checkpoint.name}.json")
+        self._step_file = self.checkpoint.with_name(f"{self.checkpoint.name}.step")
         for path in (self.field, self.checkpoint):
             path.parent.mkdir(parents=True, exist_ok=True)
         image = _image(message.get("image"), spec)
@@ -64,10 +66,6 @@ class RunningScene:
         self.last_report = 0.0
         self.unsaved: str | None = None
 
-    @property
-    def _totals_file(self) -> Path:
-        return self.checkpoint.with_name(f"{self.checkpoint.name}.json")
-
     def _resumed(self, prior: Prior, image: InputImage | None) -> tuple[Scene, SceneTotals] | None:
         if not self.checkpoint.exists():
             return None
@@ -77,10 +75,6 @@ class RunningScene:
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             log(f"{self.key} starts again: {error}")
             return None
-
-    @property
-    def _step_file(self) -> Path:
-        return self.checkpoint.with_name(f"{self.checkpoint.name}.step")
 
     def _reached(self) -> int:
         """The last step that an earlier process told of; at least the checkpoint's."""

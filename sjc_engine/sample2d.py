@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sjc_engine.pictures import to_image
 from sjc_engine.prior import Prior
-from sjc_engine.recipes import Score
-from sjc_engine.schedules import Schedule, draw_sigma
+from sjc_engine.recipes import OptimizeRecipe, Score
+from sjc_engine.schedules import Schedule, sigma_at
 from sjc_engine.score import guide, paas, perturb, weighting
 
 SCHEDULES: tuple[Schedule, ...] = ("annealed", "random", "fixed")
@@ -70,12 +70,15 @@ def noise_levels(
     prior: Prior, schedule: Schedule, steps: int, generator: torch.Generator, ticks: tuple[int, int]
 ) -> Tensor:
     """Sigma (steps,) of every step; `ticks` are the ends of its range, inclusive."""
-    sigmas = prior.sigmas.cpu()
-    levels = [
-        draw_sigma(schedule, k / max(1, steps - 1), ticks, FIXED_SIGMA, sigmas, 1, generator)
-        for k in range(steps)
-    ]
-    return torch.cat(levels)
+    sigmas, (low, high) = prior.sigmas.cpu(), ticks
+    recipe = OptimizeRecipe(
+        steps=steps,
+        sigma_schedule=schedule,
+        sigma_fixed=FIXED_SIGMA,
+        tick_min=low,
+        tick_max=min(high, len(sigmas) - 1),
+    )
+    return torch.cat([sigma_at(k, recipe, sigmas, 1, generator) for k in range(steps)])
 
 
 @torch.no_grad()

@@ -56,16 +56,15 @@ class PriorSource:
     def component(self, cls: Any, name: str, **options: Any) -> Any:
         if self.on_hub:
             options |= {"revision": self.revision, "local_files_only": self.local_files_only}
+        has_folder = not self.on_hub and Path(self.location, name).is_dir()
         try:
             return cls.from_pretrained(self.location, subfolder=name, **options)
-        except OSError as error:
+        except OSError:
             # Early repositories have a lone network, and its scheduler, in their root.
-            if name not in ("unet", "scheduler") or self._has_folder(name):
-                raise
-            try:
-                return cls.from_pretrained(self.location, **options)
-            except OSError:
-                raise error from None  # what is wrong with the usual place says more
+            if name in ("unet", "scheduler") and not has_folder:
+                with contextlib.suppress(OSError):  # what is wrong with the usual place says more
+                    return cls.from_pretrained(self.location, **options)
+            raise
 
     def network(self, cls: Any, name: str, dtype: Any) -> Any:
         """A diffusers network from `weights`."""
@@ -82,14 +81,9 @@ class PriorSource:
         try:
             return self.component(cls, name, **options)
         except OSError:
-            try:
+            with contextlib.suppress(OSError):
                 return self.component(cls, name, variant="fp16", **options)
-            except OSError:
-                pass
             raise
-
-    def _has_folder(self, name: str) -> bool:
-        return not self.on_hub and Path(self.location, name).is_dir()
 
     def index(self) -> dict[str, Any]:
         """The parsed model_index.json: which components there are."""

@@ -88,15 +88,8 @@ def surface_colors(
     The colour at the surface itself is not what a viewer of the field sees: the surface is fuzzy,
     and outside the shell that was ever visible the colour grid still holds its random start.
     """
-    parts = [
-        _along_normals(field, torch.from_numpy(p), torch.from_numpy(n))
-        for p, n in zip(_chunks(points), _chunks(normals), strict=True)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, 3), np.float32)
-
-
-def _chunks(rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    return [rows[k : k + _POINTS_AT_ONCE] for k in range(0, len(rows), _POINTS_AT_ONCE)]
+    batches = (torch.from_numpy(rows).split(_POINTS_AT_ONCE) for rows in (points, normals))
+    return np.concatenate([_along_normals(field, *batch) for batch in zip(*batches, strict=True)])
 
 
 def _along_normals(field: VoxelField, points: Tensor, normals: Tensor) -> NDArray[np.float32]:
