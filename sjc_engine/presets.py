@@ -122,18 +122,12 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "toybox": {**PIXEL_PRESETS, "sds": {**TOYBOX, **SDS}},
     "stable_diffusion": {**LATENT_PRESETS, "sds": SDS},
     "deepfloyd": {"if": IF, "draft": {**IF, **DRAFT, "ray_step": 0.022}},
-    "unconditional": {
-        "annealed": ANNEALED,
-        "draft": {**ANNEALED, **DRAFT},
-    },
+    "unconditional": {"annealed": ANNEALED, "draft": {**ANNEALED, **DRAFT}},
     "toybox_unconditional": {
         "annealed": {**TOYBOX, **ANNEALED},
         "draft": {**TOYBOX_DRAFT, **ANNEALED},
     },
-    "zero123": {
-        "zero123": ZERO123,
-        "draft": {**ZERO123, **DRAFT},
-    },
+    "zero123": {"zero123": ZERO123, "draft": {**ZERO123, **DRAFT}},
 }
 
 

@@ -194,29 +194,25 @@ def experiments(
     of noise and scale of guidance (one scale for priors that take no words). `on_done` hears of
     every part as it is finished.
     """
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
-
     panels: list[Panel] = []
     total = 3 * len(priors)
     for prior in priors:
-        panels.append(_out_of_distribution(prior, prompt, generator()))
+        panels.append(_out_of_distribution(prior, prompt, seed))
         on_done(len(panels), total)
-        panels.append(_samples(prior, prompt, guidance, generator))
+        panels.append(_samples(prior, prompt, guidance, seed))
         on_done(len(panels), total)
     grid = []
     for prior in priors:
-        grid.append(_moved(prior, prompt, guidance, steps, generator))
+        grid.append(_moved(prior, prompt, guidance, steps, seed))
         on_done(len(panels) + len(grid), total)
     columns = [f"{schedule}, {s:g}" for schedule in SCHEDULES for s in guidance]
     title = f"{steps} steps along the perturb-and-average score, by schedule of sigma and guidance"
     return draw([*panels, Panel(title, [prior.id for prior in priors], columns, grid)])
 
 
-def _out_of_distribution(prior: Prior, prompt: str, generator: torch.Generator) -> Panel:
+def _out_of_distribution(prior: Prior, prompt: str, seed: int) -> Panel:
     sigmas = [s for s in SHOWN_SIGMAS if s <= float(prior.sigmas[-1])]
-    denoised = out_of_distribution(prior, prompt, sigmas, generator)
+    denoised = out_of_distribution(prior, prompt, sigmas, _generator(seed))
     shown = torch.cat([blob(prior).expand(3, 1, -1, -1, -1), denoised], dim=1)
     return Panel(
         f"{_about(prior, prompt)}: its denoiser on a picture that it never saw",
@@ -226,14 +222,9 @@ def _out_of_distribution(prior: Prior, prompt: str, generator: torch.Generator) 
     )
 
 
-def _samples(
-    prior: Prior,
-    prompt: str,
-    guidance: Sequence[float],
-    generator: Callable[[], torch.Generator],
-) -> Panel:
+def _samples(prior: Prior, prompt: str, guidance: Sequence[float], seed: int) -> Panel:
     scales = list(guidance) if prior.guided else [1.0]
-    drawn = [heun(prior, [prompt] * SAMPLES, generator(), guidance_scale=s) for s in scales]
+    drawn = [heun(prior, [prompt] * SAMPLES, _generator(seed), guidance_scale=s) for s in scales]
     return Panel(
         f"{_about(prior, prompt)}: samples (Heun, 24 steps)",
         [f"guidance {s:g}" for s in scales] if prior.guided else ["no guidance"],
@@ -243,11 +234,7 @@ def _samples(
 
 
 def _moved(
-    prior: Prior,
-    prompt: str,
-    guidance: Sequence[float],
-    steps: int,
-    generator: Callable[[], torch.Generator],
+    prior: Prior, prompt: str, guidance: Sequence[float], steps: int, seed: int
 ) -> list[Tensor | None]:
     """One row of the grid."""
     ticks = (FIRST_TICK, len(prior.sigmas) - 1)
@@ -257,12 +244,17 @@ def _moved(
             if k and not prior.guided:
                 row.append(None)
                 continue
-            sigmas = noise_levels(prior, schedule, steps, generator(), ticks)
+            sigmas = noise_levels(prior, schedule, steps, _generator(seed), ticks)
+            start, generator = blob(prior), _generator(seed)
             end = optimize_pixels(
-                prior, [prompt], sigmas, generator(), start=blob(prior), guidance_scale=scale
+                prior, [prompt], sigmas, generator, start=start, guidance_scale=scale
             )
             row.append(rgb(prior, end)[0])
     return row
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _about(prior: Prior, prompt: str) -> str:

@@ -68,12 +68,8 @@ def write_video(frames: NDArray[np.uint8], path: Path) -> None:
 def write_thumbnail(frames: NDArray[np.uint8], path: Path) -> None:
     """A looping .webp of every third frame or so, THUMBNAIL_SIZE pixels a side."""
     chosen = np.linspace(0, len(frames), min(THUMBNAIL_FRAMES, len(frames)), endpoint=False)
-    small = [
-        Image.fromarray(frames[int(k)]).resize(
-            (THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS
-        )
-        for k in chosen
-    ]
+    size, filter = (THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS
+    small = [Image.fromarray(frames[int(k)]).resize(size, filter) for k in chosen]
     seconds = len(frames) / FRAMES_PER_SECOND
     data = io.BytesIO()
     small[0].save(
