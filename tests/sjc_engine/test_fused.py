@@ -244,7 +244,7 @@ def test_the_cuda_kernels_in_numbas_simulator():
         start = fused._Call.__init__
         def on_gpu(call, *arguments):
             start(call, *arguments)
-            call.on_gpu, call.threads = True, 1
+            call.on_gpu, call.cuda, call.threads = True, kernels_cuda, 1
         fused._Call.__init__ = on_gpu
         from test_fused import make_field, off, seen
         for channels, space in [(3, "rgb"), (4, "latent")]:
