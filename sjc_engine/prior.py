@@ -207,6 +207,12 @@ def load_prior(
     return prior
 
 
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Any:
+    """Token ids (B, length), padded or cut, and their attention mask, as transformers has them."""
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return tokenizer(list(prompts), max_length=length, **options)
+
+
 def frozen(model: Any, device: torch.device) -> Any:
     """The model on the device, for inference only."""
     # Tensor cores want a pixel's channels beside each other; on a CPU it is no faster.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sjc_engine.pictures import to_image
 from sjc_engine.prior import Prior
-from sjc_engine.recipes import OptimizeRecipe, Score
+from sjc_engine.recipes import OptimizeRecipe
 from sjc_engine.schedules import Schedule, sigma_at
 from sjc_engine.score import guide, paas, perturb, weighting
 
@@ -90,8 +90,6 @@ def optimize_pixels(
     *,
     start: Tensor,
     guidance_scale: float = 3.0,
-    score: Score = "sjc",
-    noise_samples: int = 1,
     lr: float = 0.03,
 ) -> Tensor:
     """Pictures (B, C, H, W) after one Adam step along the score for each of `sigmas`, any sequence.
@@ -101,20 +99,16 @@ def optimize_pixels(
     cond, uncond = prior.condition(list(prompts)), prior.condition([""] * len(prompts))
     x = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=lr, betas=(0.9, 0.99))
-    n = noise_samples
-    scale = torch.full((n * len(x),), guidance_scale)
-    repeated = list(range(len(x))) * n
+    scale = torch.full((len(x),), guidance_scale)
 
     def denoise(z: Tensor, level: Tensor) -> Tensor:
-        return guide(prior, z, level, cond[repeated], uncond[repeated], scale)
+        return guide(prior, z, level, cond, uncond, scale)
 
     for sigma in sigmas.to(torch.float64):
         level = sigma.repeat(len(x))
-        noise = torch.randn(n, *x.shape, generator=generator).to(x.device)
-        if score == "naive":
-            noise = torch.zeros_like(noise)
+        noise = torch.randn(1, *x.shape, generator=generator).to(x.device)
         towards = paas(denoise, x, level, noise)
-        x.grad = -weighting(score, level).to(x).view(-1, 1, 1, 1) * towards
+        x.grad = -weighting("sjc", level).to(x).view(-1, 1, 1, 1) * towards
         optimizer.step()
     return x.detach()
 

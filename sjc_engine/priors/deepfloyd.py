@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sjc_engine.prior import Cond, SchedulePrior, frozen
+from sjc_engine.prior import Cond, SchedulePrior, frozen, tokenize
 from sjc_engine.sources import PriorSource
 
 MAX_TOKENS = 77  # T5 would take more; the model was trained with these
@@ -39,14 +39,8 @@ class DeepFloydPrior(SchedulePrior):
     @torch.no_grad()
     def _embed(self, prompts: Sequence[str]) -> Cond:
         """In lower case, as in training."""
-        tokens = self._tokenizer(
-            [prompt.lower().strip() for prompt in prompts],
-            padding="max_length",
-            max_length=MAX_TOKENS,
-            truncation=True,
-            add_special_tokens=True,
-            return_tensors="pt",
-        )
+        lower = [prompt.lower().strip() for prompt in prompts]
+        tokens = tokenize(self._tokenizer, lower, MAX_TOKENS)
         hidden = self._text_encoder(
             tokens.input_ids, attention_mask=tokens.attention_mask
         ).last_hidden_state

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.prior import Cond, SchedulePrior, frozen
+from sjc_engine.prior import Cond, SchedulePrior, frozen, tokenize
 from sjc_engine.sources import PriorSource
 
 
@@ -38,13 +38,7 @@ class StableDiffusionPrior(SchedulePrior):
 
     @torch.no_grad()
     def _embed(self, prompts: Sequence[str]) -> Cond:
-        tokens = self._tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self._tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = tokenize(self._tokenizer, prompts, self._tokenizer.model_max_length)
         return Cond(self._text_encoder(tokens.input_ids.to(self.device)).last_hidden_state)
 
     @torch.no_grad()

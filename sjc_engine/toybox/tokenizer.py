@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import CLIPTokenizer
 
 from sjc_engine.toybox.captions import VIEWS, caption
@@ -62,12 +60,3 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
             merges=f"{folder}/merges.txt",
             model_max_length=MAX_TOKENS,
         )
-
-
-def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Tokens (B, MAX_TOKENS), padded or cut."""
-    tokens: Tensor = tokenizer(
-        list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True,
-        return_tensors="pt",
-    )["input_ids"]  # fmt: skip
-    return tokens

@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sjc_engine.prior import tokenize
 from sjc_engine.sources import BUILTINS
 from sjc_engine.toybox.dataset import STUDIO, cached_toys, on_backgrounds
 from sjc_engine.toybox.loop import Draws, Training, TrainingOptions, option_parser, warm_start
-from sjc_engine.toybox.tokenizer import build_tokenizer, tokenize
+from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
 
 SIZE, FOLD = 32, 2  # image side in pixels; pixels folded into channels along each side
 SHIPPED = BUILTINS["toybox"]
@@ -68,7 +69,7 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
     texts = [
         "" if rng.random() < DROP_CAPTION else draws.toys.caption(rng, index) for index in chosen
     ]
-    return image, tokenize(tokenizer, texts)
+    return image, tokenize(tokenizer, texts, MAX_TOKENS).input_ids
 
 
 def noise_loss(

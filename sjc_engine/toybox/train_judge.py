@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from sjc_engine.judge import BUILTINS
+from sjc_engine.prior import tokenize
 from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.dataset import OUTDOORS, cached_toys, on_backgrounds
 from sjc_engine.toybox.loop import Draws, Training, TrainingOptions, option_parser, warm_start
 from sjc_engine.toybox.objects import CATEGORIES
-from sjc_engine.toybox.tokenizer import build_tokenizer, tokenize
+from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
 from sjc_engine.views import view_prompts
 
 SHIPPED = BUILTINS["toybox"]
@@ -101,7 +102,7 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, 
         torch.from_numpy(np.where(gray, -2, seen_color)),
         torch.from_numpy(seen_view),
     )
-    return image, tokenize(tokenizer, texts), matches(stated, seen)
+    return image, tokenize(tokenizer, texts, MAX_TOKENS).input_ids, matches(stated, seen)
 
 
 def degrade(rgba: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
