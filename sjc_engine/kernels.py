@@ -409,13 +409,7 @@ def density_adjoint(back: Back, p: int, inside: int) -> None:
 
 @inlined
 def density_scatter(
-    grid: Grid,
-    places: Places,
-    p: int,
-    q: Array,
-    gradient: Array,
-    begin: int,
-    end: int,
+    grid: Grid, places: Places, p: int, q: Array, gradient: Array, begin: int, end: int
 ) -> None:
     row = index(grid.side)
     layer = row * row

@@ -77,22 +77,14 @@ class Mesh:
             write_atomically(path.with_name(name), files[name])
 
     def _glb(self, stem: str, extras: dict[str, str] | None) -> bytes:
-        vertices, normals = self.vertices @ TO_GLTF.T, self.normals @ TO_GLTF.T
+        vertices, faces, normals = self.vertices @ TO_GLTF.T, self.faces, self.normals @ TO_GLTF.T
+        surface: dict[str, Any] = {"colors": self.colors}
+        if self.texture:
+            corners, faces = self.texture.corners, self.texture.faces
+            vertices, normals = vertices[corners], normals[corners]
+            surface = {"uv": self.texture.uv, "image": self.texture.image}
         name = (extras or {}).get("asset_id", stem)
-        if self.texture is None:
-            return glb_bytes(
-                vertices, self.faces, normals, colors=self.colors, name=name, extras=extras
-            )
-        corners = self.texture.corners
-        return glb_bytes(
-            vertices[corners],
-            self.texture.faces,
-            normals[corners],
-            uv=self.texture.uv,
-            image=self.texture.image,
-            name=name,
-            extras=extras,
-        )
+        return glb_bytes(vertices, faces, normals, **surface, name=name, extras=extras)
 
     def _solid(self) -> trimesh.Trimesh:
         return trimesh.Trimesh(

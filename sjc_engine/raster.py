@@ -155,10 +155,7 @@ def rasterize(
     image = F.avg_pool2d(image[None], supersample)[0]
     opacity = image[7]
     return Raster(
-        rgb=image[:3],
-        opacity=opacity,
-        depth=image[6] / opacity.clamp(min=1e-9),
-        normals=image[3:6],
+        rgb=image[:3], opacity=opacity, depth=image[6] / opacity.clamp(min=1e-9), normals=image[3:6]
     )
 
 

@@ -64,11 +64,7 @@ def texel_surface(
         return (torch.from_numpy(values).to(device)[corners] * hits.weights[..., None]).sum(1)
 
     directions = F.normalize(spread(normals), dim=1)
-    return (
-        hits.pixel.cpu().numpy(),
-        spread(vertices).cpu().numpy(),
-        directions.cpu().numpy(),
-    )
+    return (hits.pixel.cpu().numpy(), spread(vertices).cpu().numpy(), directions.cpu().numpy())
 
 
 def dilate(image: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np.uint8]:

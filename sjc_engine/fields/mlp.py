@@ -96,7 +96,4 @@ class MLPField(Field):
         return {"width": self.width, "frequencies": self.frequencies}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "network": [*self.weights, *self.biases],
-            "background": [self.background],
-        }
+        return {"network": [*self.weights, *self.biases], "background": [self.background]}

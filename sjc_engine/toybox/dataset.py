@@ -20,7 +20,6 @@ from sjc_engine.views import ViewStyle, view_prompt
 # How often a caption uses each style of view prefix: the paper's stays known, the finest is learnt
 # best.
 STYLES: dict[ViewStyle, float] = {"paper": 0.15, "sided": 0.20, "detailed": 0.65}
-_STYLES, _SHARES = list(STYLES), list(STYLES.values())
 # A toy fills from two thirds of the frame to just all of it: few sizes are learnt faster than many.
 # The toybox recipe renders with the same angles.
 FOV_DEG = (46.0, 60.0)
@@ -67,7 +66,7 @@ class Renders:
 
     def caption(self, rng: np.random.Generator, index: int) -> str:
         """A fresh random caption of one image."""
-        style = _STYLES[rng.choice(len(_STYLES), p=_SHARES)]
+        style = list(STYLES)[rng.choice(len(STYLES), p=list(STYLES.values()))]
         category = CATEGORIES[self.category[index]]
         return caption(rng, category, self.color[index] or None, self.view(index, style))
 

@@ -108,6 +108,7 @@ class Training:
         rank: int = 0,
     ) -> None:
         """Resumes where the last run in the same folder ended. Decay 0 averages nothing."""
+        options.out.mkdir(parents=True, exist_ok=True)
         self.options, self.rank = options, rank
         self.model, self.optimiser, self.draws = model, optimiser, draws
         self.average = {name: value.clone() for name, value in model.state_dict().items()}

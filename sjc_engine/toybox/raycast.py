@@ -28,10 +28,7 @@ class Light:
 
 
 def raycast(
-    toys: Sequence[Toy],
-    origins: Tensor,
-    directions: Tensor,
-    lights: Sequence[Light],
+    toys: Sequence[Toy], origins: Tensor, directions: Tensor, lights: Sequence[Light]
 ) -> Tensor:
     """Colours seen along rays.
 

@@ -98,9 +98,7 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, 
         torch.from_numpy(np.where(names_view, seen_view, -1)),
     )
     seen = Labels(
-        category,
-        torch.from_numpy(np.where(gray, -2, seen_color)),
-        torch.from_numpy(seen_view),
+        category, torch.from_numpy(np.where(gray, -2, seen_color)), torch.from_numpy(seen_view)
     )
     return image, tokenize(tokenizer, texts, MAX_TOKENS).input_ids, matches(stated, seen)
 
@@ -174,9 +172,7 @@ def train(options: TrainingOptions) -> None:
 def main() -> None:
     parser = option_parser(__doc__.splitlines()[0], steps=4000, batch=128, images=30_000, rate=1e-3)
     parser.add_argument("--init-from", type=Path, help="an earlier judge's folder")
-    options = TrainingOptions(**vars(parser.parse_args()))
-    options.out.mkdir(parents=True, exist_ok=True)
-    train(options)
+    train(TrainingOptions(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -62,9 +62,7 @@ def main() -> None:
     parser.add_argument("--category", default="duck", choices=CATEGORIES)
     settings = vars(parser.parse_args())
     category = settings.pop("category")
-    options = TrainingOptions(**settings)
-    options.out.mkdir(parents=True, exist_ok=True)
-    train(options, category)
+    train(TrainingOptions(**settings), category)
 
 
 if __name__ == "__main__":
