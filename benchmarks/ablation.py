@@ -130,6 +130,7 @@ def picture(out: Path, base: Changes, prompts: list[str], seeds: list[int], path
     from PIL import Image, ImageDraw, ImageFont
 
     from sjc_engine import load_field
+    from sjc_engine.pictures import to_image
     from sjc_engine.render import composite, render_views
 
     columns = [(p, seed, view) for p in prompts for seed in seeds for view in (1, 3)]
@@ -152,9 +153,7 @@ def picture(out: Path, base: Changes, prompts: list[str], seeds: list[int], path
             with torch.no_grad():
                 seen = render_views(load_field(kept), [ring()[view]], TILE, TILE)
                 image = composite(seen, torch.ones_like(seen.rgb))[0]
-            levels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-            tile = Image.fromarray(levels.contiguous().numpy(), "RGB")
-            sheet.paste(tile, (LABELS + column * (TILE + GAP), y))
+            sheet.paste(to_image(image), (LABELS + column * (TILE + GAP), y))
     sheet.convert("P", palette=Image.Palette.ADAPTIVE, colors=255).save(path, optimize=True)
 
 

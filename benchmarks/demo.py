@@ -26,9 +26,13 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
+from typing import TYPE_CHECKING
 
 import numpy as np
 from report import Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "paper.csv"
 CATEGORY_OF_ID = {"burger", "duck", "ficus", "tank", "icecream", "giraffe"}
@@ -94,6 +98,30 @@ def quarter_turn(masks: np.ndarray) -> float:
     return 1 - float(np.mean(both / np.maximum(either, 1)))
 
 
+def silhouette_match(field_masks: Tensor, instance_masks: Tensor) -> float:
+    """The best mean IoU over instances and azimuth offsets, in [0, 1].
+
+    `field_masks` (views, H, W) and `instance_masks` (n, views, H, W) are bool, seen by the same
+    ring of cameras in equal steps of azimuth; an instance turned by k steps shows the same views k
+    places on. Views that are empty in both agree fully. Raises ValueError for other shapes.
+    """
+    import torch
+
+    if field_masks.dim() != 3 or instance_masks.shape[1:] != field_masks.shape:
+        raise ValueError(
+            "expected masks (views, H, W) and (n, views, H, W), not"
+            f" {tuple(field_masks.shape)} and {tuple(instance_masks.shape)}"
+        )
+    best = 0.0
+    for offset in range(len(field_masks)):
+        turned = instance_masks.roll(offset, dims=1)
+        both = (turned & field_masks).sum(dim=(2, 3), dtype=torch.float64)
+        either = (turned | field_masks).sum(dim=(2, 3), dtype=torch.float64)
+        overlap = torch.where(either > 0, both / either.clamp(min=1), 1.0)
+        best = max(best, float(overlap.mean(dim=1).max()))
+    return best
+
+
 def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     """One asset, from prompt to scores."""
     category, prompt, seed, preset, changes, out = job
@@ -103,11 +131,9 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     from sjc_engine.evaluate import evaluate
     from sjc_engine.isosurface import MeshError
     from sjc_engine.judge import load_judge
-    from sjc_engine.pictures import take_pictures
-    from sjc_engine.preview import contact_sheet
+    from sjc_engine.pictures import contact_sheet, take_pictures
     from sjc_engine.raster import rasterize
     from sjc_engine.render import render_views
-    from sjc_engine.silhouettes import silhouette_match
     from sjc_engine.toybox.captions import NOUNS
 
     torch.set_num_threads(1)

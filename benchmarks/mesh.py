@@ -52,7 +52,8 @@ from synthetic_fields import (
 from sjc_engine.camera import rays
 from sjc_engine.fields import VoxelField
 from sjc_engine.level import iou
-from sjc_engine.mesh import Mesh, extract_mesh
+from sjc_engine.mesh import extract_mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.raster import coverage, rasterize
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.turntable import turntable_frames, write_thumbnail, write_video

@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from demo import MANIFEST, SIZE, instance_masks, ring
+from demo import MANIFEST, SIZE, instance_masks, ring, silhouette_match
 from report import Report
 
 PLACES = 12
@@ -45,7 +45,6 @@ def track(job: tuple[str, str, int, str, dict[str, Any], Path]) -> Track:
     from sjc_engine.chaining import step_scenes
     from sjc_engine.render import render_views
     from sjc_engine.scene import Scene
-    from sjc_engine.silhouettes import silhouette_match
 
     torch.set_num_threads(1)
     toys = torch.from_numpy(np.load(known)[category])

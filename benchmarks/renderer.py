@@ -83,7 +83,7 @@ def put_ball(field: VoxelField) -> None:
 def our_step(field: VoxelField, camera: Camera, size: int, score: Tensor, fused: bool) -> None:
     """The same work as `published_renderer.step_gradients`, in one backward pass."""
     field.zero_grad()
-    view = render_views(field, [camera], size, size, step=STEP, haze_scale=10.0, fused=fused)
+    view = render_views(field, [camera], size, size, step=STEP, emptiness_scale=10.0, fused=fused)
     (-(score * view.rgb[0]).sum() + 1e4 * emptiness(view)).backward()
 
 

@@ -29,7 +29,7 @@ from report import Report, interleaved, ratio
 from shaped_prior import SD15, ShapedPrior
 
 from sjc_engine.chaining import try_step
-from sjc_engine.memory import Gauge
+from sjc_engine.memory import MemoryProbe
 from sjc_engine.prior import Prior, load_prior
 from sjc_engine.recipes import Recipe
 from sjc_engine.scene import Scene, StepStats
@@ -68,9 +68,9 @@ def added(make: Callable[[], list[Scene]], prior: Prior, one_call: bool) -> int:
     """Bytes that scenes add in their first two steps, from before they are made."""
     if prior.device.type == "cuda":
         torch.cuda.empty_cache()
-        gauge = Gauge(prior.device)
+        probe = MemoryProbe(prior.device)
         steps_of(make(), prior, 2, one_call)()
-        return gauge.room(1).each
+        return probe.capacity(1).each
     with Peak() as peak:
         steps_of(make(), prior, 2, one_call)()
     return int(peak.added * 2**20)

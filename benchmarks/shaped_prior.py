@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, SchedulePrior, frozen
-from sjc_engine.sources import Source
+from sjc_engine.prior import Cond, SchedulePrior
+from sjc_engine.sources import PriorSource
 
 TOKENS = 77
 # unet/config.json of stable-diffusion-v1-5; whatever is left out is diffusers' default
@@ -52,16 +52,9 @@ class ShapedPrior(SchedulePrior):
         with device:  # 860 million random numbers are made where they are needed
             unet = UNet2DConditionModel(**shape)
         schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        super().__init__(
-            Source("random/sd15", "", "random", False, True),
-            schedule,
-            channels=shape["in_channels"],
-            resolution=shape["sample_size"],
-            device=device,
-            dtype=dtype,
-        )
+        source = PriorSource("random/sd15", "", "random", False, True)
+        super().__init__(source, unet.to(dtype), schedule, device, dtype)
         self.width: int = shape["cross_attention_dim"]
-        self._unet = frozen(unet.to(dtype), device)
 
     def condition(
         self,

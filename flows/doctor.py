@@ -130,10 +130,10 @@ def renderer() -> Findings:
     """Whether the renderer's kernels work: on the GPUs or, without any, on the CPU."""
     import torch
 
-    from sjc_engine.fused import trouble
+    from sjc_engine.fused import device_unavailable_reason
 
     kind = "cuda" if torch.cuda.device_count() else "cpu"
-    if problem := trouble(torch.device(kind)):
+    if problem := device_unavailable_reason(torch.device(kind)):
         fix = 'pip install "sjc-foundry[cuda]"' if kind == "cuda" else "pip install numba"
         yield Finding("renderer", "warning", f"plain torch, which is slower: {problem}", fix)
     else:

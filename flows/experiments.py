@@ -37,8 +37,8 @@ def sample2d(
             print(f"{done} of {total} parts", file=sys.stderr, flush=True)
 
     try:
-        from sjc_engine.figures import experiments
         from sjc_engine.prior import load_prior
+        from sjc_engine.sample2d import experiments
 
         try:
             loaded = [load_prior(prior, device=chosen) for prior in priors]

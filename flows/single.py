@@ -143,9 +143,9 @@ def _make(
 ) -> dict[str, Any]:
     from sjc_engine.chaining import optimize
     from sjc_engine.evaluate import evaluate
-    from sjc_engine.mesh import MeshError, extract_mesh, mesh_statistics, write_mesh
-    from sjc_engine.pictures import take_pictures
-    from sjc_engine.preview import contact_sheet
+    from sjc_engine.isosurface import MeshError
+    from sjc_engine.mesh import extract_mesh, mesh_statistics, write_mesh
+    from sjc_engine.pictures import contact_sheet, take_pictures
     from sjc_engine.prior import load_prior
     from sjc_engine.scene import Diverged, Scene, StepStats
     from sjc_engine.turntable import write_turntable

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sjc_engine.chaining import optimize
     from sjc_engine.fields import VoxelField, load_field
     from sjc_engine.input_image import read_image
-    from sjc_engine.mesh import Mesh, extract_mesh
+    from sjc_engine.mesh import extract_mesh
+    from sjc_engine.mesh_file import Mesh
     from sjc_engine.prior import load_prior
     from sjc_engine.recipes import Recipe
     from sjc_engine.spec import AssetSpec
@@ -42,7 +43,7 @@ __all__ = [
 # `optimize`: importing it would put the module in the function's place.)
 _HOMES = {
     "AssetSpec": "spec",
-    "Mesh": "mesh",
+    "Mesh": "mesh_file",
     "Recipe": "recipes",
     "VoxelField": "fields",
     "extract_mesh": "mesh",

@@ -14,7 +14,7 @@ from sjc_engine.input_image import InputImage
 from sjc_engine.memory import out_of_memory
 from sjc_engine.prior import Cond, Prior
 from sjc_engine.recipes import Recipe
-from sjc_engine.scene import Diverged, Draw, Scene, StepStats
+from sjc_engine.scene import Diverged, Scene, StepInputs, StepStats
 from sjc_engine.score import guide
 
 
@@ -56,26 +56,13 @@ def try_step(
     before = [scene.generator.get_state() for scene in scenes]
     outcomes: dict[int, StepStats | Exception] = {}
     try:
-        draws: dict[int, Draw] = {}
+        inputs: dict[int, StepInputs] = {}
         for k, scene in enumerate(scenes):
             with _kept(outcomes, k):
-                draws[k] = scene.draw()
-        pending = deque(_groups(draws))
-        while pending:
-            group = pending.popleft()
-            try:
-                answers = _ask(prior, [draws[k] for k in group])
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                if len(group) > 1:  # whose question was it?
-                    pending.extend([k] for k in group)
-                else:
-                    outcomes[group[0]] = error
-                continue
-            for k, answer in zip(group, answers, strict=True):
-                with _kept(outcomes, k):
-                    outcomes[k] = scenes[k].learn(draws[k], answer)
+                inputs[k] = scene.draw()
+        for k, denoised in _denoise_all(prior, inputs, outcomes):
+            with _kept(outcomes, k):
+                outcomes[k] = scenes[k].update(inputs[k], denoised)
     except Exception:
         for k, scene in enumerate(scenes):
             if not isinstance(outcomes.get(k), StepStats):
@@ -95,26 +82,45 @@ def _kept(outcomes: dict[int, StepStats | Exception], scene: int) -> Iterator[No
         outcomes[scene] = error
 
 
-def _groups(draws: Mapping[int, Draw]) -> list[list[int]]:
-    """Scenes that ask alike: those with Perp-Neg have one question more."""
-    kinds = sorted({len(draw.negatives) for draw in draws.values()})
-    return [[k for k, draw in draws.items() if len(draw.negatives) == kind] for kind in kinds]
+def _denoise_all(
+    prior: Prior, inputs: Mapping[int, StepInputs], outcomes: dict[int, StepStats | Exception]
+) -> Iterator[tuple[int, Tensor]]:
+    """Scenes with their D (n, V, C, H, W), from as few network calls as there are kinds of them.
+
+    Scenes with Perp-Neg have one condition more. A call for several that fails is repeated for each
+    alone, and what then fails is that scene's outcome.
+    """
+    kinds = sorted({len(own.negatives) for own in inputs.values()})
+    pending = deque([k for k, own in inputs.items() if len(own.negatives) == n] for n in kinds)
+    while pending:
+        group = pending.popleft()
+        try:
+            denoised = _denoise(prior, [inputs[k] for k in group])
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            if len(group) > 1:
+                pending.extend([k] for k in group)
+            else:
+                outcomes[group[0]] = error
+        else:
+            yield from zip(group, denoised, strict=True)
 
 
-def _ask(prior: Prior, asked: Sequence[Draw]) -> list[Tensor]:
-    """D (n, V, C, H, W) for each draw, from one guided network call."""
+def _denoise(prior: Prior, batch: Sequence[StepInputs]) -> list[Tensor]:
+    """D (n, V, C, H, W) for each of them, from one guided network call."""
     denoised = guide(
         prior,
-        torch.cat([draw.z.flatten(0, 1) for draw in asked]),
-        torch.cat([draw.sigma.repeat(len(draw.z)) for draw in asked]),
-        Cond.cat([draw.cond for draw in asked]),
-        Cond.cat([draw.uncond for draw in asked]),
-        torch.cat([draw.scale for draw in asked]),
-        [Cond.cat(conds) for conds in zip(*(draw.negatives for draw in asked), strict=True)],
-        torch.cat([draw.weights for draw in asked], dim=1),
+        torch.cat([own.z.flatten(0, 1) for own in batch]),
+        torch.cat([own.sigma.repeat(len(own.z)) for own in batch]),
+        Cond.cat([own.cond for own in batch]),
+        Cond.cat([own.uncond for own in batch]),
+        torch.cat([own.scale for own in batch]),
+        [Cond.cat(conds) for conds in zip(*(own.negatives for own in batch), strict=True)],
+        torch.cat([own.weights for own in batch], dim=1),
     )
-    parts = denoised.split([len(draw.cond) for draw in asked])
-    return [d.view_as(draw.z) for d, draw in zip(parts, asked, strict=True)]
+    parts = denoised.split([len(own.cond) for own in batch])
+    return [d.view_as(own.z) for d, own in zip(parts, batch, strict=True)]
 
 
 def optimize(

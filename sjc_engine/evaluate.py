@@ -13,7 +13,7 @@ from sjc_engine.distractors import DISTRACTORS_SHA256, rivals
 from sjc_engine.fields import Field
 from sjc_engine.judge import Judge
 from sjc_engine.level import iou
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.perceptual import Lpips
 from sjc_engine.pictures import AROUND, Pictures, take_pictures
 from sjc_engine.recipes import EvaluateRecipe
@@ -25,11 +25,14 @@ SIDES = ("front view of", "side view of", "backside view of")
 AWAY = slice(2, 7)  # azimuths 90 to 270 degrees: the views that do not show the front
 
 
+Metrics = dict[str, float | bool | str]
+
+
 @dataclass(frozen=True, eq=False)
-class Report:
+class Evaluation:
     """What is known of an asset: one value per column, and one row per view and source."""
 
-    metrics: dict[str, float | bool | str]
+    metrics: Metrics
     views: list[dict[str, Any]]
 
 
@@ -41,19 +44,70 @@ def evaluate(
     recipe: EvaluateRecipe | None = None,
     pictures: Pictures | None = None,
     lpips: Lpips | None = None,
-) -> Report:
-    """Every metric of an asset. `pictures` saves the rendering where they were taken already.
+) -> Evaluation:
+    """Every metric of an asset. `pictures` saves the rendering where they were taken already."""
+    recipe = recipe or EvaluateRecipe()
+    pictures = pictures or take_pictures(field, mesh, recipe.evaluation_size)
+    agreement, agreements = measure_agreement(pictures, lpips)
+    judgement, judgements = judge_pictures(pictures, prompt, judge)
+    metrics = judgement | agreement | {"single_color": single_color(mesh)}
+    views = [
+        {
+            "view": view,
+            "azimuth_deg": camera.azimuth_deg,
+            "elevation_deg": camera.elevation_deg,
+            "source": source,
+            **judged[view],
+            **agreements[view],
+        }
+        for source, judged in judgements.items()
+        for view, camera in enumerate(pictures.cameras)
+    ]
+    return Evaluation(metrics, views)
 
-    Agreement, over all nine views: `field_mesh_iou` in [0, 1], mean IoU of the mesh's silhouette
-    with the field's (opacity > 0.5); `field_mesh_psnr` in dB, mean over the views, on the pixels of
-    either silhouette alone, since a white background would flatter it. `opacity_mean` and
-    `foreground_fraction` (opacity > 0.5) are of the field's pictures; 0 is empty, and a sharp
-    field has both about equal. `coverage` flags pictures that cannot be trusted, see
-    `coverage_flag`. `single_color`: 95% of the surface has almost one colour. With `lpips`,
+
+def measure_agreement(
+    pictures: Pictures, lpips: Lpips | None = None
+) -> tuple[Metrics, list[dict[str, Any]]]:
+    """How the mesh agrees with its field, over all nine views and in each.
+
+    `field_mesh_iou` in [0, 1], mean IoU of the mesh's silhouette with the field's (opacity > 0.5);
+    `field_mesh_psnr` in dB, mean over the views, on the pixels of either silhouette alone, since a
+    white background would flatter it. `opacity_mean` and `foreground_fraction` (opacity > 0.5) are
+    of the field's pictures; 0 is empty, and a sharp field has both about equal. `coverage` flags
+    pictures that cannot be trusted, see `coverage_flag`. With `lpips`,
     `field_mesh_lpips` is the mean distance of the mesh's picture from the field's (Zhang et al.
     2018), at least 0, best 0.
+    """
+    masks = pictures.field_opacity > 0.5
+    pairs = list(zip(masks, pictures.mesh_opacity > 0.5, strict=True))
+    ious = [iou(*pair) for pair in pairs]
+    psnrs = [
+        psnr(a, b, either=first | second)
+        for a, b, (first, second) in zip(pictures.field, pictures.mesh, pairs, strict=True)
+    ]
+    metrics: Metrics = {
+        "field_mesh_iou": float(np.mean(ious)),
+        "field_mesh_psnr": float(np.mean(psnrs)),
+        "opacity_mean": float(pictures.field_opacity.mean()),
+        "foreground_fraction": _share(masks),
+        "coverage": coverage_flag(masks),
+    }
+    distances = lpips(pictures.field, pictures.mesh).tolist() if lpips else [None] * len(masks)
+    if lpips:
+        metrics["field_mesh_lpips"] = float(np.mean(distances))
+        metrics["lpips_weights"] = f"{lpips.id}@{lpips.revision[:12]}"
+    names = ("field_mesh_iou", "field_mesh_psnr", "field_mesh_lpips")
+    columns = zip(ious, psnrs, distances, strict=True)
+    return metrics, [dict(zip(names, values, strict=True)) for values in columns]
 
-    By the judge, from the eight views around the mesh, with c the cosine of picture and text:
+
+def judge_pictures(
+    pictures: Pictures, prompt: str, judge: Judge
+) -> tuple[Metrics, dict[str, list[dict[str, Any]]]]:
+    """What a judge sees in the mesh, and in each view of field and mesh.
+
+    From the eight views around the mesh, with c the cosine of picture and text:
     `clip_score` is the mean of 100 max(c, 0) (Hessel et al. 2021, CLIPScore, with w = 100);
     `clip_r_precision` is the share of views whose best caption among the prompt and its `rivals`
     is the prompt (Park et al. 2021); `geometry_r_precision` is the same without colours;
@@ -62,18 +116,6 @@ def evaluate(
         1/5 sum_v [c(v, front) > max(c(v, side), c(v, backside))], v = 90, 135, 180, 225, 270,
     where 0 is best and 1 a face on every side (or an object that is round: then it says nothing).
     """
-    recipe = recipe or EvaluateRecipe()
-    pictures = pictures or take_pictures(field, mesh, recipe.evaluation_size)
-    field_masks, mesh_masks = pictures.field_opacity > 0.5, pictures.mesh_opacity > 0.5
-    pairs = list(zip(field_masks, mesh_masks, strict=True))
-    ious = [iou(*pair) for pair in pairs]
-    psnrs = [
-        psnr(a, b, either=first | second)
-        for a, b, (first, second) in zip(pictures.field, pictures.mesh, pairs, strict=True)
-    ]
-
-    distances = lpips(pictures.field, pictures.mesh).tolist() if lpips else []
-
     captions = [prompt, *rivals(prompt)]
     text = judge.text_features(captions)
     cosines = {
@@ -83,41 +125,23 @@ def evaluate(
     geometry = judge.image_features(pictures.geometry[:AROUND]) @ text.T
     sides = judge.text_features([f"{side} {prompt}" for side in SIDES])
     facing = judge.image_features(pictures.mesh[AWAY]) @ sides.T  # (5, 3)
-
-    metrics: dict[str, float | bool | str] = {
+    metrics: Metrics = {
         "clip_score": float(_clip_score(cosines["mesh"][:AROUND, 0]).mean()),
         "clip_r_precision": _share(cosines["mesh"][:AROUND].argmax(1) == 0),
         "geometry_r_precision": _share(geometry.argmax(1) == 0),
         "janus_score": _share(facing[:, 0] > facing[:, 1:].amax(1)),
-        "field_mesh_iou": float(np.mean(ious)),
-        "field_mesh_psnr": float(np.mean(psnrs)),
-        "opacity_mean": float(pictures.field_opacity.mean()),
-        "foreground_fraction": _share(field_masks),
-        "coverage": coverage_flag(field_masks),
-        "single_color": single_color(mesh),
         "evaluator": judge.id,
         "evaluator_revision": judge.revision,
         "distractors_sha256": DISTRACTORS_SHA256,
     }
-    if lpips:
-        metrics["field_mesh_lpips"] = float(np.mean(distances))
-        metrics["lpips_weights"] = f"{lpips.id}@{lpips.revision[:12]}"
-    views = [
-        {
-            "view": view,
-            "azimuth_deg": camera.azimuth_deg,
-            "elevation_deg": camera.elevation_deg,
-            "source": source,
-            "clip_score": float(_clip_score(seen[view, 0])),
-            "top_caption": captions[int(seen[view].argmax())],
-            "field_mesh_iou": ious[view],
-            "field_mesh_psnr": psnrs[view],
-            "field_mesh_lpips": distances[view] if distances else None,
-        }
+    views = {
+        source: [
+            {"clip_score": float(_clip_score(c[0])), "top_caption": captions[int(c.argmax())]}
+            for c in seen
+        ]
         for source, seen in cosines.items()
-        for view, camera in enumerate(pictures.cameras)
-    ]
-    return Report(metrics, views)
+    }
+    return metrics, views
 
 
 def psnr(a: Tensor, b: Tensor, either: Tensor) -> float:

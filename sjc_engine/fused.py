@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeGuard, TypeVar
 
@@ -22,27 +22,28 @@ from sjc_engine.fields import Field, VoxelField
 from sjc_engine.fields.protocol import DENSITY_SHIFT
 from sjc_engine.memory import keep_freed_memory, out_of_memory
 
+BACKGROUND_DEPTH = 10.0  # where light that leaves the box is said to end (official code)
 LOG = logging.getLogger(__name__)
 
 Packed = TypeVar("Packed")
 
 
 def fits(field: Field) -> TypeGuard[VoxelField]:
-    """Whether the kernels render this field. Says so once when they should, and do not run here."""
-    if _misfit(field):
+    """Whether the kernels render this field. Warns once when they should, and do not run here."""
+    if _unsupported(field):
         return False
-    reason = trouble(field.device, field.channels)
+    reason = device_unavailable_reason(field.device, field.channels)
     if reason:
-        _say_once(reason)
+        _warn_once(reason)
     return not reason
 
 
-def misfit(field: Field) -> str:
+def unavailable_reason(field: Field) -> str:
     """Why the kernels do not render this field; "" when they do."""
-    return _misfit(field) or trouble(field.device, field.channels)
+    return _unsupported(field) or device_unavailable_reason(field.device, field.channels)
 
 
-def _misfit(field: Field) -> str:
+def _unsupported(field: Field) -> str:
     if not isinstance(field, VoxelField):
         return f"a field of kind {field.kind!r}, not 'voxel'"
     if field.channels not in (3, 4) or field.dtype != torch.float32:
@@ -51,7 +52,7 @@ def _misfit(field: Field) -> str:
 
 
 @cache
-def trouble(device: torch.device, channels: int = 3) -> str:
+def device_unavailable_reason(device: torch.device, channels: int = 3) -> str:
     """Why the kernels do not run on this device; "" when they do."""
     if device.type not in ("cpu", "cuda"):
         return f"there are none for {device.type}"
@@ -71,14 +72,14 @@ def _try(device: torch.device, channels: int) -> None:
     field = VoxelField(2, channels, generator=torch.Generator()).to(device)
     line, chord = torch.ones(1, 3, device=device), torch.ones(1, device=device)
     with torch.enable_grad():
-        parts = march_voxels(field, CutRays(-line, line, chord, chord, 1.0, 0.5, 2, 10.0, 1.0))
+        parts = march_voxels(field, CutRays(-line, line, chord, chord, chord, 1.0, 0.5, 2, 1.0))
         torch.cat([part.flatten() for part in parts]).sum().backward()
     assert field.density.grad is not None
     field.density.grad.sum().item()  # a GPU tells of errors when it is waited for
 
 
 @cache
-def _say_once(reason: str) -> None:
+def _warn_once(reason: str) -> None:
     LOG.warning("rendering with plain torch, which is slower: %s", reason)
 
 
@@ -86,25 +87,38 @@ def _say_once(reason: str) -> None:
 class CutRays:
     """n rays through the box, cut into intervals as `render.render_views` says."""
 
-    origins: Tensor  # (n, 3) float32, as all of them
+    origins: Tensor  # (n, 3)
     directions: Tensor  # (n, 3)
     near: Tensor  # (n,) distance to the box
     chord: Tensor  # (n,) length inside it
+    pixel: Tensor  # (n,) a pixel's width one unit away
     first: float  # share of `step` that the first interval has
     step: float
     count: int  # intervals
-    background_depth: float  # where light ends that leaves the box
-    haze_scale: float  # beta in log(1 + beta w)
+    emptiness_scale: float  # beta in log(1 + beta w)
 
     def __len__(self) -> int:
         return len(self.origins)
 
+    def __getitem__(self, part: slice) -> CutRays:
+        lines = (self.origins, self.directions, self.near, self.chord, self.pixel)
+        cuts = (self.first, self.step, self.count, self.emptiness_scale)
+        return CutRays(*(line[part] for line in lines), *cuts)
+
+    @property
+    def t_edges(self) -> Tensor:
+        """Where intervals begin and end (count + 1,), from the box's wall; the chord clips them."""
+        numbers = torch.arange(-1, self.count, dtype=torch.float64, device=self.near.device)
+        return (numbers + self.first).clamp_(min=0.0) * self.step
+
 
 def march_voxels(field: VoxelField, rays: CutRays) -> tuple[Tensor, ...]:
-    """Colour (n, C), opacity, depth and haze (n,), weights (n, count), all differentiable once.
+    """Colour (n, C), opacity, depth, emptiness (n,), weights (n, count), differentiable once.
 
     The oracle's numbers, to float32's precision.
     """
+    names = ("origins", "directions", "near", "chord")
+    rays = replace(rays, **{name: getattr(rays, name).float().contiguous() for name in names})
     outcome: tuple[Tensor, ...] = _March.apply(
         field.density, field.color, field.d_scale, field, rays
     )
@@ -116,34 +130,31 @@ class _March(torch.autograd.Function):
     def forward(
         ctx: Any, density: Tensor, color: Tensor, d_scale: Tensor, field: VoxelField, rays: CutRays
     ) -> tuple[Tensor, ...]:
-        from sjc_engine.kernels import Picture, Samples
-
         n, count = len(rays), rays.count
         voxels = color.movedim(1, -1).contiguous()
         colors = density.new_empty(n, count * field.channels)
         kept = *density.new_empty(3, n, count), colors
         rgb = density.new_zeros(n, field.channels)
-        opacity, depth, haze = density.new_empty(3, n)
+        opacity, depth, emptiness = density.new_empty(3, n)
         call = _Call(field, rays, density, voxels, d_scale.exp())
-        call.forward(call.pack(Samples, *kept), call.pack(Picture, rgb, opacity, depth, haze))
+        pixels = call.pack(call.kernels.Pixels, rgb, opacity, depth, emptiness)
+        call.forward(call.samples(kept), pixels)
         ctx.save_for_backward(voxels, density, d_scale, *kept)
         ctx.field, ctx.rays = field, rays
         ctx.set_materialize_grads(False)
-        return rgb, opacity, depth, haze, kept[0]
+        return rgb, opacity, depth, emptiness, kept[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        from sjc_engine.kernels import Given, Samples
-
         voxels, density, d_scale, *kept = ctx.saved_tensors
         call = _Call(ctx.field, ctx.rays, density, voxels, d_scale.exp())
         # Additions are not atomic on the CPU: there each thread has grids of its own.
         d_density = [torch.empty_like(density) for _ in range(call.threads)]
         d_voxels = [torch.empty_like(voxels) for _ in range(call.threads)]
         call.backward(
-            call.pack(Samples, *kept),
-            call.pack(Given, *call.whole(given)),
+            call.samples(kept),
+            call.pack(call.kernels.PixelGradients, *call.whole(given)),
             [call.array(d.view(-1)) for d in d_density],
             [call.array(d.view(-1, d.shape[-1])) for d in d_voxels],
         )
@@ -161,22 +172,17 @@ class _Call:
         from sjc_engine import kernels
 
         self.n, self.count, self.on_gpu = len(rays), rays.count, density.is_cuda
-        self.scale = scale
+        self.kernels, self.scale = kernels, scale
         self.threads = 1 if self.on_gpu else torch.get_num_threads()
         if self.on_gpu:
             from sjc_engine import kernels_cuda
 
-            kernels_cuda.select(density.get_device())
+            self.cuda = kernels_cuda
+            self.cuda.select(density.get_device())
         real = kernels.real
         self.rays = kernels.Rays(
-            self.array(rays.origins),
-            self.array(rays.directions),
-            self.array(rays.near),
-            self.array(rays.chord),
-            real(rays.first),
-            real(rays.step),
-            real(rays.background_depth),
-            real(rays.haze_scale),
+            *map(self.array, (rays.origins, rays.directions, rays.near, rays.chord)),
+            *map(real, (rays.first, rays.step, BACKGROUND_DEPTH, rays.emptiness_scale)),
         )
         self.grid = kernels.Grid(
             self.array(density.reshape(-1)),
@@ -191,11 +197,7 @@ class _Call:
 
     def array(self, tensor: Tensor) -> Any:
         """The tensor's memory, contiguous, as the kernels want it."""
-        if not self.on_gpu:
-            return tensor.detach().numpy()
-        from sjc_engine import kernels_cuda
-
-        return kernels_cuda.array(tensor.detach())
+        return self.cuda.array(tensor.detach()) if self.on_gpu else tensor.detach().numpy()
 
     def whole(self, given: Sequence[Tensor | None]) -> list[Tensor]:
         """The gradients of what `march_voxels` returns, contiguous. Only the weights' stay away."""
@@ -209,29 +211,25 @@ class _Call:
     def pack(self, kind: type[Packed], *tensors: Tensor) -> Packed:
         return kind(*map(self.array, tensors))
 
-    def forward(self, samples: Any, picture: Any) -> None:
-        if self.on_gpu:
-            from sjc_engine import kernels_cuda
+    def samples(self, kept: Sequence[Tensor]) -> Any:
+        return self.pack(self.kernels.Samples, *kept)
 
-            kernels_cuda.forward(self.rays, self.grid, self._places(), samples, picture)
+    def forward(self, samples: Any, pixels: Any) -> None:
+        if self.on_gpu:
+            self.cuda.forward(self.rays, self.grid, self._places(), samples, pixels)
             return
-        from sjc_engine import kernels
 
         def part(thread: int, begin: int, end: int) -> None:
-            kernels.forward(begin, end, self.rays, self.grid, samples, picture)
+            self.kernels.forward(begin, end, self.rays, self.grid, samples, pixels)
 
         self._in_parts(part, self._shares())
 
     def backward(self, samples: Any, given: Any, d_density: list[Any], d_voxels: list[Any]) -> None:
         """Fills the first of the gradients; there is one for each thread."""
-        from sjc_engine import kernels
-
         if self.on_gpu:
-            from sjc_engine import kernels_cuda
-
-            back = self.pack(kernels.Back, *self.scale.new_empty(3, self.n, self.count))
+            back = self.pack(self.kernels.Back, *self.scale.new_empty(3, self.n, self.count))
             out = back, d_density[0], d_voxels[0]
-            kernels_cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
+            self.cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
             return
 
         side = int(self.grid.side)
@@ -241,7 +239,7 @@ class _Call:
 
         def part(thread: int, begin: int, end: int) -> None:
             out = d_density[thread], d_voxels[thread]
-            reached[thread] = kernels.backward(
+            reached[thread] = self.kernels.backward(
                 begin, end, self.rays, self.grid, samples, given, *out
             )
 
@@ -253,10 +251,8 @@ class _Call:
 
     def _places(self) -> Any:
         """A GPU's room for where all samples lie; a CPU's threads have that of one ray."""
-        from sjc_engine.kernels import Places
-
         cell = torch.empty(self.n, self.count, dtype=torch.int32, device=self.scale.device)
-        return self.pack(Places, cell, *self.scale.new_empty(3, self.n, self.count))
+        return self.pack(self.kernels.Places, cell, *self.scale.new_empty(3, self.n, self.count))
 
     def _shares(self) -> list[int]:
         """Where each thread's rays begin, and the last's end: equal lengths inside the box."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,26 +12,12 @@ from sjc_engine.camera import Camera, orbit
 from sjc_engine.input_image import NO_SILHOUETTE, InputImage
 from sjc_engine.losses import depth_smoothness, input_view, silhouette
 from sjc_engine.prior import Cond
+from sjc_engine.priors.zero123 import Zero123Prior
 from sjc_engine.recipes import OptimizeRecipe
 from sjc_engine.render import Rendering
 
 # 3drec smooths the picture's own view by a tenth of what it does to others, but from the start.
 SMOOTH_SHARE = 0.1
-
-
-@runtime_checkable
-class ImagePrior(Protocol):
-    """A prior that starts from a picture: it is looked at once, then asked for views of it."""
-
-    def look(self, image: Tensor, camera: Camera) -> Any:
-        """What the prior knows of a picture (3, H, W); it has `latents` (C, H, W)."""
-
-    def aim(self, reference: Any, cameras: Sequence[Camera]) -> Cond: ...
-
-    def unconditional(self, count: int) -> Cond: ...
-
-    def white(self) -> Tensor:
-        """A white picture (C, H, W) in the prior's space."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +34,7 @@ class ReferenceView:
     Raises ValueError when the recipe wants a silhouette that the picture does not have.
     """
 
-    def __init__(self, image: InputImage, prior: ImagePrior, recipe: OptimizeRecipe) -> None:
+    def __init__(self, image: InputImage, prior: Zero123Prior, recipe: OptimizeRecipe) -> None:
         self.camera = orbit(
             recipe.image_azimuth,
             recipe.image_elevation,
@@ -57,8 +42,8 @@ class ReferenceView:
             (recipe.fov_min + recipe.fov_max) / 2,
         )
         self._prior, self._recipe = prior, recipe
-        self._reference = prior.look(image.rgb, self.camera)
-        self._latents: Tensor = self._reference.latents[None]
+        self._reference = prior.encode(image.rgb, self.camera)
+        self._latents = self._reference.latents[None]
         size = (recipe.render_size, recipe.render_size)
         self.white = F.interpolate(prior.white()[None], size, mode="bilinear", antialias=True)[0]
         self._opacity: Tensor | None = None
@@ -73,8 +58,8 @@ class ReferenceView:
         """Whether a step renders this view."""
         return bool(self._recipe.input_view_weight or self._recipe.silhouette_weight)
 
-    def ask(self, cameras: Sequence[Camera]) -> Cond:
-        return self._prior.aim(self._reference, cameras)
+    def condition(self, cameras: Sequence[Camera]) -> Cond:
+        return self._prior.views(self._reference, cameras)
 
     def unconditional(self) -> Cond:
         return self._prior.unconditional(1)

@@ -69,43 +69,30 @@ def read_image(path: str | Path) -> InputImage:
     return InputImage(2 * on_white - 1, opacity, hashlib.sha256(data).hexdigest())
 
 
-def misfits(
+def mismatches(
     prior: str, takes_image: bool, has_image: bool, negative_prompt: str, recipe: OptimizeRecipe
 ) -> list[tuple[str, str]]:
     """What does not go together with a prior of this name: setting, and "problem; fix"."""
+    found = []
+    if takes_image and not has_image:
+        problem = f"prior {prior!r} starts from an image, and there is none; name one"
+        found.append(("image", problem))
     if not takes_image:
-        found = [
-            (key, f"{key} = {getattr(recipe, key):g} wants an input image, and prior {prior!r}"
-             " takes text only; use 0")
-            for key in ("input_view_weight", "silhouette_weight")
-            if getattr(recipe, key)
-        ]  # fmt: skip
+        for key in ("input_view_weight", "silhouette_weight"):
+            if value := getattr(recipe, key):
+                problem = f"{key} = {value:g} wants an input image, and prior {prior!r}"
+                found.append((key, problem + " takes text only; use 0"))
         if has_image:
-            found.append(
-                ("image", f"prior {prior!r} takes text only, not images; leave the image out, or"
-                 " use a prior such as kxic/zero123-xl")
-            )  # fmt: skip
-        if family_of(prior)[0] == "unconditional":
-            found += _words(prior, negative_prompt, recipe)
-        return found
-    found = []
-    if not has_image:
-        found.append(
-            ("image", f"prior {prior!r} starts from an image, and there is none; name one")
-        )
-    found += _words(prior, negative_prompt, recipe)
-    if recipe.background == "random":
-        found.append(("background", "'random' contradicts an image on white; use white or learned"))
-    return found
-
-
-def _words(prior: str, negative_prompt: str, recipe: OptimizeRecipe) -> list[tuple[str, str]]:
-    """What is asked in words of a prior that takes none."""
-    found = []
-    if negative_prompt:
-        found.append(("negative_prompt", f"prior {prior!r} takes no words; leave it out"))
-    if recipe.perp_neg_weight:
-        found.append(("perp_neg_weight", f"prior {prior!r} takes no words; use 0"))
+            problem = f"prior {prior!r} takes text only, not images; leave the image out, or"
+            found.append(("image", problem + " use a prior such as kxic/zero123-xl"))
+    if takes_image or family_of(prior)[0] == "unconditional":
+        if negative_prompt:
+            found.append(("negative_prompt", f"prior {prior!r} takes no words; leave it out"))
+        if recipe.perp_neg_weight:
+            found.append(("perp_neg_weight", f"prior {prior!r} takes no words; use 0"))
+    if takes_image and recipe.background == "random":
+        problem = "'random' contradicts an image on white; use white or learned"
+        found.append(("background", problem))
     return found
 
 

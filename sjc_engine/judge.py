@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sjc_engine.sources import HUB_ID, folder_digest, no_progress_bar
+from sjc_engine.sources import HUB_ID, folder_digest, hub_file, no_progress_bar
 
 BUILTINS = {"toybox": Path(__file__).parent / "toybox" / "weights" / "judge"}
+SETTINGS = "preprocessor_config.json"
 BATCH = 32  # images or texts to a call of the network
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor_config.json has them
 
@@ -98,7 +99,7 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
 
     folder = BUILTINS.get(id, Path(id))
     if folder.is_dir():
-        location, revision = str(folder), folder_digest(folder)
+        location, revision, settings = str(folder), folder_digest(folder), folder / SETTINGS
         pinned: dict[str, Any] = {"local_files_only": True}
     elif id in BUILTINS:
         raise ValueError(
@@ -106,7 +107,8 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
             " another judge with --set judge=FOLDER"
         )
     elif HUB_ID.fullmatch(id):
-        location, revision = id, _hub_file(id).parent.name
+        settings = hub_file("judge", id, SETTINGS)
+        location, revision = id, settings.parent.name
         pinned = {"revision": revision}
     else:
         raise ValueError(
@@ -114,7 +116,6 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
             " exists, or a hub id such as openai/clip-vit-large-patch14"
         )
     try:
-        settings = folder / "preprocessor_config.json" if folder.is_dir() else _hub_file(id)
         preprocessing = read_preprocessing(settings)
         with no_progress_bar():
             model: Any = CLIPModel.from_pretrained(
@@ -147,20 +148,6 @@ def read_preprocessing(path: Path) -> Preprocessing:
         std=tuple(config["image_std"]),
         mode=mode,
     )
-
-
-def _hub_file(id: str) -> Path:
-    """preprocessor_config.json in the local cache; its folder is named after the commit."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    try:
-        return Path(hf_hub_download(id, "preprocessor_config.json"))
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(
-            f"judge {id!r} is neither an existing folder nor available from the hub ({error});"
-            f" on a machine with access run: hf download {id}"
-        ) from error
 
 
 def _unit(outputs: list[Any]) -> Tensor:

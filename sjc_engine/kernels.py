@@ -49,7 +49,7 @@ class Rays(NamedTuple):
     first: np.float32  # share of a step that the first interval has
     step: np.float32
     background_depth: np.float32  # where light ends that leaves the box
-    haze_scale: np.float32  # beta in log(1 + beta w)
+    emptiness_scale: np.float32  # beta in log(1 + beta w)
 
 
 class Grid(NamedTuple):
@@ -69,7 +69,7 @@ class Samples(NamedTuple):
     """What the way back needs of every sample, (n, count) each; valid inside the chord only."""
 
     weight: Array  # w_i; zero beyond the chord
-    through: Array  # T_{i+1}
+    transmittance: Array  # T_{i+1}
     slope: Array  # d sigma / d value
     color: Array  # (n, count * C), where the weight counts
 
@@ -91,20 +91,22 @@ class Back(NamedTuple):
     slope: Array  # delta_i d sigma / d value
 
 
-class Picture(NamedTuple):
+class Pixels(NamedTuple):
+    """What was rendered."""
+
     rgb: Array  # (n, C)
     opacity: Array  # (n,)
     depth: Array  # (n,)
-    haze: Array  # (n,) sum_i log(1 + beta w_i)
+    emptiness: Array  # (n,) sum_i log(1 + beta w_i)
 
 
-class Given(NamedTuple):
+class PixelGradients(NamedTuple):
     """The loss' gradients, for what was rendered."""
 
     rgb: Array  # (n, C)
     opacity: Array  # (n,)
     depth: Array  # (n,)
-    haze: Array  # (n,)
+    emptiness: Array  # (n,)
     weight: Array  # (n, count); (0, count) where no loss looks at single weights
 
 
@@ -212,9 +214,9 @@ def densities(
 
 
 @inlined
-def composite(rays: Rays, samples: Samples, picture: Picture, r: int) -> None:
+def composite(rays: Rays, samples: Samples, picture: Pixels, r: int) -> None:
     """Weights from densities, and what they say of the ray."""
-    weight, through = samples.weight[r], samples.through[r]
+    weight, transmittance = samples.weight[r], samples.transmittance[r]
     count = weight.shape[0]
     inside = samples_inside(rays, r, count)
     for i in range(inside):  # alpha, and what is let through
@@ -223,24 +225,24 @@ def composite(rays: Rays, samples: Samples, picture: Picture, r: int) -> None:
         passed = exp(-optical)
         thin = optical - HALF * optical * optical
         weight[i] = thin if optical < real(2e-3) else ONE - passed
-        through[i] = passed
-    transmittance, opacity, depth = ONE, ZERO, ZERO
+        transmittance[i] = passed
+    light, opacity, depth = ONE, ZERO, ZERO
     for i in range(inside):
         distance, _ = interval(rays, r, i)
-        w = transmittance * weight[i]
-        transmittance *= through[i]
-        weight[i], through[i] = w, transmittance
+        w = light * weight[i]
+        light *= transmittance[i]
+        weight[i], transmittance[i] = w, light
         opacity += w
         depth += w * distance
     for i in range(inside, count):
         weight[i] = ZERO
-    haze = ZERO
-    if rays.haze_scale > ZERO:
+    emptiness = ZERO
+    if rays.emptiness_scale > ZERO:
         for i in range(inside):
-            haze += log_above(rays.haze_scale * weight[i])
-    picture.haze[r] = haze
+            emptiness += log_above(rays.emptiness_scale * weight[i])
+    picture.emptiness[r] = emptiness
     picture.opacity[r] = opacity
-    picture.depth[r] = depth + transmittance * rays.background_depth
+    picture.depth[r] = depth + light * rays.background_depth
 
 
 @inlined
@@ -290,7 +292,7 @@ def colors(
     places: Places,
     p: int,
     samples: Samples,
-    picture: Picture,
+    picture: Pixels,
     r: int,
     begin: int,
     end: int,
@@ -331,7 +333,7 @@ def color_adjoint(
     places: Places,
     p: int,
     samples: Samples,
-    given: Given,
+    given: PixelGradients,
     q: Array,
     gradient: Array,
     r: int,
@@ -346,11 +348,11 @@ def color_adjoint(
     if channels == 4:
         g3 = given.rgb[r, 3]
     weights, out = samples.weight[r], q[p]
-    deeper, haze = given.depth[r], given.haze[r] * rays.haze_scale
+    deeper, emptiness = given.depth[r], given.emptiness[r] * rays.emptiness_scale
     common = given.opacity[r] - deeper * rays.background_depth
     for i in range(begin, end):
         distance, _ = interval(rays, r, i)
-        out[i] = common + deeper * distance + haze / (ONE + rays.haze_scale * weights[i])
+        out[i] = common + deeper * distance + emptiness / (ONE + rays.emptiness_scale * weights[i])
     if given.weight.shape[0] > 0:
         for i in range(begin, end):
             out[i] += given.weight[r, i]
@@ -387,12 +389,12 @@ def density_factors(
     rays: Rays, samples: Samples, back: Back, p: int, r: int, begin: int, end: int
 ) -> None:
     """What `density_adjoint` needs, in a loop that vectorises: q_i becomes T_{i+1} q_i."""
-    weight, through, steep = samples.weight[r], samples.through[r], samples.slope[r]
+    weight, transmittance, steep = samples.weight[r], samples.transmittance[r], samples.slope[r]
     q, part, slope = back.q[p], back.part[p], back.slope[p]
     for i in range(begin, end):
         _, delta = interval(rays, r, i)
         part[i], slope[i] = weight[i] * q[i], delta * steep[i]
-        q[i] *= through[i]
+        q[i] *= transmittance[i]
 
 
 @inlined
@@ -407,13 +409,7 @@ def density_adjoint(back: Back, p: int, inside: int) -> None:
 
 @inlined
 def density_scatter(
-    grid: Grid,
-    places: Places,
-    p: int,
-    q: Array,
-    gradient: Array,
-    begin: int,
-    end: int,
+    grid: Grid, places: Places, p: int, q: Array, gradient: Array, begin: int, end: int
 ) -> None:
     row = index(grid.side)
     layer = row * row
@@ -433,19 +429,14 @@ def density_scatter(
 
 @inlined
 def one_ray(count: int) -> Places:
-    """Room for the places of one ray's samples."""
-    shape = (1, count)
-    return Places(
-        np.empty(shape, np.int32),
-        np.empty(shape, np.float32),
-        np.empty(shape, np.float32),
-        np.empty(shape, np.float32),
-    )
+    """Memory for the places of one ray's samples."""
+    scratch = np.empty((3, 1, count), np.float32)
+    return Places(np.empty((1, count), np.int32), scratch[0], scratch[1], scratch[2])
 
 
 @compiled
 def forward(
-    begin: int, end: int, rays: Rays, grid: Grid, samples: Samples, picture: Picture
+    begin: int, end: int, rays: Rays, grid: Grid, samples: Samples, picture: Pixels
 ) -> None:
     """Renders rays begin...end on the CPU."""
     count = samples.weight.shape[1]
@@ -484,7 +475,7 @@ def backward(
     rays: Rays,
     grid: Grid,
     samples: Samples,
-    given: Given,
+    given: PixelGradients,
     density_gradient: Array,
     color_gradient: Array,
 ) -> tuple[int, int]:
@@ -497,8 +488,8 @@ def backward(
     density_gradient[:] = ZERO  # here, so that threads do it side by side
     low, high = 0, 0
     count = samples.weight.shape[1]
-    places, room = one_ray(count), np.empty((3, 1, count), np.float32)
-    back = Back(room[0], room[1], room[2])
+    places, scratch = one_ray(count), np.empty((3, 1, count), np.float32)
+    back = Back(scratch[0], scratch[1], scratch[2])
     for r in range(begin, end):
         inside = samples_inside(rays, r, count)
         locate(rays, grid, places, 0, r, 0, inside)

@@ -83,7 +83,7 @@ def _density_scatter(rays, grid, places, q, gradient):  # type: ignore[no-untype
 
 
 def forward(
-    rays: k.Rays, grid: k.Grid, places: k.Places, samples: k.Samples, picture: k.Picture
+    rays: k.Rays, grid: k.Grid, places: k.Places, samples: k.Samples, picture: k.Pixels
 ) -> None:
     """`kernels.forward` for all rays, in the order of torch's current stream."""
     n, count = samples.weight.shape
@@ -99,7 +99,7 @@ def backward(
     grid: k.Grid,
     places: k.Places,
     samples: k.Samples,
-    given: k.Given,
+    given: k.PixelGradients,
     back: k.Back,
     density_gradient: Any,
     color_gradient: Any,

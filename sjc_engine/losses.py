@@ -20,11 +20,11 @@ DEPTH_KNEE = 0.1
 def emptiness(rendering: Rendering) -> Tensor:
     """SJC's emptiness loss: mean(log(1 + beta w)) over all samples, also those outside the box.
 
-    It rises steeply at w = 0, so that faint haze costs more than a surface of equal opacity. beta
-    is the `haze_scale` that the views were rendered with, while their weights were at hand; 0, the
-    default, makes the loss 0.
+    It rises steeply at w = 0, so that faint fog costs more than a surface of equal opacity. beta is
+    the `emptiness_scale` that the views were rendered with, while their weights were at hand; 0,
+    the default, makes the loss 0.
     """
-    return rendering.haze.sum() / rendering.weights.numel()
+    return rendering.emptiness.sum() / rendering.weights.numel()
 
 
 def center_depth(depth: Tensor, form: Literal["fixed", "official"] = "fixed") -> Tensor:
@@ -104,8 +104,8 @@ def distortion(rendering: Rendering) -> Tensor:
     sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 delta_i / 3 over a ray's intervals, with middles m and
     lengths delta in world units: smallest where light stops at one surface.
     """
-    ticks, chord = rendering.ticks[..., None, :], rendering.chord[..., None]
-    edges = torch.minimum(ticks, chord)  # (..., rays, samples + 1)
+    t_edges, chord = rendering.t_edges[..., None, :], rendering.chord[..., None]
+    edges = torch.minimum(t_edges, chord)  # (..., rays, samples + 1)
     middle, length = (edges[..., 1:] + edges[..., :-1]) / 2, edges.diff()
     w = rendering.weights
     # Middles ascend along a ray, so that the double sum needs only running sums.

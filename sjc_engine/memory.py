@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 # What allocators say whose errors have no class of their own: torch on the CPU, C++, cuBLAS and
 # cuDNN, the CUDA runtime and its driver.
-_WORDS = (
+_MESSAGES = (
     "can't allocate memory",
     "std::bad_alloc",
     "_ALLOC_FAILED",
@@ -34,7 +34,7 @@ def out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return not isinstance(error, OSError) and any(word in str(error) for word in _WORDS)
+    return not isinstance(error, OSError) and any(text in str(error) for text in _MESSAGES)
 
 
 def keep_freed_memory() -> None:
@@ -71,7 +71,7 @@ def free_memory() -> int | None:
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """How many scenes a device has memory for."""
 
     each: int  # bytes that a scene adds
@@ -88,7 +88,7 @@ class Room:
         return f"{self.scenes} (a scene takes {each:.2f} GB of {free:.1f} GB free{limit})"
 
 
-class Gauge:
+class MemoryProbe:
     """Measures what scenes add to a CUDA device, from before the first to a whole step of all."""
 
     def __init__(self, device: torch.device) -> None:
@@ -98,9 +98,9 @@ class Gauge:
         self.before = cuda.memory_allocated(device)
         cuda.reset_peak_memory_stats(device)
 
-    def room(self, scenes: int) -> Room:
+    def capacity(self, scenes: int) -> Capacity:
         """Now that so many scenes, and no others, have done steps."""
         each = (self._cuda.max_memory_allocated(self.device) - self.before) // scenes
         # What the allocator keeps for itself can be had again.
         kept = self._cuda.memory_reserved(self.device) - self.before
-        return Room(each, self._cuda.mem_get_info(self.device)[0] + kept)
+        return Capacity(each, self._cuda.mem_get_info(self.device)[0] + kept)

@@ -129,14 +129,10 @@ def _check(network: str, weights: Mapping[str, Tensor]) -> None:
     """Raises ValueError unless the weights are those of the network, in shapes that fit."""
     if network not in _NETWORKS:
         raise ValueError(f"network {network!r} is unknown")
-    channels = 3
-    for layer in _NETWORKS[network][0]:
-        if layer is POOL:
-            continue
-        weight, bias = (weights.get(f"features.{layer[0]}.{kind}") for kind in ("weight", "bias"))
-        if weight is None or bias is None or weight.ndim != 4 or weight.shape[1] != channels:
-            raise ValueError(f"features.{layer[0]} is missing or has another shape")
-        channels = weight.shape[0]
-        lin = weights.get(f"lin.{layer[0]}")
-        if layer[0] in _TAPS[network] and (lin is None or lin.shape != (1, channels, 1, 1)):
-            raise ValueError(f"lin.{layer[0]} is missing or has another shape")
+    blank = torch.zeros(1, 3, 64, 64)
+    try:
+        Lpips("", "", network, weights)(blank, blank)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} is missing") from error
+    except RuntimeError as error:
+        raise ValueError(f"weights of another shape: {error}") from error

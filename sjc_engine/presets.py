@@ -8,7 +8,7 @@ Value = int | float | bool | str
 
 # The embedded prior: 32 x 32 pixels, rendered as its training images were (`toybox.dataset`): seen
 # from no closer, and told by the finest view prompts that it knows. Emptiness 250 over about 1e5
-# samples is 2.5e-3 a sample: less leaves a haze that makes outlines a pixel too wide. High noise
+# samples is 2.5e-3 a sample: less leaves a fog that makes outlines a pixel too wide. High noise
 # finds the shape and low noise finishes it: its top falls as the steps go on.
 TOYBOX: dict[str, Value] = {
     "steps": 1000,
@@ -72,11 +72,12 @@ PAPER_EXCEPTIONS: dict[str, dict[str, Value]] = {
     "zebra": {"lr": 0.02, "emptiness_weight": 3e4, "variance_reduction": False},
     "zelda": {"variance_reduction": False},
 }
+DRAFT: dict[str, Value] = {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128}
 LATENT_PRESETS: dict[str, dict[str, Value]] = {
     "paper": {},
     # What makes the toybox fast, and a coarse grid at first; not measured with these models
     "fast": {"steps": 5000, "tick_end": 500, "grid_start": 50},
-    "draft": {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
+    "draft": DRAFT,
     **{f"paper-{name}": changes for name, changes in PAPER_EXCEPTIONS.items()},
 }
 
@@ -120,19 +121,13 @@ ZERO123: dict[str, Value] = {
 PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "toybox": {**PIXEL_PRESETS, "sds": {**TOYBOX, **SDS}},
     "stable_diffusion": {**LATENT_PRESETS, "sds": SDS},
-    "deepfloyd": {"if": IF, "draft": {**IF, "steps": 1000, "grid_size": 64, "ray_step": 0.022}},
-    "unconditional": {
-        "annealed": ANNEALED,
-        "draft": {**ANNEALED, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
-    },
+    "deepfloyd": {"if": IF, "draft": {**IF, **DRAFT, "ray_step": 0.022}},
+    "unconditional": {"annealed": ANNEALED, "draft": {**ANNEALED, **DRAFT}},
     "toybox_unconditional": {
         "annealed": {**TOYBOX, **ANNEALED},
         "draft": {**TOYBOX_DRAFT, **ANNEALED},
     },
-    "zero123": {
-        "zero123": ZERO123,
-        "draft": {**ZERO123, "steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128},
-    },
+    "zero123": {"zero123": ZERO123, "draft": {**ZERO123, **DRAFT}},
 }
 
 

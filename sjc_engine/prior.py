@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.camera import Camera
-from sjc_engine.sources import FAMILIES, Source, find_prior
+from sjc_engine.sources import FAMILIES, PriorSource, find_prior
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -43,39 +43,38 @@ class Cond:
 
     def repeat(self, count: int) -> Cond:
         """The first of them, `count` times."""
-        parts = (self.hidden, self.concat)
-        hidden, beside = (None if p is None else p[:1].expand(count, *p.shape[1:]) for p in parts)
-        assert hidden is not None
-        return Cond(hidden, beside)
+        return self[[0] * count]
 
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:
-        beside = [part.concat for part in parts if part.concat is not None]
-        return Cond(torch.cat([p.hidden for p in parts]), torch.cat(beside) if beside else None)
+        concat = [part.concat for part in parts if part.concat is not None]
+        return Cond(torch.cat([p.hidden for p in parts]), torch.cat(concat) if concat else None)
 
 
 class Prior(ABC):
     """A loaded model, whatever its family. Build it with `load_prior`."""
 
-    _unet: Any  # the network
     guided = True  # whether a condition says anything, so that guidance has a meaning
     latent = False
 
     def __init__(
         self,
-        source: Source,
+        source: PriorSource,
+        network: Any,
         sigmas: Tensor,
-        *,
-        channels: int,
-        resolution: int,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        channels: int | None = None,
+        resolution: int | None = None,
     ) -> None:
+        """`channels` and `resolution` are those of the images; default: the network's own."""
         self.id = source.id
         self.revision = source.revision
         self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
-        self.channels = channels
-        self.resolution = resolution
+        self.channels: int = channels or network.config.in_channels
+        self.resolution: int = resolution or network.config.sample_size
+        self._unet = frozen(network, device)
         self.device = device
         self.dtype = dtype  # of the network's weights and activations; images stay float32
 
@@ -89,7 +88,6 @@ class Prior(ABC):
             raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
         return self._denoised(x, sigma.to(self.device, torch.float64), cond).float()
 
-    @abstractmethod
     def condition(
         self,
         prompts: Sequence[str],
@@ -97,6 +95,9 @@ class Prior(ABC):
         cameras: Sequence[Camera] | None = None,
     ) -> Cond:
         """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views."""
+        if images is not None:
+            raise ValueError(f"prior {self.id!r} takes text only, not images")
+        return self._embed(prompts)
 
     def decode(self, latents: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
@@ -111,6 +112,10 @@ class Prior(ABC):
 
         self._unet = CompiledNetwork(self._unet)
 
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        """Prompts for the network; nothing, once for each, where they mean nothing to it."""
+        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+
     @abstractmethod
     def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """`denoise`, once its arguments are known to fit; sigma (B,) is float64."""
@@ -121,13 +126,14 @@ class SchedulePrior(Prior):
 
     def __init__(
         self,
-        source: Source,
+        source: PriorSource,
+        network: Any,
         scheduler: Any,
-        *,
-        channels: int,
-        resolution: int,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        channels: int | None = None,
+        resolution: int | None = None,
     ) -> None:
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
@@ -136,15 +142,10 @@ class SchedulePrior(Prior):
                 f" this engine knows {', '.join(PREDICTIONS)}"
             )
         abar = scheduler.alphas_cumprod.double()
-        super().__init__(
-            source,
-            # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
-            ((1 - abar) / abar).sqrt()[abar > 0],
-            channels=channels,
-            resolution=resolution,
-            device=device,
-            dtype=dtype,
-        )
+        # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
+        sigmas = ((1 - abar) / abar).sqrt()[abar > 0]
+        size = {"channels": channels, "resolution": resolution}
+        super().__init__(source, network, sigmas, device, dtype, **size)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The network's (fractional) timestep for sigma (B,): linear in log sigma between ticks.
@@ -204,6 +205,12 @@ def load_prior(
     except OSError as error:
         raise ValueError(f"prior {id!r} cannot be loaded: {error}") from error
     return prior
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Any:
+    """Token ids (B, length), padded or cut, and their attention mask, as transformers has them."""
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return tokenizer(list(prompts), max_length=length, **options)
 
 
 def frozen(model: Any, device: torch.device) -> Any:

@@ -8,7 +8,7 @@ keys `depth_bits << 32 | face`: the bits of a positive float sort like the float
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sjc_engine.camera import Camera
-
-if TYPE_CHECKING:
-    from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 
 NEAR = 1e-2  # faces that reach nearer than this are dropped whole; there is no clipping
 _FRAGMENTS_AT_ONCE = 1_000_000  # bounds the memory at about 150 MB
@@ -157,10 +155,7 @@ def rasterize(
     image = F.avg_pool2d(image[None], supersample)[0]
     opacity = image[7]
     return Raster(
-        rgb=image[:3],
-        opacity=opacity,
-        depth=image[6] / opacity.clamp(min=1e-9),
-        normals=image[3:6],
+        rgb=image[:3], opacity=opacity, depth=image[6] / opacity.clamp(min=1e-9), normals=image[3:6]
     )
 
 

@@ -7,13 +7,12 @@ A recipe has three frozen parts, whose keys are flat and unique so that a manife
 from __future__ import annotations
 
 import difflib
-import math
+import json
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from sjc_engine.canonical import canonical_json
 from sjc_engine.presets import PRESETS, Value, presets_of
 from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 
@@ -25,6 +24,19 @@ RECIPE_VERSION = 1
 
 Score = Literal["sjc", "sds", "naive"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
+
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
+def canonical_json(data: Any) -> str:
+    """JSON with sorted keys and no spaces, to take digests of: equal data, equal text.
+
+    Rejects NaN and infinity.
+    """
+    return _CANONICAL.encode(data)
 
 
 def _number(default: float, low: float, high: float) -> Any:
@@ -108,12 +120,10 @@ class OptimizeRecipe:
             raise ValueError(
                 f"tick_min = {self.tick_min} must not exceed tick_max = {self.tick_max}{end}"
             )
-        if self.fov_min > self.fov_max:
-            raise ValueError(f"fov_min = {self.fov_min} exceeds fov_max = {self.fov_max}")
-        if self.elevation_min > self.elevation_max:
-            raise ValueError(
-                f"elevation_min = {self.elevation_min} exceeds elevation_max = {self.elevation_max}"
-            )
+        for name in ("fov", "elevation"):
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if low > high:
+                raise ValueError(f"{name}_min = {low} exceeds {name}_max = {high}")
         if self.radius_spread >= self.radius:
             raise ValueError(
                 f"radius_spread = {self.radius_spread} must be below radius = {self.radius}"
@@ -243,7 +253,6 @@ PARTS: dict[str, type] = {
     "mesh": MeshRecipe,
     "evaluate": EvaluateRecipe,
 }
-_FIELDS: dict[str, Field[Any]] = {f.name: f for part in PARTS.values() for f in fields(part)}
 _HINTS: dict[str, Any] = {k: v for part in PARTS.values() for k, v in get_type_hints(part).items()}
 # Flat key -> int, float, bool or str.
 RECIPE_KEYS: dict[str, type] = {
@@ -268,40 +277,19 @@ def _check_ranges(part: Any) -> None:
 
 def _convert(key: str, value: Value) -> Value:
     """The value as the key's own type, so that 800 and 800.0 and "800" make one identity."""
-    wanted = RECIPE_KEYS[key]
-    problem = ValueError(f"{key} = {value!r} is wrong; write {_TYPE_NAMES[wanted]}")
-    if wanted is str or isinstance(value, str):
-        if not isinstance(value, str):
-            raise problem
-        return _parse(wanted, value.strip(), problem)
-    if wanted is bool or isinstance(value, bool) or not isinstance(value, int | float):
-        if not (wanted is bool and isinstance(value, bool)):
-            raise problem
-        return value
-    if wanted is float:
-        return float(value)
-    if not math.isfinite(value) or value != int(value):
-        raise problem
-    return int(value)
-
-
-def _parse(wanted: type, text: str, problem: ValueError) -> Value:
-    if wanted is str:
-        return text
-    if wanted is bool:
-        try:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        except KeyError:
-            raise problem from None
+    wanted, plain = RECIPE_KEYS[key], value.strip() if isinstance(value, str) else value
     try:
-        number = float(text)
-    except ValueError:
-        raise problem from None
-    if wanted is float:
-        return number
-    if not math.isfinite(number) or number != int(number):
-        raise problem
-    return int(number)
+        if wanted is str and isinstance(plain, str):
+            return plain
+        if wanted is bool and isinstance(plain, bool | str):
+            return plain if isinstance(plain, bool) else _BOOLS[plain.lower()]
+        if wanted in (int, float) and not isinstance(plain, bool):
+            number = float(plain)
+            if wanted is float or number.is_integer():  # which infinity and NaN are not
+                return wanted(number)
+    except (KeyError, OverflowError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{key} = {value!r} is wrong; write {_TYPE_NAMES[wanted]}")
 
 
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:
@@ -309,4 +297,5 @@ def _suggestion(name: str, known: Mapping[str, Any]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

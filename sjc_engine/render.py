@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sjc_engine.camera import Camera, rays
-from sjc_engine.fields import Field, Sight
-from sjc_engine.fused import CutRays, fits, march_voxels, misfit
+from sjc_engine.fields import ConeSamples, Field
+from sjc_engine.fused import BACKGROUND_DEPTH, CutRays, fits, march_voxels, unavailable_reason
 
-BACKGROUND_DEPTH = 10.0  # where light that leaves the box is said to end (official code)
 RAYS_PER_CHUNK = 1 << 14  # bounds the memory of large pictures
 UNIFORM = 12**-0.5  # standard deviation of a uniform distribution of width 1
 
@@ -30,11 +30,11 @@ class Rendering:
     rgb: Tensor  # (C, H, W), premultiplied by opacity
     opacity: Tensor  # (H, W) in [0, 1]
     depth: Tensor  # (H, W) expected distance; the unabsorbed part counts as BACKGROUND_DEPTH
-    haze: Tensor  # (H, W) sum of log(1 + beta w) over a ray's weights; 0 where nobody asked
+    emptiness: Tensor  # (H, W) sum of log(1 + beta w) over a ray's weights; 0 unless asked for
     weights: Tensor  # (H * W, samples): the share of each interval in its ray's colour
     directions: Tensor  # (H * W, 3) unit vectors
     chord: Tensor  # (H * W,) length of each ray inside the box
-    ticks: Tensor  # (samples + 1,) where intervals end, from the box's wall; the chord clips them
+    t_edges: Tensor  # (samples + 1,) ends of intervals, from the box's wall; the chord clips them
 
 
 def composite(rendering: Rendering, background: Tensor) -> Tensor:
@@ -70,11 +70,12 @@ def render(
     *,
     step: float | None = None,
     generator: torch.Generator | None = None,
-    haze_scale: float = 0.0,
+    emptiness_scale: float = 0.0,
 ) -> Rendering:
     """Render one view. See `render_views`."""
+    scale = emptiness_scale
     stack = render_views(
-        field, [camera], height, width, step=step, generator=generator, haze_scale=haze_scale
+        field, [camera], height, width, step=step, generator=generator, emptiness_scale=scale
     )
     return Rendering(*(getattr(stack, name)[0] for name in Rendering.__dataclass_fields__))
 
@@ -87,23 +88,54 @@ def render_views(
     *,
     step: float | None = None,
     generator: torch.Generator | None = None,
-    haze_scale: float = 0.0,
+    emptiness_scale: float = 0.0,
     fused: bool | None = None,
 ) -> Rendering:
     """Render several views of one field in one pass; every tensor gains a leading view axis.
 
     `step` is the interval's length in world units (default: half a voxel). With a CPU `generator`
     each ray moves inside its pixel and the first interval of all rays is shortened at random (one
-    number for the whole call); without, rays pass through pixel centres. `haze_scale` is the beta
-    of `losses.emptiness`, if that is wanted. `fused` asks for the kernels of `sjc_engine.fused` or
-    for plain torch, their oracle (default: kernels that fit).
+    number for the whole call); without, rays pass through pixel centres. `emptiness_scale` is the
+    beta of `losses.emptiness`, if that is wanted. `fused` asks for the kernels of
+    `sjc_engine.fused` or for plain torch, their oracle (default: kernels that fit).
     """
     step = field.voxel_length / 2 if step is None else step
     if not step > 0:
         raise ValueError(f"step must be positive, not {step}")
     voxels = field if fused is not False and fits(field) else None
     if fused and not voxels:
-        raise ValueError("no fused kernels for this field: " + misfit(field))
+        raise ValueError("no fused kernels for this field: " + unavailable_reason(field))
+    march = partial(march_voxels, voxels) if voxels else partial(_march, field)
+    lines = _cut_rays(field, cameras, height, width, step, generator, emptiness_scale)
+    # Gradients of a whole grid are made for each chunk: with them there should be one
+    size = RAYS_PER_CHUNK if torch.is_grad_enabled() else RAYS_PER_CHUNK // 4
+    chunks = [march(lines[start : start + size]) for start in range(0, len(lines), size)]
+    rgb, opacity, depth, emptiness, weights = (
+        torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*chunks, strict=True)
+    )
+    views = len(cameras)
+    return Rendering(
+        rgb.view(views, height, width, -1).movedim(-1, -3),
+        opacity.view(views, height, width),
+        depth.view(views, height, width),
+        emptiness.view(views, height, width),
+        weights.view(views, height * width, -1),
+        lines.directions.to(rgb.dtype).view(views, height * width, 3),
+        lines.chord.to(rgb.dtype).view(views, height * width),
+        lines.t_edges.to(rgb.dtype).expand(views, -1),
+    )
+
+
+def _cut_rays(
+    field: Field,
+    cameras: Sequence[Camera],
+    height: int,
+    width: int,
+    step: float,
+    generator: torch.Generator | None,
+    emptiness_scale: float,
+) -> CutRays:
+    """The rays of all views, one after the other, float64 on the field's device."""
     first = 1.0
     jitters: list[Tensor | None] = [None] * len(cameras)
     if generator is not None:
@@ -113,46 +145,18 @@ def render_views(
         rays(camera, height, width, jitter, torch.float64)
         for camera, jitter in zip(cameras, jitters, strict=True)
     ]
-    device = field.device
-    origins = torch.cat([bundle[0] for bundle in bundles])
-    directions = torch.cat([bundle[1] for bundle in bundles])
+    origins, directions = (torch.cat(parts) for parts in zip(*bundles, strict=True))
     # Still on the CPU, so that the number of intervals is known without waiting for the device
-    near, length = intersect_box(origins, directions, field.aabb)
-    count = max(1, math.ceil(float(length.max()) / step + 1.0 - first))
-    origins, directions, near, length = (
-        t.to(device, non_blocking=True) for t in (origins, directions, near, length)
-    )
-    ticks = torch.arange(-1, count, dtype=torch.float64, device=device) + first
-    ticks = ticks.clamp_(min=0.0) * step  # (count + 1,): where intervals begin and end
+    near, chord = intersect_box(origins, directions, field.aabb)
+    count = max(1, math.ceil(float(chord.max()) / step + 1.0 - first))
     # A pixel's width one unit away, for fields that look at cones and not at points
     widths = torch.tensor([[2 * math.tan(camera.fov / 2) / width] for camera in cameras])
-    pixels = widths.to(device, non_blocking=True).expand(-1, height * width).reshape(-1)
-
-    def march(part: slice) -> tuple[Tensor, ...]:
-        o, d, t, chord = origins[part], directions[part], near[part], length[part]
-        if not voxels:
-            return _march(field, o, d, t, chord, ticks, pixels[part], haze_scale)
-        o, d, t, chord = (line.float().contiguous() for line in (o, d, t, chord))
-        cuts = first, step, count, BACKGROUND_DEPTH, haze_scale
-        return march_voxels(voxels, CutRays(o, d, t, chord, *cuts))
-
-    # Gradients of a whole grid are made for each chunk: with them there should be one
-    size = RAYS_PER_CHUNK if torch.is_grad_enabled() else RAYS_PER_CHUNK // 4
-    chunks = [march(slice(start, start + size)) for start in range(0, len(origins), size)]
-    rgb, opacity, depth, haze, weights = (
-        torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*chunks, strict=True)
+    pixel = widths.expand(-1, height * width).reshape(-1)
+    lines = (
+        line.to(field.device, non_blocking=True)
+        for line in (origins, directions, near, chord, pixel)
     )
-    views = len(cameras)
-    return Rendering(
-        rgb.view(views, height, width, -1).movedim(-1, -3),
-        opacity.view(views, height, width),
-        depth.view(views, height, width),
-        haze.view(views, height, width),
-        weights.view(views, height * width, -1),
-        directions.to(rgb.dtype).view(views, height * width, 3),
-        length.to(rgb.dtype).view(views, height * width),
-        ticks.to(rgb.dtype).expand(views, -1),
-    )
+    return CutRays(*lines, first, step, count, emptiness_scale)
 
 
 def intersect_box(origins: Tensor, directions: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,34 +172,25 @@ def intersect_box(origins: Tensor, directions: Tensor, aabb: Tensor) -> tuple[Te
     return near, (far - near).clamp(min=0.0)
 
 
-def _march(
-    field: Field,
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    length: Tensor,
-    ticks: Tensor,
-    pixels: Tensor,
-    haze_scale: float,
-) -> tuple[Tensor, ...]:
-    """Colour (n, C), opacity, depth and haze (n,), and weights (n, samples) of n rays."""
+def _march(field: Field, rays: CutRays) -> tuple[Tensor, ...]:
+    """Colour (n, C), opacity, depth and emptiness (n,), and weights (n, samples) of n rays."""
     dtype = field.dtype
-    edges = torch.minimum(ticks, length[:, None])  # (n, samples + 1), float64
+    edges = torch.minimum(rays.t_edges, rays.chord[:, None])  # (n, samples + 1), float64
     deltas = edges.diff()
-    middle = near[:, None] + edges[:, :-1] + deltas / 2
+    middle = rays.near[:, None] + edges[:, :-1] + deltas / 2
     # The m samples inside the box, ray by ray: where they are in (n, samples), and on which ray
     inside = deltas.flatten().nonzero()[:, 0]
     ray = inside // deltas.shape[1]
     distance = middle.flatten()[inside]
-    points = origins[ray] + directions[ray] * distance[:, None]
-    sight = None
-    if field.needs_sight:
-        sight = Sight(
-            directions[ray].to(dtype),
+    points = rays.origins[ray] + rays.directions[ray] * distance[:, None]
+    cones = None
+    if field.needs_cones:
+        cones = ConeSamples(
+            rays.directions[ray].to(dtype),
             along=deltas.flatten()[inside].to(dtype) * UNIFORM,
-            across=(distance.to(dtype) * pixels[ray].to(dtype)) * UNIFORM,
+            across=(distance.to(dtype) * rays.pixel[ray].to(dtype)) * UNIFORM,
         )
-    sigma, color = field.sample(points.to(dtype), sight)
+    sigma, color = field.sample(points.to(dtype), cones)
 
     optical = sigma.new_zeros(deltas.numel())
     optical = optical.index_copy(0, inside, sigma * deltas.flatten()[inside].to(dtype))
@@ -203,8 +198,9 @@ def _march(
     reached = optical.cumsum(dim=1)
     weights = torch.exp(optical - reached) * -torch.expm1(-optical)
     opacity = -torch.expm1(-reached[:, -1])
-    rgb = color.new_zeros(len(origins), color.shape[1])
+    rgb = color.new_zeros(len(rays), color.shape[1])
     rgb = rgb.index_add(0, ray, color * weights.flatten()[inside, None])
     depth = (weights * middle.to(dtype)).sum(dim=1) + (1 - opacity) * BACKGROUND_DEPTH
-    haze = torch.log1p(haze_scale * weights).sum(dim=1) if haze_scale else torch.zeros_like(depth)
-    return rgb, opacity, depth, haze, weights
+    beta = rays.emptiness_scale
+    emptiness = torch.log1p(beta * weights).sum(dim=1) if beta else torch.zeros_like(depth)
+    return rgb, opacity, depth, emptiness, weights

@@ -25,7 +25,7 @@ CHECKPOINT_SHARE = 0.02  # at most, of the time
 
 
 @dataclass
-class Tally:
+class SceneTotals:
     """What a scene's steps have cost so far; kept beside its checkpoint."""
 
     seconds: float = 0.0
@@ -48,51 +48,45 @@ class RunningScene:
         self.key: str = message["scene"]
         self.field = Path(message["field"])
         self.checkpoint = Path(message["checkpoint"])
+        self._totals_file = self.checkpoint.with_name(f"{self.checkpoint.name}.json")
+        self._step_file = self.checkpoint.with_name(f"{self.checkpoint.name}.step")
         for path in (self.field, self.checkpoint):
             path.parent.mkdir(parents=True, exist_ok=True)
         image = _image(message.get("image"), spec)
-        self.scene, self.tally = self._resumed(prior, image) or (
+        self.scene, self.totals = self._resumed(prior, image) or (
             Scene(spec.prompt, spec.negative_prompt, spec.seed, spec.recipe, prior, image),
-            Tally(),
+            SceneTotals(),
         )
         self.first_step = self.scene.step
         again = self._reached() - self.first_step
         if self.first_step or again:
             place = f"from step {self.first_step}, {again} steps again"
-            note(f"{self.key} goes on {place}")
+            log(f"{self.key} goes on {place}")
         self.next_save = time.monotonic() + CHECKPOINT_SECONDS
-        self.told = 0.0
+        self.last_report = 0.0
         self.unsaved: str | None = None
 
-    @property
-    def _notes(self) -> Path:
-        return self.checkpoint.with_name(f"{self.checkpoint.name}.json")
-
-    def _resumed(self, prior: Prior, image: InputImage | None) -> tuple[Scene, Tally] | None:
+    def _resumed(self, prior: Prior, image: InputImage | None) -> tuple[Scene, SceneTotals] | None:
         if not self.checkpoint.exists():
             return None
         try:
             scene = Scene.load(self.checkpoint, prior, image)
-            return scene, Tally(**json.loads(self._notes.read_text("utf-8")))
+            return scene, SceneTotals(**json.loads(self._totals_file.read_text("utf-8")))
         except (CheckpointError, FileNotFoundError, ValueError) as error:
-            note(f"{self.key} starts again: {error}")
+            log(f"{self.key} starts again: {error}")
             return None
-
-    @property
-    def _mark(self) -> Path:
-        return self.checkpoint.with_name(f"{self.checkpoint.name}.step")
 
     def _reached(self) -> int:
         """The last step that an earlier process told of; at least the checkpoint's."""
         try:
-            return max(self.scene.step, int(self._mark.read_text("ascii")))
+            return max(self.scene.step, int(self._step_file.read_text("ascii")))
         except (OSError, ValueError):
             return self.scene.step
 
-    def mark(self) -> None:
+    def record_step(self) -> None:
         """Leaves word of the step, so that whoever goes on can tell what a crash has cost."""
         with contextlib.suppress(OSError):  # only a word
-            self._mark.write_text(str(self.scene.step), "ascii")
+            self._step_file.write_text(str(self.scene.step), "ascii")
 
     def save(self) -> None:
         """Raises Diverged, and leaves the last checkpoint, when the field is not finite.
@@ -103,12 +97,12 @@ class RunningScene:
         try:
             # Notes first: a checkpoint without them would be worth nothing, and notes that are
             # ahead of it count the time that was really spent.
-            write_atomically(self._notes, json.dumps(asdict(self.tally)).encode())
+            write_atomically(self._totals_file, json.dumps(asdict(self.totals)).encode())
             self.scene.save(self.checkpoint)
             self.unsaved = None
         except OSError as error:
             self.unsaved = f"{self.checkpoint.parent}: {error.strerror or error}"
-            note(f"{self.key} has no checkpoint of step {self.scene.step}: {error}")
+            log(f"{self.key} has no checkpoint of step {self.scene.step}: {error}")
         ended = time.monotonic()
         self.next_save = ended + max(CHECKPOINT_SECONDS, (ended - started) / CHECKPOINT_SHARE)
 
@@ -127,11 +121,11 @@ class RunningScene:
 
     def progress(self) -> Message:
         steps = self.scene.recipe.optimize.steps
-        told = {"steps": steps, "loss": self.tally.loss_last, "seconds": self.tally.seconds}
-        return {"type": "progress", **self.place(), **told, "unsaved": self.unsaved}
+        numbers = {"steps": steps, "loss": self.totals.loss_last, "seconds": self.totals.seconds}
+        return {"type": "progress", **self.place(), **numbers, "unsaved": self.unsaved}
 
 
-def note(text: str) -> None:
+def log(text: str) -> None:
     """A line for the log, if that takes one: it may lie on a disk that is full."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)

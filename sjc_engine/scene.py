@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.camera import Camera, nearby, sample_camera
-from sjc_engine.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from sjc_engine.checkpoint import write_checkpoint
 from sjc_engine.distill import distill_rgb
 from sjc_engine.fields import Field, make_field
 from sjc_engine.fields.protocol import Space
-from sjc_engine.image_views import ImagePrior, ReferenceView, View
-from sjc_engine.input_image import InputImage, misfits
+from sjc_engine.image_views import ReferenceView, View
+from sjc_engine.input_image import InputImage, mismatches
 from sjc_engine.losses import (
     center_depth,
     depth_smoothness,
@@ -29,7 +29,7 @@ from sjc_engine.losses import (
 )
 from sjc_engine.optimizer import make_optimizer
 from sjc_engine.prior import Cond, Prior
-from sjc_engine.reading import Reading, hold_back_unless
+from sjc_engine.priors.zero123 import Zero123Prior
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.render import (
     Rendering,
@@ -39,10 +39,11 @@ from sjc_engine.render import (
     render_views,
 )
 from sjc_engine.rollback import (
-    LR_FACTOR,
-    SNAPSHOT_STEPS,
-    Snapshot,
+    DeferredScalars,
+    Recovery,
+    clear_gradients_unless,
     put_state,
+    read_scene,
     state_tensors,
 )
 from sjc_engine.schedules import guidance_at, sigma_at
@@ -73,8 +74,8 @@ class Diverged(ArithmeticError):
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
-    """What one scene brings to a step: its rendered views and the questions to the prior."""
+class StepInputs:
+    """What one scene brings to a step: its rendered views, perturbed, and their conditions."""
 
     rendering: Rendering  # (V, ...)
     images: Tensor  # (V, C, H, W) with gradient, at the prior's resolution
@@ -106,8 +107,8 @@ class Scene:
         image: InputImage | None = None,
     ) -> None:
         r = recipe.optimize
-        starts_from_image = isinstance(prior, ImagePrior)
-        for _, problem in misfits(
+        starts_from_image = isinstance(prior, Zero123Prior)
+        for _, problem in mismatches(
             prior.id, starts_from_image, image is not None, negative_prompt, r
         ):
             raise ValueError(problem)
@@ -123,16 +124,12 @@ class Scene:
         space: Space = "latent" if prior.latent else "rgb"
         self.field = make_field(r, prior.channels, space, self.generator).to(prior.device)
         self.optimizer = make_optimizer(self.field, r)
-        self.rolled_back = False
+        self.recovery = Recovery(r.plateau_steps)
         self.intact = True  # False: an optimiser's step has begun and not ended
         # A GPU works while the next step is prepared: what it measured is read a step later.
         self.reads_late = prior.device.type != "cpu"
-        self._unread: Reading | None = None
-        self._snapshot: Snapshot | None = None
-        self._measured: list[float] | None = None  # what the last good step did
-        self._scores: list[float] = []  # of the last two spans that a plateau is judged by
         self._reference: ReferenceView | None = None
-        if image is not None and isinstance(prior, ImagePrior):
+        if image is not None and isinstance(prior, Zero123Prior):
             self._reference = ReferenceView(image, prior, r)
             self._uncond = self._reference.unconditional()
             return
@@ -146,20 +143,19 @@ class Scene:
 
     @property
     def done(self) -> bool:
-        if self.step >= self.recipe.optimize.steps:
+        r = self.recipe.optimize
+        if self.step >= r.steps:
             self._catch_up()  # which may show that there is more to do
-        return self.step >= self.recipe.optimize.steps or self._on_plateau()
+        return self.step >= r.steps or self.recovery.on_plateau(r.plateau_tolerance)
 
-    def draw(self) -> Draw:
+    def draw(self) -> StepInputs:
         """Render this step's views and perturb them."""
         r, g, device = self.recipe.optimize, self.generator, self.prior.device
         if r.grid_start and self.field.resolution != r.grid_size and self._progress(r.grid_grow_at):
             self.field.resample(r.grid_size)
-            self.optimizer = make_optimizer(self.field, r, self._lr_factor)
-            self._snapshot = None
-        due = self.step % SNAPSHOT_STEPS == 0 or self._snapshot is None
-        if due and not self.rolled_back:
-            self._snapshot = Snapshot.take(self.step, self.field, self.optimizer)
+            self.optimizer = make_optimizer(self.field, r, self.recovery.lr_factor)
+            self.recovery.snapshot = None
+        self.recovery.keep(self.step, self.field, self.optimizer)
         count, size = r.views_per_step, r.render_size
         fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
         cameras = [sample_camera(g, self._radius(), fov, elevation) for _ in range(count)]
@@ -170,7 +166,7 @@ class Scene:
             size,
             step=r.ray_step,
             generator=g if r.ray_jitter else None,
-            haze_scale=r.emptiness_scale,
+            emptiness_scale=r.emptiness_scale,
         )
         backdrop = self._background(views)
         images = self._picture(views, backdrop)
@@ -180,34 +176,34 @@ class Scene:
         noise = noise.to(device, non_blocking=True)
         if r.score == "naive":
             noise = torch.zeros_like(noise)
-        asked = r.noise_samples * count
-        negatives, weights = [], torch.zeros(0, asked, device=device)
+        many = r.noise_samples * count
+        negatives, weights = [], torch.zeros(0, many, device=device)
         if r.perp_neg_weight:
-            negatives = [self._conds[self._front].repeat(asked)]
+            negatives = [self._conds[self._front].repeat(many)]
             behind = [(1 - math.cos(math.radians(c.azimuth_deg))) / 2 for c in cameras]
             weights = r.perp_neg_weight * torch.tensor([behind * r.noise_samples])
             weights = weights.to(device, non_blocking=True)
         near = reference = None
         if r.near_view_weight:
             same = backdrop if r.background == "random" else None
-            near = self._look([nearby(camera, g) for camera in cameras], same)
+            near = self._render_plain([nearby(camera, g) for camera in cameras], same)
         if self._reference and self._reference.demands:
-            reference = self._look([self._reference.camera])
-        return Draw(
+            reference = self._render_plain([self._reference.camera])
+        return StepInputs(
             views,
             images,
             sigma,
             perturb(images.detach(), sigma, noise),
-            Cond.cat([self._ask(cameras)] * r.noise_samples),
-            self._uncond.repeat(asked),
-            torch.full((asked,), guidance_at(self.step, r), device=device),
+            Cond.cat([self._condition(cameras)] * r.noise_samples),
+            self._uncond.repeat(many),
+            torch.full((many,), guidance_at(self.step, r), device=device),
             negatives,
             weights,
             near,
             reference,
         )
 
-    def learn(self, draw: Draw, denoised: Tensor) -> StepStats:
+    def update(self, inputs: StepInputs, denoised: Tensor) -> StepStats:
         """Chain the score at `denoised` (n, V, C, H, W) through the renderer and take a step.
 
         A loss or gradient that is not finite takes the scene back to its last snapshot, at half the
@@ -215,16 +211,16 @@ class Scene:
         not waited for, but in a scene's first step: later the numbers, and the news of a
         divergence, are the last step's.
         """
-        r, views = self.recipe.optimize, draw.rendering
-        images = draw.images
+        r, views = self.recipe.optimize, inputs.rendering
+        images = inputs.images
         score = average(
             denoised,
             images.detach(),
-            draw.z,
-            draw.sigma,
+            inputs.z,
+            inputs.sigma,
             variance_reduction=r.variance_reduction or r.score == "sds",
         )
-        gradient = weighting(r.score, draw.sigma).to(score).view(-1, 1, 1, 1) * score
+        gradient = weighting(r.score, inputs.sigma).to(score).view(-1, 1, 1, 1) * score
         # d/dtheta of this is -(weight score) . dx/dtheta: the chain rule that names the method
         loss = -(gradient * images).sum() / len(images)
         empty = emptiness(views)
@@ -238,49 +234,47 @@ class Scene:
             loss = loss + r.tv_weight * total_variation(self.field)
         if r.distortion_weight:
             loss = loss + r.distortion_weight * distortion(views)
-        if draw.near:
-            beside = draw.near.images, views.depth, draw.near.rendering.depth
-            loss = loss + r.near_view_weight * near_view(images, *beside)
+        if inputs.near:
+            near = inputs.near
+            change = near_view(images, near.images, views.depth, near.rendering.depth)
+            loss = loss + r.near_view_weight * change
         if r.smooth_weight and self._progress(r.smooth_start):
             loss = loss + r.smooth_weight * depth_smoothness(views.depth)
-        if self._reference and draw.reference:
-            loss = loss + self._reference.loss(draw.reference)
+        if self._reference and inputs.reference:
+            loss = loss + self._reference.loss(inputs.reference)
 
         self.optimizer.zero_grad()
         loss.backward()
         measured = [loss, gradient.square().mean().sqrt(), empty, views.opacity.mean()]
         slopes = [p.grad.abs().amax() for p in self.field.parameters() if p.grad is not None]
-        reading = Reading(torch.stack([*measured, torch.stack(slopes).amax()]).detach())
-        due: Reading | None = reading
-        if self.reads_late and self._measured:
-            hold_back_unless(reading.sound(), self.field)
-            due, self._unread = self._unread, reading
+        scalars = DeferredScalars(torch.stack([*measured, torch.stack(slopes).amax()]).detach())
+        due: DeferredScalars | None = scalars
+        if self.reads_late and self.recovery.measured:
+            clear_gradients_unless(scalars.finite(), self.field)
+            due, self.recovery.unread = self.recovery.unread, scalars
         if not due or self._accept(due):
             self.intact = False
             self.optimizer.step()
             self.intact = True
             self.step += 1
-        assert self._measured  # a first step that is not finite raises
-        return StepStats(self.step, r.steps, *self._measured)
+        assert self.recovery.measured  # a first step that is not finite raises
+        return StepStats(self.step, r.steps, *self.recovery.measured)
 
-    def _accept(self, reading: Reading) -> bool:
+    def _accept(self, scalars: DeferredScalars) -> bool:
         """Notes what a step measured; if that is not finite, goes back or raises Diverged."""
-        *values, steepest = reading.numbers()
-        if not all(map(math.isfinite, [*values, steepest])):
-            self._unread = None
-            self._roll_back()
-            return False
-        self._measured = values
-        span = self.recipe.optimize.plateau_steps
-        if span:
-            self._scores = [*self._scores, values[1]][-2 * span :]
-        return True
+        if self.recovery.accept(scalars):
+            return True
+        step = self.recovery.go_back(self.field, self.optimizer) if self.step else None
+        if step is None:
+            raise Diverged([self])
+        self.step = step
+        return False
 
     def _catch_up(self) -> None:
         """Reads what the last step measured, if that is still to be read."""
-        reading, self._unread = self._unread, None
-        if reading:
-            self._accept(reading)
+        scalars, self.recovery.unread = self.recovery.unread, None
+        if scalars:
+            self._accept(scalars)
 
     def finish(self) -> Field:
         """The field in RGB (a latent one is decoded and distilled). Raises Diverged."""
@@ -295,10 +289,7 @@ class Scene:
         """Write everything that the next step depends on. Raises Diverged, writing nothing."""
         self._catch_up()
         self._require_finite()
-        tensors = state_tensors(self.field, self.optimizer)
-        if self._snapshot and not self.rolled_back:  # else there is no going back to it
-            earlier = self._snapshot.tensors
-            tensors |= {f"snapshot.{name}": value for name, value in earlier.items()}
+        tensors = state_tensors(self.field, self.optimizer) | self.recovery.tensors()
         tensors["generator"] = self.generator.get_state()
         header = {
             "recipe_version": RECIPE_VERSION,
@@ -311,11 +302,7 @@ class Scene:
             "image": self.image_sha256,
             "step": self.step,
             "resolution": self.field.resolution,
-            "rolled_back": self.rolled_back,
-            "snapshot_step": self._snapshot.step if self._snapshot else None,
-            "measured": self._measured,
-            "scores": self._scores,
-        }
+        } | self.recovery.header()
         write_checkpoint(Path(path), tensors, header)
 
     @classmethod
@@ -324,60 +311,23 @@ class Scene:
 
         Prior and image must be those that the scene was optimised with.
         """
-        tensors, header = read_checkpoint(Path(path))
-        wanted = (RECIPE_VERSION, header["prior_revision"])
-        if (header["recipe_version"], prior.revision) != wanted:
-            raise CheckpointError(f"checkpoint {path} is of another engine version or prior")
-        if header["image"] != (image.sha256 if image else None):
-            has = "none" if header["image"] is None else f"that of SHA-256 {header['image']}"
-            given = "none" if image is None else f"one of SHA-256 {image.sha256}"
-            raise CheckpointError(f"checkpoint {path} is of another image: {has}, not {given}")
+        digest = image.sha256 if image else None
+        tensors, header = read_scene(Path(path), prior.revision, digest)
         recipe = Recipe.from_json(header["recipe"])
         texts = header["prompt"], header["negative_prompt"]
         scene = cls(*texts, header["seed"], recipe, prior, image)
         scene.step = header["step"]
-        scene.rolled_back, scene._scores = header["rolled_back"], header["scores"]
-        scene._measured = header["measured"]
+        scene.recovery.restore(header, tensors)
         if header["resolution"] != scene.field.resolution:
             scene.field.resample(header["resolution"])
-        scene.optimizer = make_optimizer(scene.field, recipe.optimize, scene._lr_factor)
+        scene.optimizer = make_optimizer(scene.field, recipe.optimize, scene.recovery.lr_factor)
         put_state(scene.field, scene.optimizer, tensors)
-        earlier = {
-            name.removeprefix("snapshot."): value
-            for name, value in tensors.items()
-            if name.startswith("snapshot.")
-        }
-        if earlier:
-            scene._snapshot = Snapshot(header["snapshot_step"], earlier)
         scene.generator.set_state(tensors["generator"])
         return scene
 
     def _progress(self, share: float) -> bool:
         """Whether this share of the steps is done."""
         return self.step >= share * self.recipe.optimize.steps
-
-    @property
-    def _lr_factor(self) -> float:
-        return LR_FACTOR if self.rolled_back else 1.0
-
-    def _roll_back(self) -> None:
-        """To the last snapshot, with other random numbers from here on. Once."""
-        if self.rolled_back or self.step == 0 or self._snapshot is None:
-            raise Diverged([self])
-        self.rolled_back = True
-        put_state(self.field, self.optimizer, self._snapshot.tensors)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= LR_FACTOR
-        self.step = self._snapshot.step
-        self._snapshot = None
-
-    def _on_plateau(self) -> bool:
-        """Whether the score's mean over the last span is hardly below that of the one before."""
-        span, tolerance = self.recipe.optimize.plateau_steps, self.recipe.optimize.plateau_tolerance
-        if not span or len(self._scores) < 2 * span:
-            return False
-        before, after = sum(self._scores[:span]), sum(self._scores[span:])
-        return after > (1 - tolerance) * before
 
     def _radius(self) -> float:
         r = self.recipe.optimize
@@ -386,16 +336,19 @@ class Scene:
         draw = float(torch.rand((), generator=self.generator, dtype=torch.float64))
         return r.radius + (2 * draw - 1) * r.radius_spread
 
-    def _ask(self, cameras: Sequence[Camera]) -> Cond:
-        """The question for each camera: the picture's object from there, or the prompt's."""
+    def _condition(self, cameras: Sequence[Camera]) -> Cond:
+        """The condition of each camera: the picture's object from there, or the prompt's."""
         if self._reference:
-            return self._reference.ask(cameras)
+            return self._reference.condition(cameras)
         r = self.recipe.optimize
-        prefixes = [view_prompt(camera, r.view_style, r.overhead_prompt) for camera in cameras]
+        prefixes = [
+            view_prompt(c.azimuth_deg, c.elevation_deg, r.view_style, r.overhead_prompt)
+            for c in cameras
+        ]
         return Cond.cat([self._conds[prefix] for prefix in prefixes])
 
-    def _look(self, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
-        """Views that the prior is not asked about, through pixel centres."""
+    def _render_plain(self, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
+        """Views that are not denoised, through pixel centres."""
         r = self.recipe.optimize
         views = render_views(self.field, cameras, r.render_size, r.render_size, step=r.ray_step)
         backdrop = self._background(views) if backdrop is None else backdrop

@@ -22,33 +22,18 @@ def guidance_at(step: int, recipe: OptimizeRecipe) -> float:
 def sigma_at(
     step: int, recipe: OptimizeRecipe, sigmas: Tensor, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Noise levels (count,) of a step, out of a prior's `sigmas` (ticks,)."""
+    """Noise levels (count,) of a step, out of a prior's `sigmas` (ticks,).
+
+    "random" draws from the range of ticks, whose top falls from `tick_max` to `tick_end`;
+    "annealed" goes from its top to its bottom; "fixed" is `sigma_fixed`.
+    """
+    if recipe.sigma_schedule == "fixed":
+        return sigmas.new_full((count,), recipe.sigma_fixed)
     share = _share(step, recipe.steps)
     end = recipe.tick_end or recipe.tick_max
     highest = round(recipe.tick_max + (end - recipe.tick_max) * share)
-    ticks = recipe.tick_min, highest
-    return draw_sigma(
-        recipe.sigma_schedule, share, ticks, recipe.sigma_fixed, sigmas, count, generator
-    )
-
-
-def draw_sigma(
-    schedule: Schedule,
-    share: float,
-    ticks: tuple[int, int],
-    fixed: float,
-    sigmas: Tensor,
-    count: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """`count` levels when `share` of the steps is done, `ticks` being the range, inclusive.
-
-    "random" draws from the range, "annealed" goes from its top to its bottom, "fixed" is `fixed`.
-    """
-    if schedule == "fixed":
-        return sigmas.new_full((count,), fixed)
-    low, high = (min(tick, len(sigmas) - 1) for tick in ticks)
-    if schedule == "annealed":
+    low, high = (min(tick, len(sigmas) - 1) for tick in (recipe.tick_min, highest))
+    if recipe.sigma_schedule == "annealed":
         chosen = torch.full((count,), round(high + (low - high) * share))
     else:
         chosen = torch.randint(low, high + 1, (count,), generator=generator)

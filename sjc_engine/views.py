@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, get_args
-
-if TYPE_CHECKING:
-    from sjc_engine.camera import Camera
+from typing import Literal, get_args
 
 # Elevations that SJC trains from. It draws a number up to 100 degrees and bends it to be
 # area-uniform, which ends at a polar angle of 96.4 degrees.
@@ -42,19 +39,15 @@ OVERHEAD_ABOVE_DEG: dict[str, float] = {"elevation": 60.0, "official": 41.810314
 
 
 def view_prompt(
-    camera: Camera, style: ViewStyle = "paper", overhead: OverheadRule = "elevation"
-) -> str:
-    """The prefix for this camera, for example "front view of"; empty for style "none"."""
-    return view_name(camera.azimuth_deg, camera.elevation_deg, style, overhead)
-
-
-def view_name(
     azimuth_deg: float,
     elevation_deg: float,
     style: ViewStyle = "paper",
     overhead: OverheadRule = "elevation",
 ) -> str:
-    """`view_prompt` for a camera at these angles in degrees."""
+    """The prefix for a camera at these angles in degrees, for example "front view of".
+
+    It is empty for style "none".
+    """
     if style not in get_args(ViewStyle):
         raise ValueError(f"view style {style!r}: use one of {', '.join(get_args(ViewStyle))}")
     if style == "none":

@@ -53,15 +53,15 @@ import torch
 from sjc_engine.atomic import is_refusal
 from sjc_engine.chaining import try_step
 from sjc_engine.lifeline import die_with_parent
-from sjc_engine.memory import Gauge, out_of_memory
+from sjc_engine.memory import MemoryProbe, out_of_memory
 from sjc_engine.prior import Prior, load_prior
-from sjc_engine.running_scene import CHECKPOINT_SECONDS, Message, RunningScene, note
+from sjc_engine.running_scene import CHECKPOINT_SECONDS, Message, RunningScene, log
 from sjc_engine.scene import Diverged
 
 PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
 # error_type: the same scene has room another time, or finds its folder again
 SCRATCH_FULL, SCRATCH_LOST = "ScratchFull", "ScratchLost"
-GAUGED_STEPS = 2  # the first makes what the optimiser keeps
+PROBED_STEPS = 2  # the first makes what the optimiser keeps
 
 
 class OutOfMemory(MemoryError):
@@ -71,12 +71,12 @@ class OutOfMemory(MemoryError):
         super().__init__(f"no memory for this scene alone on {device}: {problem}")
 
 
-def _begin(message: Message) -> Message:
+def _place(message: Message) -> Message:
     """The place of a scene that is not on board."""
     return {"scene": message["scene"], "first_step": 0, "step": 0}
 
 
-class Engine:
+class Worker:
     """The process's state, and its one loop."""
 
     def __init__(self, device: str, replies: IO[str], *, compiled: bool = False) -> None:
@@ -87,7 +87,7 @@ class Engine:
         self.prior: Prior | None = None
         self.waiting: list[Message] = []
         self.running: list[RunningScene] = []
-        self.gauge: Gauge | None = None  # until it is known how many scenes fit
+        self.probe: MemoryProbe | None = None  # until it is known how many scenes fit
 
     def listen(self, lines: Iterable[str]) -> None:
         """Queues commands; their end is the command to end."""
@@ -148,10 +148,10 @@ class Engine:
                 if out_of_memory(error):
                     error = OutOfMemory(self.device, error)
                 served = self._served(message)  # else it is the prior that cannot be loaded
-                self._fail(_begin(message), error, _scratch_error(error) if served else "")
+                self._fail(_place(message), error, _scratch_error(error) if served else "")
             else:
                 self.running.append(run)
-                self._tell(run.progress())
+                self._send(run.progress())
             self.waiting.remove(message)
 
     def _served(self, message: Message) -> bool:
@@ -170,7 +170,7 @@ class Engine:
         self.prior = load_prior(prior, revision, device=self.device)
         if self.compiled:
             self.prior.compile()
-        self.gauge = Gauge(self.device) if self.device.type == "cuda" else None
+        self.probe = MemoryProbe(self.device) if self.device.type == "cuda" else None
 
     def _step(self) -> None:
         assert self.prior is not None
@@ -183,29 +183,28 @@ class Engine:
             raise errors[0]
         for run, outcome in zip(active, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                self.running.remove(run)
-                self._fail(run.place(), outcome)
+                self._end(run, outcome)
             else:
-                run.tally.count(outcome, seconds / len(active))
+                run.totals.count(outcome, seconds / len(active))
         if errors and len(active) == 1:
             raise SystemExit(1) from errors[0]  # a device error can poison whatever comes next
         if (
-            self.gauge
+            self.probe
             and active
-            and all(r.scene.step - r.first_step >= GAUGED_STEPS for r in active)
+            and all(r.scene.step - r.first_step >= PROBED_STEPS for r in active)
         ):
-            room, self.gauge = self.gauge.room(len(active)), None
-            self._tell({"type": "room", "scenes": room.scenes, "why": str(room)})
+            capacity, self.probe = self.probe.capacity(len(active)), None
+            self._send({"type": "room", "scenes": capacity.scenes, "why": str(capacity)})
 
     def _shed(self, problem: str) -> None:
         """Out of memory: the younger half leaves; a scene that was alone has failed."""
         outside = [message for message in self.waiting if self._served(message)]
         tried = len(self.running) + len(outside)
         fit = tried // 2
-        self.gauge = None
+        self.probe = None
         for message in reversed(outside):
             self.waiting.remove(message)
-            self._tell({"type": "returned", **_begin(message), "scenes": fit, "error": problem})
+            self._send({"type": "returned", **_place(message), "scenes": fit, "error": problem})
         for run in self.running:
             run.scene.optimizer.zero_grad()  # what the next step makes anew
         for number in reversed(range(len(self.running))):
@@ -216,11 +215,11 @@ class Engine:
                 self._save(run)
             if run not in self.running:  # its field is not finite
                 continue
-            self.running.remove(run)
             if fit:
-                self._tell({"type": "returned", **run.place(), "scenes": fit, "error": problem})
+                self.running.remove(run)
+                self._send({"type": "returned", **run.place(), "scenes": fit, "error": problem})
             else:
-                self._fail(run.place(), OutOfMemory(self.device, problem))
+                self._end(run, OutOfMemory(self.device, problem))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -233,31 +232,29 @@ class Engine:
                 self._finish(run)
             elif now > run.next_save:
                 self._save(run)
-            if now - run.told > PROGRESS_SECONDS and run in self.running:
-                run.told = now
-                run.mark()
-                self._tell(run.progress())
+            if now - run.last_report > PROGRESS_SECONDS and run in self.running:
+                run.last_report = now
+                run.record_step()
+                self._send(run.progress())
 
     def _over(self, run: RunningScene) -> bool:
         """Whether no step is left; one whose last step turns out to have diverged fails here."""
         try:
             return run.scene.done
         except Diverged as error:
-            self.running.remove(run)
-            self._fail(run.place(), error)
+            self._end(run, error)
             return True
 
     def _save(self, run: RunningScene) -> None:
         try:
             run.save()
         except Diverged as error:
-            self.running.remove(run)
-            self._fail(run.place(), error)
+            self._end(run, error)
         except Exception as error:
             if not out_of_memory(error):
                 raise
             # No reason to end a scene whose steps have memory enough
-            note(f"{run.key} cannot be saved: {error}")
+            log(f"{run.key} cannot be saved: {error}")
             run.next_save = time.monotonic() + CHECKPOINT_SECONDS
 
     def _finish(self, run: RunningScene) -> None:
@@ -265,20 +262,18 @@ class Engine:
         try:
             field = run.scene.finish()
             run.write(field)
-        except (Diverged, OverflowError) as error:  # the second: beyond half precision
-            self.running.remove(run)
-            self._fail(run.place(), error)
-            return
-        except OSError as error:
-            self.running.remove(run)
-            self._fail(run.place(), error, _scratch_error(error))
+        except (Diverged, OverflowError, OSError) as error:  # the second: beyond half precision
+            self._end(run, error, _scratch_error(error))
             return
         self.running.remove(run)
-        run.tally.seconds += time.perf_counter() - started
-        self._tell(
+        run.totals.seconds += time.perf_counter() - started
+        self._send(
             {"type": "done", **run.place(), "field": str(run.field), "steps": run.scene.step}
-            | asdict(run.tally)
-            | {"rolled_back": run.scene.rolled_back, "peak_memory_bytes": self._peak_memory()}
+            | asdict(run.totals)
+            | {
+                "rolled_back": run.scene.recovery.rolled_back,
+                "peak_memory_bytes": self._peak_memory(),
+            }
         )
 
     def _peak_memory(self) -> int:
@@ -288,14 +283,18 @@ class Engine:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
+    def _end(self, run: RunningScene, error: Exception, kind: str = "") -> None:
+        self.running.remove(run)
+        self._fail(run.place(), error, kind)
+
     def _fail(self, place: Message, error: Exception, kind: str = "") -> None:
         """kind: the error_type, by default the name of the error's class."""
-        note("".join(traceback.format_exception(error)))
+        log("".join(traceback.format_exception(error)))
         text = str(error) or type(error).__name__
         kind = kind or type(error).__name__
-        self._tell({"type": "failed", **place, "error_type": kind, "error": text})
+        self._send({"type": "failed", **place, "error_type": kind, "error": text})
 
-    def _tell(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         # A reader that is gone has closed stdin too: the loop ends with the next command.
         with contextlib.suppress(BrokenPipeError):
             self.replies.write(json.dumps(message) + "\n")
@@ -323,10 +322,10 @@ def main() -> None:
         torch.cuda.set_device(arguments.device)  # else libraries take memory of cuda:0 too
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
-    engine = Engine(arguments.device, replies, compiled=arguments.compiled)
-    signal.signal(signal.SIGTERM, lambda *_: engine.commands.put(None))
-    threading.Thread(target=engine.listen, args=(sys.stdin,), daemon=True).start()
-    engine.run()
+    worker = Worker(arguments.device, replies, compiled=arguments.compiled)
+    signal.signal(signal.SIGTERM, lambda *_: worker.commands.put(None))
+    threading.Thread(target=worker.listen, args=(sys.stdin,), daemon=True).start()
+    worker.run()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from sjc_engine.checkpoint import write_atomically
 from sjc_engine.fields import Field
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.spec import AssetSpec
 from tasks.checkpoint_copy import CheckpointCopy
 from tasks.store import Store

@@ -1,16 +1,12 @@
 """Stage 3: metrics, view pictures and the contact sheet of an asset."""
 
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from torch import Tensor
 
 from sjc_engine.evaluate import evaluate as measure
-from sjc_engine.pictures import take_pictures
-from sjc_engine.preview import contact_sheet
+from sjc_engine.pictures import contact_sheet, take_pictures, to_image
 from sjc_engine.turntable import write_turntable
 from tasks.artifacts import show_preview
 from tasks.asset import Asset
@@ -32,7 +28,7 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
         (asset.folder / "views").mkdir(exist_ok=True)
         for source, views in (("field", pictures.field), ("mesh", pictures.mesh)):
             for number, view in enumerate(views):
-                _write_view(view, asset.folder / view_file(source, number))
+                to_image(view).save(asset.folder / view_file(source, number))
         if recipe.turntable_frames:
             write_turntable(asset.mesh, asset.folder, recipe)
     made = [path for path in sorted(asset.folder.rglob("*")) if path.is_file()]
@@ -40,12 +36,6 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
     asset.files["field.safetensors"] = asset.field_path
     asset.report |= {**report.metrics, "views": report.views}
     return report.metrics
-
-
-def _write_view(view: Tensor, path: Path) -> None:
-    """An 8-bit picture of (3, H, W) in [-1, 1]."""
-    levels = ((view + 1) * 127.5).round().clamp(0, 255).byte()
-    Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB").save(path)
 
 
 @task(name="evaluate", task_run_name="evaluate-{asset.name}", cache_policy=NO_CACHE, **RETRY)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sjc_engine.input_image import NO_SILHOUETTE, misfits, read_image
+from sjc_engine.input_image import NO_SILHOUETTE, mismatches, read_image
 from sjc_engine.presets import Value
 from sjc_engine.recipes import RECIPE_KEYS, Recipe
 from sjc_engine.sources import takes_image
@@ -268,7 +268,7 @@ class _Resolver:
         if self._prior_problem(prior):
             return recipe, []
         words = row.negative_prompt
-        return recipe, misfits(prior, takes_image(prior), has_image, words, recipe.optimize)
+        return recipe, mismatches(prior, takes_image(prior), has_image, words, recipe.optimize)
 
     def _blame_misfits(self, row: Row, wrong: list[tuple[str, str]], recipe: Recipe) -> None:
         path = row.image_path if recipe.optimize.silhouette_weight and not wrong else None

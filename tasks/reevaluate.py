@@ -12,8 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from sjc_engine.evaluate import evaluate
 from sjc_engine.fields import Field, load_field
-from sjc_engine.mesh import Mesh
-from sjc_engine.mesh_file import read_mesh
+from sjc_engine.mesh_file import Mesh, read_mesh
 from sjc_engine.pictures import take_pictures
 from sjc_engine.presets import Value
 from sjc_engine.recipes import EvaluateRecipe, Recipe

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from sjc_engine.fields.mlp import MLPField
 from sjc_engine.fields.plenoxels import PlenoxelField
-from sjc_engine.fields.protocol import Field, Sight, Space, header_of
+from sjc_engine.fields.protocol import ConeSamples, Field, Space, header_of
 from sjc_engine.fields.tensorf import TensorField
 from sjc_engine.fields.voxel import VoxelField, voxelize
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "ConeSamples",
     "Field",
     "MLPField",
     "PlenoxelField",
-    "Sight",
     "TensorField",
     "VoxelField",
     "field_metadata",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import Field, Sight, Space
+from sjc_engine.fields.protocol import ConeSamples, Field, Space
 
 # DreamFusion (appendix A.2) adds a density of lambda (1 - |x| / c): an object in the middle.
 BLOB_DENSITY, BLOB_RADIUS = 5.0, 0.5
@@ -27,7 +27,7 @@ class MLPField(Field):
     """
 
     kind = "mlp"
-    needs_sight = True
+    needs_cones = True
 
     def __init__(
         self,
@@ -42,11 +42,20 @@ class MLPField(Field):
         generator: torch.Generator | None = None,
     ) -> None:
         """He initialisation; the last layer's colours start with a deviation of `color_init`."""
-        super().__init__(resolution, channels, half_length, space)
         if width < 1 or frequencies < 1:
             raise ValueError(f"width and frequencies must be at least 1: {width}, {frequencies}")
-        self.frequencies = frequencies
-        sizes = [6 * frequencies, width, width, 1 + channels]
+        self.width, self.frequencies = width, frequencies
+        super().__init__(
+            resolution,
+            channels,
+            half_length,
+            space=space,
+            color_init=color_init,
+            generator=generator,
+        )
+
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
+        sizes = [6 * self.frequencies, self.width, self.width, 1 + self.channels]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in pairwise(sizes):
@@ -56,10 +65,9 @@ class MLPField(Field):
         with torch.no_grad():
             self.weights[-1][0] *= 0.1  # the blob, not chance, is where density starts
             self.weights[-1][1:] *= color_init * 0.5**0.5
-        self._set_background(color_init, generator)
 
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
-        hidden = self.encode(points, sight)
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
+        hidden = self.encode(points, cones)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = F.relu(F.linear(hidden, weight, bias))
         output = F.linear(hidden, self.weights[-1], self.biases[-1])
@@ -67,7 +75,7 @@ class MLPField(Field):
         blob = BLOB_DENSITY * (1 - radius / BLOB_RADIUS)
         return F.softplus(output[:, 0] + blob), self._activate_color(output[:, 1:])
 
-    def encode(self, points: Tensor, sight: Sight | None = None) -> Tensor:
+    def encode(self, points: Tensor, cones: ConeSamples | None = None) -> Tensor:
         """The integrated positional encoding (n, 6 L): sin and cos damped by exp(-4^l var / 2).
 
         The variance along each axis of a Gaussian around a ray: along^2 d^2 + across^2 (1 - d^2).
@@ -75,20 +83,17 @@ class MLPField(Field):
         unit = (points / self.half_length).to(self.dtype)
         scale = 2.0 ** torch.arange(self.frequencies, device=unit.device, dtype=unit.dtype)
         angle = (unit[:, None] * scale[:, None]).flatten(1)  # (n, 3 L)
-        if sight is None:
+        if cones is None:
             return torch.cat([angle.sin(), angle.cos()], dim=1)
-        square = sight.directions.square()
-        spread = sight.along.square()[:, None] * square
-        spread = spread + sight.across.square()[:, None] * (1 - square)
+        square = cones.directions.square()
+        spread = cones.along.square()[:, None] * square
+        spread = spread + cones.across.square()[:, None] * (1 - square)
         spread = (spread / self.half_length**2).to(unit.dtype)
         damping = torch.exp(-0.5 * (spread[:, None] * scale.square()[:, None]).flatten(1))
         return torch.cat([damping * angle.sin(), damping * angle.cos()], dim=1)
 
     def config(self) -> dict[str, int]:
-        return {"width": self.weights[0].shape[0], "frequencies": self.frequencies}
+        return {"width": self.width, "frequencies": self.frequencies}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "network": [*self.weights, *self.biases],
-            "background": [self.background],
-        }
+        return {"network": [*self.weights, *self.biases], "background": [self.background]}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import Sight, Space, interpolate
-from sjc_engine.fields.voxel import DenseField
+from sjc_engine.fields.protocol import ConeSamples, Field, grid_density, interpolate
 
 HARMONICS = 9  # of degree 0 to 2
+CONSTANT = 0.28209479177387814  # the first of them, that of degree 0
 
 
 def harmonics(directions: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def harmonics(directions: Tensor) -> Tensor:
     x, y, z = directions.unbind(-1)
     return torch.stack(
         [
-            torch.full_like(x, 0.28209479177387814),
+            torch.full_like(x, CONSTANT),
             0.4886025119029199 * y,
             0.4886025119029199 * z,
             0.4886025119029199 * x,
@@ -34,7 +34,7 @@ def harmonics(directions: Tensor) -> Tensor:
     )
 
 
-class PlenoxelField(DenseField):
+class PlenoxelField(Field):
     """Density and, for each channel, nine coefficients on N^3 voxel centres.
 
     The colour towards d is the activation of sum_k c_k Y_k(d); without a direction it is that of
@@ -42,37 +42,38 @@ class PlenoxelField(DenseField):
     """
 
     kind = "plenoxels"
-    needs_sight = True
+    grid_names = ("density", "color")
+    needs_cones = True
 
-    def __init__(
-        self,
-        resolution: int,
-        channels: int = 3,
-        half_length: float = 1.0,
-        *,
-        space: Space = "rgb",
-        color_init: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
         """Density starts at 0, colours as N(0, color_init^2) in every direction alike."""
-        super().__init__(resolution, channels, half_length, space)
-        n = resolution
+        n, channels = self.resolution, self.channels
         coefficients = torch.zeros(1, channels, HARMONICS, n, n, n)
         constant = torch.randn(1, channels, n, n, n, generator=generator)
-        coefficients[:, :, 0] = color_init / 0.28209479177387814 * constant
+        coefficients[:, :, 0] = color_init / CONSTANT * constant
         self.density = nn.Parameter(torch.zeros(1, 1, n, n, n))
         self.color = nn.Parameter(coefficients.flatten(1, 2))  # (1, channels * 9, N, N, N)
-        self._set_background(color_init, generator)
-        self._set_density_scale()
+        self.d_scale = nn.Parameter(torch.zeros(()))
 
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
         unit = points / self.half_length
-        if sight is None:
+        if cones is None:
             constant = self.color[:, ::HARMONICS]
             values = interpolate(torch.cat([self.density, constant], dim=1), unit)
-            color = 0.28209479177387814 * values[1:]
+            color = CONSTANT * values[1:]
         else:
             values = interpolate(torch.cat([self.density, self.color], dim=1), unit)
-            basis = harmonics(sight.directions).T  # (9, n)
+            basis = harmonics(cones.directions).T  # (9, n)
             color = (values[1:].view(self.channels, HARMONICS, -1) * basis).sum(1)
-        return self._activate_density(values[0]), self._activate_color(color).T
+        return grid_density(values[0], self.d_scale), self._activate_color(color).T
+
+    def sigma(self, points: Tensor) -> Tensor:
+        density = interpolate(self.density, points / self.half_length)[0]
+        return grid_density(density, self.d_scale) * self._inside(points)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "density": [self.density, self.d_scale],
+            "color": [self.color],
+            "background": [self.background],
+        }

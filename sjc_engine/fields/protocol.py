@@ -26,7 +26,7 @@ BACKGROUND_CELLS = 4  # the background is a 4 x 4 texture on the sphere
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class ConeSamples:
     """How rays saw n points: what a field needs that looks different from elsewhere or afar."""
 
     directions: Tensor  # (n, 3) unit vectors, away from the camera
@@ -37,15 +37,25 @@ class Sight:
 class Field(nn.Module, ABC):
     """A radiance field with a learned background.
 
-    A subclass sets `kind`, calls `_set_background` after it has drawn its own parameters, and
-    implements `sample`, `config` and `groups`.
+    A subclass sets `kind` and implements `create`, `sample`, `config` and `groups`.
     """
 
     kind: ClassVar[str]
-    needs_sight: ClassVar[bool] = False  # whether `sample` makes use of a Sight
+    grid_names: ClassVar[tuple[str, ...]] = ()  # of parameters (B, C, ...) whose cells are places
+    needs_cones: ClassVar[bool] = False  # whether `sample` makes use of a ConeSamples
     background: nn.Parameter
 
-    def __init__(self, resolution: int, channels: int, half_length: float, space: Space) -> None:
+    def __init__(
+        self,
+        resolution: int,
+        channels: int = 3,
+        half_length: float = 1.0,
+        *,
+        space: Space = "rgb",
+        color_init: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Colours and background start with a standard deviation of `color_init`."""
         super().__init__()
         if resolution < 2 or channels < 1 or half_length <= 0:
             raise ValueError(
@@ -56,16 +66,19 @@ class Field(nn.Module, ABC):
         self.channels = channels
         self.half_length = half_length
         self.space: Space = space
-
-    def _set_background(self, deviation: float, generator: torch.Generator | None) -> None:
-        shape = (1, self.channels, BACKGROUND_CELLS, BACKGROUND_CELLS)
-        self.background = nn.Parameter(deviation * torch.randn(shape, generator=generator))
+        self.create(color_init, generator)
+        shape = (1, channels, BACKGROUND_CELLS, BACKGROUND_CELLS)
+        self.background = nn.Parameter(color_init * torch.randn(shape, generator=generator))
 
     @abstractmethod
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
+        """Draw the field's own parameters."""
+
+    @abstractmethod
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
         """Density per unit length (n,) and colour (n, C) at points (n, 3) inside the box.
 
-        Without `sight` the colour is that of no direction in particular, of a mere point.
+        Without `cones` the colour is that of no direction in particular, of a mere point.
         """
 
     def config(self) -> dict[str, int]:
@@ -78,10 +91,13 @@ class Field(nn.Module, ABC):
 
     def grids(self) -> list[Tensor]:
         """The grids (B, C, ...) whose neighbouring cells are neighbours in space."""
-        return []
+        return [getattr(self, name) for name in self.grid_names]
 
+    @torch.no_grad()
     def resample(self, resolution: int) -> None:
         """Change the resolution in place; the grids are new parameters, the scene the same."""
+        for name in self.grid_names:
+            setattr(self, name, nn.Parameter(resized(getattr(self, name), resolution)))
         self.resolution = resolution
 
     @property
@@ -151,16 +167,9 @@ class Field(nn.Module, ABC):
         return 2 * torch.sigmoid(value) - 1 if self.space == "rgb" else value
 
 
-class GridField(Field):
-    """A field whose density is softplus(value * exp(d_scale) - 1), as SJC's (its appendix)."""
-
-    d_scale: nn.Parameter
-
-    def _set_density_scale(self) -> None:
-        self.d_scale = nn.Parameter(torch.zeros(()))
-
-    def _activate_density(self, value: Tensor) -> Tensor:
-        return F.softplus(value * torch.exp(self.d_scale) + DENSITY_SHIFT)
+def grid_density(value: Tensor, d_scale: Tensor) -> Tensor:
+    """SJC's density of a grid's value, with a learned scale () that all cells share (appendix)."""
+    return F.softplus(value * torch.exp(d_scale) + DENSITY_SHIFT)
 
 
 def interpolate(grid: Tensor, unit: Tensor) -> Tensor:
@@ -171,9 +180,14 @@ def interpolate(grid: Tensor, unit: Tensor) -> Tensor:
     return values.view(grid.shape[1], -1)
 
 
-def resample_grid(grid: Tensor, resolution: int) -> Tensor:
-    """(1, C, N, N, N) at another resolution, trilinear, voxel centres kept in place."""
-    return F.interpolate(grid, size=(resolution,) * 3, mode="trilinear", align_corners=False)
+def resized(grid: Tensor, resolution: int) -> Tensor:
+    """A grid (B, C, ...) at another resolution, linear, cell centres kept in place.
+
+    An axis of one cell stays.
+    """
+    size = [1 if cells == 1 else resolution for cells in grid.shape[2:]]
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    return F.interpolate(grid, size=size, mode=mode, align_corners=False)
 
 
 def header_of(metadata: dict[str, str] | None) -> dict[str, Any]:

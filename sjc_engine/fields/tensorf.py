@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import GridField, Sight, Space
+from sjc_engine.fields.protocol import ConeSamples, Field, Space, grid_density
 
 # The axes of each plane, and of the line that goes with it (x, y, z = 0, 1, 2)
 PLANES = ((0, 1), (0, 2), (1, 2))
@@ -19,7 +19,7 @@ LINES = (2, 1, 0)
 DENSITY_INIT, COLOR_INIT = 0.1, 0.3
 
 
-class TensorField(GridField):
+class TensorField(Field):
     """Density and colour as vector-matrix products on N cells a side.
 
     Density is the sum of `density_rank` products for each of the three planes. Colours are a
@@ -28,6 +28,7 @@ class TensorField(GridField):
     """
 
     kind = "tensorf"
+    grid_names = ("density_plane", "density_line", "color_plane", "color_line")
 
     def __init__(
         self,
@@ -42,41 +43,49 @@ class TensorField(GridField):
         generator: torch.Generator | None = None,
     ) -> None:
         """Density starts close to that of value 0, colours with a deviation of `color_init`."""
-        super().__init__(resolution, channels, half_length, space)
         if density_rank < 1 or color_rank < 1:
             raise ValueError(f"ranks must be at least 1, not {density_rank} and {color_rank}")
-        n = resolution
+        self.density_rank, self.color_rank = density_rank, color_rank
+        super().__init__(
+            resolution,
+            channels,
+            half_length,
+            space=space,
+            color_init=color_init,
+            generator=generator,
+        )
+
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
+        n = self.resolution
 
         def factor(deviation: float, rank: int, *shape: int) -> nn.Parameter:
             return nn.Parameter(deviation * torch.randn(3, rank, *shape, generator=generator))
 
-        self.density_plane = factor(DENSITY_INIT, density_rank, n, n)
-        self.density_line = factor(DENSITY_INIT, density_rank, n, 1)
-        self.color_plane = factor(COLOR_INIT, color_rank, n, n)
-        self.color_line = factor(COLOR_INIT, color_rank, n, 1)
+        self.density_plane = factor(DENSITY_INIT, self.density_rank, n, n)
+        self.density_line = factor(DENSITY_INIT, self.density_rank, n, 1)
+        self.color_plane = factor(COLOR_INIT, self.color_rank, n, n)
+        self.color_line = factor(COLOR_INIT, self.color_rank, n, 1)
         # 3 * rank products of two factors: this gives colours of color_init.
-        spread = color_init / (COLOR_INIT**2 * (3 * color_rank) ** 0.5)
-        basis = torch.randn(channels, 3 * color_rank, generator=generator)
+        spread = color_init / (COLOR_INIT**2 * (3 * self.color_rank) ** 0.5)
+        basis = torch.randn(self.channels, 3 * self.color_rank, generator=generator)
         self.basis = nn.Parameter(spread * basis)
-        self._set_background(color_init, generator)
-        self._set_density_scale()
+        self.d_scale = nn.Parameter(torch.zeros(()))
 
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
         unit = (points / self.half_length).to(self.dtype)
-        density = self._products(self.density_plane, self.density_line, unit).sum(0)
         color = self.basis @ self._products(self.color_plane, self.color_line, unit)
-        return self._activate_density(density), self._activate_color(color).T
+        return self._density(points), self._activate_color(color).T
 
     def sigma(self, points: Tensor) -> Tensor:
+        return self._density(points) * self._inside(points)
+
+    def _density(self, points: Tensor) -> Tensor:
         unit = (points / self.half_length).to(self.dtype)
-        density = self._products(self.density_plane, self.density_line, unit).sum(0)
-        return self._activate_density(density) * self._inside(points)
+        value = self._products(self.density_plane, self.density_line, unit).sum(0)
+        return grid_density(value, self.d_scale)
 
     def config(self) -> dict[str, int]:
-        return {
-            "density_rank": self.density_plane.shape[1],
-            "color_rank": self.color_plane.shape[1],
-        }
+        return {"density_rank": self.density_rank, "color_rank": self.color_rank}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {
@@ -85,18 +94,6 @@ class TensorField(GridField):
             "network": [self.basis],
             "background": [self.background],
         }
-
-    def grids(self) -> list[Tensor]:
-        return [self.density_plane, self.density_line, self.color_plane, self.color_line]
-
-    @torch.no_grad()
-    def resample(self, resolution: int) -> None:
-        for name in ("density_plane", "color_plane", "density_line", "color_line"):
-            old = getattr(self, name)
-            size = (resolution, 1) if name.endswith("line") else (resolution, resolution)
-            new = F.interpolate(old, size=size, mode="bilinear", align_corners=False)
-            setattr(self, name, nn.Parameter(new))
-        self.resolution = resolution
 
     def _products(self, planes: Tensor, lines: Tensor, unit: Tensor) -> Tensor:
         """(3 * rank, n): every plane's value times its line's at points (n, 3) in [-1, 1]."""

@@ -5,45 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import (
-    DENSITY_SHIFT,
-    Field,
-    GridField,
-    Sight,
-    Space,
-    interpolate,
-    resample_grid,
-)
+from sjc_engine.fields.protocol import DENSITY_SHIFT, ConeSamples, Field, grid_density, interpolate
 
 
-class DenseField(GridField):
-    """Density and colour on N^3 voxel centres: grids `density` and `color`, (1, C, Z, Y, X)."""
-
-    density: nn.Parameter
-    color: nn.Parameter
-
-    def sigma(self, points: Tensor) -> Tensor:
-        density = interpolate(self.density, points / self.half_length)[0]
-        return self._activate_density(density) * self._inside(points)
-
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "density": [self.density, self.d_scale],
-            "color": [self.color],
-            "background": [self.background],
-        }
-
-    def grids(self) -> list[Tensor]:
-        return [self.density, self.color]
-
-    @torch.no_grad()
-    def resample(self, resolution: int) -> None:
-        self.density = nn.Parameter(resample_grid(self.density, resolution))
-        self.color = nn.Parameter(resample_grid(self.color, resolution))
-        self.resolution = resolution
-
-
-class VoxelField(DenseField):
+class VoxelField(Field):
     """Density and colour on N^3 voxel centres, trilinear in between.
 
     Grids are (1, C, Z, Y, X) with align_corners=False. In space "rgb" colour is
@@ -51,43 +16,40 @@ class VoxelField(DenseField):
     """
 
     kind = "voxel"
+    grid_names = ("density", "color")
 
-    def __init__(
-        self,
-        resolution: int,
-        channels: int = 3,
-        half_length: float = 1.0,
-        *,
-        space: Space = "rgb",
-        color_init: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Density starts at 0, colours and background as N(0, color_init^2)."""
-        super().__init__(resolution, channels, half_length, space)
-        n = resolution
+    def create(self, color_init: float, generator: torch.Generator | None) -> None:
+        """Density starts at 0, colours as N(0, color_init^2)."""
+        n, channels = self.resolution, self.channels
         color = torch.randn(1, channels, n, n, n, generator=generator)
         self.density = nn.Parameter(torch.zeros(1, 1, n, n, n))
         # A voxel's channels beside each other in memory: they are always read together
         self.color = nn.Parameter((color_init * color).to(memory_format=torch.channels_last_3d))
-        self._set_background(color_init, generator)
-        self._set_density_scale()
+        self.d_scale = nn.Parameter(torch.zeros(()))
 
-    def sample(self, points: Tensor, sight: Sight | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, points: Tensor, cones: ConeSamples | None = None) -> tuple[Tensor, Tensor]:
         """See `Field.sample`. One interpolation serves both; the border's values go on outside."""
         grid = torch.cat([self.density, self.color], dim=1)
         values = interpolate(grid, points / self.half_length)
-        return self._activate_density(values[0]), self._activate_color(values[1:]).T
+        return grid_density(values[0], self.d_scale), self._activate_color(values[1:]).T
+
+    def sigma(self, points: Tensor) -> Tensor:
+        density = interpolate(self.density, points / self.half_length)[0]
+        return grid_density(density, self.d_scale) * self._inside(points)
 
     def rgb(self, points: Tensor) -> Tensor:
         return self._activate_color(interpolate(self.color, points / self.half_length)).T
 
     def density_grid(self) -> Tensor:
         """Densities at the voxel centres, (N, N, N) in [z, y, x] order."""
-        return self._activate_density(self.density)[0, 0]
+        return grid_density(self.density, self.d_scale)[0, 0]
 
-    def color_grid(self) -> Tensor:
-        """Colours at the voxel centres, (C, N, N, N) in [c, z, y, x] order."""
-        return self._activate_color(self.color)[0]
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "density": [self.density, self.d_scale],
+            "color": [self.color],
+            "background": [self.background],
+        }
 
 
 @torch.no_grad()
@@ -119,6 +81,6 @@ def voxelize(field: Field, resolution: int | None = None) -> VoxelField:
 
 def grid_centers(resolution: int, half_length: float, like: Tensor) -> Tensor:
     """Voxel centres (N, N, N, 3) in [z, y, x] order, points x first, as a tensor like `like`."""
-    ticks = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * half_length
-    z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
+    centers = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * half_length
+    z, y, x = torch.meshgrid(centers, centers, centers, indexing="ij")
     return torch.stack([x, y, z], dim=-1).to(like)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, SchedulePrior, frozen
-from sjc_engine.sources import Source
+from sjc_engine.prior import Cond, SchedulePrior, frozen, tokenize
+from sjc_engine.sources import PriorSource
 
 MAX_TOKENS = 77  # T5 would take more; the model was trained with these
 # The cosine schedule ends at sigma = 2e4, where a rendering is nothing: 22 is enough.
@@ -24,47 +22,25 @@ class DeepFloydPrior(SchedulePrior):
     once, and the device keeps its memory for the network.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        unet: Any,
-        scheduler: Any,
-        tokenizer: Any,
-        text_encoder: Any,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(
-            source,
-            scheduler,
-            channels=unet.config.in_channels,
-            resolution=unet.config.sample_size,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+        from transformers import T5EncoderModel, T5Tokenizer
+
+        unet = source.network(UNet2DConditionModel, "unet", dtype)
+        scheduler = source.component(DDPMScheduler, "scheduler")
+        super().__init__(source, unet, scheduler, device, dtype)
         self.sigmas = self.sigmas[: LAST_TICK + 1]
-        self._unet = frozen(unet, device)
+        # AutoTokenizer would want a config.json, which the folder lacks, and ask the hub for it
+        self._tokenizer = source.component(T5Tokenizer, "tokenizer")
+        encoder_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        text_encoder = source.text_model(T5EncoderModel, encoder_dtype)
         self._text_encoder = frozen(text_encoder, torch.device("cpu"))
-        self._tokenizer = tokenizer
 
     @torch.no_grad()
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
-        """Embed prompts, in lower case as in training."""
-        if images is not None:
-            raise ValueError(f"prior {self.id!r} takes text only, not images")
-        tokens = self._tokenizer(
-            [prompt.lower().strip() for prompt in prompts],
-            padding="max_length",
-            max_length=MAX_TOKENS,
-            truncation=True,
-            add_special_tokens=True,
-            return_tensors="pt",
-        )
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        """In lower case, as in training."""
+        lower = [prompt.lower().strip() for prompt in prompts]
+        tokens = tokenize(self._tokenizer, lower, MAX_TOKENS)
         hidden = self._text_encoder(
             tokens.input_ids, attention_mask=tokens.attention_mask
         ).last_hidden_state
@@ -75,14 +51,4 @@ class DeepFloydPrior(SchedulePrior):
         return output[:, : self.channels]
 
 
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> DeepFloydPrior:
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-    from transformers import T5EncoderModel, T5Tokenizer
-
-    unet = source.network(UNet2DConditionModel, "unet", dtype)
-    scheduler = source.component(DDPMScheduler, "scheduler")
-    # AutoTokenizer would want a config.json, which the folder does not have, and ask the hub for it
-    tokenizer = source.component(T5Tokenizer, "tokenizer")
-    encoder_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    text_encoder = source.text_model(T5EncoderModel, encoder_dtype)
-    return DeepFloydPrior(source, unet, scheduler, tokenizer, text_encoder, device, dtype)
+load = DeepFloydPrior

@@ -10,59 +10,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, SchedulePrior, frozen
-from sjc_engine.sources import Source
+from sjc_engine.prior import Cond, SchedulePrior, frozen, tokenize
+from sjc_engine.sources import PriorSource
 
 
 class StableDiffusionPrior(SchedulePrior):
     """CLIP text encoder, `UNet2DConditionModel` and, for latents, an `AutoencoderKL`."""
 
-    def __init__(
-        self,
-        source: Source,
-        unet: Any,
-        scheduler: Any,
-        tokenizer: Any,
-        text_encoder: Any,
-        vae: Any | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        channels: int = vae.config.latent_channels if vae else 3
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        unet = source.network(UNet2DConditionModel, "unet", dtype)
+        scheduler = source.component(DDPMScheduler, "scheduler")
+        self._tokenizer = source.component(CLIPTokenizer, "tokenizer")
+        # Text encoder and VAE stay in float32: they run rarely, and SD's VAE overflows in float16.
+        self._text_encoder = frozen(source.text_model(CLIPTextModel, torch.float32), device)
+        self.latent = (source.index().get("vae") or [None])[0] is not None
+        self._vae = None
+        if self.latent:
+            self._vae = frozen(source.network(AutoencoderKL, "vae", torch.float32), device)
+        channels: int = self._vae.config.latent_channels if self._vae else 3
         # A network of more channels sees each f x f block of the image as channels.
         self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, channels)
-        super().__init__(
-            source,
-            scheduler,
-            channels=channels,
-            resolution=unet.config.sample_size * self.unshuffle,
-            device=device,
-            dtype=dtype,
-        )
-        self.latent = vae is not None
-        self._unet = frozen(unet, device)
-        self._text_encoder = frozen(text_encoder, device)
-        self._tokenizer = tokenizer
-        self._vae = frozen(vae, device) if vae else None
+        side = unet.config.sample_size * self.unshuffle
+        super().__init__(source, unet, scheduler, device, dtype, channels=channels, resolution=side)
 
     @torch.no_grad()
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
-        """Embed prompts. A text prior knows no cameras (they are in the words) and no images."""
-        if images is not None:
-            raise ValueError(f"prior {self.id!r} takes text only, not images")
-        tokens = self._tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self._tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        tokens = tokenize(self._tokenizer, prompts, self._tokenizer.model_max_length)
         return Cond(self._text_encoder(tokens.input_ids.to(self.device)).last_hidden_state)
 
     @torch.no_grad()
@@ -83,23 +59,6 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     return image.clamp(-1, 1)
 
 
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> StableDiffusionPrior:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    # Text encoder and VAE stay in float32: they run rarely, and SD's VAE overflows in float16.
-    full = torch.float32
-    unet = source.network(UNet2DConditionModel, "unet", dtype)
-    scheduler = source.component(DDPMScheduler, "scheduler")
-    tokenizer = source.component(CLIPTokenizer, "tokenizer")
-    text_encoder = source.text_model(CLIPTextModel, full)
-    has_vae = (source.index().get("vae") or [None])[0] is not None
-    vae = source.network(AutoencoderKL, "vae", full) if has_vae else None
-    return StableDiffusionPrior(
-        source, unet, scheduler, tokenizer, text_encoder, vae, device, dtype
-    )
-
-
 def _unshuffle_factor(id: str, in_channels: int, channels: int) -> int:
     """f such that the network sees each f x f block of the image as channels."""
     factor = math.isqrt(in_channels // channels)
@@ -109,3 +68,6 @@ def _unshuffle_factor(id: str, in_channels: int, channels: int) -> int:
             " images"
         )
     return factor
+
+
+load = StableDiffusionPrior

@@ -7,61 +7,51 @@ The paper's LSUN bedrooms and churches, CelebA-HQ (`google/ddpm-*-256`), and FFH
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, Prior, SchedulePrior, frozen
-from sjc_engine.sources import Source
+from sjc_engine.prior import Cond, Prior, SchedulePrior
+from sjc_engine.sources import PriorSource
 
 VE_TICKS = 1000
 
 
-class _Wordless(Prior):
-    """Prompts mean nothing to it, nor does guidance."""
+class UnconditionalPrior(SchedulePrior):
+    """A `UNet2DModel` under a DDPM schedule."""
 
     guided = False
 
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
-        """Nothing, once for each prompt."""
-        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import DDPMScheduler, UNet2DModel
 
-
-class UnconditionalPrior(_Wordless, SchedulePrior):
-    """A `UNet2DModel` under a DDPM schedule."""
-
-    def __init__(
-        self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        SchedulePrior.__init__(self, source, scheduler, **_shape(unet), device=device, dtype=dtype)
-        self._unet = frozen(unet, device)
+        unet = source.network(UNet2DModel, "unet", dtype)
+        super().__init__(source, unet, source.component(DDPMScheduler, "scheduler"), device, dtype)
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         output: Tensor = self._unet(scaled, time).sample
         return output[:, : self.channels]
 
 
-class VEPrior(_Wordless):
+class VEPrior(Prior):
     """A variance-exploding score model (Song et al. 2021): D = u + s^2 score(u; s).
 
     The network works on u in [0, 1], so that this module's x in [-1, 1] and sigma are twice its.
     """
 
-    def __init__(
-        self, source: Source, unet: Any, scheduler: Any, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        low, high = 2 * scheduler.config.sigma_min, 2 * scheduler.config.sigma_max
+    guided = False
+
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import ScoreSdeVeScheduler, UNet2DModel
+
+        unet = source.network(UNet2DModel, "unet", torch.float32)
+        # Its features are sines of up to hundreds of radians: half precision would make them noise.
+        for part in unet.children():
+            part.to(torch.float32 if part is unet.time_proj else dtype)
+        config = source.component(ScoreSdeVeScheduler, "scheduler").config
+        low, high = 2 * config.sigma_min, 2 * config.sigma_max
         ticks = torch.linspace(math.log(low), math.log(high), VE_TICKS, dtype=torch.float64)
-        super().__init__(source, ticks.exp(), **_shape(unet), device=device, dtype=dtype)
-        self._unet = frozen(unet, device)
+        super().__init__(source, unet, ticks.exp(), device, dtype)
 
     def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         u, s = (x + 1) / 2, sigma / 2
@@ -70,20 +60,6 @@ class VEPrior(_Wordless):
         return 2 * denoised - 1
 
 
-def _shape(unet: Any) -> dict[str, int]:
-    return {"channels": unet.config.in_channels, "resolution": unet.config.sample_size}
-
-
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> Prior:
-    from diffusers import DDPMScheduler, ScoreSdeVeScheduler, UNet2DModel
-
-    if source.index()["_class_name"] == "ScoreSdeVePipeline":
-        unet = source.network(UNet2DModel, "unet", torch.float32)
-        # Its features are sines of up to hundreds of radians: half precision would make them noise.
-        for part in unet.children():
-            part.to(torch.float32 if part is unet.time_proj else dtype)
-        scheduler = source.component(ScoreSdeVeScheduler, "scheduler")
-        return VEPrior(source, unet, scheduler, device, dtype)
-    unet = source.network(UNet2DModel, "unet", dtype)
-    scheduler = source.component(DDPMScheduler, "scheduler")
-    return UnconditionalPrior(source, unet, scheduler, device, dtype)
+def load(source: PriorSource, device: torch.device, dtype: torch.dtype) -> Prior:
+    exploding = source.index()["_class_name"] == "ScoreSdeVePipeline"
+    return (VEPrior if exploding else UnconditionalPrior)(source, device, dtype)

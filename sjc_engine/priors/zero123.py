@@ -20,7 +20,7 @@ from torch import Tensor
 from sjc_engine.camera import Camera, orbit
 from sjc_engine.prior import Cond, SchedulePrior, frozen
 from sjc_engine.priors.stable_diffusion import decode_latents
-from sjc_engine.sources import Source, no_progress_bar
+from sjc_engine.sources import PriorSource, no_progress_bar
 
 POSE = 4  # numbers in a relative pose
 # OpenAI's CLIP, which the model was trained with; its feature extractor's settings are these too.
@@ -34,52 +34,45 @@ class Reference:
 
     camera: Camera  # where it was taken from
     embedding: Tensor  # (width,) CLIP's, projected
-    beside: Tensor  # (C, H, W) latents as the network wants them, unscaled
+    concat: Tensor  # (C, H, W) latents as the network wants them, unscaled
     latents: Tensor  # (C, H, W) scaled, like those that are optimised
 
 
 class Zero123Prior(SchedulePrior):
-    """Asked in two stages: `look` once for a picture, then `aim` for each step's cameras."""
+    """Conditioned in two stages: `encode` once for a picture, `views` for each step's cameras."""
 
     latent = True
 
-    def __init__(
-        self,
-        source: Source,
-        unet: Any,
-        scheduler: Any,
-        vae: Any,
-        image_encoder: Any,
-        cc_projection: Any,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPVisionModelWithProjection
+
+        # All but the network stays in float32: it runs once a scene, the VAE overflows in float16.
+        full = torch.float32
+        unet = source.network(UNet2DConditionModel, "unet", dtype)
+        scheduler = source.component(DDPMScheduler, "scheduler")
+        vae = source.network(AutoencoderKL, "vae", full)
+        projection = _pose_projection(source)
+        with no_progress_bar():
+            image_encoder = source.component(
+                CLIPVisionModelWithProjection, "image_encoder", use_safetensors=True, dtype=full
+            )
         channels: int = vae.config.latent_channels
         width = image_encoder.config.projection_dim
-        if unet.config.in_channels != 2 * channels or cc_projection.projection.in_features != (
-            width + POSE
-        ):
+        if unet.config.in_channels != 2 * channels or projection.in_features != width + POSE:
             raise ValueError(
                 f"prior {source.id!r} is no Zero-1-to-3: a network of {unet.config.in_channels}"
                 f" channels beside latents of {channels}, a projection of"
-                f" {cc_projection.projection.in_features} numbers beside an embedding of {width}"
+                f" {projection.in_features} numbers beside an embedding of {width}"
             )
-        super().__init__(
-            source,
-            scheduler,
-            channels=channels,
-            resolution=unet.config.sample_size,
-            device=device,
-            dtype=dtype,
-        )
-        self._unet = frozen(unet, device)
+        super().__init__(source, unet, scheduler, device, dtype, channels=channels)
         self._vae = frozen(vae, device)
         self._image_encoder = frozen(image_encoder, device)
-        self._projection = frozen(cc_projection.projection, device)
+        self._projection = frozen(projection, device)
         self._factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
 
     @torch.no_grad()
-    def look(self, image: Tensor, camera: Camera) -> Reference:
+    def encode(self, image: Tensor, camera: Camera) -> Reference:
         """Encode a picture (3, H, W) in [-1, 1] that `camera` took."""
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"an image is (3, H, W), not {tuple(image.shape)}")
@@ -88,17 +81,17 @@ class Zero123Prior(SchedulePrior):
         if picture.shape[-2:] != (side, side):
             picture = F.interpolate(picture, (side, side), mode="bicubic", antialias=True)
             picture = picture.clamp(-1, 1)
-        beside = self._vae.encode(picture).latent_dist.mode()[0]
+        concat = self._vae.encode(picture).latent_dist.mode()[0]
         embedding = self._image_encoder(self._clip_input(picture)).image_embeds[0]
-        return Reference(camera, embedding, beside, beside * self._vae.config.scaling_factor)
+        return Reference(camera, embedding, concat, concat * self._vae.config.scaling_factor)
 
     @torch.no_grad()
-    def aim(self, reference: Reference, cameras: Sequence[Camera]) -> Cond:
-        """The question for each of `cameras`: this object, from there."""
+    def views(self, reference: Reference, cameras: Sequence[Camera]) -> Cond:
+        """The condition of each of `cameras`: this object, from there."""
         poses = torch.stack([relative_pose(camera, reference.camera) for camera in cameras])
         embedding = reference.embedding.expand(len(cameras), -1)
         token = self._projection(torch.cat([embedding, poses.to(embedding)], dim=1))
-        return Cond(token[:, None], reference.beside.expand(len(cameras), -1, -1, -1))
+        return Cond(token[:, None], reference.concat.expand(len(cameras), -1, -1, -1))
 
     def unconditional(self, count: int) -> Cond:
         """What guidance leads away from: no picture, no pose."""
@@ -117,7 +110,7 @@ class Zero123Prior(SchedulePrior):
         """Views of pictures (3, H, W) in [-1, 1]; the prompts are labels, and say nothing to it.
 
         The pictures count as taken from the front, level, from their camera's distance; for
-        another place call `look`. Without cameras the wanted view is the picture's own.
+        another place call `encode`. Without cameras the wanted view is the picture's own.
         """
         if images is None:
             raise ValueError(f"prior {self.id!r} starts from an image; give one for each prompt")
@@ -126,7 +119,7 @@ class Zero123Prior(SchedulePrior):
             raise ValueError(f"{len(prompts)} prompts, {len(images)} images, {len(wanted)} cameras")
         fronts = [orbit(0.0, 0.0, _distance(camera)) for camera in wanted]
         pairs = zip(images, fronts, wanted, strict=True)
-        return Cond.cat([self.aim(self.look(image, front), [c]) for image, front, c in pairs])
+        return Cond.cat([self.views(self.encode(image, front), [c]) for image, front, c in pairs])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -181,33 +174,20 @@ def _distance(camera: Camera) -> float:
     return float(camera.camera_to_world[:3, 3].norm())
 
 
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> Zero123Prior:
-    from diffusers import (
-        AutoencoderKL,
-        ConfigMixin,
-        DDPMScheduler,
-        ModelMixin,
-        UNet2DConditionModel,
-    )
+def _pose_projection(source: PriorSource) -> Any:
+    """The linear layer of the community pipeline's own module."""
+    from diffusers import ConfigMixin, ModelMixin
     from diffusers.configuration_utils import register_to_config
-    from transformers import CLIPVisionModelWithProjection
 
     class CCProjection(ModelMixin, ConfigMixin):
-        """The community pipeline's own module, whose weights are `projection.{weight,bias}`."""
+        """Its weights are `projection.{weight,bias}`."""
 
         @register_to_config
         def __init__(self, in_channel: int = 768 + POSE, out_channel: int = 768) -> None:
             super().__init__()
             self.projection = torch.nn.Linear(in_channel, out_channel)
 
-    # All but the network stays in float32: it runs once a scene, and the VAE overflows in float16.
-    full = torch.float32
-    unet = source.network(UNet2DConditionModel, "unet", dtype)
-    scheduler = source.component(DDPMScheduler, "scheduler")
-    vae = source.network(AutoencoderKL, "vae", full)
-    cc_projection = source.network(CCProjection, "cc_projection", full)
-    with no_progress_bar():
-        image_encoder = source.component(
-            CLIPVisionModelWithProjection, "image_encoder", use_safetensors=True, dtype=full
-        )
-    return Zero123Prior(source, unet, scheduler, vae, image_encoder, cc_projection, device, dtype)
+    return source.network(CCProjection, "cc_projection", torch.float32).projection
+
+
+load = Zero123Prior

@@ -81,12 +81,9 @@ def coverage(prompt: str) -> float:
     0 for a prompt that names none of the categories, whatever its other words: the prior then
     has no object to draw.
     """
-    words = _words(prompt)
-    if not _CATEGORIES.search(f" {' '.join(words)} "):
+    if not _CATEGORIES.search(f" {' '.join(_words(prompt))} "):
         return 0.0
-    content = [word for word in words if word not in _FILLERS]
-    known = vocabulary()
-    return 1 - sum(word not in known for word in content) / len(content)
+    return 1 - len(unknown_words(prompt)) / len(_content_words(prompt))
 
 
 @cache

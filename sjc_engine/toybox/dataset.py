@@ -15,17 +15,17 @@ from sjc_engine.camera import rays, sample_camera
 from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.objects import CATEGORIES, PAPER_CATEGORIES, make_toy
 from sjc_engine.toybox.raycast import Light, raycast
-from sjc_engine.views import ViewStyle, view_name
+from sjc_engine.views import ViewStyle, view_prompt
 
 # How often a caption uses each style of view prefix: the paper's stays known, the finest is learnt
 # best.
 STYLES: dict[ViewStyle, float] = {"paper": 0.15, "sided": 0.20, "detailed": 0.65}
-_STYLES, _SHARES = list(STYLES), list(STYLES.values())
 # A toy fills from two thirds of the frame to just all of it: few sizes are learnt faster than many.
 # The toybox recipe renders with the same angles.
 FOV_DEG = (46.0, 60.0)
 _VIEWS_PER_TOY = 4
 _TOYS_PER_BATCH = 16
+_NUMBERS = ("category", "azimuth", "elevation")  # of an image, in its file of labels
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Renders:
 
     def caption(self, rng: np.random.Generator, index: int) -> str:
         """A fresh random caption of one image."""
-        style = _STYLES[rng.choice(len(_STYLES), p=_SHARES)]
+        style = list(STYLES)[rng.choice(len(STYLES), p=list(STYLES.values()))]
         category = CATEGORIES[self.category[index]]
         return caption(rng, category, self.color[index] or None, self.view(index, style))
 
     def view(self, index: int, style: ViewStyle) -> str:
         """The view prefix of one image."""
-        return view_name(self.azimuth[index], self.elevation[index], style)
+        return view_prompt(self.azimuth[index], self.elevation[index], style)
 
     def weights(self, paper: float) -> np.ndarray:
         """Sampling weights (n,): the paper's six categories count `paper` times the others."""
@@ -129,29 +129,15 @@ def cached_toys(
     """`render_toys`, kept as plain .npy and .json files under `folder` for the next start."""
     stem = folder / f"toys-{size}px-{count}-seed{seed}"
     images, labels = stem.with_suffix(".npy"), stem.with_suffix(".json")
-    if labels.exists():
-        kept = json.loads(labels.read_text())
-        return Renders(
-            np.load(images, mmap_mode="r"),
-            np.array(kept["category"]),
-            np.array(kept["azimuth"]),
-            np.array(kept["elevation"]),
-            kept["color"],
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = render_toys(count, size, seed, lighting, device)
-    np.save(images, fresh.images)
-    labels.write_text(
-        json.dumps(
-            {
-                "category": fresh.category.tolist(),
-                "azimuth": fresh.azimuth.tolist(),
-                "elevation": fresh.elevation.tolist(),
-                "color": fresh.color,
-            }
-        )
-    )
-    return fresh
+    if not labels.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = render_toys(count, size, seed, lighting, device)
+        np.save(images, fresh.images)
+        numbers = {name: getattr(fresh, name).tolist() for name in _NUMBERS}
+        labels.write_text(json.dumps(numbers | {"color": fresh.color}))
+    kept = json.loads(labels.read_text())
+    numbers = {name: np.array(kept[name]) for name in _NUMBERS}
+    return Renders(np.load(images, mmap_mode="r"), **numbers, color=kept["color"])
 
 
 def on_backgrounds(rgba: Tensor, generator: torch.Generator) -> Tensor:

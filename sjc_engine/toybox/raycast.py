@@ -7,7 +7,7 @@ primitive by primitive: a running nearest hit over (images, rays) stays in cache
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -28,10 +28,7 @@ class Light:
 
 
 def raycast(
-    toys: Sequence[Toy],
-    origins: Tensor,
-    directions: Tensor,
-    lights: Sequence[Light],
+    toys: Sequence[Toy], origins: Tensor, directions: Tensor, lights: Sequence[Light]
 ) -> Tensor:
     """Colours seen along rays.
 
@@ -70,21 +67,14 @@ def _pack(toys: Sequence[Toy], device: torch.device) -> dict[str, Tensor]:
     """Each array of the toys, padded to (B, P, ...); a padded slot's kind is -1."""
     size = max(len(toy.kind) for toy in toys)
 
-    def stack(arrays: list[np.ndarray], fill: float = 0.0) -> Tensor:
-        out = np.full((len(arrays), size, *arrays[0].shape[1:]), fill, np.float32)
+    def stack(arrays: list[np.ndarray]) -> Tensor:
+        out = np.full((len(arrays), size, *arrays[0].shape[1:]), -1, arrays[0].dtype)
         for row, array in zip(out, arrays, strict=True):
             row[: len(array)] = array
-        return torch.from_numpy(out).to(device)
+        tensor = torch.from_numpy(out).to(device)
+        return tensor.float() if tensor.is_floating_point() else tensor
 
-    return {
-        "kind": stack([t.kind for t in toys], -1).long(),
-        "to_local": stack([t.to_local for t in toys]),
-        "radii": stack([t.radii for t in toys]),
-        "color": stack([t.color for t in toys]),
-        "color2": stack([t.color2 for t in toys]),
-        "pattern": stack([t.pattern for t in toys]).long(),
-        "frequency": stack([t.frequency for t in toys]),
-    }
+    return {field.name: stack([getattr(t, field.name) for t in toys]) for field in fields(Toy)}
 
 
 # Each intersection takes o (3, b, 1) and d (3, b, R) in the primitive's frame and gives the

@@ -37,6 +37,15 @@ class Toy:
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """A second colour on a primitive: where it shows, and how often it comes again."""
+
+    kind: int  # BLOTCHES or WAFFLE
+    color: ArrayLike
+    frequency: float
+
+
+@dataclass(frozen=True)
 class _Primitive:
     kind: int
     center: Array
@@ -44,9 +53,7 @@ class _Primitive:
     rotation: Array  # local to world
     radii: tuple[float, float]
     color: Array
-    color2: Array
-    pattern: int
-    frequency: float
+    pattern: Pattern
 
     def outline(self) -> Array:
         """Points (k, 3) whose bounding sphere is that of the primitive, closely enough."""
@@ -86,17 +93,15 @@ class Builder:
         half: ArrayLike,
         color: ArrayLike,
         turn: Array | None = None,
-        color2: ArrayLike | None = None,
-        pattern: int = PLAIN,
-        frequency: float = 0.0,
+        pattern: Pattern | None = None,
     ) -> None:
         """`half` is one radius or three half axes."""
-        self._add(ELLIPSOID, center, half, color, turn, (1.0, 1.0), color2, pattern, frequency)
+        self._add(ELLIPSOID, center, half, color, turn, pattern)
 
     def box(
         self, center: ArrayLike, half: ArrayLike, color: ArrayLike, turn: Array | None = None
     ) -> None:
-        self._add(BOX, center, half, color, turn, (1.0, 1.0), None, PLAIN, 0.0)
+        self._add(BOX, center, half, color, turn)
 
     def cone(
         self,
@@ -106,13 +111,11 @@ class Builder:
         top: float,
         color: ArrayLike,
         turn: Array | None = None,
-        color2: ArrayLike | None = None,
-        pattern: int = PLAIN,
-        frequency: float = 0.0,
+        pattern: Pattern | None = None,
     ) -> None:
         """A capped cone along its local y axis; equal radii make a cylinder."""
         half = (1.0, half_height, 1.0)
-        self._add(CONE, center, half, color, turn, (bottom, top), color2, pattern, frequency)
+        self._add(CONE, center, half, color, turn, pattern, (bottom, top))
 
     def rod(
         self,
@@ -121,9 +124,7 @@ class Builder:
         start_radius: float,
         end_radius: float,
         color: ArrayLike,
-        color2: ArrayLike | None = None,
-        pattern: int = PLAIN,
-        frequency: float = 0.0,
+        pattern: Pattern | None = None,
     ) -> None:
         """A capped cone from one point to another."""
         a, b = np.asarray(start, float), np.asarray(end, float)
@@ -132,17 +133,7 @@ class Builder:
         x = np.cross(y, (1.0, 0.0, 0.0) if abs(y[0]) < 0.9 else (0.0, 0.0, 1.0))
         x /= np.linalg.norm(x)
         turn = np.stack([x, y, np.cross(x, y)], 1)
-        self.cone(
-            (a + b) / 2,
-            length / 2,
-            start_radius,
-            end_radius,
-            color,
-            turn,
-            color2,
-            pattern,
-            frequency,
-        )
+        self.cone((a + b) / 2, length / 2, start_radius, end_radius, color, turn, pattern)
 
     def _add(
         self,
@@ -151,12 +142,9 @@ class Builder:
         half: ArrayLike,
         color: ArrayLike,
         turn: Array | None,
-        radii: tuple[float, float],
-        color2: ArrayLike | None,
-        pattern: int,
-        frequency: float,
+        pattern: Pattern | None = None,
+        radii: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        first = np.asarray(color, float)
         self._primitives.append(
             _Primitive(
                 kind,
@@ -164,10 +152,8 @@ class Builder:
                 np.broadcast_to(np.asarray(half, float), (3,)),
                 np.eye(3) if turn is None else turn,
                 radii,
-                first,
-                first if color2 is None else np.asarray(color2, float),
-                pattern,
-                frequency,
+                np.asarray(color, float),
+                pattern or Pattern(PLAIN, color, 0.0),
             )
         )
 
@@ -186,10 +172,10 @@ class Builder:
             to_local=to_local,
             radii=np.array([p.radii for p in each]),
             color=np.array([p.color for p in each]).clip(0, 1),
-            color2=np.array([p.color2 for p in each]).clip(0, 1),
-            pattern=np.array([p.pattern for p in each], np.int64),
+            color2=np.array([p.pattern.color for p in each], float).clip(0, 1),
+            pattern=np.array([p.pattern.kind for p in each], np.int64),
             # Blotches live in world units, so their frequency follows the toy's scale.
             frequency=np.array(
-                [p.frequency / scale if p.pattern == BLOTCHES else p.frequency for p in each]
+                [p.pattern.frequency / (scale if p.pattern.kind == BLOTCHES else 1) for p in each]
             ),
         )

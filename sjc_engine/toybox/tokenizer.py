@@ -56,7 +56,5 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
         vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
         Path(folder, "vocab.json").write_text(json.dumps(vocabulary))
         return CLIPTokenizer(
-            vocab=f"{folder}/vocab.json",
-            merges=f"{folder}/merges.txt",
-            model_max_length=MAX_TOKENS,
+            vocab=f"{folder}/vocab.json", merges=f"{folder}/merges.txt", model_max_length=MAX_TOKENS
         )

@@ -7,116 +7,62 @@ such models need annealed noise (section 5.1), which a guided model does not.
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor
 
+from sjc_engine.sources import BUILTINS
 from sjc_engine.toybox.dataset import STUDIO, on_backgrounds, render_toys
+from sjc_engine.toybox.loop import Draws, Training, TrainingOptions, option_parser
 from sjc_engine.toybox.objects import CATEGORIES
-from sjc_engine.toybox.train import SIZE, build_scheduler, cosine_rate, log_row
+from sjc_engine.toybox.train import SIZE, noise_loss, save_pipeline
 
+SHIPPED = BUILTINS["toybox-duck"]
 EMA_DECAY = 0.995
 
 
 def build_unet() -> Any:
-    """1 to 4 million parameters on 32 x 32 pixels; attention at 4 x 4 alone."""
-    from diffusers import UNet2DModel
-
-    return UNet2DModel(
-        sample_size=SIZE,
-        block_out_channels=(32, 64, 96, 128),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3,
-        attention_head_dim=32,
-        norm_num_groups=8,
-    )
+    """Random weights in the shape of the shipped model; attention is at 4 x 4 alone."""
+    return UNet2DModel.from_config(UNet2DModel.load_config(SHIPPED / "unet"))
 
 
-def train(
-    out: Path, category: str, minutes: float, batch: int, images: int, rate: float, seed: int
-) -> None:
-    """Draws `images` toys of the category, trains by the clock and writes OUT/model."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    toys = render_toys(images, SIZE, seed, STUDIO, categories=[category])
-    scheduler = build_scheduler()
-    kept: Tensor = scheduler.alphas_cumprod
-    # High noise decides what is drawn and where: it counts for more, up to five times.
-    weight = (1 / kept).clamp(max=5)
-    weight = weight / weight.mean()
+def train(options: TrainingOptions, category: str) -> None:
+    """Draws toys of the category, trains and writes OUT/model."""
+    torch.manual_seed(options.seed)
+    toys = render_toys(options.images, SIZE, options.seed, STUDIO, categories=[category])
+    draws = Draws(toys, options.batch, options.seed)
+    scheduler = DDPMScheduler.from_pretrained(SHIPPED / "scheduler")
     unet = build_unet().to(memory_format=torch.channels_last)
-    average = {name: value.clone() for name, value in unet.state_dict().items()}
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
-    started, step, losses = time.monotonic(), 0, []
-    while (seconds := time.monotonic() - started) < 60 * minutes:
-        progress = seconds / (60 * minutes)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * cosine_rate(step, progress)
-        chosen = rng.integers(len(toys), size=batch)
-        image = on_backgrounds(torch.from_numpy(toys.images[chosen]).float() / 255, generator)
-        timestep = torch.randint(0, len(kept), (batch,), generator=generator)
-        noise = torch.randn(image.shape, generator=generator)
-        signal = kept[timestep].view(-1, 1, 1, 1)
-        noisy = signal.sqrt() * image + (1 - signal).sqrt() * noise
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=options.rate, betas=(0.9, 0.99), fused=True)
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = unet(noisy, timestep).sample.float()
-        error = (output - noise).square().mean((1, 2, 3))
-        optimiser.zero_grad(set_to_none=True)
-        (error * weight[timestep]).mean().backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        with torch.no_grad():
-            decay = min(EMA_DECAY, (step + 1) / (step + 10))
-            for name, value in unet.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
-        losses.append(float(error.detach().mean()))
-        if step % 50 == 0:
-            log_row(out, step, seconds, float(np.mean(losses)), step * batch / seconds, progress)
-            losses = []
-    save_model(out / "model", average, scheduler)
+            noise: Tensor = unet(noisy, timestep).sample.float()
+        return noise
 
+    def loss() -> tuple[Tensor, Tensor]:
+        chosen = draws.rng.integers(len(toys), size=options.batch)
+        image = on_backgrounds(draws.rgba(chosen), draws.generator)
+        return noise_loss(predict, image, scheduler, draws.generator)
 
-def save_model(folder: Path, average: dict[str, Tensor], scheduler: Any) -> None:
-    """The averaged weights in diffusers layout, fp16, `model_index.json` included."""
-    unet = build_unet()
-    unet.load_state_dict(average)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    unet.half().save_pretrained(partial / "unet")
-    scheduler.save_pretrained(partial / "scheduler")
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": unet.config["_diffusers_version"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    def save(folder: Path, average: dict[str, Tensor]) -> None:
+        fresh = build_unet()
+        fresh.load_state_dict(average)
+        save_pipeline(folder, "DDPMPipeline", scheduler=scheduler, unet=fresh.half())
+
+    Training(options, unet, optimiser, draws, average_decay=EMA_DECAY).run(loss, save)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    defaults = {"minutes": 25.0, "batch": 64, "images": 12_000, "rate": 1.5e-3}
+    parser = option_parser(__doc__.splitlines()[0], **defaults)
     parser.add_argument("--category", default="duck", choices=CATEGORIES)
-    parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--images", type=int, default=12_000, help="rendered training images")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    settings = parser.parse_args()
-    settings.out.mkdir(parents=True, exist_ok=True)
-    train(**vars(settings))
+    settings = vars(parser.parse_args())
+    category = settings.pop("category")
+    train(TrainingOptions(**settings), category)
 
 
 if __name__ == "__main__":

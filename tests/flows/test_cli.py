@@ -169,7 +169,7 @@ BAD_REQUESTS: dict[str, list[str]] = {  # command -> what its lines on stderr be
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """What draws or optimises cannot be imported."""
-    for module in ("sjc_engine.chaining", "sjc_engine.figures"):
+    for module in ("sjc_engine.chaining", "sjc_engine.sample2d"):
         monkeypatch.setitem(sys.modules, module, None)
 
 

@@ -24,7 +24,7 @@ from flows.terminal import Lines
 from sjc_engine import Recipe, load_field
 from sjc_engine.prior import load_prior
 from sjc_engine.running_scene import RunningScene
-from sjc_engine.worker import Engine
+from sjc_engine.worker import Worker
 from tasks.disk import is_full
 from tasks.store import AlreadyCommitted, StoreError, TakesNoMore, open_store
 from tasks.tables import query
@@ -168,7 +168,7 @@ def test_a_scene_outlives_a_full_scratch_folder(disk: SmallDisk, capfd: Any) -> 
     message = {"scene": "duck", "spec": about, **paths}
 
     def step(run: RunningScene) -> None:
-        engine = Engine("cpu", sys.stdout)
+        engine = Worker("cpu", sys.stdout)
         engine.prior, engine.running = prior, [run]
         engine._step()
 
@@ -209,7 +209,7 @@ def test_a_field_that_has_no_room_at_all_is_not_a_failure_of_the_scene(
     recipe = Recipe.for_prior("toybox", "draft").override({"steps": 1, "grid_size": 32})
     about = spec().to_json() | {"recipe": recipe.to_json(), "prior_revision": prior.revision}
     paths = {"field": str(disk.path / "f.safetensors"), "checkpoint": str(disk.path / "f.ckpt")}
-    engine = Engine("cpu", sys.stdout)
+    engine = Worker("cpu", sys.stdout)
     engine.prior = prior
     engine.running = [RunningScene({"scene": "duck", "spec": about, **paths}, prior)]
     disk.fill()

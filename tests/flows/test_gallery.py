@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from sjc_engine.camera import orbit
-from sjc_engine.glb import glb_bytes
 from sjc_engine.mesh import extract_mesh
+from sjc_engine.mesh_file import glb_bytes
 from sjc_engine.raster import rasterize
 from sjc_engine.recipes import MeshRecipe, Recipe
 from sjc_engine.spec import AssetSpec

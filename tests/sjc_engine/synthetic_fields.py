@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from sjc_engine.camera import orbit
 from sjc_engine.fields import VoxelField
 from sjc_engine.level import iou
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.raster import coverage, rasterize
 from sjc_engine.render import render
 

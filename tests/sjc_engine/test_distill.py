@@ -159,7 +159,8 @@ class KnownLatents(KnownPrior):
         pictures, groups = [], {}
         for k in range(count):
             camera = sample_camera(generator, fov_deg=(FOV, FOV), elevation_deg=ELEVATION)
-            groups.setdefault(f"{view_prompt(camera, 'detailed')} x", []).append(k)
+            view = view_prompt(camera.azimuth_deg, camera.elevation_deg, "detailed")
+            groups.setdefault(f"{view} x", []).append(k)
             with torch.no_grad():
                 view = render(ball, camera, 16, 16, step=0.08)
                 pictures.append(composite(view, torch.zeros(4, 1, 1)))

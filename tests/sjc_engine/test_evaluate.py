@@ -18,7 +18,8 @@ from torch import Tensor
 from sjc_engine.distractors import DISTRACTORS, DISTRACTORS_SHA256
 from sjc_engine.evaluate import MAX_PSNR, coverage_flag, evaluate, psnr, single_color
 from sjc_engine.judge import load_judge
-from sjc_engine.mesh import Mesh, extract_mesh
+from sjc_engine.mesh import extract_mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.pictures import Pictures, take_pictures
 from sjc_engine.recipes import EvaluateRecipe, MeshRecipe
 

@@ -11,9 +11,9 @@ from sjc_engine.camera import orbit
 from sjc_engine.chaining import step_scenes
 from sjc_engine.fields import (
     KINDS,
+    ConeSamples,
     MLPField,
     PlenoxelField,
-    Sight,
     TensorField,
     VoxelField,
     load_field,
@@ -43,11 +43,11 @@ def inside(count, seed=1, dtype=torch.float32):
     return (torch.rand(count, 3, generator=generator, dtype=dtype) - 0.5) * 2 * HALF * 0.95
 
 
-def sight(count, seed=2, dtype=torch.float32):
+def cone_samples(count, seed=2, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(count, 3, generator=generator, dtype=dtype)
     size = torch.rand(2, count, generator=generator, dtype=dtype) * 0.05
-    return Sight(directions / directions.norm(dim=-1, keepdim=True), size[0], size[1])
+    return ConeSamples(directions / directions.norm(dim=-1, keepdim=True), size[0], size[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,7 +55,7 @@ def sight(count, seed=2, dtype=torch.float32):
 def test_density_and_colour_are_in_range(kind, space):
     field = make(kind, channels=4, space=space)
     points = inside(50)
-    for density, color in (field.sample(points), field.sample(points, sight(50))):
+    for density, color in (field.sample(points), field.sample(points, cone_samples(50))):
         assert density.shape == (50,)
         assert color.shape == (50, 4)
         assert (density >= 0).all()
@@ -68,7 +68,7 @@ def test_density_and_colour_are_in_range(kind, space):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_finite_differences(kind):
     field = make(kind, resolution=3).double()
-    points, seen = inside(5, dtype=torch.float64), sight(5, dtype=torch.float64)
+    points, seen = inside(5, dtype=torch.float64), cone_samples(5, dtype=torch.float64)
     names, values = zip(*field.named_parameters(), strict=True)
 
     def outputs(*parameters):
@@ -92,8 +92,8 @@ def test_the_renderers_gradients_are_those_of_finite_differences(kind):
             self.field = field
 
         def forward(self):
-            view = render_views(self.field, [orbit(30, 20)], 3, 3, step=0.2, haze_scale=10.0)
-            return view.rgb, view.opacity, view.depth, view.haze
+            view = render_views(self.field, [orbit(30, 20)], 3, 3, step=0.2, emptiness_scale=10.0)
+            return view.rgb, view.opacity, view.depth, view.emptiness
 
     shot = Shot()
 
@@ -193,7 +193,7 @@ def test_plenoxels_look_different_from_different_sides():
     field = make("plenoxels", space="latent")
     points = inside(1).expand(2, 3)
     opposite = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
-    seen = Sight(opposite, torch.zeros(2), torch.zeros(2))
+    seen = ConeSamples(opposite, torch.zeros(2), torch.zeros(2))
     with torch.no_grad():
         same = field.sample(points, seen)[1]
         torch.testing.assert_close(same[0], same[1])
@@ -208,7 +208,7 @@ def test_the_integrated_encoding_is_the_mean_over_the_cones_gaussian():
     field: MLPField = make("mlp", frequencies=4)
     direction = torch.tensor([[0.6, 0.0, 0.8]])
     point, along, across = torch.tensor([[0.1, -0.2, 0.3]]), 0.09, 0.04
-    seen = Sight(direction, torch.tensor([along]), torch.tensor([across]))
+    seen = ConeSamples(direction, torch.tensor([along]), torch.tensor([across]))
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(200_000, 3, generator=generator)
     forwards = (normal @ direction.T) * direction
@@ -231,9 +231,9 @@ def test_pixels_that_look_farther_see_larger_cones():
     heard = []
 
     class Listening(MLPField):
-        def sample(self, points, sight=None):
-            heard.append((points, sight))
-            return super().sample(points, sight)
+        def sample(self, points, cones=None):
+            heard.append((points, cones))
+            return super().sample(points, cones)
 
     camera = orbit(0, 0, fov_deg=60)
     render_views(Listening(4, 3, HALF), [camera], 4, 4, step=0.1)
@@ -288,7 +288,7 @@ def test_every_field_is_meshed(kind):
     for _ in range(300):
         points = (torch.rand(4000, 3, generator=generator) - 0.5) * 2 * HALF
         wanted = 40 * torch.sigmoid((0.4 - points.norm(dim=-1)) / 0.02)
-        density, color = field.sample(points, sight(4000))
+        density, color = field.sample(points, cone_samples(4000))
         loss = (torch.log1p(density) - torch.log1p(wanted)).square().mean()
         loss = loss + (color - 0.5).square().mean()
         optimizer.zero_grad()

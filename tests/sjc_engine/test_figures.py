@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_priors import build_ddpm_prior, build_pixel_prior
 
-from sjc_engine import figures
-from sjc_engine.figures import GAP, HEADER, LABELS, TILE, Panel, draw, experiments
+from sjc_engine import sample2d
 from sjc_engine.prior import load_prior
+from sjc_engine.sample2d import GAP, HEADER, LABELS, TILE, Panel, draw, experiments
 
 
 def tile(picture, top, row, column):
@@ -31,7 +31,7 @@ def test_a_row_of_the_grid_for_each_prior_and_one_scale_where_words_mean_nothing
 ):
     guided = load_prior(str(build_pixel_prior(tmp_path / "pixel")))
     unguided = load_prior(str(build_ddpm_prior(tmp_path / "ddpm")))
-    monkeypatch.setattr(figures, "draw", lambda panels: panels)
+    monkeypatch.setattr(sample2d, "draw", lambda panels: panels)
     heard = []
     *panels, grid = experiments(
         [guided, unguided],

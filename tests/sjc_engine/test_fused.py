@@ -34,9 +34,16 @@ def seen(field, *, kernels, views=2, size=9, step=0.05, seed=5, beta=10.0):
     cameras = [sample_camera(generator) for _ in range(views)]
     field.zero_grad()
     view = render_views(
-        field, cameras, size, size, step=step, generator=generator, haze_scale=beta, fused=kernels
+        field,
+        cameras,
+        size,
+        size,
+        step=step,
+        generator=generator,
+        emptiness_scale=beta,
+        fused=kernels,
     )
-    outputs = [view.rgb, view.opacity, view.depth, view.haze, view.weights]
+    outputs = [view.rgb, view.opacity, view.depth, view.emptiness, view.weights]
     score = [torch.randn(t.shape, generator=generator) for t in outputs]
     loss = sum((s * t).sum() for s, t in zip(score, outputs, strict=True))
     loss = loss + 1e3 * emptiness(view) + 10 * distortion(view)
@@ -140,10 +147,10 @@ def test_what_is_not_a_number_shows():
         field = make_field(3, "rgb", opaque=False)
         with torch.no_grad():
             getattr(field, name)[..., 6, 6, 6] = float("nan")
-        view = render_views(field, [orbit(0, 0)], 16, 16, haze_scale=10.0, fused=True)
+        view = render_views(field, [orbit(0, 0)], 16, 16, emptiness_scale=10.0, fused=True)
         assert not torch.isfinite(view.rgb.sum() + view.opacity.sum())
         if name == "density":
-            assert not torch.isfinite(view.haze.sum())
+            assert not torch.isfinite(view.emptiness.sum())
 
 
 def test_memory_is_laid_out_for_the_kernels_and_stays_so():
@@ -201,12 +208,12 @@ def test_kernels_that_do_not_compile_leave_the_oracle(kernel, monkeypatch):
 
     field = make_field(3, "rgb", opaque=False)
     monkeypatch.setattr(kernels, kernel, fail)
-    fused.trouble.cache_clear()
+    fused.device_unavailable_reason.cache_clear()
     try:
-        assert fused.misfit(field) == "OSError: No space left on device"
+        assert fused.unavailable_reason(field) == "OSError: No space left on device"
         assert render_views(field, [orbit(0, 0)], 8, 8).opacity.detach().mean() > 0
     finally:
-        fused.trouble.cache_clear()
+        fused.device_unavailable_reason.cache_clear()
 
 
 @pytest.mark.slow
@@ -237,7 +244,7 @@ def test_the_cuda_kernels_in_numbas_simulator():
         start = fused._Call.__init__
         def on_gpu(call, *arguments):
             start(call, *arguments)
-            call.on_gpu, call.threads = True, 1
+            call.on_gpu, call.cuda, call.threads = True, kernels_cuda, 1
         fused._Call.__init__ = on_gpu
         from test_fused import make_field, off, seen
         for channels, space in [(3, "rgb"), (4, "latent")]:

@@ -25,7 +25,7 @@ def test_emptiness_is_the_mean_over_all_samples():
     field = VoxelField(6, 3, generator=torch.Generator().manual_seed(0)).double()
     cameras = [orbit(10, 20), orbit(200, 40)]
     for beta in (10.0, 3.0, 1e5):
-        view = render_views(field, cameras, 5, 5, haze_scale=beta)
+        view = render_views(field, cameras, 5, 5, emptiness_scale=beta)
         assert len(set((view.weights > 0).sum(-1).flatten().tolist())) > 2, "some lie outside"
         expected = torch.log(1 + beta * view.weights).mean()
         assert emptiness(view).item() == pytest.approx(expected.item(), rel=1e-12)
@@ -173,7 +173,7 @@ def test_distortion_is_the_double_sum():
     view = render(field, orbit(30, 20), 4, 4, step=0.13)
     total = 0.0
     for weights, chord in zip(view.weights, view.chord, strict=True):
-        edges = torch.minimum(view.ticks, chord)
+        edges = torch.minimum(view.t_edges, chord)
         middle, length = (edges[1:] + edges[:-1]) / 2, edges.diff()
         total += (weights[:, None] * weights * (middle[:, None] - middle).abs()).sum()
         total += (weights**2 * length).sum() / 3

@@ -18,7 +18,7 @@ import torch
 from engine_process import Engine, in_process, spec
 
 from sjc_engine import load_prior, memory, worker
-from sjc_engine.memory import MOST_SCENES, Gauge, Room, out_of_memory
+from sjc_engine.memory import MOST_SCENES, Capacity, MemoryProbe, out_of_memory
 from sjc_engine.scene import Diverged, Scene
 
 GB = 10**9
@@ -104,11 +104,11 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
 
 
 def test_the_room_is_what_is_free_by_what_a_scene_takes() -> None:
-    assert Room(each=2 * GB, free=9 * GB).scenes == 4  # a tenth is left alone
-    assert Room(each=2 * GB, free=1 * GB).scenes == 1  # it has to be tried
-    assert Room(each=1, free=80 * GB).scenes == MOST_SCENES
-    assert str(Room(2 * GB, 9 * GB)) == "4 (a scene takes 2.00 GB of 9.0 GB free)"
-    assert str(Room(GB, 70 * GB)).endswith("70.0 GB free, 8 at most)")
+    assert Capacity(each=2 * GB, free=9 * GB).scenes == 4  # a tenth is left alone
+    assert Capacity(each=2 * GB, free=1 * GB).scenes == 1  # it has to be tried
+    assert Capacity(each=1, free=80 * GB).scenes == MOST_SCENES
+    assert str(Capacity(2 * GB, 9 * GB)) == "4 (a scene takes 2.00 GB of 9.0 GB free)"
+    assert str(Capacity(GB, 70 * GB)).endswith("70.0 GB free, 8 at most)")
 
 
 def test_a_device_is_gauged_once_for_a_prior_by_the_peak_of_its_first_steps(
@@ -121,12 +121,12 @@ def test_a_device_is_gauged_once_for_a_prior_by_the_peak_of_its_first_steps(
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * GB, 80 * GB))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", peaks.append)
-    assert Gauge(torch.device("cuda:1")).room(1) == Room(2 * GB, 15 * GB)
-    assert Gauge(torch.device("cuda:1")).room(2) == Room(1 * GB, 15 * GB)
+    assert MemoryProbe(torch.device("cuda:1")).capacity(1) == Capacity(2 * GB, 15 * GB)
+    assert MemoryProbe(torch.device("cuda:1")).capacity(2) == Capacity(1 * GB, 15 * GB)
     assert peaks == [torch.device("cuda:1")] * 2
 
     monkeypatch.setattr(worker, "load_prior", lambda *names, device: load_prior(*names))
-    told = drive(worker.Engine("cuda:1", Replies()), tmp_path, steps=4)
+    told = drive(worker.Worker("cuda:1", Replies()), tmp_path, steps=4)
     rooms = [message for message in told if message["type"] == "room"]
     assert [room["scenes"] for room in rooms] == [8]
     assert "a scene takes 1.00 GB of 15.0 GB" in rooms[0]["why"]
@@ -148,7 +148,7 @@ def test_a_scene_that_leaves_goes_on_from_its_last_step(
         return step(scenes, *more)
 
     monkeypatch.setattr(worker, "try_step", scarce)
-    told = drive(worker.Engine("cpu", Replies()), tmp_path, steps=8)
+    told = drive(worker.Worker("cpu", Replies()), tmp_path, steps=8)
     [left] = [message for message in told if message["type"] == "returned"]
     assert (left["scene"], left["step"], left["scenes"]) == ("b", 3, 1)
     assert calls[:5] == [2, 2, 2, 2, 1]
@@ -172,7 +172,7 @@ def test_news_of_a_divergence_between_steps_ends_that_scene_alone(
         return done(scene)
 
     monkeypatch.setattr(Scene, "done", property(asked))
-    told = drive(worker.Engine("cpu", Replies()), tmp_path, steps=4)
+    told = drive(worker.Worker("cpu", Replies()), tmp_path, steps=4)
     ended = {m["scene"]: m for m in told if m["type"] in ("done", "failed")}
     assert (ended["a"]["type"], ended["a"]["error_type"]) == ("failed", "Diverged")
     assert ended["b"]["type"] == "done"

@@ -28,19 +28,19 @@ from synthetic_fields import (
 )
 
 from sjc_engine.fields import VoxelField
-from sjc_engine.isosurface import isosurface, simplify
-from sjc_engine.level import calibrate_level
-from sjc_engine.mesh import (
+from sjc_engine.isosurface import (
     EmptyField,
-    Mesh,
     MeshError,
     NonFinite,
     OpaqueField,
-    extract_mesh,
-    mesh_statistics,
+    isosurface,
+    simplify,
 )
+from sjc_engine.level import calibrate_level
+from sjc_engine.mesh import extract_mesh, mesh_statistics
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.recipes import MeshRecipe
-from sjc_engine.surface_color import surface_colors
+from sjc_engine.texture import surface_colors
 
 N = 48
 

@@ -11,8 +11,8 @@ import trimesh
 from synthetic_fields import TOTEM, centers, make_field, soft_density
 
 from sjc_engine.camera import orbit
-from sjc_engine.mesh import Mesh, extract_mesh
-from sjc_engine.mesh_file import read_mesh
+from sjc_engine.mesh import extract_mesh
+from sjc_engine.mesh_file import Mesh, read_mesh
 from sjc_engine.raster import rasterize
 from sjc_engine.recipes import MeshRecipe
 

@@ -274,7 +274,7 @@ def test_a_loss_that_is_not_finite_takes_the_scene_back_once(prior, tmp_path):
     rate = scene.optimizer.param_groups[0]["lr"]
     poison(scene)
     [stats] = step_scenes([scene], prior)
-    assert (stats.step, scene.step, scene.rolled_back) == (0, 0, True)
+    assert (stats.step, scene.step, scene.recovery.rolled_back) == (0, 0, True)
     assert all(torch.isfinite(p).all() for p in scene.field.parameters())
     assert scene.optimizer.param_groups[0]["lr"] == rate / 2
     # The second chance is not the first over again: its random numbers are new.
@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite_takes_the_scene_back_once(prior, tmp_path):
     )
     scene.save(tmp_path / "scene.ckpt")
     resumed = Scene.load(tmp_path / "scene.ckpt", prior)
-    assert resumed.rolled_back
+    assert resumed.recovery.rolled_back
     assert resumed.optimizer.param_groups[0]["lr"] == rate / 2
     poison(scene)
     with pytest.raises(Diverged, match="'a tank' at step 1"):
@@ -293,7 +293,7 @@ def test_a_loss_that_is_not_finite_takes_the_scene_back_once(prior, tmp_path):
 @pytest.mark.parametrize("grow", [0, 4])
 def test_a_roll_back_goes_to_the_same_state_after_a_resume(prior, tmp_path, monkeypatch, grow):
     """The earlier state is part of the checkpoint: killed or not, the rest is the same."""
-    monkeypatch.setattr("sjc_engine.scene.SNAPSHOT_STEPS", 3)
+    monkeypatch.setattr("sjc_engine.rollback.SNAPSHOT_STEPS", 3)
     recipe = PIXEL.override({"grid_start": grow, "grid_grow_at": 0.5, "steps": 12})
     scene = run(Scene("a tank", "", 1, recipe, prior), 6)
     assert scene.step == 6
@@ -305,17 +305,17 @@ def test_a_roll_back_goes_to_the_same_state_after_a_resume(prior, tmp_path, monk
         with torch.no_grad():
             one.field.density += math.nan
         step_scenes([one], prior)
-        assert (one.step, one.rolled_back) == (6, True)
+        assert (one.step, one.recovery.rolled_back) == (6, True)
         assert grow or equal(kept, list(one.field.parameters()))
     assert equal(parameters(run(scene, 4)), parameters(run(resumed, 4)))
 
 
 def test_a_gradient_that_is_not_finite_goes_back_before_it_is_applied(prior, monkeypatch):
     scene = run(Scene("a tank", "", 1, PIXEL, prior), 1)
-    before = scene._snapshot.tensors["field.density"].clone()
+    before = scene.recovery.snapshot.tensors["field.density"].clone()
     scene.field.density.register_hook(lambda gradient: gradient * math.inf)
     step_scenes([scene], prior)
-    assert scene.rolled_back
+    assert scene.recovery.rolled_back
     assert torch.equal(scene.field.density, before)
 
 
@@ -343,14 +343,14 @@ def test_reading_late_changes_no_step(prior, tmp_path):
 
 def test_what_is_not_finite_is_noticed_late_and_never_applied(prior):
     scene = late(run(Scene("a tank", "", 1, PIXEL, prior), 2))
-    snapshot = scene._snapshot.tensors["field.density"].clone()
+    snapshot = scene.recovery.snapshot.tensors["field.density"].clone()
     spoil = scene.field.density.register_hook(lambda gradient: gradient * math.inf)
     step_scenes([scene], prior)
     spoil.remove()
-    assert not scene.rolled_back
+    assert not scene.recovery.rolled_back
     assert all(torch.isfinite(p).all() for p in scene.field.parameters())
     step_scenes([scene], prior)
-    assert (scene.step, scene.rolled_back) == (0, True)
+    assert (scene.step, scene.recovery.rolled_back) == (0, True)
     assert torch.equal(scene.field.density, snapshot)
 
 
@@ -360,7 +360,7 @@ def test_the_last_step_is_read_before_a_scene_is_done(prior, tmp_path):
     step_scenes([scene], prior)
     spoil.remove()
     assert not scene.done
-    assert (scene.step, scene.rolled_back) == (0, True)
+    assert (scene.step, scene.recovery.rolled_back) == (0, True)
     scene.save(tmp_path / "scene.ckpt")
     run(scene, 3)
     assert scene.done
@@ -391,7 +391,7 @@ def test_sds_in_a_scene_is_the_formula(prior):
         return guide(prior, z, level, draw.cond, draw.uncond, draw.scale)
 
     noise = (draw.z[0] - x) / sigma.to(x).view(-1, 1, 1, 1)
-    scene.learn(draw, denoise(draw.z[0], sigma)[None])
+    scene.update(draw, denoise(draw.z[0], sigma)[None])
     expected = -sds(denoise, x, sigma, noise) / len(x)
     torch.testing.assert_close(draw.images.grad, expected.float(), rtol=1e-3, atol=1e-5)
 

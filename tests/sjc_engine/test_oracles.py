@@ -55,7 +55,8 @@ def prior():
     pictures = []
     for k in range(PICTURES):
         camera = sample_camera(generator, fov_deg=(FOV, FOV), elevation_deg=ELEVATION)
-        groups.setdefault(f"{view_prompt(camera, 'detailed')} x", []).append(k)
+        view = view_prompt(camera.azimuth_deg, camera.elevation_deg, "detailed")
+        groups.setdefault(f"{view} x", []).append(k)
         pictures.append(picture(field, camera))
     levels = (0.05, 4.0)
     return KnownPrior(torch.stack(pictures), groups=groups, levels=levels, guided=False)

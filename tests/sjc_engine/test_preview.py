@@ -8,8 +8,7 @@ from synthetic_fields import centers, make_field, soft_density, sphere
 
 from sjc_engine.camera import evaluation_cameras
 from sjc_engine.mesh import extract_mesh
-from sjc_engine.pictures import Pictures
-from sjc_engine.preview import GAP, HEADER, LABELS, MARGIN, TILE, TITLE, contact_sheet
+from sjc_engine.pictures import GAP, HEADER, LABELS, MARGIN, TILE, TITLE, Pictures, contact_sheet
 from sjc_engine.recipes import MeshRecipe
 
 FIELD = make_field(soft_density(sphere(0.3)(centers(16))))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sjc_engine.camera import Camera, evaluation_cameras, orbit, rays
 from sjc_engine.level import iou
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.raster import coverage, rasterize
 from sjc_engine.render import intersect_box
 

@@ -73,7 +73,7 @@ class Analytic(VoxelField):
         corner = torch.tensor(self.corner, dtype=torch.float64)
         return torch.stack([-corner, corner])
 
-    def sample(self, points, sight=None):
+    def sample(self, points, cones=None):
         return self.density_at(points), super().sample(points)[1]
 
 

@@ -60,23 +60,6 @@ def test_schedules():
     assert set(noise_levels(prior, "fixed", 3, generator(), (0, 1)).tolist()) == {1.5}
 
 
-def test_sds_and_sjc_point_the_same_way_from_the_same_noise():
-    """They differ in how steps of different sigma weigh, which Adam's first step does not see."""
-    prior = two_gaussians()
-    start = blob(prior)
-    ends = [
-        optimize_pixels(prior, ["x"], torch.tensor([0.7]), generator(), start=start, score=score)
-        for score in ("sjc", "sds")
-    ]
-    torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
-    two = torch.tensor([0.2, 3.0])  # then their weights differ
-    ends = [
-        optimize_pixels(prior, ["x"], two, generator(), start=start, score=score)
-        for score in ("sjc", "sds")
-    ]
-    assert (ends[0] - ends[1]).abs().max() > 1e-3
-
-
 def test_out_of_distribution_shows_all_three():
     prior = few_pictures()
     figure = out_of_distribution(prior, "x", [0.2, 3.0], generator(), noise_samples=64)

@@ -27,12 +27,11 @@ from synthetic_fields import (
 
 from sjc_engine import unwrap as unwrapping
 from sjc_engine.camera import evaluation_cameras
-from sjc_engine.glb import jpeg_bytes
-from sjc_engine.mesh import TO_GLTF, Mesh, extract_mesh
+from sjc_engine.mesh import extract_mesh
+from sjc_engine.mesh_file import TO_GLTF, Mesh, jpeg_bytes
 from sjc_engine.raster import rasterize
 from sjc_engine.recipes import MeshRecipe
-from sjc_engine.surface_color import surface_colors
-from sjc_engine.texture import dilate, texel_surface
+from sjc_engine.texture import dilate, surface_colors, texel_surface
 from sjc_engine.unwrap import UnwrapTimeout, unwrap
 
 N, RADIUS = 48, 0.35

@@ -50,7 +50,9 @@ def test_the_view_is_the_cameras(tmp_path):
     for index in range(len(toys)):
         camera = orbit(toys.azimuth[index], toys.elevation[index])
         for style in STYLES:
-            assert toys.view(index, style) == view_prompt(camera, style)
+            assert toys.view(index, style) == view_prompt(
+                camera.azimuth_deg, camera.elevation_deg, style
+            )
             assert again.view(index, style) == toys.view(index, style)
 
 

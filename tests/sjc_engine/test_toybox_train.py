@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from sjc_engine.judge import BUILTINS as JUDGES
 from sjc_engine.prior import load_prior
+from sjc_engine.sources import BUILTINS as PRIORS
 from sjc_engine.toybox import train_judge, train_unconditional
 from sjc_engine.toybox.dataset import on_backgrounds, render_toys
+from sjc_engine.toybox.loop import TrainingOptions, cosine_rate, log_row
 from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
-from sjc_engine.toybox.train import Settings, cosine_rate, train
+from sjc_engine.toybox.train import train
 
-TINY = Settings(
-    out=Path(), steps=6, minutes=None, batch=8, images=64, rate=1e-3, ranks=1, device="cpu",
-    seed=0, init_from=None,
-)  # fmt: skip
+TINY = TrainingOptions(out=Path(), steps=6, minutes=None, batch=8, images=64, rate=1e-3)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -69,19 +69,15 @@ def test_training_resumes_and_writes_a_loadable_half_precision_model(tmp_path):
 
 
 def test_warm_start_continues_from_the_shipped_weights(tmp_path):
-    from sjc_engine.toybox import weights_path
-
     out = tmp_path / "warm"
     out.mkdir()
-    train(0, replace(TINY, out=out, steps=1, rate=0.0, init_from=weights_path("prior")))
-    shipped = load_file(weights_path("prior") / "unet" / "diffusion_pytorch_model.safetensors")
+    train(0, replace(TINY, out=out, steps=1, rate=0.0, init_from=PRIORS["toybox"]))
+    shipped = load_file(PRIORS["toybox"] / "unet" / "diffusion_pytorch_model.safetensors")
     for name, tensor in weights(out).items():
         torch.testing.assert_close(tensor, shipped[name])
 
 
 def test_log_has_a_row_for_every_fifty_steps(tmp_path, capsys):
-    from sjc_engine.toybox.train import log_row
-
     log_row(tmp_path, 50, 12.0, 0.5, 99.0, 0.1)
     log_row(tmp_path, 100, 24.0, 0.4, 99.0, 0.2)
     with (tmp_path / "log.csv").open(newline="") as file:
@@ -114,21 +110,17 @@ def test_contrastive_loss_is_least_where_only_right_pairs_are_similar():
 
 
 def test_judge_trains_and_saves_in_clip_layout(tmp_path):
-    train_judge.train(tmp_path, steps=2, minutes=None, batch=8, images=64, seed=0)
-    train_judge.train(tmp_path, steps=3, minutes=None, batch=8, images=64, seed=0)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    train_judge.train(replace(TINY, out=tmp_path, steps=2))
+    train_judge.train(replace(TINY, out=tmp_path, steps=3))
+    state = torch.load(tmp_path / "state" / "rank0.pt", weights_only=True)
     assert state["step"] == 3
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= names
 
 
 def test_a_judge_goes_on_from_the_shipped_weights(tmp_path):
-    from sjc_engine.toybox import weights_path
-
-    shipped = weights_path("judge")
-    train_judge.train(
-        tmp_path, steps=1, minutes=None, batch=8, images=64, seed=0, rate=0.0, init_from=shipped
-    )
+    shipped = JUDGES["toybox"]
+    train_judge.train(replace(TINY, out=tmp_path, steps=1, rate=0.0, init_from=shipped))
     old = load_file(shipped / "model.safetensors")
     new = load_file(tmp_path / "model" / "model.safetensors")
     for name, tensor in new.items():
@@ -146,11 +138,8 @@ def test_a_judge_goes_on_from_the_shipped_weights(tmp_path):
 
 
 def test_degraded_images_stay_in_range_and_gray_ones_are_gray():
-    from sjc_engine.toybox.dataset import render_toys
-
-    batches = train_judge.Batches(render_toys(64, 48, 3), build_tokenizer(), 16, 0)
-    rgba = torch.rand(16, 48, 48, 4)
-    image = batches.degrade(rgba, torch.ones(16, dtype=torch.bool))
+    rgba, gray = torch.rand(16, 48, 48, 4), torch.ones(16, dtype=torch.bool)
+    image = train_judge.degrade(rgba, gray, torch.Generator().manual_seed(0))
     assert image.shape == (16, 3, 48, 48)
     assert image.abs().max() <= 1
     assert np.isfinite(image.numpy()).all()
@@ -158,7 +147,8 @@ def test_degraded_images_stay_in_range_and_gray_ones_are_gray():
 
 def test_a_model_without_words_is_trained_and_loads(tmp_path):
     """Hardly trained, it is a denoiser in the layout of google/ddpm-*-256 all the same."""
-    train_unconditional.train(tmp_path, "duck", minutes=0.03, batch=4, images=8, rate=1e-3, seed=0)
+    options = replace(TINY, out=tmp_path, steps=None, minutes=0.03, batch=4, images=8)
+    train_unconditional.train(options, "duck")
     prior = load_prior(str(tmp_path / "model"))
     assert (prior.channels, prior.resolution, prior.guided) == (3, 32, False)
     x = torch.zeros(1, 3, 32, 32)

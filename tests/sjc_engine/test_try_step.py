@@ -92,7 +92,7 @@ def test_one_call_asks_once_for_scenes_that_ask_alike(prior: Prior) -> None:
 
 
 @pytest.mark.parametrize("one_call", [True, False])
-@pytest.mark.parametrize("bad", ["poisoned", "draw", "learn", "question"])
+@pytest.mark.parametrize("bad", ["poisoned", "draw", "update", "question"])
 def test_a_bad_scene_leaves_the_others_as_if_it_was_not_there(
     prior: Prior, monkeypatch: pytest.MonkeyPatch, one_call: bool, bad: str
 ) -> None:
@@ -105,7 +105,7 @@ def test_a_bad_scene_leaves_the_others_as_if_it_was_not_there(
         raise ValueError("this scene's own")
 
     if bad == "poisoned":
-        sick.rolled_back = True  # it has had its second chance
+        sick.recovery.rolled_back = True  # it has had its second chance
         with torch.no_grad():
             next(iter(sick.field.parameters())).fill_(math.nan)
     elif bad == "question":
@@ -128,7 +128,7 @@ def test_a_bad_scene_leaves_the_others_as_if_it_was_not_there(
             assert (one - other).abs().max() <= (1e-5 if one_call else 0) * other.abs().max()
 
 
-@pytest.mark.parametrize("where", ["question", "draw", "learn"])
+@pytest.mark.parametrize("where", ["question", "draw", "update"])
 def test_out_of_memory_is_nobodys_error_and_the_step_can_be_done_again(
     prior: Prior, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -153,7 +153,7 @@ def test_out_of_memory_is_nobodys_error_and_the_step_can_be_done_again(
         for one, other in zip(scene.field.parameters(), twin.field.parameters(), strict=True):
             # The first has learnt in one call with the others where only the second could not.
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-            assert where == "learn" or torch.equal(one, other)
+            assert where == "update" or torch.equal(one, other)
         assert torch.equal(scene.generator.get_state(), twin.generator.get_state())
 
 

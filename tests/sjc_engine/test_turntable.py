@@ -12,7 +12,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from sjc_engine.mesh import Mesh
+from sjc_engine.mesh_file import Mesh
 from sjc_engine.turntable import (
     FRAMES_PER_SECOND,
     THUMBNAIL_FRAMES,

@@ -15,7 +15,6 @@ from sjc_engine import optimize
 from sjc_engine.camera import orbit
 from sjc_engine.chaining import step_scenes
 from sjc_engine.checkpoint import CheckpointError
-from sjc_engine.image_views import ImagePrior
 from sjc_engine.input_image import InputImage
 from sjc_engine.mesh import extract_mesh
 from sjc_engine.prior import Cond, load_prior
@@ -23,7 +22,7 @@ from sjc_engine.priors.zero123 import relative_pose
 from sjc_engine.recipes import Recipe
 from sjc_engine.scene import Scene
 from sjc_engine.score import guide
-from sjc_engine.views import view_name
+from sjc_engine.views import view_prompt
 
 TICKS = [3, 100, 500, 969]
 SMALL = {"steps": 4, "grid_size": 8, "render_size": 8, "ray_step": 0.2}
@@ -91,7 +90,7 @@ def test_a_pose_has_the_signs_of_the_published_demo():
     aside = orbit(90, 0, 2.0)
     right = front.camera_to_world[:3, 0]
     assert float(aside.camera_to_world[:3, 3] @ right) == pytest.approx(2.0)
-    assert view_name(90, 0, "sided") == "left side view of"  # the object's own left
+    assert view_prompt(90, 0, "sided") == "left side view of"  # the object's own left
     assert relative_pose(aside, front).tolist() == pytest.approx([0, 1, 0, 0], abs=1e-6)
     assert relative_pose(orbit(0, 0, 1.8), front)[3].item() == pytest.approx(-0.2)
 
@@ -99,7 +98,6 @@ def test_a_pose_has_the_signs_of_the_published_demo():
 def test_denoising_is_the_schedulers_own_x0_of_the_components(folder, prior):
     """All from the files: VAE's mode beside the noisy latents, one projected token."""
     assert (prior.channels, prior.resolution, prior.latent) == (4, 8, True)
-    assert isinstance(prior, ImagePrior)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     vae = AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
     clip = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder")
@@ -331,12 +329,12 @@ class Content:
     device = torch.device("cpu")
     sigmas = torch.linspace(0.1, 2.0, 1000, dtype=torch.float64)
 
-    def look(self, image, camera):
+    def encode(self, image, camera):
         self.camera = camera
         small = F.interpolate(image[None], (16, 16), mode="bilinear", antialias=True)[0]
         return type("Known", (), {"latents": small})
 
-    def aim(self, reference, cameras):
+    def views(self, reference, cameras):
         return self.unconditional(len(cameras))
 
     def unconditional(self, count):
@@ -361,7 +359,7 @@ def test_the_picture_pulls_its_own_view_towards_itself(weights):
     image, prior = ball(), Content()
     scene = Scene("a ball", "", 0, recipe, prior, image)
     assert (prior.camera.azimuth_deg, prior.camera.elevation_deg) == (60, 30)
-    wanted = prior.look(image.rgb, prior.camera).latents
+    wanted = prior.encode(image.rgb, prior.camera).latents
     mask = F.interpolate(image.opacity[None, None], (16, 16), mode="bilinear", antialias=True)
 
     def errors():

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from sjc_engine.toybox import weights_path
+from sjc_engine.sources import BUILTINS
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LENGTH = 16
@@ -16,7 +16,7 @@ LENGTH = 16
 
 def save_tiny_clip(folder: Path, seed: int = 0, size: int = 32) -> CLIPModel:
     """Save a model, tokenizer and picture settings; the same seed gives the same weights."""
-    tokenizer = CLIPTokenizer.from_pretrained(weights_path("prior") / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(BUILTINS["toybox"] / "tokenizer")
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     ends = {
         "bos_token_id": tokenizer.bos_token_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sjc_engine.toybox.objects.palette import COLORS, INK, pick, usual, vary
-from sjc_engine.toybox.shapes import BLOTCHES, Builder, rotation
+from sjc_engine.toybox.shapes import BLOTCHES, Builder, Pattern, rotation
 
 SIDES = (-1, 1)
 
@@ -30,13 +30,13 @@ def duck(rng: np.random.Generator) -> tuple[Builder, str | None]:
 
 def giraffe(rng: np.random.Generator) -> tuple[Builder, str | None]:
     coat, spots = vary(rng, (0.93, 0.74, 0.36), 0.02), vary(rng, (0.50, 0.27, 0.10), 0.02)
-    frequency = rng.uniform(9, 11)
+    blotches = Pattern(BLOTCHES, spots, rng.uniform(9, 11))
     toy = Builder()
 
     def spotted(start: tuple, end: tuple, thick: float, thin: float) -> None:
-        toy.rod(start, end, thick, thin, coat, spots, BLOTCHES, frequency)
+        toy.rod(start, end, thick, thin, coat, blotches)
 
-    toy.ellipsoid((0, 0, 0), (0.46, 0.25, 0.23), coat, None, spots, BLOTCHES, frequency)
+    toy.ellipsoid((0, 0, 0), (0.46, 0.25, 0.23), coat, None, blotches)
     leg = rng.uniform(0.68, 0.76)
     for x in (-0.28, 0.28):
         for z in (-0.13, 0.13):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from sjc_engine.toybox.objects.palette import COLORS, pick, usual, vary
-from sjc_engine.toybox.shapes import WAFFLE, Builder, rotation
+from sjc_engine.toybox.shapes import WAFFLE, Builder, Pattern, rotation
 
 FLAVOURS = {
     "chocolate": (0.30, 0.15, 0.07),
@@ -55,10 +55,8 @@ def icecream(rng: np.random.Generator) -> tuple[Builder, str | None]:
     waffle = vary(rng, (0.85, 0.60, 0.28), 0.02)
     toy = Builder()
     depth, radius = rng.uniform(0.52, 0.62), rng.uniform(0.35, 0.39)
-    toy.cone(
-        (0, -depth, 0), depth, 0.02, radius * 0.95, waffle,
-        color2=(0.62, 0.38, 0.14), pattern=WAFFLE, frequency=4.0,
-    )  # fmt: skip
+    lines = Pattern(WAFFLE, (0.62, 0.38, 0.14), 4.0)
+    toy.cone((0, -depth, 0), depth, 0.02, radius * 0.95, waffle, pattern=lines)
     toy.ellipsoid((0, 0.12, 0), radius * 1.08, scoop)
     toy.cone((0, 0.0, 0), 0.06, radius * 1.1, radius * 1.15, scoop)
     if rng.random() < 0.35:
