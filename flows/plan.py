@@ -14,15 +14,8 @@ from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_state
 from tasks.disk import disk_advice
 from tasks.documents import check_usable, mark_format
-from tasks.manifest import (
-    Entry,
-    Manifest,
-    ManifestError,
-    check_manifest,
-    read_manifest,
-    resolve,
-)
-from tasks.manifest import Plan as Resolved
+from tasks.manifest import Entry, Manifest, Resolved
+from tasks.manifest import read_entries as read_manifest_entries
 from tasks.shard_plan import load_plan
 from tasks.store import Damaged, Store, check_address, open_store
 
@@ -139,18 +132,13 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
     """The manifest and its entries under the run's options; ManifestError with every problem."""
-    options: dict[str, Any] = {
-        "prior": settings.prior,
-        "recipe": settings.recipe,
-        "overrides": settings.overrides,
-        "prior_revision": revision,
-    }
-    try:
-        manifest = read_manifest(settings.manifest)
-    except ManifestError:
-        check_manifest(settings.manifest, **options)  # tells what the options add to it as well
-        raise
-    return manifest, resolve(manifest, **options)
+    return read_manifest_entries(
+        settings.manifest,
+        prior_revision=revision,
+        prior=settings.prior,
+        recipe=settings.recipe,
+        overrides=settings.overrides,
+    )
 
 
 def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
@@ -169,7 +157,7 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
             find_prior(prior, wanted)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Manifest(plan.manifest, plan.manifest_sha256, []), entries
+    return Manifest(plan.manifest, plan.manifest_sha256, [], []), entries
 
 
 def revision(prior: str) -> str:

@@ -18,7 +18,7 @@ from sjc_engine.atomic import is_refusal
 from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.recipes import Recipe
 from tasks.disk import disk_advice
-from tasks.manifest import COMMAND_LINE, Manifest, resolve
+from tasks.manifest import COMMAND_LINE, resolve
 from tasks.manifest_files import ManifestError, Problem, Record, Records
 from tasks.manifest_rows import RowReader
 
@@ -111,18 +111,15 @@ def _recipe(request: Request) -> Recipe:
     if request.image is not None:
         cells["image"] = str(request.image)
     rows = RowReader(Record(1, cells), records, Path()).rows("asset")
-    try:
-        if records.problems:
-            raise ManifestError(records.problems)
-        resolved = resolve(
-            Manifest(COMMAND_LINE, "", rows),
-            prior=request.prior,
-            recipe=request.recipe,
-            overrides=request.overrides,
-            prior_revision=lambda prior: "",  # loading it asks the hub
-        )
-    except ManifestError as error:
-        raise ManifestError([_option(problem) for problem in error.problems]) from None
+    resolved = resolve(
+        rows,
+        prior=request.prior,
+        recipe=request.recipe,
+        overrides=request.overrides,
+        prior_revision=lambda prior: "",  # loading it asks the hub
+    )
+    if problems := records.problems or resolved.problems:
+        raise ManifestError([_option(problem) for problem in problems])
     return resolved.entries[0].spec.recipe
 
 

@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.asked import preset_and_changes
 from tasks.columns import REAL, TEXT, TEXT_MAP, WHOLE
 from tasks.csv_text import FORMULAS, to_csv
 from tasks.curate_parts import ROW_SCHEMA, Part
 from tasks.curate_selection import Sample, Selection, split_of
+from tasks.manifest import recipe_diff
 from tasks.near_duplicates import Pair
 
 MANIFEST_SCHEMA = pa.schema(
@@ -58,7 +58,7 @@ def table_files(
 def asked_row(sample: Sample) -> dict[str, str]:
     """A row of a manifest that asks for this very asset; its id is the asset's."""
     spec = json.loads(sample.row["spec_json"])
-    preset, changes = preset_and_changes(spec["prior"], spec["recipe"])
+    preset, changes = recipe_diff(spec["prior"], spec["recipe"])
     row = {
         "id": sample.asset_id,
         "prompt": spec["prompt"],

@@ -114,7 +114,7 @@ def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
 
 def _unread(path: Path, problem: str, fix: str) -> Source:
     records = Records(path.as_posix())
-    records.blame(1, "file", problem, fix)
+    records.add_problem(1, "file", problem, fix)
     return Source(records, "", path.parent)
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.atomic import write_atomically
-from tasks.asked import preset_and_changes
 from tasks.columns import FLAG, REAL, TIME, WHOLE, Column
 from tasks.documents import committed_attempt, finished_manifest
 from tasks.html import escaped, page, source_hash
+from tasks.manifest import recipe_diff
 from tasks.schemas import COLUMNS
 from tasks.store import Store
 from tasks.table_reader import query
@@ -141,7 +141,7 @@ def command(row: dict[str, Any]) -> str:
     """The command line that makes the asset again, without a store."""
     spec = json.loads(row["spec_json"])
     parts = ["sjc", "generate", spec["prompt"], "-o", row["asset_id"], "--prior", spec["prior"]]
-    preset, changes = preset_and_changes(spec["prior"], spec["recipe"])
+    preset, changes = recipe_diff(spec["prior"], spec["recipe"])
     parts += ["--recipe", preset, "--seed", str(spec["seed"])]
     if spec["image"]:
         parts += ["--image", "PICTURE"]

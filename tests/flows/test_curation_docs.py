@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = open_store(folder / "store")
     (folder / "m.csv").write_text(ROWS)
     manifest = read_manifest(folder / "m.csv")
-    entries = resolve(manifest, prior_revision=lambda _: "r", recipe="draft").entries
+    entries = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft").entries
     run = start_run(store, "run1", "m.csv", manifest.sha256, entries, {})
     for score, entry in enumerate(entries, 20):
         odd = {"single_color": True, "components": 3} if entry.row_id == "chair" else {}

@@ -30,7 +30,7 @@ def lists(tmp_path: Path) -> Path:
     store = open_store(tmp_path / "store")
     for name, path in (("run1", tmp_path / "other.csv"), ("run2", folder)):
         manifest = read_manifest(path)
-        entries = resolve(manifest, prior_revision=lambda _: "r", recipe="draft").entries
+        entries = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft").entries
         run = start_run(store, name, manifest.name, manifest.sha256, entries, {})
         for entry in entries:
             make(store, tmp_path, entry.spec, name)

@@ -39,7 +39,7 @@ def test_it_opens_as_a_file_and_runs_nothing(tmp_path: Path) -> None:
     rows = [f'toy-{k},"{HOSTILE} {k}"\n' for k in range(14)]
     (tmp_path / "m.csv").write_text("id,prompt\n" + "".join(rows))
     manifest = read_manifest(tmp_path / "m.csv")
-    plan = resolve(manifest, prior_revision=lambda _: "r", recipe="draft")
+    plan = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft")
     run = start_run(store, "run1", f"{HOSTILE}.csv", manifest.sha256, plan.entries, {})
     record_run(store, run)
     Image.new("RGB", (256, 256), (200, 60, 40)).save(tmp_path / "picture.png")

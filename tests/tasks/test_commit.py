@@ -236,7 +236,7 @@ def test_a_run_is_written_when_it_starts_and_when_it_ends(store: Store, tmp_path
     path = tmp_path / "m.csv"
     path.write_text("id,prompt,tags,meta.x\na,a duck,t;u,1\nb,a duck,,\nc,a pig,,\n")
     manifest = read_manifest(path)
-    plan = resolve(manifest, prior_revision=lambda _: "r")
+    plan = resolve(manifest.rows, prior_revision=lambda _: "r")
     run_id = new_run_id()
     run = start_run(
         store, run_id, str(path), manifest.sha256, plan.entries, {"limit": None}, "flow-1"

@@ -66,7 +66,7 @@ def begin(store: Store, folder: Path, rows: str, run_id: str = "run1") -> dict[s
     path = folder / "m.csv"
     path.write_text(f"id,prompt\n{rows}")
     manifest = read_manifest(path)
-    plan = resolve(manifest, prior_revision=lambda _: "r", recipe="draft")
+    plan = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft")
     run = start_run(store, run_id, str(path), manifest.sha256, plan.entries, SETTINGS)
     record_run(store, run)
     return run

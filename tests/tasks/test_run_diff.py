@@ -25,7 +25,7 @@ def run(store: Store, folder: Path, run_id: str, rows: str, **states: Any) -> No
     path = folder / "n.csv"
     path.write_text(f"id,prompt,seed\n{rows}")
     manifest = read_manifest(path)
-    entries = resolve(manifest, prior_revision=lambda _: "r", recipe="draft").entries
+    entries = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft").entries
     document = start_run(store, run_id, "n.csv", manifest.sha256, entries, {})
     for entry in entries:
         state = states.get(entry.row_id)
