@@ -318,7 +318,7 @@ def _silhouette(picture: Path) -> list[tuple[str, str, str]]:
 def recipe_diff(prior: str, recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The inverse of `resolve`: a preset's name, and the keys of a recipe that differ from it.
 
-    The preset is today's. One that is gone, of an older version, is replaced by the prior's default.
+    The preset is today's; one that an older version had is replaced by the prior's default.
     """
     name, values = _preset(prior, recipe["name"])
     return name, {
