@@ -1,4 +1,4 @@
-"""Writes the generated half of docs/tables.md and docs/recipes.md: `python scripts/docs_tables.py`."""
+"""Writes the generated parts of docs/: `python scripts/docs_tables.py`."""
 
 from __future__ import annotations
 

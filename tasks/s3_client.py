@@ -27,7 +27,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from tasks.store import NotInStore, StoreError
+from tasks.store_interface import NotInStore, StoreError
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

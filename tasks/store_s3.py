@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from tasks.s3_client import MISSING, connect, error_code, explained
-from tasks.store import (
+from tasks.store_interface import (
     CHUNK,
     AlreadyCommitted,
     Listed,
