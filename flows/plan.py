@@ -11,9 +11,9 @@ from typing import Any
 from flows.errors import UsageError
 from flows.folders import can_hold_files, make_private
 from sjc_engine.sources import find_prior
-from tasks.commit import LOOKUPS, asset_state
+from tasks.assets import asset_state
 from tasks.disk import disk_advice
-from tasks.documents import check_usable, mark_format
+from tasks.documents import LOOKUPS, check_usable, mark_format
 from tasks.manifest import Entry, Manifest, Resolved
 from tasks.manifest import read_entries as read_manifest_entries
 from tasks.shard_plan import load_plan

@@ -17,12 +17,13 @@ from flows.scratch import scratch_id
 from flows.terminal import Watcher, watcher
 from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
+from tasks.attempts import FAILURES, asset_attempts, close_interrupted
 from tasks.cancelling import cancels_heard
-from tasks.commit import FAILURES, asset_attempts, attempt_number, close_interrupted
 from tasks.disk import is_full
 from tasks.documents import asset_manifest
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
+from tasks.layout import attempt_number
 from tasks.leases import Leases, leases
 from tasks.manifest import Entry
 from tasks.optimize import optimize

@@ -82,19 +82,19 @@ class Copy:
         (sample,) = part.samples
         about = sample_json(sample)
         self._check()
-        made = {f"{part.key}/{name}": stored for name, stored in sample.files.items()}
+        made = {f"{part.key}/{name}": file.stored for name, file in sample.files.items()}
         if not all(self.destination.holds(key, stored) for key, stored in made.items()):
             for _, found in contents(self.store, [sample], reads):
                 for name, data in found.items():
                     self.destination.put(f"{part.key}/{name}", data)
-        self._tell([sample])
+        self._report([sample])
         key = f"{part.key}/asset.json"
         return made | {key: self.destination.put(key, about)}
 
     def _write_shard(self, part: Part, reads: Executor) -> dict[str, StoredFile]:
         stored = self.done.get(part.key)
         if stored and self.destination.holds(part.key, stored):
-            self._tell(part.samples)
+            self._report(part.samples)
             return {part.key: stored}
         with self.destination.new_file(part.key) as target:
             if self.format == "webdataset":
@@ -114,13 +114,13 @@ class Copy:
         for sample, files in samples:
             self._check()
             yield sample, files
-            self._tell([sample])
+            self._report([sample])
 
     def _check(self) -> None:
         if self.stop.is_set():
             raise _Stopped
 
-    def _tell(self, samples: Sequence[Sample]) -> None:
+    def _report(self, samples: Sequence[Sample]) -> None:
         with self.lock:
             now = self.progress
             size = sum(sample.bytes for sample in samples)

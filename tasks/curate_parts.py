@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from tasks.columns import TEXT, TEXT_MAP, TEXTS
 from tasks.curate_destination import Digesting
 from tasks.curate_selection import SPLITS, Sample, Selection, sample_json
+from tasks.documents import read_file
 from tasks.schemas import SCHEMAS
-from tasks.store import Store, StoredFile, bytes_digest, read_committed
+from tasks.store import Store
 
 # What each format holds unless told otherwise; a loader's samples should be small.
 INCLUDED = {
@@ -83,23 +84,8 @@ def contents(
         yield from zip(some, pool.map(partial(_read, store), some), strict=True)
 
 
-def read_verified(store: Store, key: str, stored: StoredFile) -> bytes:
-    """The content of a file; raises `Damaged` unless it is what was committed."""
-
-    def check(data: bytes) -> bytes:
-        found = bytes_digest(data)
-        if found != stored:
-            raise ValueError(f"its SHA-256 is {found.sha256} and should be {stored.sha256}")
-        return data
-
-    return read_committed(store, key, check)
-
-
 def _read(store: Store, sample: Sample) -> dict[str, bytes]:
-    return {
-        name: read_verified(store, sample.keys[name], stored)
-        for name, stored in sample.files.items()
-    }
+    return {name: read_file(store, file) for name, file in sample.files.items()}
 
 
 def member(name: str) -> str:
@@ -160,9 +146,9 @@ def write_parquet(
             row = {**sample.row, "split": sample.split}
             row |= {column(name): data for name, data in files.items()}
             if linked:
-                for name, stored in sample.files.items():
-                    row[f"{column(name)}_uri"] = linked.uri(sample.keys[name])
-                    row[f"{column(name)}_sha256"] = stored.sha256
+                for name, file in sample.files.items():
+                    row[f"{column(name)}_uri"] = linked.uri(file.key)
+                    row[f"{column(name)}_sha256"] = file.stored.sha256
             rows.append(row)
             size += sum(map(len, files.values()))
             if size >= GROUP_BYTES:

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from tasks.curate_parts import read_verified
 from tasks.curate_selection import Sample
+from tasks.documents import read_file
 from tasks.store import Store
 from tasks.table_reader import FILES
 
@@ -43,7 +43,7 @@ def _tile(store: Store, sample: Sample) -> Image.Image | None:
     if sample.picture is None:
         return None
     try:
-        with Image.open(io.BytesIO(read_verified(store, *sample.picture))) as image:
+        with Image.open(io.BytesIO(read_file(store, sample.picture))) as image:
             picture = image.convert("RGB")
     except UnidentifiedImageError:
         return None

@@ -112,7 +112,7 @@ def _manifest(parts: Sequence[Part]) -> bytes:
             **sample.row,
             "split": sample.split,
             "path": part.key,
-            "sha256": {name: file.sha256 for name, file in sample.files.items()},
+            "sha256": sample.sha256,
         }
         for part in parts
         for sample in part.samples

@@ -61,6 +61,10 @@ class Entry:
     image_path: Path | None
 
 
+# What an entry takes from its row as it is.
+FROM_ROW = ("manifest", "manifest_sha256", "line", "row_id", "tags", "meta")
+
+
 @dataclass(frozen=True)
 class Resolved:
     """What rows ask for. entries: in their order, meaningless if there are problems."""

@@ -8,9 +8,9 @@ from prefect.states import Cancelled
 
 from tasks.artifacts import Progress
 from tasks.asset import Asset
-from tasks.commit import start_attempt
+from tasks.attempts import start_attempt
 from tasks.devices import DevicePool, Watcher
-from tasks.documents import asset_manifest, committed_attempt
+from tasks.documents import asset_manifest, committed_files
 from tasks.scene_job import SceneError
 from tasks.store import Damaged, NotInStore
 from tasks.transient import RETRY
@@ -73,16 +73,15 @@ def optimize_field(
 def _donated_field(asset: Asset) -> dict[str, Any] | None:
     """Fetches the donor's field; None if there is none, or it cannot be had any more."""
     manifest = asset_manifest(asset.store, asset.donor) if asset.donor else None
-    if manifest is None:
+    if manifest is None or asset.donor is None:
         return None
-    name = f"{committed_attempt(manifest)}/field.safetensors"
+    field = committed_files(asset.donor, manifest).get("field.safetensors")
     report, seconds = manifest["report"], manifest["timings"].get("optimize")
-    if name not in manifest["files"] or seconds is None or not set(_NOTES) <= set(report):
+    if field is None or seconds is None or not set(_NOTES) <= set(report):
         return None
     asset.field_path.parent.mkdir(parents=True, exist_ok=True)
-    key, sha256 = f"assets/{asset.donor}/{name}", manifest["files"][name]["sha256"]
     try:
-        asset.store.download(key, asset.field_path, sha256)
+        asset.store.download(field.key, asset.field_path, field.stored.sha256)
     except (Damaged, NotInStore):  # it can be made again
         return None
     notes = {key: report.get(key) for key in (*_NOTES, *_LATER_NOTES)}

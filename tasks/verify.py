@@ -16,21 +16,23 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from tasks.assets import set_aside
+from tasks.attempts import confirm_attempt, is_needed
 from tasks.checkpoint_copy import finished_copies
-from tasks.commit import LOOKUPS, confirm_attempt, is_needed, set_aside
 from tasks.documents import (
-    ASSET_ID,
+    LOOKUPS,
     asset_manifest,
-    attempt_key,
     attempt_keys,
     check_usable,
     committed_attempt,
-    marker_key,
+    committed_files,
     read_attempt,
+    read_file,
     read_run,
     run_ids,
     set_document_aside,
 )
+from tasks.layout import ASSET_ID, ASSETS, asset_folder, attempt_key, marker_key, run_key
 from tasks.row_keys import last_rows
 from tasks.schemas import SCHEMAS
 from tasks.store import (
@@ -38,10 +40,7 @@ from tasks.store import (
     NewerStore,
     NotInStore,
     Store,
-    StoredFile,
     StoreError,
-    bytes_digest,
-    read_committed,
 )
 from tasks.table_reader import query
 from tasks.tables import projection, rebuild_tables
@@ -115,7 +114,7 @@ def verify_store(
                 return [*findings, Finding("unreadable", store.url, rest)]
     for run_id in run_ids(store):
         read = partial(read_run, store, run_id)
-        findings += _problems("run", f"runs/{run_id}.json", read)[1]
+        findings += _problems("run", run_key(run_id), read)[1]
     findings += _check_tables(store, comparable=not findings)  # they are made from the documents
     if unreadable(findings):
         return findings
@@ -132,7 +131,7 @@ def unreadable(findings: Iterable[Finding]) -> list[Finding]:
 
 def asset_ids_of(store: Store) -> list[str]:
     """Every asset that was ever begun."""
-    keys = (key.split("/") for key in store.list("assets/"))
+    keys = (key.split("/") for key in store.list(ASSETS))
     return sorted({parts[1] for parts in keys if ASSET_ID.fullmatch(parts[1])})
 
 
@@ -208,7 +207,7 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     try:
         keys = attempt_keys(store, asset_id)
     except StoreError as error:
-        return [Finding("unreadable", f"assets/{asset_id}", str(error))]
+        return [Finding("unreadable", asset_folder(asset_id), str(error))]
     findings: list[Finding] = []
     for key in keys:
         findings += _problems("asset", key, partial(read_attempt, store, key))[1]
@@ -217,11 +216,10 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     findings += found
     if manifest is None:
         return findings
-    for name, about in manifest["files"].items():
+    for file in committed_files(asset_id, manifest).values():
         if unreadable(findings):
             return findings
-        committed = StoredFile(about["bytes"], about["sha256"])
-        findings += _check_file(store, f"assets/{asset_id}/{name}", committed)
+        findings += _problems("asset", file.key, partial(read_file, store, file))[1]
     key = attempt_key(asset_id, committed_attempt(manifest))
     attempt, found = _problems("asset", key, partial(read_attempt, store, key, committed=True))
     if key not in keys:  # else it is among the findings already
@@ -232,17 +230,6 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
         problem = f"is {attempt['status']}, and its files are committed"
         findings.append(Finding("attempt", key, problem))
     return findings
-
-
-def _check_file(store: Store, key: str, committed: StoredFile) -> list[Finding]:
-    def check(data: bytes) -> None:
-        stored = bytes_digest(data)
-        if stored.bytes != committed.bytes:
-            raise ValueError(f"{stored.bytes:,} bytes instead of {committed.bytes:,}")
-        if stored != committed:
-            raise ValueError("not what was committed")
-
-    return _problems("asset", key, partial(read_committed, store, key, check))[1]
 
 
 def _problems(kind: str, key: str, read: Callable[[], T]) -> tuple[T | None, list[Finding]]:
@@ -273,7 +260,7 @@ def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
         if table == "assets":
             known = rows["asset_id"].unique().to_pylist()
             gone = set(content["asset_id"].unique().to_pylist()).difference(known)
-            findings += [Finding("gone", f"assets/{asset_id}", GONE) for asset_id in sorted(gone)]
+            findings += [Finding("gone", asset_folder(asset_id), GONE) for asset_id in sorted(gone)]
         # Until a run is sealed each try at an asset has its row.
         missing, extra = _differences(*(_rows(last_rows(table, t)) for t in (rows, content)))
         if missing or extra:

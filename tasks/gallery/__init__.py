@@ -17,7 +17,7 @@ from typing import Any
 
 from sjc_engine.atomic import write_atomically
 from tasks.columns import FLAG, REAL, TIME, WHOLE, Column
-from tasks.documents import committed_attempt, finished_manifest
+from tasks.documents import CommittedFile, committed_files, finished_manifest
 from tasks.html import escaped, page, source_hash
 from tasks.manifest import recipe_diff
 from tasks.schemas import COLUMNS
@@ -101,7 +101,7 @@ def index_page(rows: list[dict[str, Any]]) -> str:
     return page("Assets", body, policy, _CSS)
 
 
-def asset_page(row: dict[str, Any], files: dict[str, dict[str, Any]], kept: Iterable[str]) -> str:
+def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Iterable[str]) -> str:
     """One asset. `files` are the manifest's, by name within the attempt; `kept` lie beside it."""
     kept = set(kept)
     pictures = []
@@ -153,16 +153,13 @@ def command(row: dict[str, Any]) -> str:
 def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:
     """The asset's folder; returns how many files were copied."""
     folder.mkdir(exist_ok=True)
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, CommittedFile] = {}
     copied = 0
     if row["status"] == "ok":
-        manifest = finished_manifest(store, row["asset_id"])
-        files = {name.partition("/")[2]: about for name, about in manifest["files"].items()}
-        attempt = committed_attempt(manifest)
+        files = committed_files(row["asset_id"], finished_manifest(store, row["asset_id"]))
         for name in SHOWN:
-            if name in files and not _there(folder / name, files[name]["bytes"]):
-                key = f"assets/{row['asset_id']}/{attempt}/{name}"
-                store.download(key, folder / name, files[name]["sha256"])
+            if name in files and not _there(folder / name, files[name].stored.bytes):
+                store.download(files[name].key, folder / name, files[name].stored.sha256)
                 copied += 1
         mesh = folder / "mesh.glb"
         if mesh.exists() and not (folder / "mesh.js").exists():
@@ -212,15 +209,15 @@ def _metrics(row: dict[str, Any]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _files(files: dict[str, dict[str, Any]], kept: set[str]) -> str:
+def _files(files: dict[str, CommittedFile], kept: set[str]) -> str:
     if not files:
         return "<p class='note'>None.</p>"
     lines = ["<tr><th>file</th><th>bytes</th><th>SHA-256</th></tr>"]
-    for name, about in sorted(files.items()):
+    for name, file in files.items():
         shown = f'<a href="{escaped(name)}">{escaped(name)}</a>' if name in kept else escaped(name)
         lines.append(
-            f'<tr><td>{shown}</td><td class="number">{about["bytes"]:,}</td>'
-            f'<td class="hash">{escaped(about["sha256"])}</td></tr>'
+            f'<tr><td>{shown}</td><td class="number">{file.stored.bytes:,}</td>'
+            f'<td class="hash">{file.stored.sha256}</td></tr>'
         )
     return f"<table>{''.join(lines)}</table>"
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from tasks.commit import LOOKUPS
-from tasks.documents import asset_manifest, committed_attempt, read_run, run_ids
+from tasks.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
+from tasks.layout import report_key
 from tasks.report.page import report_page
 from tasks.sheet import read_picture
 from tasks.store import Damaged, NotInStore, Store
@@ -50,7 +50,7 @@ ORDER BY e.line, e.row_id
 
 
 @dataclass(frozen=True)
-class Picture:
+class Thumbnail:
     """An asset's picture as a data URI, and its preview relative to the report."""
 
     data: str
@@ -58,7 +58,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What the page shows. rows: one for each asset; wall, best, worst: some of them."""
 
     run: Row
@@ -67,13 +67,9 @@ class Report:
     wall: list[Row]
     best: list[Row]
     worst: list[Row]
-    tiles: dict[str, Picture] = field(default_factory=dict)  # by asset id
-    large: dict[str, Picture] = field(default_factory=dict)
+    tiles: dict[str, Thumbnail] = field(default_factory=dict)  # by asset id
+    large: dict[str, Thumbnail] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-
-
-def report_key(run_id: str) -> str:
-    return f"runs/{run_id}/report.html"
 
 
 def latest_run(store: Store) -> str:
@@ -97,7 +93,7 @@ def write_report(store: Store, run_id: str) -> str:
     return store.uri(report_key(run_id))
 
 
-def read_report(store: Store, run_id: str) -> Report:
+def read_report(store: Store, run_id: str) -> RunReport:
     """Everything that the page of a run shows."""
     try:
         run = read_run(store, run_id)
@@ -114,7 +110,7 @@ def read_report(store: Store, run_id: str) -> Report:
     best, worst = extremes(rows, MOST_SHOWN)
     tiles, versions = pictures(store, wall, TILE_PIXELS)
     large, _ = pictures(store, [*best, *worst], LARGE_PIXELS)
-    return Report(run, store.url, rows, wall, best, worst, tiles, large, versions)
+    return RunReport(run, store.url, rows, wall, best, worst, tiles, large, versions)
 
 
 def sample(rows: Sequence[Row], most: int) -> list[Row]:
@@ -142,28 +138,27 @@ def extremes(rows: Iterable[Row], most: int) -> tuple[list[Row], list[Row]]:
 
 def pictures(
     store: Store, rows: Sequence[Row], size: int
-) -> tuple[dict[str, Picture], dict[str, str]]:
+) -> tuple[dict[str, Thumbnail], dict[str, str]]:
     """Pictures of finished assets by id, and the versions of what made the last one.
 
     A picture that is missing or damaged is left out: a report is no place to fail for it. Raises
     `StoreError` for one that could not be read.
     """
 
-    def load(row: Row) -> tuple[Picture | None, dict[str, str]]:
+    def load(row: Row) -> tuple[Thumbnail | None, dict[str, str]]:
         try:
             manifest = asset_manifest(store, row["asset_id"])
             if manifest is None:
                 return None, {}
-            attempt = committed_attempt(manifest)
-            names = [n for n in PICTURES if f"{attempt}/{n}" in manifest["files"]]
-            if not names:
+            files = committed_files(row["asset_id"], manifest)
+            small = next((files[name] for name in PICTURES if name in files), None)
+            if small is None:
                 return None, manifest["versions"]
-            folder = f"assets/{row['asset_id']}/{attempt}"
-            data = data_uri(read_picture(store, f"{folder}/{names[0]}", size))
+            data = data_uri(read_picture(store, small.key, size))
         except (Damaged, NotInStore):
             return None, {}
-        shown = "preview.png" if f"{attempt}/preview.png" in manifest["files"] else names[0]
-        return Picture(data, f"../../{folder}/{shown}"), manifest["versions"]
+        large = files.get("preview.png", small)
+        return Thumbnail(data, f"../../{large.key}"), manifest["versions"]
 
     finished = [row for row in rows if row["status"] == "ok"]
     with ThreadPoolExecutor(LOOKUPS) as pool:

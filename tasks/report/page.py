@@ -17,7 +17,7 @@ from tasks.report.charts import histogram, number, share_bar
 from tasks.schemas import COLUMNS, STAGES
 
 if TYPE_CHECKING:
-    from tasks.report import Picture, Report
+    from tasks.report import RunReport, Thumbnail
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ SHORT, LONG = 160, 600  # characters of a prompt, and of an error
 _NO_PICTURE = '<span class="none">no picture</span>'
 
 
-def report_page(report: Report) -> str:
+def report_page(report: RunReport) -> str:
     """The whole page, of a size that does not grow with the run."""
     run, rows = report.run, report.rows
     title = Path(run["manifest"]).name
@@ -93,7 +93,7 @@ def _failed(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["outcome"] == "failed"]
 
 
-def _made(report: Report) -> list[Row]:
+def _made(report: RunReport) -> list[Row]:
     """The rows of this run itself, not those of reused assets."""
     return [row for row in report.rows if row["run_id"] == report.run["run_id"]]
 
@@ -108,7 +108,7 @@ def _when(run: Row) -> str:
     return shown + (f"{ended:%Y-%m-%d %H:%M:%S} UTC" if ended else "an end that nobody recorded")
 
 
-def seconds_of(report: Report) -> float:
+def seconds_of(report: RunReport) -> float:
     """From the run's start to its end; of a killed run, to the end of its last asset."""
     started, ended = _time(report.run["started_at"]), _time(report.run["ended_at"])
     assert started is not None
@@ -116,7 +116,7 @@ def seconds_of(report: Report) -> float:
     return float((end - started).total_seconds())
 
 
-def device_hours(report: Report) -> tuple[str, float]:
+def device_hours(report: RunReport) -> tuple[str, float]:
     """What kind of device, and hours of them that the run held: devices times its duration."""
     made = _made(report)
     devices = report.run["settings"].get("devices") or sorted(
@@ -127,7 +127,7 @@ def device_hours(report: Report) -> tuple[str, float]:
     return kind, held * seconds_of(report) / 3600 if made else 0.0
 
 
-def _figures(report: Report) -> str:
+def _figures(report: RunReport) -> str:
     counts = Counter(state(row) for row in report.rows)
     kind, hours = device_hours(report)
     work = [sum(row[f"seconds_{s}"] or 0 for s in STAGES[1:]) for row in _made(report)]
@@ -153,7 +153,7 @@ def _figures(report: Report) -> str:
     return f'<dl class="figures">{cards}</dl>'
 
 
-def _next_step(report: Report) -> str:
+def _next_step(report: RunReport) -> str:
     """The command that goes on, when there is something left."""
     notes = []
     if any(row["outcome"] is None for row in report.rows):
@@ -168,14 +168,14 @@ def _next_step(report: Report) -> str:
     return f'<section class="next">{"".join(notes)}</section>' if notes else ""
 
 
-def _of_all(report: Report) -> str:
+def _of_all(report: RunReport) -> str:
     shown, everything = len(report.wall), len(report.rows)
     if shown == everything:
         return f"all {everything:,}" if everything != 1 else "the only one"
     return f"{shown:,} of {everything:,}, at even distances through the manifest"
 
 
-def _tile(row: Row, pictures: dict[str, Picture], note: str = "") -> str:
+def _tile(row: Row, pictures: dict[str, Thumbnail], note: str = "") -> str:
     picture, about = pictures.get(row["asset_id"]), state(row)
     name = _cut(row["row_id"])
     told = f"{name}: {_cut(row['prompt'] or '')} ({about})"
@@ -189,7 +189,7 @@ def _tile(row: Row, pictures: dict[str, Picture], note: str = "") -> str:
     return f'<a class="tile{mark}"{link} title="{told}">{inside}<span>{words}</span></a>'
 
 
-def _extremes(report: Report) -> str:
+def _extremes(report: RunReport) -> str:
     if not report.best:
         return ""
     judge = _cut(report.best[0]["evaluator"] or "unknown")
@@ -237,7 +237,7 @@ def _failures(rows: list[Row]) -> str:
 </thead><tbody>{lines}</tbody></table>{rest if more > 0 else ""}</section>"""
 
 
-def _times(report: Report) -> str:
+def _times(report: RunReport) -> str:
     made = _made(report)
     if not made:
         return ""
@@ -264,7 +264,7 @@ queue is the wait for a device</small></h2><table class="times">
 <tbody>{"".join(lines)}</tbody></table></section>"""
 
 
-def _settings(report: Report) -> Iterable[tuple[str, str]]:
+def _settings(report: RunReport) -> Iterable[tuple[str, str]]:
     run, rows = report.run, report.rows
     yield "command", run_command(run, report.store)
     yield "manifest", f"{run['manifest']} (SHA-256 {run['manifest_sha256'][:16]})"

@@ -17,8 +17,8 @@ import pytest
 from command_line import Said
 from task_samples import fill, make, spec
 
-from tasks.commit import start_run
 from tasks.curate import Request
+from tasks.runs import start_run
 from tasks.store import Store, open_store
 from tasks.tables import record_run
 

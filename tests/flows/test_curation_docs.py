@@ -16,8 +16,10 @@ from task_samples import report
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks.commit import commit_asset, finish_attempt, finish_run, start_attempt, start_run
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.manifest import read_manifest, resolve
+from tasks.runs import finish_run, start_run
 from tasks.store import Store, open_store
 from tasks.tables import query, record_attempt, record_run, seal_run
 

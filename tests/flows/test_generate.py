@@ -48,7 +48,7 @@ from flows.scratch import in_use, sole_user
 from flows.terminal import Watcher, watched_by
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling
-from tasks.commit import finish_attempt, start_attempt
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.devices import DevicePool
 from tasks.documents import asset_manifest
 from tasks.leases import FileLeases

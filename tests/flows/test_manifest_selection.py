@@ -13,8 +13,8 @@ from command_line import Said
 from task_samples import make
 
 from flows.evaluate import prepare
-from tasks.commit import finish_run, start_run
 from tasks.manifest import read_manifest, resolve
+from tasks.runs import finish_run, start_run
 from tasks.store import open_store
 from tasks.tables import read_table, record_run
 

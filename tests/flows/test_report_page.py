@@ -7,9 +7,11 @@ from browser import browser
 from PIL import Image
 from task_samples import report, spec
 
-from tasks.commit import commit_asset, finish_attempt, start_attempt, start_run
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.manifest import read_manifest, resolve
 from tasks.report import write_report
+from tasks.runs import start_run
 from tasks.store import open_store
 from tasks.tables import record_attempt, record_run
 

@@ -10,17 +10,12 @@ import pytest
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
-from tasks.commit import (
-    close_interrupted,
-    commit_asset,
-    finish_attempt,
-    finish_run,
-    start_attempt,
-    start_run,
-)
+from tasks.assets import commit_asset
+from tasks.attempts import close_interrupted, finish_attempt, start_attempt
 from tasks.documents import asset_manifest
 from tasks.manifest import ManifestError, Resolved, read_entries
 from tasks.rows import REPORT_KEYS
+from tasks.runs import finish_run, start_run
 from tasks.schemas import SCHEMAS
 from tasks.store import Store
 from tasks.tables import query, record_attempt, record_run

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from task_samples import make, make_run, report, spec
 
-from tasks.commit import close_interrupted, commit_asset, finish_attempt, start_attempt, start_run
+from tasks.assets import commit_asset
+from tasks.attempts import close_interrupted, finish_attempt, start_attempt
 from tasks.documents import run_ids
 from tasks.manifest import read_manifest, resolve
 from tasks.report import (
@@ -27,6 +28,7 @@ from tasks.report import (
 )
 from tasks.report.charts import histogram
 from tasks.report.page import device_hours, duration, report_page, run_command, seconds_of
+from tasks.runs import start_run
 from tasks.schemas import COLUMNS
 from tasks.store import NotInStore, Store, open_store
 from tasks.tables import rebuild_tables, record_attempt, record_run

@@ -14,8 +14,8 @@ from task_samples import make, make_run, spec
 
 from sjc_engine.spec import AssetSpec
 from tasks import table_reader
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.columns import RowError
-from tasks.commit import finish_attempt, start_attempt
 from tasks.documents import asset_manifest
 from tasks.rows import asset_row
 from tasks.schemas import FILE_SCHEMAS, SCHEMAS, TABLES, check_row, to_arrow
