@@ -11,14 +11,12 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
 from tasks.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
 from tasks.layout import report_key
-from tasks.report.page import report_page
+from tasks.report.page import Row, RunReport, Thumbnail, report_page
 from tasks.sheet import read_picture
 from tasks.store import Damaged, NotInStore, Store
 from tasks.table_reader import query
@@ -27,8 +25,6 @@ MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture 
 MOST_SHOWN = 6  # best and worst assets
 PICTURES = ("views/mesh_1.png", "thumbnail.webp")  # from its left front; else from the front
 TILE_PIXELS, LARGE_PIXELS = 112, 208
-
-Row = dict[str, Any]
 
 # What the run did for each asset: its own row, or for a reused one the row that it had.
 _SQL = """
@@ -47,29 +43,6 @@ FROM entries e LEFT JOIN mine m USING (asset_id)
 WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
 ORDER BY e.line, e.row_id
 """
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """An asset's picture as a data URI, and its preview relative to the report."""
-
-    data: str
-    link: str
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """What the page shows. rows: one for each asset; wall, best, worst: some of them."""
-
-    run: Row
-    store: str
-    rows: list[Row]
-    wall: list[Row]
-    best: list[Row]
-    worst: list[Row]
-    tiles: dict[str, Thumbnail] = field(default_factory=dict)  # by asset id
-    large: dict[str, Thumbnail] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 def latest_run(store: Store) -> str:

@@ -6,20 +6,42 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.gallery import RESOURCES
 from tasks.html import escaped, page, source_hash
 from tasks.report.charts import histogram, number, share_bar
 from tasks.schemas import COLUMNS, STAGES
 
-if TYPE_CHECKING:
-    from tasks.report import RunReport, Thumbnail
-
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An asset's picture as a data URI, and its preview relative to the report."""
+
+    data: str
+    link: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What the page shows. rows: one for each asset; wall, best, worst: some of them."""
+
+    run: Row
+    store: str
+    rows: list[Row]
+    wall: list[Row]
+    best: list[Row]
+    worst: list[Row]
+    tiles: dict[str, Thumbnail] = field(default_factory=dict)  # by asset id
+    large: dict[str, Thumbnail] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
 
 _CSS = "".join(
     path.read_text("utf-8")
