@@ -160,7 +160,7 @@ def artifact_key(kind: str, name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", f"{kind}-{name}".lower()).strip("-")
 
 
-class Progress:
+class ProgressArtifact:
     """How far an asset's optimisation is, in percent."""
 
     def __init__(self, name: str) -> None:

@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.spec import AssetSpec
+from tasks import documents, layout
 from tasks.attempts import FAILURES, last_attempt, read_attempts
-from tasks.documents import (
-    Document,
-    asset_manifest,
-    committed_attempt,
-    parse_marker,
-    set_document_aside,
-    write_json,
-)
-from tasks.layout import asset_folder, attempt_key, file_key, marker_key
+from tasks.documents import Document
 from tasks.rows import check_report
 from tasks.store import AlreadyCommitted, Store
 
@@ -29,8 +22,8 @@ UPLOADS = 4  # files at a time, of one asset
 
 def asset_state(store: Store, asset_id: str) -> str:
     """What the store knows of an asset: `new`, `interrupted`, `failed` or `finished`."""
-    keys = list(store.list(f"{asset_folder(asset_id)}/"))
-    if marker_key(asset_id) in keys:
+    keys = list(store.list(f"{layout.asset_folder(asset_id)}/"))
+    if layout.marker_key(asset_id) in keys:
         return "finished"
     last = last_attempt(store, keys)
     if last is None:
@@ -58,7 +51,7 @@ def commit_asset(
     """
     check_report(report, timings, versions)
     names = sorted(files)
-    keys = [file_key(asset_id, f"{attempt}/{name}") for name in names]
+    keys = [layout.file_key(asset_id, f"{attempt}/{name}") for name in names]
     with ThreadPoolExecutor(UPLOADS) as pool:
         stored = list(pool.map(store.put_file, keys, (files[name] for name in names)))
     manifest: Document = {
@@ -71,13 +64,13 @@ def commit_asset(
         "timings": dict(timings),
         "versions": dict(versions),
     }
-    data = write_json(manifest)
-    parse_marker(data)  # nothing is written that a reader would call damaged
+    data = documents.write_json(manifest)
+    documents.parse_marker(data)  # nothing is written that a reader would call damaged
     try:
-        store.put_bytes(marker_key(asset_id), data)
+        store.put_bytes(layout.marker_key(asset_id), data)
     except AlreadyCommitted:
-        first = asset_manifest(store, asset_id)
-        if first is None or committed_attempt(first) != attempt:
+        first = documents.asset_manifest(store, asset_id)
+        if first is None or documents.committed_attempt(first) != attempt:
             raise
         return first
     return manifest
@@ -89,13 +82,13 @@ def set_aside(store: Store, asset_id: str, why: str) -> None:
     The marker, with the only list of their SHA-256, is moved and not deleted. It goes first: until
     the attempts say so too, the asset is just not finished.
     """
-    if store.exists(marker_key(asset_id)):
-        set_document_aside(store, marker_key(asset_id), why)
+    if store.exists(layout.marker_key(asset_id)):
+        documents.set_document_aside(store, layout.marker_key(asset_id), why)
     attempts, damaged = read_attempts(store, asset_id)
     for key in damaged:
-        set_document_aside(store, key, why)
+        documents.set_document_aside(store, key, why)
     for attempt in attempts:
         if attempt["status"] == "ok":
             document = attempt | {"status": "interrupted", "error_type": "Damaged", "error": why}
-            key = attempt_key(asset_id, attempt["attempt"])
-            store.put_bytes(key, write_json(document), replace=True)
+            key = layout.attempt_key(asset_id, attempt["attempt"])
+            documents.write(store, key, document, replace=True)

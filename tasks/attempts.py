@@ -12,25 +12,8 @@ from functools import partial
 from typing import Any
 
 from sjc_engine.spec import AssetSpec
-from tasks.documents import (
-    LOOKUPS,
-    Document,
-    asset_manifest,
-    attempt_keys,
-    committed_attempt,
-    now,
-    read_attempt,
-    read_document,
-    set_document_aside,
-    write_json,
-)
-from tasks.layout import (
-    asset_folder,
-    attempt_key,
-    attempt_number,
-    is_attempt_document,
-    is_attempt_file,
-)
+from tasks import documents, layout
+from tasks.documents import Document
 from tasks.rows import check_report
 from tasks.store import AlreadyCommitted, Damaged, Store
 
@@ -44,13 +27,13 @@ def asset_attempts(store: Store, asset_id: str) -> list[Document]:
 
 def read_attempts(store: Store, asset_id: str) -> tuple[list[Document], list[str]]:
     """Every attempt's document, the oldest first, and the keys of those that are damaged."""
-    documents, damaged = [], []
-    for key in sorted(attempt_keys(store, asset_id), key=attempt_number):
+    found, damaged = [], []
+    for key in sorted(documents.attempt_keys(store, asset_id), key=layout.attempt_number):
         try:
-            documents.append(read_attempt(store, key))
+            found.append(documents.read_attempt(store, key))
         except Damaged:
             damaged.append(key)
-    return documents, damaged
+    return found, damaged
 
 
 def last_attempt(store: Store, keys: Iterable[str]) -> tuple[int, str] | None:
@@ -59,15 +42,17 @@ def last_attempt(store: Store, keys: Iterable[str]) -> tuple[int, str] | None:
     keys: of the asset's files. An attempt whose document is damaged, or was set aside, is
     `interrupted`.
     """
-    keys = [key for key in keys if is_attempt_document(key)]
+    keys = [key for key in keys if layout.is_attempt_document(key)]
     if not keys:
         return None
-    key = max(keys, key=lambda key: (attempt_number(key), key.endswith(".json")))
+    key = max(keys, key=lambda key: (layout.attempt_number(key), key.endswith(".json")))
     try:
-        status = read_attempt(store, key)["status"] if key.endswith(".json") else "interrupted"
+        status = (
+            documents.read_attempt(store, key)["status"] if key.endswith(".json") else "interrupted"
+        )
     except Damaged:
         status = "interrupted"
-    return attempt_number(key), status
+    return layout.attempt_number(key), status
 
 
 def settled_attempts(store: Store, asset_ids: Iterable[str]) -> dict[str, int]:
@@ -78,11 +63,14 @@ def settled_attempts(store: Store, asset_ids: Iterable[str]) -> dict[str, int]:
     """
 
     def settled(asset_id: str) -> int:
-        number, status = last_attempt(store, store.list(f"{asset_folder(asset_id)}/a")) or (0, "")
+        number, status = last_attempt(store, store.list(f"{layout.asset_folder(asset_id)}/a")) or (
+            0,
+            "",
+        )
         return number - 1 if status == "running" else number
 
     ids = list(asset_ids)
-    with ThreadPoolExecutor(LOOKUPS) as pool:
+    with ThreadPoolExecutor(documents.LOOKUPS) as pool:
         return dict(zip(ids, pool.map(settled, ids), strict=True))
 
 
@@ -110,13 +98,13 @@ def start_evaluation(store: Store, committed: Mapping[str, Any], run_id: str) ->
 
 def _claim(store: Store, about: Mapping[str, Any], run_id: str) -> Document:
     asset_id = about["asset_id"]
-    keys = store.list(f"{asset_folder(asset_id)}/a")
-    number = 1 + max(map(attempt_number, filter(is_attempt_file, keys)), default=0)
+    keys = store.list(f"{layout.asset_folder(asset_id)}/a")
+    number = 1 + max(map(layout.attempt_number, filter(layout.is_attempt_file, keys)), default=0)
     document: Document = {
         **about,
         "run_id": run_id,
         "status": "running",
-        "started_at": now(),
+        "started_at": documents.now(),
         "ended_at": None,
         "error_type": None,
         "error": None,
@@ -130,12 +118,12 @@ def _claim(store: Store, about: Mapping[str, Any], run_id: str) -> Document:
     }
     while True:
         document["attempt"] = f"a{number:02d}"
-        key = attempt_key(asset_id, document["attempt"])
+        key = layout.attempt_key(asset_id, document["attempt"])
         try:
-            store.put_bytes(key, write_json(document))
+            documents.write(store, key, document)
             # Two writers can both succeed on servers that ignore If-None-Match; one of them reads
             # back the other's token.
-            if read_document(store, key)["token"] == document["token"]:
+            if documents.read_document(store, key)["token"] == document["token"]:
                 return document
         except AlreadyCommitted:
             pass
@@ -162,12 +150,12 @@ def finish_attempt(
     Call it after `commit_asset` for status `ok`: report, timings and versions are then in the
     manifest and may be left out here. Raises `RowError` for a report that fits no table.
     """
-    document = read_document(store, attempt_key(asset_id, attempt))
+    document = documents.read_document(store, layout.attempt_key(asset_id, attempt))
     if isinstance(error, BaseException):
         error_type = error_type or type(error).__name__
     document |= {
         "status": status,
-        "ended_at": now(),
+        "ended_at": documents.now(),
         "error_type": error_type,
         "error": None if error is None else str(error),
         "device": device,
@@ -178,17 +166,21 @@ def finish_attempt(
         "versions": dict(versions or {}),
     }
     check_report(document["report"], document["timings"], document["versions"])
-    store.put_bytes(attempt_key(asset_id, attempt), write_json(document), replace=True)
+    documents.write(store, layout.attempt_key(asset_id, attempt), document, replace=True)
     return document
 
 
 def confirm_attempt(store: Store, asset_id: str, attempt: str) -> None:
     """Ends an attempt as ok, since its files are committed; all else that it says stays."""
-    key = attempt_key(asset_id, attempt)
-    document = read_document(store, key) | {"status": "ok", "error": None, "error_type": None}
+    key = layout.attempt_key(asset_id, attempt)
+    document = documents.read_document(store, key) | {
+        "status": "ok",
+        "error": None,
+        "error_type": None,
+    }
     if document["ended_at"] is None:
-        document["ended_at"] = now()
-    store.put_bytes(key, write_json(document), replace=True)
+        document["ended_at"] = documents.now()
+    documents.write(store, key, document, replace=True)
 
 
 def close_interrupted(
@@ -204,7 +196,7 @@ def close_interrupted(
     for each asset that has such attempts (`Leases.take`); one that another run works on is left
     alone. If a process that was thought dead is alive after all, it writes the true end later.
     """
-    with ThreadPoolExecutor(LOOKUPS) as pool:
+    with ThreadPoolExecutor(documents.LOOKUPS) as pool:
         closed = pool.map(partial(_close, store, take, report), asset_ids)
         return [pair for pairs in closed for pair in pairs]
 
@@ -218,8 +210,8 @@ def _close(
     running, damaged = _open_attempts(store, asset_id)
     for key in damaged:
         report(f"{store.uri(key)} was damaged; its attempt counts as interrupted")
-        set_document_aside(store, key, "its content is not that of an attempt")
-    manifest = (asset_manifest(store, asset_id) or {}) if running else {}
+        documents.set_document_aside(store, key, "its content is not that of an attempt")
+    manifest = (documents.asset_manifest(store, asset_id) or {}) if running else {}
     return [(_end(store, attempt, manifest), manifest) for attempt in running]
 
 
@@ -232,7 +224,7 @@ def _open_attempts(store: Store, asset_id: str) -> tuple[list[Document], list[st
 
 def _end(store: Store, attempt: Document, manifest: Document) -> Document:
     asset_id, name = attempt["asset_id"], attempt["attempt"]
-    if manifest and committed_attempt(manifest) == name:
+    if manifest and documents.committed_attempt(manifest) == name:
         return finish_attempt(store, asset_id, name, "ok")
     error = "The process ended without a word; a later run closed this attempt."
     return finish_attempt(
@@ -246,7 +238,7 @@ def is_needed(store: Store, key: str) -> bool:
     if rest != ["attempt.json"]:
         return True
     try:
-        manifest = asset_manifest(store, asset_id)
+        manifest = documents.asset_manifest(store, asset_id)
     except Damaged:
         return True
-    return manifest is not None and committed_attempt(manifest) == name
+    return manifest is not None and documents.committed_attempt(manifest) == name

@@ -30,7 +30,7 @@ _ENDING = [StateType.CANCELLING, StateType.CANCELLED]
 
 
 @contextlib.contextmanager
-def cancels_heard(task: Callable[[str], object], run: Callable[[], object]) -> Iterator[None]:
+def watch_cancels(task: Callable[[str], object], run: Callable[[], object]) -> Iterator[None]:
     """Calls `task` with the name of each cancelled task run of this flow run, again and again,
     and `run` once when the flow run, or the one that it is a part of, is cancelled.
 

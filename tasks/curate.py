@@ -16,7 +16,7 @@ from typing import Any
 
 from sjc_engine.spec import canonical_json
 from tasks.curate_card import card_files
-from tasks.curate_copy import Copy, Progress
+from tasks.curate_copy import Copy, CopyProgress
 from tasks.curate_destination import Destination
 from tasks.curate_parts import INCLUDED, plan_parts
 from tasks.curate_selection import (
@@ -40,7 +40,7 @@ SHARD_ASSETS = 10_000
 
 
 @dataclass(frozen=True)
-class Request:
+class DatasetRequest:
     """What a dataset is to hold. Every field shapes its bytes.
 
     manifest: how the user names it; manifest_sha256: of each of its files.
@@ -76,8 +76,8 @@ class Frozen:
 def freeze(
     store: Store,
     out: str,
-    request: Request,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    request: DatasetRequest,
+    on_progress: Callable[[CopyProgress], None] = lambda progress: None,
 ) -> Frozen:
     """Writes the dataset to a folder or s3:// prefix. An interrupted one goes on where it was.
 
@@ -116,7 +116,7 @@ def freeze(
     return Frozen(url, card, document, was_there=False)
 
 
-def _digest(store: Store, request: Request, selection: Selection) -> str:
+def _digest(store: Store, request: DatasetRequest, selection: Selection) -> str:
     """What tells this dataset from any other."""
     samples = [
         [
@@ -164,7 +164,7 @@ def _unfinished(digest: str, shards: dict[str, StoredFile]) -> bytes:
 
 
 def _facts(
-    request: Request,
+    request: DatasetRequest,
     include: Sequence[str],
     selection: Selection,
     digest: str,

@@ -17,7 +17,7 @@ READS = 16  # of files of the store, at a time
 
 
 @dataclass(frozen=True)
-class Progress:
+class CopyProgress:
     """How much of the data is written."""
 
     assets: int
@@ -45,18 +45,18 @@ class Copy:
         linked: Store | None,
         done: dict[str, StoredFile],
         keep: Callable[[dict[str, StoredFile]], None],
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[CopyProgress], None],
     ) -> None:
         self.store, self.destination = store, destination
         self.format, self.linked = format, linked
         self.done, self.keep, self.on_progress = done, keep, on_progress
-        self.progress = Progress(0, 0, 0, 0)
+        self.progress = CopyProgress(0, 0, 0, 0)
         self.lock, self.stop = threading.Lock(), threading.Event()
 
     def run(self, parts: Sequence[Part]) -> dict[str, StoredFile]:
         """Size and SHA-256 of every file by key. Raises `StoreError` for a damaged one."""
         assets = sum(len(part.samples) for part in parts)
-        self.progress = Progress(0, assets, 0, sum(part.bytes for part in parts))
+        self.progress = CopyProgress(0, assets, 0, sum(part.bytes for part in parts))
         whole = self.format == "files"
         write = self._write_files if whole else self._write_shard
         files: dict[str, StoredFile] = {}
@@ -124,7 +124,7 @@ class Copy:
         with self.lock:
             now = self.progress
             size = sum(sample.bytes for sample in samples)
-            self.progress = Progress(
+            self.progress = CopyProgress(
                 now.assets + len(samples), now.assets_total, now.bytes + size, now.bytes_total
             )
             self.on_progress(self.progress)

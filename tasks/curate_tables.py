@@ -42,7 +42,7 @@ def table_files(
     selection: Selection, parts: Sequence[Part], fractions: Sequence[float]
 ) -> dict[str, bytes]:
     """The files by name."""
-    asked = [asked_row(sample) for sample in selection.samples]
+    asked = [manifest_row(sample) for sample in selection.samples]
     names = list(dict.fromkeys(name for row in asked for name in row))
     pairs = pair_rows(selection.pairs, selection.uses, fractions, selection.dropped)
     return {
@@ -55,7 +55,7 @@ def table_files(
     }
 
 
-def asked_row(sample: Sample) -> dict[str, str]:
+def manifest_row(sample: Sample) -> dict[str, str]:
     """A row of a manifest that asks for this very asset; its id is the asset's."""
     spec = json.loads(sample.row["spec_json"])
     preset, changes = recipe_diff(spec["prior"], spec["recipe"])
@@ -77,7 +77,7 @@ def asked_row(sample: Sample) -> dict[str, str]:
 
 def is_plain(selection: Selection) -> bool:
     """Whether prompts.csv asks for the very same: no cell had to get a quote in front."""
-    rows = map(asked_row, selection.samples)
+    rows = map(manifest_row, selection.samples)
     return not any(value.startswith(FORMULAS) for row in rows for value in row.values())
 
 

@@ -152,6 +152,11 @@ def write_json(document: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8")
 
 
+def write(store: Store, key: str, document: Document, *, replace: bool = False) -> None:
+    """Puts a document into the store; raises `AlreadyCommitted` unless it may `replace` another."""
+    store.put_bytes(key, write_json(document), replace=replace)
+
+
 def read_document(store: Store, key: str) -> Document:
     """Any JSON object; raises `NotInStore`, and `Damaged`."""
     return read_checked(store, key, _object)
@@ -276,7 +281,7 @@ def mark_format(store: Store) -> None:
     """Leaves this program's versions in a store that has none, or older ones."""
     found = _format(store)
     if found is None or any(found[name] < version for name, version in OURS.items()):
-        store.put_bytes(layout.FORMAT, write_json(OURS), replace=True)
+        write(store, layout.FORMAT, OURS, replace=True)
 
 
 def _format(store: Store) -> Document | None:

@@ -26,3 +26,15 @@ def page(title: str, body: str, policy: str, css: str) -> str:
 <link rel="icon" href="data:,"><title>{escaped(title)}</title><style>{css}</style></head>
 <body>{body}</body></html>
 """
+
+
+def duration(seconds: float) -> str:
+    """Such as 4.2 s, 3 min 20 s, 16 min or 5 h 12 min."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if seconds < 600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    if seconds < 6000:
+        return f"{minutes} min"
+    return f"{minutes // 60:,} h {minutes % 60} min"

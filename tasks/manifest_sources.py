@@ -19,7 +19,7 @@ S3 = "s3://"
 
 
 @dataclass(frozen=True)
-class Source:
+class ManifestFile:
     """One manifest file: its records, and the folder that its pictures' paths start from."""
 
     records: Records
@@ -27,7 +27,7 @@ class Source:
     folder: Path | None  # None on S3
 
 
-def read_sources(manifest: str) -> list[Source]:
+def read_sources(manifest: str) -> list[ManifestFile]:
     """Every file of a manifest, in the order of their names; their rows are read later.
 
     manifest: a file; a folder, for the manifests that lie directly in it; s3://bucket/key or
@@ -48,7 +48,7 @@ def read_sources(manifest: str) -> list[Source]:
     return [_read(p) for p in paths]
 
 
-def digest(sources: Sequence[Source]) -> str:
+def digest(sources: Sequence[ManifestFile]) -> str:
     """The SHA-256 of a manifest: of its file or, for several, of the list of theirs."""
     if len(sources) == 1:
         return sources[0].sha256
@@ -77,7 +77,7 @@ def _is_manifest(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in READERS
 
 
-def _read(path: Path) -> Source:
+def _read(path: Path) -> ManifestFile:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             fix = "name a CSV, JSONL or Parquet file"
@@ -94,12 +94,12 @@ def _read(path: Path) -> Source:
 
 def _source(
     name: str, content: BinaryIO, reopen: Callable[[], BinaryIO], folder: Path | None
-) -> Source:
+) -> ManifestFile:
     records = Records(name)
     sha256 = examine(content, records)
     if not records.problems:
         records.open = reopen
-    return Source(records, sha256, folder)
+    return ManifestFile(records, sha256, folder)
 
 
 def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
@@ -112,13 +112,13 @@ def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
     return content
 
 
-def _unread(path: Path, problem: str, fix: str) -> Source:
+def _unread(path: Path, problem: str, fix: str) -> ManifestFile:
     records = Records(path.as_posix())
     records.add_problem(1, "file", problem, fix)
-    return Source(records, "", path.parent)
+    return ManifestFile(records, "", path.parent)
 
 
-def _read_s3(manifest: str) -> list[Source]:
+def _read_s3(manifest: str) -> list[ManifestFile]:
     bucket, _, key = manifest.removeprefix(S3).partition("/")
     single = _is_manifest(PurePosixPath(key).name)
     folder = key.rpartition("/")[0] if single else key.rstrip("/")

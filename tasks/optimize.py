@@ -6,7 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled
 
-from tasks.artifacts import Progress
+from tasks.artifacts import ProgressArtifact
 from tasks.asset import Asset
 from tasks.attempts import start_attempt
 from tasks.devices import DevicePool, Watcher
@@ -98,7 +98,7 @@ def optimize(
     if not asset.attempt:  # else this task is run again
         attempt = start_attempt(asset.store, asset.spec, run_id, asset.coverage)
         asset.attempt = attempt["attempt"]
-    progress = Progress(asset.name)
+    progress = ProgressArtifact(asset.name)
 
     def watch(event: dict[str, Any]) -> None:
         watcher(event)

@@ -18,7 +18,12 @@ from sjc_engine.pictures import take_pictures
 from sjc_engine.presets import Value
 from sjc_engine.recipes import EvaluateRecipe, Recipe
 from tasks.attempts import finish_attempt, start_evaluation
-from tasks.documents import committed_attempt, committed_files, finished_manifest, read_attempt
+from tasks.documents import (
+    committed_attempt,
+    committed_files,
+    finished_manifest,
+    read_attempt,
+)
 from tasks.judges import Judges
 from tasks.layout import attempt_key, marker_key
 from tasks.store import Store, damaged

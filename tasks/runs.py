@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tasks.documents import Document, now, write_json
+from tasks.documents import Document, now, write
 from tasks.layout import run_key
 from tasks.manifest import FROM_ROW, Entry
 from tasks.store import Store
@@ -42,7 +42,7 @@ def start_run(
             for entry in entries
         ],
     }
-    store.put_bytes(run_key(run_id), write_json(document), replace=True)
+    write(store, run_key(run_id), document, replace=True)
     return document
 
 
@@ -50,5 +50,5 @@ def finish_run(store: Store, run: Document, outcomes: Mapping[str, str]) -> Docu
     """Write the end of a run; `outcomes` maps row ids to `computed`, `reused`, ... Returns it."""
     entries = [{**e, "outcome": outcomes.get(e["row_id"], e["outcome"])} for e in run["entries"]]
     document = {**run, "ended_at": now(), "entries": entries}
-    store.put_bytes(run_key(run["run_id"]), write_json(document), replace=True)
+    write(store, run_key(run["run_id"]), document, replace=True)
     return document

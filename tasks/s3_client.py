@@ -124,35 +124,29 @@ def explained(verb: str, where: str) -> Iterator[None]:
     """Turn botocore's error into one sentence with the fix."""
     try:
         yield
-    except ClientError as error:
-        code = error_code(error)
-        if code in MISSING and verb != "list":  # a listing names no key that could be missing
-            raise NotInStore(
-                f"Cannot {verb} {where}: it does not exist; check the address."
-            ) from error
-        reason = _ADVICE.get(code) or f"the server answers {code}; try again later"
-        raise StoreError(f"Cannot {verb} {where}: {reason}.") from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: there are no complete AWS credentials; {_CREDENTIALS}."
-        ) from error
-    except (CredentialRetrievalError, SSOError, TokenRetrievalError) as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: {error}; renew the credentials and run the same command again."
-        ) from error
-    except ParamValidationError as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: this is not a valid bucket; use s3://bucket/prefix."
-        ) from error
-    except SSLError as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: {error}; name the file of the server's certificate authority "
-            "in AWS_CA_BUNDLE, or correct AWS_ENDPOINT_URL_S3."
-        ) from error
-    except NETWORK_ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise StoreError(
-            f"Cannot {verb} {where}: {reason}; check AWS_ENDPOINT_URL_S3 and the network."
-        ) from error
-    except OSError as error:
-        raise StoreError(f"Cannot {verb} {where}: {error}; check the local disk.") from error
+    except (ClientError, OSError, *NETWORK_ERRORS) as error:
+        if error_code(error) in MISSING and verb != "list":  # a listing names no key
+            reason = "it does not exist; check the address"
+            raise NotInStore(f"Cannot {verb} {where}: {reason}.") from error
+        raise StoreError(f"Cannot {verb} {where}: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, and the fix."""
+    text = " ".join(str(error).split())[:300]
+    match error:
+        case ClientError():
+            code = error_code(error)
+            return _ADVICE.get(code) or f"the server answers {code}; try again later"
+        case NoCredentialsError() | PartialCredentialsError():
+            return f"there are no complete AWS credentials; {_CREDENTIALS}"
+        case CredentialRetrievalError() | SSOError() | TokenRetrievalError():
+            return f"{text}; renew the credentials and run the same command again"
+        case ParamValidationError():
+            return "this is not a valid bucket; use s3://bucket/prefix"
+        case SSLError():
+            authority = "name the file of the server's certificate authority in AWS_CA_BUNDLE"
+            return f"{text}; {authority}, or correct AWS_ENDPOINT_URL_S3"
+    if isinstance(error, NETWORK_ERRORS):
+        return f"{text}; check AWS_ENDPOINT_URL_S3 and the network"
+    return f"{text}; check the local disk"

@@ -15,10 +15,10 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from sjc_engine.atomic import is_refusal
 from tasks.disk import disk_advice
@@ -36,6 +36,8 @@ from tasks.store_interface import (
     damaged,
     stream_digest,
 )
+
+T = TypeVar("T")
 
 # What file systems without hard links answer (exFAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -98,13 +100,10 @@ class LocalStore:
     def exists(self, key: str) -> bool:
         path = self._path(key)
         with self._explained("read", path):
-            for _ in range(TRANSFERS):
-                try:
-                    return stat.S_ISREG(path.stat().st_mode)
-                except (FileNotFoundError, NotADirectoryError):
-                    if not self._is_listed(path):
-                        return False
-        raise self._hidden(path)
+            try:
+                return stat.S_ISREG(self._looked_up(path, path.stat).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def listed(self, key: str) -> Listed | None:
         path = self._path(key)
@@ -163,16 +162,19 @@ class LocalStore:
         return path
 
     def _open(self, key: str) -> BinaryIO:
-        """The file, open to be read; an error that it is not there is believed of its folder only.
+        path = self._path(key)
+        return self._looked_up(path, lambda: path.open("rb"))
+
+    def _looked_up(self, path: Path, look: Callable[[], T]) -> T:
+        """What `look` finds at `path`; an error that it is not there is believed of its folder only.
 
         A network mount that comes and goes knows a name in one call and not in the next.
         """
-        path = self._path(key)
         for _ in range(TRANSFERS):
             try:
-                return path.open("rb")
-            except FileNotFoundError:
-                if not self._is_listed(path):
+                return look()
+            except (FileNotFoundError, NotADirectoryError):
+                if path == self.root or not self._is_listed(path):
                     raise
         raise self._hidden(path)
 
@@ -211,14 +213,15 @@ class LocalStore:
 
     def _entries(self, folder: Path) -> Sequence[os.DirEntry[str]]:
         """What is in a folder; nothing in one that is not there, if the folder above agrees."""
-        for _ in range(TRANSFERS):
-            try:
-                with os.scandir(folder) as entries:
-                    return tuple(entries)
-            except (FileNotFoundError, NotADirectoryError):
-                if folder == self.root or not self._is_listed(folder):
-                    return ()
-        raise self._hidden(folder)
+
+        def scan() -> Sequence[os.DirEntry[str]]:
+            with os.scandir(folder) as entries:
+                return tuple(entries)
+
+        try:
+            return self._looked_up(folder, scan)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
 
     def _hidden(self, path: Path) -> StoreError:
         return StoreError(

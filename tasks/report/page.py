@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from tasks.gallery import RESOURCES
-from tasks.html import escaped, page, source_hash
+from tasks.html import duration, escaped, page, source_hash
 from tasks.report.charts import histogram, number, share_bar
 from tasks.schemas import COLUMNS, STAGES
 
@@ -323,15 +323,3 @@ def _cut(text: str, most: int = SHORT) -> str:
 
 def _count(rows: list[Row], noun: str) -> str:
     return f"{len(rows):,} {noun}{'' if len(rows) == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Such as 4.2 s, 3 min 20 s, 16 min or 5 h 12 min."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if seconds < 600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-    if seconds < 6000:
-        return f"{minutes} min"
-    return f"{minutes // 60:,} h {minutes % 60} min"

@@ -17,7 +17,7 @@ import pytest
 from command_line import Said
 from task_samples import fill, make, spec
 
-from tasks.curate import Request
+from tasks.curate import DatasetRequest
 from tasks.runs import start_run
 from tasks.store import Store, open_store
 from tasks.tables import record_run
@@ -45,7 +45,7 @@ def test_curate_says_what_it_did_and_where(sjc: Call, tmp_path: Path) -> None:
     about = json.loads(again.out)
     assert (about["url"], about["assets"]) == (f"{tmp_path}/out", 1)
     for option in ("similar", "fractions", "shard_megabytes", "shard_assets", "name"):
-        default = getattr(Request(), option)
+        default = getattr(DatasetRequest(), option)
         found = about["request"][option]
         assert found == (list(default) if isinstance(default, tuple) else default)
     said = sjc("curate", "--manifest", "made/m.csv", "-o", "mine", "--format", "webdataset")

@@ -14,6 +14,7 @@ from task_samples import make, make_run, report, spec
 from tasks.assets import commit_asset
 from tasks.attempts import close_interrupted, finish_attempt, start_attempt
 from tasks.documents import run_ids
+from tasks.html import duration
 from tasks.manifest import read_manifest, resolve
 from tasks.report import (
     MOST_SHOWN,
@@ -27,7 +28,7 @@ from tasks.report import (
     write_report,
 )
 from tasks.report.charts import histogram
-from tasks.report.page import device_hours, duration, report_page, run_command, seconds_of
+from tasks.report.page import device_hours, report_page, run_command, seconds_of
 from tasks.runs import start_run
 from tasks.schemas import COLUMNS
 from tasks.store import NotInStore, Store, open_store

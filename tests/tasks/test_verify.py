@@ -19,7 +19,7 @@ from task_samples import all_tables, fill, make, make_run, spec
 from flows.plan import asset_states
 from tasks.attempts import asset_attempts, close_interrupted, finish_attempt
 from tasks.compaction import compact_store
-from tasks.curate import Request, freeze
+from tasks.curate import DatasetRequest, freeze
 from tasks.documents import (
     asset_manifest,
     check_usable,
@@ -404,7 +404,7 @@ def test_a_marker_that_is_valid_json_but_wrong_is_damage(tmp_path: Path, how: st
     damage(store, key, json.dumps(wrong(json.loads(store.get_bytes(key)), how)).encode())
     if how != "another spec":
         with pytest.raises(Damaged, match=r"manifest\.json is damaged \("):
-            freeze(store, str(tmp_path / "out"), Request(name="x"))
+            freeze(store, str(tmp_path / "out"), DatasetRequest(name="x"))
     [finding] = verify_store(store)
     assert finding.key == (key if how != "another spec" else f"assets/{DUCK}/a01/attempt.json")
     assert set(plan_repairs(store, [finding]).assets) == {DUCK}
