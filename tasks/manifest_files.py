@@ -13,9 +13,9 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -65,23 +65,26 @@ class Record:
     cells: dict[str, Any]
 
 
+@dataclass(eq=False)
 class Records:
-    """The records of the file called `file`, one after the other, and what is wrong so far.
+    """The records of one manifest file, one after the other, and what is wrong so far.
 
-    open: gives the file's bytes from their beginning; without it there are no records.
+    folder: where its pictures' paths start from, None on S3. sha256: of its bytes, "" while they
+    have not been read. open: gives them from their beginning; without it there are no records.
     """
 
-    def __init__(self, file: str, open: Callable[[], BinaryIO] | None = None) -> None:
-        self.file = file
-        self.open = open
-        self.problems: list[Problem] = []
+    file: str
+    folder: Path | None
+    sha256: str = ""
+    open: Callable[[], BinaryIO] | None = None
+    problems: list[Problem] = field(default_factory=list)
 
     def add_problem(self, line: int, column: str, problem: str, fix: str) -> None:
         self.problems.append(Problem(self.file, line, column, problem, fix))
 
     def __iter__(self) -> Iterator[Record]:
         """The rows. What is wrong with the file becomes a problem and is never raised."""
-        if self.open is None:
+        if self.open is None or self.problems:
             return
         reader = READERS.get(PurePosixPath(self.file).suffix.lower())
         if reader is None:
@@ -97,17 +100,18 @@ class Records:
             self.add_problem(1, "file", "has no rows", "add at least one prompt")
 
 
-def examine(content: BinaryIO, records: Records) -> str:
-    """The SHA-256 of a file's bytes; reports a text that cannot be read as such."""
+def examine(content: BinaryIO, records: Records) -> None:
+    """Takes the SHA-256 of a file's bytes; reports a text that cannot be read as such."""
     if records.file.lower().endswith(".parquet"):
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        records.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        return
     digest, number = hashlib.sha256(), 0
     while line := content.readline(MAX_LINE + 1):
         number += 1
         digest.update(line)
         if not records.problems:
             _check_line(number, line, records)
-    return digest.hexdigest()
+    records.sha256 = digest.hexdigest()
 
 
 def _check_line(number: int, line: bytes, records: Records) -> None:
@@ -203,6 +207,7 @@ def _column_problem(name: str) -> tuple[str, str] | None:
 
 
 def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
+    fix = "write one JSON object per line"
     # Bytes end at line feeds alone: JSON strings may hold U+2028 and its like.
     for line, data in enumerate(content, start=1):
         try:
@@ -211,14 +216,10 @@ def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
                 continue
             row = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            records.add_problem(
-                line, "row", f"is not JSON ({error})", "write one JSON object per line"
-            )
+            records.add_problem(line, "row", f"is not JSON ({error})", fix)
             continue
         if not isinstance(row, dict):
-            records.add_problem(
-                line, "row", "is not a JSON object", "write one JSON object per line"
-            )
+            records.add_problem(line, "row", "is not a JSON object", fix)
             continue
         for name in row:
             if problem := _column_problem(name):

@@ -61,23 +61,23 @@ def read_rows(manifest: str | Path) -> Manifest:
     found: list[_Entries] = []
     given: dict[str, Place] = {}
     count = 0
-    for source in sources:
+    for records in sources:
         memo = Memo()
-        for record in source.records:
-            reader = RowReader(record, source.records, source.folder, source.sha256, memo)
-            place, row_id = (source.records.file, record.line), reader.row_id()
+        for record in records:
+            reader = RowReader(record, records, memo)
+            place, row_id = (records.file, record.line), reader.row_id()
             if row_id and (first := given.setdefault(row_id, place)) != place:
                 reader.add_problem("id", *_is_taken(row_id, first, place[0]))
             rows = reader.rows(row_id)
-            found.append(_Entries(row_id, rows, not reader.failed, source.records))
+            found.append(_Entries(row_id, rows, not reader.failed, records))
             count += len(rows)
             if count > MAX_ROWS:
                 raise ManifestError([_too_many(*place)])
     rows = _with_ids(found, set(given))
     problems = [
         problem
-        for source in sources
-        for problem in sorted(source.records.problems, key=lambda problem: problem.line or 0)
+        for records in sources
+        for problem in sorted(records.problems, key=lambda problem: problem.line or 0)
     ]
     return Manifest(name, digest(sources), rows, problems)
 

@@ -63,20 +63,11 @@ class Memo:
 class RowReader:
     """Reads the cells of one record. Problems go to `records`, and set `failed`."""
 
-    def __init__(
-        self,
-        record: Record,
-        records: Records,
-        folder: Path | None,
-        sha256: str = "",
-        memo: Memo | None = None,
-    ) -> None:
+    def __init__(self, record: Record, records: Records, memo: Memo) -> None:
         self.cells = record.cells
-        self.memo = memo or Memo()
+        self.memo = memo
         self.line = record.line
         self.records = records
-        self.folder = folder
-        self.sha256 = sha256
         self.failed = False
         self.given: dict[str, Any] = {}  # the cells that are not blank
         for column, value in self.cells.items():
@@ -111,7 +102,7 @@ class RowReader:
         prior = self._prior()
         row = Row(
             file=self.records.file,
-            file_sha256=self.sha256,
+            file_sha256=self.records.sha256,
             line=self.line,
             row_id=row_id,
             prompt=self._prompt(),
@@ -184,11 +175,11 @@ class RowReader:
         text = self._text("image")
         if not text:
             return None, None
-        if self.folder is None and not Path(text).is_absolute():
+        if self.records.folder is None and not Path(text).is_absolute():
             fix = "copy manifest and pictures into a folder, or give a path on this machine"
             self.add_problem("image", "pictures beside a manifest on S3 are not read", fix)
             return None, None
-        path = (self.folder or Path()) / text
+        path = (self.records.folder or Path()) / text
         try:
             return path, self.memo.get(("image", text), check_image, path)
         except ImageError as error:

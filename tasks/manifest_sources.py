@@ -6,8 +6,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -18,16 +17,7 @@ from tasks.store import StoreError, open_store
 S3 = "s3://"
 
 
-@dataclass(frozen=True)
-class ManifestFile:
-    """One manifest file: its records, and the folder that its pictures' paths start from."""
-
-    records: Records
-    sha256: str
-    folder: Path | None  # None on S3
-
-
-def read_sources(manifest: str) -> list[ManifestFile]:
+def read_sources(manifest: str) -> list[Records]:
     """Every file of a manifest, in the order of their names; their rows are read later.
 
     manifest: a file; a folder, for the manifests that lie directly in it; s3://bucket/key or
@@ -48,11 +38,11 @@ def read_sources(manifest: str) -> list[ManifestFile]:
     return [_read(p) for p in paths]
 
 
-def digest(sources: Sequence[ManifestFile]) -> str:
+def digest(sources: Sequence[Records]) -> str:
     """The SHA-256 of a manifest: of its file or, for several, of the list of theirs."""
     if len(sources) == 1:
         return sources[0].sha256
-    lines = [f"{s.sha256}  {PurePosixPath(s.records.file).name}\n" for s in sources]
+    lines = [f"{s.sha256}  {PurePosixPath(s.file).name}\n" for s in sources]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -62,9 +52,7 @@ def file_digests(manifest: str | Path) -> list[str]:
     Raises ManifestError for what cannot be read; what the files say is not looked at.
     """
     sources = read_sources(str(manifest))
-    unread = [
-        problem for source in sources if not source.sha256 for problem in source.records.problems
-    ]
+    unread = [problem for source in sources if not source.sha256 for problem in source.problems]
     if unread:
         raise ManifestError(unread)
     return [source.sha256 for source in sources]
@@ -77,29 +65,22 @@ def _is_manifest(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in READERS
 
 
-def _read(path: Path) -> ManifestFile:
+def _read(path: Path) -> Records:
+    records = Records(path.as_posix(), path.parent)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             fix = "name a CSV, JSONL or Parquet file"
-            return _unread(path, "is not a regular file", fix)
+            records.add_problem(1, "file", "is not a regular file", fix)
+            return records
         with path.open("rb") as content:
-            about = os.fstat(content.fileno())
-            source = _source(path.as_posix(), content, partial(_reopen, path, about), path.parent)
+            records.open = partial(_reopen, path, os.fstat(content.fileno()))
+            examine(content, records)
     except (FileNotFoundError, NotADirectoryError):
-        return _unread(path, "does not exist", "check the path")
+        records.add_problem(1, "file", "does not exist", "check the path")
     except OSError as error:
-        return _unread(path, f"cannot be read ({error.strerror})", "fix its permissions")
-    return source
-
-
-def _source(
-    name: str, content: BinaryIO, reopen: Callable[[], BinaryIO], folder: Path | None
-) -> ManifestFile:
-    records = Records(name)
-    sha256 = examine(content, records)
-    if not records.problems:
-        records.open = reopen
-    return ManifestFile(records, sha256, folder)
+        problem = f"cannot be read ({error.strerror})"
+        records.add_problem(1, "file", problem, "fix its permissions")
+    return records
 
 
 def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
@@ -112,13 +93,7 @@ def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
     return content
 
 
-def _unread(path: Path, problem: str, fix: str) -> ManifestFile:
-    records = Records(path.as_posix())
-    records.add_problem(1, "file", problem, fix)
-    return ManifestFile(records, "", path.parent)
-
-
-def _read_s3(manifest: str) -> list[ManifestFile]:
+def _read_s3(manifest: str) -> list[Records]:
     bucket, _, key = manifest.removeprefix(S3).partition("/")
     single = _is_manifest(PurePosixPath(key).name)
     folder = key.rpartition("/")[0] if single else key.rstrip("/")
@@ -134,7 +109,12 @@ def _read_s3(manifest: str) -> list[ManifestFile]:
     except StoreError as error:
         problem, _, fix = str(error).rstrip(".").partition("; ")
         raise _unreadable(manifest, problem, fix) from error
-    return [_source(n, io.BytesIO(data), partial(io.BytesIO, data), None) for n, data in files]
+    found = []
+    for name, data in files:
+        records = Records(name, None, open=partial(io.BytesIO, data))
+        examine(io.BytesIO(data), records)
+        found.append(records)
+    return found
 
 
 def _unreadable(manifest: str, problem: str, fix: str) -> ManifestError:

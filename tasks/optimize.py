@@ -30,7 +30,7 @@ def optimize_field(
     A finished field, in the scratch folder or of another asset, is taken as it is; the seconds
     that it once cost stay with it. Raises SceneError.
     """
-    notes = asset.kept_field() or _donated_field(asset)
+    notes = asset.kept_field() or _reused_field(asset)
     if notes is None:
         copy = asset.copy
         if copy:
@@ -70,7 +70,7 @@ def optimize_field(
     return notes
 
 
-def _donated_field(asset: Asset) -> dict[str, Any] | None:
+def _reused_field(asset: Asset) -> dict[str, Any] | None:
     """Fetches the donor's field; None if there is none, or it cannot be had any more."""
     manifest = asset_manifest(asset.store, asset.donor) if asset.donor else None
     if manifest is None or asset.donor is None:

@@ -166,7 +166,7 @@ class LocalStore:
         return self._looked_up(path, lambda: path.open("rb"))
 
     def _looked_up(self, path: Path, look: Callable[[], T]) -> T:
-        """What `look` finds at `path`; an error that it is not there is believed of its folder only.
+        """What `look` finds at `path`; that it is not there is believed of its folder alone.
 
         A network mount that comes and goes knows a name in one call and not in the next.
         """

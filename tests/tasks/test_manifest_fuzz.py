@@ -64,8 +64,8 @@ MEASURE = """
 import resource, sys
 from tasks.manifest_sources import read_sources
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-[source] = read_sources(sys.argv[1])
-count = sum(1 for record in source.records)
+[records] = read_sources(sys.argv[1])
+count = sum(1 for record in records)
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -130,10 +130,10 @@ def test_a_line_that_never_ends_is_not_read(write: Write, monkeypatch: pytest.Mo
 
 def test_a_file_that_changes_while_it_is_read(write: Write) -> None:
     path = write("prompt\na\nb\n")
-    [source] = read_sources(str(path))
+    [records] = read_sources(str(path))
     path.write_text("prompt\na\nb\nc\n")
     with pytest.raises(ManifestError, match="was changed while it was read; try again"):
-        list(source.records)
+        list(records)
 
 
 def test_ids_of_ranges_and_of_later_rows(write: Write) -> None:
