@@ -5,9 +5,7 @@ A `Board` sends it all from a thread of its own, so that no asset ever waits for
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import logging
 import re
 import threading
@@ -25,6 +23,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.exceptions import PrefectException
 from prefect.utilities.context import get_task_and_flow_run_ids
+
+from tasks.html import data_uri
 
 UPDATE_SECONDS = 5.0  # between two updates of one artifact
 PAUSE_SECONDS = 0.1  # after each request, so that hundreds of assets are a trickle all the same
@@ -181,16 +181,10 @@ def show_preview(name: str, picture: Path, caption: str) -> None:
     if board is None or board.previews >= PREVIEWS:
         return
     board.previews += 1
-    board.create("image", artifact_key("preview", name), picture_url(picture), caption)
-
-
-def picture_url(picture: Path) -> str:
-    """The picture, made smaller, as the text of a `data:` address."""
     with Image.open(picture) as image:
         image.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
-        data = io.BytesIO()
-        image.convert("RGB").save(data, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+        address = data_uri(image.convert("RGB"))
+    board.create("image", artifact_key("preview", name), address, caption)
 
 
 def name_run(name: str) -> None:

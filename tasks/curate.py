@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -182,9 +183,7 @@ def _facts(
             "prompts": len({sample.row["prompt"] for sample in chosen}),
             "bytes": sum(sample.bytes for sample in chosen),
         }
-    licences: dict[str, int] = {}
-    for sample in samples:
-        licences[sample.row["licence"]] = licences.get(sample.row["licence"], 0) + 1
+    licences = Counter(sample.row["licence"] for sample in samples)
     return {
         "format_version": FORMAT_VERSION,
         "selection": digest,

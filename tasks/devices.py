@@ -41,7 +41,6 @@ class Device:
     active: list[Job] = field(default_factory=list)
     prior: tuple[str, str | None] | None = None  # the one its process has loaded
     early: Event | None = None  # the prior to load though there is no scene yet
-    loading: Event | None = None  # the same, once its process is being started
     running: bool = False  # messages may be sent
     heard: float = 0.0  # monotonic seconds of the last message
 
@@ -291,14 +290,14 @@ class DevicePool:
             if self._closing:
                 self._take_back(device, "")
                 return False
-            device.loading, device.early = device.early, None  # each warming up is one process
             return True
 
     def _on_start(self, device: Device) -> None:
         with self._changed:
             device.running, device.heard = True, time.monotonic()
-            if device.loading and not device.active:
-                self._send(device, {"type": "load", **device.loading})
+            if device.early and not device.active:
+                self._send(device, {"type": "load", **device.early})
+            device.early = None
             for job in device.active:
                 self._send(device, job.message)
             if self._closing:
@@ -307,6 +306,7 @@ class DevicePool:
     def _on_exit(self, device: Device, problem: str) -> None:
         with self._changed:
             device.running = False
+            device.early = None  # one try, if it could not start
             self._take_back(device, problem)
 
     def _on_event(self, device: Device, event: Event) -> None:

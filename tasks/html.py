@@ -3,7 +3,10 @@
 import base64
 import hashlib
 import html
+import io
 from typing import Any
+
+from PIL import Image
 
 
 def escaped(value: Any) -> str:
@@ -26,6 +29,13 @@ def page(title: str, body: str, policy: str, css: str) -> str:
 <link rel="icon" href="data:,"><title>{escaped(title)}</title><style>{css}</style></head>
 <body>{body}</body></html>
 """
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as WebP inside an address."""
+    data = io.BytesIO()
+    picture.save(data, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def duration(seconds: float) -> str:

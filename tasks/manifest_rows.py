@@ -268,11 +268,9 @@ def _index_problem(folder: Path) -> tuple[str, str] | None:
         return f"the folder {folder} has no model_index.json", fix
     try:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        index = None
-    if not isinstance(index, dict):
+        kind = str(index.get("_class_name"))
+    except (AttributeError, OSError, ValueError):
         return f"{folder}/model_index.json is not readable", fix
-    kind = str(index.get("_class_name"))
     if kind not in FAMILIES:
         return f"the folder {folder} has a {shown(kind)}", f"use one with {', '.join(FAMILIES)}"
     return None
@@ -298,10 +296,8 @@ def judge_problem(judge: str) -> tuple[str, str] | None:
     """What is wrong with a judge's name, and the fix; neither its files nor the hub are read."""
     if judge == "toybox" or Path(judge).is_dir() or HUB_ID.fullmatch(judge):
         return None
-    return (
-        f"{shown(judge)!r} is unknown",
-        "use toybox, an existing folder, or owner/name on the hub",
-    )
+    fix = "use toybox, an existing folder, or owner/name on the hub"
+    return f"{shown(judge)!r} is unknown", fix
 
 
 def lpips_problem(lpips: str) -> tuple[str, str] | None:

@@ -15,8 +15,8 @@ from tasks.scene_job import SceneError
 from tasks.store import Damaged, NotInStore
 from tasks.transient import RETRY
 
-_NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
-_LATER_NOTES = ("rolled_back",)  # what fields of older versions do not have
+_OLD_NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
+_NOTES = (*_OLD_NOTES, "rolled_back")  # which fields of older versions do not have
 
 
 def optimize_field(
@@ -61,12 +61,12 @@ def optimize_field(
         if copy:
             copy.settle()  # it reads the checkpoint, which goes now
         asset.timings["queue"] = done["seconds_queue"]
-        notes = {key: done[key] for key in (*_NOTES, *_LATER_NOTES, "seconds", "first_step")}
+        notes = {key: done[key] for key in (*_NOTES, "seconds", "first_step")}
         asset.keep_field(notes)
     asset.timings["optimize"] = notes["seconds"]
     asset.device, asset.last_step = notes["device"], notes["steps"]
     asset.first_step = notes["first_step"]
-    asset.report |= {key: notes.get(key) for key in (*_NOTES, *_LATER_NOTES)}
+    asset.report |= {key: notes.get(key) for key in _NOTES}
     return notes
 
 
@@ -77,14 +77,14 @@ def _reused_field(asset: Asset) -> dict[str, Any] | None:
         return None
     field = committed_files(asset.donor, manifest).get("field.safetensors")
     report, seconds = manifest["report"], manifest["timings"].get("optimize")
-    if field is None or seconds is None or not set(_NOTES) <= set(report):
+    if field is None or seconds is None or not set(_OLD_NOTES) <= set(report):
         return None
     asset.field_path.parent.mkdir(parents=True, exist_ok=True)
     try:
         asset.store.download(field.key, asset.field_path, field.stored.sha256)
     except (Damaged, NotInStore):  # it can be made again
         return None
-    notes = {key: report.get(key) for key in (*_NOTES, *_LATER_NOTES)}
+    notes = {key: report.get(key) for key in _NOTES}
     notes |= {"seconds": seconds, "first_step": 0}
     asset.keep_field(notes)
     return notes

@@ -6,15 +6,12 @@ Links lead to the files beside it; the pictures are inside, so that it can be se
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
-
 from tasks.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
+from tasks.html import data_uri
 from tasks.layout import report_key
 from tasks.report.page import Row, RunReport, Thumbnail, report_page
 from tasks.sheet import read_picture
@@ -142,10 +139,3 @@ def pictures(
         for row, (picture, _) in zip(finished, found, strict=True)
         if picture is not None
     }, versions
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A picture as WebP inside a URI."""
-    data = io.BytesIO()
-    picture.save(data, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"

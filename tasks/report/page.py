@@ -53,6 +53,7 @@ HISTOGRAMS = (
 )  # fmt: skip
 MOST_FAILURES = 100  # lines of the table
 SHORT, LONG = 160, 600  # characters of a prompt, and of an error
+_SHOWN_ELSEWHERE = ("manifest", "store", "prior", "recipe", "devices")  # settings
 _NO_PICTURE = '<span class="none">no picture</span>'
 
 
@@ -292,12 +293,7 @@ def _settings(report: RunReport) -> Iterable[tuple[str, str]]:
     yield "manifest", f"{run['manifest']} (SHA-256 {run['manifest_sha256'][:16]})"
     yield "entries", f"{len(run['entries']):,}"
     for name, value in run["settings"].items():
-        if name not in ("manifest", "store", "prior", "recipe", "devices") and value not in (
-            None,
-            {},
-            [],
-            False,
-        ):
+        if name not in _SHOWN_ELSEWHERE and value not in (None, {}, [], False):
             yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     for name, shown in (
         ("prior", lambda row: f"{row['prior']} at {row['prior_revision'][:12]}"),
