@@ -88,8 +88,8 @@ def _too_many(file: str, line: int) -> Problem:
         line,
         "row",
         f"exceeds the limit of {MAX_ROWS:,} rows of a manifest (each seed of a range is one)",
-        "split the list into shards, each a manifest in a place of its own, and give each to"
-        " `sjc run`, or to `sjc plan` and `sjc dispatch`, with the same --store",
+        "split the list into shards, which are separate manifests, and give each to `sjc run`,"
+        " or to `sjc plan` and `sjc dispatch`, with the same --store",
     )
 
 

@@ -135,18 +135,14 @@ def make_plan_file(
     shards = cut(specs, seconds, target)
     rows = [
         {
+            **{key: getattr(entry, key) for key in FROM_ROW},
+            "meta": list(entry.meta.items()),
             "shard": shards[asset_id],
-            "manifest": entry.manifest,
-            "manifest_sha256": entry.manifest_sha256,
-            "line": entry.line,
-            "row_id": entry.row_id,
             "asset_id": asset_id,
             "seconds": seconds[asset_id],
             "prior_coverage": entry.prior_coverage,
             "spec_json": canonical_json(entry.spec.to_json()),
             "image_path": entry.image_path.as_posix() if entry.image_path else None,
-            "tags": entry.tags,
-            "meta": list(entry.meta.items()),
         }
         for entry in entries
         for asset_id in (entry.spec.asset_id,)

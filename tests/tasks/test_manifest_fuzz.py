@@ -110,8 +110,8 @@ def test_a_manifest_has_a_limit(write: Write, rows: str, monkeypatch: pytest.Mon
     line = 3 if "-" in rows else 9
     assert problems(write("prompt,seed\n" + rows)) == [
         f"m.csv:{line}: row: exceeds the limit of 7 rows of a manifest (each seed of a range is"
-        " one); split the list into shards, each a manifest in a place of its own, and give each"
-        " to `sjc run`, or to `sjc plan` and `sjc dispatch`, with the same --store"
+        " one); split the list into shards, which are separate manifests, and give each to"
+        " `sjc run`, or to `sjc plan` and `sjc dispatch`, with the same --store"
     ]
 
 
