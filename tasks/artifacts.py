@@ -1,6 +1,6 @@
 """What Prefect's pages show of a run. A view only: a server that is gone must not stop a run.
 
-A `Board` sends it all from a thread of its own, so that no asset ever waits for the server.
+A `Board` sends it all from a separate thread, so that no asset ever waits for the server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tasks.html import data_uri
 UPDATE_SECONDS = 5.0  # between two updates of one artifact
 PAUSE_SECONDS = 0.1  # after each request, so that hundreds of assets are a trickle all the same
 CLOSE_SECONDS = 15.0  # for what is left to send when a run ends
-HURRY_SECONDS = 3.0  # and when it is told to end
+HURRY_SECONDS = 3.0  # and when it is interrupted
 MOST_WAITING = 200  # artifacts; more wait only while the server hangs
 PREVIEWS = 300  # of a run: they are the largest thing that a run leaves in Prefect's database
 PREVIEW_PIXELS = 1000  # width

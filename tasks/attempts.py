@@ -58,7 +58,7 @@ def last_attempt(store: Store, keys: Iterable[str]) -> tuple[int, str] | None:
 def settled_attempts(store: Store, asset_ids: Iterable[str]) -> dict[str, int]:
     """By asset, the number of the last attempt that has ended, 0 if none has.
 
-    Later attempts that end are news. Attempts have an order of their own: clocks of machines
+    Later attempts that end are news. Their numbers give the order, since clocks of machines
     differ, and some go back.
     """
 
@@ -171,7 +171,7 @@ def finish_attempt(
 
 
 def confirm_attempt(store: Store, asset_id: str, attempt: str) -> None:
-    """Ends an attempt as ok, since its files are committed; all else that it says stays."""
+    """Ends an attempt as ok, since its files are committed; its other values stay."""
     key = layout.attempt_key(asset_id, attempt)
     document = documents.read_document(store, key) | {
         "status": "ok",

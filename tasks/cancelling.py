@@ -1,4 +1,4 @@
-"""What people cancel on Prefect's pages, or through its API, while a run goes on.
+"""What people cancel on Prefect's pages, or through its API, during a run.
 
 The server only takes notes: tasks run in this process, so it is for us to ask.
 """
@@ -34,7 +34,7 @@ def watch_cancels(task: Callable[[str], object], run: Callable[[], object]) -> I
     """Calls `task` with the name of each cancelled task run of this flow run, again and again,
     and `run` once when the flow run, or the one that it is a part of, is cancelled.
 
-    Both are called from a thread of its own. A server that is gone cancels nothing.
+    Both are called from a separate thread. A server that is gone cancels nothing.
     """
     if runtime.flow_run.id is None:
         yield

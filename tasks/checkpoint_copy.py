@@ -1,4 +1,4 @@
-"""Checkpoints in the store too, so that another machine goes on where this one was lost.
+"""Checkpoints in the store too, so that another machine can resume.
 
 The engine writes a scene's checkpoint, and notes beside it, to the scratch folder and knows of no
 store. A thread copies both to ``checkpoints/{field_id}/`` now and then; the engine never waits for
@@ -116,7 +116,7 @@ class CheckpointCopy:
 
 
 def finished_copies(store: Store, asset_ids: Iterable[str]) -> list[str]:
-    """Keys of copies that nobody needs: one of these assets has the field and is committed.
+    """Keys of copies that are no longer needed: one of these assets has the field and is committed.
 
     The run that committed it died before the removal, or made no copies.
     """

@@ -1,7 +1,7 @@
 """Freezing a selection of finished assets into a dataset that never changes again.
 
 The data comes first, then the tables about it, then the card, then SHA256SUMS; `manifest.json`,
-written last, says that all of it is there. Until then `unfinished.json` says whose folder this is,
+written last, marks it as complete. Until then `unfinished.json` names the selection it belongs to
 and which shards it has. Nothing depends on when, where or how often the command ran: the same
 selection gives the same bytes.
 """
@@ -80,7 +80,7 @@ def freeze(
     request: DatasetRequest,
     on_progress: Callable[[CopyProgress], None] = lambda progress: None,
 ) -> Frozen:
-    """Writes the dataset to a folder or s3:// prefix. An interrupted one goes on where it was.
+    """Writes the dataset to a folder or s3:// prefix. An interrupted one resumes.
 
     Raises `QueryError` for wrong SQL, `SelectionError` for what cannot be a dataset or be written
     to `out`, and `StoreError` for a damaged file; then nothing is marked as finished.
@@ -118,7 +118,7 @@ def freeze(
 
 
 def _digest(store: Store, request: DatasetRequest, selection: Selection) -> str:
-    """What tells this dataset from any other."""
+    """Identifies the dataset: what was asked for, and every file in it."""
     samples = [
         [
             sample_json(sample).decode(),

@@ -21,7 +21,7 @@ from tasks.documents import read_file
 from tasks.schemas import SCHEMAS
 from tasks.store import Store
 
-# What each format holds unless told otherwise; a loader's samples should be small.
+# What each format holds by default; a loader's samples should be small.
 INCLUDED = {
     "files": ("mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4", "views/*.png"),
     "webdataset": ("mesh.glb", "preview.png"),

@@ -44,7 +44,7 @@ WHERE a.status = 'ok' {{asked}}
 
 
 class SelectionError(ValueError):
-    """The selection is no dataset; the message says what to change."""
+    """The selection cannot be a dataset; the message names what to change."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def candidate_rows(
     candidates = CANDIDATES.format(
         entries=of_manifest, asked="AND e.asset_id IS NOT NULL" if manifest_sha256 else ""
     )
-    # on a line of its own: `where` may end in a comment
+    # on a separate line: `where` may end in a comment
     chosen = f"WHERE ({where}\n)" if where else ""
     sql = f"SELECT * FROM ({candidates}) AS assets {chosen} ORDER BY asset_id"
     rows: list[dict[str, Any]] = query(store, sql).to_pylist(maps_as_pydicts="strict")

@@ -1,4 +1,4 @@
-"""What lies beside a dataset's data: its frozen manifest, prompts to run again, near duplicates."""
+"""The files beside a dataset's data: its frozen manifest, prompts to run again, near duplicates."""
 
 from __future__ import annotations
 

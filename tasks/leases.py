@@ -1,7 +1,7 @@
 """Leases: which assets a run works on, so that another run of the same store takes others.
 
 They only save work, and nothing is safe because of them: two runs that both believe to hold an
-asset make two attempts at it, in folders of their own, and the first to commit counts.
+asset make two attempts at it, in separate folders, and the first to commit counts.
 """
 
 from __future__ import annotations

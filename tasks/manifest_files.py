@@ -142,7 +142,7 @@ def _read_csv(content: BinaryIO, records: Records) -> Iterator[Record]:
             except StopIteration:
                 return
             except (csv.Error, UnicodeDecodeError) as error:
-                # After this nobody can tell where the next row begins.
+                # After this it is unknown where the next row begins.
                 fix = 'put a cell with commas, quotes or line breaks in "...", with "" for a quote'
                 records.add_problem(line, "row", f"is not CSV ({error})", fix)
                 return

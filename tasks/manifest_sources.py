@@ -1,4 +1,4 @@
-"""Where a manifest's rows lie: in one file, in all files of a folder, or in either on S3."""
+"""Where a manifest's rows are: in one file, in all files of a folder, or in either on S3."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ S3 = "s3://"
 def read_sources(manifest: str) -> list[Records]:
     """Every file of a manifest, in the order of their names; their rows are read later.
 
-    manifest: a file; a folder, for the manifests that lie directly in it; s3://bucket/key or
+    manifest: a file; a folder, for the manifests directly in it; s3://bucket/key or
     s3://bucket/prefix. Problems of the files stay in their records; raises ManifestError when
     there is no file to read.
     """
     if manifest.startswith(S3):
         return _read_s3(manifest)
     path = Path(manifest)
-    if not os.path.isdir(path):  # which says no, too, when nobody can tell
+    if not os.path.isdir(path):  # False, too, when it cannot be found out
         return [_read(path)]
     try:
         paths = sorted(p for p in path.iterdir() if _is_manifest(p.name) and p.is_file())
@@ -49,7 +49,7 @@ def digest(sources: Sequence[Records]) -> str:
 def file_digests(manifest: str | Path) -> list[str]:
     """The SHA-256 of each of a manifest's files, by which table `entries` knows their rows.
 
-    Raises ManifestError for what cannot be read; what the files say is not looked at.
+    Raises ManifestError for what cannot be read; the rows are not checked.
     """
     sources = read_sources(str(manifest))
     unread = [problem for source in sources if not source.sha256 for problem in source.problems]

@@ -1,4 +1,4 @@
-"""Prompts that say almost the same: trigram similarity, every pair above a threshold.
+"""Prompts that are almost the same: trigram similarity, every pair above a threshold.
 
 The similarity is that of PostgreSQL's pg_trgm: a prompt is the set of its words' trigrams (each
 word with two blanks before and one behind it), and two prompts are as alike as the Jaccard index of

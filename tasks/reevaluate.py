@@ -56,7 +56,7 @@ def reevaluate(
 ) -> Document:
     """Measures the asset's mesh and field as they are stored; a new attempt holds the numbers.
 
-    Its rows say again what is known of the optimisation, with the new metrics. Returns those. An
+    Its rows repeat what is known of the optimisation, with the new metrics. Returns those. An
     evaluation that fails becomes a row too, and its error is raised. All is read first: a
     `StoreError` is raised before anything is written.
     """

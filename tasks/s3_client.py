@@ -1,4 +1,4 @@
-"""The way to an S3 server: a boto3 client that is known to work, and errors that say what to do.
+"""The way to an S3 server: a boto3 client that is known to work, and errors with their fix.
 
 Settings are boto3's own: credentials from its default chain, the endpoint from
 ``AWS_ENDPOINT_URL_S3``, trusted authorities from ``AWS_CA_BUNDLE``.
@@ -92,7 +92,7 @@ def _check_access(client: S3Client, bucket: str, prefix: str) -> None:
     try:
         client.head_bucket(Bucket=bucket)
     except ClientError:
-        # The reply to a HEAD has no body that could tell a wrong clock from a wrong key.
+        # The reply to a HEAD has no body that distinguishes a wrong clock from a wrong key.
         client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
 

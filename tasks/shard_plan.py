@@ -49,7 +49,7 @@ _SCHEMA = pa.schema(
 
 
 class PlanError(ValueError):
-    """This is no shard plan, or not one for this program; the message says what to do."""
+    """This is not a shard plan, or not one for this program; the message has the fix."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ShardPlan:
         return {json.loads(spec)["image"]: Path(path) for spec, path in paths}
 
     def entries(self, shard: int, images: Path) -> list[Entry]:
-        """A shard's entries in the manifest's order; their pictures lie in the folder `images`."""
+        """A shard's entries in the manifest's order; their pictures are in the folder `images`."""
         rows = self.rows.filter(pc.equal(self.rows["shard"], shard))
         if not rows.num_rows:
             raise PlanError(f"plan {self.id} has no shard {shard}; it has {len(self.shards())}")

@@ -1,4 +1,4 @@
-"""The store, opened by its address; `tasks.store_interface` says what it is and what damage is."""
+"""The store, opened by its address; `tasks.store_interface` defines it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that pass by themselves: the one place that says which, and how long to wait."""
+"""Errors that pass by themselves: which they are, and how long to wait."""
 
 from typing import Any
 

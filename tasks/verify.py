@@ -1,7 +1,7 @@
 """Whether a store is whole: files against their checksums, tables against the JSON behind them.
 
 What is damaged may be repaired. What could not be read is reported as such, and while there is
-any of it nothing is repaired at all (`tasks.store` says which is which).
+any of it nothing is repaired at all (`tasks.store_interface` defines both).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
 GONE = "the tables list it and nothing of it is there; mount its disk, if one is missing"
 ENOUGH = 20  # files that could not be read: then the store is at fault, and the rest is not tried
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]  # done, of how many
 T = TypeVar("T")
 
 
@@ -82,9 +82,11 @@ class Repairs:
 
 
 def verify_store(
-    store: Store, tell: Tell = lambda done, total: None, abandoned: timedelta = ABANDONED
+    store: Store,
+    on_progress: OnProgress = lambda done, total: None,
+    abandoned: timedelta = ABANDONED,
 ) -> list[Finding]:
-    """Reads everything once and writes nothing. Not while a run goes on: its rows come later.
+    """Reads everything once and writes nothing. Not during a run: its rows come later.
 
     Raises `StoreError` for a store that cannot be listed, is of a newer format, or has tables and
     no assets.
@@ -95,7 +97,7 @@ def verify_store(
     with ThreadPoolExecutor(documents.LOOKUPS) as pool:
         for done, found in enumerate(pool.map(partial(_check_asset, store), asset_ids), 1):
             findings += found
-            tell(done, len(asset_ids))
+            on_progress(done, len(asset_ids))
             if len(unreadable(findings)) >= ENOUGH:
                 rest = f"the {len(asset_ids) - done} assets after it were not read"
                 return [*findings, Finding("unreadable", store.url, rest)]
@@ -112,7 +114,7 @@ def verify_store(
 
 
 def unreadable(findings: Iterable[Finding]) -> list[Finding]:
-    """Those that say nothing about the store but that something could not be read."""
+    """Those of something that could not be read, which prove nothing about the store."""
     return [finding for finding in findings if finding.kind == "unreadable"]
 
 

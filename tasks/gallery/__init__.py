@@ -1,6 +1,6 @@
 """A static web page over a store: a wall of thumbnails, and a page with a 3D viewer per asset.
 
-The pages need no server and no network: everything they show lies beside them. Text from manifests
+The pages need no server and no network: everything they show is beside them. Text from manifests
 is escaped or set as text, and a content security policy forbids whatever else it might become.
 """
 
@@ -76,7 +76,7 @@ def build_gallery(
 
 
 def index_page(rows: list[dict[str, Any]]) -> str:
-    """The wall. Its data lies in the page as JSON, which pages opened as files may read too."""
+    """The wall. Its data is in the page as JSON, which pages opened as files may read too."""
     columns = [column for column in COLUMNS["assets"] if column.name not in _LEFT_OUT]
     described = [_described(column) for column in columns]
     described.append({"name": "entries", "kind": "text", "about": "", "sorts": False})
@@ -106,7 +106,7 @@ def index_page(rows: list[dict[str, Any]]) -> str:
 
 
 def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Iterable[str]) -> str:
-    """One asset. `files` are the manifest's, by name within the attempt; `kept` lie beside it."""
+    """One asset. `files` are the manifest's, by name within the attempt; `kept` are beside it."""
     kept = set(kept)
     pictures = []
     if "turntable.mp4" in kept:
@@ -184,7 +184,7 @@ def _described(column: Column) -> dict[str, Any]:
     if column.better:
         about += f" Better: {column.better}."
     kind = _KINDS.get(column.type, "text")
-    if column.choices and column.name != "status":  # that one has a place of its own
+    if column.choices and column.name != "status":  # which has its own control
         kind = "choice"
     sorts = kind != "text" or column.type == TIME or column.name in ("prompt", "status", "asset_id")
     choices = {"choices": column.choices} if kind == "choice" else {}

@@ -88,7 +88,7 @@ def _bars(column: Column, values: Sequence[float]) -> str:
 
 
 def share_bar(share: float) -> str:
-    """A bar as long as the share, [0, 1], says."""
+    """A bar of this length, a share in [0, 1]."""
     return (
         '<svg class="share" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="rest" width="100" height="8"/>'

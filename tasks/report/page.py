@@ -177,7 +177,7 @@ def _figures(report: RunReport) -> str:
 
 
 def _next_step(report: RunReport) -> str:
-    """The command that goes on, when there is something left."""
+    """The commands that continue, when there is something left."""
     notes = []
     if any(row["outcome"] is None for row in report.rows):
         command = run_command(report.run, report.store)
@@ -201,15 +201,15 @@ def _of_all(report: RunReport) -> str:
 def _tile(row: Row, pictures: dict[str, Thumbnail], note: str = "") -> str:
     picture, about = pictures.get(row["asset_id"]), state(row)
     name = _cut(row["row_id"])
-    told = f"{name}: {_cut(row['prompt'] or '')} ({about})"
+    title = f"{name}: {_cut(row['prompt'] or '')} ({about})"
     mark = "" if about in ("ok", "reused") else " bad"
-    inside = f'<img src="{picture.data}" alt="{told}">' if picture else _NO_PICTURE
+    inside = f'<img src="{picture.data}" alt="{title}">' if picture else _NO_PICTURE
     if mark:
         inside = f'<span class="none">{escaped(about)}</span>'
     score = number(row["clip_score"]) if row["clip_score"] is not None and not mark else ""
     words = f"<b>{name}</b><i>{score}</i>{note}"
     link = f' href="{escaped(picture.link)}"' if picture and not mark else ""
-    return f'<a class="tile{mark}"{link} title="{told}">{inside}<span>{words}</span></a>'
+    return f'<a class="tile{mark}"{link} title="{title}">{inside}<span>{words}</span></a>'
 
 
 def _extremes(report: RunReport) -> str:
