@@ -17,9 +17,8 @@ from typing import Any
 
 from sjc_engine.spec import canonical_json
 from tasks.curate_card import card_files
-from tasks.curate_copy import Copy, CopyProgress
 from tasks.curate_destination import Destination
-from tasks.curate_parts import INCLUDED, plan_parts
+from tasks.curate_parts import INCLUDED, Copy, CopyProgress, plan_parts
 from tasks.curate_selection import (
     FRACTIONS,
     SPLITS,

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import html
+import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from tasks.columns import Column
 from tasks.curate_parts import column, member
-from tasks.curate_pictures import wall
-from tasks.curate_selection import Selection
+from tasks.curate_selection import Sample, Selection
 from tasks.curate_tables import is_plain
+from tasks.documents import read_file
 from tasks.report.charts import histogram_sheet, number
 from tasks.run_diff import METRICS
 from tasks.schemas import COLUMNS
 from tasks.store import Store
+from tasks.table_reader import FILES
 
 Measured = tuple[Column, list[float]]  # a metric, and its values
 
@@ -243,3 +248,42 @@ def _code(text: str) -> str:
 def _fenced(text: str, language: str) -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+TILES, ACROSS, TILE, GAP = 60, 10, 112, 6  # of the wall; in pixels
+FAINTEST = 8  # levels from white that count as the object
+
+
+def wall(store: Store, samples: Sequence[Sample]) -> bytes:
+    """A PNG of small pictures of the first 60 assets. Ids are hashes: they are chosen blindly."""
+    shown = samples[:TILES]
+    across = min(ACROSS, math.ceil(math.sqrt(2 * len(shown))))
+    width, height = (n * (TILE + GAP) + GAP for n in (across, math.ceil(len(shown) / across)))
+    sheet = Image.new("RGB", (width, height), "white")
+    with ThreadPoolExecutor(FILES) as pool:
+        tiles = pool.map(lambda sample: _tile(store, sample), shown)
+        for k, tile in enumerate(tiles):
+            if tile:
+                row, place = divmod(k, across)
+                left, top = (GAP + n * (TILE + GAP) for n in (place, row))
+                sheet.paste(
+                    tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2)
+                )
+    data = io.BytesIO()
+    sheet.quantize(256, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def _tile(store: Store, sample: Sample) -> Image.Image | None:
+    """The asset's picture, or None if it has none that can be shown."""
+    if sample.picture is None:
+        return None
+    try:
+        with Image.open(io.BytesIO(read_file(store, sample.picture))) as image:
+            picture = image.convert("RGB")
+    except UnidentifiedImageError:
+        return None
+    # The object alone: pictures are rendered on white, with room for every pose.
+    drawn = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).convert("L")
+    picture = picture.crop(drawn.point(lambda level: 255 * (level > FAINTEST)).getbbox())
+    return ImageOps.contain(picture, (TILE, TILE), Image.Resampling.LANCZOS)

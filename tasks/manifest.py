@@ -292,7 +292,7 @@ class _Resolver:
         found = misfits(
             prior, takes_image(prior), row.image is not None, row.negative_prompt, recipe.optimize
         )
-        problems += [(key, *split_error(ValueError(problem))) for key, problem in found]
+        problems += [(key, *split_error(problem)) for key, problem in found]
         return _Settled(recipe, problems)
 
     def _override(self, recipe: Recipe, row: Row) -> tuple[Recipe, list[tuple[str, str, str]]]:
@@ -316,7 +316,7 @@ def _silhouette(picture: Path) -> list[tuple[str, str, str]]:
     """What is wrong with a picture whose silhouette is asked for."""
     if read_image(picture).opacity is not None:
         return []
-    return [("silhouette_weight", *split_error(ValueError(NO_SILHOUETTE)))]
+    return [("silhouette_weight", *split_error(NO_SILHOUETTE))]
 
 
 def recipe_diff(prior: str, recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -311,7 +311,7 @@ def lpips_problem(lpips: str) -> tuple[str, str] | None:
 WEIGHTS = {"judge": judge_problem, "lpips": lpips_problem}
 
 
-def split_error(error: ValueError, key: str = "") -> tuple[str, str]:
+def split_error(error: ValueError | str, key: str = "") -> tuple[str, str]:
     """The engine's message as problem and fix; `key` names the column, and need not come twice."""
     problem, _, fix = str(error).partition("; ")
     return problem.removeprefix(f"{key} = "), fix or "see docs/manifests.md for its values"
