@@ -9,10 +9,10 @@ selection gives the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from sjc_engine.spec import canonical_json
@@ -29,7 +29,7 @@ from tasks.curate_selection import (
     select,
 )
 from tasks.curate_tables import table_files
-from tasks.documents import read_document
+from tasks.documents import read_document, write_json
 from tasks.near_duplicates import SIMILAR
 from tasks.store import Damaged, NotInStore, Store, StoredFile
 
@@ -97,10 +97,7 @@ def freeze(
     finished, done = _begin(destination, digest)
     if finished is not None:
         return Frozen(url, card, finished, was_there=True)
-
-    def keep(shards: dict[str, StoredFile]) -> None:
-        destination.put(UNFINISHED, _unfinished(digest, shards))
-
+    keep = partial(_keep, destination, digest)
     linked = store if request.links else None
     files = Copy(store, destination, request.format, linked, done, keep, on_progress).run(parts)
     for key, data in table_files(selection, parts, request.fractions).items():
@@ -118,13 +115,7 @@ def freeze(
 
 def _digest(store: Store, request: DatasetRequest, selection: Selection) -> str:
     """Identifies the dataset: what was asked for, and every file in it."""
-    samples = [
-        [
-            sample_json(sample).decode(),
-            sample.sha256,
-        ]
-        for sample in selection.samples
-    ]
+    samples = [[sample_json(sample).decode(), sample.sha256] for sample in selection.samples]
     asked = {**asdict(request), "store": store.url if request.links else None}
     text = canonical_json([FORMAT_VERSION, asked, samples])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -155,12 +146,14 @@ def _begin(
         return None, {key: StoredFile(**file) for key, file in found["shards"].items()}
     if next(store.list(), None) is not None:
         raise SelectionError(f"-o {store.url}: has other files in it; name an empty folder")
-    destination.put(UNFINISHED, _unfinished(digest, {}))
+    _keep(destination, digest, {})
     return None, {}
 
 
-def _unfinished(digest: str, shards: dict[str, StoredFile]) -> bytes:
-    return _json({"selection": digest, "shards": {key: asdict(shards[key]) for key in shards}})
+def _keep(destination: Destination, digest: str, shards: dict[str, StoredFile]) -> None:
+    """Notes the shards that are written."""
+    kept = {"selection": digest, "shards": {key: asdict(shards[key]) for key in shards}}
+    destination.put(UNFINISHED, _json(kept))
 
 
 def _facts(
@@ -202,4 +195,4 @@ def _facts(
 
 
 def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True).encode() + b"\n"
+    return write_json(document) + b"\n"
