@@ -42,7 +42,7 @@ def watch_cancels(task: Callable[[str], object], run: Callable[[], object]) -> I
     own, root = UUID(runtime.flow_run.id), UUID(runtime.flow_run.root_flow_run_id)
     ending = threading.Event()
 
-    def ask() -> None:
+    def poll() -> None:
         with get_client(sync_client=True) as client:
             while not ending.wait(ASK_SECONDS):
                 with contextlib.suppress(httpx.HTTPError, PrefectException):
@@ -52,7 +52,7 @@ def watch_cancels(task: Callable[[str], object], run: Callable[[], object]) -> I
                         run()
                         return
 
-    thread = threading.Thread(target=copy_context().run, args=(ask,), name="cancels", daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(poll,), name="cancels", daemon=True)
     thread.start()
     try:
         yield

@@ -27,7 +27,6 @@ from urllib3.exceptions import HTTPError
 
 from tasks.s3_client import MISSING, connect, error_code, explained
 from tasks.store_interface import (
-    CHUNK,
     AlreadyCommitted,
     Listed,
     StoredFile,
@@ -304,8 +303,5 @@ class S3Store:
 
 
 def _file_md5(file: BinaryIO) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     file.seek(0)
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
