@@ -30,7 +30,8 @@ from report import Report
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS
-from tasks.commit import commit_asset, finish_attempt, start_attempt
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.rows import asset_row
 from tasks.store import Store, open_store
 from tasks.tables import seal_run, write_part

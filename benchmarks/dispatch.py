@@ -46,8 +46,9 @@ from flows.planning import make_plan_of
 from flows.scratch import sole_user
 from flows.settings import Settings
 from flows.zombies import SILENCE
-from tasks.commit import finish_run, new_run_id, start_attempt, start_run
+from tasks.attempts import start_attempt
 from tasks.compaction import compact_store
+from tasks.runs import finish_run, new_run_id, start_run
 from tasks.shard_plan import MOST_ASSETS, ShardPlan, keep_plan, make_plan_file
 from tasks.store import Store, open_store
 from tasks.tables import query, record_run, seal_run

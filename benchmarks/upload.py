@@ -30,7 +30,8 @@ from report import Report, interleaved, ratio
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
-from tasks.commit import commit_asset, start_attempt
+from tasks.assets import commit_asset
+from tasks.attempts import start_attempt
 from tasks.store import Store, open_store
 
 SHARES = {

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from flows.errors import FAILED, UsageError
 from flows.tabulate import show
-from tasks.curate import Progress, Request, SelectionError, freeze
+from tasks.curate import CopyProgress, DatasetRequest, SelectionError, freeze
 from tasks.curate_selection import FRACTIONS, candidate_rows
 from tasks.curate_tables import pair_rows
 from tasks.manifest import read_manifest
@@ -23,7 +23,7 @@ FINE = 0
 LINE_SECONDS = 2.0  # between two lines of progress
 
 
-def curate(store: str, out: str, request: Request, *, quiet: bool, as_json: bool) -> None:
+def curate(store: str, out: str, request: DatasetRequest, *, quiet: bool, as_json: bool) -> None:
     """Writes a dataset and prints where its card is. Raises UsageError, StoreError."""
     if "://" not in out and Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"-o {out}: is a file; name a folder or s3://bucket/prefix")
@@ -32,7 +32,7 @@ def curate(store: str, out: str, request: Request, *, quiet: bool, as_json: bool
     began = time.monotonic()
     told = began
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: CopyProgress) -> None:
         nonlocal told
         now = time.monotonic()
         if quiet or (now - told < LINE_SECONDS and progress.assets < progress.assets_total):

@@ -25,7 +25,7 @@ from flows.errors import UsageError
 from flows.plan import asset_states
 from flows.terminal import watcher
 from flows.zombies import crash_silent_runs
-from tasks.artifacts import Board, Progress, board_of_run
+from tasks.artifacts import Board, ProgressArtifact, board_of_run
 from tasks.documents import check_usable
 from tasks.shard_plan import ShardPlan, load_plan
 from tasks.store import Store, open_store
@@ -167,7 +167,7 @@ class Dispatcher:
 
     def drive(self) -> None:
         """Until all is done. The last look is at the rows: a shard may have ended before them."""
-        progress = Progress(f"plan {self.plan.id}")
+        progress = ProgressArtifact(f"plan {self.plan.id}")
         for again in range(TRIES):
             shards = open_shards(self.plan, self.store, self.retry_failed and not again)
             self.waiting.extend(s for s in shards if s.number not in self.given_up)

@@ -24,11 +24,12 @@ from flows.terminal import terminal_watcher, watched_by, watcher
 from flows.verdict import check_end
 from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
-from tasks.commit import close_interrupted, finish_run, new_run_id, start_run
+from tasks.attempts import close_interrupted
 from tasks.documents import check_usable, mark_format
 from tasks.judges import Judges
 from tasks.leases import leases
 from tasks.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
+from tasks.runs import finish_run, new_run_id, start_run
 from tasks.store import Store, StoreError, is_damage, open_store
 from tasks.tables import QueryError, query, record_attempt, record_run, seal_run
 

@@ -22,16 +22,11 @@ from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command
 from flows.story import manifest_name, told
 from flows.terminal import watcher
-from tasks.commit import (
-    close_interrupted,
-    finish_run,
-    new_run_id,
-    settled_attempts,
-    start_run,
-)
+from tasks.attempts import close_interrupted, settled_attempts
 from tasks.compaction import record_unended_runs
 from tasks.leases import leases
 from tasks.report import write_report
+from tasks.runs import finish_run, new_run_id, start_run
 from tasks.sheet import write_sheet
 from tasks.store import StoreError
 from tasks.tables import record_attempt, record_run, seal_run, unrecorded_attempts

@@ -6,24 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from flows.errors import UsageError
 from flows.folders import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.sources import find_prior
-from tasks.commit import LOOKUPS, asset_state
+from tasks.assets import asset_state
 from tasks.disk import disk_advice
-from tasks.documents import check_usable, mark_format
-from tasks.manifest import (
-    Entry,
-    Manifest,
-    ManifestError,
-    check_manifest,
-    read_manifest,
-    resolve,
-)
-from tasks.manifest import Plan as Resolved
+from tasks.documents import LOOKUPS, check_usable, mark_format
+from tasks.manifest import Entry, Manifest, Resolved
+from tasks.manifest import read_entries as read_manifest_entries
 from tasks.shard_plan import load_plan
 from tasks.store import Damaged, Store, open_store
 
@@ -101,18 +93,13 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
     """The manifest and its entries under the run's options; ManifestError with every problem."""
-    options: dict[str, Any] = {
-        "prior": settings.prior,
-        "recipe": settings.recipe,
-        "overrides": settings.overrides,
-        "prior_revision": revision,
-    }
-    try:
-        manifest = read_manifest(settings.manifest)
-    except ManifestError:
-        check_manifest(settings.manifest, **options)  # tells what the options add to it as well
-        raise
-    return manifest, resolve(manifest, **options)
+    return read_manifest_entries(
+        settings.manifest,
+        prior_revision=revision,
+        prior=settings.prior,
+        recipe=settings.recipe,
+        overrides=settings.overrides,
+    )
 
 
 def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
@@ -131,7 +118,7 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
             find_prior(prior, wanted)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Manifest(plan.manifest, plan.manifest_sha256, []), entries
+    return Manifest(plan.manifest, plan.manifest_sha256, [], []), entries
 
 
 def revision(prior: str) -> str:

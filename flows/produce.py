@@ -17,12 +17,13 @@ from flows.scratch import scratch_id
 from flows.terminal import Watcher, watcher
 from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
-from tasks.cancelling import cancels_heard
-from tasks.commit import FAILURES, asset_attempts, attempt_number, close_interrupted
+from tasks.attempts import FAILURES, asset_attempts, close_interrupted
+from tasks.cancelling import watch_cancels
 from tasks.disk import is_full
 from tasks.documents import asset_manifest
 from tasks.evaluate import evaluate_asset
 from tasks.extract import extract_asset
+from tasks.layout import attempt_number
 from tasks.leases import Leases, leases
 from tasks.manifest import Entry
 from tasks.optimize import optimize
@@ -60,7 +61,7 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
     with leases(plan.store, scratch_id(scratch)) as held, engines(plan) as shared:
         assets = [_asset(plan, plan.assets[k], scratch) for k in asset_ids]
         line = _Line(assets, run_id, plan.settings.timeout, plan.settled, held, shared)
-        with cancels_heard(line.cancel, line.stop):
+        with watch_cancels(line.cancel, line.stop):
             return line.run()
 
 

@@ -17,7 +17,7 @@ from flows.scratch import in_use
 from flows.settings import Settings
 from flows.tabulate import print_table
 from flows.terminal import terminal_watcher, watched_by
-from tasks.report import report_key
+from tasks.layout import report_key
 from tasks.store import StoreError
 
 PREVIEWS = 24  # paths that are printed; the picture holds as many

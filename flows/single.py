@@ -19,9 +19,9 @@ from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 from tasks.disk import disk_advice
-from tasks.manifest import COMMAND_LINE, Manifest, resolve
+from tasks.manifest import COMMAND_LINE, resolve
 from tasks.manifest_files import ManifestError, Problem, Record, Records
-from tasks.manifest_rows import RowReader
+from tasks.manifest_rows import Memo, RowReader
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
@@ -107,23 +107,20 @@ def _image(request: Request) -> InputImage | None:
 
 def _recipe(request: Request) -> Recipe:
     """What the request's options say; ManifestError with everything that is wrong with it."""
-    records = Records(COMMAND_LINE)
+    records = Records(COMMAND_LINE, Path())
     cells: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed}
     if request.image is not None:
         cells["image"] = str(request.image)
-    rows = RowReader(Record(1, cells), records, Path()).rows("asset")
-    try:
-        if records.problems:
-            raise ManifestError(records.problems)
-        resolved = resolve(
-            Manifest(COMMAND_LINE, "", rows),
-            prior=request.prior,
-            recipe=request.recipe,
-            overrides=request.overrides,
-            prior_revision=lambda prior: "",  # loading it asks the hub
-        )
-    except ManifestError as error:
-        raise ManifestError([_option(problem) for problem in error.problems]) from None
+    rows = RowReader(Record(1, cells), records, Memo()).rows("asset")
+    resolved = resolve(
+        rows,
+        prior=request.prior,
+        recipe=request.recipe,
+        overrides=request.overrides,
+        prior_revision=lambda prior: "",  # loading it asks the hub
+    )
+    if problems := records.problems or resolved.problems:
+        raise ManifestError([_option(problem) for problem in problems])
     return resolved.entries[0].spec.recipe
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from flows.listing import RESULT_COLUMNS
 from flows.plan import Plan
 from flows.tabulate import cell
-from flows.tally import GOOD, Tally, duration
+from flows.tally import GOOD, Tally
 from flows.terminal import Watcher, Watchers, watched_by, watcher
 from tasks.artifacts import Artifact, Board, board_of_run, name_run
+from tasks.html import duration
 
 SUMMARY_SECONDS = 10.0  # between two versions of the live summary
 LISTED = 20  # failures in the summary; the table has more

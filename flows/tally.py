@@ -79,10 +79,3 @@ class Tally:
                 pace = (time.monotonic() - self._since) / self._steps_done
                 return pace * sum(self._left.values())
             return self.elapsed / self._made * len(self._left) if self._made else None
-
-
-def duration(seconds: float) -> str:
-    """Two digits are enough: 40 s, 12 min, 3.4 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flows.tally import Tally, duration
+from flows.tally import Tally
+from tasks.html import duration
 
 LINE_SECONDS = 10.0  # between two plain lines of one asset
 

@@ -39,8 +39,12 @@ def canonical_json(data: Any) -> str:
     return _CANONICAL.encode(data)
 
 
-def _number(default: float, low: float, high: float) -> Any:
-    return field(default=default, metadata={"range": (low, high)})
+def _choice(default: bool | str, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+def _number(default: float, low: float, high: float, help: str) -> Any:
+    return field(default=default, metadata={"range": (low, high), "help": help})
 
 
 @dataclass(frozen=True)
@@ -48,70 +52,74 @@ class OptimizeRecipe:
     """How a field is optimised. Defaults: the paper, as its published commands set it."""
 
     # Score (equations 14 to 16)
-    steps: int = _number(10_000, 1, 1_000_000)  # of the optimisation
-    guidance_scale: float = _number(100.0, 0.0, 1000.0)  # s of classifier-free guidance
-    guidance_end: float = _number(-1.0, -1.0, 1000.0)  # at the last step, linear; -1: constant
-    score: Score = "sjc"  # "sds": DreamFusion's; "naive": of the rendering itself, no noise added
-    variance_reduction: bool = True  # eq. 16; False is eq. 15
-    noise_samples: int = _number(1, 1, 64)  # n of eq. 14
-    perp_neg_weight: float = _number(0.0, 0.0, 100.0)  # pushes views from behind off the front
+    steps: int = _number(10_000, 1, 1_000_000, "of the optimisation")
+    guidance_scale: float = _number(100.0, 0.0, 1000.0, "s of classifier-free guidance")
+    guidance_end: float = _number(-1.0, -1.0, 1000.0, "at the last step, linear; -1: constant")
+    score: Score = _choice("sjc", '"sds": DreamFusion; "naive": of the rendering itself, no noise')
+    variance_reduction: bool = _choice(True, "eq. 16; False is eq. 15")
+    noise_samples: int = _number(1, 1, 64, "n of eq. 14")
+    perp_neg_weight: float = _number(0.0, 0.0, 100.0, "pushes views from behind off the front")
     # Noise levels: random in the range, from its top to its bottom, or always the same
-    sigma_schedule: Literal["random", "annealed", "fixed"] = "random"  # how a step chooses it
-    sigma_fixed: float = _number(1.5, 1e-3, 1000.0)  # of "fixed"
-    tick_min: int = _number(10, 0, 999)  # index into the prior's noise levels, inclusive
-    tick_max: int = _number(969, 0, 999)  # inclusive, at the first step
-    tick_end: int = _number(0, 0, 999)  # the same at the last step, linear between; 0: tick_max
+    sigma_schedule: Literal["random", "annealed", "fixed"] = _choice(
+        "random", "how a step chooses it"
+    )
+    sigma_fixed: float = _number(1.5, 1e-3, 1000.0, 'of "fixed"')
+    tick_min: int = _number(10, 0, 999, "index into the prior's noise levels, inclusive")
+    tick_max: int = _number(969, 0, 999, "inclusive, at the first step")
+    tick_end: int = _number(0, 0, 999, "the same at the last step, linear between; 0: tick_max")
     # Optimiser
-    optimizer: Literal["adamax", "adam"] = "adamax"  # PyTorch's
-    lr: float = _number(0.05, 1e-6, 10.0)  # of grids
-    density_lr: float = _number(0.0, 0.0, 10.0)  # of the density's own; 0: lr
-    network_lr: float = _number(3e-3, 1e-6, 10.0)  # of fields that hold networks
-    background_lr: float = _number(1e-4, 0.0, 10.0)  # of a learned background
-    plateau_steps: int = _number(0, 0, 1_000_000)  # ends when the score no longer falls; 0: never
-    plateau_tolerance: float = _number(0.01, 0.0, 1.0)  # by this share from span to span
+    optimizer: Literal["adamax", "adam"] = _choice("adamax", "PyTorch's")
+    lr: float = _number(0.05, 1e-6, 10.0, "of grids")
+    density_lr: float = _number(0.0, 0.0, 10.0, "of the density's own; 0: lr")
+    network_lr: float = _number(3e-3, 1e-6, 10.0, "of fields that hold networks")
+    background_lr: float = _number(1e-4, 0.0, 10.0, "of a learned background")
+    plateau_steps: int = _number(0, 0, 1_000_000, "ends when the score no longer falls; 0: never")
+    plateau_tolerance: float = _number(0.01, 0.0, 1.0, "by this share from span to span")
     # Field
-    field: FieldKind = "voxel"  # what holds density and colour
-    density_rank: int = _number(8, 1, 256)  # of "tensorf": products a plane
-    color_rank: int = _number(16, 1, 256)  # the same for colour
-    mlp_width: int = _number(64, 1, 1024)  # of "mlp": units of a layer
-    mlp_frequencies: int = _number(6, 1, 16)  # of "mlp": octaves of its positional encoding
-    grid_size: int = _number(100, 4, 512)  # voxels per side at the end
-    grid_start: int = _number(0, 0, 512)  # voxels per side at first; 0: grid_size
-    grid_grow_at: float = _number(0.5, 0.0, 0.99)  # share of the steps done on grid_start
-    half_length: float = _number(1.0, 0.05, 10.0)  # of the box, world units
-    color_init: float = _number(1.0, 0.0, 10.0)  # standard deviation of the first colours
-    background: Literal["learned", "random", "white"] = "learned"  # behind the object
+    field: FieldKind = _choice("voxel", "what holds density and colour")
+    density_rank: int = _number(8, 1, 256, 'of "tensorf": products a plane')
+    color_rank: int = _number(16, 1, 256, "the same for colour")
+    mlp_width: int = _number(64, 1, 1024, 'of "mlp": units of a layer')
+    mlp_frequencies: int = _number(6, 1, 16, 'of "mlp": octaves of its positional encoding')
+    grid_size: int = _number(100, 4, 512, "voxels per side at the end")
+    grid_start: int = _number(0, 0, 512, "voxels per side at first; 0: grid_size")
+    grid_grow_at: float = _number(0.5, 0.0, 0.99, "share of the steps done on grid_start")
+    half_length: float = _number(1.0, 0.05, 10.0, "of the box, world units")
+    color_init: float = _number(1.0, 0.0, 10.0, "standard deviation of the first colours")
+    background: Literal["learned", "random", "white"] = _choice("learned", "behind the object")
     # Camera and renderer
-    render_size: int = _number(64, 8, 1024)  # rays per side; resized if the prior's differs
-    ray_step: float = _number(0.01, 1e-4, 1.0)  # world units
-    ray_jitter: bool = False  # samples at random places of their intervals
-    views_per_step: int = _number(1, 1, 64)  # cameras
-    radius: float = _number(1.5, 0.1, 100.0)  # of the cameras' sphere, world units
-    radius_spread: float = _number(0.0, 0.0, 10.0)  # views come from radius +- this
-    fov_min: float = _number(40.0, 1.0, 170.0)  # narrowest field of view, degrees
-    fov_max: float = _number(70.0, 1.0, 170.0)  # widest
-    elevation_min: float = _number(LOWEST_DEG, -89.0, 90.0)  # lowest camera, degrees
-    elevation_max: float = _number(HIGHEST_DEG, -89.0, 90.0)  # highest
-    view_style: ViewStyle = "paper"  # words for the camera's side before the prompt
-    overhead_prompt: OverheadRule = "elevation"  # "official": the published code's lower threshold
+    render_size: int = _number(64, 8, 1024, "rays per side; resized if the prior's differs")
+    ray_step: float = _number(0.01, 1e-4, 1.0, "world units")
+    ray_jitter: bool = _choice(False, "samples at random places of their intervals")
+    views_per_step: int = _number(1, 1, 64, "cameras")
+    radius: float = _number(1.5, 0.1, 100.0, "of the cameras' sphere, world units")
+    radius_spread: float = _number(0.0, 0.0, 10.0, "views come from radius +- this")
+    fov_min: float = _number(40.0, 1.0, 170.0, "narrowest field of view, degrees")
+    fov_max: float = _number(70.0, 1.0, 170.0, "widest")
+    elevation_min: float = _number(LOWEST_DEG, -89.0, 90.0, "lowest camera, degrees")
+    elevation_max: float = _number(HIGHEST_DEG, -89.0, 90.0, "highest")
+    view_style: ViewStyle = _choice("paper", "words for the camera's side before the prompt")
+    overhead_prompt: OverheadRule = _choice("elevation", '"official": the published threshold')
     # Regularisers
-    emptiness_weight: float = _number(1e4, 0.0, 1e9)  # of a mean over all samples of all rays
-    emptiness_scale: float = _number(10.0, 0.0, 1e6)  # beta in log(1 + beta w)
-    emptiness_step: float = _number(0.5, 0.0, 1.0)  # share of the steps before the multiplier
-    emptiness_multiplier: float = _number(20.0, 0.0, 1e6)  # of the weight, from then on
-    depth_weight: float = _number(0.0, 0.0, 1e9)  # of the object's nearness to the box's centre
-    depth_loss: Literal["fixed", "official"] = "fixed"  # "official": the published form's gradient
-    binary_weight: float = _number(0.0, 0.0, 1e9)  # of the mean entropy of opacity
-    tv_weight: float = _number(0.0, 0.0, 1e9)  # of the sum of squared neighbour differences
-    distortion_weight: float = _number(0.0, 0.0, 1e9)  # of mip-NeRF 360's, mean over rays
-    near_view_weight: float = _number(0.0, 0.0, 1e9)  # of what changes in a step of 0.05 aside
-    smooth_weight: float = _number(0.0, 0.0, 1e9)  # of the mean difference of neighbours' depths
-    smooth_start: float = _number(0.5, 0.0, 1.0)  # share of the steps before it
+    emptiness_weight: float = _number(1e4, 0.0, 1e9, "of a mean over all samples of all rays")
+    emptiness_scale: float = _number(10.0, 0.0, 1e6, "beta in log(1 + beta w)")
+    emptiness_step: float = _number(0.5, 0.0, 1.0, "share of the steps before the multiplier")
+    emptiness_multiplier: float = _number(20.0, 0.0, 1e6, "of the weight, from then on")
+    depth_weight: float = _number(0.0, 0.0, 1e9, "of the object's nearness to the box's centre")
+    depth_loss: Literal["fixed", "official"] = _choice(
+        "fixed", '"official": the published gradient'
+    )
+    binary_weight: float = _number(0.0, 0.0, 1e9, "of the mean entropy of opacity")
+    tv_weight: float = _number(0.0, 0.0, 1e9, "of the sum of squared neighbour differences")
+    distortion_weight: float = _number(0.0, 0.0, 1e9, "of mip-NeRF 360's, mean over rays")
+    near_view_weight: float = _number(0.0, 0.0, 1e9, "of what changes in a step of 0.05 aside")
+    smooth_weight: float = _number(0.0, 0.0, 1e9, "of the mean difference of neighbours' depths")
+    smooth_start: float = _number(0.5, 0.0, 1.0, "share of the steps before it")
     # The input picture, for priors that take one: where its camera stood, and its losses
-    image_elevation: float = _number(0.0, -89.0, 89.0)  # degrees; 0: at the object's height
-    image_azimuth: float = _number(0.0, -360.0, 360.0)  # degrees; 0: it shows the front
-    input_view_weight: float = _number(0.0, 0.0, 1e9)  # of the mean squared error there
-    silhouette_weight: float = _number(0.0, 0.0, 1e9)  # of its opacity's; wants a clear background
+    image_elevation: float = _number(0.0, -89.0, 89.0, "degrees; 0: at the object's height")
+    image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: it shows the front")
+    input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
+    silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -146,14 +154,14 @@ class OptimizeRecipe:
 class MeshRecipe:
     """How a field becomes a mesh."""
 
-    iso_level: float = _number(0.0, 0.0, 1e6)  # density per unit length; 0: found from the data
-    mesh_resolution: int = _number(128, 0, 512)  # samples per side, at least the field's voxels
-    mesh_smoothing: float = _number(0.5, 0.0, 4.0)  # Gaussian over the density, in field voxels
-    min_component: float = _number(0.02, 0.0, 1.0)  # less of the largest part's volume: a floater
-    max_faces: int = _number(20_000, 0, 10_000_000)  # decimated down to this; 0: keep all
-    texture_size: int = _number(1024, 0, 8192)  # texels per side; 0: vertex colours
-    unwrap_seconds: float = _number(60.0, 1.0, 3600.0)  # then the asset fails: UnwrapTimeout
-    also_write: Literal["none", "ply", "obj", "ply+obj"] = "none"  # beside mesh.glb
+    iso_level: float = _number(0.0, 0.0, 1e6, "density per unit length; 0: found from the data")
+    mesh_resolution: int = _number(128, 0, 512, "samples per side, at least the field's voxels")
+    mesh_smoothing: float = _number(0.5, 0.0, 4.0, "Gaussian over the density, in field voxels")
+    min_component: float = _number(0.02, 0.0, 1.0, "less of the largest part's volume: a floater")
+    max_faces: int = _number(20_000, 0, 10_000_000, "decimated down to this; 0: keep all")
+    texture_size: int = _number(1024, 0, 8192, "texels per side; 0: vertex colours")
+    unwrap_seconds: float = _number(60.0, 1.0, 3600.0, "then the asset fails: UnwrapTimeout")
+    also_write: Literal["none", "ply", "obj", "ply+obj"] = _choice("none", "beside mesh.glb")
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -163,11 +171,11 @@ class MeshRecipe:
 class EvaluateRecipe:
     """How an asset is judged."""
 
-    evaluation_size: int = _number(256, 16, 2048)  # pixels per side of the evaluation views
-    turntable_frames: int = _number(60, 0, 720)  # of the video, 20 a second; 0: no video
-    turntable_size: int = _number(256, 16, 2048)  # pixels per side, even
-    judge: str = "toybox"  # "toybox", a transformers CLIP folder, or a hub id
-    lpips: str = "none"  # "none", or a folder of LPIPS weights (docs/tables.md)
+    evaluation_size: int = _number(256, 16, 2048, "pixels per side of the evaluation views")
+    turntable_frames: int = _number(60, 0, 720, "of the video, 20 a second; 0: no video")
+    turntable_size: int = _number(256, 16, 2048, "pixels per side, even")
+    judge: str = _choice("toybox", '"toybox", a transformers CLIP folder, or a hub id')
+    lpips: str = _choice("none", '"none", or a folder of LPIPS weights (docs/tables.md)')
 
     def __post_init__(self) -> None:
         _check_ranges(self)

@@ -1,13 +1,11 @@
 """What Prefect's pages show of a run. A view only: a server that is gone must not stop a run.
 
-A `Board` sends it all from a thread of its own, so that no asset ever waits for the server.
+A `Board` sends it all from a separate thread, so that no asset ever waits for the server.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import logging
 import re
 import threading
@@ -26,10 +24,12 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.exceptions import PrefectException
 from prefect.utilities.context import get_task_and_flow_run_ids
 
+from tasks.html import data_uri
+
 UPDATE_SECONDS = 5.0  # between two updates of one artifact
 PAUSE_SECONDS = 0.1  # after each request, so that hundreds of assets are a trickle all the same
 CLOSE_SECONDS = 15.0  # for what is left to send when a run ends
-HURRY_SECONDS = 3.0  # and when it is told to end
+HURRY_SECONDS = 3.0  # and when it is interrupted
 MOST_WAITING = 200  # artifacts; more wait only while the server hangs
 PREVIEWS = 300  # of a run: they are the largest thing that a run leaves in Prefect's database
 PREVIEW_PIXELS = 1000  # width
@@ -160,7 +160,7 @@ def artifact_key(kind: str, name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", f"{kind}-{name}".lower()).strip("-")
 
 
-class Progress:
+class ProgressArtifact:
     """How far an asset's optimisation is, in percent."""
 
     def __init__(self, name: str) -> None:
@@ -181,16 +181,10 @@ def show_preview(name: str, picture: Path, caption: str) -> None:
     if board is None or board.previews >= PREVIEWS:
         return
     board.previews += 1
-    board.create("image", artifact_key("preview", name), picture_url(picture), caption)
-
-
-def picture_url(picture: Path) -> str:
-    """The picture, made smaller, as the text of a `data:` address."""
     with Image.open(picture) as image:
         image.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
-        data = io.BytesIO()
-        image.convert("RGB").save(data, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+        address = data_uri(image.convert("RGB"))
+    board.create("image", artifact_key("preview", name), address, caption)
 
 
 def name_run(name: str) -> None:

@@ -23,8 +23,8 @@ Document = dict[str, Any]
 class Asset:
     """What the stages of one asset hand on: each adds what it made.
 
-    name: readable, unique within a run. scratch: where checkpoints and unfinished files lie, the
-    same folder for every run, so that an interrupted asset goes on from there. donor: a finished
+    name: readable, unique within a run. scratch: where checkpoints and unfinished files are, the
+    same folder for every run, so that an interrupted asset resumes there. donor: a finished
     asset with the same field, if there is one. image: the file of the spec's picture.
     checkpoint_to_store: whether checkpoints are copied to the store.
     """

@@ -1,4 +1,4 @@
-"""What people cancel on Prefect's pages, or through its API, while a run goes on.
+"""What people cancel on Prefect's pages, or through its API, during a run.
 
 The server only takes notes: tasks run in this process, so it is for us to ask.
 """
@@ -30,11 +30,11 @@ _ENDING = [StateType.CANCELLING, StateType.CANCELLED]
 
 
 @contextlib.contextmanager
-def cancels_heard(task: Callable[[str], object], run: Callable[[], object]) -> Iterator[None]:
+def watch_cancels(task: Callable[[str], object], run: Callable[[], object]) -> Iterator[None]:
     """Calls `task` with the name of each cancelled task run of this flow run, again and again,
     and `run` once when the flow run, or the one that it is a part of, is cancelled.
 
-    Both are called from a thread of its own. A server that is gone cancels nothing.
+    Both are called from a separate thread. A server that is gone cancels nothing.
     """
     if runtime.flow_run.id is None:
         yield
@@ -42,7 +42,7 @@ def cancels_heard(task: Callable[[str], object], run: Callable[[], object]) -> I
     own, root = UUID(runtime.flow_run.id), UUID(runtime.flow_run.root_flow_run_id)
     ending = threading.Event()
 
-    def ask() -> None:
+    def poll() -> None:
         with get_client(sync_client=True) as client:
             while not ending.wait(ASK_SECONDS):
                 with contextlib.suppress(httpx.HTTPError, PrefectException):
@@ -52,7 +52,7 @@ def cancels_heard(task: Callable[[str], object], run: Callable[[], object]) -> I
                         run()
                         return
 
-    thread = threading.Thread(target=copy_context().run, args=(ask,), name="cancels", daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(poll,), name="cancels", daemon=True)
     thread.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Checkpoints in the store too, so that another machine goes on where this one was lost.
+"""Checkpoints in the store too, so that another machine can resume.
 
 The engine writes a scene's checkpoint, and notes beside it, to the scratch folder and knows of no
 store. A thread copies both to ``checkpoints/{field_id}/`` now and then; the engine never waits for
@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sjc_engine.checkpoint import CheckpointError, read_checkpoint
-from tasks.commit import LOOKUPS
-from tasks.documents import asset_manifest, attempt_key, committed_attempt, read_attempt
+from tasks.documents import LOOKUPS, asset_manifest, committed_attempt, read_attempt
+from tasks.layout import CHECKPOINTS, attempt_key, checkpoint_keys
 from tasks.store import Damaged, NotInStore, Store, StoreError
 
 LEAST_SECONDS = 5.0  # between two copies of one scene; its engine writes no more often
@@ -34,7 +34,7 @@ class CheckpointCopy:
     def __init__(self, store: Store, field_id: str, checkpoint: Path) -> None:
         self.store = store
         self.checkpoint = checkpoint
-        self.keys = tuple(f"checkpoints/{field_id}/scene.{end}" for end in ("json", "checkpoint"))
+        self.keys = checkpoint_keys(field_id)
         self._copied: int | None = None  # st_mtime_ns of the checkpoint that the store has
         self._next = 0.0  # monotonic seconds
         self._thread: threading.Thread | None = None
@@ -116,11 +116,11 @@ class CheckpointCopy:
 
 
 def finished_copies(store: Store, asset_ids: Iterable[str]) -> list[str]:
-    """Keys of copies that nobody needs: one of these assets has the field and is committed.
+    """Keys of copies that are no longer needed: one of these assets has the field and is committed.
 
     The run that committed it died before the removal, or made no copies.
     """
-    keys = list(store.list("checkpoints/"))
+    keys = list(store.list(CHECKPOINTS))
     if not keys:
         return []
     with ThreadPoolExecutor(LOOKUPS) as pool:

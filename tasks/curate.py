@@ -1,7 +1,7 @@
 """Freezing a selection of finished assets into a dataset that never changes again.
 
 The data comes first, then the tables about it, then the card, then SHA256SUMS; `manifest.json`,
-written last, says that all of it is there. Until then `unfinished.json` says whose folder this is,
+written last, marks it as complete. Until then `unfinished.json` names the selection it belongs to
 and which shards it has. Nothing depends on when, where or how often the command ran: the same
 selection gives the same bytes.
 """
@@ -9,16 +9,16 @@ selection gives the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from sjc_engine.spec import canonical_json
 from tasks.curate_card import card_files
-from tasks.curate_copy import Copy, Progress
 from tasks.curate_destination import Destination
-from tasks.curate_parts import INCLUDED, plan_parts
+from tasks.curate_parts import INCLUDED, Copy, CopyProgress, plan_parts
 from tasks.curate_selection import (
     FRACTIONS,
     SPLITS,
@@ -29,7 +29,7 @@ from tasks.curate_selection import (
     select,
 )
 from tasks.curate_tables import table_files
-from tasks.documents import read_document
+from tasks.documents import read_document, write_json
 from tasks.near_duplicates import SIMILAR
 from tasks.store import Damaged, NotInStore, Store, StoredFile
 
@@ -40,7 +40,7 @@ SHARD_ASSETS = 10_000
 
 
 @dataclass(frozen=True)
-class Request:
+class DatasetRequest:
     """What a dataset is to hold. Every field shapes its bytes.
 
     manifest: how the user names it; manifest_sha256: of each of its files.
@@ -76,10 +76,10 @@ class Frozen:
 def freeze(
     store: Store,
     out: str,
-    request: Request,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    request: DatasetRequest,
+    on_progress: Callable[[CopyProgress], None] = lambda progress: None,
 ) -> Frozen:
-    """Writes the dataset to a folder or s3:// prefix. An interrupted one goes on where it was.
+    """Writes the dataset to a folder or s3:// prefix. An interrupted one resumes.
 
     Raises `QueryError` for wrong SQL, `SelectionError` for what cannot be a dataset or be written
     to `out`, and `StoreError` for a damaged file; then nothing is marked as finished.
@@ -97,10 +97,7 @@ def freeze(
     finished, done = _begin(destination, digest)
     if finished is not None:
         return Frozen(url, card, finished, was_there=True)
-
-    def keep(shards: dict[str, StoredFile]) -> None:
-        destination.put(UNFINISHED, _unfinished(digest, shards))
-
+    keep = partial(_keep, destination, digest)
     linked = store if request.links else None
     files = Copy(store, destination, request.format, linked, done, keep, on_progress).run(parts)
     for key, data in table_files(selection, parts, request.fractions).items():
@@ -116,12 +113,9 @@ def freeze(
     return Frozen(url, card, document, was_there=False)
 
 
-def _digest(store: Store, request: Request, selection: Selection) -> str:
-    """What tells this dataset from any other."""
-    samples = [
-        [sample_json(sample).decode(), {name: file.sha256 for name, file in sample.files.items()}]
-        for sample in selection.samples
-    ]
+def _digest(store: Store, request: DatasetRequest, selection: Selection) -> str:
+    """Identifies the dataset: what was asked for, and every file in it."""
+    samples = [[sample_json(sample).decode(), sample.sha256] for sample in selection.samples]
     asked = {**asdict(request), "store": store.url if request.links else None}
     text = canonical_json([FORMAT_VERSION, asked, samples])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -152,16 +146,18 @@ def _begin(
         return None, {key: StoredFile(**file) for key, file in found["shards"].items()}
     if next(store.list(), None) is not None:
         raise SelectionError(f"-o {store.url}: has other files in it; name an empty folder")
-    destination.put(UNFINISHED, _unfinished(digest, {}))
+    _keep(destination, digest, {})
     return None, {}
 
 
-def _unfinished(digest: str, shards: dict[str, StoredFile]) -> bytes:
-    return _json({"selection": digest, "shards": {key: asdict(shards[key]) for key in shards}})
+def _keep(destination: Destination, digest: str, shards: dict[str, StoredFile]) -> None:
+    """Notes the shards that are written."""
+    kept = {"selection": digest, "shards": {key: asdict(shards[key]) for key in shards}}
+    destination.put(UNFINISHED, _json(kept))
 
 
 def _facts(
-    request: Request,
+    request: DatasetRequest,
     include: Sequence[str],
     selection: Selection,
     digest: str,
@@ -179,9 +175,7 @@ def _facts(
             "prompts": len({sample.row["prompt"] for sample in chosen}),
             "bytes": sum(sample.bytes for sample in chosen),
         }
-    licences: dict[str, int] = {}
-    for sample in samples:
-        licences[sample.row["licence"]] = licences.get(sample.row["licence"], 0) + 1
+    licences = Counter(sample.row["licence"] for sample in samples)
     return {
         "format_version": FORMAT_VERSION,
         "selection": digest,
@@ -201,4 +195,4 @@ def _facts(
 
 
 def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True).encode() + b"\n"
+    return write_json(document) + b"\n"

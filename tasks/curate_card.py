@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import html
+import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from tasks.columns import Column
 from tasks.curate_parts import column, member
-from tasks.curate_pictures import histograms, number, wall
-from tasks.curate_selection import Selection
+from tasks.curate_selection import Sample, Selection
 from tasks.curate_tables import is_plain
+from tasks.documents import read_file
+from tasks.report.charts import histogram_sheet, number
 from tasks.run_diff import METRICS
 from tasks.schemas import COLUMNS
 from tasks.store import Store
+from tasks.table_reader import FILES
+
+Measured = tuple[Column, list[float]]  # a metric, and its values
 
 SHOWN_PROMPTS = 12
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -32,11 +40,15 @@ def card_files(
 ) -> dict[str, bytes]:
     """README.md and its pictures; `facts` are those of manifest.json, `keys` the data's files."""
     columns = {c.name: c for c in COLUMNS["assets"]}
-    values = {name: _values(selection, name) for name in METRICS}
-    measured = [(columns[name], found) for name, found in values.items() if len(found)]
+    found = {name: [sample.row[name] for sample in selection.samples] for name in METRICS}
+    measured = [
+        (columns[name], [value for value in values if value is not None])
+        for name, values in found.items()
+        if any(value is not None for value in values)
+    ]
     return {
         "README.md": _readme(selection, facts, measured, keys).encode(),
-        "card/histograms.png": histograms(measured),
+        "card/histograms.svg": histogram_sheet(measured),
         "card/wall.png": wall(store, selection.samples),
     }
 
@@ -44,17 +56,13 @@ def card_files(
 def _readme(
     selection: Selection,
     facts: Mapping[str, Any],
-    measured: list[tuple[Column, np.ndarray]],
+    measured: Sequence[Measured],
     keys: Sequence[str],
 ) -> str:
-    request, near = facts["request"], facts["near_duplicates"]
-    priors = ", ".join(
-        _code(prior) for prior in sorted({s.row["prior"] for s in selection.samples})
-    )
-    of_manifest = f" of the manifest {_code(request['manifest'])}" if request["manifest"] else ""
-    left_out = f", {near['prompts_left_out']} prompts left out" if request["dedupe"] else ""
+    priors = ", ".join(map(_code, sorted({sample.row["prior"] for sample in selection.samples})))
+    prompts = list(dict.fromkeys(sample.row["prompt"] for sample in selection.samples))
     return f"""{_front(facts)}
-# {_text(request["name"])}
+# {_text(facts["request"]["name"])}
 
 {facts["assets"]:,} meshes from {facts["prompts"]:,} prompts, made by Score Jacobian Chaining with
 {priors}: one radiance field for each prompt and seed, turned into a textured mesh and scored.
@@ -62,41 +70,11 @@ glTF axes: +Y up, front +Z.
 
 ![Some of the assets](card/wall.png)
 
-## How they were chosen
+{_how_chosen(facts)}
 
-Finished assets{of_manifest} with
+{_how_measured(selection, measured)}
 
-{_fenced(request["where"] or "true", "sql")}
-
-The youngest is of {facts["newest"][:19]} UTC. Selection `{facts["selection"][:16]}`.
-
-| split | prompts | assets | bytes |
-|---|---|---|---|
-{_split_rows(facts)}
-
-A prompt's split follows from a hash of its words in lower case: all its seeds are in one split, and
-it is in the same split of every dataset. Pairs of near-duplicate prompts (trigram similarity of
-at least {near["similar"]:g}): {near["pairs"]}{left_out}; see `near_duplicates.csv`.
-
-## What was measured
-
-![Histograms](card/histograms.png)
-
-| | 5% | median | 95% | better | of assets |
-|---|---|---|---|---|---|
-{_measured_rows(measured)}
-
-Judged by {_judges(selection)}. Scores of different judges cannot be compared.
-
-## Licences
-
-The meshes were made with these weights; what follows for them is yours to judge. The last
-column is what manifests say of the prompts (`meta.licence`). Rows have both, as `licence` and
-`licence_of_prompt`.
-
-| prior | licence of its weights | assets | of the prompts |
-|---|---|---|---|
-{_licence_rows(selection)}
+{_licences(selection)}
 
 ## Files
 
@@ -110,8 +88,34 @@ To make the assets again, with the same weights:
 
 ## Some of the prompts
 
-{chr(10).join(f"- {_text(prompt)}" for prompt in _prompts(selection)[:SHOWN_PROMPTS])}
+{chr(10).join(f"- {_text(prompt)}" for prompt in prompts[:SHOWN_PROMPTS])}
 """
+
+
+def _how_chosen(facts: Mapping[str, Any]) -> str:
+    request, near = facts["request"], facts["near_duplicates"]
+    of_manifest = f" of the manifest {_code(request['manifest'])}" if request["manifest"] else ""
+    left_out = f", {near['prompts_left_out']} prompts left out" if request["dedupe"] else ""
+    rows = "\n".join(
+        f"| {split} ({about['fraction']:.0%}) | {about['prompts']:,} | {about['assets']:,} "
+        f"| {about['bytes']:,} |"
+        for split, about in facts["splits"].items()
+    )
+    return f"""## How they were chosen
+
+Finished assets{of_manifest} with
+
+{_fenced(request["where"] or "true", "sql")}
+
+The youngest is of {facts["newest"][:19]} UTC. Selection `{facts["selection"][:16]}`.
+
+| split | prompts | assets | bytes |
+|---|---|---|---|
+{rows}
+
+A prompt's split follows from a hash of its words in lower case: all its seeds are in one split, and
+it is in the same split of every dataset. Pairs of near-duplicate prompts (trigram similarity of
+at least {near["similar"]:g}): {near["pairs"]}{left_out}; see `near_duplicates.csv`."""
 
 
 def _front(facts: Mapping[str, Any]) -> str:
@@ -139,40 +143,45 @@ def _front(facts: Mapping[str, Any]) -> str:
     return f"---\n{text}\n---\n"
 
 
-def _split_rows(facts: Mapping[str, Any]) -> str:
-    return "\n".join(
-        f"| {split} ({about['fraction']:.0%}) | {about['prompts']:,} | {about['assets']:,} "
-        f"| {about['bytes']:,} |"
-        for split, about in facts["splits"].items()
-    )
-
-
-def _measured_rows(measured: list[tuple[Column, np.ndarray]]) -> str:
+def _how_measured(selection: Selection, measured: Sequence[Measured]) -> str:
     lines = []
     for about, values in measured:
         low, middle, high = (number(q) for q in np.quantile(values, (0.05, 0.5, 0.95)))
         lines.append(
             f"| `{about.name}` | {low} | {middle} | {high} | {about.better} | {len(values):,} |"
         )
-    return "\n".join(lines)
-
-
-def _judges(selection: Selection) -> str:
     judges = {
         f"{_code(row['evaluator'])} (revision `{row['evaluator_revision'][:12]}`)"
         for row in (sample.row for sample in selection.samples)
         if row["evaluator"] and row["evaluator_revision"]
     }
-    return ", ".join(sorted(judges)) or "nobody"
+    return f"""## What was measured
+
+![Histograms](card/histograms.svg)
+
+| | 5% | median | 95% | better | of assets |
+|---|---|---|---|---|---|
+{chr(10).join(lines)}
+
+Judged by {", ".join(sorted(judges)) or "nobody"}. Scores of different judges cannot be compared."""
 
 
-def _licence_rows(selection: Selection) -> str:
+def _licences(selection: Selection) -> str:
     rows = [sample.row for sample in selection.samples]
     counts = Counter((r["prior"], r["licence"], r["licence_of_prompt"] or "") for r in rows)
-    return "\n".join(
+    lines = "\n".join(
         f"| {_code(prior)} | {_code(licence)} | {count:,} | {_text(of_prompt)} |"
         for (prior, licence, of_prompt), count in sorted(counts.items())
     )
+    return f"""## Licences
+
+The meshes were made with these weights; what follows for them is yours to judge. The last
+column is what manifests say of the prompts (`meta.licence`). Rows have both, as `licence` and
+`licence_of_prompt`.
+
+| prior | licence of its weights | assets | of the prompts |
+|---|---|---|---|
+{lines}"""
 
 
 def _layout(selection: Selection, facts: Mapping[str, Any]) -> str:
@@ -223,15 +232,6 @@ def _again(selection: Selection) -> str:
     return text
 
 
-def _prompts(selection: Selection) -> list[str]:
-    return list(dict.fromkeys(sample.row["prompt"] for sample in selection.samples))
-
-
-def _values(selection: Selection, name: str) -> np.ndarray:
-    values = [sample.row[name] for sample in selection.samples]
-    return np.array([value for value in values if value is not None], float)
-
-
 def _text(text: str) -> str:
     """Text of users on one line that is neither Markdown nor HTML."""
     line = " ".join(text.split())
@@ -248,3 +248,42 @@ def _code(text: str) -> str:
 def _fenced(text: str, language: str) -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+TILES, ACROSS, TILE, GAP = 60, 10, 112, 6  # of the wall; in pixels
+FAINTEST = 8  # levels from white that count as the object
+
+
+def wall(store: Store, samples: Sequence[Sample]) -> bytes:
+    """A PNG of small pictures of the first 60 assets. Ids are hashes: they are chosen blindly."""
+    shown = samples[:TILES]
+    across = min(ACROSS, math.ceil(math.sqrt(2 * len(shown))))
+    width, height = (n * (TILE + GAP) + GAP for n in (across, math.ceil(len(shown) / across)))
+    sheet = Image.new("RGB", (width, height), "white")
+    with ThreadPoolExecutor(FILES) as pool:
+        tiles = pool.map(lambda sample: _tile(store, sample), shown)
+        for k, tile in enumerate(tiles):
+            if tile:
+                row, place = divmod(k, across)
+                left, top = (GAP + n * (TILE + GAP) for n in (place, row))
+                sheet.paste(
+                    tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2)
+                )
+    data = io.BytesIO()
+    sheet.quantize(256, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def _tile(store: Store, sample: Sample) -> Image.Image | None:
+    """The asset's picture, or None if it has none that can be shown."""
+    if sample.picture is None:
+        return None
+    try:
+        with Image.open(io.BytesIO(read_file(store, sample.picture))) as image:
+            picture = image.convert("RGB")
+    except UnidentifiedImageError:
+        return None
+    # The object alone: pictures are rendered on white, with room for every pose.
+    drawn = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).convert("L")
+    picture = picture.crop(drawn.point(lambda level: 255 * (level > FAINTEST)).getbbox())
+    return ImageOps.contain(picture, (TILE, TILE), Image.Resampling.LANCZOS)

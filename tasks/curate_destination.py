@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from tasks.disk import disk_advice
@@ -42,14 +42,12 @@ class Destination:
     """Files appear here whole or not at all. Raises `StoreError` as a store does."""
 
     def __init__(self, url: str) -> None:
-        with _about_out():
-            self.store = open_store(url)
+        self.store = open_store(url, option="-o")
         self._root = self.store.root if isinstance(self.store, LocalStore) else None
 
     def put(self, key: str, data: bytes) -> StoredFile:
         """Write a small file, in place of what is there."""
-        with _about_out():
-            return self.store.put_bytes(key, data, replace=True)
+        return self.store.put_bytes(key, data, replace=True)
 
     def holds(self, key: str, stored: StoredFile) -> bool:
         """Whether `key` is there; on this disk, with this content."""
@@ -64,43 +62,29 @@ class Destination:
     @contextlib.contextmanager
     def new_file(self, key: str) -> Iterator[Digesting]:
         """A file that appears under `key` when the block ends well."""
-        if self._root is None:
-            with tempfile.TemporaryDirectory(prefix="sjc-curate-") as folder:
-                path = Path(folder, "part")
-                try:
-                    with path.open("xb") as file:
-                        yield Digesting(file)
-                except OSError as error:
-                    advice = disk_advice(error, "TMPDIR")
-                    raise StoreError(f"Cannot write {path}: {advice}.") from error
-                with _about_out():
-                    self.store.put_file(key, path, replace=True)
-            return
-        path = self._root / key
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                yield Digesting(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise StoreError(f"Cannot write {path}: {disk_advice(error, '-o')}.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with contextlib.ExitStack() as cleanup:
+            if self._root is None:
+                folder = Path(cleanup.enter_context(TemporaryDirectory(prefix="sjc-curate-")))
+                option = "TMPDIR"
+            else:
+                folder, option = (self._root / key).parent, "-o"
+            path = folder / f".{PurePosixPath(key).name}.{secrets.token_hex(4)}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                cleanup.callback(path.unlink, missing_ok=True)
+                with path.open("xb") as file:
+                    yield Digesting(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if self._root is not None:
+                    os.replace(path, self._root / key)
+            except OSError as error:
+                raise StoreError(f"Cannot write {path}: {disk_advice(error, option)}.") from error
+            if self._root is None:
+                self.store.put_file(key, path, replace=True)
 
     def sweep(self) -> None:
         """Remove what a process that was killed left half-written on this disk."""
         for path in self._root.rglob(".*") if self._root else ():
             if path.is_file():
                 path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _about_out() -> Iterator[None]:
-    """A store's errors speak of --store, and this one was named by -o."""
-    try:
-        yield
-    except StoreError as error:
-        raise StoreError(str(error).replace("--store", "-o")) from error

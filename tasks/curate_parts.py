@@ -1,13 +1,16 @@
-"""The data of a dataset: verified copies of the store's files, as files, tar shards or Parquet."""
+"""The data of a dataset: verified copies of the store's files, as files, tar shards or Parquet.
+
+Several parts are written at a time, until all are there or one fails.
+"""
 
 from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
 
@@ -15,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.columns import TEXT, TEXT_MAP, TEXTS
-from tasks.curate_destination import Digesting
+from tasks.curate_destination import Destination, Digesting
 from tasks.curate_selection import SPLITS, Sample, Selection, sample_json
+from tasks.documents import read_file
 from tasks.schemas import SCHEMAS
-from tasks.store import Store, StoredFile, bytes_digest, read_committed
+from tasks.store import Store, StoredFile
 
-# What each format holds unless told otherwise; a loader's samples should be small.
+# What each format holds by default; a loader's samples should be small.
 INCLUDED = {
     "files": ("mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4", "views/*.png"),
     "webdataset": ("mesh.glb", "preview.png"),
@@ -72,34 +76,6 @@ def plan_parts(selection: Selection, format: str, most_bytes: int, most_samples:
             for number, samples in enumerate(shards)
         ]
     return parts
-
-
-def contents(
-    store: Store, samples: Sequence[Sample], pool: Executor
-) -> Iterator[tuple[Sample, dict[str, bytes]]]:
-    """Each sample with its files, read ahead in `pool`; raises `StoreError` for a damaged one."""
-    left = iter(samples)
-    while some := list(islice(left, AHEAD)):
-        yield from zip(some, pool.map(partial(_read, store), some), strict=True)
-
-
-def read_verified(store: Store, key: str, stored: StoredFile) -> bytes:
-    """The content of a file; raises `Damaged` unless it is what was committed."""
-
-    def check(data: bytes) -> bytes:
-        found = bytes_digest(data)
-        if found != stored:
-            raise ValueError(f"its SHA-256 is {found.sha256} and should be {stored.sha256}")
-        return data
-
-    return read_committed(store, key, check)
-
-
-def _read(store: Store, sample: Sample) -> dict[str, bytes]:
-    return {
-        name: read_verified(store, sample.keys[name], stored)
-        for name, stored in sample.files.items()
-    }
 
 
 def member(name: str) -> str:
@@ -160,9 +136,9 @@ def write_parquet(
             row = {**sample.row, "split": sample.split}
             row |= {column(name): data for name, data in files.items()}
             if linked:
-                for name, stored in sample.files.items():
-                    row[f"{column(name)}_uri"] = linked.uri(sample.keys[name])
-                    row[f"{column(name)}_sha256"] = stored.sha256
+                for name, file in sample.files.items():
+                    row[f"{column(name)}_uri"] = linked.uri(file.key)
+                    row[f"{column(name)}_sha256"] = file.stored.sha256
             rows.append(row)
             size += sum(map(len, files.values()))
             if size >= GROUP_BYTES:
@@ -170,3 +146,124 @@ def write_parquet(
                 rows, size = [], 0
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+SHARDS = 2  # written at a time
+READS = 16  # of files of the store, at a time
+
+
+@dataclass(frozen=True)
+class CopyProgress:
+    """How much of the data is written."""
+
+    assets: int
+    assets_total: int
+    bytes: int
+    bytes_total: int
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user gave up."""
+
+
+class Copy:
+    """The data, several parts at a time.
+
+    format: files, webdataset or parquet. linked: the store that Parquet files only point into.
+    done: shards that an interrupted run wrote; `keep` hears of all whenever there is one more.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        destination: Destination,
+        format: str,
+        linked: Store | None,
+        done: dict[str, StoredFile],
+        keep: Callable[[dict[str, StoredFile]], None],
+        on_progress: Callable[[CopyProgress], None],
+    ) -> None:
+        self.store, self.destination = store, destination
+        self.format, self.linked = format, linked
+        self.done, self.keep, self.on_progress = done, keep, on_progress
+        self.progress = CopyProgress(0, 0, 0, 0)
+        self.lock, self.stop = threading.Lock(), threading.Event()
+
+    def run(self, parts: Sequence[Part]) -> dict[str, StoredFile]:
+        """Size and SHA-256 of every file by key. Raises `StoreError` for a damaged one."""
+        assets = sum(len(part.samples) for part in parts)
+        self.progress = CopyProgress(0, assets, 0, sum(part.bytes for part in parts))
+        whole = self.format == "files"
+        write = self._write_files if whole else self._write_shard
+        files: dict[str, StoredFile] = {}
+        with (
+            ThreadPoolExecutor(READS) as reads,
+            ThreadPoolExecutor(READS if whole else SHARDS) as pool,
+        ):
+            futures = [pool.submit(write, part, reads) for part in parts]
+            try:
+                for future in futures:
+                    files |= future.result()
+            except BaseException:
+                self.stop.set()
+                pool.shutdown(cancel_futures=True)
+                for future in futures:  # the first failure's reason, not that others stopped
+                    if not future.cancelled() and not isinstance(future.exception(), _Stopped):
+                        future.result()
+                raise
+        return files
+
+    def _write_files(self, part: Part, reads: Executor) -> dict[str, StoredFile]:
+        """An asset's folder; what an interrupted run wrote of it stays."""
+        (sample,) = part.samples
+        about = sample_json(sample)
+        self._check()
+        made = {f"{part.key}/{name}": file.stored for name, file in sample.files.items()}
+        if not all(self.destination.holds(key, stored) for key, stored in made.items()):
+            for name, file in sample.files.items():
+                self.destination.put(f"{part.key}/{name}", read_file(self.store, file))
+        self._report([sample])
+        key = f"{part.key}/asset.json"
+        return made | {key: self.destination.put(key, about)}
+
+    def _write_shard(self, part: Part, reads: Executor) -> dict[str, StoredFile]:
+        stored = self.done.get(part.key)
+        if stored and self.destination.holds(part.key, stored):
+            self._report(part.samples)
+            return {part.key: stored}
+        with self.destination.new_file(part.key) as target:
+            if self.format == "webdataset":
+                write_tar(target, self._found(part, reads))
+            else:
+                write_parquet(target, part.samples, self._found(part, reads), self.linked)
+        with self.lock:
+            self.done[part.key] = target.stored()
+            self.keep(self.done)
+        return {part.key: target.stored()}
+
+    def _found(self, part: Part, reads: Executor) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+        """Each sample with its files, read ahead."""
+        left = iter(part.samples)
+        while some := list(islice(left, AHEAD)):
+            for sample, files in zip(some, reads.map(self._read, some), strict=True):
+                self._check()
+                yield sample, files
+                self._report([sample])
+
+    def _read(self, sample: Sample) -> dict[str, bytes]:
+        if self.linked:
+            return {}
+        return {name: read_file(self.store, file) for name, file in sample.files.items()}
+
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+
+    def _report(self, samples: Sequence[Sample]) -> None:
+        with self.lock:
+            now = self.progress
+            size = sum(sample.bytes for sample in samples)
+            self.progress = CopyProgress(
+                now.assets + len(samples), now.assets_total, now.bytes + size, now.bytes_total
+            )
+            self.on_progress(self.progress)

@@ -15,7 +15,7 @@ from typing import Any
 
 from sjc_engine.sources import licence_of
 from tasks.csv_text import plain
-from tasks.documents import committed_attempt, finished_manifest
+from tasks.documents import CommittedFile, committed_files, finished_manifest
 from tasks.near_duplicates import (
     SIMILAR,
     Pair,
@@ -24,7 +24,7 @@ from tasks.near_duplicates import (
     without_near_duplicates,
 )
 from tasks.schemas import COLUMNS
-from tasks.store import Store, StoredFile
+from tasks.store import Store
 from tasks.table_reader import FILES, of_files, query
 
 SPLITS = ("train", "val", "test")
@@ -44,7 +44,7 @@ WHERE a.status = 'ok' {{asked}}
 
 
 class SelectionError(ValueError):
-    """The selection is no dataset; the message says what to change."""
+    """The selection cannot be a dataset; the message names what to change."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,17 @@ class Sample:
     asset_id: str
     split: str
     row: dict[str, Any]
-    keys: dict[str, str]  # in the store
-    files: dict[str, StoredFile]
-    picture: tuple[str, StoredFile] | None  # a small one, its key in the store
+    files: dict[str, CommittedFile]
+    picture: CommittedFile | None  # a small one
 
     @property
     def bytes(self) -> int:
-        return sum(file.bytes for file in self.files.values())
+        return sum(file.stored.bytes for file in self.files.values())
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Of each file."""
+        return {name: file.stored.sha256 for name, file in self.files.items()}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def candidate_rows(
     candidates = CANDIDATES.format(
         entries=of_manifest, asked="AND e.asset_id IS NOT NULL" if manifest_sha256 else ""
     )
-    # on a line of its own: `where` may end in a comment
+    # on a separate line: `where` may end in a comment
     chosen = f"WHERE ({where}\n)" if where else ""
     sql = f"SELECT * FROM ({candidates}) AS assets {chosen} ORDER BY asset_id"
     rows: list[dict[str, Any]] = query(store, sql).to_pylist(maps_as_pydicts="strict")
@@ -135,13 +139,16 @@ def select(
                 "licence": licence_of(row["prior"]),
                 "licence_of_prompt": row["meta"].get("licence") or row["meta"].get("license"),
             },
-            {name: key for name, (key, _) in files.items() if name in wanted},
-            {name: stored for name, (_, stored) in files.items() if name in wanted},
+            {name: file for name, file in files.items() if name in wanted},
             files.get("thumbnail.webp") or files.get("preview.png"),
         )
         for row, files in zip(rows, found, strict=True)
     ]
     return Selection(samples, uses, pairs, dropped)
+
+
+def _files(store: Store, asset_id: str) -> dict[str, CommittedFile]:
+    return committed_files(asset_id, finished_manifest(store, asset_id))
 
 
 def split_of(prompt: str, fractions: Sequence[float] = FRACTIONS) -> str:
@@ -161,16 +168,3 @@ def sample_json(sample: Sample) -> bytes:
         {"split": sample.split, **sample.row}, default=plain, ensure_ascii=False, sort_keys=True
     )
     return text.encode()
-
-
-def _files(store: Store, asset_id: str) -> dict[str, tuple[str, StoredFile]]:
-    """Key, size and SHA-256 of an asset's files by name within the attempt, in order."""
-    manifest = finished_manifest(store, asset_id)
-    prefix = f"{committed_attempt(manifest)}/"
-    return {
-        name.removeprefix(prefix): (
-            f"assets/{asset_id}/{name}",
-            StoredFile(file["bytes"], file["sha256"]),
-        )
-        for name, file in sorted(manifest["files"].items())
-    }

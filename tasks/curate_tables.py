@@ -1,4 +1,4 @@
-"""What lies beside a dataset's data: its frozen manifest, prompts to run again, near duplicates."""
+"""The files beside a dataset's data: its frozen manifest, prompts to run again, near duplicates."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.asked import preset_and_changes
 from tasks.columns import REAL, TEXT, TEXT_MAP, WHOLE
 from tasks.csv_text import FORMULAS, to_csv
 from tasks.curate_parts import ROW_SCHEMA, Part
 from tasks.curate_selection import Sample, Selection, split_of
+from tasks.manifest import recipe_diff
 from tasks.near_duplicates import Pair
 
 MANIFEST_SCHEMA = pa.schema(
@@ -42,7 +42,7 @@ def table_files(
     selection: Selection, parts: Sequence[Part], fractions: Sequence[float]
 ) -> dict[str, bytes]:
     """The files by name."""
-    asked = [asked_row(sample) for sample in selection.samples]
+    asked = [manifest_row(sample) for sample in selection.samples]
     names = list(dict.fromkeys(name for row in asked for name in row))
     pairs = pair_rows(selection.pairs, selection.uses, fractions, selection.dropped)
     return {
@@ -55,10 +55,10 @@ def table_files(
     }
 
 
-def asked_row(sample: Sample) -> dict[str, str]:
+def manifest_row(sample: Sample) -> dict[str, str]:
     """A row of a manifest that asks for this very asset; its id is the asset's."""
     spec = json.loads(sample.row["spec_json"])
-    preset, changes = preset_and_changes(spec["prior"], spec["recipe"])
+    preset, changes = recipe_diff(spec["prior"], spec["recipe"])
     row = {
         "id": sample.asset_id,
         "prompt": spec["prompt"],
@@ -77,7 +77,7 @@ def asked_row(sample: Sample) -> dict[str, str]:
 
 def is_plain(selection: Selection) -> bool:
     """Whether prompts.csv asks for the very same: no cell had to get a quote in front."""
-    rows = map(asked_row, selection.samples)
+    rows = map(manifest_row, selection.samples)
     return not any(value.startswith(FORMULAS) for row in rows for value in row.values())
 
 
@@ -112,7 +112,7 @@ def _manifest(parts: Sequence[Part]) -> bytes:
             **sample.row,
             "split": sample.split,
             "path": part.key,
-            "sha256": {name: file.sha256 for name, file in sample.files.items()},
+            "sha256": sample.sha256,
         }
         for part in parts
         for sample in part.samples

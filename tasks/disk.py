@@ -40,7 +40,7 @@ def disk_advice(error: OSError, place: str = "folder") -> str:
 def is_full(folder: Path) -> bool:
     """Whether a folder's disk has no room or no inodes.
 
-    Programs that write there fail in ways of their own.
+    Programs that write there fail in various ways.
     """
     try:
         return shutil.disk_usage(folder).free < LITTLE or _no_inodes(folder)

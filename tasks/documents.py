@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from tasks import layout
 from tasks.rows import asset_row, attempt_row, check_known, entry_rows, run_row
 from tasks.schemas import SCHEMA_VERSION, check_row
 from tasks.store import (
@@ -22,7 +23,9 @@ from tasks.store import (
     NewerStore,
     NotInStore,
     Store,
+    StoredFile,
     StoreError,
+    bytes_digest,
     check_key,
     read_checked,
     read_committed,
@@ -33,13 +36,9 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-FORMAT_KEY = "store.json"
+LOOKUPS = 8  # assets whose documents are read at a time
 OURS = {"format": 1, "tables": SCHEMA_VERSION}  # of the keys and documents, and of the columns
 
-ASSET_ID = re.compile(r"[0-9a-f]{16}")
-_ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a\d{2,}/attempt\.json")
-_RUN_FILE = re.compile(r"runs/([^/]+)\.json")
-_ATTEMPT_NAME = re.compile(r"a\d{2,}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -127,6 +126,14 @@ class Run:
     entries: list[_Entry]
 
 
+@dataclass(frozen=True)
+class CommittedFile:
+    """A file that a commit marker names: its key in the store, and its content."""
+
+    key: str
+    stored: StoredFile
+
+
 @dataclass(kw_only=True)
 class _Format:
     """`store.json`: versions of the documents and keys, and of the tables' columns."""
@@ -143,6 +150,11 @@ def now() -> str:
 def write_json(document: Mapping[str, Any]) -> bytes:
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1, sort_keys=True)
     return text.encode("utf-8")
+
+
+def write(store: Store, key: str, document: Document, *, replace: bool = False) -> None:
+    """Puts a document into the store; raises `AlreadyCommitted` unless it may `replace` another."""
+    store.put_bytes(key, write_json(document), replace=replace)
 
 
 def read_document(store: Store, key: str) -> Document:
@@ -172,7 +184,8 @@ def read_attempt(store: Store, key: str, *, committed: bool = False) -> Document
 
 def attempt_keys(store: Store, asset_id: str) -> list[str]:
     """The keys of all `attempt.json` of an asset."""
-    return [k for k in store.list(f"assets/{asset_id}/a") if _ATTEMPT_FILE.fullmatch(k)]
+    keys = store.list(f"{layout.asset_folder(asset_id)}/a")
+    return [k for k in keys if layout.is_attempt_document(k) and k.endswith(".json")]
 
 
 def read_run(store: Store, run_id: str) -> Document:
@@ -186,13 +199,13 @@ def read_run(store: Store, run_id: str) -> Document:
             check_row("entries", row)
         return document
 
-    return read_checked(store, f"runs/{run_id}.json", check)
+    return read_checked(store, layout.run_key(run_id), check)
 
 
 def asset_manifest(store: Store, asset_id: str) -> Document | None:
     """The commit marker, or None while the asset is not finished; raises `Damaged`."""
     try:
-        return read_checked(store, marker_key(asset_id), parse_marker)
+        return read_checked(store, layout.marker_key(asset_id), parse_marker)
     except NotInStore:
         return None
 
@@ -202,18 +215,10 @@ def finished_manifest(store: Store, asset_id: str) -> Document:
     manifest = asset_manifest(store, asset_id)
     if manifest is None:
         raise NotInStore(
-            f"{store.uri(marker_key(asset_id))} is missing although the tables say that the asset "
-            f"is finished; see what `sjc verify --store {store.url}` finds."
+            f"{store.uri(layout.marker_key(asset_id))} is missing although the tables say that the"
+            f" asset is finished; see what `sjc verify --store {store.url}` finds."
         )
     return manifest
-
-
-def marker_key(asset_id: str) -> str:
-    return f"assets/{asset_id}/manifest.json"
-
-
-def attempt_key(asset_id: str, attempt: str) -> str:
-    return f"assets/{asset_id}/{attempt}/attempt.json"
 
 
 def committed_attempt(manifest: Mapping[str, Any]) -> str:
@@ -221,9 +226,33 @@ def committed_attempt(manifest: Mapping[str, Any]) -> str:
     return str(min(manifest["files"])).partition("/")[0]
 
 
+def committed_files(asset_id: str, manifest: Mapping[str, Any]) -> dict[str, CommittedFile]:
+    """A finished asset's files by name within the attempt, such as "views/mesh_0.png", in order."""
+    return {
+        name.partition("/")[2]: CommittedFile(
+            layout.file_key(asset_id, name), StoredFile(about["bytes"], about["sha256"])
+        )
+        for name, about in sorted(manifest["files"].items())
+    }
+
+
+def read_file(store: Store, file: CommittedFile) -> bytes:
+    """The content of a committed file; raises `Damaged` unless it is what was committed."""
+
+    def check(data: bytes) -> bytes:
+        found = bytes_digest(data)
+        if found.bytes != file.stored.bytes:
+            raise ValueError(f"{found.bytes:,} bytes instead of {file.stored.bytes:,}")
+        if found != file.stored:
+            raise ValueError("not what was committed")
+        return data
+
+    return read_committed(store, file.key, check)
+
+
 def run_ids(store: Store) -> list[str]:
     """Every run of the store, the oldest first. Its picture and its report are beside its JSON."""
-    return [found[1] for found in map(_RUN_FILE.fullmatch, store.list("runs/")) if found]
+    return [run_id for run_id in map(layout.run_of, store.list(layout.RUNS)) if run_id]
 
 
 def check_usable(store: Store) -> None:
@@ -252,19 +281,19 @@ def mark_format(store: Store) -> None:
     """Leaves this program's versions in a store that has none, or older ones."""
     found = _format(store)
     if found is None or any(found[name] < version for name, version in OURS.items()):
-        store.put_bytes(FORMAT_KEY, write_json(OURS), replace=True)
+        write(store, layout.FORMAT, OURS, replace=True)
 
 
 def _format(store: Store) -> Document | None:
     """The versions of a store, None for one from before there was such a file, and a new one."""
     try:
-        return read_checked(store, FORMAT_KEY, partial(_checked, _Format))
+        return read_checked(store, layout.FORMAT, partial(_checked, _Format))
     except NotInStore:
         return None
     except Damaged as error:
         raise StoreError(
-            f"{store.uri(FORMAT_KEY)} is damaged ({error.problem}), so nobody knows which version "
-            "wrote the store; nothing was written. Delete the file if no newer sjc ever did."
+            f"{store.uri(layout.FORMAT)} is damaged ({error.problem}), so nobody knows which"
+            " version wrote the store; nothing was written. Delete it if no newer sjc ever did."
         ) from error
 
 
@@ -333,7 +362,7 @@ def parse_marker(data: bytes) -> Document:
         if about["bytes"] < 0 or not _SHA256.fullmatch(about["sha256"]):
             raise ValueError(f"files: {name}: not a size and a SHA-256")
     attempts = {name.partition("/")[0] for name in document["files"]}
-    if len(attempts) != 1 or not _ATTEMPT_NAME.fullmatch(*attempts):
+    if len(attempts) != 1 or not layout.ATTEMPT.fullmatch(*attempts):
         raise ValueError("files: not the files of one attempt")
     if f"{attempts.pop()}/mesh.glb" not in document["files"]:
         raise ValueError("files: mesh.glb is not among them")

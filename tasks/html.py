@@ -3,7 +3,10 @@
 import base64
 import hashlib
 import html
+import io
 from typing import Any
+
+from PIL import Image
 
 
 def escaped(value: Any) -> str:
@@ -26,3 +29,22 @@ def page(title: str, body: str, policy: str, css: str) -> str:
 <link rel="icon" href="data:,"><title>{escaped(title)}</title><style>{css}</style></head>
 <body>{body}</body></html>
 """
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as WebP inside an address."""
+    data = io.BytesIO()
+    picture.save(data, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def duration(seconds: float) -> str:
+    """Such as 4.2 s, 3 min 20 s, 16 min or 5 h 12 min."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if seconds < 600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    if seconds < 6000:
+        return f"{minutes} min"
+    return f"{minutes // 60:,} h {minutes % 60} min"

@@ -1,7 +1,7 @@
 """Leases: which assets a run works on, so that another run of the same store takes others.
 
 They only save work, and nothing is safe because of them: two runs that both believe to hold an
-asset make two attempts at it, in folders of their own, and the first to commit counts.
+asset make two attempts at it, in separate folders, and the first to commit counts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import IO, Protocol, Self
 
 from tasks.disk import disk_advice
 from tasks.documents import read_document
+from tasks.layout import lease_key
 from tasks.store import AlreadyCommitted, Damaged, NotInStore, Store, StoreError
 from tasks.store_local import LocalStore
 
@@ -148,22 +149,22 @@ class ObjectLeases:
             if asset_id in self._held:
                 self._held.remove(asset_id)
                 with contextlib.suppress(StoreError):  # it expires
-                    self._store.delete(_key(asset_id))
+                    self._store.delete(lease_key(asset_id))
 
     def _put(self, asset_id: str) -> bool:
         """Makes the lease ours; False when it is another's."""
         try:
-            self._store.put_bytes(_key(asset_id), self._document())
+            self._store.put_bytes(lease_key(asset_id), self._document())
         except AlreadyCommitted:
             if self._held_elsewhere(asset_id):
                 return False
-            self._store.put_bytes(_key(asset_id), self._document(), replace=True)
+            self._store.put_bytes(lease_key(asset_id), self._document(), replace=True)
         # Of several writers whom a careless server let succeed, the last one has it.
         return not self._held_elsewhere(asset_id)
 
     def _held_elsewhere(self, asset_id: str) -> bool:
         try:
-            lease = read_document(self._store, _key(asset_id))
+            lease = read_document(self._store, lease_key(asset_id))
             return bool(lease["owner"] != self._owner and lease["expires_at"] > time.time())
         except (Damaged, NotInStore, KeyError, TypeError):
             return False
@@ -182,8 +183,4 @@ class ObjectLeases:
                     if self._held_elsewhere(asset_id):  # this process slept for too long
                         self._held.remove(asset_id)
                     else:
-                        self._store.put_bytes(_key(asset_id), self._document(), replace=True)
-
-
-def _key(asset_id: str) -> str:
-    return f"leases/{asset_id}.json"
+                        self._store.put_bytes(lease_key(asset_id), self._document(), replace=True)

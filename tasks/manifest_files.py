@@ -13,9 +13,9 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -26,8 +26,7 @@ from sjc_engine.recipes import RECIPE_KEYS
 COLUMNS = ("prompt", "id", "negative_prompt", "image", "seed", "prior", "recipe", "tags")
 META = "meta."
 MAX_FIELD = 10_000_000  # characters of a CSV field that are read before giving up
-MAX_LINE = 4 * MAX_FIELD  # bytes without a line end
-CHUNK = 1 << 20  # bytes
+MAX_LINE = 4 * MAX_FIELD  # bytes
 BATCH = 4096  # rows of a Parquet file at a time
 
 
@@ -35,7 +34,7 @@ BATCH = 4096  # rows of a Parquet file at a time
 class Problem:
     """One thing that is wrong with a manifest, and what to do about it.
 
-    `line` is physical and the header is 1; None for what no line is to blame for, such as the
+    `line` is physical and the header is 1; None where no line is at fault, as for an option of the
     command line.
     """
 
@@ -66,28 +65,31 @@ class Record:
     cells: dict[str, Any]
 
 
+@dataclass(eq=False)
 class Records:
-    """The records of the file called `file`, one after the other, and what is wrong so far.
+    """The records of one manifest file, one after the other, and what is wrong so far.
 
-    open: gives the file's bytes from their beginning; without it there are no records.
+    folder: where its pictures' paths start from, None on S3. sha256: of its bytes, "" while they
+    have not been read. open: gives them from their beginning; without it there are no records.
     """
 
-    def __init__(self, file: str, open: Callable[[], BinaryIO] | None = None) -> None:
-        self.file = file
-        self.open = open
-        self.problems: list[Problem] = []
+    file: str
+    folder: Path | None
+    sha256: str = ""
+    open: Callable[[], BinaryIO] | None = None
+    problems: list[Problem] = field(default_factory=list)
 
-    def blame(self, line: int, column: str, problem: str, fix: str) -> None:
+    def add_problem(self, line: int, column: str, problem: str, fix: str) -> None:
         self.problems.append(Problem(self.file, line, column, problem, fix))
 
     def __iter__(self) -> Iterator[Record]:
-        """The rows. What is wrong with the file is blamed, and never raised."""
-        if self.open is None:
+        """The rows. What is wrong with the file becomes a problem and is never raised."""
+        if self.open is None or self.problems:
             return
         reader = READERS.get(PurePosixPath(self.file).suffix.lower())
         if reader is None:
             ends = ", ".join(READERS)
-            self.blame(1, "file", f"its name ends in none of {ends}", "rename or convert it")
+            self.add_problem(1, "file", f"its name ends in none of {ends}", "rename or convert it")
             return
         empty = True
         with self.open() as content:
@@ -95,60 +97,35 @@ class Records:
                 empty = False
                 yield record
         if empty and not self.problems:
-            self.blame(1, "file", "has no rows", "add at least one prompt")
+            self.add_problem(1, "file", "has no rows", "add at least one prompt")
 
 
-def examine(content: BinaryIO, records: Records) -> str:
-    """The SHA-256 of a file's bytes; a text that cannot be read as such is blamed."""
-    digest = hashlib.sha256()
-    unreadable = records.file.lower().endswith(".parquet")  # as text
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    line, width, size = 1, 0, 0  # the number of the last line so far, and its bytes
-    while chunk := content.read(CHUNK):
-        digest.update(chunk)
-        if not unreadable:
-            wide = width + _first_end(chunk)
-            if not size and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                records.blame(1, "file", "is UTF-16", "save it as UTF-8")
-                unreadable = True
-            elif wide > MAX_LINE:
-                fix = "write one row on each line, as text"
-                records.blame(line, "row", f"is longer than {MAX_LINE:,} bytes", fix)
-                unreadable = True
-            else:
-                unreadable = not _decodes(decoder, chunk, line, records)
-            last = max(chunk.rfind(b"\n"), chunk.rfind(b"\r"))
-            width = width + len(chunk) if last < 0 else len(chunk) - last - 1
-            line += chunk.count(b"\n")
-        size += len(chunk)
-    if not unreadable:
-        _decodes(decoder, b"", line, records, final=True)
-    return digest.hexdigest()
+def examine(content: BinaryIO, records: Records) -> None:
+    """Takes the SHA-256 of a file's bytes; reports a text that cannot be read as such."""
+    if records.file.lower().endswith(".parquet"):
+        records.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        return
+    digest, number = hashlib.sha256(), 0
+    while line := content.readline(MAX_LINE + 1):
+        number += 1
+        digest.update(line)
+        if not records.problems:
+            _check_line(number, line, records)
+    records.sha256 = digest.hexdigest()
 
 
-def _first_end(chunk: bytes) -> int:
-    """The bytes of a chunk that belong to the line that goes on in it."""
-    ends = [end for end in (chunk.find(b"\n"), chunk.find(b"\r")) if end >= 0]
-    return min(ends, default=len(chunk))
-
-
-def _decodes(
-    decoder: codecs.IncrementalDecoder,
-    chunk: bytes,
-    line: int,
-    records: Records,
-    *,
-    final: bool = False,
-) -> bool:
-    """Whether the next bytes of a file, which begin in this line, are UTF-8."""
-    try:
-        decoder.decode(chunk, final)
-    except UnicodeDecodeError as error:  # of bytes that may begin with the last chunk's last ones
-        at = line + error.object.count(b"\n", 0, error.start)
-        problem = f"byte 0x{error.object[error.start]:02X} is not UTF-8"
-        records.blame(at, "file", problem, "save it as UTF-8")
-        return False
-    return True
+def _check_line(number: int, line: bytes, records: Records) -> None:
+    if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        records.add_problem(1, "file", "is UTF-16", "save it as UTF-8")
+    elif len(line) > MAX_LINE:
+        fix = "write one row on each line, as text"
+        records.add_problem(number, "row", f"is longer than {MAX_LINE:,} bytes", fix)
+    else:
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            problem = f"byte 0x{line[error.start]:02X} is not UTF-8"
+            records.add_problem(number, "file", problem, "save it as UTF-8")
 
 
 def _read_csv(content: BinaryIO, records: Records) -> Iterator[Record]:
@@ -165,9 +142,9 @@ def _read_csv(content: BinaryIO, records: Records) -> Iterator[Record]:
             except StopIteration:
                 return
             except (csv.Error, UnicodeDecodeError) as error:
-                # After this nobody can tell where the next row begins.
+                # After this it is unknown where the next row begins.
                 fix = 'put a cell with commas, quotes or line breaks in "...", with "" for a quote'
-                records.blame(line, "row", f"is not CSV ({error})", fix)
+                records.add_problem(line, "row", f"is not CSV ({error})", fix)
                 return
             finally:
                 csv.field_size_limit(limit)
@@ -181,7 +158,7 @@ def _read_csv(content: BinaryIO, records: Records) -> Iterator[Record]:
             elif len(cells) != len(header):
                 problem = f"{len(cells)} cells, and the header has {len(header)}"
                 fix = 'write one cell for each column, and put a cell with commas in "..."'
-                records.blame(line, "row", problem, fix)
+                records.add_problem(line, "row", problem, fix)
             else:
                 yield Record(line, {name: cells[k] for k, name in known})
 
@@ -192,15 +169,19 @@ def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
     if "prompt" not in header:
         apart = [mark for mark in ";\t|" if "prompt" in header[0].split(mark)]
         if apart:
-            records.blame(line, "header", f"cells are separated by {apart[0]!r}", "use commas")
+            records.add_problem(
+                line, "header", f"cells are separated by {apart[0]!r}", "use commas"
+            )
             return False
-        records.blame(line, "header", "there is no column 'prompt'", "add it")
+        records.add_problem(line, "header", "there is no column 'prompt'", "add it")
     for position, name in enumerate(header):
         if header.index(name) < position:
             doubled = True
-            records.blame(line, shown(name), "is in the header twice", "keep one of the columns")
+            records.add_problem(
+                line, shown(name), "is in the header twice", "keep one of the columns"
+            )
         elif problem := _column_problem(name):
-            records.blame(line, shown(name) or f"column {position + 1}", *problem)
+            records.add_problem(line, shown(name) or f"column {position + 1}", *problem)
     return "prompt" in header and not doubled
 
 
@@ -226,6 +207,7 @@ def _column_problem(name: str) -> tuple[str, str] | None:
 
 
 def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
+    fix = "write one JSON object per line"
     # Bytes end at line feeds alone: JSON strings may hold U+2028 and its like.
     for line, data in enumerate(content, start=1):
         try:
@@ -234,14 +216,14 @@ def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
                 continue
             row = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            records.blame(line, "row", f"is not JSON ({error})", "write one JSON object per line")
+            records.add_problem(line, "row", f"is not JSON ({error})", fix)
             continue
         if not isinstance(row, dict):
-            records.blame(line, "row", "is not a JSON object", "write one JSON object per line")
+            records.add_problem(line, "row", "is not a JSON object", fix)
             continue
         for name in row:
             if problem := _column_problem(name):
-                records.blame(line, shown(name) or "row", *problem)
+                records.add_problem(line, shown(name) or "row", *problem)
         yield Record(line, _present(row))
 
 
@@ -273,7 +255,7 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
             return
         for name, kind in zip(schema.names, schema.types, strict=True):
             if not (_is_plain(kind) or (pa.types.is_list(kind) and _is_plain(kind.value_type))):
-                records.blame(1, shown(name), f"has the type {kind}", "store it as text")
+                records.add_problem(1, shown(name), f"has the type {kind}", "store it as text")
                 return
         batches = file.iter_batches(BATCH, use_threads=False)
         rows = (row for batch in batches for row in batch.to_pylist())
@@ -281,7 +263,9 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
             yield Record(line, _present(row))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = shown(str(error))
-        records.blame(1, "file", f"is not a readable Parquet file ({reason})", "write it again")
+        records.add_problem(
+            1, "file", f"is not a readable Parquet file ({reason})", "write it again"
+        )
 
 
 READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

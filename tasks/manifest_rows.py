@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,43 +47,27 @@ class Row:
     meta: dict[str, str]
 
 
-class Known:
-    """Answers to what many rows of one manifest ask again and again; a bounded number of them."""
-
-    MOST = 2048
+class Memo:
+    """Answers to what many rows of one manifest ask again and again."""
 
     def __init__(self) -> None:
         self._answers: dict[Any, Any] = {}
 
-    def ask(self, question: Any, find: Callable[..., Any], *arguments: Any) -> Any:
-        """What `find(*arguments)` once said to this question."""
+    def get(self, question: Any, find: Callable[..., Any], *arguments: Any) -> Any:
+        """What `find(*arguments)` returned when the question first came up."""
         if question not in self._answers:
-            if len(self._answers) >= self.MOST:
-                self._answers.clear()
             self._answers[question] = find(*arguments)
         return self._answers[question]
 
-    def forget(self, question: Any) -> None:
-        self._answers.pop(question, None)
-
 
 class RowReader:
-    """Reads the cells of one record; what is wrong goes to `records`, and `failed` tells."""
+    """Reads the cells of one record. Problems go to `records`, and set `failed`."""
 
-    def __init__(
-        self,
-        record: Record,
-        records: Records,
-        folder: Path | None,
-        sha256: str = "",
-        known: Known | None = None,
-    ) -> None:
+    def __init__(self, record: Record, records: Records, memo: Memo) -> None:
         self.cells = record.cells
-        self.known = known or Known()
+        self.memo = memo
         self.line = record.line
         self.records = records
-        self.folder = folder
-        self.sha256 = sha256
         self.failed = False
         self.given: dict[str, Any] = {}  # the cells that are not blank
         for column, value in self.cells.items():
@@ -93,32 +76,33 @@ class RowReader:
                 if not (isinstance(value, str) and value.isspace()):
                     self.given[column] = value
 
-    def blame(self, column: str, problem: str, fix: str) -> None:
-        self.records.blame(self.line, column, problem, fix)
+    def add_problem(self, column: str, problem: str, fix: str) -> None:
+        self.records.add_problem(self.line, column, problem, fix)
         self.failed = True
 
     def row_id(self) -> str:
-        """The given id; "" if there is none or it cannot be one."""
-        row_id, wrong = given_id(self.cells)
-        if wrong:
-            self.blame("id", *wrong)
-        return row_id
-
-    def slug(self) -> str:
-        """An id made from the prompt."""
-        prompt = str(self.cells.get("prompt", ""))
-        words = re.findall(r"[a-z0-9]+", prompt.lower())
-        digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
-        return "-".join(words)[:60].strip("-") or f"prompt-{digest[:8]}"
+        """The given id; "" if there is none or it is not valid."""
+        value = self.given.get("id")
+        if value is None:
+            return ""
+        if not isinstance(value, str) and type(value) is not int:
+            self.add_problem("id", *_not_text(value))
+            return ""
+        text = str(value)
+        if not _ID.fullmatch(text) or text in (".", ".."):
+            fix = "use 1 to 128 of A-Z a-z 0-9 . _ - (and not . or .. alone)"
+            self.add_problem("id", f"{shown(text)!r} is no id", fix)
+            return ""
+        return text
 
     def rows(self, row_id: str) -> list[Row]:
-        """The record's entries under this id; none if anything is wrong with the record."""
+        """The record's entries under this id, which mean nothing if it has `failed`."""
         seeds, ranged = self._seeds()
         image_path, image = self._image()
         prior = self._prior()
         row = Row(
             file=self.records.file,
-            file_sha256=self.sha256,
+            file_sha256=self.records.sha256,
             line=self.line,
             row_id=row_id,
             prompt=self._prompt(),
@@ -134,15 +118,17 @@ class RowReader:
         )
         rows = [replace(row, seed=s, row_id=f"{row_id}-s{s}") for s in seeds] if ranged else [row]
         if any(len(row.row_id) > MAX_ID for row in rows):
-            self.blame("id", f"is longer than {MAX_ID} characters with its seed", "shorten it")
-        return [] if self.failed else rows
+            self.add_problem(
+                "id", f"is longer than {MAX_ID} characters with its seed", "shorten it"
+            )
+        return rows
 
     def _text(self, column: str) -> str:
         """The cell's text, verbatim; "" if it is blank."""
         value = self.given.get(column)
         if value is None or isinstance(value, str):
             return value or ""
-        self.blame(column, *_not_text(value))
+        self.add_problem(column, *_not_text(value))
         return ""
 
     def _check_characters(self, column: str, value: Any) -> None:
@@ -151,14 +137,14 @@ class RowReader:
                 continue
             if len(text) > MAX_CELL:
                 problem = f"has {len(text):,} characters, and the limit is {MAX_CELL:,}"
-                self.blame(shown(column), problem, "shorten it; a quote may not be closed")
+                self.add_problem(shown(column), problem, "shorten it; a quote may not be closed")
             elif found := _CONTROL.search(text):
                 problem = f"has the control character {found[0]!a}"
-                self.blame(shown(column), problem, "remove it, or write a space")
+                self.add_problem(shown(column), problem, "remove it, or write a space")
 
     def _prompt(self) -> str:
         if self.given.get("prompt") is None:
-            self.blame("prompt", "is blank", "write what to make, or remove the row")
+            self.add_problem("prompt", "is blank", "write what to make, or remove the row")
         return self._text("prompt")
 
     def _seeds(self) -> tuple[list[int], bool]:
@@ -171,16 +157,16 @@ class RowReader:
         found = _SEEDS.fullmatch(value.strip()) if isinstance(value, str) else None
         if found is None:
             fix = "write a whole number from 0, or a range such as 0-3"
-            self.blame("seed", f"{shown(str(value))!r} is no seed", fix)
+            self.add_problem("seed", f"{shown(str(value))!r} is no seed", fix)
             return [0], False
         first, last = int(found[1]), int(found[2] or found[1])
         if last > MAX_SEED:
-            self.blame("seed", f"{last} is too large", f"use at most {MAX_SEED}")
+            self.add_problem("seed", f"{last} is too large", f"use at most {MAX_SEED}")
         elif last < first:
-            self.blame("seed", f"{value} counts down", f"write {last}-{first}")
+            self.add_problem("seed", f"{value} counts down", f"write {last}-{first}")
         elif last - first >= MAX_SEEDS:
             problem = f"{value} is {last - first + 1:,} seeds"
-            self.blame("seed", problem, f"write at most {MAX_SEEDS:,} in one row")
+            self.add_problem("seed", problem, f"write at most {MAX_SEEDS:,} in one row")
         else:
             return list(range(first, last + 1)), found[2] is not None
         return [0], False
@@ -189,47 +175,47 @@ class RowReader:
         text = self._text("image")
         if not text:
             return None, None
-        if self.folder is None and not Path(text).is_absolute():
+        if self.records.folder is None and not Path(text).is_absolute():
             fix = "copy manifest and pictures into a folder, or give a path on this machine"
-            self.blame("image", "pictures beside a manifest on S3 are not read", fix)
+            self.add_problem("image", "pictures beside a manifest on S3 are not read", fix)
             return None, None
-        path = (self.folder or Path()) / text
+        path = (self.records.folder or Path()) / text
         try:
-            return path, self.known.ask(("image", text), check_image, path)
+            return path, self.memo.get(("image", text), check_image, path)
         except ImageError as error:
             problem, fix = split_error(error)
             if not path.exists():
                 fix = "give its path from the manifest's folder"
-            self.blame("image", problem, fix)
+            self.add_problem("image", problem, fix)
             return None, None
 
     def _prior(self) -> str | None:
         text = self._text("prior").strip()
-        if text and (problem := self.known.ask(("prior", text), prior_problem, text)):
-            self.blame("prior", *problem)
+        if text and (problem := self.memo.get(("prior", text), prior_problem, text)):
+            self.add_problem("prior", *problem)
             return None
         return text or None
 
     def _recipe(self, prior: str | None) -> str | None:
         text = self._text("recipe").strip()
         question = "recipe", prior, text
-        if text and (problem := self.known.ask(question, recipe_problem, prior, text)):
-            self.blame("recipe", *problem)
+        if text and (problem := self.memo.get(question, recipe_problem, prior, text)):
+            self.add_problem("recipe", *problem)
         return text or None
 
     def _overrides(self) -> dict[str, Value]:
         overrides = {key: value for key, value in self.given.items() if key in RECIPE_KEYS}
         for key, value in overrides.items():
             # True, 1 and 1.0 are equal, and are not the same in a recipe.
-            for problem in self.known.ask((key, repr(value)), key_problems, key, value):
-                self.blame(key, *problem)
+            for problem in self.memo.get((key, repr(value)), key_problems, key, value):
+                self.add_problem(key, *problem)
         return overrides
 
     def _tags(self) -> list[str]:
         value = self.given.get("tags")
         tags = value if isinstance(value, list) else self._text("tags").split(";")
         if not all(isinstance(tag, str) for tag in tags):
-            self.blame("tags", f"{shown(repr(value))} is not a list of text", 'write "a;b"')
+            self.add_problem("tags", f"{shown(repr(value))} is not a list of text", 'write "a;b"')
             return []
         return list(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
 
@@ -239,24 +225,10 @@ class RowReader:
             if not column.startswith(META):
                 continue
             if not isinstance(value, str | int | float):
-                self.blame(shown(column), *_not_text(value))
+                self.add_problem(shown(column), *_not_text(value))
             text = str(value).lower() if isinstance(value, bool) else str(value)
             meta[column.removeprefix(META)] = text
         return meta
-
-
-def given_id(cells: Mapping[str, Any]) -> tuple[str, tuple[str, str] | None]:
-    """A row's id, "" without one, and what is wrong with it."""
-    value = _not_blank(cells.get("id"))
-    if value is None:
-        return "", None
-    if not isinstance(value, str) and type(value) is not int:
-        return "", _not_text(value)
-    text = str(value)
-    if not _ID.fullmatch(text) or text in (".", ".."):
-        fix = "use 1 to 128 of A-Z a-z 0-9 . _ - (and not . or .. alone)"
-        return "", (f"{shown(text)!r} is no id", fix)
-    return text, None
 
 
 def key_problems(key: str, value: Value) -> list[tuple[str, str]]:
@@ -266,15 +238,11 @@ def key_problems(key: str, value: Value) -> list[tuple[str, str]]:
         Recipe().override({key: value})
     except ValueError as error:
         # An error that names two keys depends on the preset, which is not known here.
-        if blamed_keys(error) == [key]:
+        if keys_named_in(error) == [key]:
             found.append(split_error(error, key))
     if key in WEIGHTS and isinstance(value, str) and (problem := WEIGHTS[key](value.strip())):
         found.append(problem)
     return found
-
-
-def _not_blank(value: Any) -> Any:
-    return None if isinstance(value, str) and not value.strip() else value
 
 
 def _not_text(value: Any) -> tuple[str, str]:
@@ -300,11 +268,9 @@ def _index_problem(folder: Path) -> tuple[str, str] | None:
         return f"the folder {folder} has no model_index.json", fix
     try:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        index = None
-    if not isinstance(index, dict):
+        kind = str(index.get("_class_name"))
+    except (AttributeError, OSError, ValueError):
         return f"{folder}/model_index.json is not readable", fix
-    kind = str(index.get("_class_name"))
     if kind not in FAMILIES:
         return f"the folder {folder} has a {shown(kind)}", f"use one with {', '.join(FAMILIES)}"
     return None
@@ -330,10 +296,8 @@ def judge_problem(judge: str) -> tuple[str, str] | None:
     """What is wrong with a judge's name, and the fix; neither its files nor the hub are read."""
     if judge == "toybox" or Path(judge).is_dir() or HUB_ID.fullmatch(judge):
         return None
-    return (
-        f"{shown(judge)!r} is unknown",
-        "use toybox, an existing folder, or owner/name on the hub",
-    )
+    fix = "use toybox, an existing folder, or owner/name on the hub"
+    return f"{shown(judge)!r} is unknown", fix
 
 
 def lpips_problem(lpips: str) -> tuple[str, str] | None:
@@ -347,12 +311,12 @@ def lpips_problem(lpips: str) -> tuple[str, str] | None:
 WEIGHTS = {"judge": judge_problem, "lpips": lpips_problem}
 
 
-def split_error(error: ValueError, key: str = "") -> tuple[str, str]:
+def split_error(error: ValueError | str, key: str = "") -> tuple[str, str]:
     """The engine's message as problem and fix; `key` names the column, and need not come twice."""
     problem, _, fix = str(error).partition("; ")
     return problem.removeprefix(f"{key} = "), fix or "see docs/manifests.md for its values"
 
 
-def blamed_keys(error: ValueError) -> list[str]:
+def keys_named_in(error: ValueError) -> list[str]:
     """The recipe keys that an error of the engine names, in its order."""
     return [word for word in re.findall(r"\w+", str(error)) if word in RECIPE_KEYS]

@@ -1,4 +1,4 @@
-"""Where a manifest's rows lie: in one file, in all files of a folder, or in either on S3."""
+"""Where a manifest's rows are: in one file, in all files of a folder, or in either on S3."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -18,26 +17,17 @@ from tasks.store import StoreError, open_store
 S3 = "s3://"
 
 
-@dataclass(frozen=True)
-class Source:
-    """One manifest file: its records, and the folder that its pictures' paths start from."""
-
-    records: Records
-    sha256: str
-    folder: Path | None  # None on S3
-
-
-def read_sources(manifest: str) -> list[Source]:
+def read_sources(manifest: str) -> list[Records]:
     """Every file of a manifest, in the order of their names; their rows are read later.
 
-    manifest: a file; a folder, for the manifests that lie directly in it; s3://bucket/key or
+    manifest: a file; a folder, for the manifests directly in it; s3://bucket/key or
     s3://bucket/prefix. Problems of the files stay in their records; raises ManifestError when
     there is no file to read.
     """
     if manifest.startswith(S3):
         return _read_s3(manifest)
     path = Path(manifest)
-    if not os.path.isdir(path):  # which says no, too, when nobody can tell
+    if not os.path.isdir(path):  # False, too, when it cannot be found out
         return [_read(path)]
     try:
         paths = sorted(p for p in path.iterdir() if _is_manifest(p.name) and p.is_file())
@@ -48,23 +38,21 @@ def read_sources(manifest: str) -> list[Source]:
     return [_read(p) for p in paths]
 
 
-def digest(sources: Sequence[Source]) -> str:
+def digest(sources: Sequence[Records]) -> str:
     """The SHA-256 of a manifest: of its file or, for several, of the list of theirs."""
     if len(sources) == 1:
         return sources[0].sha256
-    lines = [f"{s.sha256}  {PurePosixPath(s.records.file).name}\n" for s in sources]
+    lines = [f"{s.sha256}  {PurePosixPath(s.file).name}\n" for s in sources]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def file_digests(manifest: str | Path) -> list[str]:
     """The SHA-256 of each of a manifest's files, by which table `entries` knows their rows.
 
-    Raises ManifestError for what cannot be read; what the files say is not looked at.
+    Raises ManifestError for what cannot be read; the rows are not checked.
     """
     sources = read_sources(str(manifest))
-    unread = [
-        problem for source in sources if not source.sha256 for problem in source.records.problems
-    ]
+    unread = [problem for source in sources if not source.sha256 for problem in source.problems]
     if unread:
         raise ManifestError(unread)
     return [source.sha256 for source in sources]
@@ -77,29 +65,22 @@ def _is_manifest(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in READERS
 
 
-def _read(path: Path) -> Source:
+def _read(path: Path) -> Records:
+    records = Records(path.as_posix(), path.parent)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             fix = "name a CSV, JSONL or Parquet file"
-            return _unread(path, "is not a regular file", fix)
+            records.add_problem(1, "file", "is not a regular file", fix)
+            return records
         with path.open("rb") as content:
-            about = os.fstat(content.fileno())
-            source = _source(path.as_posix(), content, partial(_reopen, path, about), path.parent)
+            records.open = partial(_reopen, path, os.fstat(content.fileno()))
+            examine(content, records)
     except (FileNotFoundError, NotADirectoryError):
-        return _unread(path, "does not exist", "check the path")
+        records.add_problem(1, "file", "does not exist", "check the path")
     except OSError as error:
-        return _unread(path, f"cannot be read ({error.strerror})", "fix its permissions")
-    return source
-
-
-def _source(
-    name: str, content: BinaryIO, reopen: Callable[[], BinaryIO], folder: Path | None
-) -> Source:
-    records = Records(name)
-    sha256 = examine(content, records)
-    if not records.problems:
-        records.open = reopen
-    return Source(records, sha256, folder)
+        problem = f"cannot be read ({error.strerror})"
+        records.add_problem(1, "file", problem, "fix its permissions")
+    return records
 
 
 def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
@@ -112,13 +93,7 @@ def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
     return content
 
 
-def _unread(path: Path, problem: str, fix: str) -> Source:
-    records = Records(path.as_posix())
-    records.blame(1, "file", problem, fix)
-    return Source(records, "", path.parent)
-
-
-def _read_s3(manifest: str) -> list[Source]:
+def _read_s3(manifest: str) -> list[Records]:
     bucket, _, key = manifest.removeprefix(S3).partition("/")
     single = _is_manifest(PurePosixPath(key).name)
     folder = key.rpartition("/")[0] if single else key.rstrip("/")
@@ -134,7 +109,12 @@ def _read_s3(manifest: str) -> list[Source]:
     except StoreError as error:
         problem, _, fix = str(error).rstrip(".").partition("; ")
         raise _unreadable(manifest, problem, fix) from error
-    return [_source(n, io.BytesIO(data), partial(io.BytesIO, data), None) for n, data in files]
+    found = []
+    for name, data in files:
+        records = Records(name, None, open=partial(io.BytesIO, data))
+        examine(io.BytesIO(data), records)
+        found.append(records)
+    return found
 
 
 def _unreadable(manifest: str, problem: str, fix: str) -> ManifestError:

@@ -1,4 +1,4 @@
-"""Prompts that say almost the same: trigram similarity, every pair above a threshold.
+"""Prompts that are almost the same: trigram similarity, every pair above a threshold.
 
 The similarity is that of PostgreSQL's pg_trgm: a prompt is the set of its words' trigrams (each
 word with two blanks before and one behind it), and two prompts are as alike as the Jaccard index of
@@ -53,14 +53,14 @@ def near_duplicates(prompts: Sequence[str], similar: float = SIMILAR) -> list[Pa
             use[trigram] = use.get(trigram, 0) + 1
     rank = {t: k for k, t in enumerate(sorted(use, key=lambda trigram: (use[trigram], trigram)))}
     ranked = [np.sort([rank[trigram] for trigram in trigrams]) for trigrams in sets]
-    bits = _bits(ranked, len(rank))
+    incidence = _incidence(ranked, len(rank))
     sizes = np.array([len(trigrams) for trigrams in sets])
     prefixes = _incidence(
         [r[: len(r) - math.ceil(similar * len(r) - 1e-9) + 1] for r in ranked], len(rank)
     )
     found: list[Pair] = []
     for first, second in _candidates(prefixes, sizes, similar):
-        shared = np.bitwise_count(bits[first] & bits[second]).sum(axis=1, dtype=np.int64)
+        shared = incidence[first].multiply(incidence[second]).sum(axis=1)
         jaccard = shared / (sizes[first] + sizes[second] - shared)
         found += [
             Pair(round(float(jaccard[k]), 4), texts[first[k]], texts[second[k]])
@@ -93,14 +93,6 @@ def _incidence(rows: Sequence[np.ndarray], width: int) -> sparse.csr_array:
     columns = np.concatenate(rows) if rows else np.empty(0, int)
     ones = np.ones(len(columns), np.int32)
     return sparse.csr_array((ones, columns, ends), (len(rows), width))
-
-
-def _bits(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """The sets as rows of 64-bit words."""
-    words = np.zeros((len(rows), -(-width // 64)), np.uint64)
-    for bits, row in zip(words, rows, strict=True):
-        np.bitwise_or.at(bits, row // 64, np.uint64(1) << (row % 64).astype(np.uint64))
-    return words
 
 
 def _candidates(

@@ -6,17 +6,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled
 
-from tasks.artifacts import Progress
+from tasks.artifacts import ProgressArtifact
 from tasks.asset import Asset
-from tasks.commit import start_attempt
+from tasks.attempts import start_attempt
 from tasks.devices import DevicePool, Watcher
-from tasks.documents import asset_manifest, committed_attempt
+from tasks.documents import asset_manifest, committed_files
 from tasks.scene_job import SceneError
 from tasks.store import Damaged, NotInStore
 from tasks.transient import RETRY
 
-_NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
-_LATER_NOTES = ("rolled_back",)  # what fields of older versions do not have
+_OLD_NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
+_NOTES = (*_OLD_NOTES, "rolled_back")  # which fields of older versions do not have
 
 
 def optimize_field(
@@ -30,7 +30,7 @@ def optimize_field(
     A finished field, in the scratch folder or of another asset, is taken as it is; the seconds
     that it once cost stay with it. Raises SceneError.
     """
-    notes = asset.kept_field() or _donated_field(asset)
+    notes = asset.kept_field() or _reused_field(asset)
     if notes is None:
         copy = asset.copy
         if copy:
@@ -61,31 +61,30 @@ def optimize_field(
         if copy:
             copy.settle()  # it reads the checkpoint, which goes now
         asset.timings["queue"] = done["seconds_queue"]
-        notes = {key: done[key] for key in (*_NOTES, *_LATER_NOTES, "seconds", "first_step")}
+        notes = {key: done[key] for key in (*_NOTES, "seconds", "first_step")}
         asset.keep_field(notes)
     asset.timings["optimize"] = notes["seconds"]
     asset.device, asset.last_step = notes["device"], notes["steps"]
     asset.first_step = notes["first_step"]
-    asset.report |= {key: notes.get(key) for key in (*_NOTES, *_LATER_NOTES)}
+    asset.report |= {key: notes.get(key) for key in _NOTES}
     return notes
 
 
-def _donated_field(asset: Asset) -> dict[str, Any] | None:
+def _reused_field(asset: Asset) -> dict[str, Any] | None:
     """Fetches the donor's field; None if there is none, or it cannot be had any more."""
     manifest = asset_manifest(asset.store, asset.donor) if asset.donor else None
-    if manifest is None:
+    if manifest is None or asset.donor is None:
         return None
-    name = f"{committed_attempt(manifest)}/field.safetensors"
+    field = committed_files(asset.donor, manifest).get("field.safetensors")
     report, seconds = manifest["report"], manifest["timings"].get("optimize")
-    if name not in manifest["files"] or seconds is None or not set(_NOTES) <= set(report):
+    if field is None or seconds is None or not set(_OLD_NOTES) <= set(report):
         return None
     asset.field_path.parent.mkdir(parents=True, exist_ok=True)
-    key, sha256 = f"assets/{asset.donor}/{name}", manifest["files"][name]["sha256"]
     try:
-        asset.store.download(key, asset.field_path, sha256)
+        asset.store.download(field.key, asset.field_path, field.stored.sha256)
     except (Damaged, NotInStore):  # it can be made again
         return None
-    notes = {key: report.get(key) for key in (*_NOTES, *_LATER_NOTES)}
+    notes = {key: report.get(key) for key in _NOTES}
     notes |= {"seconds": seconds, "first_step": 0}
     asset.keep_field(notes)
     return notes
@@ -99,7 +98,7 @@ def optimize(
     if not asset.attempt:  # else this task is run again
         attempt = start_attempt(asset.store, asset.spec, run_id, asset.coverage)
         asset.attempt = attempt["attempt"]
-    progress = Progress(asset.name)
+    progress = ProgressArtifact(asset.name)
 
     def watch(event: dict[str, Any]) -> None:
         watcher(event)

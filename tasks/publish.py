@@ -6,9 +6,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.asset import Asset
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt
 from tasks.columns import RowError
-from tasks.commit import commit_asset, finish_attempt
 from tasks.documents import asset_manifest, committed_attempt
+from tasks.layout import file_key
 from tasks.scene_job import SceneError
 from tasks.store import AlreadyCommitted
 from tasks.tables import record_attempt
@@ -39,12 +41,11 @@ def publish(asset: Asset) -> dict[str, Any]:
         return {"outcome": "reused"}
     _end(asset, manifest, "ok", None)
     asset.drop_copy()
-    folder = f"assets/{asset.id}/{asset.attempt}"
-    return {
-        "outcome": "computed",
-        "preview": asset.store.uri(f"{folder}/preview.png"),
-        "mesh": asset.store.uri(f"{folder}/mesh.glb"),
-    }
+    mesh, preview = (
+        asset.store.uri(file_key(asset.id, f"{asset.attempt}/{name}"))
+        for name in ("mesh.glb", "preview.png")
+    )
+    return {"outcome": "computed", "preview": preview, "mesh": mesh}
 
 
 def record_failure(asset: Asset, error: BaseException) -> str:

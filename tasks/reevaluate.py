@@ -16,15 +16,15 @@ from sjc_engine.mesh_file import Mesh, read_mesh
 from sjc_engine.pictures import take_pictures
 from sjc_engine.presets import Value
 from sjc_engine.recipes import EvaluateRecipe, Recipe
-from tasks.commit import finish_attempt, start_evaluation
+from tasks.attempts import finish_attempt, start_evaluation
 from tasks.documents import (
-    attempt_key,
     committed_attempt,
+    committed_files,
     finished_manifest,
-    marker_key,
     read_attempt,
 )
 from tasks.judges import Judges
+from tasks.layout import attempt_key, marker_key
 from tasks.store import Store, damaged
 from tasks.tables import record_attempt
 from tasks.versions import versions
@@ -55,7 +55,7 @@ def reevaluate(
 ) -> Document:
     """Measures the asset's mesh and field as they are stored; a new attempt holds the numbers.
 
-    Its rows say again what is known of the optimisation, with the new metrics. Returns those. An
+    Its rows repeat what is known of the optimisation, with the new metrics. Returns those. An
     evaluation that fails becomes a row too, and its error is raised. All is read first: a
     `StoreError` is raised before anything is written.
     """
@@ -89,16 +89,14 @@ def reevaluate(
 def _read_files(
     store: Store, asset_id: str, manifest: Document, scratch: Path
 ) -> tuple[Field, Mesh]:
-    attempt = committed_attempt(manifest)
+    files = committed_files(asset_id, manifest)
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="evaluate-", dir=scratch) as folder:
         field_path, mesh_path = (Path(folder, n) for n in ("field.safetensors", "mesh.glb"))
         for path in (field_path, mesh_path):
-            name = f"{attempt}/{path.name}"
-            if name not in manifest["files"]:
+            if path.name not in files:
                 raise damaged(store, marker_key(asset_id), f"files: {path.name} is not among them")
-            sha256 = manifest["files"][name]["sha256"]
-            store.download(f"assets/{asset_id}/{name}", path, sha256)
+            store.download(files[path.name].key, path, files[path.name].stored.sha256)
         return load_field(field_path), read_mesh(mesh_path)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from tasks.commit import attempt_number
+from tasks.layout import attempt_number
 
 # What tells a run's rows of a table apart.
 ROW_KEYS = {

@@ -1,4 +1,4 @@
-"""The way to an S3 server: a boto3 client that is known to work, and errors that say what to do.
+"""The way to an S3 server: a boto3 client that is known to work, and errors with their fix.
 
 Settings are boto3's own: credentials from its default chain, the endpoint from
 ``AWS_ENDPOINT_URL_S3``, trusted authorities from ``AWS_CA_BUNDLE``.
@@ -27,7 +27,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from tasks.store import NotInStore, StoreError
+from tasks.store_interface import NotInStore, StoreError
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -92,7 +92,7 @@ def _check_access(client: S3Client, bucket: str, prefix: str) -> None:
     try:
         client.head_bucket(Bucket=bucket)
     except ClientError:
-        # The reply to a HEAD has no body that could tell a wrong clock from a wrong key.
+        # The reply to a HEAD has no body that distinguishes a wrong clock from a wrong key.
         client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
 
@@ -124,35 +124,29 @@ def explained(verb: str, where: str) -> Iterator[None]:
     """Turn botocore's error into one sentence with the fix."""
     try:
         yield
-    except ClientError as error:
-        code = error_code(error)
-        if code in MISSING and verb != "list":  # a listing names no key that could be missing
-            raise NotInStore(
-                f"Cannot {verb} {where}: it does not exist; check the address."
-            ) from error
-        reason = _ADVICE.get(code) or f"the server answers {code}; try again later"
-        raise StoreError(f"Cannot {verb} {where}: {reason}.") from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: there are no complete AWS credentials; {_CREDENTIALS}."
-        ) from error
-    except (CredentialRetrievalError, SSOError, TokenRetrievalError) as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: {error}; renew the credentials and run the same command again."
-        ) from error
-    except ParamValidationError as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: this is not a valid bucket; use s3://bucket/prefix."
-        ) from error
-    except SSLError as error:
-        raise StoreError(
-            f"Cannot {verb} {where}: {error}; name the file of the server's certificate authority "
-            "in AWS_CA_BUNDLE, or correct AWS_ENDPOINT_URL_S3."
-        ) from error
-    except NETWORK_ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise StoreError(
-            f"Cannot {verb} {where}: {reason}; check AWS_ENDPOINT_URL_S3 and the network."
-        ) from error
-    except OSError as error:
-        raise StoreError(f"Cannot {verb} {where}: {error}; check the local disk.") from error
+    except (ClientError, OSError, *NETWORK_ERRORS) as error:
+        if error_code(error) in MISSING and verb != "list":  # a listing names no key
+            reason = "it does not exist; check the address"
+            raise NotInStore(f"Cannot {verb} {where}: {reason}.") from error
+        raise StoreError(f"Cannot {verb} {where}: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, and the fix."""
+    text = " ".join(str(error).split())[:300]
+    match error:
+        case ClientError():
+            code = error_code(error)
+            return _ADVICE.get(code) or f"the server answers {code}; try again later"
+        case NoCredentialsError() | PartialCredentialsError():
+            return f"there are no complete AWS credentials; {_CREDENTIALS}"
+        case CredentialRetrievalError() | SSOError() | TokenRetrievalError():
+            return f"{text}; renew the credentials and run the same command again"
+        case ParamValidationError():
+            return "this is not a valid bucket; use s3://bucket/prefix"
+        case SSLError():
+            authority = "name the file of the server's certificate authority in AWS_CA_BUNDLE"
+            return f"{text}; {authority}, or correct AWS_ENDPOINT_URL_S3"
+    if isinstance(error, NETWORK_ERRORS):
+        return f"{text}; check AWS_ENDPOINT_URL_S3 and the network"
+    return f"{text}; check the local disk"

@@ -11,7 +11,7 @@ class SceneError(Exception):
     """A scene that did not become a field.
 
     status: `failed`, `diverged`, `timeout`, `cancelled` or `interrupted`. first_step and
-    last_step tell how far it came on `device` (both 0 and "" when it never started).
+    last_step: how far it came on `device` (both 0 and "" when it never started).
     """
 
     def __init__(self, status: str, error_type: str, message: str) -> None:
@@ -24,7 +24,7 @@ class SceneError(Exception):
 
 
 def scratch_full(error: BaseException) -> SceneError:
-    """What fails for want of room in the scratch folder is `interrupted`, and goes on later."""
+    """What fails for want of room in the scratch folder is `interrupted`, and resumes later."""
     advice = "free space there, then run the same command again"
     return SceneError(
         "interrupted", "ScratchFull", f"the scratch folder is full: {error}; {advice}"

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sjc_engine.spec import AssetSpec, canonical_json
-from tasks.manifest import Entry
+from tasks.layout import image_key, plan_key
+from tasks.manifest import FROM_ROW, Entry
 from tasks.store import Damaged, NotInStore, Store, read_checked
 
 VERSION = 1
@@ -45,12 +46,10 @@ _SCHEMA = pa.schema(
         pa.field("meta", pa.map_(pa.string(), pa.string()), nullable=False),
     ]
 )
-# What an entry takes from its row as it stands.
-_ENTRY = ("manifest", "manifest_sha256", "line", "row_id", "tags", "meta")
 
 
 class PlanError(ValueError):
-    """This is no shard plan, or not one for this program; the message says what to do."""
+    """This is not a shard plan, or not one for this program; the message has the fix."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class ShardPlan:
         return {json.loads(spec)["image"]: Path(path) for spec, path in paths}
 
     def entries(self, shard: int, images: Path) -> list[Entry]:
-        """A shard's entries in the manifest's order; their pictures lie in the folder `images`."""
+        """A shard's entries in the manifest's order; their pictures are in the folder `images`."""
         rows = self.rows.filter(pc.equal(self.rows["shard"], shard))
         if not rows.num_rows:
             raise PlanError(f"plan {self.id} has no shard {shard}; it has {len(self.shards())}")
@@ -92,7 +91,7 @@ class ShardPlan:
             position = first.setdefault(row["asset_id"], len(entries))
             entries.append(
                 Entry(
-                    **{key: row[key] for key in _ENTRY},
+                    **{key: row[key] for key in FROM_ROW},
                     spec=spec,
                     duplicate_of=None if position == len(entries) else position,
                     prior_coverage=row["prior_coverage"],
@@ -136,18 +135,14 @@ def make_plan_file(
     shards = cut(specs, seconds, target)
     rows = [
         {
+            **{key: getattr(entry, key) for key in FROM_ROW},
+            "meta": list(entry.meta.items()),
             "shard": shards[asset_id],
-            "manifest": entry.manifest,
-            "manifest_sha256": entry.manifest_sha256,
-            "line": entry.line,
-            "row_id": entry.row_id,
             "asset_id": asset_id,
             "seconds": seconds[asset_id],
             "prior_coverage": entry.prior_coverage,
             "spec_json": canonical_json(entry.spec.to_json()),
             "image_path": entry.image_path.as_posix() if entry.image_path else None,
-            "tags": entry.tags,
-            "meta": list(entry.meta.items()),
         }
         for entry in entries
         for asset_id in (entry.spec.asset_id,)
@@ -218,7 +213,7 @@ def keep_plan(store: Store, plan: ShardPlan) -> None:
     Raises PlanError for a picture that is neither in the store nor where it was.
     """
     for sha256, path in plan.images().items():
-        key = _image_key(sha256)
+        key = image_key(sha256)
         if store.exists(key):
             continue
         try:
@@ -230,14 +225,14 @@ def keep_plan(store: Store, plan: ShardPlan) -> None:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise PlanError(f"picture {path} has changed since the plan was made; make a new plan")
         store.put_bytes(key, data)
-    store.put_bytes(_key(plan.id), plan.data)
+    store.put_bytes(plan_key(plan.id), plan.data)
 
 
 def load_plan(store: Store, plan_id: str) -> ShardPlan:
     """The plan of this id from the store; PlanError if it is not there, or not itself."""
     try:
-        name = store.uri(_key(plan_id))
-        plan = read_checked(store, _key(plan_id), lambda data: read_plan(data, name))
+        name = store.uri(plan_key(plan_id))
+        plan = read_checked(store, plan_key(plan_id), lambda data: read_plan(data, name))
     except NotInStore as error:
         raise PlanError(
             f"{store.url} has no plan {plan_id}; `sjc dispatch` puts it there"
@@ -245,7 +240,7 @@ def load_plan(store: Store, plan_id: str) -> ShardPlan:
     except Damaged as error:
         raise PlanError(error.problem) from error
     if plan.id != plan_id:
-        raise PlanError(f"{store.uri(_key(plan_id))} is damaged; delete it and dispatch again")
+        raise PlanError(f"{store.uri(plan_key(plan_id))} is damaged; delete it and dispatch again")
     return plan
 
 
@@ -254,12 +249,4 @@ def fetch_images(store: Store, entries: Sequence[Entry]) -> None:
     for entry in entries:
         if entry.image_path and entry.spec.image and not entry.image_path.exists():
             entry.image_path.parent.mkdir(parents=True, exist_ok=True)
-            store.download(_image_key(entry.spec.image), entry.image_path, entry.spec.image)
-
-
-def _key(plan_id: str) -> str:
-    return f"plans/{plan_id}.parquet"
-
-
-def _image_key(sha256: str) -> str:
-    return f"plans/images/{sha256}"
+            store.download(image_key(entry.spec.image), entry.image_path, entry.spec.image)

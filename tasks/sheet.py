@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from tasks.documents import asset_manifest, committed_attempt
+from tasks.documents import asset_manifest, committed_files
+from tasks.layout import picture_key
 from tasks.store import Damaged, NotInStore, Store, read_committed
 
 MOST = 24  # assets; more would make a picture that nobody scrolls through
@@ -27,18 +28,16 @@ def write_sheet(store: Store, run_id: str, asset_ids: Sequence[str]) -> str | No
         top += preview.height
     data = io.BytesIO()
     sheet.save(data, "PNG", optimize=True)
-    store.put_bytes(f"runs/{run_id}.png", data.getvalue(), replace=True)
-    return store.uri(f"runs/{run_id}.png")
+    store.put_bytes(picture_key(run_id), data.getvalue(), replace=True)
+    return store.uri(picture_key(run_id))
 
 
 def _preview(store: Store, asset_id: str) -> Image.Image | None:
     """None for a picture that is missing or damaged."""
     try:
         manifest = asset_manifest(store, asset_id)
-        name = f"{committed_attempt(manifest)}/preview.png" if manifest else ""
-        if manifest is None or name not in manifest["files"]:
-            return None
-        return read_picture(store, f"assets/{asset_id}/{name}", WIDTH)
+        preview = committed_files(asset_id, manifest).get("preview.png") if manifest else None
+        return read_picture(store, preview.key, WIDTH) if preview else None
     except (Damaged, NotInStore):
         return None
 

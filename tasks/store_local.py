@@ -15,14 +15,14 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from sjc_engine.atomic import is_refusal
 from tasks.disk import disk_advice
-from tasks.store import (
+from tasks.store_interface import (
     TRANSFERS,
     AlreadyCommitted,
     Listed,
@@ -37,6 +37,8 @@ from tasks.store import (
     stream_digest,
 )
 
+T = TypeVar("T")
+
 # What file systems without hard links answer (exFAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -44,18 +46,19 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # the names of `_write_temporary`
 
 
 class LocalStore:
-    """A store in the directory `root`."""
+    """A store in the directory `root`. option: what named it, for messages."""
 
-    def __init__(self, root: Path, *, writable: bool = True) -> None:
+    def __init__(self, root: Path, *, writable: bool = True, option: str = "--store") -> None:
+        self._option = option
         self.root = Path(os.path.abspath(root.expanduser()))
-        with _explained("use", self.root):
+        with self._explained("use", self.root):
             if writable:
                 self.root.mkdir(parents=True, exist_ok=True)
                 probe = self._write_temporary(self.root / "probe", io.BytesIO(b"sjc"))[0]
                 probe.unlink()
             elif not self.root.exists():
                 raise StoreError(
-                    f"There is no store at {self.root}; check --store, or run `sjc run`."
+                    f"There is no store at {self.root}; check {option}, or run `sjc run`."
                 )
             elif not self.root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory")
@@ -75,15 +78,15 @@ class LocalStore:
         return self._put(key, io.BytesIO(data), replace)
 
     def get_bytes(self, key: str) -> bytes:
-        with _explained("read", self._path(key)), self._open(key) as source:
+        with self._explained("read", self._path(key)), self._open(key) as source:
             data = source.read()
             self._check_complete(key, source, len(data))
         return data
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
-        with _explained("read", self._path(key)):
+        with self._explained("read", self._path(key)):
             source = self._open(key)
-        reader = _Reader(source, self._path(key))
+        reader = _Reader(source, self._path(key), self._option)
         with source, _explained("write", path, "folder"):
             temporary, stored = self._write_temporary(path, reader)
             with _removed_on_error(temporary):
@@ -96,18 +99,15 @@ class LocalStore:
 
     def exists(self, key: str) -> bool:
         path = self._path(key)
-        with _explained("read", path):
-            for _ in range(TRANSFERS):
-                try:
-                    return stat.S_ISREG(path.stat().st_mode)
-                except (FileNotFoundError, NotADirectoryError):
-                    if not self._is_listed(path):
-                        return False
-        raise self._hidden(path)
+        with self._explained("read", path):
+            try:
+                return stat.S_ISREG(self._looked_up(path, path.stat).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def listed(self, key: str) -> Listed | None:
         path = self._path(key)
-        with _explained("list", path.parent):
+        with self._explained("list", path.parent):
             try:
                 with os.scandir(path.parent) as entries:
                     if all(entry.name != path.name for entry in entries):
@@ -117,31 +117,31 @@ class LocalStore:
                     f"Cannot list {path.parent}: the folder is not there; if a disk is missing,"
                     " mount it again, and if it was deleted on purpose, delete all of the asset."
                 ) from error
-        with _explained("read", path):
+        with self._explained("read", path):
             return Listed(path.lstat().st_size)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         folder = prefix.rpartition("/")[0]
         start = self._path(folder) if folder else self.root
-        with _explained("list", start):
+        with self._explained("list", start):
             for key in self._walk(start, folder):
                 if key.startswith(prefix):
                     yield key
 
     def move(self, key: str, to: str) -> None:
         path, target = self._path(key), self._path(to)
-        with _explained("move", path):
+        with self._explained("move", path):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
             _flush_directory(target.parent)
 
     def delete(self, key: str) -> None:
-        with _explained("delete", self._path(key)):
+        with self._explained("delete", self._path(key)):
             self._path(key).unlink(missing_ok=True)
 
     def leftovers(self, older: timedelta, *, remove: bool) -> Sequence[str]:
         found = []
-        with _explained("list", self.root):
+        with self._explained("list", self.root):
             for path in sorted(self.root.rglob(".*")):
                 age = time.time() - path.lstat().st_mtime
                 if _TEMPORARY.fullmatch(path.name) and age > older.total_seconds():
@@ -162,16 +162,19 @@ class LocalStore:
         return path
 
     def _open(self, key: str) -> BinaryIO:
-        """The file, open to be read; an error that it is not there is believed of its folder only.
+        path = self._path(key)
+        return self._looked_up(path, lambda: path.open("rb"))
+
+    def _looked_up(self, path: Path, look: Callable[[], T]) -> T:
+        """What `look` finds at `path`; that it is not there is believed of its folder alone.
 
         A network mount that comes and goes knows a name in one call and not in the next.
         """
-        path = self._path(key)
         for _ in range(TRANSFERS):
             try:
-                return path.open("rb")
-            except FileNotFoundError:
-                if not self._is_listed(path):
+                return look()
+            except (FileNotFoundError, NotADirectoryError):
+                if path == self.root or not self._is_listed(path):
                     raise
         raise self._hidden(path)
 
@@ -190,7 +193,7 @@ class LocalStore:
                 if path.parent == self.root:
                     raise StoreError(
                         f"Cannot read {path}: the store's folder {self.root} is gone; mount its "
-                        "disk again or check --store."
+                        f"disk again or check {self._option}."
                     ) from error
                 if not self._is_listed(path.parent):
                     return False
@@ -210,14 +213,15 @@ class LocalStore:
 
     def _entries(self, folder: Path) -> Sequence[os.DirEntry[str]]:
         """What is in a folder; nothing in one that is not there, if the folder above agrees."""
-        for _ in range(TRANSFERS):
-            try:
-                with os.scandir(folder) as entries:
-                    return tuple(entries)
-            except (FileNotFoundError, NotADirectoryError):
-                if folder == self.root or not self._is_listed(folder):
-                    return ()
-        raise self._hidden(folder)
+
+        def scan() -> Sequence[os.DirEntry[str]]:
+            with os.scandir(folder) as entries:
+                return tuple(entries)
+
+        try:
+            return self._looked_up(folder, scan)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
 
     def _hidden(self, path: Path) -> StoreError:
         return StoreError(
@@ -233,9 +237,13 @@ class LocalStore:
                 "the disk and try again."
             )
 
+    def _explained(self, verb: str, path: Path) -> contextlib.AbstractContextManager[None]:
+        """The operating system's errors about a file of the store as `StoreError`s."""
+        return _explained(verb, path, self._option)
+
     def _put(self, key: str, source: BinaryIO, replace: bool) -> StoredFile:
         path = self._path(key)
-        with _explained("write", path):
+        with self._explained("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary, stored = self._write_temporary(path, source)
             with _removed_on_error(temporary):
@@ -295,11 +303,11 @@ def _flush_directory(folder: Path) -> None:
 class _Reader:
     """A file whose errors are those of reading it, while it is copied to another."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
+    def __init__(self, file: BinaryIO, path: Path, option: str) -> None:
+        self._file, self._path, self._option = file, path, option
 
     def read(self, size: int, /) -> bytes:
-        with _explained("read", self._path):
+        with _explained("read", self._path, self._option):
             return self._file.read(size)
 
 
@@ -315,13 +323,13 @@ def _removed_on_error(temporary: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(verb: str, path: Path, place: str = "--store") -> Iterator[None]:
+def _explained(verb: str, path: Path, option: str) -> Iterator[None]:
     """Turn the operating system's error into one sentence with the fix."""
     try:
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError) and verb in ("read", "move"):
-            raise NotInStore(f"Cannot {verb} {path}: it does not exist; check {place}.") from error
-        refused = verb == "write" and place == "--store" and is_refusal(error)
+            raise NotInStore(f"Cannot {verb} {path}: it does not exist; check {option}.") from error
+        refused = verb == "write" and option != "folder" and is_refusal(error)
         kind = TakesNoMore if refused else StoreError
-        raise kind(f"Cannot {verb} {path}: {disk_advice(error, place)}.") from error
+        raise kind(f"Cannot {verb} {path}: {disk_advice(error, option)}.") from error

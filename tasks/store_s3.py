@@ -26,8 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from tasks.s3_client import MISSING, connect, error_code, explained
-from tasks.store import (
-    CHUNK,
+from tasks.store_interface import (
     AlreadyCommitted,
     Listed,
     StoredFile,
@@ -122,15 +121,11 @@ class S3Store:
         return Listed(entry["Size"], md5)
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self.prefix + prefix
-        )
         with explained("list", self.url):
-            for page in pages:
-                for entry in page.get("Contents", []):
-                    key = entry["Key"].removeprefix(self.prefix)
-                    if not any(part.startswith(".") for part in key.split("/")):
-                        yield key
+            for entry in self._listing(prefix):
+                key = entry["Key"].removeprefix(self.prefix)
+                if not any(part.startswith(".") for part in key.split("/")):
+                    yield key
 
     def move(self, key: str, to: str) -> None:
         with explained("move", self.uri(key)):
@@ -152,27 +147,28 @@ class S3Store:
         before = datetime.now(UTC) - older
         found = []
         with explained("list", self.url):
-            probes = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=f"{self.prefix}.probe-"
-            )
-            for page in probes:
-                for entry in page.get("Contents", []):
-                    if entry["LastModified"] < before:
-                        found.append(entry["Key"])
-                        if remove:
-                            self._client.delete_object(Bucket=self.bucket, Key=entry["Key"])
+            for entry in self._listing(".probe-"):
+                if entry["LastModified"] < before:
+                    found.append(entry["Key"])
+                    if remove:
+                        self._client.delete_object(Bucket=self.bucket, Key=entry["Key"])
             uploads = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.bucket, Prefix=self.prefix
             )
-            for uploaded in uploads:
-                for upload in uploaded.get("Uploads", []):
-                    if upload["Initiated"] < before:
-                        found.append(f"{upload['Key']} (multipart upload)")
-                        if remove:
-                            self._client.abort_multipart_upload(
-                                Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                            )
+            for upload in (upload for page in uploads for upload in page.get("Uploads", [])):
+                if upload["Initiated"] < before:
+                    found.append(f"{upload['Key']} (multipart upload)")
+                    if remove:
+                        self._client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
         return [name.removeprefix(self.prefix) for name in found]
+
+    def _listing(self, prefix: str) -> Iterator[ObjectTypeDef]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.prefix + prefix
+        )
+        return (entry for page in pages for entry in page.get("Contents", []))
 
     def _full(self, key: str) -> str:
         return self.prefix + check_key(key)
@@ -307,8 +303,5 @@ class S3Store:
 
 
 def _file_md5(file: BinaryIO) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     file.seek(0)
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

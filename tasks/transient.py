@@ -1,4 +1,4 @@
-"""Errors that pass by themselves: the one place that says which, and how long to wait."""
+"""Errors that pass by themselves: which they are, and how long to wait."""
 
 from typing import Any
 
@@ -17,26 +17,17 @@ def is_transient(error: object) -> bool:
     What an error says may be the reason of one that it was raised from. Everything else, a full
     disk, wrong credentials or a bug, would only fail again.
     """
-    from botocore.exceptions import (
-        ClientError,
-        HTTPClientError,
-        IncompleteReadError,
-        ProxyConnectionError,
-        SSLError,
-    )
-    from botocore.exceptions import ConnectionError as NotReached
+    from botocore import exceptions
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    if isinstance(error, SSLError | ProxyConnectionError):
+    if isinstance(error, exceptions.SSLError | exceptions.ProxyConnectionError):
         return False
-    if isinstance(error, ConnectionError | TimeoutError | WrongBytes):
+    network = exceptions.ConnectionError | exceptions.HTTPClientError | HTTPError
+    server = exceptions.IncompleteReadError | ResponseParserError
+    if isinstance(error, ConnectionError | TimeoutError | WrongBytes | network | server):
         return True
-    if isinstance(error, NotReached | HTTPClientError | IncompleteReadError):
-        return True
-    if isinstance(error, HTTPError | ResponseParserError):
-        return True
-    if isinstance(error, ClientError):
+    if isinstance(error, exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code", "")
         return status == 429 or 500 <= status != 501 or code in _BUSY

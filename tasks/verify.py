@@ -1,7 +1,7 @@
 """Whether a store is whole: files against their checksums, tables against the JSON behind them.
 
 What is damaged may be repaired. What could not be read is reported as such, and while there is
-any of it nothing is repaired at all (`tasks.store` says which is which).
+any of it nothing is repaired at all (`tasks.store_interface` defines both).
 """
 
 from __future__ import annotations
@@ -16,21 +16,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from tasks import documents, layout
+from tasks.assets import set_aside
+from tasks.attempts import confirm_attempt, is_needed
 from tasks.checkpoint_copy import finished_copies
-from tasks.commit import LOOKUPS, confirm_attempt, is_needed, set_aside
-from tasks.documents import (
-    ASSET_ID,
-    asset_manifest,
-    attempt_key,
-    attempt_keys,
-    check_usable,
-    committed_attempt,
-    marker_key,
-    read_attempt,
-    read_run,
-    run_ids,
-    set_document_aside,
-)
 from tasks.row_keys import last_rows
 from tasks.schemas import SCHEMAS
 from tasks.store import (
@@ -38,10 +27,7 @@ from tasks.store import (
     NewerStore,
     NotInStore,
     Store,
-    StoredFile,
     StoreError,
-    bytes_digest,
-    read_committed,
 )
 from tasks.table_reader import query
 from tasks.tables import projection, rebuild_tables
@@ -51,7 +37,7 @@ ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
 GONE = "the tables list it and nothing of it is there; mount its disk, if one is missing"
 ENOUGH = 20  # files that could not be read: then the store is at fault, and the rest is not tried
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]  # done, of how many
 T = TypeVar("T")
 
 
@@ -96,26 +82,28 @@ class Repairs:
 
 
 def verify_store(
-    store: Store, tell: Tell = lambda done, total: None, abandoned: timedelta = ABANDONED
+    store: Store,
+    on_progress: OnProgress = lambda done, total: None,
+    abandoned: timedelta = ABANDONED,
 ) -> list[Finding]:
-    """Reads everything once and writes nothing. Not while a run goes on: its rows come later.
+    """Reads everything once and writes nothing. Not during a run: its rows come later.
 
     Raises `StoreError` for a store that cannot be listed, is of a newer format, or has tables and
     no assets.
     """
-    check_usable(store)
+    documents.check_usable(store)
     asset_ids = asset_ids_of(store)
     findings: list[Finding] = []
-    with ThreadPoolExecutor(LOOKUPS) as pool:
+    with ThreadPoolExecutor(documents.LOOKUPS) as pool:
         for done, found in enumerate(pool.map(partial(_check_asset, store), asset_ids), 1):
             findings += found
-            tell(done, len(asset_ids))
+            on_progress(done, len(asset_ids))
             if len(unreadable(findings)) >= ENOUGH:
                 rest = f"the {len(asset_ids) - done} assets after it were not read"
                 return [*findings, Finding("unreadable", store.url, rest)]
-    for run_id in run_ids(store):
-        read = partial(read_run, store, run_id)
-        findings += _problems("run", f"runs/{run_id}.json", read)[1]
+    for run_id in documents.run_ids(store):
+        read = partial(documents.read_run, store, run_id)
+        findings += _problems("run", layout.run_key(run_id), read)[1]
     findings += _check_tables(store, comparable=not findings)  # they are made from the documents
     if unreadable(findings):
         return findings
@@ -126,14 +114,14 @@ def verify_store(
 
 
 def unreadable(findings: Iterable[Finding]) -> list[Finding]:
-    """Those that say nothing about the store but that something could not be read."""
+    """Those of something that could not be read, which prove nothing about the store."""
     return [finding for finding in findings if finding.kind == "unreadable"]
 
 
 def asset_ids_of(store: Store) -> list[str]:
     """Every asset that was ever begun."""
-    keys = (key.split("/") for key in store.list("assets/"))
-    return sorted({parts[1] for parts in keys if ASSET_ID.fullmatch(parts[1])})
+    keys = (key.split("/") for key in store.list(layout.ASSETS))
+    return sorted({parts[1] for parts in keys if layout.ASSET_ID.fullmatch(parts[1])})
 
 
 def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
@@ -150,16 +138,16 @@ def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
             f"first is {unread[0]}"
         )
     assets: dict[str, str] = {}
-    documents: dict[str, str] = {}
+    aside: dict[str, str] = {}
     for finding in findings:
         if finding.kind == "asset" and is_needed(store, finding.key):
             assets.setdefault(finding.key.split("/")[1], str(finding))
         elif finding.kind in ("asset", "run"):
-            documents.setdefault(finding.key, finding.problem)
-    documents = {k: why for k, why in documents.items() if k.split("/")[1] not in assets}
+            aside.setdefault(finding.key, finding.problem)
+    aside = {k: why for k, why in aside.items() if k.split("/")[1] not in assets}
     gone, attempts = ([f.key for f in findings if f.kind == kind] for kind in ("gone", "attempt"))
     tables = bool({finding.kind for finding in findings} - {"leftover"})
-    return Repairs(assets, documents, gone, attempts, tables)
+    return Repairs(assets, aside, gone, attempts, tables)
 
 
 def repair_store(
@@ -172,7 +160,7 @@ def repair_store(
     do.
     """
     repairs = plan_repairs(store, findings)
-    check_usable(store)
+    documents.check_usable(store)
     plan_repairs(store, _check_tables(store, comparable=False))  # read them all, or write nothing
     done = []
     again = plan_repairs(store, [f for k in repairs.assets for f in _check_asset(store, k)]).assets
@@ -184,7 +172,7 @@ def repair_store(
             done.append(f"assets/{asset_id}: left as it is; read again, it is whole")
     for key, why in repairs.documents.items():
         if store.exists(key):
-            set_document_aside(store, key, why)
+            documents.set_document_aside(store, key, why)
             done.append(f"{key}: set aside")
     for key in repairs.attempts:
         _, asset_id, attempt, _ = key.split("/")
@@ -206,24 +194,25 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     Ends at the first thing that cannot be read: the asset cannot be judged then.
     """
     try:
-        keys = attempt_keys(store, asset_id)
+        keys = documents.attempt_keys(store, asset_id)
     except StoreError as error:
-        return [Finding("unreadable", f"assets/{asset_id}", str(error))]
+        return [Finding("unreadable", layout.asset_folder(asset_id), str(error))]
     findings: list[Finding] = []
     for key in keys:
-        findings += _problems("asset", key, partial(read_attempt, store, key))[1]
-    marker = partial(asset_manifest, store, asset_id)
-    manifest, found = _problems("asset", marker_key(asset_id), marker)
+        findings += _problems("asset", key, partial(documents.read_attempt, store, key))[1]
+    marker = partial(documents.asset_manifest, store, asset_id)
+    manifest, found = _problems("asset", layout.marker_key(asset_id), marker)
     findings += found
     if manifest is None:
         return findings
-    for name, about in manifest["files"].items():
+    for file in documents.committed_files(asset_id, manifest).values():
         if unreadable(findings):
             return findings
-        committed = StoredFile(about["bytes"], about["sha256"])
-        findings += _check_file(store, f"assets/{asset_id}/{name}", committed)
-    key = attempt_key(asset_id, committed_attempt(manifest))
-    attempt, found = _problems("asset", key, partial(read_attempt, store, key, committed=True))
+        findings += _problems("asset", file.key, partial(documents.read_file, store, file))[1]
+    key = layout.attempt_key(asset_id, documents.committed_attempt(manifest))
+    attempt, found = _problems(
+        "asset", key, partial(documents.read_attempt, store, key, committed=True)
+    )
     if key not in keys:  # else it is among the findings already
         findings += found
     if attempt and attempt["spec"] != manifest["spec"]:
@@ -232,17 +221,6 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
         problem = f"is {attempt['status']}, and its files are committed"
         findings.append(Finding("attempt", key, problem))
     return findings
-
-
-def _check_file(store: Store, key: str, committed: StoredFile) -> list[Finding]:
-    def check(data: bytes) -> None:
-        stored = bytes_digest(data)
-        if stored.bytes != committed.bytes:
-            raise ValueError(f"{stored.bytes:,} bytes instead of {committed.bytes:,}")
-        if stored != committed:
-            raise ValueError("not what was committed")
-
-    return _problems("asset", key, partial(read_committed, store, key, check))[1]
 
 
 def _problems(kind: str, key: str, read: Callable[[], T]) -> tuple[T | None, list[Finding]]:
@@ -273,7 +251,9 @@ def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
         if table == "assets":
             known = rows["asset_id"].unique().to_pylist()
             gone = set(content["asset_id"].unique().to_pylist()).difference(known)
-            findings += [Finding("gone", f"assets/{asset_id}", GONE) for asset_id in sorted(gone)]
+            findings += [
+                Finding("gone", layout.asset_folder(asset_id), GONE) for asset_id in sorted(gone)
+            ]
         # Until a run is sealed each try at an asset has its row.
         missing, extra = _differences(*(_rows(last_rows(table, t)) for t in (rows, content)))
         if missing or extra:

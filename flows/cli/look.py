@@ -106,10 +106,10 @@ def curate(
     with reported("run the same command again to go on"):
         from flows.curation import curate as write
         from flows.curation import fractions
-        from tasks.curate import Request
+        from tasks.curate import DatasetRequest
         from tasks.manifest_sources import file_digests
 
-        request = Request(
+        request = DatasetRequest(
             where=where,
             manifest=Path(manifest).name if manifest else None,
             manifest_sha256=tuple(file_digests(manifest)) if manifest else (),

@@ -1,6 +1,6 @@
 """A static web page over a store: a wall of thumbnails, and a page with a 3D viewer per asset.
 
-The pages need no server and no network: everything they show lies beside them. Text from manifests
+The pages need no server and no network: everything they show is beside them. Text from manifests
 is escaped or set as text, and a content security policy forbids whatever else it might become.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.atomic import write_atomically
-from tasks.asked import preset_and_changes
 from tasks.columns import FLAG, REAL, TIME, WHOLE, Column
-from tasks.documents import committed_attempt, finished_manifest
+from tasks.documents import CommittedFile, committed_files, finished_manifest
 from tasks.html import escaped, page, source_hash
+from tasks.manifest import recipe_diff
 from tasks.schemas import COLUMNS
 from tasks.store import Store
 from tasks.table_reader import query
@@ -76,7 +76,7 @@ def build_gallery(
 
 
 def index_page(rows: list[dict[str, Any]]) -> str:
-    """The wall. Its data lies in the page as JSON, which pages opened as files may read too."""
+    """The wall. Its data is in the page as JSON, which pages opened as files may read too."""
     columns = [column for column in COLUMNS["assets"] if column.name not in _LEFT_OUT]
     described = [_described(column) for column in columns]
     described.append({"name": "entries", "kind": "text", "about": "", "sorts": False})
@@ -97,12 +97,16 @@ def index_page(rows: list[dict[str, Any]]) -> str:
 <div id="grid"><p class="empty" hidden>Nothing matches.</p></div>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>{_INDEX_JS}</script>"""
-    policy = f"default-src 'none'; img-src 'self' data:; {_hashes(scripts=[_INDEX_JS])}"
+    # The cards are placed by scripts that set single properties, which a policy lets be.
+    policy = (
+        "default-src 'none'; img-src 'self' data:;"
+        f" style-src {source_hash(_CSS)}; script-src {source_hash(_INDEX_JS)}"
+    )
     return page("Assets", body, policy, _CSS)
 
 
-def asset_page(row: dict[str, Any], files: dict[str, dict[str, Any]], kept: Iterable[str]) -> str:
-    """One asset. `files` are the manifest's, by name within the attempt; `kept` lie beside it."""
+def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Iterable[str]) -> str:
+    """One asset. `files` are the manifest's, by name within the attempt; `kept` are beside it."""
     kept = set(kept)
     pictures = []
     if "turntable.mp4" in kept:
@@ -141,7 +145,7 @@ def command(row: dict[str, Any]) -> str:
     """The command line that makes the asset again, without a store."""
     spec = json.loads(row["spec_json"])
     parts = ["sjc", "generate", spec["prompt"], "-o", row["asset_id"], "--prior", spec["prior"]]
-    preset, changes = preset_and_changes(spec["prior"], spec["recipe"])
+    preset, changes = recipe_diff(spec["prior"], spec["recipe"])
     parts += ["--recipe", preset, "--seed", str(spec["seed"])]
     if spec["image"]:
         parts += ["--image", "PICTURE"]
@@ -153,16 +157,13 @@ def command(row: dict[str, Any]) -> str:
 def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:
     """The asset's folder; returns how many files were copied."""
     folder.mkdir(exist_ok=True)
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, CommittedFile] = {}
     copied = 0
     if row["status"] == "ok":
-        manifest = finished_manifest(store, row["asset_id"])
-        files = {name.partition("/")[2]: about for name, about in manifest["files"].items()}
-        attempt = committed_attempt(manifest)
+        files = committed_files(row["asset_id"], finished_manifest(store, row["asset_id"]))
         for name in SHOWN:
-            if name in files and not _there(folder / name, files[name]["bytes"]):
-                key = f"assets/{row['asset_id']}/{attempt}/{name}"
-                store.download(key, folder / name, files[name]["sha256"])
+            if name in files and not _there(folder / name, files[name].stored.bytes):
+                store.download(files[name].key, folder / name, files[name].stored.sha256)
                 copied += 1
         mesh = folder / "mesh.glb"
         if mesh.exists() and not (folder / "mesh.js").exists():
@@ -183,7 +184,7 @@ def _described(column: Column) -> dict[str, Any]:
     if column.better:
         about += f" Better: {column.better}."
     kind = _KINDS.get(column.type, "text")
-    if column.choices and column.name != "status":  # that one has a place of its own
+    if column.choices and column.name != "status":  # which has its own control
         kind = "choice"
     sorts = kind != "text" or column.type == TIME or column.name in ("prompt", "status", "asset_id")
     choices = {"choices": column.choices} if kind == "choice" else {}
@@ -212,23 +213,17 @@ def _metrics(row: dict[str, Any]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _files(files: dict[str, dict[str, Any]], kept: set[str]) -> str:
+def _files(files: dict[str, CommittedFile], kept: set[str]) -> str:
     if not files:
         return "<p class='note'>None.</p>"
     lines = ["<tr><th>file</th><th>bytes</th><th>SHA-256</th></tr>"]
-    for name, about in sorted(files.items()):
+    for name, file in files.items():
         shown = f'<a href="{escaped(name)}">{escaped(name)}</a>' if name in kept else escaped(name)
         lines.append(
-            f'<tr><td>{shown}</td><td class="number">{about["bytes"]:,}</td>'
-            f'<td class="hash">{escaped(about["sha256"])}</td></tr>'
+            f'<tr><td>{shown}</td><td class="number">{file.stored.bytes:,}</td>'
+            f'<td class="hash">{file.stored.sha256}</td></tr>'
         )
     return f"<table>{''.join(lines)}</table>"
-
-
-def _hashes(scripts: list[str]) -> str:
-    allowed = " ".join(source_hash(script) for script in scripts)
-    # The cards are placed by scripts that set single properties, which a policy lets be.
-    return f"style-src {source_hash(_CSS)}; script-src {allowed}"
 
 
 def _json(data: Any) -> str:

@@ -6,19 +6,15 @@ Links lead to the files beside it; the pictures are inside, so that it can be se
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from PIL import Image
-
-from tasks.commit import LOOKUPS
-from tasks.documents import asset_manifest, committed_attempt, read_run, run_ids
-from tasks.report.page import report_page
+from tasks.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
+from tasks.html import data_uri
+from tasks.layout import report_key
+from tasks.report.page import Row, RunReport, Thumbnail, report_page
 from tasks.sheet import read_picture
 from tasks.store import Damaged, NotInStore, Store
 from tasks.table_reader import query
@@ -27,8 +23,6 @@ MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture 
 MOST_SHOWN = 6  # best and worst assets
 PICTURES = ("views/mesh_1.png", "thumbnail.webp")  # from its left front; else from the front
 TILE_PIXELS, LARGE_PIXELS = 112, 208
-
-Row = dict[str, Any]
 
 
 class CommandLine(Protocol):
@@ -56,35 +50,6 @@ ORDER BY e.line, e.row_id
 """
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An asset's picture as a data URI, and its preview relative to the report."""
-
-    data: str
-    link: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the page shows. rows: one for each asset; wall, best, worst: some of them."""
-
-    run: Row
-    store: str
-    rows: list[Row]
-    wall: list[Row]
-    best: list[Row]
-    worst: list[Row]
-    tiles: dict[str, Picture] = field(default_factory=dict)  # by asset id
-    large: dict[str, Picture] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    command: str = ""  # that runs it again
-    retry_command: str = ""  # the same, failed assets too
-
-
-def report_key(run_id: str) -> str:
-    return f"runs/{run_id}/report.html"
-
-
 def latest_run(store: Store) -> str:
     """The last run of a manifest; raises `NotInStore` when there is none.
 
@@ -107,7 +72,7 @@ def write_report(store: Store, run_id: str, command_line: CommandLine) -> str:
     return store.uri(report_key(run_id))
 
 
-def read_report(store: Store, run_id: str, command_line: CommandLine) -> Report:
+def read_report(store: Store, run_id: str, command_line: CommandLine) -> RunReport:
     """Everything that the page of a run shows."""
     try:
         run = read_run(store, run_id)
@@ -125,7 +90,7 @@ def read_report(store: Store, run_id: str, command_line: CommandLine) -> Report:
     tiles, versions = pictures(store, wall, TILE_PIXELS)
     large, _ = pictures(store, [*best, *worst], LARGE_PIXELS)
     command, retry_command = (command_line(store.url, run, retry=retry) for retry in (False, True))
-    return Report(
+    return RunReport(
         run, store.url, rows, wall, best, worst, tiles, large, versions, command, retry_command
     )
 
@@ -155,28 +120,27 @@ def extremes(rows: Iterable[Row], most: int) -> tuple[list[Row], list[Row]]:
 
 def pictures(
     store: Store, rows: Sequence[Row], size: int
-) -> tuple[dict[str, Picture], dict[str, str]]:
+) -> tuple[dict[str, Thumbnail], dict[str, str]]:
     """Pictures of finished assets by id, and the versions of what made the last one.
 
     A picture that is missing or damaged is left out: a report is no place to fail for it. Raises
     `StoreError` for one that could not be read.
     """
 
-    def load(row: Row) -> tuple[Picture | None, dict[str, str]]:
+    def load(row: Row) -> tuple[Thumbnail | None, dict[str, str]]:
         try:
             manifest = asset_manifest(store, row["asset_id"])
             if manifest is None:
                 return None, {}
-            attempt = committed_attempt(manifest)
-            names = [n for n in PICTURES if f"{attempt}/{n}" in manifest["files"]]
-            if not names:
+            files = committed_files(row["asset_id"], manifest)
+            small = next((files[name] for name in PICTURES if name in files), None)
+            if small is None:
                 return None, manifest["versions"]
-            folder = f"assets/{row['asset_id']}/{attempt}"
-            data = data_uri(read_picture(store, f"{folder}/{names[0]}", size))
+            data = data_uri(read_picture(store, small.key, size))
         except (Damaged, NotInStore):
             return None, {}
-        shown = "preview.png" if f"{attempt}/preview.png" in manifest["files"] else names[0]
-        return Picture(data, f"../../{folder}/{shown}"), manifest["versions"]
+        large = files.get("preview.png", small)
+        return Thumbnail(data, f"../../{large.key}"), manifest["versions"]
 
     finished = [row for row in rows if row["status"] == "ok"]
     with ThreadPoolExecutor(LOOKUPS) as pool:
@@ -187,10 +151,3 @@ def pictures(
         for row, (picture, _) in zip(finished, found, strict=True)
         if picture is not None
     }, versions
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A picture as WebP inside a URI."""
-    data = io.BytesIO()
-    picture.save(data, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"

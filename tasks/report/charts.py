@@ -10,6 +10,11 @@ from tasks.html import escaped
 
 WIDTH, HEIGHT, TOP = 300, 96, 6  # of the bars, in units of the drawing
 MOST_BINS = 24
+ACROSS, MARGIN = 3, 20  # of a sheet
+SHEET_CSS = (
+    "text{font:11px sans-serif;fill:#555}.bar{fill:#5c84be}.axis{stroke:#777}"
+    ".median{stroke:#c85040;stroke-width:2}"
+)
 
 
 def number(value: float) -> str:
@@ -18,10 +23,45 @@ def number(value: float) -> str:
 
 
 def histogram(column: Column, values: Sequence[float]) -> str:
-    """How a metric is spread: bars over its values, a line at the median. values: at least one.
+    """How a metric is spread, as a figure: bars over its values, a line at the median.
 
-    Shares are drawn from 0 to 1, so that two of them compare; others over what occurs.
+    values: at least one.
     """
+    heard = (
+        f"{column.name} of {len(values)} assets: {number(min(values))} to {number(max(values))},"
+        f" median {number(median(values))}"
+    )
+    better = f"better: {column.better}" if column.better else ""
+    return f"""<figure title="{escaped(column.meaning)}">
+<figcaption><b>{escaped(column.name)}</b> <span>{_median(column, values)}</span>
+<small>{better}</small></figcaption>
+<svg viewBox="0 0 {WIDTH} {TOP + HEIGHT + 18}" role="img" aria-label="{escaped(heard)}">
+{_bars(column, values)}
+</svg></figure>"""
+
+
+def histogram_sheet(measured: Sequence[tuple[Column, Sequence[float]]]) -> bytes:
+    """All columns' histograms as one SVG file that needs no style sheet."""
+    across = max(1, min(ACROSS, len(measured)))
+    width, height = WIDTH + 2 * MARGIN, TOP + HEIGHT + 4 * MARGIN
+    panels = []
+    for place, (column, values) in enumerate(measured):
+        row, left = divmod(place, across)
+        better = f", better: {column.better}" if column.better else ""
+        panels.append(
+            f'<g transform="translate({left * width + MARGIN} {row * height + 2 * MARGIN})">'
+            f'<text y="-{MARGIN / 2:.0f}">{escaped(column.name)}: {_median(column, values)}{better}'
+            f"</text>{_bars(column, values)}</g>"
+        )
+    size = f'width="{across * width}" height="{-(-len(measured) // across) * height}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{SHEET_CSS}</style>'
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(panels)}</svg>\n'
+    ).encode()
+
+
+def _bars(column: Column, values: Sequence[float]) -> str:
+    """Shares are drawn from 0 to 1, so that two of them compare; others over what occurs."""
     low, high = (0.0, 1.0) if column.high == 1 else (float(min(values)), float(max(values)))
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -33,33 +73,22 @@ def histogram(column: Column, values: Sequence[float]) -> str:
         if not count:
             continue
         tall = max(2.0, HEIGHT * count / tallest)
-        told = f"{number(edges[k])} to {number(edges[k + 1])}: {count}"
+        about = f"{number(edges[k])} to {number(edges[k + 1])}: {count}"
         bars.append(
             f'<rect class="bar" x="{k * step + 0.5:.1f}" y="{TOP + HEIGHT - tall:.1f}"'
-            f' width="{step - 1:.1f}" height="{tall:.1f}" rx="1"><title>{told}</title></rect>'
+            f' width="{step - 1:.1f}" height="{tall:.1f}" rx="1"><title>{about}</title></rect>'
         )
-    middle = float(median(values))
-    at = WIDTH * (min(max(middle, low), high) - low) / (high - low)
-    heard = (
-        f"{column.name} of {len(values)} assets: {number(min(values))} to {number(max(values))},"
-        f" median {number(middle)}"
-    )
-    better = f"better: {column.better}" if column.better else ""
-    return f"""<figure title="{escaped(column.meaning)}">
-<figcaption><b>{escaped(column.name)}</b> <span>median {number(middle)}{_unit(column)}</span>
-<small>{better}</small></figcaption>
-<svg viewBox="0 0 {WIDTH} {TOP + HEIGHT + 18}" role="img" aria-label="{escaped(heard)}">
-{"".join(bars)}
+    at = WIDTH * (min(max(float(median(values)), low), high) - low) / (high - low)
+    return f"""{"".join(bars)}
 <line class="axis" x1="0" x2="{WIDTH}" y1="{TOP + HEIGHT}" y2="{TOP + HEIGHT}"/>
 <line class="median" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{TOP + HEIGHT}"/>
 <text x="{WIDTH / 2:.0f}" y="{TOP + HEIGHT + 14}" text-anchor="middle">tallest bar: {tallest}</text>
 <text x="0" y="{TOP + HEIGHT + 14}">{number(low)}</text>
-<text x="{WIDTH}" y="{TOP + HEIGHT + 14}" text-anchor="end">{number(high)}</text>
-</svg></figure>"""
+<text x="{WIDTH}" y="{TOP + HEIGHT + 14}" text-anchor="end">{number(high)}</text>"""
 
 
 def share_bar(share: float) -> str:
-    """A bar as long as the share, [0, 1], says."""
+    """A bar of this length, a share in [0, 1]."""
     return (
         '<svg class="share" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="rest" width="100" height="8"/>'
@@ -67,5 +96,6 @@ def share_bar(share: float) -> str:
     )
 
 
-def _unit(column: Column) -> str:
-    return f" {column.unit}" if column.unit else ""
+def _median(column: Column, values: Sequence[float]) -> str:
+    unit = f" {column.unit}" if column.unit else ""
+    return f"median {number(median(values))}{unit}"

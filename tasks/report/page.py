@@ -6,20 +6,44 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.gallery import RESOURCES
-from tasks.html import escaped, page, source_hash
+from tasks.html import duration, escaped, page, source_hash
 from tasks.report.charts import histogram, number, share_bar
 from tasks.schemas import COLUMNS, STAGES
 
-if TYPE_CHECKING:
-    from tasks.report import Picture, Report
-
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An asset's picture as a data URI, and its preview relative to the report."""
+
+    data: str
+    link: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What the page shows. rows: one for each asset; wall, best, worst: some of them."""
+
+    run: Row
+    store: str
+    rows: list[Row]
+    wall: list[Row]
+    best: list[Row]
+    worst: list[Row]
+    tiles: dict[str, Thumbnail] = field(default_factory=dict)  # by asset id
+    large: dict[str, Thumbnail] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""  # that runs it again
+    retry_command: str = ""  # the same, failed assets too
+
 
 _CSS = "".join(
     path.read_text("utf-8")
@@ -31,10 +55,11 @@ HISTOGRAMS = (
 )  # fmt: skip
 MOST_FAILURES = 100  # lines of the table
 SHORT, LONG = 160, 600  # characters of a prompt, and of an error
+_SHOWN_ELSEWHERE = ("manifest", "store", "prior", "recipe", "devices")  # settings
 _NO_PICTURE = '<span class="none">no picture</span>'
 
 
-def report_page(report: Report) -> str:
+def report_page(report: RunReport) -> str:
     """The whole page, of a size that does not grow with the run."""
     run, rows = report.run, report.rows
     title = Path(run["manifest"]).name
@@ -78,7 +103,7 @@ def _failed(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["outcome"] == "failed"]
 
 
-def _made(report: Report) -> list[Row]:
+def _made(report: RunReport) -> list[Row]:
     """The rows of this run itself, not those of reused assets."""
     return [row for row in report.rows if row["run_id"] == report.run["run_id"]]
 
@@ -93,7 +118,7 @@ def _when(run: Row) -> str:
     return shown + (f"{ended:%Y-%m-%d %H:%M:%S} UTC" if ended else "an end that nobody recorded")
 
 
-def seconds_of(report: Report) -> float:
+def seconds_of(report: RunReport) -> float:
     """From the run's start to its end; of a killed run, to the end of its last asset."""
     started, ended = _time(report.run["started_at"]), _time(report.run["ended_at"])
     assert started is not None
@@ -101,7 +126,7 @@ def seconds_of(report: Report) -> float:
     return float((end - started).total_seconds())
 
 
-def device_hours(report: Report) -> tuple[str, float]:
+def device_hours(report: RunReport) -> tuple[str, float]:
     """What kind of device, and hours of them that the run held: devices times its duration."""
     made = _made(report)
     devices = report.run["settings"].get("devices") or sorted(
@@ -112,7 +137,7 @@ def device_hours(report: Report) -> tuple[str, float]:
     return kind, held * seconds_of(report) / 3600 if made else 0.0
 
 
-def _figures(report: Report) -> str:
+def _figures(report: RunReport) -> str:
     counts = Counter(state(row) for row in report.rows)
     kind, hours = device_hours(report)
     work = [sum(row[f"seconds_{s}"] or 0 for s in STAGES[1:]) for row in _made(report)]
@@ -138,8 +163,8 @@ def _figures(report: Report) -> str:
     return f'<dl class="figures">{cards}</dl>'
 
 
-def _next_step(report: Report) -> str:
-    """The command that goes on, when there is something left."""
+def _next_step(report: RunReport) -> str:
+    """The commands that continue, when there is something left."""
     notes = []
     if any(row["outcome"] is None for row in report.rows):
         command = report.command
@@ -153,28 +178,28 @@ def _next_step(report: Report) -> str:
     return f'<section class="next">{"".join(notes)}</section>' if notes else ""
 
 
-def _of_all(report: Report) -> str:
+def _of_all(report: RunReport) -> str:
     shown, everything = len(report.wall), len(report.rows)
     if shown == everything:
         return f"all {everything:,}" if everything != 1 else "the only one"
     return f"{shown:,} of {everything:,}, at even distances through the manifest"
 
 
-def _tile(row: Row, pictures: dict[str, Picture], note: str = "") -> str:
+def _tile(row: Row, pictures: dict[str, Thumbnail], note: str = "") -> str:
     picture, about = pictures.get(row["asset_id"]), state(row)
     name = _cut(row["row_id"])
-    told = f"{name}: {_cut(row['prompt'] or '')} ({about})"
+    title = f"{name}: {_cut(row['prompt'] or '')} ({about})"
     mark = "" if about in ("ok", "reused") else " bad"
-    inside = f'<img src="{picture.data}" alt="{told}">' if picture else _NO_PICTURE
+    inside = f'<img src="{picture.data}" alt="{title}">' if picture else _NO_PICTURE
     if mark:
         inside = f'<span class="none">{escaped(about)}</span>'
     score = number(row["clip_score"]) if row["clip_score"] is not None and not mark else ""
     words = f"<b>{name}</b><i>{score}</i>{note}"
     link = f' href="{escaped(picture.link)}"' if picture and not mark else ""
-    return f'<a class="tile{mark}"{link} title="{told}">{inside}<span>{words}</span></a>'
+    return f'<a class="tile{mark}"{link} title="{title}">{inside}<span>{words}</span></a>'
 
 
-def _extremes(report: Report) -> str:
+def _extremes(report: RunReport) -> str:
     if not report.best:
         return ""
     judge = _cut(report.best[0]["evaluator"] or "unknown")
@@ -222,7 +247,7 @@ def _failures(rows: list[Row]) -> str:
 </thead><tbody>{lines}</tbody></table>{rest if more > 0 else ""}</section>"""
 
 
-def _times(report: Report) -> str:
+def _times(report: RunReport) -> str:
     made = _made(report)
     if not made:
         return ""
@@ -249,18 +274,13 @@ queue is the wait for a device</small></h2><table class="times">
 <tbody>{"".join(lines)}</tbody></table></section>"""
 
 
-def _settings(report: Report) -> Iterable[tuple[str, str]]:
+def _settings(report: RunReport) -> Iterable[tuple[str, str]]:
     run, rows = report.run, report.rows
     yield "command", report.command
     yield "manifest", f"{run['manifest']} (SHA-256 {run['manifest_sha256'][:16]})"
     yield "entries", f"{len(run['entries']):,}"
     for name, value in run["settings"].items():
-        if name not in ("manifest", "store", "prior", "recipe", "devices") and value not in (
-            None,
-            {},
-            [],
-            False,
-        ):
+        if name not in _SHOWN_ELSEWHERE and value not in (None, {}, [], False):
             yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     for name, shown in (
         ("prior", lambda row: f"{row['prior']} at {row['prior_revision'][:12]}"),
@@ -286,15 +306,3 @@ def _cut(text: str, most: int = SHORT) -> str:
 
 def _count(rows: list[Row], noun: str) -> str:
     return f"{len(rows):,} {noun}{'' if len(rows) == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Such as 4.2 s, 3 min 20 s, 16 min or 5 h 12 min."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if seconds < 600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-    if seconds < 6000:
-        return f"{minutes} min"
-    return f"{minutes // 60:,} h {minutes % 60} min"

@@ -34,9 +34,11 @@ from flows.settings import Settings
 from sjc_engine.mesh import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from tasks import s3_client, store_s3
-from tasks.commit import commit_asset, finish_attempt, finish_run, start_attempt, start_run
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.compaction import compact_store
 from tasks.manifest import Entry
+from tasks.runs import finish_run, start_run
 from tasks.store import Store, open_store
 from tasks.tables import record_attempt, record_run, seal_run
 

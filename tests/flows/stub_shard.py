@@ -15,7 +15,8 @@ from flows.produce import Outcomes
 from flows.settings import Settings
 from flows.shard import run_shard, shard_scratch
 from sjc_engine.spec import AssetSpec
-from tasks.commit import commit_asset, finish_attempt, start_attempt
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.documents import asset_manifest
 from tasks.store import Store
 from tasks.tables import record_attempt

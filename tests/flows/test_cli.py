@@ -19,7 +19,7 @@ from fleet import descendants
 from PIL import Image
 
 from sjc_engine.checkpoint import read_checkpoint
-from tasks.commit import asset_attempts
+from tasks.attempts import asset_attempts
 from tasks.documents import asset_manifest
 from tasks.store import open_store
 from tasks.tables import read_table

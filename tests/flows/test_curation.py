@@ -17,8 +17,8 @@ import pytest
 from command_line import Said
 from task_samples import fill, make, spec
 
-from tasks.commit import start_run
-from tasks.curate import Request
+from tasks.curate import DatasetRequest
+from tasks.runs import start_run
 from tasks.store import Store, open_store
 from tasks.tables import record_run
 
@@ -45,7 +45,7 @@ def test_curate_says_what_it_did_and_where(sjc: Call, tmp_path: Path) -> None:
     about = json.loads(again.out)
     assert (about["url"], about["assets"]) == (f"{tmp_path}/out", 1)
     for option in ("similar", "fractions", "shard_megabytes", "shard_assets", "name"):
-        default = getattr(Request(), option)
+        default = getattr(DatasetRequest(), option)
         found = about["request"][option]
         assert found == (list(default) if isinstance(default, tuple) else default)
     said = sjc("curate", "--manifest", "made/m.csv", "-o", "mine", "--format", "webdataset")
@@ -100,8 +100,8 @@ def test_ctrl_c_leaves_what_the_next_one_goes_on_with(
         make(store, tmp_path / "made", spec("a pig", seed), "run1")
     script = (
         "import sys, time; import tasks.curate_parts as parts; from flows.cli import main\n"
-        "read = parts.read_verified\n"
-        "parts.read_verified = lambda *a: (time.sleep(0.2), read(*a))[1]\n"
+        "read = parts.read_file\n"
+        "parts.read_file = lambda *a: (time.sleep(0.2), read(*a))[1]\n"
         "sys.argv = ['sjc', 'curate', '-o', 'out', '--format', 'webdataset',\n"
         "            '--shard-assets', '1', '-q']\n"
         "main()"

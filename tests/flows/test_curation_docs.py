@@ -16,8 +16,10 @@ from task_samples import report
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks.commit import commit_asset, finish_attempt, finish_run, start_attempt, start_run
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.manifest import read_manifest, resolve
+from tasks.runs import finish_run, start_run
 from tasks.store import Store, open_store
 from tasks.tables import query, record_attempt, record_run, seal_run
 
@@ -43,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = open_store(folder / "store")
     (folder / "m.csv").write_text(ROWS)
     manifest = read_manifest(folder / "m.csv")
-    entries = resolve(manifest, prior_revision=lambda _: "r", recipe="draft").entries
+    entries = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft").entries
     run = start_run(store, "run1", "m.csv", manifest.sha256, entries, {})
     for score, entry in enumerate(entries, 20):
         odd = {"single_color": True, "components": 3} if entry.row_id == "chair" else {}

@@ -17,7 +17,8 @@ import flows.evaluate
 from sjc_engine.mesh import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.spec import AssetSpec
-from tasks.commit import commit_asset, finish_attempt, start_attempt
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.store import open_store
 from tasks.tables import query, read_table, record_attempt
 

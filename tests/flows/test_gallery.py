@@ -31,7 +31,8 @@ from sjc_engine.raster import rasterize
 from sjc_engine.recipes import MeshRecipe, Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.turntable import write_video
-from tasks.commit import commit_asset, finish_attempt, start_attempt
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.gallery import RESOURCES, VIEWER, build_gallery, command, index_page
 from tasks.schemas import COLUMNS
 from tasks.store import Store, open_store

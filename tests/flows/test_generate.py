@@ -49,7 +49,7 @@ from flows.settings import Settings
 from flows.terminal import Watcher, watched_by
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling
-from tasks.commit import finish_attempt, start_attempt
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.devices import DevicePool
 from tasks.documents import asset_manifest
 from tasks.leases import FileLeases
@@ -317,9 +317,9 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
 ) -> None:
     monkeypatch.setattr(flows.generate, "PART", 2)
     started: list[str] = []
-    start = tasks.engine_process.Engine._run_process
+    start = tasks.engine_process.EngineProcess._run_process
     spy = lambda engine, log: (started.append(engine.device), start(engine, log))[1]  # noqa: E731
-    monkeypatch.setattr(tasks.engine_process.Engine, "_run_process", spy)
+    monkeypatch.setattr(tasks.engine_process.EngineProcess, "_run_process", spy)
     state = run("prompt,seed", "a yellow duck,0-2", timeout=0.001)
     assert started == ["cpu"], "both parts use one process, which loads the prior once"
     assert (state.is_failed(), state.message) == (True, "3 timeout")

@@ -14,7 +14,7 @@ from fault_proxy import Fault, FaultProxy
 from swift_server import SwiftServer
 
 from sjc_engine.checkpoint import read_checkpoint
-from tasks.commit import asset_attempts
+from tasks.attempts import asset_attempts
 from tasks.devices import DevicePool
 from tasks.store import Store, open_store
 from tasks.verify import verify_store

@@ -13,8 +13,8 @@ from command_line import Said
 from task_samples import make
 
 from flows.evaluate import prepare
-from tasks.commit import finish_run, start_run
 from tasks.manifest import read_manifest, resolve
+from tasks.runs import finish_run, start_run
 from tasks.store import open_store
 from tasks.tables import read_table, record_run
 
@@ -30,7 +30,7 @@ def lists(tmp_path: Path) -> Path:
     store = open_store(tmp_path / "store")
     for name, path in (("run1", tmp_path / "other.csv"), ("run2", folder)):
         manifest = read_manifest(path)
-        entries = resolve(manifest, prior_revision=lambda _: "r", recipe="draft").entries
+        entries = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft").entries
         run = start_run(store, name, manifest.name, manifest.sha256, entries, {})
         for entry in entries:
             make(store, tmp_path, entry.spec, name)

@@ -8,9 +8,11 @@ from PIL import Image
 from task_samples import report, spec
 
 from flows.settings import recorded_command
-from tasks.commit import commit_asset, finish_attempt, start_attempt, start_run
+from tasks.assets import commit_asset
+from tasks.attempts import finish_attempt, start_attempt
 from tasks.manifest import read_manifest, resolve
 from tasks.report import write_report
+from tasks.runs import start_run
 from tasks.store import open_store
 from tasks.tables import record_attempt, record_run
 
@@ -40,7 +42,7 @@ def test_it_opens_as_a_file_and_runs_nothing(tmp_path: Path) -> None:
     rows = [f'toy-{k},"{HOSTILE} {k}"\n' for k in range(14)]
     (tmp_path / "m.csv").write_text("id,prompt\n" + "".join(rows))
     manifest = read_manifest(tmp_path / "m.csv")
-    plan = resolve(manifest, prior_revision=lambda _: "r", recipe="draft")
+    plan = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft")
     run = start_run(store, "run1", f"{HOSTILE}.csv", manifest.sha256, plan.entries, {})
     record_run(store, run)
     Image.new("RGB", (256, 256), (200, 60, 40)).save(tmp_path / "picture.png")

@@ -24,7 +24,7 @@ from soak_ledger import Folder, Ledger
 from soak_processes import MARK, ROOT, Process, marked
 from soak_schedule import Schedule
 
-from tasks.commit import start_attempt
+from tasks.attempts import start_attempt
 from tasks.store import Store, open_store
 from tasks.tables import seal_run
 

@@ -11,7 +11,7 @@ from flows import story, tally
 from flows.plan import Plan, make_plan
 from flows.settings import Settings
 from flows.story import Story, run_name, spent
-from flows.tally import Tally, duration
+from flows.tally import Tally
 from flows.terminal import Lines
 from tasks.artifacts import Board
 
@@ -64,12 +64,6 @@ def test_assets_too_quick_for_reports_are_counted_whole(clock: Clock) -> None:
     clock.now += 6
     run.finished("a", "ok")
     assert run.seconds_left == 6
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (3.2, 99, 101, 5999, 6000)] == [
-        "3 s", "99 s", "2 min", "100 min", "1.7 h",
-    ]  # fmt: skip
 
 
 @pytest.fixture

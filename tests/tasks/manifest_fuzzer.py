@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.manifest import Manifest, ManifestError, Plan, read_manifest, resolve
+from tasks.manifest import Manifest, ManifestError, Resolved, read_entries
 
 COLUMNS = ("id", "prompt", "negative_prompt", "seed", "guidance_scale", "tags", "meta.a", "meta.b")
 TEXTS = ("prompt", "negative_prompt", "meta.a", "meta.b")
@@ -382,8 +382,7 @@ def judge(case: Case, folder: Path) -> tuple[str, bool]:
     path = folder / f"case.{case.ending}"
     path.write_bytes(case.content)
     try:
-        manifest = read_manifest(path)
-        plan = resolve(manifest, prior_revision=lambda prior: "r")
+        manifest, plan = read_entries(path, prior_revision=lambda prior: "r")
     except ManifestError as error:
         if case.rows is not None and not case.may_fail:
             return f"was refused: {error}", False
@@ -400,7 +399,7 @@ def judge(case: Case, folder: Path) -> tuple[str, bool]:
     return compare(case.rows, manifest, plan), True
 
 
-def compare(rows: list[tuple[int, Row]], manifest: Manifest, plan: Plan) -> str:
+def compare(rows: list[tuple[int, Row]], manifest: Manifest, plan: Resolved) -> str:
     """What differs between the rows of an accepted manifest and those that it has."""
     wanted = [(line, expected(row)) for line, row in rows]
     found = [

@@ -10,17 +10,12 @@ import pytest
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
-from tasks.commit import (
-    close_interrupted,
-    commit_asset,
-    finish_attempt,
-    finish_run,
-    start_attempt,
-    start_run,
-)
+from tasks.assets import commit_asset
+from tasks.attempts import close_interrupted, finish_attempt, start_attempt
 from tasks.documents import asset_manifest
-from tasks.manifest import ManifestError, Plan, read_manifest, resolve
+from tasks.manifest import ManifestError, Resolved, read_entries
 from tasks.rows import REPORT_KEYS
+from tasks.runs import finish_run, start_run
 from tasks.schemas import SCHEMAS
 from tasks.store import Store
 from tasks.tables import query, record_attempt, record_run
@@ -35,8 +30,8 @@ def problems(path: Path, **options: Any) -> list[str]:
     return str(caught.value).replace(f"{path.parent}/", "").split("\n")
 
 
-def plan(path: Path, **options: Any) -> Plan:
-    return resolve(read_manifest(path), prior_revision=lambda prior: f"r-{prior}", **options)
+def plan(path: Path, **options: Any) -> Resolved:
+    return read_entries(path, prior_revision=lambda prior: f"r-{prior}", **options)[1]
 
 
 def spec(prompt: str = "a duck", seed: int = 0) -> AssetSpec:
@@ -88,8 +83,7 @@ def make_run(store: Store, folder: Path, run_id: str, rows: str) -> None:
     """A run of a manifest with its assets, all ok."""
     path = folder / "m.csv"
     path.write_text(f"id,prompt,tags,meta.k\n{rows}")
-    manifest = read_manifest(path)
-    plan = resolve(manifest, prior_revision=lambda _: "r", recipe="draft")
+    manifest, plan = read_entries(path, prior_revision=lambda _: "r", recipe="draft")
     run = start_run(store, run_id, str(path), manifest.sha256, plan.entries, {"limit": None})
     record_run(store, run)
     outcomes = {}

@@ -16,7 +16,7 @@ from PIL import Image
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tasks import artifacts
-from tasks.artifacts import Board, Progress, artifact_key, board_of_run, show_preview
+from tasks.artifacts import Board, ProgressArtifact, artifact_key, board_of_run, show_preview
 
 
 class Api(ThreadingHTTPServer):
@@ -110,11 +110,11 @@ def test_progress_and_previews_go_to_the_board_of_the_run(
 ) -> None:
     picture = tmp_path / "p.png"
     Image.new("RGB", (2000, 400), "red").save(picture)
-    Progress("lonely").update(0.5)  # without a run there is nobody to tell
+    ProgressArtifact("lonely").update(0.5)  # without a run there is nobody to tell
     show_preview("lonely", picture, "")
     monkeypatch.setattr(artifacts, "PREVIEWS", 2)
     with board_of_run():
-        Progress("A.b").update(0.25)
+        ProgressArtifact("A.b").update(0.25)
         for name in "abc":
             show_preview(name, picture, name)
     told = [body for _, body in api.asked]

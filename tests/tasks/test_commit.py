@@ -13,20 +13,18 @@ import pytest
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
-from tasks import commit
-from tasks.columns import RowError
-from tasks.commit import (
+from tasks.assets import commit_asset
+from tasks.attempts import (
     asset_attempts,
     close_interrupted,
-    commit_asset,
     finish_attempt,
-    finish_run,
-    new_run_id,
     start_attempt,
-    start_run,
 )
+from tasks.columns import RowError
 from tasks.documents import asset_manifest
+from tasks.layout import attempt_number
 from tasks.manifest import read_manifest, resolve
+from tasks.runs import finish_run, new_run_id, start_run
 from tasks.store import AlreadyCommitted, Store, StoreError, open_store
 
 ROOT = Path(__file__).parents[2]
@@ -183,7 +181,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from sjc_engine.spec import AssetSpec
-from tasks import commit
+from tasks import assets, attempts
 from tasks.store import open_store
 url, puts, spec, files, result = (json.loads(text) for text in sys.argv[1:])
 spec, store, left = AssetSpec.from_json(spec), open_store(url), [puts]
@@ -194,11 +192,11 @@ for name in ("put_bytes", "put_file"):
         left[0] -= 1
         return method(*args, **options)
     setattr(store, name, put)
-commit.UPLOADS = 1
-commit.start_attempt(store, spec, "run1")
+assets.UPLOADS = 1
+attempts.start_attempt(store, spec, "run1")
 paths = {name: Path(path) for name, path in files.items()}
-commit.commit_asset(store, spec.asset_id, "a01", paths, spec, **result)
-commit.finish_attempt(store, spec.asset_id, "a01", "ok")
+assets.commit_asset(store, spec.asset_id, "a01", paths, spec, **result)
+attempts.finish_attempt(store, spec.asset_id, "a01", "ok")
 """
 
 
@@ -236,7 +234,7 @@ def test_a_run_is_written_when_it_starts_and_when_it_ends(store: Store, tmp_path
     path = tmp_path / "m.csv"
     path.write_text("id,prompt,tags,meta.x\na,a duck,t;u,1\nb,a duck,,\nc,a pig,,\n")
     manifest = read_manifest(path)
-    plan = resolve(manifest, prior_revision=lambda _: "r")
+    plan = resolve(manifest.rows, prior_revision=lambda _: "r")
     run_id = new_run_id()
     run = start_run(
         store, run_id, str(path), manifest.sha256, plan.entries, {"limit": None}, "flow-1"
@@ -258,4 +256,4 @@ def test_run_ids_sort_by_time() -> None:
     ids = [new_run_id() for _ in range(20)]
     assert len(set(ids)) == 20
     assert [id[:15] for id in ids] == sorted(id[:15] for id in ids)
-    assert commit.attempt_number("a107") == 107
+    assert attempt_number("a107") == 107

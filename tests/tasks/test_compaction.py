@@ -13,9 +13,9 @@ import pytest
 from task_samples import all_tables, fill, make, make_run, spec
 
 from tasks import sealing, table_reader
-from tasks.commit import finish_run, start_run
 from tasks.compaction import compact_store
 from tasks.documents import read_document
+from tasks.runs import finish_run, start_run
 from tasks.schemas import SCHEMAS
 from tasks.sealing import compact_table, seal_run
 from tasks.store import AlreadyCommitted, Store, open_store

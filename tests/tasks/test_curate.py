@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from task_samples import make, make_run, plan, spec
 
 from sjc_engine.recipes import Recipe
-from tasks.curate import MANIFEST, UNFINISHED, Progress, Request, SelectionError, freeze
+from tasks.curate import MANIFEST, UNFINISHED, CopyProgress, DatasetRequest, SelectionError, freeze
 from tasks.curate_selection import SPLITS, candidate_rows, split_of
 from tasks.documents import asset_manifest
 from tasks.store import Store, StoreError, open_store
@@ -73,7 +73,7 @@ def ids(store: Store) -> list[str]:
 
 def test_shards_hold_the_stores_bytes_sample_by_sample(filled: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    request = Request(format="webdataset", include=tuple(sorted(FILES)))
+    request = DatasetRequest(format="webdataset", include=tuple(sorted(FILES)))
     frozen = freeze(filled, str(out), request)
     seen: dict[str, dict[str, bytes]] = {}
     for shard in sorted((out / "data").iterdir()):
@@ -109,7 +109,7 @@ print(json.dumps({s["__key__"]: [s["glb"].decode(), s["json"]["seed"]] for s in 
 
 
 def test_the_webdataset_library_reads_the_shards(local: Store, tmp_path: Path) -> None:
-    freeze(local, str(tmp_path / "out"), Request(format="webdataset", shard_assets=2))
+    freeze(local, str(tmp_path / "out"), DatasetRequest(format="webdataset", shard_assets=2))
     shards = sorted(str(path) for path in (tmp_path / "out" / "data").iterdir())
     read = subprocess.run(
         [sys.executable, "-c", READER, *shards], capture_output=True, text=True, check=True
@@ -122,7 +122,7 @@ def test_the_webdataset_library_reads_the_shards(local: Store, tmp_path: Path) -
 
 def test_every_file_is_in_the_sums_and_they_are_right(filled: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    freeze(filled, str(out), Request(format="webdataset"))
+    freeze(filled, str(out), DatasetRequest(format="webdataset"))
     found = tree(out)
     sums = dict(line.split("  ")[::-1] for line in found["SHA256SUMS"].decode().splitlines())
     assert set(sums) == set(found) - {"SHA256SUMS", MANIFEST}
@@ -133,9 +133,9 @@ def test_every_file_is_in_the_sums_and_they_are_right(filled: Store, tmp_path: P
 
 
 def test_files_and_parquet_hold_the_same(filled: Store, tmp_path: Path) -> None:
-    freeze(filled, str(tmp_path / "files"), Request(include=("mesh.glb", "views/*.png")))
-    freeze(filled, str(tmp_path / "table"), Request(format="parquet"))
-    freeze(filled, str(tmp_path / "links"), Request(format="parquet", links=True))
+    freeze(filled, str(tmp_path / "files"), DatasetRequest(include=("mesh.glb", "views/*.png")))
+    freeze(filled, str(tmp_path / "table"), DatasetRequest(format="parquet"))
+    freeze(filled, str(tmp_path / "links"), DatasetRequest(format="parquet", links=True))
     table = pq.read_table(tmp_path / "table" / "data").to_pylist(maps_as_pydicts="strict")
     linked = pq.read_table(tmp_path / "links" / "data").to_pylist(maps_as_pydicts="strict")
     assert sorted(row["asset_id"] for row in table) == ids(filled)
@@ -153,7 +153,7 @@ def test_files_and_parquet_hold_the_same(filled: Store, tmp_path: Path) -> None:
 
 def test_the_same_selection_is_the_same_bytes(local: Store, tmp_path: Path, s3_url: str) -> None:
     """From another copy of the store, its tables sealed, on another kind of it, and at a prefix."""
-    request = Request(format="webdataset", shard_assets=2)
+    request = DatasetRequest(format="webdataset", shard_assets=2)
     freeze(local, str(tmp_path / "first"), request)
     first = tree(tmp_path / "first")
     shutil.copytree(tmp_path / "local", tmp_path / "moved")
@@ -185,7 +185,7 @@ def test_a_damaged_file_stops_it_and_nothing_is_marked(
     good = mesh.read_bytes()
     mesh.write_bytes(b"X" + good[1:])
     out = tmp_path / "out"
-    request = Request(format=format, shard_assets=1)
+    request = DatasetRequest(format=format, shard_assets=1)
     with pytest.raises(StoreError, match=f"{asset_id}/a01/mesh.glb is damaged"):
         freeze(local, str(out), request)
     left = tree(out)
@@ -200,10 +200,10 @@ def test_a_damaged_file_stops_it_and_nothing_is_marked(
 
 
 def test_an_interrupted_one_goes_on_with_its_shards(local: Store, tmp_path: Path) -> None:
-    request = Request(format="webdataset", shard_assets=1)
+    request = DatasetRequest(format="webdataset", shard_assets=1)
     out = tmp_path / "out"
 
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: CopyProgress) -> None:
         if progress.assets == 3:
             raise KeyboardInterrupt
 
@@ -225,12 +225,13 @@ def test_an_interrupted_one_goes_on_with_its_shards(local: Store, tmp_path: Path
 
 KILLED = """
 import os, signal, sys
-from tasks.curate import Request, freeze
+from tasks.curate import DatasetRequest, freeze
 from tasks.store import open_store
 def kill(progress):
     if progress.assets == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-freeze(open_store(sys.argv[1]), sys.argv[2], Request(format=sys.argv[3], shard_assets=1), kill)
+request = DatasetRequest(format=sys.argv[3], shard_assets=1)
+freeze(open_store(sys.argv[1]), sys.argv[2], request, kill)
 """
 
 
@@ -242,7 +243,7 @@ def test_a_killed_one_can_be_run_again(local: Store, tmp_path: Path, format: str
     died = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert died.returncode == -signal.SIGKILL
     assert MANIFEST not in tree(out)
-    request = Request(format=format, shard_assets=1)
+    request = DatasetRequest(format=format, shard_assets=1)
     freeze(local, str(out), request)
     freeze(local, str(tmp_path / "clean"), request)
     assert tree(out) == tree(tmp_path / "clean")
@@ -250,25 +251,25 @@ def test_a_killed_one_can_be_run_again(local: Store, tmp_path: Path, format: str
 
 def test_what_is_there_is_never_written_to(local: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    freeze(local, str(out), Request(format="webdataset"))
+    freeze(local, str(out), DatasetRequest(format="webdataset"))
     before = tree(out)
-    assert freeze(local, str(out), Request(format="webdataset")).was_there
+    assert freeze(local, str(out), DatasetRequest(format="webdataset")).was_there
     with pytest.raises(SelectionError, match="holds a dataset of another selection"):
-        freeze(local, str(out), Request(where="seed = 0 AND faces > 0", format="webdataset"))
+        freeze(local, str(out), DatasetRequest(where="seed = 0 AND faces > 0", format="webdataset"))
     assert tree(out) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(SelectionError, match="has other files in it"):
-        freeze(local, str(tmp_path / "mine"), Request())
+        freeze(local, str(tmp_path / "mine"), DatasetRequest())
     assert list(tree(tmp_path / "mine")) == ["notes.txt"]
 
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: CopyProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        freeze(local, str(tmp_path / "half"), Request(format="webdataset"), interrupt)
+        freeze(local, str(tmp_path / "half"), DatasetRequest(format="webdataset"), interrupt)
     with pytest.raises(SelectionError, match="an unfinished dataset of another selection"):
-        freeze(local, str(tmp_path / "half"), Request(format="parquet"))
+        freeze(local, str(tmp_path / "half"), DatasetRequest(format="parquet"))
 
 
 def test_where_sees_tags_and_meta_and_wrong_sql_is_told(filled: Store) -> None:
@@ -284,9 +285,9 @@ def test_where_sees_tags_and_meta_and_wrong_sql_is_told(filled: Store) -> None:
 
 def test_a_selection_that_is_none_is_told_and_nothing_written(local: Store, tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match="no finished asset matches"):
-        freeze(local, str(tmp_path / "out"), Request(where="faces < 0"))
+        freeze(local, str(tmp_path / "out"), DatasetRequest(where="faces < 0"))
     with pytest.raises(SelectionError, match=r"--include \*\.stl"):
-        freeze(local, str(tmp_path / "out"), Request(include=("*.stl",)))
+        freeze(local, str(tmp_path / "out"), DatasetRequest(include=("*.stl",)))
     assert not (tmp_path / "out").exists()
 
 
@@ -305,7 +306,7 @@ def test_splits_are_of_prompts_and_never_move() -> None:
 
 
 def test_all_seeds_of_a_prompt_are_in_one_split(filled: Store, tmp_path: Path) -> None:
-    freeze(filled, str(tmp_path / "out"), Request(format="webdataset", fractions=(1, 1, 1)))
+    freeze(filled, str(tmp_path / "out"), DatasetRequest(format="webdataset", fractions=(1, 1, 1)))
     rows = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
     splits: dict[str, set[str]] = {}
     for row in rows:
@@ -319,7 +320,8 @@ def test_hostile_prompts_stay_text(store: Store, tmp_path: Path) -> None:
     make(store, tmp_path, spec(HOSTILE), "run1")
     make(store, tmp_path, spec("- a list\n---\n# a title"), "run1")
     where = "prompt <> '```' AND '</script>' <> prompt"
-    freeze(store, str(tmp_path / "out"), Request(where=where, name="x\n---\n# y", format="parquet"))
+    request = DatasetRequest(where=where, name="x\n---\n# y", format="parquet")
+    freeze(store, str(tmp_path / "out"), request)
     found = {name: data.decode("utf-8", "replace") for name, data in tree(tmp_path / "out").items()}
     cells = [cell for row in csv.reader(io.StringIO(found["prompts.csv"])) for cell in row]
     assert f"'{HOSTILE}" in cells
@@ -342,7 +344,7 @@ def test_the_prompts_ask_for_the_very_same_assets(local: Store, tmp_path: Path) 
     other = replace(spec("a tank", 5), recipe=changed, prior_revision="r-toybox")
     for asked in (other, replace(spec("a pig", 2), prior_revision="r-toybox", negative_prompt="x")):
         make(local, tmp_path, asked, "run2")
-    freeze(local, str(tmp_path / "out"), Request(where="prior_revision = 'r-toybox'"))
+    freeze(local, str(tmp_path / "out"), DatasetRequest(where="prior_revision = 'r-toybox'"))
     for name in ("prompts.csv", "prompts.jsonl"):
         again = plan(tmp_path / "out" / name)
         assert again.warnings == []
@@ -352,17 +354,18 @@ def test_the_prompts_ask_for_the_very_same_assets(local: Store, tmp_path: Path) 
 
 
 def test_dedupe_keeps_the_best_of_near_duplicates(filled: Store, tmp_path: Path) -> None:
-    plain = freeze(filled, str(tmp_path / "all"), Request(format="webdataset"))
+    plain = freeze(filled, str(tmp_path / "all"), DatasetRequest(format="webdataset"))
     assert plain.document["near_duplicates"]["pairs"] == 1
     text = (tmp_path / "all" / "near_duplicates.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert {rows[0]["prompt_a"], rows[0]["prompt_b"]} == {"a duck", "A duck!"}
     assert (rows[0]["similarity"], rows[0]["split_a"]) == ("1.0", rows[0]["split_b"])
-    fewer = freeze(filled, str(tmp_path / "fewer"), Request(format="webdataset", dedupe=True))
+    request = DatasetRequest(format="webdataset", dedupe=True)
+    fewer = freeze(filled, str(tmp_path / "fewer"), request)
     assert fewer.document["assets"] == plain.document["assets"] - 1
     assert fewer.document["near_duplicates"]["prompts_left_out"] == 1
 
 
 def test_a_full_bucket_name_that_is_missing_is_told(local: Store, s3_environment: str) -> None:
     with pytest.raises(StoreError, match=r"the bucket does not exist; create it or correct"):
-        freeze(local, "s3://no-such-bucket/x", Request())
+        freeze(local, "s3://no-such-bucket/x", DatasetRequest())

@@ -226,13 +226,14 @@ def test_processes_start_before_their_scenes_where_they_will_be_wanted(
     with pool(tmp_path, ["cpu", "cpu", "cpu"]) as devices:
         devices.warm_up([{"prior": "toybox", "prior_revision": "1"}] * 2)
         deadline = time.monotonic() + 10
-        while sum(e.process is not None for e in devices._engines) < 2:
+        engines = list(devices._engines.values())
+        while sum(e.process is not None for e in engines) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        first = devices._engines[0].process
-        assert [e.process is not None for e in devices._engines] == [True, True, False]
+        first = engines[0].process
+        assert [e.process is not None for e in engines] == [True, True, False]
         assert run(devices, tmp_path, "duck")["step"] == 6
-        assert devices._engines[0].process is first
+        assert engines[0].process is first
     assert [e["prior"] for e in events(journal) if e["type"] == "load"] == ["toybox"] * 2
 
 

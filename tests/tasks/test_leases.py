@@ -18,10 +18,10 @@ import pytest
 from task_samples import all_tables, report, spec
 
 from tasks import leases as module
-from tasks.commit import (
+from tasks.assets import commit_asset
+from tasks.attempts import (
     asset_attempts,
     close_interrupted,
-    commit_asset,
     finish_attempt,
     start_attempt,
 )

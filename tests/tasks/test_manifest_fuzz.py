@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from manifest_fuzzer import KINDS, fuzz, parse
-from task_samples import Write, problems
+from task_samples import Write, plan, problems
 
 from tasks import manifest_files
-from tasks.manifest import ManifestError, check_manifest, read_manifest
-from tasks.manifest_reading import Reading
+from tasks.manifest import ManifestError, read_manifest
+from tasks.manifest_sources import read_sources
 
 
 def test_bad_manifests_are_refused_and_right_cells_come_out_verbatim(tmp_path: Path) -> None:
@@ -62,17 +62,18 @@ def test_the_parser_of_the_oracle() -> None:
 
 MEASURE = """
 import resource, sys
-from tasks.manifest import check_manifest
+from tasks.manifest_sources import read_sources
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = check_manifest(sys.argv[1], prior_revision=lambda prior: "")
-print(found.entries, found.assets, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+[records] = read_sources(sys.argv[1])
+count = sum(1 for record in records)
+print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_the_memory_of_a_check_does_not_hold_the_rows(tmp_path: Path, ending: str) -> None:
-    """Long cells show it: 40,000 rows of 2 kB are 80 MB, and ids alone are kept."""
+def test_files_are_read_as_a_stream(tmp_path: Path, ending: str) -> None:
+    """Long cells show it: 40,000 rows of 2 kB are 80 MB."""
     path, prompt, count = tmp_path / f"long.{ending}", "a red duck " * 180, 40_000
     if ending == "csv":
         path.write_text("prompt,seed\n" + "".join(f"{prompt},{k}\n" for k in range(count)))
@@ -85,33 +86,38 @@ def test_the_memory_of_a_check_does_not_hold_the_rows(tmp_path: Path, ending: st
     assert path.stat().st_size > 75e6
     command = [sys.executable, "-c", MEASURE, str(path)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    assert said[:2] == [str(count)] * 2
-    assert int(said[2]) < 50_000, f"{said[2]} kB more"
+    assert int(said[0]) == count
+    assert int(said[1]) < 50_000, f"{said[1]} kB more"
 
 
-def test_a_check_says_what_reading_and_resolving_say(write: Write) -> None:
+def test_what_resolving_says_of_rows(write: Write) -> None:
     path = write("id,prompt,seed\na,a duck,0-2\nb,a duck,1\nc,a zebra,\n")
-    found = check_manifest(path, prior_revision=lambda prior: "")
-    assert (found.entries, found.assets, found.unsaid) == (5, 4, 0)
+    found = plan(path)
+    assert (len(found.entries), found.assets, found.problems) == (5, 4, [])
     assert [text.split(": ", 1)[1] for text in found.warnings] == [
         "id: b is the same asset as a-s1 (line 2); it is made once",
         f"prompt: {found.warnings[1].split(': prompt: ')[1]}",
     ]
-    with pytest.raises(ManifestError, match=r"^.*m\.csv:3: steps: ") as caught:
-        check_manifest(write("prompt,steps\na,5\nb,0\nc,0\n"), prior_revision=lambda prior: "")
-    assert [problem.line for problem in caught.value.problems] == [3, 4]
-    with pytest.raises(ManifestError) as caught:  # every row is blamed, also for the same mistake
-        check_manifest(
-            write("prompt,recipe\na,paper\nb,paper\n"), prior="toybox", prior_revision=lambda _: ""
-        )
-    assert [problem.line for problem in caught.value.problems] == [2, 3]
+    for rows in ("prompt,steps\na,5\nb,0\nc,0\n", "prompt,recipe\na,draft\nb,paper\nc,paper\n"):
+        with pytest.raises(ManifestError) as caught:  # also of the same mistake in every row
+            plan(write(rows), prior="toybox")
+        assert [problem.line for problem in caught.value.problems] == [3, 4]
 
 
-def test_a_million_mistakes_are_not_kept(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.manifest_reading.MOST_PROBLEMS", 10)
-    with pytest.raises(ManifestError) as caught:
-        list(Reading(write("prompt,seed\n" + "a,x\n" * 1000)))
-    assert len(caught.value.problems) == 11
+@pytest.mark.parametrize("rows", ["a,\n" * 10, "a,0-3\nb,0-3\n", "a,wrong\n" * 10])
+def test_a_manifest_has_a_limit(write: Write, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.manifest_reading.MAX_ROWS", 7)
+    line = 3 if "-" in rows else 9
+    assert problems(write("prompt,seed\n" + rows)) == [
+        f"m.csv:{line}: row: exceeds the limit of 7 rows of a manifest (each seed of a range is"
+        " one); split the list into shards, which are separate manifests, and give each to"
+        " `sjc run`, or to `sjc plan` and `sjc dispatch`, with the same --store"
+    ]
+
+
+def test_as_many_rows_as_the_limit_are_right(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.manifest_reading.MAX_ROWS", 7)
+    assert len(plan(write("prompt,seed\n" + "a,\n" * 3 + "b,0-3\n")).entries) == 7
 
 
 def test_a_line_that_never_ends_is_not_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,10 +130,10 @@ def test_a_line_that_never_ends_is_not_read(write: Write, monkeypatch: pytest.Mo
 
 def test_a_file_that_changes_while_it_is_read(write: Write) -> None:
     path = write("prompt\na\nb\n")
-    reading = Reading(path)
+    [records] = read_sources(str(path))
     path.write_text("prompt\na\nb\nc\n")
     with pytest.raises(ManifestError, match="was changed while it was read; try again"):
-        list(reading)
+        list(records)
 
 
 def test_ids_of_ranges_and_of_later_rows(write: Write) -> None:

@@ -9,8 +9,8 @@ import boto3
 import pytest
 from task_samples import Write, plan, problems
 
-from tasks.commit import finish_run, start_run
 from tasks.manifest import ManifestError, read_manifest
+from tasks.runs import finish_run, start_run
 from tasks.store import open_store
 from tasks.tables import query, record_run
 

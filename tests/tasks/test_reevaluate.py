@@ -14,7 +14,8 @@ from tiny_clip import save_tiny_clip
 
 from sjc_engine.mesh import extract_mesh
 from sjc_engine.recipes import MeshRecipe
-from tasks.commit import asset_attempts, commit_asset, finish_attempt, start_attempt
+from tasks.assets import commit_asset
+from tasks.attempts import asset_attempts, finish_attempt, start_attempt
 from tasks.documents import asset_manifest
 from tasks.judges import Judges
 from tasks.reevaluate import evaluation_recipe, reevaluate

@@ -12,22 +12,25 @@ import pytest
 from PIL import Image
 from task_samples import make, make_run, report, spec
 
-from tasks.commit import close_interrupted, commit_asset, finish_attempt, start_attempt, start_run
+from tasks.assets import commit_asset
+from tasks.attempts import close_interrupted, finish_attempt, start_attempt
 from tasks.documents import run_ids
+from tasks.html import duration
 from tasks.manifest import read_manifest, resolve
 from tasks.report import (
     MOST_SHOWN,
     MOST_TILES,
-    Picture,
-    Report,
+    RunReport,
+    Thumbnail,
     extremes,
     latest_run,
     read_report,
     sample,
     write_report,
 )
-from tasks.report.charts import histogram
-from tasks.report.page import device_hours, duration, report_page, seconds_of
+from tasks.report.charts import histogram, histogram_sheet
+from tasks.report.page import device_hours, report_page, seconds_of
+from tasks.runs import start_run
 from tasks.schemas import COLUMNS
 from tasks.store import NotInStore, Store, open_store
 from tasks.tables import rebuild_tables, record_attempt, record_run
@@ -71,7 +74,7 @@ def begin(store: Store, folder: Path, rows: str, run_id: str = "run1") -> dict[s
     path = folder / "m.csv"
     path.write_text(f"id,prompt\n{rows}")
     manifest = read_manifest(path)
-    plan = resolve(manifest, prior_revision=lambda _: "r", recipe="draft")
+    plan = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft")
     run = start_run(store, run_id, str(path), manifest.sha256, plan.entries, SETTINGS)
     record_run(store, run)
     return run
@@ -160,11 +163,11 @@ def large(count: int) -> str:
     }  # fmt: skip
     noise = io.BytesIO()
     Image.effect_noise((112, 112), 80).save(noise, "WEBP", quality=80)
-    tiles = {r["asset_id"]: Picture(f"data:image/webp;base64,{noise.getvalue().hex()}", "../x")
+    tiles = {r["asset_id"]: Thumbnail(f"data:image/webp;base64,{noise.getvalue().hex()}", "../x")
              for r in rows}  # fmt: skip
     best, worst = extremes(rows, MOST_SHOWN)
     return report_page(
-        Report(run, "/store", rows, sample(rows, MOST_TILES), best, worst, tiles, tiles)
+        RunReport(run, "/store", rows, sample(rows, MOST_TILES), best, worst, tiles, tiles)
     )
 
 
@@ -203,6 +206,10 @@ def test_a_histogram_holds_every_value() -> None:
         counts = [int(n) for n in re.findall(r": (\d+)</title>", drawn)]
         assert sum(counts) == len(values)
         assert "nan" not in drawn
+    both = [(columns[name], [0.5, 1.0]) for name in ("clip_score", "clip_r_precision")]
+    sheet = ElementTree.fromstring(histogram_sheet(both))
+    assert "clip_r_precision: median 0.75, better: higher" in "".join(sheet.itertext())
+    assert sheet.find("{*}style") is not None, "it stands alone"
     bars = ElementTree.fromstring(histogram(columns["clip_r_precision"], [0.0, 1.0])).iter("rect")
     assert [float(bar.attrib["x"]) for bar in bars] == [0.5, 263.0]  # both ends of eight bins
 
@@ -219,10 +226,10 @@ def test_hours_are_devices_times_duration() -> None:
         "run_id": "run1", "settings": SETTINGS, "started_at": "2026-01-01T00:00:00+00:00",
         "ended_at": "2026-01-01T00:30:00+00:00",
     }  # fmt: skip
-    made = Report(run, "", [row(1)], [], [], [])
+    made = RunReport(run, "", [row(1)], [], [], [])
     assert seconds_of(made) == 1800
     assert device_hours(made) == ("GPU", 1.0)
-    assert device_hours(Report(run, "", [row(1, run_id="run0")], [], [], [])) == ("GPU", 0.0)
+    assert device_hours(RunReport(run, "", [row(1, run_id="run0")], [], [], [])) == ("GPU", 0.0)
 
 
 def test_durations() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from task_samples import fill, make, make_run, report, spec
 
-from tasks.commit import asset_attempts, finish_run, start_run
+from tasks.attempts import asset_attempts
 from tasks.documents import asset_manifest
 from tasks.manifest import read_manifest, resolve
 from tasks.run_diff import Difference, UnknownRun, diff_runs
+from tasks.runs import finish_run, start_run
 from tasks.store import Store, open_store
 from tasks.tables import record_attempt, record_run
 
@@ -25,7 +26,7 @@ def run(store: Store, folder: Path, run_id: str, rows: str, **states: Any) -> No
     path = folder / "n.csv"
     path.write_text(f"id,prompt,seed\n{rows}")
     manifest = read_manifest(path)
-    entries = resolve(manifest, prior_revision=lambda _: "r", recipe="draft").entries
+    entries = resolve(manifest.rows, prior_revision=lambda _: "r", recipe="draft").entries
     document = start_run(store, run_id, "n.csv", manifest.sha256, entries, {})
     for entry in entries:
         state = states.get(entry.row_id)

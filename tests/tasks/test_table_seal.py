@@ -16,8 +16,13 @@ import pytest
 from task_samples import all_tables, fill, make, report, spec
 
 from tasks import table_reader
+from tasks.attempts import (
+    asset_attempts,
+    close_interrupted,
+    finish_attempt,
+    start_attempt,
+)
 from tasks.columns import RowError
-from tasks.commit import asset_attempts, close_interrupted, finish_attempt, start_attempt
 from tasks.compaction import compact_store
 from tasks.documents import asset_manifest
 from tasks.rows import attempt_row, view_rows

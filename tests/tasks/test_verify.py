@@ -17,10 +17,16 @@ import pytest
 from task_samples import all_tables, fill, make, make_run, spec
 
 from flows.plan import asset_states
-from tasks.commit import asset_attempts, close_interrupted, finish_attempt
+from tasks.attempts import asset_attempts, close_interrupted, finish_attempt
 from tasks.compaction import compact_store
-from tasks.curate import Request, freeze
-from tasks.documents import asset_manifest, check_usable, committed_attempt, mark_format, run_ids
+from tasks.curate import DatasetRequest, freeze
+from tasks.documents import (
+    asset_manifest,
+    check_usable,
+    committed_attempt,
+    mark_format,
+    run_ids,
+)
 from tasks.schemas import SCHEMA_VERSION
 from tasks.store import Damaged, NewerStore, NotInStore, Store, StoreError, open_store
 from tasks.tables import read_table, seal_run
@@ -153,7 +159,7 @@ def test_a_damaged_attempt_costs_itself_and_no_other(tmp_path: Path, content: by
     assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}  # so it is tried again
     said: list[str] = []
     for _ in range(2):
-        assert close_interrupted(store, [DUCK], tell=said.append) == []
+        assert close_interrupted(store, [DUCK], report=said.append) == []
     assert len(said) == 1, "it is told once"
     assert f"{DUCK}/a02/attempt.json was damaged" in said[0]
     aside, reason = (k for k in store.list(f"assets/{DUCK}/a02/") if k != key)
@@ -398,7 +404,7 @@ def test_a_marker_that_is_valid_json_but_wrong_is_damage(tmp_path: Path, how: st
     damage(store, key, json.dumps(wrong(json.loads(store.get_bytes(key)), how)).encode())
     if how != "another spec":
         with pytest.raises(Damaged, match=r"manifest\.json is damaged \("):
-            freeze(store, str(tmp_path / "out"), Request(name="x"))
+            freeze(store, str(tmp_path / "out"), DatasetRequest(name="x"))
     [finding] = verify_store(store)
     assert finding.key == (key if how != "another spec" else f"assets/{DUCK}/a01/attempt.json")
     assert set(plan_repairs(store, [finding]).assets) == {DUCK}

@@ -1,13 +1,10 @@
-"""The generated halves of docs/tables.md and docs/recipes.md: ``python -m tasks.pages docs``."""
+"""Writes the generated parts of docs/: `python scripts/docs_tables.py`."""
 
 from __future__ import annotations
 
-import inspect
-import re
-import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -16,7 +13,23 @@ from sjc_engine.recipes import PARTS
 from tasks.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE, Column
 from tasks.schemas import TABLES
 
-MARK = "<!-- From here on: `python -m tasks.pages docs`. -->\n"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+MARK = "<!-- From here on: `python scripts/docs_tables.py`. -->\n"
+
+# By its first key, the heading of a group of recipe keys.
+GROUPS = {
+    "steps": "Score (equations 14 to 16)",
+    "sigma_schedule": (
+        "Noise levels: random in the range, from its top to its bottom, or always the same"
+    ),
+    "optimizer": "Optimiser",
+    "field": "Field",
+    "render_size": "Camera and renderer",
+    "emptiness_weight": "Regularisers",
+    "image_elevation": (
+        "The input picture, for priors that take one: where its camera stood, and its losses"
+    ),
+}
 
 _TYPES: dict[pa.DataType, str] = {
     TEXT: "text",
@@ -47,41 +60,22 @@ def recipes_page() -> str:
     """Every recipe key with what it may be and does, and every preset with what it changes."""
     blocks = []
     for part in PARTS.values():
-        hints, said = get_type_hints(part), comments(part)
+        hints = get_type_hints(part)
         lines: list[str] = []
         for key in fields(part):
-            hint, about = hints[key.name], said[key.name]
-            if about.heading or not lines:
-                heading = about.heading or (part.__doc__ or "").split("\n")[0]
+            hint = hints[key.name]
+            if key.name in GROUPS or not lines:
+                heading = GROUPS.get(key.name) or (part.__doc__ or "").split("\n")[0]
                 lines += [f"\n## {heading.rstrip('.')}\n", _KEYS, "|---|---|---|---|---|"]
             values = ", ".join(f"`{value}`" for value in get_args(hint))
             if low_high := key.metadata.get("range"):
                 values = f"{low_high[0]:,.10g} to {low_high[1]:,.10g}"
             kind = "choice" if get_origin(hint) is Literal else hint.__name__
-            cells = (f"`{key.name}`", kind, f"`{key.default}`", values, about.meaning)
+            cells = (f"`{key.name}`", kind, f"`{key.default}`", values, key.metadata["help"])
             lines.append(f"| {' | '.join(cells)} |")
         blocks.append("\n".join(lines).strip())
     blocks.append(f"## Presets\n\n{_presets()}")
     return "\n\n".join(blocks) + "\n"
-
-
-class Comment(NamedTuple):
-    """What the code says of a key: beside it, and above it if a group of keys begins there."""
-
-    meaning: str
-    heading: str
-
-
-def comments(part: type) -> dict[str, Comment]:
-    """The comments on the fields of a recipe's part; they are the keys' only description."""
-    found, heading = {}, ""
-    for line in inspect.getsource(part).splitlines():
-        if above := re.fullmatch(r" {4}# (.+)", line):
-            heading = above[1]
-        elif key := re.fullmatch(r" {4}(\w+): .*?(?:  # (.+))?", line):
-            found[key[1]] = Comment(key[2] or "", heading)
-            heading = ""
-    return found
 
 
 def _presets() -> str:
@@ -124,6 +118,6 @@ def _cells(column: Column) -> list[str]:
 
 if __name__ == "__main__":
     for name, generate in PAGES.items():
-        path = Path(sys.argv[1]) / name
+        path = DOCS / name
         before = path.read_text("utf-8").partition(MARK)[0]
         path.write_text(f"{before}{MARK}\n{generate()}", "utf-8")
