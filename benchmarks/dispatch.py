@@ -38,14 +38,14 @@ from prefect.states import Completed, Crashed, Running
 from report import Figure, Report
 from stub_shard import make_stubs
 
+from flows.commands.plan import make_plan_of
 from flows.dispatch import DEPLOYMENT, Dispatcher, Pool, tally
 from flows.dispatch import dispatch as dispatch_flow
 from flows.generate import close_attempts, entry_outcomes
 from flows.plan import make_plan
-from flows.planning import make_plan_of
+from flows.prefect_server.heartbeats import SILENCE
 from flows.scratch import sole_user
 from flows.settings import Settings
-from flows.zombies import SILENCE
 from tasks.commit import finish_run, new_run_id, start_attempt, start_run
 from tasks.compaction import compact_store
 from tasks.shard_plan import MOST_ASSETS, ShardPlan, keep_plan, make_plan_file

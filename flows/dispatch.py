@@ -23,8 +23,8 @@ from prefect.states import Completed, Failed, State
 
 from flows.errors import UsageError
 from flows.plan import asset_states
-from flows.terminal import watcher
-from flows.zombies import crash_silent_runs
+from flows.prefect_server.heartbeats import crash_silent_runs
+from flows.progress.terminal import watcher
 from tasks.artifacts import Board, Progress, board_of_run
 from tasks.documents import check_usable
 from tasks.shard_plan import ShardPlan, load_plan

@@ -14,14 +14,14 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import server
+from flows.commands.flow_result import check_end
+from flows.commands.output import show
 from flows.errors import FAILED, RunError, UsageError
-from flows.folders import make_private
-from flows.listing import ASSET_COLUMNS, SECONDS, selection
 from flows.plan import check_devices
-from flows.tabulate import show
-from flows.terminal import terminal_watcher, watched_by, watcher
-from flows.verdict import check_end
+from flows.prefect_server import server
+from flows.progress.results import ASSET_COLUMNS, SECONDS, selection
+from flows.progress.terminal import terminal_watcher, watched_by, watcher
+from flows.scratch import make_private
 from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
 from tasks.commit import close_interrupted, finish_run, new_run_id, start_run

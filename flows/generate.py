@@ -13,15 +13,15 @@ from prefect import flow, get_run_logger, runtime
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.engines import engines
-from flows.farewell import soon_over
-from flows.listing import results
+from flows.context import engines
+from flows.pipeline import Outcomes, RunCancelled, produce
 from flows.plan import Plan, asset_states, make_plan
-from flows.produce import Outcomes, RunCancelled, produce
+from flows.prefect_server.shutdown import soon_over
+from flows.progress.prefect_summary import manifest_name, told
+from flows.progress.results import results
+from flows.progress.terminal import watcher
 from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command
-from flows.story import manifest_name, told
-from flows.terminal import watcher
 from tasks.commit import (
     close_interrupted,
     finish_run,
@@ -44,7 +44,7 @@ Maker = Callable[[Plan, list[str], str], Outcomes]
 
 
 def _run_name() -> str:
-    """Until the plan is there, and `flows.story` can say more."""
+    """Until the plan is there, and `flows.progress.prefect_summary` can say more."""
     return manifest_name(runtime.flow_run.parameters["manifest"])
 
 

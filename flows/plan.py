@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
-from flows.folders import can_hold_files, make_private
+from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_state

@@ -1,4 +1,4 @@
-"""The scratch folder of runs on this machine."""
+"""The scratch folder of runs on this machine, and the private folders that hold what is theirs."""
 
 import contextlib
 import fcntl
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.errors import UsageError
-from flows.folders import make_private
 from tasks.disk import disk_advice
 
 ASK_SECONDS = 0.5  # between two looks at a folder that another run uses
@@ -73,3 +72,16 @@ def scratch_id(scratch: Path) -> str:
         name = secrets.token_hex(8)
         (scratch / "lock").write_text(name)
         return name
+
+
+def can_hold_files(folder: Path) -> bool:
+    """Whether a folder is there and writable, or can be made; nothing is made."""
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder, if it is missing, that is its owner's alone: fields and logs lie there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)

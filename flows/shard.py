@@ -8,13 +8,13 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.states import State
 
-from flows.engines import engines
+from flows.context import engines
 from flows.generate import THREADS, Maker, run_plan
+from flows.pipeline import produce
 from flows.plan import make_plan
-from flows.produce import produce
+from flows.progress.prefect_summary import told
 from flows.scratch import sole_user
 from flows.settings import Settings
-from flows.story import told
 from tasks.shard_plan import fetch_images
 
 

@@ -41,7 +41,7 @@ def assets(
 ) -> None:
     """List the assets of a store: one row each, its best outcome."""
     with reported():
-        from flows.listing import list_assets
+        from flows.progress.results import list_assets
 
         list_assets(store, manifest, where, format)
 
@@ -59,7 +59,7 @@ def query(
 ) -> None:
     """Ask the tables assets, views, entries, attempts and runs, and the view best_assets."""
     with reported():
-        from flows.listing import run_query
+        from flows.progress.results import run_query
 
         run_query(store, sql, format)
 
@@ -104,8 +104,8 @@ def curate(
 ) -> None:
     """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
     with reported("run the same command again to go on"):
-        from flows.curation import curate as write
-        from flows.curation import fractions
+        from flows.commands.curate import curate as write
+        from flows.commands.curate import fractions
         from tasks.curate import Request
         from tasks.manifest_sources import file_digests
 
@@ -144,7 +144,7 @@ def duplicates(
 ) -> None:
     """List pairs of prompts that say almost the same, the most alike first."""
     with reported():
-        from flows.curation import duplicates as show_pairs
+        from flows.commands.curate import duplicates as show_pairs
 
         show_pairs(manifest, store, where, similar, format)
 
@@ -162,7 +162,7 @@ def diff(
 ) -> None:
     """Show what changed between two runs; exit code 1 if something new fails."""
     with reported():
-        from flows.curation import diff as show_changes
+        from flows.commands.curate import diff as show_changes
 
         raise typer.Exit(show_changes(run_a, run_b, store, format))
 
@@ -180,7 +180,7 @@ def gallery(
 ) -> None:
     """Write a web page over a store: thumbnails, search, filters, and a 3D viewer per asset."""
     with reported("what was copied stays; run it again to go on"):
-        from flows.pages import gallery as write
+        from flows.commands.gallery import gallery as write
 
         write(store, out, where, quiet=quiet)
 
@@ -197,7 +197,7 @@ def report(
 ) -> None:
     """Write a run's report again, and print where it is: one HTML file in the store."""
     with reported():
-        from flows.pages import report as write
+        from flows.commands.gallery import report as write
 
         write(store, run_id)
 
@@ -223,7 +223,7 @@ def sample2d(
 ) -> None:
     """Draw the paper's 2D experiments: the perturbed score, samples, schedules and guidance."""
     with reported():
-        from flows.experiments import sample2d as draw
+        from flows.commands.sample2d import sample2d as draw
 
         try:
             scales = [float(text) for text in guidance.split(",")]

@@ -72,8 +72,8 @@ def run(
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
     with reported("run the same command again to go on"):
-        from flows.run import dry_run as show_plan
-        from flows.run import run as run_flow
+        from flows.commands.run import dry_run as show_plan
+        from flows.commands.run import run as run_flow
 
         settings = run_settings(context.params)
         if dry_run:
@@ -91,7 +91,7 @@ def check(
 ) -> None:
     """Validate a manifest, and show every bad row at once."""
     with reported():
-        from flows.checking import check as check_rows
+        from flows.commands.check import check as check_rows
 
         check_rows(manifest, prior, recipe, parse_overrides(set_))
 
@@ -118,7 +118,7 @@ def generate(
 ) -> None:
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     with reported():
-        from flows.single import Request, make
+        from flows.commands.generate import Request, make
 
         request = Request(prompt, out, prior, recipe, parse_overrides(set_), seed, image, device)
         make(request, quiet=quiet, as_json=json_)
@@ -147,7 +147,7 @@ def evaluate(
 ) -> None:
     """Measure finished assets again, with another judge perhaps; nothing is optimised again."""
     with reported("what was measured so far is recorded"):
-        from flows import environment
+        from flows.prefect_server import environment
 
         environment.apply(console_level="CRITICAL")
         from flows.evaluate import command as measure

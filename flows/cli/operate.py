@@ -69,7 +69,7 @@ def serve(
 ) -> None:
     """Run a manifest by the clock, in this process: each run makes what is new."""
     with reported("finished assets are in the store; the next run goes on"):
-        from flows.serve import serve as serve_runs
+        from flows.commands.serve import serve as serve_runs
 
         settings = run_settings(context.params)
         serve_runs(settings, cron, timezone)
@@ -114,8 +114,8 @@ def deploy(
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
     with reported():
-        from flows import deploy as deployments
-        from flows.schedule import deployment_name
+        from flows.commands import deploy as deployments
+        from flows.prefect_server.schedule import deployment_name
 
         if manifest is None:
             if cron is not None or name is not None:
@@ -160,7 +160,7 @@ def plan(
 ) -> None:
     """Cut a manifest into shards for many machines; `dispatch` has them made."""
     with reported():
-        from flows.planning import plan as write
+        from flows.commands.plan import plan as write
         from flows.settings import Settings
 
         settings = Settings(
@@ -192,7 +192,7 @@ def dispatch(
 ) -> None:
     """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
     with reported("shards at the pool go on; run the same command again to follow them"):
-        from flows.dispatching import run
+        from flows.commands.dispatch import run
 
         code = run(
             plan,
@@ -238,7 +238,7 @@ def verify(
 ) -> None:
     """Check every file against its checksum and every table against the JSON behind it."""
     with reported("nothing is half done; run it again"):
-        from flows.verify import run
+        from flows.commands.verify import run
 
         abandoned = timedelta(hours=older)
         code = run(
@@ -260,7 +260,7 @@ def compact(
 ) -> None:
     """Merge each table's files into one; readers and runs may go on meanwhile."""
     with reported("the tables are right as they are; run it again to go on"):
-        from flows.compacting import run
+        from flows.commands.compact import run
 
         run(store, quiet=quiet, as_json=json_)
 
@@ -271,7 +271,7 @@ def ui(
 ) -> None:
     """Serve Prefect's pages; runs of the same PREFECT_HOME find this server and report to it."""
     with reported():
-        from flows.ui import serve
+        from flows.commands.ui import serve
 
         serve(port)
 
@@ -288,6 +288,8 @@ def doctor(
 
     Nothing is made. Exit code 0 when a run would work, 1 when there is a problem.
     """
-    from flows.doctor import doctor as examine  # works where what `reported` imports is missing
+    from flows.commands.doctor import (
+        doctor as examine,  # works where what `reported` imports is missing
+    )
 
     raise typer.Exit(examine(store, scratch, as_json=json_))

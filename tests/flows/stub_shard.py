@@ -10,8 +10,8 @@ from prefect import flow
 from prefect.states import State
 
 from flows.generate import THREADS
+from flows.pipeline import Outcomes
 from flows.plan import Plan
-from flows.produce import Outcomes
 from flows.settings import Settings
 from flows.shard import run_shard, shard_scratch
 from sjc_engine.spec import AssetSpec

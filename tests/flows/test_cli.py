@@ -437,7 +437,8 @@ def test_a_run_without_its_server_ends_when_it_is_told_to(judge: str, tmp_path: 
     def server_is_gone() -> bool:
         if not computes():
             return False
-        (server,) = (p for p in descendants(run.pid) if b"flows.server" in command_of(p))
+        servers = (p for p in descendants(run.pid) if b"prefect_server.server" in command_of(p))
+        (server,) = servers
         os.kill(server, signal.SIGKILL)
         time.sleep(15)  # meanwhile Prefect's threads ask again and again, and events pile up
         began.append(time.monotonic())

@@ -14,7 +14,7 @@ from command_line import SJC
 from fleet import descendants, flow_run_of, start_workers
 from task_samples import all_tables
 
-from flows.planning import make_plan_of
+from flows.commands.plan import make_plan_of
 from flows.settings import Settings
 from tasks.compaction import compact_store
 from tasks.schemas import SCHEMAS

@@ -16,8 +16,8 @@ import pytest
 from certificates import write_certificates
 from fault_proxy import FaultProxy
 
-import flows.doctor as doctor
-from flows.doctor import Finding, examine
+import flows.commands.doctor as doctor
+from flows.commands.doctor import Finding, examine
 
 NO_NETWORK = {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "COLUMNS": "300"}
 

@@ -16,11 +16,11 @@ from small_disk import SmallDisk, mounted
 from task_samples import make, make_run, spec
 
 import flows.generate
-from flows import environment
 from flows.errors import UsageError, reported
-from flows.produce import _teller
+from flows.pipeline import _teller
+from flows.prefect_server import environment
+from flows.progress.terminal import Lines
 from flows.scratch import sole_user
-from flows.terminal import Lines
 from sjc_engine import Recipe, load_field
 from sjc_engine.prior import load_prior
 from sjc_engine.running_scene import RunningScene

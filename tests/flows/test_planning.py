@@ -16,11 +16,11 @@ from prefect.utilities.importtools import import_object
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.commands.plan import DEFAULT_COST, SHARD_SECONDS, make_plan_of
 from flows.dispatch import DEPLOYMENT
-from flows.planning import DEFAULT_COST, SHARD_SECONDS, make_plan_of
+from flows.prefect_server.heartbeats import NAME, crash_silent_runs
 from flows.settings import Settings
 from flows.shard import generate_shard
-from flows.zombies import NAME, crash_silent_runs
 from tasks.shard_plan import keep_plan
 from tasks.store import open_store
 from tasks.tables import query

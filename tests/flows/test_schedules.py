@@ -17,11 +17,11 @@ import yaml
 from command_line import SJC, tiny
 from fleet import descendants, flow_run_of
 
-from flows.deploy import check, read_file
+from flows.commands.deploy import check, read_file
 from flows.errors import UsageError
-from flows.server import HOST, free_port, healthy
+from flows.prefect_server.heartbeats import NAME
+from flows.prefect_server.server import HOST, free_port, healthy
 from flows.settings import Settings
-from flows.zombies import NAME
 from sjc_engine.checkpoint import read_checkpoint
 from tasks.manifest import ManifestError
 from tasks.store import open_store
@@ -36,7 +36,7 @@ SOON = "* * * * * */10"  # Prefect's cron takes seconds as a sixth field
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A Prefect server of these tests."""
     port, home = free_port(), tmp_path_factory.mktemp("home")
-    command = [sys.executable, "-m", "flows.server", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.prefect_server.server", "--port", str(port)]
     server = subprocess.Popen(
         [*command, "--parent", str(os.getpid())], env=os.environ | {"PREFECT_HOME": str(home)}
     )

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from task_samples import make, spec
 
-from flows import server
 from flows.errors import RunError
-from flows.server import Server, healthy, ui_server
+from flows.prefect_server import server
+from flows.prefect_server.server import Server, healthy, ui_server
 from tasks.store import open_store
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 SCHEDULE = """
 import sys, time
 from pathlib import Path
-from flows import environment, server
+from flows.prefect_server import environment, server
 environment.apply("CRITICAL")
 connection = server.connect(Path("server.log"))
 connection.wait()
@@ -107,7 +107,7 @@ def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.Mo
 CONNECT = """
 import sys
 from pathlib import Path
-from flows import environment, server
+from flows.prefect_server import environment, server
 environment.apply("CRITICAL")
 server.connect(Path(sys.argv[1])).wait()
 """

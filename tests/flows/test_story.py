@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from flows import story, tally
 from flows.plan import Plan, make_plan
+from flows.progress import prefect_summary, tally
+from flows.progress.prefect_summary import Story, run_name, spent
+from flows.progress.results import RESULT_COLUMNS
+from flows.progress.tally import Tally, duration
+from flows.progress.terminal import Lines
 from flows.settings import Settings
-from flows.story import Story, run_name, spent
-from flows.tally import Tally, duration
-from flows.terminal import Lines
 from tasks.artifacts import Board
 
 
@@ -29,7 +30,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(tally, "time", clock)
-    monkeypatch.setattr(story, "time", clock)
+    monkeypatch.setattr(prefect_summary, "time", clock)
     return clock
 
 
@@ -115,7 +116,7 @@ def test_the_summary_of_a_run(plan: Plan, clock: Clock) -> None:
 
     store = plan.store
     store.put_bytes("runs/run1/report.html", b"x")
-    rows = [dict.fromkeys(story.RESULT_COLUMNS) | {"asset": "duck", "status": "ok", "error": None}]
+    rows = [dict.fromkeys(RESULT_COLUMNS) | {"asset": "duck", "status": "ok", "error": None}]
     reason = "<b>NaN</b> | at\n[step](http://x) 3"
     rows += [{**rows[0], "asset": "pig", "status": "diverged", "error": reason}]
     told.ended(rows)

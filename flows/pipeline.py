@@ -11,10 +11,10 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
-from flows.engines import Engines, engines
+from flows.context import Engines, engines
 from flows.plan import Plan
+from flows.progress.terminal import Watcher, watcher
 from flows.scratch import scratch_id
-from flows.terminal import Watcher, watcher
 from sjc_engine.atomic import is_refusal
 from tasks.asset import Asset
 from tasks.cancelling import cancels_heard

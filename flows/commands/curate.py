@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from flows.commands.output import show
 from flows.errors import FAILED, UsageError
-from flows.tabulate import show
 from tasks.curate import Progress, Request, SelectionError, freeze
 from tasks.curate_selection import FRACTIONS, candidate_rows
 from tasks.curate_tables import pair_rows

@@ -6,10 +6,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from flows.commands.output import print_table
 from flows.errors import UsageError
 from flows.plan import Cost, known_costs, read_entries, revision, select
 from flows.settings import Settings
-from flows.tabulate import print_table
 from sjc_engine.checkpoint import write_atomically
 from tasks.disk import disk_advice
 from tasks.manifest import Entry

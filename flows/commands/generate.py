@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.errors import RunError, UsageError
 from flows.plan import check_devices
-from flows.terminal import terminal_watcher
+from flows.progress.terminal import terminal_watcher
 from sjc_engine.atomic import is_refusal
 from sjc_engine.input_image import ImageError, InputImage, read_image
 from sjc_engine.recipes import Recipe

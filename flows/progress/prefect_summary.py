@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.listing import RESULT_COLUMNS
+from flows.commands.output import cell
 from flows.plan import Plan
-from flows.tabulate import cell
-from flows.tally import GOOD, Tally, duration
-from flows.terminal import Watcher, Watchers, watched_by, watcher
+from flows.progress.results import RESULT_COLUMNS
+from flows.progress.tally import GOOD, Tally, duration
+from flows.progress.terminal import Watcher, Watchers, watched_by, watcher
 from tasks.artifacts import Artifact, Board, board_of_run, name_run
 
 SUMMARY_SECONDS = 10.0  # between two versions of the live summary

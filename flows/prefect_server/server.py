@@ -1,6 +1,7 @@
 """Which Prefect server a run talks to: the given one, that of `sjc ui`, or one of its own.
 
-`python -m flows.server` is the server process; it serves the API, and the UI if asked to.
+`python -m flows.prefect_server.server` is the server process; it serves the API, and the UI if
+asked to.
 """
 
 import argparse
@@ -20,9 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.environment import prefect_home
 from flows.errors import RunError, UsageError
-from flows.folders import make_private
+from flows.prefect_server.environment import prefect_home
+from flows.scratch import make_private
 from sjc_engine.lifeline import die_with_parent
 from tasks.disk import disk_advice
 
@@ -127,7 +128,7 @@ def connect(log: Path, *, ui: bool = False) -> Server:
         os.environ["PREFECT_API_URL"] = found
         return Server(found, None)
     port = free_port()
-    command = [sys.executable, "-m", "flows.server"]
+    command = [sys.executable, "-m", "flows.prefect_server.server"]
     command += ["--port", str(port), "--parent", str(os.getpid()), *(["--ui"] if ui else [])]
     try:
         make_private(log.parent.parent)  # the scratch folder

@@ -15,7 +15,7 @@ SILENCE = timedelta(seconds=90)  # three heartbeats
 def crash_silent_runs() -> None:
     """Makes the server call a flow run crashed when its heartbeats stop; once for a server.
 
-    Heartbeats come from runs with `PREFECT_FLOWS_HEARTBEAT_FREQUENCY` set (flows.environment).
+    Heartbeats come from runs with `PREFECT_FLOWS_HEARTBEAT_FREQUENCY` set (see environment.py).
     """
     with get_client(sync_client=True) as client:
         if client.read_automations_by_name(NAME):

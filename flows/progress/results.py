@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from flows.commands.output import show
 from flows.errors import UsageError
-from flows.tabulate import show
 from tasks.manifest_sources import file_digests
 from tasks.store import Store, open_store
 from tasks.tables import QueryError, of_files, query

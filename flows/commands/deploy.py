@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from flows import environment, server
 from flows.errors import RunError, UsageError
 from flows.plan import read_entries
-from flows.schedule import next_times, told_times
+from flows.prefect_server import environment, server
+from flows.prefect_server.schedule import next_times, told_times
 from flows.settings import Settings
 
 ENTRYPOINT = "flows.generate.generate"
@@ -81,7 +81,7 @@ def deploy(config: Config, file: Path | None = None) -> None:
 
 def put(config: Config, file: Path | None, api_url: str) -> None:
     """Makes what is checked, and tells of it."""
-    from flows.zombies import crash_silent_runs
+    from flows.prefect_server.heartbeats import crash_silent_runs
 
     pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
     for pool in pools:

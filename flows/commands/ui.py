@@ -3,9 +3,9 @@
 import contextlib
 import sys
 
-from flows import environment
 from flows.errors import UsageError
-from flows.server import HOST, free_port, healthy, serve_ui
+from flows.prefect_server import environment
+from flows.prefect_server.server import HOST, free_port, healthy, serve_ui
 
 
 def serve(port: int) -> None:

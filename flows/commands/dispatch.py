@@ -4,12 +4,12 @@ import json
 import os
 from pathlib import Path
 
-from flows import environment, server
+from flows.commands.output import print_table
+from flows.commands.plan import read_plan_file
 from flows.errors import FAILED, UsageError
-from flows.planning import read_plan_file
+from flows.prefect_server import environment, server
+from flows.progress.terminal import terminal_watcher, watched_by
 from flows.settings import check_timeout
-from flows.tabulate import print_table
-from flows.terminal import terminal_watcher, watched_by
 from tasks.documents import check_usable
 from tasks.shard_plan import PlanError, keep_plan
 from tasks.store import open_store
@@ -47,8 +47,8 @@ def run(
         raise UsageError(str(error)) from error
     connection = server.connect(Path(os.devnull))
 
+    from flows.commands.flow_result import check_end
     from flows.dispatch import dispatch, tally
-    from flows.verdict import check_end
 
     with connection.at_hand(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
         state = dispatch(

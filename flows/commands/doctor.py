@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from flows.environment import prefect_home
+from flows.commands.findings import DEADLINE, Finding, Findings, examine, show
 from flows.errors import FAILED
-from flows.findings import DEADLINE, Finding, Findings, examine, show
-from flows.folders import can_hold_files
-from flows.server import healthy, ui_server
+from flows.prefect_server.environment import prefect_home
+from flows.prefect_server.server import healthy, ui_server
+from flows.scratch import can_hold_files
 
 if TYPE_CHECKING:
     import boto3

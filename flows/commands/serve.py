@@ -4,9 +4,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from flows import environment, server
 from flows.plan import make_plan
-from flows.schedule import deployment_name, told_times
+from flows.prefect_server import environment, server
+from flows.prefect_server.schedule import deployment_name, told_times
 from flows.settings import Settings
 
 
@@ -23,7 +23,7 @@ def serve(settings: Settings, cron: str, timezone: str) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.generate import generate
-    from flows.story import run_name
+    from flows.progress.prefect_summary import run_name
 
     connection.wait()
     name = deployment_name(settings.manifest)

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flows.tally import Tally, duration
+from flows.progress.tally import Tally, duration
 
 LINE_SECONDS = 10.0  # between two plain lines of one asset
 
@@ -52,7 +52,7 @@ class Watcher:
         """An asset is through; outcome: `ok`, `reused` or how it failed."""
 
     def ended(self, rows: list[dict[str, Any]]) -> None:
-        """The run is over; rows: what `flows.listing.results` says of its assets."""
+        """The run is over; rows: what `flows.progress.results.results` says of its assets."""
 
 
 class Watchers(Watcher):

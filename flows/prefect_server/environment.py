@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from flows.errors import UsageError
-from flows.folders import make_private
+from flows.scratch import make_private
 from tasks.disk import disk_advice
 
 ROOM = 8 << 20  # bytes: a new database takes 3 MB, and its journal as much again

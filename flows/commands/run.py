@@ -6,17 +6,16 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from flows import environment, server
-from flows.engines import starting
+from flows.commands.output import print_table
+from flows.context import starting
 from flows.errors import FAILED, STORE
-from flows.farewell import own_process
-from flows.folders import can_hold_files
-from flows.listing import RESULT_COLUMNS, results
 from flows.plan import Plan, make_plan, seconds_expected
-from flows.scratch import in_use
+from flows.prefect_server import environment, server
+from flows.prefect_server.shutdown import own_process
+from flows.progress.results import RESULT_COLUMNS, results
+from flows.progress.terminal import terminal_watcher, watched_by
+from flows.scratch import can_hold_files, in_use
 from flows.settings import Settings
-from flows.tabulate import print_table
-from flows.terminal import terminal_watcher, watched_by
 from tasks.report import report_key
 from tasks.store import StoreError
 
@@ -78,8 +77,8 @@ def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
     with starting(plan, warm=not in_use(Path(settings.scratch))):
         # Seconds of imports, while the server starts and the engines load their prior
+        from flows.commands.flow_result import check_end
         from flows.generate import generate
-        from flows.verdict import check_end
 
         with (
             connection.at_hand(),
