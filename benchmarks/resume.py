@@ -35,7 +35,7 @@ STEPS = 1_000_000  # so many that no run comes to its end
 SHOWN = re.compile(rf"(\d+)/{STEPS}")
 TARGET_SECONDS = {"with a server": 10.0, "without a server": 40.0}
 TARGET_SHARE = 0.02
-SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
+SJC = [sys.executable, "-c", "from flows.commands.main import main; main()"]
 
 
 def main() -> None:

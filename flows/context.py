@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.errors import UsageError
-from flows.plan import Plan
+from flows.plan import RunPlan
 from tasks.devices import DevicePool, Log
 
 if TYPE_CHECKING:
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Engines:
+class RunContext:
     pool: DevicePool
     judges: Judges
 
 
 # A run's parts are flows of their own, whose parameters are JSON: they come in by this side door.
-_ENGINES: ContextVar[Engines | None] = ContextVar("engines", default=None)
+_CONTEXT: ContextVar[RunContext | None] = ContextVar("context", default=None)
 _POOL: ContextVar[DevicePool | None] = ContextVar("pool", default=None)
 
 
 @contextlib.contextmanager
-def starting(
-    plan: Plan,
+def start_devices(
+    plan: RunPlan,
     log: Log = logging.getLogger(__name__),  # noqa: B008
     *,
     warm: bool = True,
 ) -> Iterator[DevicePool]:
-    """The devices' processes, which start at once; `engines` within takes them over.
+    """The devices' processes, which start at once; `run_context` within takes them over.
 
     To be begun before what takes seconds, such as the import of the flows. warm: False where the
     run may have to wait, and others need the devices' memory: processes start with their scenes.
@@ -59,7 +59,7 @@ def starting(
 
 
 @contextlib.contextmanager
-def engines(plan: Plan) -> Iterator[Engines]:
+def run_context(plan: RunPlan) -> Iterator[RunContext]:
     """Those of the run around this one, if there are any; else new ones, until the run ends.
 
     Processes start at once, before the judges are loaded. Raises UsageError for a judge that cannot
@@ -67,7 +67,7 @@ def engines(plan: Plan) -> Iterator[Engines]:
     """
     from prefect import get_run_logger
 
-    if found := _ENGINES.get():
+    if found := _CONTEXT.get():
         try:
             yield found
         except BaseException:
@@ -77,19 +77,19 @@ def engines(plan: Plan) -> Iterator[Engines]:
     with contextlib.ExitStack() as stack:
         pool = _POOL.get()
         if pool is None:
-            pool = stack.enter_context(starting(plan, get_run_logger()))
+            pool = stack.enter_context(start_devices(plan, get_run_logger()))
         else:
             stack.callback(pool.close)
             pool.report_to(get_run_logger())
-        made = Engines(pool, load_judges(plan))
-        token = _ENGINES.set(made)
+        made = RunContext(pool, load_judges(plan))
+        token = _CONTEXT.set(made)
         try:
             yield made
         finally:
-            _ENGINES.reset(token)
+            _CONTEXT.reset(token)
 
 
-def load_judges(plan: Plan) -> Judges:
+def load_judges(plan: RunPlan) -> Judges:
     """The judges of all assets to make; UsageError for one that cannot be loaded."""
     from tasks.judges import Judges
 

@@ -163,7 +163,7 @@ class Dispatcher:
         self.waiting: deque[Shard] = deque()
         self.running: dict[UUID, Shard] = {}
         self.given_up: dict[int, Shard] = {}
-        self._told = ""
+        self._noted = ""
 
     def drive(self) -> None:
         """Until all is done. The last look is at the rows: a shard may have ended before them."""
@@ -198,10 +198,10 @@ class Dispatcher:
             self.running[run.id] = self.waiting.popleft()
         seconds = sum(s.seconds for s in [*self.waiting, *self.running.values()])
         line = f"{len(self.running)} shards at the pool, {len(self.waiting)} to come"
-        if line != self._told:
+        if line != self._noted:
             hours = seconds / size / 3600
             watcher().note(f"{line}; about {hours:.1f} hours for {size} workers")
-            self._told = line
+            self._noted = line
 
     def _collect(self) -> None:
         """Takes back the shards whose flow runs have ended."""
@@ -251,7 +251,7 @@ def outcomes(plan: ShardPlan, store: Store) -> dict[str, str]:
     return {k: known[k] for assets in plan.shards().values() for k in assets if k in known}
 
 
-def tally(plan: ShardPlan, store: Store) -> dict[str, int]:
+def count_outcomes(plan: ShardPlan, store: Store) -> dict[str, int]:
     """How many of the plan's assets are `ok`, `failed`, and `open`."""
     counts = {"ok": 0, "failed": 0, "open": 0}
     known = outcomes(plan, store)
@@ -273,7 +273,7 @@ def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Bo
         board.create("table", "given-up", json.dumps(rows), about)
     for row in rows:
         watcher().note(f"shard {row['shard']} is given up: {row['ended']}")
-    counts = tally(plan, store)
+    counts = count_outcomes(plan, store)
     message = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     if not counts["ok"]:
         return Failed(message=message)

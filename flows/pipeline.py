@@ -11,8 +11,8 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
-from flows.context import Engines, engines
-from flows.plan import Plan
+from flows.context import RunContext, run_context
+from flows.plan import RunPlan
 from flows.progress.terminal import Watcher, watcher
 from flows.scratch import scratch_id
 from sjc_engine.atomic import is_refusal
@@ -45,7 +45,7 @@ class RunCancelled(Exception):
     """Someone has cancelled the flow run; its unfinished assets are left as they are."""
 
 
-def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
+def run_pipeline(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
     """Moves assets through the stages, a window of them at a time, until all are through.
 
     An asset's next stage is submitted when the one before has ended, so that a thread waits for
@@ -57,15 +57,15 @@ def produce(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
     if not asset_ids:
         return {}
     scratch = Path(plan.settings.scratch).resolve()
-    with leases(plan.store, scratch_id(scratch)) as held, engines(plan) as shared:
+    with leases(plan.store, scratch_id(scratch)) as held, run_context(plan) as shared:
         assets = [_asset(plan, plan.assets[k], scratch) for k in asset_ids]
-        line = _Line(assets, run_id, plan.settings.timeout, plan.settled, held, shared)
-        with cancels_heard(line.cancel, line.stop):
-            return line.run()
+        pipeline = _Pipeline(assets, run_id, plan.settings.timeout, plan.settled, held, shared)
+        with cancels_heard(pipeline.cancel, pipeline.stop):
+            return pipeline.run()
 
 
-class _Line:
-    """The assets of one call of `produce`. All but `cancel` and `stop` run in one thread."""
+class _Pipeline:
+    """The assets of one call of `run_pipeline`. All but `cancel` and `stop` run in one thread."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _Line:
         timeout: float | None,
         settled: Mapping[str, int],
         held: Leases,
-        shared: Engines,
+        shared: RunContext,
     ) -> None:
         self._run_id, self._timeout, self._held = run_id, timeout, held
         self._pool, self._judges = shared.pool, shared.judges
@@ -175,7 +175,7 @@ class _Line:
         future: PrefectFuture[Any]
         match stage:
             case "optimize":
-                progress = _teller(self._watch, asset.name)
+                progress = _progress_reporter(self._watch, asset.name)
                 future = optimize.submit(asset, self._run_id, self._pool, self._timeout, progress)
             case "extract":
                 future = extract_asset.submit(asset)
@@ -190,11 +190,11 @@ class _Line:
         future.wait()  # it has ended: this only makes its state the final one
         if stage == "optimize":
             self._optimizing.remove(asset.spec.field_id)
-        goes_on = future.state.is_completed() and stage in NEXT and not asset.cancelled.is_set()
-        if goes_on and stage == "optimize":
+        continues = future.state.is_completed() and stage in NEXT and not asset.cancelled.is_set()
+        if continues and stage == "optimize":
             self._made.append(asset)
             return
-        if goes_on:
+        if continues:
             self._submit(asset, NEXT[stage])
             return
         if stage != "optimize":
@@ -240,23 +240,23 @@ def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
     return record_failure(asset, result)
 
 
-def _asset(plan: Plan, entry: Entry, scratch: Path) -> Asset:
+def _asset(plan: RunPlan, entry: Entry, scratch: Path) -> Asset:
     return Asset(
         entry.row_id,
         entry.spec,
         plan.store,
         scratch,
         coverage=entry.prior_coverage,
-        donor=plan.donors.get(entry.spec.field_id),
+        donor=plan.reusable_fields.get(entry.spec.field_id),
         image=entry.image_path.resolve() if entry.image_path else None,
         checkpoint_to_store=plan.settings.checkpoint_to_store,
     )
 
 
-def _teller(watch: Watcher, name: str) -> Any:
-    def tell(event: dict[str, Any]) -> None:
+def _progress_reporter(watch: Watcher, name: str) -> Any:
+    def report(event: dict[str, Any]) -> None:
         watch.progress(name, event["step"], event["steps"], event["loss"])
         if event.get("unsaved"):
             watch.once(f"warning: no checkpoints, assets go on without: {event['unsaved']}")
 
-    return tell
+    return report

@@ -25,13 +25,13 @@ from tasks.manifest import (
 )
 from tasks.manifest import Plan as Resolved
 from tasks.shard_plan import load_plan
-from tasks.store import Damaged, Store, open_store
+from tasks.store import Store, open_store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The entries of a run and what the store knows of their assets."""
 
     settings: Settings
@@ -40,7 +40,7 @@ class Plan:
     warnings: list[str]
     store: Store
     states: dict[str, str]  # by asset id: `new`, `interrupted`, `failed` or `finished`
-    donors: dict[str, str]  # by field id: a finished asset that has this field
+    reusable_fields: dict[str, str]  # by field id: a finished asset that has this field
     devices: list[str]
     # By asset id, the last attempt whose end is known, and recorded; later ones are news.
     settled: dict[str, int] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Plan:
         return {**counted, "duplicate": len(self.entries) - len(self.assets)}
 
 
-def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
+def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
     """Reads and checks everything that a run depends on.
 
     Raises ManifestError for the manifest, UsageError for a wrong option, and StoreError. With
@@ -95,8 +95,8 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
     unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]
-    donors = find_donors(store, unfinished)
-    return Plan(settings, manifest, entries, warnings, store, states, donors, devices)
+    reusable_fields = find_reusable_fields(store, unfinished)
+    return RunPlan(settings, manifest, entries, warnings, store, states, reusable_fields, devices)
 
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
@@ -218,7 +218,7 @@ def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
         return dict(zip(asset_ids, pool.map(partial(asset_state, store), asset_ids), strict=True))
 
 
-def find_donors(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
+def find_reusable_fields(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
     """Finished assets by the fields that they have: only mesh or judge settings differ."""
     if not field_ids:
         return {}
@@ -227,46 +227,3 @@ def find_donors(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
     rows = query(store, "SELECT field_id, asset_id FROM best_assets WHERE status = 'ok'")
     known = dict(zip(rows["field_id"].to_pylist(), rows["asset_id"].to_pylist(), strict=True))
     return {field_id: known[field_id] for field_id in field_ids if field_id in known}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of one optimisation step, and of everything after the optimisation."""
-
-    step: float
-    rest: float
-
-    def seconds(self, entry: Entry) -> float:
-        return entry.spec.recipe.optimize.steps * self.step + self.rest
-
-
-def known_costs(store: Store) -> dict[tuple[str, str], Cost]:
-    """What finished assets of a prior and recipe took, by both names: medians."""
-    from tasks.tables import query
-
-    rows = query(
-        store,
-        "SELECT prior, recipe, median(seconds_optimize / steps) AS step,"
-        " median(seconds_extract + seconds_evaluate + seconds_publish) AS rest"
-        " FROM best_assets WHERE status = 'ok' AND seconds_optimize > 0 GROUP BY ALL"
-        " HAVING step IS NOT NULL AND rest IS NOT NULL",
-    ).to_pylist()
-    return {(row["prior"], row["recipe"]): Cost(row["step"], row["rest"]) for row in rows}
-
-
-def seconds_expected(plan: Plan) -> float | None:
-    """How long the run should take, from finished assets of the same prior and recipe.
-
-    None while the store has none for one of its recipes.
-    """
-    try:
-        costs = known_costs(plan.store)
-    except Damaged:  # no reason against a plan
-        return None
-    seconds = 0.0
-    for entry in plan.todo.values():
-        cost = costs.get((entry.spec.prior, entry.spec.recipe.name))
-        if cost is None:
-            return None
-        seconds += cost.seconds(entry)
-    return seconds / len(plan.devices)

@@ -1,22 +1,36 @@
 """`sjc check`: every mistake of a manifest, however many rows it has."""
 
-import sys
-from typing import Any
+from flows.commands.app import app, examples
+from flows.commands.options import (
+    ManifestArgument,
+    PriorOption,
+    RecipeOption,
+    SetOption,
+    parse_overrides,
+)
+from flows.commands.output import print_warnings
+from flows.errors import reported
 
-from tasks.manifest import check_manifest
 
+@app.command(epilog=examples("sjc check manifests/toybox.csv"))
+def check(
+    manifest: ManifestArgument,
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Validate a manifest, and show every bad row at once."""
+    with reported():
+        from tasks.manifest import check_manifest
 
-def check(manifest: str, prior: str | None, recipe: str | None, overrides: dict[str, Any]) -> None:
-    """Prints warnings and counts. Raises ManifestError with every problem."""
-    found = check_manifest(
-        manifest,
-        prior=prior,
-        recipe=recipe,
-        overrides=overrides,
-        prior_revision=lambda prior: "",  # names are enough here
-    )
-    for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if found.unsaid:
-        print(f"warning: and {found.unsaid:,} more", file=sys.stderr)
-    print(f"{manifest}: {found.entries} entries, {found.assets} assets, no errors")
+        found = check_manifest(
+            manifest,
+            prior=prior,
+            recipe=recipe,
+            overrides=parse_overrides(set_),
+            prior_revision=lambda prior: "",  # names are enough here
+        )
+        print_warnings(found.warnings)
+        if found.unsaid:
+            print_warnings([f"and {found.unsaid:,} more"])
+        print(f"{manifest}: {found.entries} entries, {found.assets} assets, no errors")

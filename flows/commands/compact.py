@@ -1,25 +1,39 @@
-"""`sjc compact`."""
+"""`sjc compact`: a store's tables in fewer files."""
 
 import json
 import sys
 
-from tasks.compaction import compact_store
-from tasks.store import open_store
+from flows.commands.app import app, examples
+from flows.commands.options import JsonOption, QuietOption, StoreOption
+from flows.errors import reported
 
 
-def run(url: str, *, quiet: bool, as_json: bool) -> None:
-    """Compacts and prints the number of files of each table."""
+@app.command(
+    epilog=examples(
+        "sjc compact",
+        "sjc compact --store s3://bucket/first",
+    ),
+)
+def compact(
+    store: StoreOption = "./store",
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Merge each table's files into one; readers and runs may go on meanwhile."""
+    with reported("the tables are right as they are; run it again to go on"):
+        from tasks.compaction import compact_store
+        from tasks.store import open_store
 
-    def tell(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
+        def report(line: str) -> None:
+            if not quiet:
+                print(line, file=sys.stderr, flush=True)
 
-    open_store(url, writable=False)  # one that is not there must not be made
-    store = open_store(url)
-    counts = compact_store(store, tell)
-    if as_json:
-        print(json.dumps({"files": counts, "tables": store.uri("tables")}, indent=1))
-        return
-    for table, count in counts.items():
-        print(f"{table}: {count} file{'s' * (count != 1)}")
-    print(f"tables: {store.uri('tables')}")
+        open_store(store, writable=False)  # one that is not there must not be made
+        opened = open_store(store)
+        counts = compact_store(opened, report)
+        if json_:
+            print(json.dumps({"files": counts, "tables": opened.uri("tables")}, indent=1))
+            return
+        for table, count in counts.items():
+            print(f"{table}: {count} file{'s' * (count != 1)}")
+        print(f"tables: {opened.uri('tables')}")

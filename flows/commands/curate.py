@@ -1,127 +1,103 @@
-"""`sjc curate` and `sjc duplicates`: from the store to a dataset."""
+"""`sjc curate`: from the store to a dataset."""
+
+from __future__ import annotations
 
 import json
 import sys
 import time
-from collections import Counter
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import pyarrow.compute as pc
+import typer
 
-from flows.commands.output import show
-from flows.errors import FAILED, UsageError
-from tasks.curate import Progress, Request, SelectionError, freeze
-from tasks.curate_selection import FRACTIONS, candidate_rows
-from tasks.curate_tables import pair_rows
-from tasks.manifest import read_manifest
-from tasks.near_duplicates import near_duplicates
-from tasks.run_diff import UnknownRun, diff_runs
-from tasks.store import open_store
-from tasks.table_reader import QueryError
+from flows.commands.app import app, examples
+from flows.commands.options import JsonOption, OfManifestOption, QuietOption, StoreOption
+from flows.errors import UsageError, reported
 
-FINE = 0
+if TYPE_CHECKING:
+    from tasks.curate import Frozen, Progress, Request
+
 LINE_SECONDS = 2.0  # between two lines of progress
 
 
-def curate(store: str, out: str, request: Request, *, quiet: bool, as_json: bool) -> None:
-    """Writes a dataset and prints where its card is. Raises UsageError, StoreError."""
-    if "://" not in out and Path(out).exists() and not Path(out).is_dir():
-        raise UsageError(f"-o {out}: is a file; name a folder or s3://bucket/prefix")
-    if request.links and request.format != "parquet":
-        raise UsageError(f"--links: goes with --format parquet, not {request.format}")
-    began = time.monotonic()
-    told = began
+class DataFormat(StrEnum):
+    """How `curate` keeps the data."""
 
-    def tell(progress: Progress) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if quiet or (now - told < LINE_SECONDS and progress.assets < progress.assets_total):
-            return
-        told = now
-        rate = progress.bytes / max(now - began, 1e-3)
-        print(
-            f"{progress.assets} of {progress.assets_total} assets, "
-            f"{size(progress.bytes)} of {size(progress.bytes_total)}, {size(rate)}/s",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    try:
-        frozen = freeze(open_store(store, writable=False), out, request, tell)
-    except QueryError as error:
-        raise UsageError(f"--where: {error.problem}") from error
-    except SelectionError as error:
-        raise UsageError(str(error)) from error
-    document = frozen.document
-    if not quiet:
-        splits = ", ".join(f"{s['assets']} {name}" for name, s in document["splits"].items())
-        there = "was there already, " if frozen.was_there else ""
-        print(
-            f"{there}{document['assets']} assets of {document['prompts']} prompts ({splits}), "
-            f"{size(document['bytes'])}, near-duplicate pairs of prompts: "
-            f"{document['near_duplicates']['pairs']}",
-            file=sys.stderr,
-        )
-    if as_json:
-        about = {key: value for key, value in document.items() if key != "files"}
-        print(json.dumps({"url": frozen.url, **about}, ensure_ascii=False, indent=1))
-    else:
-        print(frozen.card)
+    files = "files"
+    webdataset = "webdataset"
+    parquet = "parquet"
 
 
-def duplicates(
-    manifest: str | None, store: str, where: str | None, similar: float, format: str
+@app.command(
+    epilog=examples(
+        'sjc curate -o datasets/ducks --where "clip_score > 60"',
+        "sjc curate -o s3://bucket/ducks --format webdataset",
+    ),
+)
+def curate(
+    out: Annotated[str, typer.Option("-o", "--out", help="A new folder or s3://bucket/prefix.")],
+    where: Annotated[
+        str | None, typer.Option(help="SQL over finished assets, their tags and meta.")
+    ] = None,
+    manifest: OfManifestOption = None,
+    format: Annotated[DataFormat, typer.Option(help="How the data is kept.")] = DataFormat.files,
+    store: StoreOption = "./store",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help='Files of an asset: "views/*.png"; repeatable.'),
+    ] = None,
+    splits: Annotated[
+        str, typer.Option(help="Shares of train, val and test, by the prompt's hash.")
+    ] = "0.8,0.1,0.1",
+    similar: Annotated[
+        float, typer.Option(min=0.3, max=1, help="Similarity of near-duplicate prompts.")
+    ] = 0.85,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Keep the best of near-duplicate prompts.")
+    ] = False,
+    links: Annotated[
+        bool, typer.Option("--links", help="parquet: addresses in the store, not the bytes.")
+    ] = False,
+    shard_size: Annotated[
+        float, typer.Option(min=1, metavar="MB", help="Megabytes of a shard, about.")
+    ] = 500,
+    shard_assets: Annotated[int, typer.Option(min=1, help="Assets of a shard, at most.")] = 10_000,
+    name: Annotated[str, typer.Option(help="Title of the card.")] = "3D assets by SJC Foundry",
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
 ) -> None:
-    """Prints near-duplicate prompts: a manifest's, or without one those of finished assets."""
-    if manifest is not None:
-        uses = Counter(row.prompt for row in read_manifest(manifest).rows)
-    else:
-        try:
-            rows = candidate_rows(open_store(store, writable=False), where)
-        except QueryError as error:
-            raise UsageError(f"--where: {error.problem}") from error
-        uses = Counter(row["prompt"] for row in rows)
-    pairs = pair_rows(near_duplicates(list(uses), similar), uses, FRACTIONS)
-    show(pairs.drop_columns("left_out"), format)
+    """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
+    with reported("run the same command again to go on"):
+        from tasks.curate import Request
+        from tasks.manifest_sources import file_digests
+
+        request = Request(
+            where=where,
+            manifest=Path(manifest).name if manifest else None,
+            manifest_sha256=tuple(file_digests(manifest)) if manifest else (),
+            format=format,
+            include=tuple(include or ()),
+            fractions=_fractions(splits),
+            similar=similar,
+            dedupe=dedupe,
+            links=links,
+            shard_megabytes=shard_size,
+            shard_assets=shard_assets,
+            name=name,
+        )
+        frozen = _freeze(store, out, request, quiet=quiet)
+        if not quiet:
+            print(_summary(frozen), file=sys.stderr)
+        if json_:
+            about = {key: value for key, value in frozen.document.items() if key != "files"}
+            print(json.dumps({"url": frozen.url, **about}, ensure_ascii=False, indent=1))
+        else:
+            print(frozen.card)
 
 
-# What a person wants to see of an entry that changed, and its heading.
-DIFF_COLUMNS = {
-    "change": "change",
-    "row_id": "entry",
-    "asset_a": "asset before",
-    "asset_b": "asset after",
-    "status_a": "before",
-    "status_b": "after",
-    "clip_score_delta": "CLIP",
-    "clip_r_precision_delta": "R-prec",
-    "geometry_r_precision_delta": "geo R-prec",
-    "janus_score_delta": "Janus",
-    "field_mesh_iou_delta": "IoU",
-    "faces_delta": "faces",
-    "seconds_delta": "seconds",
-    "error_b": "error",
-}
-
-
-def diff(run_a: str, run_b: str, store: str, format: str) -> int:
-    """Prints what changed; a `table` leaves out the rest. Returns 1 for new failures, else 0."""
-    try:
-        found = diff_runs(open_store(store, writable=False), run_a, run_b)
-    except UnknownRun as error:
-        raise UsageError(str(error)) from error
-    rows = found.rows
-    if format == "table":
-        counts = ", ".join(f"{count} {change}" for change, count in found.counts().items())
-        print(f"{found.run_a} -> {found.run_b}: {counts}")
-        rows = rows.filter(pc.not_equal(rows["change"], "same"))
-        if not rows.num_rows:
-            return FINE
-    show(rows, format, DIFF_COLUMNS)
-    return FAILED if found.new_failures() else FINE
-
-
-def fractions(text: str) -> tuple[float, ...]:
+def _fractions(text: str) -> tuple[float, ...]:
     """--splits 0.8,0.1,0.1 as numbers; they count in proportion to their sum."""
     try:
         found = tuple(float(part) for part in text.split(","))
@@ -134,7 +110,56 @@ def fractions(text: str) -> tuple[float, ...]:
     return found
 
 
-def size(number: float) -> str:
+def _freeze(store: str, out: str, request: Request, *, quiet: bool) -> Frozen:
+    """Writes the dataset. Raises UsageError, StoreError."""
+    from tasks.curate import SelectionError, freeze
+    from tasks.store import open_store
+    from tasks.table_reader import QueryError
+
+    if "://" not in out and Path(out).exists() and not Path(out).is_dir():
+        raise UsageError(f"-o {out}: is a file; name a folder or s3://bucket/prefix")
+    if request.links and request.format != DataFormat.parquet:
+        raise UsageError(f"--links: goes with --format parquet, not {request.format}")
+    try:
+        return freeze(open_store(store, writable=False), out, request, _progress_lines(quiet))
+    except QueryError as error:
+        raise UsageError(f"--where: {error.problem}") from error
+    except SelectionError as error:
+        raise UsageError(str(error)) from error
+
+
+def _progress_lines(quiet: bool) -> Callable[[Progress], None]:
+    """Prints to stderr how far it is, every few seconds and at the end."""
+    began = last = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if quiet or (now - last < LINE_SECONDS and progress.assets < progress.assets_total):
+            return
+        last = now
+        rate = progress.bytes / max(now - began, 1e-3)
+        print(
+            f"{progress.assets} of {progress.assets_total} assets, "
+            f"{_size(progress.bytes)} of {_size(progress.bytes_total)}, {_size(rate)}/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report
+
+
+def _summary(frozen: Frozen) -> str:
+    document = frozen.document
+    splits = ", ".join(f"{s['assets']} {name}" for name, s in document["splits"].items())
+    return (
+        f"{'was there already, ' if frozen.was_there else ''}{document['assets']} assets of "
+        f"{document['prompts']} prompts ({splits}), {_size(document['bytes'])}, "
+        f"near-duplicate pairs of prompts: {document['near_duplicates']['pairs']}"
+    )
+
+
+def _size(number: float) -> str:
     """Bytes as a person reads them."""
     for unit in ("B", "kB", "MB"):
         if number < 1000:

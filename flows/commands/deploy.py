@@ -4,27 +4,114 @@ The deployments are those of a prefect.yaml, Prefect's own format, or one that i
 manifest and options. They are checked here and then handed to `prefect deploy`.
 """
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
 import tempfile
 from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
+import typer
 
-from flows.errors import RunError, UsageError
-from flows.plan import read_entries
-from flows.prefect_server import environment, server
-from flows.prefect_server.schedule import next_times, told_times
-from flows.settings import Settings
+from flows.commands.app import app, examples
+from flows.commands.options import (
+    CRON_HELP,
+    CheckpointOption,
+    CompiledOption,
+    DevicesOption,
+    GalleryOption,
+    LimitOption,
+    PriceOption,
+    PriorOption,
+    RecipeOption,
+    RetryOption,
+    ScenesOption,
+    ScratchOption,
+    SetOption,
+    StoreOption,
+    TimeoutOption,
+    TimezoneOption,
+    WhereOption,
+    run_settings,
+)
+from flows.errors import RunError, UsageError, fail, reported
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
 
 ENTRYPOINT = "flows.generate.generate"
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}  # without it a lost run is never noticed
 LAST_LINES = 12  # of Prefect's output, when it fails
 
 Config = dict[str, Any]
+
+
+class Collision(StrEnum):
+    """What becomes of a scheduled run while the one before still runs."""
+
+    enqueue = "enqueue"
+    cancel_new = "cancel-new"
+
+
+@app.command(
+    epilog=examples(
+        "sjc deploy",
+        'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu',
+    ),
+)
+def deploy(
+    context: typer.Context,
+    manifest: Annotated[
+        str | None, typer.Argument(help="As for `run`. Default: the deployments of --file.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help=CRON_HELP)] = None,
+    timezone: TimezoneOption = "UTC",
+    name: Annotated[str | None, typer.Option(help="Default: the manifest's name.")] = None,
+    pool: Annotated[str, typer.Option(help="Work pool; made if there is none.")] = "gpu",
+    on_collision: Annotated[
+        Collision, typer.Option(help="For a run while the one before still goes on.")
+    ] = Collision.enqueue,
+    file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
+        "prefect.yaml"
+    ),
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = None,
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
+) -> None:
+    """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
+    with reported():
+        from flows.prefect_server.schedule import deployment_name
+
+        if manifest is None:
+            if cron is not None or name is not None:
+                fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
+            make_deployments(read_file(file), file)
+            return
+        config = one_deployment(
+            run_settings(context.params),
+            name or deployment_name(manifest),
+            cron,
+            timezone,
+            pool,
+            on_collision.replace("-", "_").upper(),
+        )
+        make_deployments(config)
 
 
 def one_deployment(
@@ -45,6 +132,8 @@ def one_deployment(
 
 def read_file(path: Path) -> Config:
     """A prefect.yaml; UsageError when there is none, or it has no deployments."""
+    import yaml
+
     try:
         config = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -58,15 +147,17 @@ def read_file(path: Path) -> Config:
     return dict(config)
 
 
-def deploy(config: Config, file: Path | None = None) -> None:
+def make_deployments(config: Config, file: Path | None = None) -> None:
     """Makes, or brings up to date, the work pools and deployments, and prints what to do next.
 
     file: where the configuration stands, if it does. Raises UsageError and ManifestError before
     anything is made, and RunError.
     """
+    from flows.prefect_server import environment, server
+
     environment.apply()
     for number, deployment in enumerate(config["deployments"]):
-        check(deployment, f"{file or 'deployment'}: {deployment.get('name', number + 1)}")
+        validate(deployment, f"{file or 'deployment'}: {deployment.get('name', number + 1)}")
     api_url = os.environ.get("PREFECT_API_URL") or server.ui_server()
     if api_url is None:
         raise UsageError("there is no Prefect server; start `sjc ui`, or set PREFECT_API_URL")
@@ -76,33 +167,35 @@ def deploy(config: Config, file: Path | None = None) -> None:
 
     # What has imported Prefect before the server was known would look for another one.
     with temporary_settings({PREFECT_API_URL: api_url}):
-        put(config, file, api_url)
+        _put(config, file, api_url)
 
 
-def put(config: Config, file: Path | None, api_url: str) -> None:
-    """Makes what is checked, and tells of it."""
+def _put(config: Config, file: Path | None, api_url: str) -> None:
+    """Makes what is checked, and prints it."""
+    import yaml
+
     from flows.prefect_server.heartbeats import crash_silent_runs
 
     pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
     for pool in pools:
-        make_pool(pool)
+        _make_pool(pool)
     if file is not None:
-        prefect_deploy(file)
+        _prefect_deploy(file)
     else:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as written:
             yaml.safe_dump(config, written)
             written.flush()
-            prefect_deploy(Path(written.name))
+            _prefect_deploy(Path(written.name))
     crash_silent_runs()  # one that is lost would hold up those that wait for it
     for deployment in config["deployments"]:
-        tell(deployment, api_url)
+        _print_deployment(deployment, api_url)
     for pool in pools:
         print(f"\nwork pool {pool}; one worker for each GPU of each machine:")
-        for command in worker_commands(pool, api_url):
+        for command in _worker_commands(pool, api_url):
             print(f"  {command}")
 
 
-def check(deployment: Config, where: str) -> None:
+def validate(deployment: Config, where: str) -> None:
     """Raises UsageError or ManifestError for what could not run."""
     for key, example in (("name", "generate"), ("entrypoint", ENTRYPOINT)):
         if not isinstance(deployment.get(key), str):
@@ -111,12 +204,10 @@ def check(deployment: Config, where: str) -> None:
     if not isinstance(pool, dict) or not isinstance(pool.get("name"), str):
         raise UsageError(f"{where}: work_pool has no name; write work_pool: {{name: gpu}}")
     schedules = deployment.get("schedules") or []
-    for schedule in schedules:
-        if "cron" in schedule:
-            try:
-                next_times(schedule["cron"], schedule.get("timezone") or "UTC")
-            except UsageError as error:
-                raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
+    try:
+        _next_times(schedules)
+    except UsageError as error:
+        raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
     if deployment["entrypoint"] != ENTRYPOINT:
         return
     own = deployment.get("parameters") or {}
@@ -124,8 +215,23 @@ def check(deployment: Config, where: str) -> None:
         _check_parameters(parameters, where, scheduled=bool(schedules))
 
 
+def _next_times(schedules: list[Config]) -> list[str]:
+    """For people, the name and the next times of each schedule in cron's words."""
+    from flows.prefect_server.schedule import format_times
+
+    return [
+        f"{schedule.get('slug') or schedule['cron']}: "
+        f"{format_times(schedule['cron'], schedule.get('timezone') or 'UTC')}"
+        for schedule in schedules
+        if "cron" in schedule
+    ]
+
+
 def _check_parameters(parameters: Config, where: str, *, scheduled: bool) -> None:
     """The same for the flow's parameters; one that is run by hand may get its manifest then."""
+    from flows.plan import read_entries
+    from flows.settings import Settings
+
     known = {field.name for field in fields(Settings)} - {"plan", "shard"}
     for name in parameters.keys() - known:
         raise UsageError(f"{where}: parameter {name!r} is unknown; use {', '.join(sorted(known))}")
@@ -135,7 +241,7 @@ def _check_parameters(parameters: Config, where: str, *, scheduled: bool) -> Non
         raise UsageError(f"{where}: parameter manifest is missing; name one")
 
 
-def make_pool(name: str) -> None:
+def _make_pool(name: str) -> None:
     """A work pool whose workers run flows as processes, unless there is one of this name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -148,8 +254,8 @@ def make_pool(name: str) -> None:
             return
 
 
-def prefect_deploy(file: Path) -> None:
-    """Prefect's own command; RunError with its words if it fails."""
+def _prefect_deploy(file: Path) -> None:
+    """Prefect's own command; RunError with its output if it fails."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     ended = subprocess.run(
         [*command, "--prefect-file", str(file)],
@@ -160,11 +266,11 @@ def prefect_deploy(file: Path) -> None:
         env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
     )
     if ended.returncode:
-        words = "\n".join(ended.stdout.strip().splitlines()[-LAST_LINES:])
-        raise RunError(f"`prefect deploy` failed:\n{words}")
+        output = "\n".join(ended.stdout.strip().splitlines()[-LAST_LINES:])
+        raise RunError(f"`prefect deploy` failed:\n{output}")
 
 
-def tell(deployment: Config, api_url: str) -> None:
+def _print_deployment(deployment: Config, api_url: str) -> None:
     """Prints a deployment's page and its next times."""
     from prefect.client.orchestration import get_client
 
@@ -173,13 +279,11 @@ def tell(deployment: Config, api_url: str) -> None:
         made = client.read_deployment_by_name(f"{flow}/{deployment['name']}")
     page = f"{api_url.removesuffix('/api')}/deployments/deployment/{made.id}"
     print(f"deployment {flow}/{deployment['name']}: {page}")
-    for schedule in deployment.get("schedules") or []:
-        if "cron" in schedule:
-            name = schedule.get("slug") or schedule["cron"]
-            print(f"  {name}: {told_times(schedule['cron'], schedule.get('timezone') or 'UTC')}")
+    for line in _next_times(deployment.get("schedules") or []):
+        print(f"  {line}")
 
 
-def worker_commands(pool: str, api_url: str) -> list[str]:
+def _worker_commands(pool: str, api_url: str) -> list[str]:
     """What to start on this machine, and likewise on others."""
     import torch
 

@@ -1,75 +1,126 @@
 """`sjc dispatch` around the flow: the plan into the store, the server, the progress, the end."""
 
+from __future__ import annotations
+
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from flows.commands.output import print_table
-from flows.commands.plan import read_plan_file
-from flows.errors import FAILED, UsageError
-from flows.prefect_server import environment, server
-from flows.progress.terminal import terminal_watcher, watched_by
-from flows.settings import check_timeout
-from tasks.documents import check_usable
-from tasks.shard_plan import PlanError, keep_plan
-from tasks.store import open_store
+import typer
+
+from flows.commands.app import app, examples
+from flows.commands.options import (
+    CheckpointOption,
+    CompiledOption,
+    JsonOption,
+    QuietOption,
+    RetryOption,
+    StoreOption,
+    TimeoutOption,
+)
+from flows.commands.output import print_places, print_table
+from flows.errors import FAILED, UsageError, reported
+
+if TYPE_CHECKING:
+    from tasks.shard_plan import ShardPlan
+    from tasks.store import Store
 
 
-def run(
-    path: Path,
-    store: str,
-    deployment: str,
-    workers: int | None,
-    *,
-    retry_failed: bool,
-    timeout: float | None,
-    checkpoint_to_store: bool,
-    compiled: bool,
-    quiet: bool,
-    as_json: bool,
+@app.command(
+    epilog=examples(
+        "sjc dispatch plan.parquet --store s3://bucket/first --workers 8",
+    ),
+)
+def dispatch(
+    plan: Annotated[Path, typer.Argument(help="A plan of `sjc plan`.")],
+    store: StoreOption = "./store",
+    deployment: Annotated[
+        str, typer.Option(help="FLOW/NAME of the deployment that runs shards.")
+    ] = "generate-shard/shards",
+    workers: Annotated[
+        int | None, typer.Option(help="Of the work pool. Default: those that are online.")
+    ] = None,
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
+    with reported("shards at the pool go on; run the same command again to follow them"):
+        from flows.settings import check_timeout
+
+        if workers is not None and workers < 1:
+            raise UsageError("--workers: use a whole number above 0")
+        check_timeout(timeout)
+        parameters = {
+            "deployment": deployment,
+            "workers": workers,
+            "retry_failed": retry_failed,
+            "timeout": timeout,
+            "checkpoint_to_store": checkpoint_to_store,
+            "compiled": compiled,
+        }
+        code = run_flow(_read_plan(plan), store, parameters, quiet=quiet, as_json=json_)
+        raise typer.Exit(code)
+
+
+def _read_plan(path: Path) -> ShardPlan:
+    """The plan of a file; UsageError when there is none."""
+    from tasks.shard_plan import PlanError, read_plan
+
+    try:
+        return read_plan(path.read_bytes(), os.fspath(path))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
+    except PlanError as error:
+        raise UsageError(str(error)) from error
+
+
+def run_flow(
+    plan: ShardPlan, store: str, parameters: dict[str, Any], *, quiet: bool, as_json: bool
 ) -> int:
     """Runs the flow and prints what came of it; returns the exit code."""
-    if workers is not None and workers < 1:
-        raise UsageError("--workers: use a whole number above 0")
-    check_timeout(timeout)
-    plan = read_plan_file(path)
+    from flows.prefect_server import environment, server
+
     environment.apply(console_level="CRITICAL")
     if not (os.environ.get("PREFECT_API_URL") or server.ui_server()):
         raise UsageError(
             "workers have to reach Prefect's server, and none is known; set PREFECT_API_URL "
             "(docs/many-machines.md), or start `sjc ui` for workers on this machine"
         )
-    opened = open_store(store)
-    check_usable(opened)
-    try:
-        keep_plan(opened, plan)
-    except PlanError as error:
-        raise UsageError(str(error)) from error
+    opened = _store_with(plan, store)
     connection = server.connect(Path(os.devnull))
 
-    from flows.commands.flow_result import check_end
-    from flows.dispatch import dispatch, tally
+    from flows.commands.flow_result import raise_error, watching
+    from flows.dispatch import count_outcomes, dispatch
 
-    with connection.at_hand(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
-        state = dispatch(
-            plan.id,
-            opened.url,
-            deployment,
-            workers,
-            retry_failed,
-            timeout,
-            checkpoint_to_store,
-            compiled,
-            return_state=True,
-        )
-    check_end(state)
-    counts = tally(plan, opened)
+    with watching(connection, quiet=quiet):
+        state = dispatch(plan.id, opened.url, **parameters, return_state=True)
+    raise_error(state)
+    counts = count_outcomes(plan, opened)
     facts = {"plan": plan.id, "assets": sum(counts.values()), **counts}
     places = {"store": opened.url, "tables": opened.uri("tables")}
     if as_json:
         print(json.dumps({**facts, **places}, indent=1))
     else:
-        print_table({name: name for name in facts}, [facts])
-        for name, place in places.items():
-            print(f"{name + ':':9}{place}")
+        print_table([facts])
+        print_places(places)
     return 0 if counts["ok"] == facts["assets"] else FAILED
+
+
+def _store_with(plan: ShardPlan, url: str) -> Store:
+    """The store, in which workers find the plan."""
+    from tasks.documents import check_usable
+    from tasks.shard_plan import PlanError, keep_plan
+    from tasks.store import open_store
+
+    store = open_store(url)
+    check_usable(store)
+    try:
+        keep_plan(store, plan)
+    except PlanError as error:
+        raise UsageError(str(error)) from error
+    return store

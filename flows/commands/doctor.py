@@ -4,29 +4,33 @@ Nothing is made, and no weights are loaded. Whatever may be missing is imported 
 about it.
 """
 
+from __future__ import annotations
+
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict
-from email.utils import parsedate_to_datetime
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
-from flows.commands.findings import DEADLINE, Finding, Findings, examine, show
+import typer
+
+from flows.commands.app import app, examples
+from flows.commands.options import JsonOption, StoreOption
 from flows.errors import FAILED
-from flows.prefect_server.environment import prefect_home
-from flows.prefect_server.server import healthy, ui_server
 from flows.scratch import can_hold_files
 
 if TYPE_CHECKING:
     import boto3
 
+DEADLINE = 8.0  # seconds for all checks
 REACH = 2.0  # seconds for a connection
 GIB = 1 << 30
 # An asset takes 1 to 5 MB in the store and up to 100 MB in the scratch folder while it is made.
@@ -40,48 +44,116 @@ _BAD = {
     "sqlalchemy": "newer ones keep Prefect's server from making scheduled runs",
 }
 _PACKAGES = (
-    "sjc-foundry",
-    "prefect",
-    "torch",
-    "diffusers",
-    "transformers",
-    "trimesh",
-    "pyarrow",
-    "duckdb",
+    "sjc-foundry", "prefect", "torch", "diffusers", "transformers", "trimesh", "pyarrow", "duckdb",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One line. status: `ok`, `warning` (some uses will not work) or `problem` (no run will).
+
+    fix: what to do, unless it is ok.
+    """
+
+    check: str
+    status: str
+    detail: str
+    fix: str = ""
+
+
+Results = Iterator[CheckResult]
+
+
+@app.command(
+    epilog=examples("sjc doctor", "sjc doctor --store s3://bucket/first --json"),
 )
+def doctor(
+    store: StoreOption = "./store",
+    scratch: Annotated[Path, typer.Option(help="As for `run`.")] = Path(".sjc"),
+    json_: JsonOption = False,
+) -> None:
+    """Examine this machine: versions, devices, weights, store, server; what to do where it fails.
 
-
-def doctor(store: str, scratch: Path, *, as_json: bool) -> int:
-    """Prints what was found; the exit code: 1 when there is a problem."""
-    checks: dict[str, Callable[[], Findings]] = {
-        "versions": versions,
-        "devices": devices,
-        "renderer": renderer,
-        "machine": machine,
-        "prior": embedded,
-        "programs": programs,
-        "store": lambda: s3_store(store) if "://" in store else local_store(Path(store)),
-        "scratch": lambda: disk("scratch folder", scratch, "name another with --scratch"),
-        "prefect": prefect_server,
-        "hub": hub,
-    }
-    found = examine(checks)
-    if as_json:
-        print(json.dumps([asdict(finding) for finding in found], indent=1))
+    Nothing is made. Exit code 0 when a run would work, 1 when there is a problem.
+    """
+    results = examine(
+        {
+            "versions": versions,
+            "devices": devices,
+            "renderer": renderer,
+            "machine": machine,
+            "prior": embedded,
+            "programs": programs,
+            "store": lambda: s3_store(store) if "://" in store else local_store(Path(store)),
+            "scratch": lambda: disk("scratch folder", scratch, "name another with --scratch"),
+            "prefect": prefect_server,
+            "hub": hub,
+        }
+    )
+    if json_:
+        print(json.dumps([asdict(result) for result in results], indent=1))
     else:
-        show(found)
-    return FAILED if any(finding.status == "problem" for finding in found) else 0
+        show(results)
+    raise typer.Exit(FAILED if any(result.status == "problem" for result in results) else 0)
 
 
-def versions() -> Findings:
+def examine(
+    checks: dict[str, Callable[[], Results]], deadline: float = DEADLINE
+) -> list[CheckResult]:
+    """The results of all checks, side by side. One that fails, or never ends, is a problem."""
+    ended: queue.SimpleQueue[tuple[str, list[CheckResult]]] = queue.SimpleQueue()
+
+    def run(name: str, check: Callable[[], Results]) -> None:
+        found: list[CheckResult] = []
+        try:
+            found.extend(check())
+        except Exception as error:  # whatever is broken here is what the user wants to hear of
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            fix = "repair it, or install again: pip install --force-reinstall sjc-foundry"
+            found.append(CheckResult(name, "problem", reason, fix))
+        ended.put((name, found))
+
+    for name, check in checks.items():
+        threading.Thread(target=run, args=(name, check), daemon=True).start()
+    results: dict[str, list[CheckResult]] = {}
+    end = time.monotonic() + deadline
+    while len(results) < len(checks):
+        try:
+            name, found = ended.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            break
+        results[name] = found
+    slow = f"no answer within {deadline:.0f} s"
+    fix = "try again; if it stays so, the disk or the network behind it hangs"
+    late = {n: [CheckResult(n, "problem", slow, fix)] for n in checks.keys() - results.keys()}
+    return [result for name in checks for result in (results | late)[name]]
+
+
+def show(results: list[CheckResult]) -> None:
+    """One line for each result; below those that are not ok, what to do."""
+    from rich.console import Console
+    from rich.text import Text
+
+    styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+    width = max(len(result.check) for result in results)
+    console = Console(highlight=False, soft_wrap=True)
+    for result in results:
+        status = (f"{result.status:<8}", styles[result.status])
+        console.print(Text.assemble(status, (f"{result.check:<{width}}  ", "bold"), result.detail))
+        if result.fix:
+            console.print(Text(f"{'':<{8 + width}}  -> {result.fix}"))
+
+
+def versions() -> Results:
     """Python, the libraries, and every requirement of this project against what is installed."""
+    from importlib import metadata
+
     from packaging.requirements import Requirement
 
-    yield Finding("python", "ok", f"{sys.version.split()[0]} ({sys.executable})")
+    yield CheckResult("python", "ok", f"{sys.version.split()[0]} ({sys.executable})")
     installed = {"sjc-foundry": metadata.version("sjc-foundry")}
     wrong = False
-    for line in metadata.requires("sjc-foundry") or []:
-        wanted = Requirement(line)
+    for wanted in map(Requirement, metadata.requires("sjc-foundry") or []):
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         try:
@@ -92,41 +164,39 @@ def versions() -> Findings:
         if found == "missing" or not wanted.specifier.contains(found, prereleases=True):
             wrong = True
             why = f": {_BAD[wanted.name]}" if wanted.name in _BAD else ""
-            fix = f'pip install "{wanted.name}{wanted.specifier}"'
             detail = f"{found}, and {wanted.specifier} is needed{why}"
-            yield Finding(wanted.name, "problem", detail, fix)
+            fix = f'pip install "{wanted.name}{wanted.specifier}"'
+            yield CheckResult(wanted.name, "problem", detail, fix)
     if not wrong:
         shown = ", ".join(f"{name} {installed[name]}" for name in _PACKAGES)
-        yield Finding("packages", "ok", f"{shown}; all {len(installed) - 1} requirements are met")
+        met = f"all {len(installed) - 1} requirements are met"
+        yield CheckResult("packages", "ok", f"{shown}; {met}")
 
 
-def devices() -> Findings:
+def devices() -> Results:
     """torch and the GPUs that it can use."""
     import torch
 
+    build = f"{torch.__version__}, CUDA {torch.version.cuda}"
     if count := torch.cuda.device_count():
-        build = f"{torch.__version__}, CUDA {torch.version.cuda}"
-        yield Finding("torch", "ok", f"{build}, {count} GPU{'s' if count > 1 else ''}")
+        yield CheckResult("torch", "ok", f"{build}, {count} GPU{'s' if count > 1 else ''}")
         for k in range(count):
-            about = torch.cuda.get_device_properties(k)
+            name = torch.cuda.get_device_properties(k).name
             free, total = torch.cuda.mem_get_info(k)
-            detail = f"{about.name}, {_gib(free)} of {_gib(total)} free"
-            yield Finding(f"cuda:{k}", "ok", detail)
-        return
-    driver = Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")
-    if driver and torch.version.cuda is None:
+            yield CheckResult(f"cuda:{k}", "ok", f"{name}, {_gib(free)} of {_gib(total)} free")
+    elif not (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
+        detail = f"{torch.__version__}, no GPU: engines run on the CPU; --devices cpu,cpu makes two"
+        yield CheckResult("torch", "ok", detail)
+    elif torch.version.cuda is None:
         detail = f"{torch.__version__}: a GPU driver is here, and this torch is built for the CPU"
-        yield Finding("torch", "warning", detail, "install a CUDA build: https://pytorch.org")
-    elif driver:
-        detail = f"{torch.__version__}, CUDA {torch.version.cuda}: it finds no usable GPU"
-        fix = "compare with `nvidia-smi`; CUDA_VISIBLE_DEVICES hides GPUs when it is set"
-        yield Finding("torch", "warning", detail, fix)
+        fix = "install a CUDA build: https://pytorch.org"
+        yield CheckResult("torch", "warning", detail, fix)
     else:
-        detail = f"{torch.__version__}, no GPU: engines run on the CPU"
-        yield Finding("torch", "ok", f"{detail}; --devices cpu,cpu makes two")
+        fix = "compare with `nvidia-smi`; CUDA_VISIBLE_DEVICES hides GPUs when it is set"
+        yield CheckResult("torch", "warning", f"{build}: it finds no usable GPU", fix)
 
 
-def renderer() -> Findings:
+def renderer() -> Results:
     """Whether the renderer's kernels work: on the GPUs or, without any, on the CPU."""
     import torch
 
@@ -135,30 +205,30 @@ def renderer() -> Findings:
     kind = "cuda" if torch.cuda.device_count() else "cpu"
     if problem := trouble(torch.device(kind)):
         fix = 'pip install "sjc-foundry[cuda]"' if kind == "cuda" else "pip install numba"
-        yield Finding("renderer", "warning", f"plain torch, which is slower: {problem}", fix)
+        yield CheckResult("renderer", "warning", f"plain torch, which is slower: {problem}", fix)
     else:
-        yield Finding("renderer", "ok", f"fused kernels for {kind}, compiled by Numba")
+        yield CheckResult("renderer", "ok", f"fused kernels for {kind}, compiled by Numba")
 
 
-def machine() -> Findings:
+def machine() -> Results:
     """CPU and memory."""
     from sjc_engine.memory import free_memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS")
-    said = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set"
-    yield Finding("cpu", "ok", f"{cores} cores, {said}")
+    threads = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set"
+    yield CheckResult("cpu", "ok", f"{cores} cores, {threads}")
     free = free_memory()
     if free is None:
-        yield Finding("memory", "ok", "not known on this system")
+        yield CheckResult("memory", "ok", "not known on this system")
     elif free < LITTLE_MEMORY:
         fix = "close other programs, or use one engine (--devices cpu)"
-        yield Finding("memory", "warning", f"{_gib(free)} free", fix)
+        yield CheckResult("memory", "warning", f"{_gib(free)} free", fix)
     else:
-        yield Finding("memory", "ok", f"{_gib(free)} free")
+        yield CheckResult("memory", "ok", f"{_gib(free)} free")
 
 
-def embedded() -> Findings:
+def embedded() -> Results:
     """The weights that ship with the package."""
     from safetensors import SafetensorError, safe_open
 
@@ -167,39 +237,41 @@ def embedded() -> Findings:
     judges = BUILTINS["toybox"].with_name("judge")
     for name, folder in {**BUILTINS, "judge toybox": judges}.items():
         files = sorted(folder.rglob("*.safetensors"))
-        size = sum(path.stat().st_size for path in files)
+        problem = "" if files else f"no weights in {folder}"
         try:
             for path in files:
                 with safe_open(path, "numpy"):  # checks that the file is as long as it says
                     pass
         except SafetensorError as error:
-            files, reason = [], str(error)
-        else:
-            reason = f"no weights in {folder}"
-        if not files:
+            problem = str(error)
+        if problem:
             fix = "install the package again; with git, `git lfs pull` or `git checkout` them"
-            yield Finding(name, "problem", reason, fix)
+            yield CheckResult(name, "problem", problem, fix)
             continue
-        digest = folder_digest(folder)[:12]
-        yield Finding(name, "ok", f"{size / 1e6:.0f} MB, revision {digest}")
+        megabytes = sum(path.stat().st_size for path in files) / 1e6
+        revision = folder_digest(folder)[:12]
+        yield CheckResult(name, "ok", f"{megabytes:.0f} MB, revision {revision}")
 
 
-def programs() -> Findings:
+def programs() -> Results:
     """What is started as a program of its own: ffmpeg for videos, xatlas for textures."""
+    from importlib import metadata
+
     import imageio_ffmpeg
 
+    reinstall = "pip install --force-reinstall"
     try:
-        said = _first_line([imageio_ffmpeg.get_ffmpeg_exe(), "-version"])
-        yield Finding("ffmpeg", "ok", " ".join(said.split()[:3]))
+        version = _first_line([imageio_ffmpeg.get_ffmpeg_exe(), "-version"])
+        yield CheckResult("ffmpeg", "ok", " ".join(version.split()[:3]))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        fix = "pip install --force-reinstall imageio-ffmpeg, or --set turntable_frames=0"
-        yield Finding("ffmpeg", "problem", f"no videos: {error}", fix)
+        fix = f"{reinstall} imageio-ffmpeg, or --set turntable_frames=0"
+        yield CheckResult("ffmpeg", "problem", f"no videos: {error}", fix)
     try:
         _first_line([sys.executable, "-c", "import xatlas; print()"])
-        yield Finding("xatlas", "ok", metadata.version("xatlas"))
+        yield CheckResult("xatlas", "ok", metadata.version("xatlas"))
     except (OSError, subprocess.SubprocessError) as error:
-        fix = "pip install --force-reinstall xatlas, or --set texture_size=0"
-        yield Finding("xatlas", "problem", f"no textures: {error}", fix)
+        fix = f"{reinstall} xatlas, or --set texture_size=0"
+        yield CheckResult("xatlas", "problem", f"no textures: {error}", fix)
 
 
 def _first_line(command: list[str]) -> str:
@@ -207,36 +279,35 @@ def _first_line(command: list[str]) -> str:
     return ran.stdout.partition("\n")[0]
 
 
-def local_store(folder: Path) -> Findings:
+def local_store(folder: Path) -> Results:
     """A store in a folder: there or possible, writable, room on its disk."""
     from tasks.store import StoreError, open_store
 
-    if not folder.exists():
-        yield from disk("store", folder, "choose another --store", "not there yet; a run makes it")
-        return
-    try:
-        open_store(folder)  # one small write, which goes away again
-    except StoreError as error:
-        yield _unusable("store", error)
-    else:
-        yield from disk("store", folder, "choose another --store", "can be read and written")
+    detail = "not there yet; a run makes it"
+    if folder.exists():
+        detail = "can be read and written"
+        try:
+            open_store(folder)  # one small write, which goes away again
+        except StoreError as error:
+            yield _unusable("store", error)
+            return
+    yield from disk("store", folder, "choose another --store", f": {detail}")
 
 
-def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Findings:
+def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Results:
     """Whether a folder can hold files, and how many."""
     place = folder.absolute()
-    told = f"{place}: {detail}" if detail else str(place)
     if not can_hold_files(folder):
-        yield Finding(name, "problem", f"{place} cannot be made or written", remedy)
+        yield CheckResult(name, "problem", f"{place} cannot be made or written", remedy)
         return
     nearest = next(path for path in (place, *place.parents) if path.exists())
     free = shutil.disk_usage(nearest).free
     status = "ok" if free >= LITTLE_DISK else "warning" if free >= NO_DISK else "problem"
     fix = "" if status == "ok" else f"free space there, or {remedy}"
-    yield Finding(name, status, f"{told}; {_gib(free)} free", fix)
+    yield CheckResult(name, status, f"{place}{detail}; {_gib(free)} free", fix)
 
 
-def s3_store(url: str) -> Findings:
+def s3_store(url: str) -> Results:
     """A store in a bucket: credentials, endpoint, clock, and one small write.
 
     boto3 decides about certificates, proxies and endpoint, as it does for a run.
@@ -259,24 +330,24 @@ def s3_store(url: str) -> Findings:
             found = session.get_credentials()
             if found is None:
                 raise NoCredentialsError
-        yield Finding(check, "ok", f"from {found.method}")
+        yield CheckResult(check, "ok", f"from {found.method}")
         check = "endpoint"
         with explained("use", url):
             endpoint, date = _ask_bucket(session, urlsplit(url).netloc)
         yield _clock(endpoint, date)
         check = "store"
         open_store(url)
-        yield Finding(check, "ok", f"{url} can be read and written")
+        yield CheckResult(check, "ok", f"{url} can be read and written")
     except StoreError as error:
         yield _unusable(check, error)
 
 
-def _unusable(check: str, error: Exception) -> Finding:
-    said, _, fix = str(error).rpartition("; ")
-    return Finding(check, "problem", said or str(error), fix or "check --store")
+def _unusable(check: str, error: Exception) -> CheckResult:
+    problem, _, fix = str(error).rpartition("; ")
+    return CheckResult(check, "problem", problem or str(error), fix or "check --store")
 
 
-def _ask_bucket(session: "boto3.Session", bucket: str) -> tuple[str, str | None]:
+def _ask_bucket(session: boto3.Session, bucket: str) -> tuple[str, str | None]:
     """The endpoint's URL, and the Date header of its answer, which may be a refusal."""
     from botocore.config import Config
     from botocore.exceptions import ClientError
@@ -293,54 +364,57 @@ def _ask_bucket(session: "boto3.Session", bucket: str) -> tuple[str, str | None]
     return client.meta.endpoint_url, headers.get("date")
 
 
-def _clock(endpoint: str, date: str | None) -> Finding:
+def _clock(endpoint: str, date: str | None) -> CheckResult:
     """An endpoint that answers: whether its clock and this machine's agree well enough."""
+    from email.utils import parsedate_to_datetime
+
     if date is None:
-        return Finding("endpoint", "ok", f"{endpoint} answers without a date")
+        return CheckResult("endpoint", "ok", f"{endpoint} answers without a date")
     skew = abs(parsedate_to_datetime(date).timestamp() - time.time())
     detail = f"{endpoint} answers; clocks differ by {skew:.0f} s"
     if skew > SKEW:
-        return Finding("endpoint", "problem", detail, "set this machine's clock (NTP)")
-    return Finding("endpoint", "ok", detail)
+        return CheckResult("endpoint", "problem", detail, "set this machine's clock (NTP)")
+    return CheckResult("endpoint", "ok", detail)
 
 
-def prefect_server() -> Findings:
+def prefect_server() -> Results:
     """Which Prefect server a run would use."""
-    home = prefect_home()
+    from flows.prefect_server.environment import prefect_home
+    from flows.prefect_server.server import healthy, ui_server
+
+    home, given = prefect_home(), os.environ.get("PREFECT_API_URL")
+    status, fix = "ok", ""
     if not can_hold_files(home):
+        status, detail = "problem", f"{home} cannot be written"
         fix = "set PREFECT_HOME to a folder that can be written"
-        yield Finding("Prefect", "problem", f"{home} cannot be written", fix)
-    elif given := os.environ.get("PREFECT_API_URL"):
-        if healthy(given, REACH):
-            yield Finding("Prefect", "ok", f"PREFECT_API_URL: {given} answers")
-        else:
-            fix = "start it, or unset PREFECT_API_URL: a run then brings its own"
-            yield Finding("Prefect", "problem", f"PREFECT_API_URL: {given} gives no answer", fix)
+    elif given and healthy(given, REACH):
+        detail = f"PREFECT_API_URL: {given} answers"
+    elif given:
+        status, detail = "problem", f"PREFECT_API_URL: {given} gives no answer"
+        fix = "start it, or unset PREFECT_API_URL: a run then brings its own"
     elif url := ui_server():
-        yield Finding("Prefect", "ok", f"that of `sjc ui`: {url.removesuffix('/api')}")
+        detail = f"that of `sjc ui`: {url.removesuffix('/api')}"
     else:
-        detail = "no server is up: each run brings its own"
-        yield Finding("Prefect", "ok", f"{detail}; `sjc ui` starts one with pages ({home})")
+        detail = f"no server is up: each run brings its own ({home}); `sjc ui` starts one"
+    yield CheckResult("Prefect", status, detail, fix)
 
 
-def hub() -> Findings:
+def hub() -> Results:
     """Whether other priors can be had: the hub, its cache, and the token for gated ones."""
     from huggingface_hub import constants, get_token
 
     cache = Path(constants.HF_HUB_CACHE)
-    names = [path.name for path in cache.glob("models--*")] if cache.is_dir() else []
-    kept = f"{len(names)} models in {cache}"
-    token = "a token is set" if get_token() else "no token (`hf auth login`, for gated models)"
+    kept = f"{len(list(cache.glob('models--*')))} models in {cache}"
+    host = urlsplit(constants.ENDPOINT).netloc
     if constants.HF_HUB_OFFLINE:
-        yield Finding("model hub", "ok", f"offline by HF_HUB_OFFLINE; {kept}")
-        return
-    parts = urlsplit(constants.ENDPOINT)
-    if problem := _unreachable(constants.ENDPOINT):
+        yield CheckResult("model hub", "ok", f"offline by HF_HUB_OFFLINE; {kept}")
+    elif problem := _unreachable(constants.ENDPOINT):
         fix = "the embedded prior needs none; HF_HUB_OFFLINE=1 uses what is cached without asking"
-        detail = f"{parts.netloc} cannot be reached ({problem}); {kept}"
-        yield Finding("model hub", "warning", detail, fix)
+        detail = f"{host} cannot be reached ({problem}); {kept}"
+        yield CheckResult("model hub", "warning", detail, fix)
     else:
-        yield Finding("model hub", "ok", f"{parts.netloc} answers; {kept}; {token}")
+        token = "a token is set" if get_token() else "no token (`hf auth login`, for gated models)"
+        yield CheckResult("model hub", "ok", f"{host} answers; {kept}; {token}")
 
 
 def _unreachable(url: str) -> str | None:

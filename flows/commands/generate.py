@@ -1,5 +1,7 @@
 """`sjc generate`: one asset with the engine alone."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import json
@@ -9,19 +11,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from flows.errors import RunError, UsageError
-from flows.plan import check_devices
-from flows.progress.terminal import terminal_watcher
-from sjc_engine.atomic import is_refusal
-from sjc_engine.input_image import ImageError, InputImage, read_image
-from sjc_engine.recipes import Recipe
-from sjc_engine.spec import AssetSpec
+import typer
+
+from flows.commands import completion
+from flows.commands.app import app, examples
+from flows.commands.options import (
+    MAX_SEED,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+    parse_overrides,
+)
+from flows.errors import RunError, UsageError, reported
 from tasks.disk import disk_advice
-from tasks.manifest import COMMAND_LINE, Manifest, resolve
-from tasks.manifest_files import ManifestError, Problem, Record, Records
-from tasks.manifest_rows import RowReader
+
+if TYPE_CHECKING:
+    from sjc_engine.input_image import InputImage
+    from sjc_engine.recipes import Recipe
+    from sjc_engine.spec import AssetSpec
+    from tasks.manifest_files import Problem
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
@@ -38,7 +50,7 @@ FILES = (
 
 
 @dataclass(frozen=True)
-class Request:
+class AssetRequest:
     """What to make, and where to put it."""
 
     prompt: str
@@ -51,44 +63,76 @@ class Request:
     device: str | None
 
 
-def make(request: Request, *, quiet: bool, as_json: bool) -> None:
+@app.command(
+    epilog=examples(
+        'sjc generate "a DSLR photo of a yellow duck" -o duck',
+        'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
+    ),
+)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to make.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")],
+    prior: Annotated[
+        str, typer.Option(help="As for `run`.", autocompletion=completion.priors)
+    ] = "toybox",
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the random numbers.")] = 0,
+    image: Annotated[Path | None, typer.Option(help="A picture, for priors that take one.")] = None,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Make one asset with the engine alone: no manifest, no store, no Prefect."""
+    with reported():
+        overrides = parse_overrides(set_)
+        request = AssetRequest(prompt, out, prior, recipe, overrides, seed, image, device)
+        make_asset(request, quiet=quiet, as_json=json_)
+
+
+def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
     """Writes the asset's files into the folder, all of them or none.
 
     Raises UsageError for what cannot be made.
     """
-    image = _image(request)
+    from flows.plan import check_devices
+
+    image = _image(request.image)
     recipe = _recipe(request)
-    taken = [name for name in FILES if (request.out / name).exists()]
+    out = request.out
+    taken = [name for name in FILES if (out / name).exists()]
     if taken:
-        raise UsageError(f"{request.out} has {', '.join(taken)} already; name another folder")
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError(f"-o {request.out} is a file; name a folder")
+        raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"-o {out} is a file; name a folder")
     device = check_devices(None if request.device is None else [request.device], "--device")[0]
-    home = request.out if request.out.is_dir() else request.out.parent
+    home = out if out.is_dir() else out.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".sjc-", dir=home)
         free = shutil.disk_usage(home).free
     except OSError as error:
-        raise UsageError(f"-o {request.out}: {disk_advice(error, '-o')}") from error
-    with temporary as folder, _about_out(request.out):
+        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
+    with temporary as folder, _disk_errors(out):
         if free < ROOM:
             raise OSError(errno.ENOSPC, "No space left on device")
         report = _make(request, recipe, image, device, Path(folder), quiet)
-        request.out.mkdir(exist_ok=True)
+        out.mkdir(exist_ok=True)
         names = sorted(path.name for path in Path(folder).iterdir())
         for name in names:
-            shutil.move(Path(folder, name), request.out / name)
+            shutil.move(Path(folder, name), out / name)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
         for name in names:
-            print(request.out / name)
+            print(out / name)
 
 
 @contextlib.contextmanager
-def _about_out(out: Path) -> Iterator[None]:
+def _disk_errors(out: Path) -> Iterator[None]:
     """A disk's refusal as a message about -o."""
+    from sjc_engine.atomic import is_refusal
+
     try:
         yield
     except OSError as error:
@@ -97,16 +141,22 @@ def _about_out(out: Path) -> Iterator[None]:
         raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
 
 
-def _image(request: Request) -> InputImage | None:
+def _image(path: Path | None) -> InputImage | None:
     """The picture to start from."""
+    from sjc_engine.input_image import ImageError, read_image
+
     try:
-        return read_image(request.image) if request.image else None
+        return read_image(path) if path else None
     except ImageError as error:
         raise UsageError(f"--image: {error}") from error
 
 
-def _recipe(request: Request) -> Recipe:
+def _recipe(request: AssetRequest) -> Recipe:
     """What the request's options say; ManifestError with everything that is wrong with it."""
+    from tasks.manifest import COMMAND_LINE, Manifest, resolve
+    from tasks.manifest_files import ManifestError, Record, Records
+    from tasks.manifest_rows import RowReader
+
     records = Records(COMMAND_LINE)
     cells: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed}
     if request.image is not None:
@@ -123,24 +173,27 @@ def _recipe(request: Request) -> Recipe:
             prior_revision=lambda prior: "",  # loading it asks the hub
         )
     except ManifestError as error:
-        raise ManifestError([_option(problem) for problem in error.problems]) from None
+        problems = [_option_problem(problem, COMMAND_LINE) for problem in error.problems]
+        raise ManifestError(problems) from None
     return resolved.entries[0].spec.recipe
 
 
-def _option(problem: Problem) -> Problem:
+def _option_problem(problem: Problem, source: str) -> Problem:
     """A row's problem as one of the command line, whose options are named after the columns."""
     option = f"--{problem.column}" if problem.column in ("seed", "image") else problem.column
-    return replace(problem, file=COMMAND_LINE, line=None, column=option)
+    return replace(problem, file=source, line=None, column=option)
 
 
 def _make(
-    request: Request,
+    request: AssetRequest,
     recipe: Recipe,
     image: InputImage | None,
     device: str,
     folder: Path,
     quiet: bool,
 ) -> dict[str, Any]:
+    """The asset's files, in `folder`, and what `report.json` says of it."""
+    from flows.progress.terminal import terminal_watcher
     from sjc_engine.chaining import optimize
     from sjc_engine.evaluate import evaluate
     from sjc_engine.mesh import MeshError, extract_mesh, mesh_statistics, write_mesh
@@ -148,10 +201,12 @@ def _make(
     from sjc_engine.preview import contact_sheet
     from sjc_engine.prior import load_prior
     from sjc_engine.scene import Diverged, Scene, StepStats
+    from sjc_engine.spec import AssetSpec
     from sjc_engine.turntable import write_turntable
     from tasks.judges import Judges
 
     started = time.perf_counter()
+    prompt, seed = request.prompt, request.seed
     try:
         judge, lpips = Judges().get(recipe.evaluate)
         prior = load_prior(request.prior, device=device)
@@ -163,13 +218,9 @@ def _make(
             watch.progress("asset", stats.step, stats.steps, stats.loss)
 
         try:
+            images = [image] if image else None
             (field,) = optimize(
-                [request.prompt],
-                prior,
-                recipe,
-                seeds=[request.seed],
-                on_step=on_step,
-                images=[image] if image else None,
+                [prompt], prior, recipe, seeds=[seed], on_step=on_step, images=images
             )
             field = field.cpu()
             watch.stage("asset", "extract")
@@ -178,23 +229,21 @@ def _make(
             raise RunError(f"no asset: {error}") from error
         watch.stage("asset", "evaluate")
         pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
-        metrics = evaluate(
-            field, mesh, request.prompt, judge, recipe.evaluate, pictures, lpips
-        ).metrics
-        contact_sheet(field, mesh, request.prompt, pictures).save(folder / "preview.png")
+        metrics = evaluate(field, mesh, prompt, judge, recipe.evaluate, pictures, lpips).metrics
+        contact_sheet(field, mesh, prompt, pictures).save(folder / "preview.png")
         if recipe.evaluate.turntable_frames:
             write_turntable(mesh, folder, recipe.evaluate)
     sha256 = image.sha256 if image else None
-    spec = AssetSpec(request.prompt, "", sha256, request.seed, prior.id, prior.revision, recipe)
+    spec = AssetSpec(prompt, "", sha256, seed, prior.id, prior.revision, recipe)
     field.save(folder / "field.safetensors")
     write_mesh(mesh, folder, recipe.mesh, spec.extras())
     seconds = time.perf_counter() - started
-    report = _report(spec) | {"seconds": seconds, **mesh_statistics(mesh), **metrics}
+    report = _facts(spec) | {"seconds": seconds, **mesh_statistics(mesh), **metrics}
     (folder / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
     return report
 
 
-def _report(spec: AssetSpec) -> dict[str, Any]:
+def _facts(spec: AssetSpec) -> dict[str, Any]:
     """What `report.json` says of the asset itself."""
     return {
         "asset_id": spec.asset_id,

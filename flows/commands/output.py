@@ -1,42 +1,50 @@
-"""Arrow tables on stdout, as a person or another program wants them."""
+"""What commands print: tables, as a person or another program wants them, counts and warnings."""
 
-import io
+from __future__ import annotations
+
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from flows.errors import UsageError
-from tasks.csv_text import plain, to_csv
+from flows.progress.results import cell
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PIPE_WIDTH = 240  # characters of a table line that nobody's window limits
 
 
 def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:
     """Prints rows in a format of the command line; a table shows `columns` (name -> heading)."""
+    from tasks.csv_text import plain, to_csv
+
     rows = rows.rename_columns(_distinct(rows.column_names))
     match format:
         case "table":
-            names = dict(columns or {name: name for name in rows.column_names})
-            print_table(names, rows.to_pylist(maps_as_pydicts="strict"))
+            names = columns or {name: name for name in rows.column_names}
+            print_table(rows.to_pylist(maps_as_pydicts="strict"), names)
         case "csv":
             print(to_csv(rows), end="")
         case "json":
             items = _finite(rows.to_pylist(maps_as_pydicts="strict"))
             print(json.dumps(items, default=plain, ensure_ascii=False, indent=1))
         case _:
-            if sys.stdout.isatty():
-                raise UsageError("--format parquet is binary; send it to a file: ... > FILE")
-            data = io.BytesIO()  # Parquet writers seek, and a pipe does not
-            pq.write_table(rows, data, compression="zstd", write_page_checksum=True)
-            sys.stdout.buffer.write(data.getvalue())
+            _write_parquet(rows)
+
+
+def _write_parquet(rows: pa.Table) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if sys.stdout.isatty():
+        raise UsageError("--format parquet is binary; send it to a file: ... > FILE")
+    data = pa.BufferOutputStream()  # Parquet writers seek, and a pipe does not
+    pq.write_table(rows, data, compression="zstd", write_page_checksum=True)
+    sys.stdout.buffer.write(data.getvalue())
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -62,8 +70,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def print_table(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> None:
-    """A table for people: headings over the named columns of the rows."""
+def print_table(rows: list[dict[str, Any]], columns: Mapping[str, str] | None = None) -> None:
+    """A table for people: headings over columns of the rows, by default all under their names."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = columns or {name: name for name in rows[0]}
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name, heading in columns.items():
         numeric = any(isinstance(row[name], int | float) for row in rows)
@@ -77,12 +89,23 @@ def print_table(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def cell(value: Any) -> str:
-    """A value as a person reads it: three digits, yes or no, and - for nothing."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return plain(value)
+def print_places(places: Mapping[str, str | None]) -> None:
+    """Addresses under each other, those that there are."""
+    for name, place in places.items():
+        if place is not None:
+            print(f"{name + ':':9}{place}")
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def counter(text: str, *, quiet: bool, every: int = 100) -> Callable[[int, int], None]:
+    """A callback that prints `2 of 9 {text}` to stderr at each hundredth, and at the last."""
+
+    def report(done: int, total: int) -> None:
+        if not quiet and (done % every == 0 or done == total):
+            print(f"{done} of {total} {text}", file=sys.stderr, flush=True)
+
+    return report

@@ -1,36 +1,90 @@
 """`sjc plan`: a manifest's assets cut into shards, by the time that they should take."""
 
+from __future__ import annotations
+
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from flows.commands.output import print_table
-from flows.errors import UsageError
-from flows.plan import Cost, known_costs, read_entries, revision, select
-from flows.settings import Settings
-from sjc_engine.checkpoint import write_atomically
+import typer
+
+from flows.commands.app import app, examples
+from flows.commands.options import (
+    JsonOption,
+    LimitOption,
+    ManifestArgument,
+    PriorOption,
+    RecipeOption,
+    SetOption,
+    WhereOption,
+    parse_overrides,
+)
+from flows.commands.output import print_table, print_warnings
+from flows.errors import UsageError, reported
 from tasks.disk import disk_advice
-from tasks.manifest import Entry
-from tasks.shard_plan import PlanError, ShardPlan, make_plan_file, read_plan
-from tasks.store import open_store
 
-SHARD_SECONDS = 5400.0  # 1.5 hours: little is lost with a machine, and little waits for it
-# Until the store knows better: a step of SJC's size on one large GPU, and all that follows it.
-DEFAULT_COST = Cost(step=0.2, rest=15.0)
+if TYPE_CHECKING:
+    from flows.settings import Settings
+    from tasks.shard_plan import ShardPlan
+
+SHARD_SECONDS = 5400  # 1.5 hours: little is lost with a machine, and little waits for it
 SHOWN = 20  # shards that are printed
 PARTS = ("prior", "recipe", "overrides", "limit", "where")  # settings that a plan follows from
 
 
-def make_plan_of(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, list[str]]:
+@app.command(
+    epilog=examples(
+        "sjc plan prompts.csv -o plan.parquet",
+        "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
+    ),
+)
+def plan(
+    manifest: ManifestArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The plan to write, a Parquet file.")],
+    store: Annotated[
+        str, typer.Option(envvar="SJC_STORE", help="Whose finished assets tell how long it takes.")
+    ] = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    where: WhereOption = None,
+    limit: LimitOption = None,
+    shard_seconds: Annotated[
+        float, typer.Option(help="Seconds of one device that a shard should take.")
+    ] = SHARD_SECONDS,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No warnings.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Cut a manifest into shards for many machines; `dispatch` has them made."""
+    with reported():
+        from flows.settings import Settings
+
+        settings = Settings(
+            manifest, store, prior, recipe, parse_overrides(set_), limit=limit, where=where
+        )
+        if not out.parent.is_dir() or out.is_dir():
+            raise UsageError(f"-o {out}: name a file in a folder that exists")
+        made, warnings = make_shard_plan(settings, shard_seconds)
+        if not quiet:
+            print_warnings(warnings)
+        _write(made, out)
+        _show(made, out, as_json=json_)
+
+
+def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, list[str]]:
     """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
+    from flows.estimate import DEFAULT_COST, seconds_of_assets
+    from flows.plan import read_entries, revision, select
+    from tasks.shard_plan import make_plan_file
+
     if not shard_seconds > 0:
         raise UsageError("--shard-seconds: use a number of seconds above 0")
     settings.check()
     manifest, resolved = read_entries(settings, revision)
     entries = select(resolved.entries, settings.where, settings.limit)
-    seconds, guessed = expected_seconds(entries, settings.store)
+    seconds, guessed = seconds_of_assets(entries, settings.store)
     warnings = list(resolved.warnings)
     if guessed:
         named = ", ".join(f"{prior} with {recipe}" for prior, recipe in guessed)
@@ -44,61 +98,29 @@ def make_plan_of(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, l
         shard_seconds,
         manifest=manifest.name,
         manifest_sha256=manifest.sha256,
-        settings={key: getattr(settings, key) for key in PARTS} | {"shard_seconds": shard_seconds},
+        settings={key: getattr(settings, key) for key in PARTS}
+        | {"shard_seconds": float(shard_seconds)},
     )
     return plan, warnings
 
 
-def expected_seconds(
-    entries: list[Entry], store: str
-) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """The seconds that each asset should take, and the priors and recipes where that is a guess.
+def _write(plan: ShardPlan, out: Path) -> None:
+    """Writes the plan; an equal one that is there stays."""
+    from sjc_engine.checkpoint import write_atomically
 
-    A field is optimised once: the later assets that share it cost what comes after.
-    """
-    known = {}
-    if "://" in store or Path(store).exists():
-        known = known_costs(open_store(store, writable=False))
-    fields: set[str] = set()
-    seconds: dict[str, float] = {}
-    guessed: dict[tuple[str, str], None] = {}
-    for entry in entries:
-        asset_id, kind = entry.spec.asset_id, (entry.spec.prior, entry.spec.recipe.name)
-        if asset_id in seconds:
-            continue
-        if kind not in known:
-            guessed[kind] = None
-        cost = known.get(kind, DEFAULT_COST)
-        field_id = entry.spec.field_id
-        seconds[asset_id] = round(cost.rest if field_id in fields else cost.seconds(entry), 3)
-        fields.add(field_id)
-    return seconds, list(guessed)
-
-
-def plan(
-    settings: Settings, out: Path, shard_seconds: float, *, quiet: bool, as_json: bool
-) -> None:
-    """Writes the plan and prints what is in it; an equal one that is there stays."""
-    if not out.parent.is_dir() or out.is_dir():
-        raise UsageError(f"-o {out}: name a file in a folder that exists")
-    made, warnings = make_plan_of(settings, shard_seconds)
-    if not quiet:
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
     try:
         if not out.exists():
-            write_atomically(out, made.data)
-        elif out.read_bytes() != made.data:
+            write_atomically(out, plan.data)
+        elif out.read_bytes() != plan.data:
             raise UsageError(
                 f"-o {out}: is another plan, or no plan; plans are never changed, so name another "
                 "file (the manifest, an option, or the times that the store knows differ)"
             )
     except OSError as error:
         raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
-    show_plan(made, out, as_json=as_json)
 
 
-def show_plan(plan: ShardPlan, path: Path, *, as_json: bool) -> None:
+def _show(plan: ShardPlan, path: Path, *, as_json: bool) -> None:
     shards = plan.shards()
     hours = {number: sum(assets.values()) / 3600 for number, assets in shards.items()}
     facts = {
@@ -113,24 +135,16 @@ def show_plan(plan: ShardPlan, path: Path, *, as_json: bool) -> None:
         print(json.dumps(facts, indent=1))
         return
     entries = Counter(plan.rows["shard"].to_pylist())
-    rows = [
-        {"shard": n, "assets": len(shards[n]), "entries": entries[n], "hours": hours[n]}
-        for n in list(shards)[:SHOWN]
-    ]
-    print_table({name: name for name in rows[0]}, rows)
+    shown = list(shards)[:SHOWN]
+    print_table(
+        [
+            {"shard": n, "assets": len(shards[n]), "entries": entries[n], "hours": hours[n]}
+            for n in shown
+        ]
+    )
     if len(shards) > SHOWN:
         print(f"... and {len(shards) - SHOWN} more")
     print(
         f"plan {plan.id}: {facts['shards']} shards, {facts['assets']} assets, "
         f"{facts['hours']:.2f} hours of devices: {path}"
     )
-
-
-def read_plan_file(path: Path) -> ShardPlan:
-    """The plan of a file; UsageError when there is none."""
-    try:
-        return read_plan(path.read_bytes(), os.fspath(path))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
-    except PlanError as error:
-        raise UsageError(str(error)) from error

@@ -1,29 +1,97 @@
-"""`sjc run` around the flow: the plan first, the server, the live lines, the end."""
+"""`sjc run`: the plan first, the server, the live lines, the end."""
+
+from __future__ import annotations
 
 import json
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from flows.commands.output import print_table
-from flows.context import starting
-from flows.errors import FAILED, STORE
-from flows.plan import Plan, make_plan, seconds_expected
-from flows.prefect_server import environment, server
-from flows.prefect_server.shutdown import own_process
+import typer
+
+from flows.commands.app import app, examples
+from flows.commands.options import (
+    CheckpointOption,
+    CompiledOption,
+    DevicesOption,
+    GalleryOption,
+    JsonOption,
+    LimitOption,
+    ManifestArgument,
+    PriceOption,
+    PriorOption,
+    QuietOption,
+    RecipeOption,
+    RetryOption,
+    ScenesOption,
+    ScratchOption,
+    SetOption,
+    StoreOption,
+    TimeoutOption,
+    WhereOption,
+    run_settings,
+)
+from flows.commands.output import print_places, print_table, print_warnings
+from flows.errors import FAILED, STORE, reported
 from flows.progress.results import RESULT_COLUMNS, results
-from flows.progress.terminal import terminal_watcher, watched_by
-from flows.scratch import can_hold_files, in_use
-from flows.settings import Settings
-from tasks.report import report_key
-from tasks.store import StoreError
+
+if TYPE_CHECKING:
+    from flows.plan import RunPlan
+    from flows.settings import Settings
 
 PREVIEWS = 24  # paths that are printed; the picture holds as many
 
 
-def dry_run(settings: Settings, *, as_json: bool) -> None:
+@app.command(
+    epilog=examples(
+        "sjc run manifests/paper.csv",
+        "sjc run manifests/toybox.csv --recipe draft --limit 2      a quick look",
+        "sjc run prompts.csv --dry-run                              what it would do",
+        "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
+        "sjc run prompts.csv --retry-failed --set steps=2000",
+    ),
+)
+def run(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and end.")] = False,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = None,
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
+) -> None:
+    """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
+    with reported("run the same command again to go on"):
+        settings = run_settings(context.params)
+        if dry_run:
+            print_plan(settings, as_json=json_)
+        else:
+            raise typer.Exit(run_flow(settings, quiet=quiet, as_json=json_))
+
+
+def print_plan(settings: Settings, *, as_json: bool) -> None:
     """Prints what a run would do; nothing is made, not even the store."""
+    from flows.estimate import seconds_expected
+    from flows.plan import make_plan
+    from flows.progress.tally import duration
+    from flows.scratch import can_hold_files
+    from tasks.store import StoreError
+
     with tempfile.TemporaryDirectory() as empty:
         fresh = "://" not in settings.store and not Path(settings.store).exists()
         if fresh and not can_hold_files(Path(settings.store)):
@@ -37,62 +105,60 @@ def dry_run(settings: Settings, *, as_json: bool) -> None:
         facts = {"counts": plan.counts(), "entries": states, "seconds_expected": seconds}
         print(json.dumps({**facts, "warnings": plan.warnings, "devices": plan.devices}, indent=1))
         return
-    for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    rows = [
-        {
-            "id": entry.row_id,
-            "plan": "duplicate" if entry.duplicate_of is not None else _intent(plan, asset_id),
-            "asset": asset_id,
-            "prompt": entry.spec.prompt,
-        }
-        for entry in plan.entries
-        for asset_id in (entry.spec.asset_id,)
-    ]
-    print_table({name: name for name in rows[0]}, rows)
+    print_warnings(plan.warnings)
+    print_table(
+        [
+            {
+                "id": entry.row_id,
+                "plan": "duplicate" if entry.duplicate_of is not None else _intent(plan, asset_id),
+                "asset": asset_id,
+                "prompt": entry.spec.prompt,
+            }
+            for entry in plan.entries
+            for asset_id in (entry.spec.asset_id,)
+        ]
+    )
     counts = ", ".join(f"{number} {state}" for state, number in plan.counts().items() if number)
-    print(f"{counts}; devices: {', '.join(plan.devices)}; time: {_duration(seconds)}")
+    unknown = "unknown, the store has nothing like it yet"
+    time = unknown if seconds is None else f"about {duration(seconds)}"
+    print(f"{counts}; devices: {', '.join(plan.devices)}; time: {time}")
 
 
-def _intent(plan: Plan, asset_id: str) -> str:
+def _intent(plan: RunPlan, asset_id: str) -> str:
     state = plan.states[asset_id]
     if state == "failed":
         return "try again" if plan.settings.retry_failed else "failed (needs --retry-failed)"
     return {"new": "make", "interrupted": "go on", "finished": "reuse"}[state]
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown, the store has nothing like it yet"
-    return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"
-
-
-def run(settings: Settings, *, quiet: bool, as_json: bool) -> int:
+def run_flow(settings: Settings, *, quiet: bool, as_json: bool) -> int:
     """Runs the flow and prints what came of it; returns the exit code."""
+    from flows.context import start_devices
+    from flows.plan import make_plan
+    from flows.prefect_server import environment, server
+    from flows.prefect_server.shutdown import exit_when_interrupted
+    from flows.scratch import in_use
+
     plan = make_plan(settings)
     if not quiet:
-        for warning in plan.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        print_warnings(plan.warnings)
     environment.apply(console_level="CRITICAL")
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
-    with starting(plan, warm=not in_use(Path(settings.scratch))):
+    with start_devices(plan, warm=not in_use(Path(settings.scratch))):
         # Seconds of imports, while the server starts and the engines load their prior
-        from flows.commands.flow_result import check_end
+        from flows.commands.flow_result import raise_error, watching
         from flows.generate import generate
 
-        with (
-            connection.at_hand(),
-            own_process(),
-            terminal_watcher(quiet=quiet) as watch,
-            watched_by(watch),
-        ):
+        with watching(connection, quiet=quiet) as watch, exit_when_interrupted():
             state = generate(**settings.to_json(), return_state=True)
-    check_end(state)
-    return report(plan, watch.run_id, as_json=as_json)
+    raise_error(state)
+    return print_results(plan, watch.run_id, as_json=as_json)
 
 
-def report(plan: Plan, run_id: str, *, as_json: bool) -> int:
+def print_results(plan: RunPlan, run_id: str, *, as_json: bool) -> int:
     """Prints a run's table, where its files are, and the picture to open; the exit code."""
+    from tasks.report import report_key
+
     rows = results(plan.store, run_id)
     failed = [row for row in rows if row["status"] != "ok"]
     keys = {"report": report_key(run_id), "picture": f"runs/{run_id}.png"}
@@ -105,15 +171,13 @@ def report(plan: Plan, run_id: str, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run_id": run_id, **places, "assets": rows}, indent=1))
     else:
-        print_table({k: v for k, v in RESULT_COLUMNS.items() if k != "preview"}, rows)
+        print_table(rows, {k: v for k, v in RESULT_COLUMNS.items() if k != "preview"})
         for row in failed:
             print(f"{row['asset']}: {row['error']}")
         for row in rows[:PREVIEWS]:
             if row["preview"]:
                 print(f"{row['asset']}: {row['preview']}")
-        for name, place in places.items():
-            if place is not None:
-                print(f"{name + ':':9}{place}")
+        print_places(places)
     if not there["report"]:
         print(f"no report was written; `sjc report {run_id}` makes one", file=sys.stderr)
     if not there["report"] or any(row["error_type"] == "StoreError" for row in failed):

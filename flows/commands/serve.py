@@ -1,22 +1,85 @@
-"""`sjc serve`: one process that runs a manifest by the clock."""
+"""`sjc serve`: one process that runs a manifest on a schedule."""
+
+from __future__ import annotations
 
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flows.plan import make_plan
-from flows.prefect_server import environment, server
-from flows.prefect_server.schedule import deployment_name, told_times
-from flows.settings import Settings
+import typer
+
+from flows.commands.app import app, examples
+from flows.commands.options import (
+    CheckpointOption,
+    CompiledOption,
+    CronOption,
+    DevicesOption,
+    GalleryOption,
+    LimitOption,
+    ManifestArgument,
+    PriceOption,
+    PriorOption,
+    RecipeOption,
+    RetryOption,
+    ScenesOption,
+    ScratchOption,
+    SetOption,
+    StoreOption,
+    TimeoutOption,
+    TimezoneOption,
+    WhereOption,
+    run_settings,
+)
+from flows.errors import reported
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
 
 
-def serve(settings: Settings, cron: str, timezone: str) -> None:
+@app.command(
+    epilog=examples(
+        'sjc serve manifests/paper.csv --cron "0 2 * * *"',
+        'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
+    ),
+)
+def serve(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    cron: CronOption,
+    timezone: TimezoneOption = "UTC",
+    store: StoreOption = "./store",
+    prior: PriorOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    where: WhereOption = None,
+    scenes_per_device: ScenesOption = None,
+    devices: DevicesOption = None,
+    scratch: ScratchOption = ".sjc",
+    timeout: TimeoutOption = None,
+    retry_failed: RetryOption = False,
+    price_per_hour: PriceOption = None,
+    gallery: GalleryOption = None,
+    checkpoint_to_store: CheckpointOption = False,
+    compiled: CompiledOption = False,
+) -> None:
+    """Run a manifest by the clock, in this process: each run makes what is new."""
+    with reported("finished assets are in the store; the next run goes on"):
+        serve_flow(run_settings(context.params), cron, timezone)
+
+
+def serve_flow(settings: Settings, cron: str, timezone: str) -> None:
     """Runs the flow at each time of the schedule, one run at a time, until Ctrl-C.
 
     Raises what `make_plan` raises, UsageError for a wrong schedule, and KeyboardInterrupt.
     """
+    from flows.plan import make_plan
+    from flows.prefect_server import environment, server
+    from flows.prefect_server.schedule import deployment_name, format_times
+
     environment.apply(console_level="INFO")  # the runs' own lines are what there is to see
-    times = told_times(cron, timezone)
+    times = format_times(cron, timezone)
     plan = make_plan(settings)
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"), ui=True)
     from prefect.schedules import Cron

@@ -1,88 +1,80 @@
 """`sjc verify`: whether a store is whole, and mending what can be mended."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import sys
-from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from flows.errors import FAILED, STORE
-from flows.scratch import sole_user
-from tasks.documents import asset_manifest, mark_format
-from tasks.store import Store, open_store
-from tasks.verify import Finding, Repairs, plan_repairs, repair_store, unreadable, verify_store
+import typer
+
+from flows.commands.app import app, examples
+from flows.commands.options import JsonOption, QuietOption, ScratchOption, StoreOption
+from flows.commands.output import counter
+from flows.errors import FAILED, STORE, reported
+
+if TYPE_CHECKING:
+    from tasks.store import Store
+    from tasks.verify import Finding, Repairs
 
 MOST = 1  # things that a repair takes from their place without being asked again
 
 
-def run(
-    store: str,
-    scratch: Path,
-    abandoned: timedelta,
-    *,
-    repair: bool,
-    yes: bool,
-    quiet: bool,
-    as_json: bool,
-) -> int:
-    """Prints what is wrong, and with `repair` what will be done and what was; the exit code.
+@app.command(
+    epilog=examples("sjc verify --store s3://bucket/first", "sjc verify --repair"),
+)
+def verify(
+    store: StoreOption = "./store",
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Set damaged assets aside, make the tables again, remove abandoned files. Nothing"
+            " is repaired while any file cannot be read.",
+        ),
+    ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="Repair even if it sets aside more than one document."),
+    ] = False,
+    older: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="HOURS", help="Unfinished files of this age count as abandoned."
+        ),
+    ] = 24,
+    scratch: ScratchOption = ".sjc",
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Check every file against its checksum and every table against the JSON behind it."""
+    with reported("nothing is half done; run it again"):
+        from tasks.store import open_store
+        from tasks.verify import verify_store
 
-    abandoned: the age from which an unfinished file has nobody any more who writes it. yes: set
-    aside however many assets are damaged.
-    """
-    opened = open_store(store, writable=repair)
-
-    def tell(done: int, total: int) -> None:
-        if not quiet and (done % 100 == 0 or done == total):
-            print(f"{done} of {total} assets read", file=sys.stderr, flush=True)
-
-    findings = verify_store(opened, tell, abandoned)
-    if not as_json:
-        show_findings(opened, findings, repair=repair)
-    planned, done, left = Repairs(), list[str](), findings
-    if repair and not unreadable(findings):
-        planned = plan_repairs(opened, findings)
-        if not as_json:
-            show_lines(f"to do: {line}" for line in planned.lines())
-        if planned.losses > MOST and not yes:
-            refuse(planned)
-        else:
-            done, left = mend(opened, findings, abandoned, scratch)
-            if not as_json:
-                show_lines([*done, *([f"{len(left)} problems are left"] if left else [])])
-    if as_json:
-        show_json(findings, planned.lines(), done, left)
-    if unreadable(left):
-        return STORE
-    return FAILED if left else 0
-
-
-def mend(
-    store: Store, findings: list[Finding], abandoned: timedelta, scratch: Path
-) -> tuple[list[str], list[Finding]]:
-    """Repairs the store and tidies the scratch folder: what was done, and what is left."""
-    done = repair_store(store, findings, abandoned)
-    mark_format(store)
-    done += tidy_scratch(store, scratch)
-    return done, verify_store(store, abandoned=abandoned) if findings else findings
-
-
-def show_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line, flush=True)
-
-
-def refuse(planned: Repairs) -> None:
-    print(
-        f"nothing was repaired: {len(planned.assets)} assets and {len(planned.documents)} other"
-        f" documents would be set aside, and {len(planned.gone)} assets taken out of the"
-        " tables; if that is right, `sjc verify --repair --yes`",
-        file=sys.stderr,
-    )
+        opened = open_store(store, writable=repair)
+        abandoned = timedelta(hours=older)
+        findings = verify_store(opened, counter("assets read", quiet=quiet), abandoned)
+        if not json_:
+            show_findings(opened, findings, repair=repair)
+        planned, done, left = list[str](), list[str](), findings
+        if repair:
+            planned, done, left = mend(
+                opened, findings, abandoned, Path(scratch), yes=yes, quiet=json_
+            )
+        if json_:
+            listed = {"findings": findings, "left": left}
+            lists = {name: [vars(finding) for finding in found] for name, found in listed.items()}
+            print(json.dumps({**lists, "planned": planned, "done": done}, indent=1))
+        raise typer.Exit(exit_code(left))
 
 
 def show_findings(store: Store, findings: list[Finding], *, repair: bool) -> None:
+    from tasks.verify import unreadable
+
     for finding in findings:
         print(finding)
     unread = len(unreadable(findings))
@@ -98,17 +90,70 @@ def show_findings(store: Store, findings: list[Finding], *, repair: bool) -> Non
         print(f"{len(findings)} problems; `sjc verify --repair` mends them", file=sys.stderr)
 
 
-def show_json(
-    findings: list[Finding], planned: list[str], done: list[str], left: list[Finding]
-) -> None:
-    listed = {"findings": findings, "left": left}
-    told = {name: [vars(finding) for finding in found] for name, found in listed.items()}
-    print(json.dumps({**told, "planned": planned, "done": done}, indent=1))
+def mend(
+    store: Store,
+    findings: list[Finding],
+    abandoned: timedelta,
+    scratch: Path,
+    *,
+    yes: bool,
+    quiet: bool,
+) -> tuple[list[str], list[str], list[Finding]]:
+    """Repairs the store and tidies the scratch folder, unless some file could not be read.
+
+    abandoned: the age from which an unfinished file has nobody any more who writes it. yes: set
+    aside however many assets are damaged. Returns what was planned, what was done, and what is
+    left, and prints it unless `quiet`.
+    """
+    from tasks.documents import mark_format
+    from tasks.verify import plan_repairs, repair_store, unreadable, verify_store
+
+    if unreadable(findings):
+        return [], [], findings
+    repairs = plan_repairs(store, findings)
+    planned = repairs.lines()
+    if not quiet:
+        _print_lines([f"to do: {line}" for line in planned])
+    if repairs.losses > MOST and not yes:
+        _refuse(repairs)
+        return planned, [], findings
+    done = repair_store(store, findings, abandoned)
+    mark_format(store)
+    done += tidy_scratch(store, scratch)
+    left = verify_store(store, abandoned=abandoned) if findings else findings
+    if not quiet:
+        _print_lines([*done, *([f"{len(left)} problems are left"] if left else [])])
+    return planned, done, left
+
+
+def _refuse(repairs: Repairs) -> None:
+    print(
+        f"nothing was repaired: {len(repairs.assets)} assets and {len(repairs.documents)} other"
+        f" documents would be set aside, and {len(repairs.gone)} assets taken out of the"
+        " tables; if that is right, `sjc verify --repair --yes`",
+        file=sys.stderr,
+    )
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def exit_code(left: list[Finding]) -> int:
+    from tasks.verify import unreadable
+
+    if unreadable(left):
+        return STORE
+    return FAILED if left else 0
 
 
 def tidy_scratch(store: Store, scratch: Path) -> list[str]:
-    """Removes what no run goes on from: unfinished files of assets that are finished by now, and
+    """Removes what no run resumes from: unfinished files of assets that are finished by now, and
     what processes left that died within a write. UsageError in a run."""
+    from flows.scratch import sole_user
+    from tasks.documents import asset_manifest
+
     folders = sorted((scratch / "assets").glob("*"))
     torn = sorted(path for path in (scratch / "fields").glob(".*"))  # no other name begins so
     if not folders and not torn:

@@ -1,4 +1,4 @@
-"""Flow runs whose machine is gone: they say nothing, and nobody says that they have ended."""
+"""Flow runs whose machine is lost: when their heartbeats stop, the server calls them crashed."""
 
 from datetime import timedelta
 

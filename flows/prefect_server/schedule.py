@@ -30,8 +30,8 @@ def next_times(cron: str, timezone: str) -> list[datetime]:
     return times
 
 
-def told_times(cron: str, timezone: str) -> str:
-    """The next times for people."""
+def format_times(cron: str, timezone: str) -> str:
+    """The next times as a person reads them."""
     times = next_times(cron, timezone)
     return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times) + f" ({timezone})"
 

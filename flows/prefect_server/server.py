@@ -82,7 +82,7 @@ class Server:
             time.sleep(0.1)
 
     @contextlib.contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def available(self) -> Iterator[None]:
         """Waits for the API; what fails in here because it has gone again is a RunError as well."""
         self.wait()
         try:
@@ -121,7 +121,7 @@ def connect(log: Path, *, ui: bool = False) -> Server:
     """Finds a server, or starts one, and sets PREFECT_API_URL to it.
 
     It returns at once so that imports can go on while the server starts: requests belong into its
-    `at_hand`. log: for the output of an own server; ui: whether that one has pages. It ends with
+    `available`. log: for the output of an own server; ui: whether that one has pages. It ends with
     the interpreter, after Prefect's own exit hooks have sent their last records.
     """
     if found := os.environ.get("PREFECT_API_URL") or ui_server():

@@ -1,4 +1,4 @@
-"""How a run ends that is told to: its own work first, then seconds for Prefect's last words.
+"""How an interrupted run ends: its own work first, then seconds for Prefect's last requests.
 
 Prefect calls a server that is gone for a minute at each request, and for as long as it has events
 left to send. Nothing of the run depends on it: the store is written by then.
@@ -28,8 +28,8 @@ _END: ContextVar[_End | None] = ContextVar("end", default=None)
 
 
 @contextlib.contextmanager
-def own_process() -> Iterator[None]:
-    """The run in here is all that this process is for: it ends when the run is told to.
+def exit_when_interrupted() -> Iterator[None]:
+    """The run in here is all that this process is for: it ends when the run is interrupted.
 
     Raises KeyboardInterrupt for such an end, also if Prefect stumbles over its server after it.
     """
@@ -47,7 +47,7 @@ def own_process() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def soon_over(*, part: bool = False) -> Iterator[None]:
+def brief_shutdown(*, part: bool = False) -> Iterator[None]:
     """Around a flow's own work: once that has been ended by a signal, Prefect has to be brief.
 
     part: of a run, which has work of its own to do after this.
@@ -61,7 +61,7 @@ def soon_over(*, part: bool = False) -> Iterator[None]:
             if not end.begun:
                 end.brief.enter_context(_few_retries())
             if not part:
-                timer = threading.Timer(SECONDS, _leave)
+                timer = threading.Timer(SECONDS, _exit_now)
                 timer.daemon = True
                 timer.start()
             end.begun = True
@@ -75,7 +75,7 @@ def _few_retries() -> contextlib.AbstractContextManager[object]:
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES})
 
 
-def _leave() -> None:
+def _exit_now() -> None:
     with contextlib.suppress(OSError):
         print("sjc: Prefect's server does not answer: its pages miss the end", file=sys.stderr)
         sys.stderr.flush()

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.commands.output import cell
-from flows.plan import Plan
-from flows.progress.results import RESULT_COLUMNS
+from flows.plan import RunPlan
+from flows.progress.results import RESULT_COLUMNS, cell
 from flows.progress.tally import GOOD, Tally, duration
 from flows.progress.terminal import Watcher, Watchers, watched_by, watcher
 from tasks.artifacts import Artifact, Board, board_of_run, name_run
@@ -23,21 +22,21 @@ LETTERS = 200  # of a reason
 
 
 @contextlib.contextmanager
-def told(plan: Plan) -> Iterator[None]:
+def report_to_prefect(plan: RunPlan) -> Iterator[None]:
     """What happens in here shows on Prefect's pages, besides where it is told already."""
-    with board_of_run() as board, watched_by(Watchers(watcher(), Story(plan, board))):
+    with board_of_run() as board, watched_by(Watchers(watcher(), PrefectSummary(plan, board))):
         yield
 
 
-class Story(Watcher):
+class PrefectSummary(Watcher):
     """Puts a run on Prefect's pages. Every asset's own progress and preview come from its tasks."""
 
-    def __init__(self, plan: Plan, board: Board) -> None:
+    def __init__(self, plan: RunPlan, board: Board) -> None:
         self._plan, self._board = plan, board
         self._tally = Tally()
         self._failures: dict[str, str] = {}  # name -> how it failed
         self._summary: Artifact | None = None
-        self._told = 0.0
+        self._updated = 0.0
 
     def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         super().begun(run_id, total, work)
@@ -51,13 +50,13 @@ class Story(Watcher):
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
         self._tally.progress(name, step, steps)
-        self._tell()
+        self._refresh()
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         self._tally.finished(name, outcome)
         if outcome not in GOOD:
             self._failures[name] = outcome
-        self._tell()
+        self._refresh()
 
     def ended(self, rows: list[dict[str, Any]]) -> None:
         failed = [row for row in rows if row["status"] != "ok"]
@@ -78,10 +77,10 @@ class Story(Watcher):
         table = [{title: cell(row[name]) for name, title in columns.items()} for row in rows[:ROWS]]
         self._board.create("table", key, json.dumps(table), about)
 
-    def _tell(self) -> None:
+    def _refresh(self) -> None:
         now = time.monotonic()
-        if self._summary is not None and now - self._told >= SUMMARY_SECONDS:
-            self._told = now
+        if self._summary is not None and now - self._updated >= SUMMARY_SECONDS:
+            self._updated = now
             self._board.update(self._summary, self._text())
 
     def _text(self, reasons: Mapping[str, str] | None = None) -> str:
@@ -126,7 +125,7 @@ def manifest_name(manifest: str) -> str:
     return PurePosixPath(manifest).name or manifest
 
 
-def run_name(plan: Plan) -> str:
+def run_name(plan: RunPlan) -> str:
     """Such as `paper.csv: 6 assets (2 new, 1 resumed)`."""
     counts = plan.counts()
     words = {"new": counts["new"], "resumed": counts["interrupted"]}
@@ -138,7 +137,7 @@ def run_name(plan: Plan) -> str:
     return f"{manifest_name(plan.settings.manifest)}: {assets} ({parts or 'nothing new'})"
 
 
-def spent(plan: Plan, seconds: float, left: float | None, made: int) -> str:
+def spent(plan: RunPlan, seconds: float, left: float | None, made: int) -> str:
     """Time and money so far and, while the run goes on, expected: devices are paid by the hour."""
     devices = plan.devices
     hours = seconds * len(devices) / 3600

@@ -1,12 +1,14 @@
-"""What the store's tables say: `sjc assets`, `sjc query`, and the end of `sjc run`."""
+"""The assets of a run as the store's tables have them: which, in which columns, in which form.
 
-from typing import Any
+Whatever is slow to import is imported within the functions: commands need the columns alone.
+"""
 
-from flows.commands.output import show
-from flows.errors import UsageError
-from tasks.manifest_sources import file_digests
-from tasks.store import Store, open_store
-from tasks.tables import QueryError, of_files, query
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.store import Store
 
 # What a person wants to see of an asset, and its heading.
 ASSET_COLUMNS = {
@@ -40,19 +42,14 @@ SECONDS = "+".join(
 )
 
 
-def list_assets(store: str, manifest: str | None, where: str | None, format: str) -> None:
-    """Prints one row per asset, its best outcome; every column but in a `table`."""
-    chosen = selection(manifest, where)
-    seconds = f", {SECONDS} AS seconds" if format == "table" else ""
-    sql = f"SELECT *{seconds} FROM best_assets {chosen} ORDER BY started_at, asset_id"
-    _show(store, sql, format, ASSET_COLUMNS)
-
-
 def selection(manifest: str | None, where: str | None, *conditions: str) -> str:
     """The WHERE of a query over best_assets: what a manifest asks for, and other conditions.
 
     Raises ManifestError for a manifest that cannot be read.
     """
+    from tasks.manifest_sources import file_digests
+    from tasks.tables import of_files
+
     every = [*conditions, f"({where})"] if where is not None else [*conditions]
     if manifest is not None:
         every.append(
@@ -63,6 +60,8 @@ def selection(manifest: str | None, where: str | None, *conditions: str) -> str:
 
 def results(store: Store, run_id: str) -> list[dict[str, Any]]:
     """The assets of a run in the manifest's order, reused ones with the numbers they have."""
+    from tasks.tables import query
+
     sql = f"""
         SELECT e.row_id AS asset, a.asset_id, coalesce(a.status, 'interrupted') AS status,
                e.outcome, {SECONDS} AS seconds, a.clip_score, a.clip_r_precision,
@@ -75,14 +74,14 @@ def results(store: Store, run_id: str) -> list[dict[str, Any]]:
     return rows
 
 
-def run_query(store: str, sql: str, format: str) -> None:
-    """Prints the rows of a query."""
-    _show(store, sql, format, None)
+def cell(value: Any) -> str:
+    """A value as a person reads it: three digits, yes or no, and - for nothing."""
+    from tasks.csv_text import plain
 
-
-def _show(store: str, sql: str, format: str, columns: dict[str, str] | None) -> None:
-    try:
-        rows = query(open_store(store, writable=False), sql)
-    except QueryError as error:
-        raise UsageError(f"--where: {error.problem}" if columns else str(error)) from error
-    show(rows, format, columns)
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return plain(value)

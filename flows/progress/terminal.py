@@ -22,7 +22,7 @@ class Watcher:
     """Hears of a run, from several threads, and by itself shows nothing."""
 
     run_id = ""
-    _said: frozenset[str] = frozenset()
+    _noted: frozenset[str] = frozenset()
 
     def __enter__(self) -> Self:
         return self
@@ -38,8 +38,8 @@ class Watcher:
 
     def once(self, text: str) -> None:
         """The same, however often it is said."""
-        if text not in self._said:
-            self._said |= {text}
+        if text not in self._noted:
+            self._noted |= {text}
             self.note(text)
 
     def stage(self, name: str, stage: str) -> None:
@@ -127,7 +127,7 @@ class Lines(Watcher):
     """Plain lines for logs and pipes; each asset speaks at most every ten seconds."""
 
     def __init__(self) -> None:
-        self._told: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
         self._paces: dict[str, Pace] = {}
         self._tally = Tally()
 
@@ -148,8 +148,8 @@ class Lines(Watcher):
         self._tally.progress(name, step, steps)
         pace = self._paces.setdefault(name, Pace(step))
         now = time.monotonic()
-        if now - self._told.setdefault(name, now) >= LINE_SECONDS:
-            self._told[name] = now
+        if now - self._printed.setdefault(name, now) >= LINE_SECONDS:
+            self._printed[name] = now
             parts = [f"{name}: step {step}/{steps}", _loss(loss), _left(pace.left(step, steps))]
             self.note(", ".join(part for part in parts if part))
 

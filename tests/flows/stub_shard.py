@@ -11,7 +11,7 @@ from prefect.states import State
 
 from flows.generate import THREADS
 from flows.pipeline import Outcomes
-from flows.plan import Plan
+from flows.plan import RunPlan
 from flows.settings import Settings
 from flows.shard import run_shard, shard_scratch
 from sjc_engine.spec import AssetSpec
@@ -42,7 +42,7 @@ def generate_shard(
     return run_shard(settings, make_stubs)
 
 
-def make_stubs(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
+def make_stubs(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
     """Records assets one after the other, each after SJC_STUB_SECONDS seconds."""
     seconds = float(os.environ.get("SJC_STUB_SECONDS", "0"))
     with tempfile.TemporaryDirectory() as folder:

@@ -236,7 +236,7 @@ def test_help_and_check_import_neither_torch_nor_prefect(command: str, tmp_path:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['prefect'] = None\n"
         f"sys.argv = ['sjc', *{command.split()!r}]\n"
-        "from flows.cli import main; main()"
+        "from flows.commands.main import main; main()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
 
@@ -247,7 +247,7 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
     code = (
         "import sys; sys.modules['prefect'] = None\n"
         f"sys.argv = ['sjc', *{arguments!r}]\n"
-        "from flows.cli import main; main()"
+        "from flows.commands.main import main; main()"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True

@@ -15,7 +15,7 @@ from PIL import Image
 from task_samples import report
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.commands.main import app
 from tasks.commit import commit_asset, finish_attempt, finish_run, start_attempt, start_run
 from tasks.manifest import read_manifest, resolve
 from tasks.store import Store, open_store

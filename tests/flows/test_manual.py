@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.commands.main import app
 
 MANUAL = typer.main.get_command(app)
 COMMANDS = MANUAL.commands  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def shell(tmp_path: Path) -> Path:
     (tmp_path / "store" / "runs" / "20260101T000000-abcdef.json").write_text(json.dumps({}))
     program = tmp_path / "bin" / "sjc"
     program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nfrom flows.cli import main\nmain()\n")
+    program.write_text(f"#!{sys.executable}\nfrom flows.commands.main import main\nmain()\n")
     program.chmod(0o755)
     return tmp_path
 

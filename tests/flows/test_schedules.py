@@ -17,7 +17,7 @@ import yaml
 from command_line import SJC, tiny
 from fleet import descendants, flow_run_of
 
-from flows.commands.deploy import check, read_file
+from flows.commands.deploy import read_file, validate
 from flows.errors import UsageError
 from flows.prefect_server.heartbeats import NAME
 from flows.prefect_server.server import HOST, free_port, healthy
@@ -280,7 +280,7 @@ WRONG = {
 def test_mistakes_are_one_message_before_anything_starts(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.cli import main
+    from flows.commands.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -297,7 +297,7 @@ def test_mistakes_are_one_message_before_anything_starts(
 def test_our_prefect_yaml_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (deployment,) = read_file(ROOT / "prefect.yaml")["deployments"]
-    check(deployment, "prefect.yaml")
+    validate(deployment, "prefect.yaml")
     assert deployment["concurrency_limit"]["limit"] == 1
 
 
@@ -319,6 +319,6 @@ def test_a_wrong_deployment_is_found_before_the_server(
     Path("a.csv").write_text(GOOD)
     deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]
     deployment["parameters"] = Settings("a.csv").to_json()
-    check(deployment, "here")
+    validate(deployment, "here")
     with pytest.raises((UsageError, ManifestError), match=message):
-        check(deployment | change, "here")
+        validate(deployment | change, "here")

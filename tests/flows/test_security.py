@@ -110,7 +110,7 @@ def everything(bucket: str) -> dict[str, bytes]:
 def test_credentials_appear_nowhere(bucket: str, tmp_path: Path, judge: str) -> None:
     """A run makes an asset and then loses its bucket; everything that it leaves is searched."""
     (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\ntank,a toy tank\n")
-    script = "import sys; from flows.cli import main; sys.argv[0] = 'sjc'; main()"
+    script = "import sys; from flows.commands.main import main; sys.argv[0] = 'sjc'; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", script, "run", "m.csv", "--store", f"s3://{bucket}/x",
          "--devices", "cpu", *tiny(judge)],

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from command_line import SJC
 from task_samples import make, spec
 
 from flows.errors import RunError
@@ -80,7 +81,7 @@ def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     assert ui_server() is None
     ui = subprocess.Popen(
-        [sys.executable, "-c", "from flows.cli import main; main()", "ui", "--port", "0"],
+        [*SJC, "ui", "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -196,7 +197,7 @@ def test_a_server_that_ends_later_is_reported_with_its_reason(
     own = Server("http://127.0.0.1:9/api", log, process, log.stat().st_size)
 
     def use() -> None:
-        with own.at_hand():
+        with own.available():
             process.communicate(b"\n")
             raise ConnectionError
 
@@ -234,7 +235,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(command: str, tmp_path: Pat
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/api"
         said = subprocess.run(
-            [sys.executable, "-c", "from flows.cli import main; main()", *command.split()],
+            [*SJC, *command.split()],
             cwd=tmp_path,
             env=os.environ | {"PREFECT_API_URL": url},
             capture_output=True,

@@ -7,34 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import completion
+from flows.commands import completion
 from flows.errors import fail
 
 if TYPE_CHECKING:
     from flows.settings import Settings
 
 
-class Collision(StrEnum):
-    """What becomes of a scheduled run while the one before still goes on."""
-
-    enqueue = "enqueue"
-    cancel_new = "cancel-new"
-
-
 class Format(StrEnum):
-    """How `assets` and `query` print."""
+    """How rows are printed."""
 
     table = "table"
     csv = "csv"
     json = "json"
-    parquet = "parquet"
-
-
-class DataFormat(StrEnum):
-    """How `curate` keeps the data."""
-
-    files = "files"
-    webdataset = "webdataset"
     parquet = "parquet"
 
 
