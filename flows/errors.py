@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -63,6 +64,15 @@ def _flush_stdout() -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return None if isinstance(error, BrokenPipeError) else error
     return None
+
+
+@contextlib.contextmanager
+def disk_errors(option: str, path: Path) -> Iterator[None]:
+    """What a disk refuses within is a UsageError about the option that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {disk_advice(error, option)}") from error
 
 
 @contextlib.contextmanager

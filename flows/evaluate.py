@@ -15,7 +15,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.errors import RunError, UsageError
 from flows.plan import check_devices
-from flows.progress.results import selection
+from flows.progress.results import selection, where_errors
 from flows.progress.terminal import watcher
 from flows.scratch import make_private
 from sjc_engine.presets import Value
@@ -26,7 +26,7 @@ from tasks.judges import Judges
 from tasks.leases import leases
 from tasks.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
 from tasks.store import Store, StoreError, is_damage, open_store
-from tasks.tables import QueryError, query, record_attempt, record_run, seal_run
+from tasks.tables import query, record_attempt, record_run, seal_run
 
 PART = 300  # assets of one flow run, as in flows.generate
 AT_ONCE = 2  # while one is downloaded, another is measured
@@ -162,10 +162,8 @@ def prepare(
     names = "(SELECT min(row_id) FROM entries e WHERE e.asset_id = best_assets.asset_id)"
     wanted = selection(manifest, where, "status = 'ok'")
     sql = f"SELECT asset_id, {names} AS name, spec_json FROM best_assets {wanted}"
-    try:
+    with where_errors():
         rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
-    except QueryError as error:
-        raise UsageError(f"--where: {error.problem}") from error
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
     judges = Judges(device)

@@ -8,12 +8,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from flows.errors import UsageError
+from flows.errors import UsageError, disk_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_state
-from tasks.disk import disk_advice
 from tasks.documents import check_usable, mark_format
 from tasks.manifest import (
     Entry,
@@ -87,10 +86,8 @@ def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
     store = open_store(settings.store, writable=writable)
     check_usable(store)
     if writable:
-        try:
+        with disk_errors("--scratch", scratch):
             make_private(scratch)
-        except OSError as error:
-            raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
         mark_format(store)
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flows.errors import UsageError
-from tasks.disk import disk_advice
+from flows.errors import UsageError, disk_errors
 
 ASK_SECONDS = 0.5  # between two looks at a folder that another run uses
 
@@ -21,11 +20,9 @@ def sole_user(scratch: Path, wait: Callable[[], object] | None = None) -> Iterat
     Two runs would go on from one checkpoint and tidy away each other's files. wait: called when
     another run has the folder, which is then waited for; without it that is a UsageError.
     """
-    try:
+    with disk_errors("--scratch", scratch):
         make_private(scratch)
         opened = (scratch / "lock").open("a")
-    except OSError as error:
-        raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
     with opened as lock:
         waited = False
         while True:

@@ -4,37 +4,35 @@ from typing import Annotated
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import Format, FormatOption, OfManifestOption, StoreOption
 from flows.commands.output import show
-from flows.errors import UsageError, reported
-from flows.progress.results import ASSET_COLUMNS, SECONDS, selection
+from flows.errors import reported
+from flows.progress.results import ASSET_COLUMNS, SECONDS, selection, where_errors
 
 
 @app.command(
     epilog=examples(
         'sjc assets --where "clip_r_precision >= 0.9 AND watertight"',
         "sjc assets --manifest prompts.csv --format csv",
-    ),
+    )
 )
 def assets(
-    store: StoreOption = "./store",
-    manifest: OfManifestOption = None,
+    store: options.Store = "./store",
+    manifest: options.OfManifest = None,
     where: Annotated[
         str | None, typer.Option(help='Only assets for which this SQL holds: "clip_score > 25".')
     ] = None,
-    format: FormatOption = Format.table,
+    format: options.Format = options.RowFormat.table,
 ) -> None:
     """List the assets of a store: one row each, its best outcome."""
     with reported():
         from tasks.store import open_store
-        from tasks.tables import QueryError, query
+        from tasks.tables import query
 
         chosen = selection(manifest, where)
-        seconds = f", {SECONDS} AS seconds" if format == Format.table else ""
+        seconds = f", {SECONDS} AS seconds" if format == options.RowFormat.table else ""
         sql = f"SELECT *{seconds} FROM best_assets {chosen} ORDER BY started_at, asset_id"
-        try:
+        with where_errors():
             rows = query(open_store(store, writable=False), sql)
-        except QueryError as error:
-            raise UsageError(f"--where: {error.problem}") from error
         show(rows, format, ASSET_COLUMNS)

@@ -1,23 +1,17 @@
 """`sjc check`: every mistake of a manifest, however many rows it has."""
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import (
-    ManifestArgument,
-    PriorOption,
-    RecipeOption,
-    SetOption,
-    parse_overrides,
-)
 from flows.commands.output import print_warnings
 from flows.errors import reported
 
 
 @app.command(epilog=examples("sjc check manifests/toybox.csv"))
 def check(
-    manifest: ManifestArgument,
-    prior: PriorOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
+    manifest: options.Manifest,
+    prior: options.Prior = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
 ) -> None:
     """Validate a manifest, and show every bad row at once."""
     with reported():
@@ -27,7 +21,7 @@ def check(
             manifest,
             prior=prior,
             recipe=recipe,
-            overrides=parse_overrides(set_),
+            overrides=options.parse_overrides(set_),
             prior_revision=lambda prior: "",  # names are enough here
         )
         print_warnings(found.warnings)

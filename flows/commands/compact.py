@@ -3,21 +3,16 @@
 import json
 import sys
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import JsonOption, QuietOption, StoreOption
 from flows.errors import reported
 
 
-@app.command(
-    epilog=examples(
-        "sjc compact",
-        "sjc compact --store s3://bucket/first",
-    ),
-)
+@app.command(epilog=examples("sjc compact", "sjc compact --store s3://bucket/first"))
 def compact(
-    store: StoreOption = "./store",
-    quiet: QuietOption = False,
-    json_: JsonOption = False,
+    store: options.Store = "./store",
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
 ) -> None:
     """Merge each table's files into one; readers and runs may go on meanwhile."""
     with reported("the tables are right as they are; run it again to go on"):

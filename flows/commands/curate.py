@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import JsonOption, OfManifestOption, QuietOption, StoreOption
 from flows.errors import UsageError, reported
+from flows.progress.results import where_errors
 
 if TYPE_CHECKING:
     from tasks.curate import Frozen, Progress, Request
@@ -34,16 +35,16 @@ class DataFormat(StrEnum):
     epilog=examples(
         'sjc curate -o datasets/ducks --where "clip_score > 60"',
         "sjc curate -o s3://bucket/ducks --format webdataset",
-    ),
+    )
 )
 def curate(
     out: Annotated[str, typer.Option("-o", "--out", help="A new folder or s3://bucket/prefix.")],
     where: Annotated[
         str | None, typer.Option(help="SQL over finished assets, their tags and meta.")
     ] = None,
-    manifest: OfManifestOption = None,
+    manifest: options.OfManifest = None,
     format: Annotated[DataFormat, typer.Option(help="How the data is kept.")] = DataFormat.files,
-    store: StoreOption = "./store",
+    store: options.Store = "./store",
     include: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help='Files of an asset: "views/*.png"; repeatable.'),
@@ -65,8 +66,8 @@ def curate(
     ] = 500,
     shard_assets: Annotated[int, typer.Option(min=1, help="Assets of a shard, at most.")] = 10_000,
     name: Annotated[str, typer.Option(help="Title of the card.")] = "3D assets by SJC Foundry",
-    quiet: QuietOption = False,
-    json_: JsonOption = False,
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
 ) -> None:
     """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
     with reported("run the same command again to go on"):
@@ -114,16 +115,15 @@ def _freeze(store: str, out: str, request: Request, *, quiet: bool) -> Frozen:
     """Writes the dataset. Raises UsageError, StoreError."""
     from tasks.curate import SelectionError, freeze
     from tasks.store import open_store
-    from tasks.table_reader import QueryError
 
     if "://" not in out and Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"-o {out}: is a file; name a folder or s3://bucket/prefix")
     if request.links and request.format != DataFormat.parquet:
         raise UsageError(f"--links: goes with --format parquet, not {request.format}")
+    opened = open_store(store, writable=False)
     try:
-        return freeze(open_store(store, writable=False), out, request, _progress_lines(quiet))
-    except QueryError as error:
-        raise UsageError(f"--where: {error.problem}") from error
+        with where_errors():
+            return freeze(opened, out, request, _progress_lines(quiet))
     except SelectionError as error:
         raise UsageError(str(error)) from error
 

@@ -13,35 +13,13 @@ import tempfile
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import (
-    CRON_HELP,
-    CheckpointOption,
-    CompiledOption,
-    DevicesOption,
-    GalleryOption,
-    LimitOption,
-    PriceOption,
-    PriorOption,
-    RecipeOption,
-    RetryOption,
-    ScenesOption,
-    ScratchOption,
-    SetOption,
-    StoreOption,
-    TimeoutOption,
-    TimezoneOption,
-    WhereOption,
-    run_settings,
-)
 from flows.errors import RunError, UsageError, fail, reported
-
-if TYPE_CHECKING:
-    from flows.settings import Settings
 
 ENTRYPOINT = "flows.generate.generate"
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}  # without it a lost run is never noticed
@@ -58,18 +36,15 @@ class Collision(StrEnum):
 
 
 @app.command(
-    epilog=examples(
-        "sjc deploy",
-        'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu',
-    ),
+    epilog=examples("sjc deploy", 'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu')
 )
 def deploy(
     context: typer.Context,
     manifest: Annotated[
         str | None, typer.Argument(help="As for `run`. Default: the deployments of --file.")
     ] = None,
-    cron: Annotated[str | None, typer.Option(help=CRON_HELP)] = None,
-    timezone: TimezoneOption = "UTC",
+    cron: Annotated[str | None, typer.Option(help=options.CRON_HELP)] = None,
+    timezone: options.Timezone = "UTC",
     name: Annotated[str | None, typer.Option(help="Default: the manifest's name.")] = None,
     pool: Annotated[str, typer.Option(help="Work pool; made if there is none.")] = "gpu",
     on_collision: Annotated[
@@ -78,21 +53,21 @@ def deploy(
     file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
         "prefect.yaml"
     ),
-    store: StoreOption = "./store",
-    prior: PriorOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    limit: LimitOption = None,
-    where: WhereOption = None,
-    scenes_per_device: ScenesOption = None,
-    devices: DevicesOption = None,
-    scratch: ScratchOption = ".sjc",
-    timeout: TimeoutOption = None,
-    retry_failed: RetryOption = False,
-    price_per_hour: PriceOption = None,
-    gallery: GalleryOption = None,
-    checkpoint_to_store: CheckpointOption = False,
-    compiled: CompiledOption = False,
+    store: options.Store = "./store",
+    prior: options.Prior = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    limit: options.Limit = None,
+    where: options.Where = None,
+    scenes_per_device: options.Scenes = None,
+    devices: options.Devices = None,
+    scratch: options.Scratch = ".sjc",
+    timeout: options.Timeout = None,
+    retry_failed: options.Retry = False,
+    price_per_hour: options.Price = None,
+    gallery: options.Gallery = None,
+    checkpoint_to_store: options.Checkpoint = False,
+    compiled: options.Compiled = False,
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
     with reported():
@@ -103,31 +78,17 @@ def deploy(
                 fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
             make_deployments(read_file(file), file)
             return
-        config = one_deployment(
-            run_settings(context.params),
-            name or deployment_name(manifest),
-            cron,
-            timezone,
-            pool,
-            on_collision.replace("-", "_").upper(),
-        )
-        make_deployments(config)
-
-
-def one_deployment(
-    settings: Settings, name: str, cron: str | None, timezone: str, pool: str, on_collision: str
-) -> Config:
-    """The content of a prefect.yaml with one deployment."""
-    deployment: Config = {
-        "name": name,
-        "entrypoint": ENTRYPOINT,
-        "work_pool": {"name": pool, "job_variables": {"env": HEARTBEAT}},
-        "concurrency_limit": {"limit": 1, "collision_strategy": on_collision},
-        "parameters": settings.to_json(),
-    }
-    if cron is not None:
-        deployment["schedules"] = [{"cron": cron, "timezone": timezone}]
-    return {"deployments": [deployment]}
+        strategy = on_collision.replace("-", "_").upper()
+        deployment: Config = {
+            "name": name or deployment_name(manifest),
+            "entrypoint": ENTRYPOINT,
+            "work_pool": {"name": pool, "job_variables": {"env": HEARTBEAT}},
+            "concurrency_limit": {"limit": 1, "collision_strategy": strategy},
+            "parameters": options.run_settings(context.params).to_json(),
+        }
+        if cron is not None:
+            deployment["schedules"] = [{"cron": cron, "timezone": timezone}]
+        make_deployments({"deployments": [deployment]})
 
 
 def read_file(path: Path) -> Config:

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import Format, FormatOption, StoreOption
 from flows.commands.output import show
 from flows.errors import FAILED, UsageError, reported
 
@@ -28,23 +28,19 @@ DIFF_COLUMNS = {
 }
 
 
-@app.command(
-    epilog=examples(
-        "sjc diff previous latest",
-    ),
-)
+@app.command(epilog=examples("sjc diff previous latest"))
 def diff(
     run_a: Annotated[str, typer.Argument(help="A run's id, its beginning, or `previous`.")],
     run_b: Annotated[str, typer.Argument(help="The run to compare with it, or `latest`.")],
-    store: StoreOption = "./store",
-    format: FormatOption = Format.table,
+    store: options.Store = "./store",
+    format: options.Format = options.RowFormat.table,
 ) -> None:
     """Show what changed between two runs; exit code 1 if something new fails."""
     with reported():
         raise typer.Exit(print_diff(run_a, run_b, store, format))
 
 
-def print_diff(run_a: str, run_b: str, store: str, format: Format) -> int:
+def print_diff(run_a: str, run_b: str, store: str, format: options.RowFormat) -> int:
     """Prints what changed; a `table` leaves out the rest. Returns 1 for new failures, else 0."""
     import pyarrow.compute as pc
 
@@ -56,7 +52,7 @@ def print_diff(run_a: str, run_b: str, store: str, format: Format) -> int:
     except UnknownRun as error:
         raise UsageError(str(error)) from error
     rows = found.rows
-    if format == Format.table:
+    if format == options.RowFormat.table:
         counts = ", ".join(f"{count} {change}" for change, count in found.counts().items())
         print(f"{found.run_a} -> {found.run_b}: {counts}")
         rows = rows.filter(pc.not_equal(rows["change"], "same"))

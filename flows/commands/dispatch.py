@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import (
-    CheckpointOption,
-    CompiledOption,
-    JsonOption,
-    QuietOption,
-    RetryOption,
-    StoreOption,
-    TimeoutOption,
-)
 from flows.commands.output import print_places, print_table
 from flows.errors import FAILED, UsageError, reported
 
@@ -27,26 +19,22 @@ if TYPE_CHECKING:
     from tasks.store import Store
 
 
-@app.command(
-    epilog=examples(
-        "sjc dispatch plan.parquet --store s3://bucket/first --workers 8",
-    ),
-)
+@app.command(epilog=examples("sjc dispatch plan.parquet --store s3://bucket/first --workers 8"))
 def dispatch(
     plan: Annotated[Path, typer.Argument(help="A plan of `sjc plan`.")],
-    store: StoreOption = "./store",
+    store: options.Store = "./store",
     deployment: Annotated[
         str, typer.Option(help="FLOW/NAME of the deployment that runs shards.")
     ] = "generate-shard/shards",
     workers: Annotated[
         int | None, typer.Option(help="Of the work pool. Default: those that are online.")
     ] = None,
-    timeout: TimeoutOption = None,
-    retry_failed: RetryOption = False,
-    checkpoint_to_store: CheckpointOption = False,
-    compiled: CompiledOption = False,
-    quiet: QuietOption = False,
-    json_: JsonOption = False,
+    timeout: options.Timeout = None,
+    retry_failed: options.Retry = False,
+    checkpoint_to_store: options.Checkpoint = False,
+    compiled: options.Compiled = False,
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
 ) -> None:
     """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
     with reported("shards at the pool go on; run the same command again to follow them"):

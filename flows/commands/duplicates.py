@@ -5,27 +5,24 @@ from typing import Annotated
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import Format, FormatOption, StoreOption
 from flows.commands.output import show
-from flows.errors import UsageError, reported
+from flows.errors import reported
+from flows.progress.results import where_errors
 
 
-@app.command(
-    epilog=examples(
-        "sjc duplicates manifests/toybox.csv",
-    ),
-)
+@app.command(epilog=examples("sjc duplicates manifests/toybox.csv"))
 def duplicates(
     manifest: Annotated[
         str | None, typer.Argument(help="Its prompts; without one, those of finished assets.")
     ] = None,
-    store: StoreOption = "./store",
+    store: options.Store = "./store",
     where: Annotated[str | None, typer.Option(help='SQL over assets: "clip_score > 25".')] = None,
     similar: Annotated[
         float, typer.Option(min=0.3, max=1, help="Least similarity of a pair.")
     ] = 0.85,
-    format: FormatOption = Format.table,
+    format: options.Format = options.RowFormat.table,
 ) -> None:
     """List pairs of prompts that say almost the same, the most alike first."""
     with reported():
@@ -43,12 +40,9 @@ def _prompts(manifest: str | None, store: str, where: str | None) -> list[str]:
     from tasks.curate_selection import candidate_rows
     from tasks.manifest import read_manifest
     from tasks.store import open_store
-    from tasks.table_reader import QueryError
 
     if manifest is not None:
         return [row.prompt for row in read_manifest(manifest).rows]
-    try:
+    with where_errors():
         rows = candidate_rows(open_store(store, writable=False), where)
-    except QueryError as error:
-        raise UsageError(f"--where: {error.problem}") from error
     return [row["prompt"] for row in rows]

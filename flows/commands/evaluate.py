@@ -6,16 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import (
-    DeviceOption,
-    OfManifestOption,
-    QuietOption,
-    ScratchOption,
-    SetOption,
-    StoreOption,
-    parse_overrides,
-)
 from flows.commands.output import show
 from flows.errors import FAILED, RunError, reported
 from flows.progress.results import ASSET_COLUMNS, SECONDS
@@ -25,26 +17,26 @@ from flows.progress.results import ASSET_COLUMNS, SECONDS
     epilog=examples(
         "sjc evaluate --judge openai/clip-vit-large-patch14",
         'sjc evaluate --where "field_mesh_lpips IS NULL" --set lpips=lpips-alex',
-    ),
+    )
 )
 def evaluate(
-    store: StoreOption = "./store",
+    store: options.Store = "./store",
     where: Annotated[
         str | None, typer.Option(help="SQL over best_assets: clip_score < 25.")
     ] = None,
-    manifest: OfManifestOption = None,
+    manifest: options.OfManifest = None,
     judge: Annotated[
         str | None, typer.Option(help="Another judge: a CLIP folder, or owner/name on the hub.")
     ] = None,
-    set_: SetOption = None,
-    device: DeviceOption = None,
-    scratch: ScratchOption = ".sjc",
-    quiet: QuietOption = False,
+    set_: options.Set = None,
+    device: options.Device = None,
+    scratch: options.Scratch = ".sjc",
+    quiet: options.Quiet = False,
     json_: Annotated[bool, typer.Option("--json", help="The new rows as JSON.")] = False,
 ) -> None:
     """Measure finished assets again, with another judge perhaps; nothing is optimised again."""
     with reported("what was measured so far is recorded"):
-        overrides = parse_overrides(set_) | ({"judge": judge} if judge else {})
+        overrides = options.parse_overrides(set_) | ({"judge": judge} if judge else {})
         parameters = {
             "store": store,
             "where": where,

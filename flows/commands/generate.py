@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands import completion
+from flows.commands import completion, options
 from flows.commands.app import app, examples
-from flows.commands.options import (
-    MAX_SEED,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    RecipeOption,
-    SetOption,
-    parse_overrides,
-)
 from flows.errors import RunError, UsageError, reported
 from tasks.disk import disk_advice
 
@@ -67,7 +58,7 @@ class AssetRequest:
     epilog=examples(
         'sjc generate "a DSLR photo of a yellow duck" -o duck',
         'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
-    ),
+    )
 )
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
@@ -75,17 +66,17 @@ def generate(
     prior: Annotated[
         str, typer.Option(help="As for `run`.", autocompletion=completion.priors)
     ] = "toybox",
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the random numbers.")] = 0,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    seed: options.Seed = 0,
     image: Annotated[Path | None, typer.Option(help="A picture, for priors that take one.")] = None,
-    device: DeviceOption = None,
-    quiet: QuietOption = False,
-    json_: JsonOption = False,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
 ) -> None:
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     with reported():
-        overrides = parse_overrides(set_)
+        overrides = options.parse_overrides(set_)
         request = AssetRequest(prompt, out, prior, recipe, overrides, seed, image, device)
         make_asset(request, quiet=quiet, as_json=json_)
 

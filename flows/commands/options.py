@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flows.settings import Settings
 
 
-class Format(StrEnum):
+class RowFormat(StrEnum):
     """How rows are printed."""
 
     table = "table"
@@ -32,28 +32,27 @@ def _scenes(text: str) -> int | None:
     return int(text)
 
 
-MAX_SEED = 2**63 - 1  # as in a manifest
-StoreOption = Annotated[
+Store = Annotated[
     str,
     typer.Option(
         envvar="SJC_STORE", help="Where results are kept: a folder or s3://bucket/prefix."
     ),
 ]
-PriorOption = Annotated[
+Prior = Annotated[
     str | None,
     typer.Option(
         help="The 2D model: toybox, a diffusers folder, or a hub id owner/name.",
         autocompletion=completion.priors,
     ),
 ]
-RecipeOption = Annotated[
+Recipe = Annotated[
     str | None,
     typer.Option(
         help="A preset, such as draft; the default fits the prior.",
         autocompletion=completion.recipes,
     ),
 ]
-SetOption = Annotated[
+Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
@@ -63,12 +62,10 @@ SetOption = Annotated[
     ),
 ]
 MANIFEST_HELP = "CSV, JSONL or Parquet file of prompts, or a folder of them; s3:// works too."
-ManifestArgument = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
-LimitOption = Annotated[int | None, typer.Option(help="Only the first so many entries.")]
-WhereOption = Annotated[
-    str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")
-]
-ScenesOption = Annotated[
+Manifest = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many entries.")]
+Where = Annotated[str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")]
+Scenes = Annotated[
     int | None,
     typer.Option(
         metavar="K|auto",
@@ -77,52 +74,51 @@ ScenesOption = Annotated[
         help="Scenes that a device steps together; auto: by free memory.",
     ),
 ]
-DevicesOption = Annotated[
+Devices = Annotated[
     str | None,
     typer.Option(
         help="One engine each, such as cpu,cpu or cuda:0,cuda:1; default: every GPU, else cpu.",
         autocompletion=completion.devices,
     ),
 ]
-ScratchOption = Annotated[
-    str, typer.Option(help="Folder for checkpoints, unfinished files and logs.")
-]
-TimeoutOption = Annotated[
+Scratch = Annotated[str, typer.Option(help="Folder for checkpoints, unfinished files and logs.")]
+Timeout = Annotated[
     float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
 ]
-RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets again.")]
-CheckpointOption = Annotated[
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets again.")]
+Checkpoint = Annotated[
     bool,
     typer.Option(
         "--checkpoint-to-store",
         help="Checkpoints into the store too: another machine can go on.",
     ),
 ]
-CompiledOption = Annotated[
+Compiled = Annotated[
     bool,
     typer.Option(
         "--compiled",
         help="Compile the prior's network (torch.compile): a minute at first for faster steps.",
     ),
 ]
-PriceOption = Annotated[
+Price = Annotated[
     float | None,
     typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),
 ]
-GalleryOption = Annotated[
+Gallery = Annotated[
     str | None,
     typer.Option(envvar="SJC_GALLERY", help="Folder or address of the gallery, for links."),
 ]
 CRON_HELP = 'Minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night.'
-CronOption = Annotated[str, typer.Option(help=CRON_HELP)]
-TimezoneOption = Annotated[str, typer.Option(help="Of the schedule, such as Europe/Berlin.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda:N.")]
-OfManifestOption = Annotated[
-    str | None, typer.Option(help="Only assets that this manifest asks for.")
+Cron = Annotated[str, typer.Option(help=CRON_HELP)]
+Timezone = Annotated[str, typer.Option(help="Of the schedule, such as Europe/Berlin.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random numbers.")  # as in a manifest
 ]
-FormatOption = Annotated[Format, typer.Option(help="How to print.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda:N.")]
+OfManifest = Annotated[str | None, typer.Option(help="Only assets that this manifest asks for.")]
+Format = Annotated[RowFormat, typer.Option(help="How to print.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
 def run_settings(options: Mapping[str, Any]) -> "Settings":

@@ -10,20 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import (
-    JsonOption,
-    LimitOption,
-    ManifestArgument,
-    PriorOption,
-    RecipeOption,
-    SetOption,
-    WhereOption,
-    parse_overrides,
-)
 from flows.commands.output import print_table, print_warnings
-from flows.errors import UsageError, reported
-from tasks.disk import disk_advice
+from flows.errors import UsageError, disk_errors, reported
 
 if TYPE_CHECKING:
     from flows.settings import Settings
@@ -38,31 +28,31 @@ PARTS = ("prior", "recipe", "overrides", "limit", "where")  # settings that a pl
     epilog=examples(
         "sjc plan prompts.csv -o plan.parquet",
         "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
-    ),
+    )
 )
 def plan(
-    manifest: ManifestArgument,
+    manifest: options.Manifest,
     out: Annotated[Path, typer.Option("-o", "--out", help="The plan to write, a Parquet file.")],
     store: Annotated[
         str, typer.Option(envvar="SJC_STORE", help="Whose finished assets tell how long it takes.")
     ] = "./store",
-    prior: PriorOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    where: WhereOption = None,
-    limit: LimitOption = None,
+    prior: options.Prior = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    where: options.Where = None,
+    limit: options.Limit = None,
     shard_seconds: Annotated[
         float, typer.Option(help="Seconds of one device that a shard should take.")
     ] = SHARD_SECONDS,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No warnings.")] = False,
-    json_: JsonOption = False,
+    json_: options.Json = False,
 ) -> None:
     """Cut a manifest into shards for many machines; `dispatch` has them made."""
     with reported():
         from flows.settings import Settings
 
         settings = Settings(
-            manifest, store, prior, recipe, parse_overrides(set_), limit=limit, where=where
+            manifest, store, prior, recipe, options.parse_overrides(set_), limit=limit, where=where
         )
         if not out.parent.is_dir() or out.is_dir():
             raise UsageError(f"-o {out}: name a file in a folder that exists")
@@ -108,7 +98,7 @@ def _write(plan: ShardPlan, out: Path) -> None:
     """Writes the plan; an equal one that is there stays."""
     from sjc_engine.checkpoint import write_atomically
 
-    try:
+    with disk_errors("-o", out):
         if not out.exists():
             write_atomically(out, plan.data)
         elif out.read_bytes() != plan.data:
@@ -116,8 +106,6 @@ def _write(plan: ShardPlan, out: Path) -> None:
                 f"-o {out}: is another plan, or no plan; plans are never changed, so name another "
                 "file (the manifest, an option, or the times that the store knows differ)"
             )
-    except OSError as error:
-        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
 
 
 def _show(plan: ShardPlan, path: Path, *, as_json: bool) -> None:

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import Format, FormatOption, StoreOption
 from flows.commands.output import show
 from flows.errors import UsageError, reported
 
@@ -14,12 +14,12 @@ from flows.errors import UsageError, reported
     epilog=examples(
         'sjc query "SELECT status, count(*) FROM best_assets GROUP BY ALL"',
         'sjc query "SELECT * FROM views" --format parquet',
-    ),
+    )
 )
 def query(
     sql: Annotated[str, typer.Argument(help="DuckDB SQL over the tables below.")],
-    store: StoreOption = "./store",
-    format: FormatOption = Format.table,
+    store: options.Store = "./store",
+    format: options.Format = options.RowFormat.table,
 ) -> None:
     """Ask the tables assets, views, entries, attempts and runs, and the view best_assets."""
     with reported():

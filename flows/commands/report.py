@@ -4,21 +4,20 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import completion
+from flows.commands import completion, options
 from flows.commands.app import app, examples
-from flows.commands.options import StoreOption
 from flows.errors import reported
 
 
 @app.command(
-    epilog=examples("sjc report", "sjc report 20250131T101502-3f9a2c --store s3://bucket/first"),
+    epilog=examples("sjc report", "sjc report 20250131T101502-3f9a2c --store s3://bucket/first")
 )
 def report(
     run_id: Annotated[
         str | None,
         typer.Argument(help="The run; by default the latest.", autocompletion=completion.runs),
     ] = None,
-    store: StoreOption = "./store",
+    store: options.Store = "./store",
 ) -> None:
     """Write a run's report again, and print where it is: one HTML file in the store."""
     with reported():

@@ -11,28 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import (
-    CheckpointOption,
-    CompiledOption,
-    DevicesOption,
-    GalleryOption,
-    JsonOption,
-    LimitOption,
-    ManifestArgument,
-    PriceOption,
-    PriorOption,
-    QuietOption,
-    RecipeOption,
-    RetryOption,
-    ScenesOption,
-    ScratchOption,
-    SetOption,
-    StoreOption,
-    TimeoutOption,
-    WhereOption,
-    run_settings,
-)
 from flows.commands.output import print_places, print_table, print_warnings
 from flows.errors import FAILED, STORE, reported
 from flows.progress.results import RESULT_COLUMNS, results
@@ -51,33 +31,33 @@ PREVIEWS = 24  # paths that are printed; the picture holds as many
         "sjc run prompts.csv --dry-run                              what it would do",
         "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
         "sjc run prompts.csv --retry-failed --set steps=2000",
-    ),
+    )
 )
 def run(
     context: typer.Context,
-    manifest: ManifestArgument,
+    manifest: options.Manifest,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and end.")] = False,
-    quiet: QuietOption = False,
-    json_: JsonOption = False,
-    store: StoreOption = "./store",
-    prior: PriorOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    limit: LimitOption = None,
-    where: WhereOption = None,
-    scenes_per_device: ScenesOption = None,
-    devices: DevicesOption = None,
-    scratch: ScratchOption = ".sjc",
-    timeout: TimeoutOption = None,
-    retry_failed: RetryOption = False,
-    price_per_hour: PriceOption = None,
-    gallery: GalleryOption = None,
-    checkpoint_to_store: CheckpointOption = False,
-    compiled: CompiledOption = False,
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
+    store: options.Store = "./store",
+    prior: options.Prior = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    limit: options.Limit = None,
+    where: options.Where = None,
+    scenes_per_device: options.Scenes = None,
+    devices: options.Devices = None,
+    scratch: options.Scratch = ".sjc",
+    timeout: options.Timeout = None,
+    retry_failed: options.Retry = False,
+    price_per_hour: options.Price = None,
+    gallery: options.Gallery = None,
+    checkpoint_to_store: options.Checkpoint = False,
+    compiled: options.Compiled = False,
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
     with reported("run the same command again to go on"):
-        settings = run_settings(context.params)
+        settings = options.run_settings(context.params)
         if dry_run:
             print_plan(settings, as_json=json_)
         else:

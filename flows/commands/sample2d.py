@@ -7,17 +7,13 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import completion
+from flows.commands import completion, options
 from flows.commands.app import app, examples
-from flows.commands.options import MAX_SEED, DeviceOption, QuietOption
 from flows.commands.output import counter
-from flows.errors import UsageError, fail, reported
-from tasks.disk import disk_advice
+from flows.errors import UsageError, disk_errors, fail, reported
 
 
-@app.command(
-    epilog=examples('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png'),
-)
+@app.command(epilog=examples('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png'))
 def sample2d(
     prompt: Annotated[str, typer.Argument(help="What to draw; priors without words ignore it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],
@@ -30,9 +26,9 @@ def sample2d(
     ] = None,
     guidance: Annotated[str, typer.Option(help="Scales of the grid's columns.")] = "1,3,10,30",
     steps: Annotated[int, typer.Option(min=1, help="Steps along the score.")] = 400,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the random numbers.")] = 0,
-    device: DeviceOption = None,
-    quiet: QuietOption = False,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw the paper's 2D experiments: the perturbed score, samples, schedules and guidance."""
     with reported():
@@ -80,10 +76,8 @@ def draw(
 
     chosen = check_devices(None if device is None else [device], "--device")[0]
     partial = out.with_name(f".{out.name}.partial")
-    try:
+    with disk_errors("-o", out):
         partial.touch()  # a folder that cannot be written is found before the work
-    except OSError as error:
-        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
     try:
         from sjc_engine.figures import experiments
         from sjc_engine.prior import load_prior
@@ -96,10 +90,8 @@ def draw(
         picture = experiments(
             loaded, prompt, guidance=guidance, steps=steps, seed=seed, on_done=on_done
         )
-        try:
+        with disk_errors("-o", out):
             picture.save(partial, "PNG", optimize=True)
             partial.replace(out)
-        except OSError as error:
-            raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -9,28 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import (
-    CheckpointOption,
-    CompiledOption,
-    CronOption,
-    DevicesOption,
-    GalleryOption,
-    LimitOption,
-    ManifestArgument,
-    PriceOption,
-    PriorOption,
-    RecipeOption,
-    RetryOption,
-    ScenesOption,
-    ScratchOption,
-    SetOption,
-    StoreOption,
-    TimeoutOption,
-    TimezoneOption,
-    WhereOption,
-    run_settings,
-)
 from flows.errors import reported
 
 if TYPE_CHECKING:
@@ -41,32 +21,32 @@ if TYPE_CHECKING:
     epilog=examples(
         'sjc serve manifests/paper.csv --cron "0 2 * * *"',
         'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
-    ),
+    )
 )
 def serve(
     context: typer.Context,
-    manifest: ManifestArgument,
-    cron: CronOption,
-    timezone: TimezoneOption = "UTC",
-    store: StoreOption = "./store",
-    prior: PriorOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    limit: LimitOption = None,
-    where: WhereOption = None,
-    scenes_per_device: ScenesOption = None,
-    devices: DevicesOption = None,
-    scratch: ScratchOption = ".sjc",
-    timeout: TimeoutOption = None,
-    retry_failed: RetryOption = False,
-    price_per_hour: PriceOption = None,
-    gallery: GalleryOption = None,
-    checkpoint_to_store: CheckpointOption = False,
-    compiled: CompiledOption = False,
+    manifest: options.Manifest,
+    cron: options.Cron,
+    timezone: options.Timezone = "UTC",
+    store: options.Store = "./store",
+    prior: options.Prior = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    limit: options.Limit = None,
+    where: options.Where = None,
+    scenes_per_device: options.Scenes = None,
+    devices: options.Devices = None,
+    scratch: options.Scratch = ".sjc",
+    timeout: options.Timeout = None,
+    retry_failed: options.Retry = False,
+    price_per_hour: options.Price = None,
+    gallery: options.Gallery = None,
+    checkpoint_to_store: options.Checkpoint = False,
+    compiled: options.Compiled = False,
 ) -> None:
     """Run a manifest by the clock, in this process: each run makes what is new."""
     with reported("finished assets are in the store; the next run goes on"):
-        serve_flow(run_settings(context.params), cron, timezone)
+        serve_flow(options.run_settings(context.params), cron, timezone)
 
 
 def serve_flow(settings: Settings, cron: str, timezone: str) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.options import JsonOption, QuietOption, ScratchOption, StoreOption
 from flows.commands.output import counter
 from flows.errors import FAILED, STORE, reported
 
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 MOST = 1  # things that a repair takes from their place without being asked again
 
 
-@app.command(
-    epilog=examples("sjc verify --store s3://bucket/first", "sjc verify --repair"),
-)
+@app.command(epilog=examples("sjc verify --store s3://bucket/first", "sjc verify --repair"))
 def verify(
-    store: StoreOption = "./store",
+    store: options.Store = "./store",
     repair: Annotated[
         bool,
         typer.Option(
@@ -46,9 +44,9 @@ def verify(
             min=0, metavar="HOURS", help="Unfinished files of this age count as abandoned."
         ),
     ] = 24,
-    scratch: ScratchOption = ".sjc",
-    quiet: QuietOption = False,
-    json_: JsonOption = False,
+    scratch: options.Scratch = ".sjc",
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
 ) -> None:
     """Check every file against its checksum and every table against the JSON behind it."""
     with reported("nothing is half done; run it again"):

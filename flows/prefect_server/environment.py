@@ -4,9 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from flows.errors import UsageError
+from flows.errors import disk_errors
 from flows.scratch import make_private
-from tasks.disk import disk_advice
 
 ROOM = 8 << 20  # bytes: a new database takes 3 MB, and its journal as much again
 
@@ -42,14 +41,12 @@ def apply(console_level: str = "WARNING") -> None:
     server on it would never answer.
     """
     home = prefect_home()
-    try:
+    with disk_errors("PREFECT_HOME", home):
         make_private(home)
         if "PREFECT_HOME" not in os.environ:
             home.chmod(0o700)
         with tempfile.TemporaryFile(dir=home) as probe:
             probe.write(bytes(ROOM))
-    except OSError as error:
-        raise UsageError(f"PREFECT_HOME {home}: {disk_advice(error, 'PREFECT_HOME')}") from error
     defaults = _DEFAULTS | {
         "PREFECT_HOME": str(home),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console_level,

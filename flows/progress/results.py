@@ -5,37 +5,36 @@ Whatever is slow to import is imported within the functions: commands need the c
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from flows.errors import UsageError
 
 if TYPE_CHECKING:
     from tasks.store import Store
 
-# What a person wants to see of an asset, and its heading.
-ASSET_COLUMNS = {
-    "asset_id": "asset",
-    "status": "status",
-    "prompt": "prompt",
-    "seed": "seed",
-    "seconds": "seconds",
-    "clip_score": "CLIP",
-    "clip_r_precision": "R-prec",
-    "geometry_r_precision": "geo R-prec",
-    "janus_score": "Janus",
-    "field_mesh_iou": "IoU",
-    "faces": "faces",
-}
-# The same of an asset in a run.
-RESULT_COLUMNS = {
-    "asset": "asset",
-    "status": "status",
-    "seconds": "seconds",
-    "clip_score": "CLIP",
-    "clip_r_precision": "R-prec",
-    "geometry_r_precision": "geo R-prec",
-    "field_mesh_iou": "IoU",
-    "faces": "faces",
-    "preview": "preview",
-}
+# Headings of columns that are not called by their names.
+HEADINGS = {
+    "asset_id": "asset", "clip_score": "CLIP", "clip_r_precision": "R-prec",
+    "geometry_r_precision": "geo R-prec", "janus_score": "Janus", "field_mesh_iou": "IoU",
+}  # fmt: skip
+
+
+def columns(names: str) -> dict[str, str]:
+    """Columns by their names, with blanks between, and their headings."""
+    return {name: HEADINGS.get(name, name) for name in names.split()}
+
+
+# What a person wants to see of an asset, and of an asset in a run.
+ASSET_COLUMNS = columns(
+    "asset_id status prompt seed seconds clip_score clip_r_precision geometry_r_precision"
+    " janus_score field_mesh_iou faces"
+)
+RESULT_COLUMNS = columns(
+    "asset status seconds clip_score clip_r_precision geometry_r_precision field_mesh_iou faces"
+    " preview"
+)
 # Seconds of work, without the wait for a device.
 SECONDS = "+".join(
     f"coalesce(seconds_{stage}, 0)" for stage in ("optimize", "extract", "evaluate", "publish")
@@ -56,6 +55,17 @@ def selection(manifest: str | None, where: str | None, *conditions: str) -> str:
             f"asset_id IN (SELECT asset_id FROM entries WHERE {of_files(file_digests(manifest))})"
         )
     return f"WHERE {' AND '.join(every)}" if every else ""
+
+
+@contextlib.contextmanager
+def where_errors() -> Iterator[None]:
+    """SQL that is wrong is a UsageError about --where."""
+    from tasks.table_reader import QueryError
+
+    try:
+        yield
+    except QueryError as error:
+        raise UsageError(f"--where: {error.problem}") from error
 
 
 def results(store: Store, run_id: str) -> list[dict[str, Any]]:

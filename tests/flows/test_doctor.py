@@ -17,7 +17,7 @@ from certificates import write_certificates
 from fault_proxy import FaultProxy
 
 from flows.commands import doctor
-from flows.commands.doctor import CheckResult, examine
+from flows.commands.doctor import Check, examine
 from flows.prefect_server import server
 
 NO_NETWORK = {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "COLUMNS": "300"}
@@ -185,10 +185,10 @@ def test_a_bucket_behind_its_own_certificate_authority(
 def test_no_check_takes_longer_than_it_may() -> None:
     def hangs() -> doctor.Results:
         time.sleep(30)
-        yield CheckResult("never", "ok", "")
+        yield Check("never", "ok", "")
 
     started = time.monotonic()
-    good = CheckResult("good", "ok", "")
+    good = Check("good", "ok", "")
     found = examine({"slow": hangs, "good": lambda: iter([good])}, deadline=0.3)
     assert time.monotonic() - started < 5
     assert [(f.check, f.status) for f in found] == [("slow", "problem"), ("good", "ok")]
