@@ -6,7 +6,7 @@ lacks, under idempotency keys that make the same request the same flow run.
 
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,13 +253,10 @@ def outcomes(plan: ShardPlan, store: Store) -> dict[str, str]:
 
 def count_outcomes(plan: ShardPlan, store: Store) -> dict[str, int]:
     """How many of the plan's assets are `ok`, `failed`, and `open`."""
-    counts = {"ok": 0, "failed": 0, "open": 0}
-    known = outcomes(plan, store)
-    for assets in plan.shards().values():
-        for asset_id in assets:
-            status = known.get(asset_id, "open")
-            counts["failed" if status in FAILURES else "ok" if status == "ok" else "open"] += 1
-    return counts
+    known = Counter(outcomes(plan, store).values())
+    failed = sum(known[status] for status in FAILURES)
+    left = sum(map(len, plan.shards().values())) - known["ok"] - failed
+    return {"ok": known["ok"], "failed": failed, "open": left}
 
 
 def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Board) -> State[Any]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from sjc_engine.atomic import is_refusal
 from tasks.disk import disk_advice
 
 FAILED, USAGE, STORE, INTERRUPTED = 1, 2, 3, 130
@@ -67,11 +68,16 @@ def _flush_stdout() -> OSError | None:
 
 
 @contextlib.contextmanager
-def disk_errors(option: str, path: Path) -> Iterator[None]:
-    """What a disk refuses within is a UsageError about the option that names `path`."""
+def disk_errors(option: str, path: Path, *, only_refusals: bool = False) -> Iterator[None]:
+    """A disk's error within is a UsageError about the option that names `path`.
+
+    only_refusals: other errors pass, where not all that is done within is writing.
+    """
     try:
         yield
     except OSError as error:
+        if only_refusals and not is_refusal(error):
+            raise
         raise UsageError(f"{option} {path}: {disk_advice(error, option)}") from error
 
 
@@ -100,7 +106,6 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
 
 def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     """Message and exit code of an error that is no defect of this program; None for one that is."""
-    from sjc_engine.atomic import is_refusal
     from tasks.manifest_files import ManifestError
     from tasks.store import StoreError
 

@@ -171,8 +171,18 @@ def _matching(entries: list[Entry], where: str) -> list[int]:
     import duckdb
     import pyarrow as pa
 
+    texts = ("id", "asset_id", "recipe", "prompt", "negative_prompt", "image", "prior")
+    schema = pa.schema(
+        {
+            **dict.fromkeys(("number", "line", "seed"), pa.int64()),
+            "tags": pa.list_(pa.string()),
+            "meta": pa.map_(pa.string(), pa.string()),
+            **dict.fromkeys(texts, pa.string()),
+        }
+    )
     rows = [
         {
+            **vars(entry.spec),
             "number": number,
             "line": entry.line,
             "id": entry.row_id,
@@ -180,24 +190,9 @@ def _matching(entries: list[Entry], where: str) -> list[int]:
             "meta": list(entry.meta.items()),
             "asset_id": entry.spec.asset_id,
             "recipe": entry.spec.recipe.name,
-            **{
-                key: getattr(entry.spec, key)
-                for key in ("prompt", "negative_prompt", "image", "seed", "prior")
-            },
         }
         for number, entry in enumerate(entries)
     ]
-    schema = pa.schema(
-        {
-            **dict.fromkeys(("number", "line", "seed"), pa.int64()),
-            "tags": pa.list_(pa.string()),
-            "meta": pa.map_(pa.string(), pa.string()),
-            **dict.fromkeys(
-                ("id", "asset_id", "recipe", "prompt", "negative_prompt", "image", "prior"),
-                pa.string(),
-            ),
-        }
-    )
     with duckdb.connect() as connection:
         connection.register("entries", pa.Table.from_pylist(rows, schema))
         try:

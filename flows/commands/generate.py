@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,27 +15,19 @@ import typer
 
 from flows.commands import completion, options
 from flows.commands.app import app, examples
-from flows.errors import RunError, UsageError, reported
-from tasks.disk import disk_advice
+from flows.errors import RunError, UsageError, disk_errors, reported
 
 if TYPE_CHECKING:
     from sjc_engine.input_image import InputImage
     from sjc_engine.recipes import Recipe
-    from sjc_engine.spec import AssetSpec
     from tasks.manifest_files import Problem
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
 FILES = (
-    "mesh.glb",
-    "mesh.ply",
-    "mesh.obj",
-    "field.safetensors",
-    "preview.png",
-    "turntable.mp4",
-    "thumbnail.webp",
-    "report.json",
-)
+    "mesh.glb", "mesh.ply", "mesh.obj", "field.safetensors", "preview.png", "turntable.mp4",
+    "thumbnail.webp", "report.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,10 +77,13 @@ def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
     Raises UsageError for what cannot be made.
     """
     from flows.plan import check_devices
+    from sjc_engine.input_image import ImageError, read_image
 
-    image = _image(request.image)
-    recipe = _recipe(request)
-    out = request.out
+    try:
+        image = read_image(request.image) if request.image else None
+    except ImageError as error:
+        raise UsageError(f"--image: {error}") from error
+    recipe, out = _recipe(request), request.out
     taken = [name for name in FILES if (out / name).exists()]
     if taken:
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
@@ -98,13 +91,11 @@ def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
         raise UsageError(f"-o {out} is a file; name a folder")
     device = check_devices(None if request.device is None else [request.device], "--device")[0]
     home = out if out.is_dir() else out.parent
-    try:
+    with disk_errors("-o", out):
         home.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".sjc-", dir=home)
         free = shutil.disk_usage(home).free
-    except OSError as error:
-        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
-    with temporary as folder, _disk_errors(out):
+    with temporary as folder, disk_errors("-o", out, only_refusals=True):
         if free < ROOM:
             raise OSError(errno.ENOSPC, "No space left on device")
         report = _make(request, recipe, image, device, Path(folder), quiet)
@@ -117,29 +108,6 @@ def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
     else:
         for name in names:
             print(out / name)
-
-
-@contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """A disk's refusal as a message about -o."""
-    from sjc_engine.atomic import is_refusal
-
-    try:
-        yield
-    except OSError as error:
-        if not is_refusal(error):
-            raise
-        raise UsageError(f"-o {out}: {disk_advice(error, '-o')}") from error
-
-
-def _image(path: Path | None) -> InputImage | None:
-    """The picture to start from."""
-    from sjc_engine.input_image import ImageError, read_image
-
-    try:
-        return read_image(path) if path else None
-    except ImageError as error:
-        raise UsageError(f"--image: {error}") from error
 
 
 def _recipe(request: AssetRequest) -> Recipe:
@@ -228,20 +196,8 @@ def _make(
     spec = AssetSpec(prompt, "", sha256, seed, prior.id, prior.revision, recipe)
     field.save(folder / "field.safetensors")
     write_mesh(mesh, folder, recipe.mesh, spec.extras())
-    seconds = time.perf_counter() - started
-    report = _facts(spec) | {"seconds": seconds, **mesh_statistics(mesh), **metrics}
+    report = {"asset_id": spec.asset_id, **spec.to_json()}
+    del report["negative_prompt"]  # no option asks for one
+    report |= {"seconds": time.perf_counter() - started, **mesh_statistics(mesh), **metrics}
     (folder / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
     return report
-
-
-def _facts(spec: AssetSpec) -> dict[str, Any]:
-    """What `report.json` says of the asset itself."""
-    return {
-        "asset_id": spec.asset_id,
-        "prompt": spec.prompt,
-        "image": spec.image,
-        "seed": spec.seed,
-        "prior": spec.prior,
-        "prior_revision": spec.prior_revision,
-        "recipe": spec.recipe.to_json(),
-    }

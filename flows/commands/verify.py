@@ -110,8 +110,7 @@ def mend(
         return [], [], findings
     repairs = plan_repairs(store, findings)
     planned = repairs.lines()
-    if not quiet:
-        _print_lines([f"to do: {line}" for line in planned])
+    _print_lines([f"to do: {line}" for line in planned], quiet=quiet)
     if repairs.losses > MOST and not yes:
         _refuse(repairs)
         return planned, [], findings
@@ -119,9 +118,13 @@ def mend(
     mark_format(store)
     done += tidy_scratch(store, scratch)
     left = verify_store(store, abandoned=abandoned) if findings else findings
-    if not quiet:
-        _print_lines([*done, *([f"{len(left)} problems are left"] if left else [])])
+    _print_lines([*done, *([f"{len(left)} problems are left"] if left else [])], quiet=quiet)
     return planned, done, left
+
+
+def _print_lines(lines: list[str], *, quiet: bool) -> None:
+    for line in () if quiet else lines:
+        print(line, flush=True)
 
 
 def _refuse(repairs: Repairs) -> None:
@@ -131,11 +134,6 @@ def _refuse(repairs: Repairs) -> None:
         " tables; if that is right, `sjc verify --repair --yes`",
         file=sys.stderr,
     )
-
-
-def _print_lines(lines: list[str]) -> None:
-    for line in lines:
-        print(line, flush=True)
 
 
 def exit_code(left: list[Finding]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.plan import RunPlan
 from flows.progress.results import RESULT_COLUMNS, cell
-from flows.progress.tally import GOOD, Tally, duration
+from flows.progress.tally import GOOD, duration
 from flows.progress.terminal import Watcher, Watchers, watched_by, watcher
 from tasks.artifacts import Artifact, Board, board_of_run, name_run
 
@@ -33,27 +33,22 @@ class PrefectSummary(Watcher):
 
     def __init__(self, plan: RunPlan, board: Board) -> None:
         self._plan, self._board = plan, board
-        self._tally = Tally()
         self._failures: dict[str, str] = {}  # name -> how it failed
         self._summary: Artifact | None = None
         self._updated = 0.0
 
     def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         super().begun(run_id, total, work)
-        self._tally = Tally(total, work)
         name_run(run_name(self._plan))
         # Here, in the flow's own thread, and not in a task that might be the first to tell.
         self._summary = self._board.create("markdown", "summary", self._text(), f"Run {run_id}")
 
-    def stage(self, name: str, stage: str) -> None:
-        self._tally.stage(name, stage)
-
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
-        self._tally.progress(name, step, steps)
+        super().progress(name, step, steps, loss)
         self._refresh()
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
-        self._tally.finished(name, outcome)
+        super().finished(name, outcome, seconds)
         if outcome not in GOOD:
             self._failures[name] = outcome
         self._refresh()
@@ -85,7 +80,7 @@ class PrefectSummary(Watcher):
 
     def _text(self, reasons: Mapping[str, str] | None = None) -> str:
         """The summary; with the reasons of the failures it is the last one of the run."""
-        tally, plan = self._tally, self._plan
+        tally, plan = self.tally, self._plan
         made, reused = tally.outcomes["ok"], tally.outcomes["reused"]
         numbers = f"| {made} | {reused} | {tally.failed} | {tally.to_go} |"
         lines = [f"# {_plain(run_name(plan))}", ""]

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, Self
 
 from rich.console import Console
@@ -19,10 +20,14 @@ LINE_SECONDS = 10.0  # between two plain lines of one asset
 
 
 class Watcher:
-    """Hears of a run, from several threads, and by itself shows nothing."""
+    """Follows a run, from several threads. By itself it counts and shows nothing."""
 
     run_id = ""
     _noted: frozenset[str] = frozenset()
+
+    @cached_property
+    def tally(self) -> Tally:
+        return Tally()
 
     def __enter__(self) -> Self:
         return self
@@ -31,7 +36,8 @@ class Watcher:
 
     def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         """A run starts, with so many assets; work: the steps of those that it is to make."""
-        self.run_id = run_id
+        self.run_id, self.tally = run_id, Tally(total, work)
+        self.note(f"run {run_id}: {total} assets")
 
     def note(self, text: str) -> None:
         """One line that stays."""
@@ -44,12 +50,15 @@ class Watcher:
 
     def stage(self, name: str, stage: str) -> None:
         """An asset begins a stage; while it waits for a device that is `queue`."""
+        self.tally.stage(name, stage)
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
         """An asset's optimisation came this far."""
+        self.tally.progress(name, step, steps)
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         """An asset is through; outcome: `ok`, `reused` or how it failed."""
+        self.tally.finished(name, outcome)
 
     def ended(self, rows: list[dict[str, Any]]) -> None:
         """The run is over; rows: what `flows.progress.results.results` says of its assets."""
@@ -124,39 +133,33 @@ class Pace:
 
 
 class Lines(Watcher):
-    """Plain lines for logs and pipes; each asset speaks at most every ten seconds."""
+    """Plain lines for logs and pipes; each asset has one at most every ten seconds."""
 
     def __init__(self) -> None:
         self._printed: dict[str, float] = {}
         self._paces: dict[str, Pace] = {}
-        self._tally = Tally()
-
-    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
-        super().begun(run_id, total, work)
-        self._tally = Tally(total, work)
-        self.note(f"run {run_id}: {total} assets")
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def stage(self, name: str, stage: str) -> None:
-        self._tally.stage(name, stage)
+        super().stage(name, stage)
         if stage != "queue":
             self.note(f"{name}: {stage}")
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
-        self._tally.progress(name, step, steps)
+        super().progress(name, step, steps, loss)
         pace = self._paces.setdefault(name, Pace(step))
         now = time.monotonic()
         if now - self._printed.setdefault(name, now) >= LINE_SECONDS:
             self._printed[name] = now
             parts = [f"{name}: step {step}/{steps}", _loss(loss), _left(pace.left(step, steps))]
-            self.note(", ".join(part for part in parts if part))
+            self.note(", ".join(filter(None, parts)))
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
-        self._tally.finished(name, outcome)
+        super().finished(name, outcome, seconds)
         took = f" after {seconds:.0f} s" if seconds else ""
-        self.note(f"{name}: {outcome}{took} ({_run(self._tally)})")
+        self.note(f"{name}: {outcome}{took} ({_run(self.tally)})")
 
 
 class Screen(Watcher):
@@ -165,7 +168,6 @@ class Screen(Watcher):
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._rows: dict[str, tuple[str, int, int, float | None, Pace | None]] = {}
-        self._tally = Tally()
         self._live = Live(
             console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True
         )
@@ -177,27 +179,22 @@ class Screen(Watcher):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
-        super().begun(run_id, total, work)
-        self._tally = Tally(total, work)
-        self.note(f"run {run_id}: {total} assets")
-
     def note(self, text: str) -> None:
         self._console.print(Text(text))
 
     def stage(self, name: str, stage: str) -> None:
-        self._tally.stage(name, stage)
+        super().stage(name, stage)
         _, step, steps, loss, pace = self._rows.get(name, ("", 0, 0, None, None))
         self._rows[name] = (stage, step, steps, loss, pace)
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
-        self._tally.progress(name, step, steps)
+        super().progress(name, step, steps, loss)
         pace = self._rows.get(name, ("", 0, 0, None, None))[4] or Pace(step)
         self._rows[name] = ("optimize", step, steps, loss, pace)
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         self._rows.pop(name, None)
-        self._tally.finished(name, outcome)
+        super().finished(name, outcome, seconds)
         mark = ("✓", "green") if outcome in ("ok", "reused") else ("✗", "red")
         took = f" {seconds:.0f} s" if seconds else ""
         self._console.print(Text.assemble(mark, f" {name} {outcome}{took}"))
@@ -216,16 +213,16 @@ class Screen(Watcher):
                 Text(_loss(loss) if running else ""),
                 Text(_left(pace.left(step, steps)) if running and pace else ""),
             )
-        seconds = int(self._tally.elapsed)
+        seconds = int(self.tally.elapsed)
         clock = f"{seconds // 60}:{seconds % 60:02d}"
-        table.add_row(Text(f"{_run(self._tally)}, {clock}", "dim"))
+        table.add_row(Text(f"{_run(self.tally)}, {clock}", "dim"))
         return table
 
 
 def _run(tally: Tally) -> str:
     """How far the whole run is."""
     parts = [f"{tally.done}/{tally.total} done", f"{tally.to_go} to go", _left(tally.seconds_left)]
-    return ", ".join(part for part in parts if part)
+    return ", ".join(filter(None, parts))
 
 
 def _loss(loss: float | None) -> str:
