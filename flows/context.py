@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from flows.plan import RunPlan
 from tasks.devices import DevicePool, Log
 
 if TYPE_CHECKING:
+    from sjc_engine.recipes import EvaluateRecipe
     from tasks.judges import Judges
 
 
@@ -24,7 +25,7 @@ class RunContext:
     judges: Judges
 
 
-# A run's parts are flows of their own, whose parameters are JSON: they come in by this side door.
+# A run's parts are sub-flows, whose parameters are JSON: pool and judges come in by this side door.
 _CONTEXT: ContextVar[RunContext | None] = ContextVar("context", default=None)
 _POOL: ContextVar[DevicePool | None] = ContextVar("pool", default=None)
 
@@ -81,7 +82,8 @@ def run_context(plan: RunPlan) -> Iterator[RunContext]:
         else:
             stack.callback(pool.close)
             pool.report_to(get_run_logger())
-        made = RunContext(pool, load_judges(plan))
+        judged = (entry.spec.recipe.evaluate for entry in plan.todo.values())
+        made = RunContext(pool, load_judges(judged))
         token = _CONTEXT.set(made)
         try:
             yield made
@@ -89,14 +91,14 @@ def run_context(plan: RunPlan) -> Iterator[RunContext]:
             _CONTEXT.reset(token)
 
 
-def load_judges(plan: RunPlan) -> Judges:
-    """The judges of all assets to make; UsageError for one that cannot be loaded."""
+def load_judges(recipes: Iterable[EvaluateRecipe], device: str = "cpu") -> Judges:
+    """The judges of these recipes; UsageError for one that cannot be loaded."""
     from tasks.judges import Judges
 
-    judges = Judges()
-    for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
-        try:
+    judges = Judges(device)
+    try:
+        for recipe in set(recipes):
             judges.get(recipe)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     return judges

@@ -54,7 +54,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Pool:
-    """The deployment on a server that runs shards, and what every shard is told."""
+    """The deployment on a server that runs shards, and the parameters of every shard."""
 
     plan_id: str
     deployment: str
@@ -130,7 +130,7 @@ def dispatch(
 
 
 def check_deployment(pool: Pool) -> None:
-    """UsageError unless the server has the deployment; a word if nobody works for it."""
+    """UsageError unless the server has the deployment; a note if it has no workers."""
     with get_client(sync_client=True) as client:
         try:
             found = client.read_deployment_by_name(pool.deployment)
@@ -151,7 +151,7 @@ class Dispatcher:
 
     A shard whose flow run has ended with assets still open goes to the end of the queue, until
     `TRIES` have ended so; one that was cancelled by hand stays so. Interrupting this loses nothing:
-    flow runs that are submitted go on, and the next dispatch finds them.
+    submitted flow runs continue, and the next dispatch finds them.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Bo
     for row in rows:
         watcher().note(f"shard {row['shard']} is given up: {row['ended']}")
     counts = count_outcomes(plan, store)
-    message = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    message = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     if not counts["ok"]:
         return Failed(message=message)
     name = "Completed" if counts["ok"] == sum(counts.values()) else "CompletedWithErrors"

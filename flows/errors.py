@@ -93,7 +93,7 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
         yield
     except typer.Exit:  # the message is out, whatever error came before it
         raise
-    except BrokenPipeError:  # `sjc assets | head`: nobody reads the rest
+    except BrokenPipeError:  # `sjc assets | head`: the rest is not read
         raise typer.Exit(0) from None
     except (KeyboardInterrupt, Exception) as error:
         known = _message(error, interrupted)
@@ -125,7 +125,7 @@ def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether a Ctrl-C is behind it: a library may have made an error of its own of that."""
+    """Whether a Ctrl-C is behind it: a library may have wrapped it in another error."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
             return True

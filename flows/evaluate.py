@@ -13,6 +13,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.context import load_judges
 from flows.errors import RunError, UsageError
 from flows.plan import check_devices
 from flows.progress.results import selection, where_errors
@@ -166,12 +167,7 @@ def prepare(
         rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
-    judges = Judges(device)
-    try:
-        for recipe in {evaluation_recipe(json.loads(r["spec_json"]), changes) for r in rows}:
-            judges.get(recipe)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    load_judges((evaluation_recipe(json.loads(r["spec_json"]), changes) for r in rows), device)
     assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}
     writable = open_store(store)
     mark_format(writable)

@@ -162,8 +162,8 @@ def run_plan(plan: RunPlan, make: Maker) -> State[Any]:
     finally:
         # A run that is ended from outside has finished some assets all the same.
         unknown = asset_states(plan.store, [k for k in todo if k not in outcomes])
-        words = {"finished": "ok", "failed": "failed"}
-        outcomes |= {k: words[state] for k, state in unknown.items() if state in words}
+        ended = {"finished": "ok", "failed": "failed"}
+        outcomes |= {k: ended[state] for k, state in unknown.items() if state in ended}
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
         if not complete:  # `conclude` is not reached
@@ -212,20 +212,20 @@ def close_attempts(plan: RunPlan) -> dict[str, int]:
 
 
 def entry_outcomes(plan: RunPlan, outcomes: Outcomes) -> dict[str, str]:
-    """What table `entries` says of each row; a row of an interrupted asset says nothing."""
-    words = {"ok": "computed", "reused": "reused"}
+    """The outcome of each row in table `entries`; rows of interrupted assets have none."""
+    names = {"ok": "computed", "reused": "reused"}
     first = {entry.row_id for entry in plan.assets.values()}
     recorded = {}
     for entry in plan.entries:
         outcome = outcomes.get(entry.spec.asset_id, "interrupted")
         if outcome != "interrupted":
-            own = words.get(outcome, "failed")
+            own = names.get(outcome, "failed")
             recorded[entry.row_id] = own if entry.row_id in first else "duplicate"
     return recorded
 
 
 def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
-    """The picture of all previews, the last words to who watches, and the flow's final state."""
+    """The picture of all previews, the report, and the flow's final state."""
     store, run_id = plan.store, run["run_id"]
     counts = Counter(outcomes.values())
     good = [k for k in plan.assets if outcomes.get(k) in ("ok", "reused")]
@@ -236,7 +236,7 @@ def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes) -> State[An
         watcher().note(f"no report: {error}")
         get_run_logger().error("no report: %s", error)
     watcher().ended(results(store, run_id))
-    order = [word for word in ("ok", "reused") if counts[word]]
+    order = [outcome for outcome in ("ok", "reused") if counts[outcome]]
     order += sorted(counts.keys() - set(order))
     message = ", ".join(f"{counts[outcome]} {outcome}" for outcome in order)
     if not good:

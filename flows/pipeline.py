@@ -51,7 +51,7 @@ def run_pipeline(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
     An asset's next stage is submitted when the one before has ended, so that a thread waits for
     a device but never for another task. Fields wait in the scratch folder for the stages after:
     scenes that end together, as those of one device do, leave their places to the next at once. An
-    asset that fails becomes a row; the others go on. Assets that other runs work on come last:
+    asset that fails becomes a row; the others continue. Assets that other runs work on come last:
     they are reused once those have made them. Raises RunCancelled.
     """
     if not asset_ids:
@@ -86,8 +86,8 @@ class _Pipeline:
         self._later: dict[str, tuple[float, float]] = {}
         self._fields = Counter(asset.spec.field_id for asset in assets)  # unfinished assets of each
         self._optimizing: set[str] = set()  # field ids: two assets of one field take turns
-        self._made: deque[Asset] = deque()  # their fields are there, and nobody works at them
-        self._behind = 0  # those past their optimisation that somebody works at
+        self._made: deque[Asset] = deque()  # their fields are there, and no task has them
+        self._behind = 0  # those past their optimisation that a task has
         self._ended: SimpleQueue[tuple[Asset, str, PrefectFuture[Any]] | None] = SimpleQueue()
         self._outcomes = Outcomes()
 
@@ -132,7 +132,7 @@ class _Pipeline:
         return len(self._optimizing) < slots and len(self._made) < slots
 
     def _take(self) -> Asset | None:
-        """The first asset that no other run works on, and whose field nobody makes here."""
+        """The first asset that no other run works on, and whose field is not being made here."""
         for asset in self._waiting:
             moment = time.monotonic()
             if asset.spec.field_id in self._optimizing:
@@ -162,7 +162,7 @@ class _Pipeline:
             if attempt_number(attempt["attempt"]) > settled and attempt["ended_at"]
         ]
         for attempt in later:
-            # Once the asset is made nobody looks for rows that a dying run could not write.
+            # Once the asset is made no run looks for rows that a dying run could not write.
             record_attempt(asset.store, attempt, {})
         if not later or later[-1]["status"] not in FAILURES:
             return None

@@ -107,13 +107,13 @@ def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Ma
     try:
         manifest = read_manifest(settings.manifest)
     except ManifestError:
-        check_manifest(settings.manifest, **options)  # tells what the options add to it as well
+        check_manifest(settings.manifest, **options)  # adds what is wrong with the options
         raise
     return manifest, resolve(manifest, **options)
 
 
 def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
-    """What a shard's plan, which lies in the store, says in the manifest's stead.
+    """A shard's entries, from the plan in the store that replaces the manifest.
 
     Pictures are in the scratch folder, or will be: `flows.shard` brings them there. Raises
     UsageError when this machine's program or priors are not those that the plan was made with.

@@ -17,7 +17,7 @@ ASK_SECONDS = 0.5  # between two looks at a folder that another run uses
 def sole_user(scratch: Path, wait: Callable[[], object] | None = None) -> Iterator[bool]:
     """Holds the scratch folder; the lock ends with the process. Whether another run had it before.
 
-    Two runs would go on from one checkpoint and tidy away each other's files. wait: called when
+    Two runs would resume from one checkpoint and delete each other's files. wait: called when
     another run has the folder, which is then waited for; without it that is a UsageError.
     """
     with disk_errors("--scratch", scratch):

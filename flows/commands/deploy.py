@@ -177,7 +177,7 @@ def validate(deployment: Config, where: str) -> None:
 
 
 def _next_times(schedules: list[Config]) -> list[str]:
-    """For people, the name and the next times of each schedule in cron's words."""
+    """Of each cron schedule, its name and its next times. UsageError for a wrong one."""
     from flows.prefect_server.schedule import format_times
 
     return [

@@ -23,8 +23,8 @@ def watching(server: Server, *, quiet: bool) -> Iterator[Watcher]:
 def raise_error(state: State[Any]) -> None:
     """Raises what ended the flow early: KeyboardInterrupt when it was cancelled, or its error.
 
-    A flow that returns a failed state, since every asset failed, has come to its end: the caller's
-    report says so.
+    A flow that returns a failed state, since every asset failed, has come to its end: the caller
+    reports it.
     """
     from prefect.exceptions import FailedRun
 

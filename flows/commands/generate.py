@@ -151,7 +151,7 @@ def _make(
     folder: Path,
     quiet: bool,
 ) -> dict[str, Any]:
-    """The asset's files, in `folder`, and what `report.json` says of it."""
+    """The asset's files, in `folder`, and the content of `report.json`."""
     from flows.progress.terminal import terminal_watcher
     from sjc_engine.chaining import optimize
     from sjc_engine.evaluate import evaluate

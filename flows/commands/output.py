@@ -15,7 +15,7 @@ from flows.progress.results import cell
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PIPE_WIDTH = 240  # characters of a table line that nobody's window limits
+PIPE_WIDTH = 240  # characters of a table line where there is no window
 
 
 def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:

@@ -99,7 +99,7 @@ def mend(
 ) -> tuple[list[str], list[str], list[Finding]]:
     """Repairs the store and tidies the scratch folder, unless some file could not be read.
 
-    abandoned: the age from which an unfinished file has nobody any more who writes it. yes: set
+    abandoned: the age from which an unfinished file no longer has a writer. yes: set
     aside however many assets are damaged. Returns what was planned, what was done, and what is
     left, and prints it unless `quiet`.
     """

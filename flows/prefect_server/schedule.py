@@ -1,4 +1,4 @@
-"""Times of day in cron's words, and what a schedule of runs is checked for before it is made."""
+"""Cron schedules of runs: checked before they are made, and shown as their next times."""
 
 import asyncio
 from datetime import datetime
@@ -11,7 +11,7 @@ SHOWN = 3  # times that are printed
 
 
 def next_times(cron: str, timezone: str) -> list[datetime]:
-    """The next times of a schedule; UsageError for what is no cron line or time zone."""
+    """The next times of a schedule; UsageError for a wrong cron line or time zone."""
     from prefect.server.schemas.schedules import CronSchedule
 
     try:

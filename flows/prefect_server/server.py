@@ -1,4 +1,4 @@
-"""Which Prefect server a run talks to: the given one, that of `sjc ui`, or one of its own.
+"""Which Prefect server a run talks to: the given one, that of `sjc ui`, or a new one.
 
 `python -m flows.prefect_server.server` is the server process; it serves the API, and the UI if
 asked to.
@@ -120,7 +120,7 @@ class Server:
 def connect(log: Path, *, ui: bool = False) -> Server:
     """Finds a server, or starts one, and sets PREFECT_API_URL to it.
 
-    It returns at once so that imports can go on while the server starts: requests belong into its
+    It returns at once, so that imports happen while the server starts: requests belong inside
     `available`. log: for the output of an own server; ui: whether that one has pages. It ends with
     the interpreter, after Prefect's own exit hooks have sent their last records.
     """
@@ -138,7 +138,7 @@ def connect(log: Path, *, ui: bool = False) -> Server:
         raise UsageError(f"{log}: {disk_advice(error, '--scratch')}") from error
     with opened as output:
         log_start = output.tell()
-        # Its own process group: a Ctrl-C must not end it before the run has told its end.
+        # A separate process group: Ctrl-C must not end it before the run has reported its end.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
         )
@@ -163,7 +163,7 @@ def free_port() -> int:
 
 
 def serve(port: int, ui: bool) -> None:
-    """Runs a Prefect server in this process until it is told to stop.
+    """Runs a Prefect server in this process until it is stopped.
 
     Servers of one PREFECT_HOME start one after another: starting migrates the database, and of two
     that migrate one SQLite file at the same time one fails. The lock ends with its process.

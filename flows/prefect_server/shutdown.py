@@ -50,7 +50,7 @@ def exit_when_interrupted() -> Iterator[None]:
 def brief_shutdown(*, part: bool = False) -> Iterator[None]:
     """Around a flow's own work: once that has been ended by a signal, Prefect has to be brief.
 
-    part: of a run, which has work of its own to do after this.
+    part: this is a sub-flow, and its run still has work to do after it.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What Prefect's pages tell of a run: its name, a live summary, its assets and its failures."""
+"""What Prefect's pages show of a run: its name, a live summary, its assets and its failures."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ LETTERS = 200  # of a reason
 
 @contextlib.contextmanager
 def report_to_prefect(plan: RunPlan) -> Iterator[None]:
-    """What happens in here shows on Prefect's pages, besides where it is told already."""
+    """Reports what happens within to Prefect's pages, besides the present watcher."""
     with board_of_run() as board, watched_by(Watchers(watcher(), PrefectSummary(plan, board))):
         yield
 
@@ -40,7 +40,7 @@ class PrefectSummary(Watcher):
     def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
         super().begun(run_id, total, work)
         name_run(run_name(self._plan))
-        # Here, in the flow's own thread, and not in a task that might be the first to tell.
+        # Here, in the flow's thread: the first report might come from a task's.
         self._summary = self._board.create("markdown", "summary", self._text(), f"Run {run_id}")
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
@@ -111,8 +111,8 @@ class PrefectSummary(Watcher):
         if gallery is not None:
             lines += [f"- gallery: {_link(gallery)}"]
         folder = gallery if gallery is not None and "://" not in gallery else "pages"
-        words = ["sjc", "gallery", "-o", folder, "--store", store.url]
-        return [*lines, "", "A gallery with a 3D viewer:", "", _block(shlex.join(words))]
+        command = ["sjc", "gallery", "-o", folder, "--store", store.url]
+        return [*lines, "", "A gallery with a 3D viewer:", "", _block(shlex.join(command))]
 
 
 def manifest_name(manifest: str) -> str:
@@ -133,7 +133,7 @@ def run_name(plan: RunPlan) -> str:
 
 
 def spent(plan: RunPlan, seconds: float, left: float | None, made: int) -> str:
-    """Time and money so far and, while the run goes on, expected: devices are paid by the hour."""
+    """Time and cost so far and, while the run lasts, expected: devices are paid by the hour."""
     devices = plan.devices
     hours = seconds * len(devices) / 3600
     text = f"{duration(seconds)} on {', '.join(devices)}: {hours:.3g} device-hours"

@@ -1,4 +1,4 @@
-"""How far a run is, from what a watcher hears of it: counts, and the time that is left."""
+"""How far a run is, by what is reported of it: counts, and the time that is left."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ class Tally:
         self.total = total
         self.outcomes: Counter[str] = Counter()
         self._left = dict(work or {})  # steps, of the assets that are not through
-        self._step: dict[str, int] = {}  # the last one heard of
+        self._step: dict[str, int] = {}  # the last one reported
         self._made = 0  # assets of `work` that are through
         self._steps_done = 0  # since the first report
         self._since: float | None = None  # the first report
@@ -29,7 +29,7 @@ class Tally:
         with self._lock:
             if self._since is None:
                 self._since = time.monotonic()
-            # An asset's first report says where it goes on, and that is no work of this run.
+            # An asset's first report is where it resumes, which is no work of this run.
             self._steps_done += max(0, step - self._step.get(name, step))
             self._step[name], self._left[name] = step, steps - step
 
@@ -46,7 +46,7 @@ class Tally:
             self.outcomes[outcome] += 1
 
     def _optimized(self, name: str) -> None:
-        if name in self._step:  # a field that was there already is nobody's work
+        if name in self._step:  # a field that was there already took no work
             self._steps_done += self._left.get(name, 0)
         if name in self._left:
             self._left[name] = 0

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: live lines on a terminal, plain ones elsewhere."""
+"""What a person sees during a run: live lines on a terminal, plain ones elsewhere."""
 
 import contextlib
 import sys
@@ -43,7 +43,7 @@ class Watcher:
         """One line that stays."""
 
     def once(self, text: str) -> None:
-        """The same, however often it is said."""
+        """The same, but each text only once."""
         if text not in self._noted:
             self._noted |= {text}
             self.note(text)
@@ -61,11 +61,11 @@ class Watcher:
         self.tally.finished(name, outcome)
 
     def ended(self, rows: list[dict[str, Any]]) -> None:
-        """The run is over; rows: what `flows.progress.results.results` says of its assets."""
+        """The run is over; rows: what `results` has of its assets."""
 
 
 class Watchers(Watcher):
-    """Tells several watchers."""
+    """Several watchers as one."""
 
     def __init__(self, *watchers: Watcher) -> None:
         self._watchers = watchers
@@ -102,13 +102,13 @@ def terminal_watcher(*, quiet: bool) -> Watcher:
     return Screen() if sys.stderr.isatty() else Lines()
 
 
-# The flow's parameters are JSON; who watches it comes in by this side door.
+# The flow's parameters are JSON; its watcher comes in by this side door.
 _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 @contextlib.contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Runs of this thread, and of threads that copy its context, tell this watcher."""
+    """Runs of this thread, and of threads that copy its context, report to this watcher."""
     token = _WATCHER.set(watcher)
     try:
         yield
