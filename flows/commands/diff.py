@@ -8,24 +8,17 @@ from flows.commands import options
 from flows.commands.app import app, examples
 from flows.commands.output import show
 from flows.errors import FAILED, UsageError, reported
+from flows.progress.results import HEADINGS
 
 # What a person wants to see of an entry that changed, and its heading.
+METRICS = ("clip_score", "clip_r_precision", "geometry_r_precision", "janus_score",
+           "field_mesh_iou", "faces", "seconds")  # fmt: skip
 DIFF_COLUMNS = {
-    "change": "change",
-    "row_id": "entry",
-    "asset_a": "asset before",
-    "asset_b": "asset after",
-    "status_a": "before",
-    "status_b": "after",
-    "clip_score_delta": "CLIP",
-    "clip_r_precision_delta": "R-prec",
-    "geometry_r_precision_delta": "geo R-prec",
-    "janus_score_delta": "Janus",
-    "field_mesh_iou_delta": "IoU",
-    "faces_delta": "faces",
-    "seconds_delta": "seconds",
+    "change": "change", "row_id": "entry", "asset_a": "asset before", "asset_b": "asset after",
+    "status_a": "before", "status_b": "after",
+    **{f"{name}_delta": HEADINGS.get(name, name) for name in METRICS},
     "error_b": "error",
-}
+}  # fmt: skip
 
 
 @app.command(epilog=examples("sjc diff previous latest"))
