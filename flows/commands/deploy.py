@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -133,6 +132,8 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
 
 def _put(config: Config, file: Path | None, api_url: str) -> None:
     """Makes what is checked, and prints it."""
+    import tempfile
+
     import yaml
 
     from flows.prefect_server.heartbeats import crash_silent_runs

@@ -15,9 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 import typer
@@ -25,7 +24,6 @@ import typer
 from flows.commands import options
 from flows.commands.app import app, examples
 from flows.errors import FAILED
-from flows.scratch import can_hold_files
 
 if TYPE_CHECKING:
     import boto3
@@ -48,8 +46,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """What a check found: one line."""
 
     check: str
@@ -86,7 +83,7 @@ def doctor(
         }
     )
     if json_:
-        print(json.dumps([asdict(result) for result in results], indent=1))
+        print(json.dumps([result._asdict() for result in results], indent=1))
     else:
         show(results)
     raise typer.Exit(FAILED if any(result.status == "problem" for result in results) else 0)
@@ -270,6 +267,8 @@ def local_store(folder: Path) -> Results:
 
 def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Results:
     """Whether a folder can hold files, and how many."""
+    from flows.scratch import can_hold_files
+
     place = folder.absolute()
     if not can_hold_files(folder):
         yield Check(name, "problem", f"{place} cannot be made or written", remedy)
@@ -351,6 +350,7 @@ def prefect_server() -> Results:
     """Which Prefect server a run would use."""
     from flows.prefect_server.environment import prefect_home
     from flows.prefect_server.server import healthy, ui_server
+    from flows.scratch import can_hold_files
 
     home, given = prefect_home(), os.environ.get("PREFECT_API_URL")
     status, fix = "ok", ""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -30,8 +29,7 @@ FILES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class AssetRequest:
+class AssetRequest(NamedTuple):
     """What to make, and where to put it."""
 
     prompt: str
@@ -76,6 +74,8 @@ def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
 
     Raises UsageError for what cannot be made.
     """
+    import tempfile
+
     from flows.plan import check_devices
     from sjc_engine.input_image import ImageError, read_image
 

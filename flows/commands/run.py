@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,6 +65,8 @@ def run(
 
 def print_plan(settings: Settings, *, as_json: bool) -> None:
     """Prints what a run would do; nothing is made, not even the store."""
+    import tempfile
+
     from flows.estimate import seconds_expected
     from flows.plan import make_plan
     from flows.progress.tally import duration
