@@ -22,13 +22,7 @@ from flows.progress.results import results
 from flows.progress.terminal import watcher
 from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command
-from tasks.commit import (
-    close_interrupted,
-    finish_run,
-    new_run_id,
-    settled_attempts,
-    start_run,
-)
+from tasks.commit import close_interrupted, finish_run, new_run_id, settled_attempts, start_run
 from tasks.compaction import record_unended_runs
 from tasks.leases import leases
 from tasks.report import write_report

@@ -14,14 +14,7 @@ from flows.settings import Settings
 from sjc_engine.sources import find_prior
 from tasks.commit import LOOKUPS, asset_state
 from tasks.documents import check_usable, mark_format
-from tasks.manifest import (
-    Entry,
-    Manifest,
-    ManifestError,
-    check_manifest,
-    read_manifest,
-    resolve,
-)
+from tasks.manifest import Entry, Manifest, ManifestError, check_manifest, read_manifest, resolve
 from tasks.manifest import Plan as Resolved
 from tasks.shard_plan import load_plan
 from tasks.store import Store, open_store

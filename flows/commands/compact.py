@@ -10,9 +10,7 @@ from flows.errors import reported
 
 @app.command(epilog=examples("sjc compact", "sjc compact --store s3://bucket/first"))
 def compact(
-    store: options.Store = "./store",
-    quiet: options.Quiet = False,
-    json_: options.Json = False,
+    store: options.Store = "./store", quiet: options.Quiet = False, json_: options.Json = False
 ) -> None:
     """Merge each table's files into one; readers and runs may go on meanwhile."""
     with reported("the tables are right as they are; run it again to go on"):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 @app.command(epilog=examples("sjc dispatch plan.parquet --store s3://bucket/first --workers 8"))
 def dispatch(
+    context: typer.Context,
     plan: Annotated[Path, typer.Argument(help="A plan of `sjc plan`.")],
     store: options.Store = "./store",
     deployment: Annotated[
@@ -38,19 +39,13 @@ def dispatch(
 ) -> None:
     """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
     with reported("shards at the pool go on; run the same command again to follow them"):
-        from flows.settings import check_timeout
+        from flows.settings import SHARD_OPTIONS, check_timeout
 
         if workers is not None and workers < 1:
             raise UsageError("--workers: use a whole number above 0")
         check_timeout(timeout)
-        parameters = {
-            "deployment": deployment,
-            "workers": workers,
-            "retry_failed": retry_failed,
-            "timeout": timeout,
-            "checkpoint_to_store": checkpoint_to_store,
-            "compiled": compiled,
-        }
+        names = ("deployment", "workers", *SHARD_OPTIONS)
+        parameters = {name: context.params[name] for name in names}
         code = run_flow(_read_plan(plan), store, parameters, quiet=quiet, as_json=json_)
         raise typer.Exit(code)
 

@@ -37,18 +37,12 @@ def evaluate(
     """Measure finished assets again, with another judge perhaps; nothing is optimised again."""
     with reported("what was measured so far is recorded"):
         overrides = options.parse_overrides(set_) | ({"judge": judge} if judge else {})
-        parameters = {
-            "store": store,
-            "where": where,
-            "manifest": manifest,
-            "overrides": overrides,
-            "device": device,
-        }
-        raise typer.Exit(run_flow(parameters, scratch, quiet=quiet, as_json=json_))
+        what = (store, where, manifest, overrides, device)
+        raise typer.Exit(run_flow(what, scratch, quiet=quiet, as_json=json_))
 
 
-def run_flow(parameters: dict[str, Any], scratch: str, *, quiet: bool, as_json: bool) -> int:
-    """Runs the flow and prints the new rows; returns the exit code."""
+def run_flow(what: tuple[Any, ...], scratch: str, *, quiet: bool, as_json: bool) -> int:
+    """Runs the flow and prints the new rows; returns the exit code. what: as for `prepare`."""
     from flows.prefect_server import environment, server
 
     environment.apply(console_level="CRITICAL")
@@ -57,10 +51,10 @@ def run_flow(parameters: dict[str, Any], scratch: str, *, quiet: bool, as_json: 
     from tasks.store import StoreError
     from tasks.tables import query
 
-    chosen = prepare(**parameters)
+    chosen = prepare(*what)
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
     with watching(connection, quiet=quiet) as watch:
-        state = evaluate(**parameters, scratch=scratch, return_state=True)
+        state = evaluate(*what, scratch, return_state=True)
     problem = None
     try:
         raise_error(state)

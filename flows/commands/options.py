@@ -89,8 +89,7 @@ Retry = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets a
 Checkpoint = Annotated[
     bool,
     typer.Option(
-        "--checkpoint-to-store",
-        help="Checkpoints into the store too: another machine can go on.",
+        "--checkpoint-to-store", help="Checkpoints into the store too: another machine can go on."
     ),
 ]
 Compiled = Annotated[

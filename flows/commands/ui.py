@@ -11,9 +11,7 @@ from flows.errors import UsageError, reported
 
 
 @app.command(epilog=examples("sjc ui", "sjc ui --port 0"))
-def ui(
-    port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 4200,
-) -> None:
+def ui(port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 4200) -> None:
     """Serve Prefect's pages; runs of the same PREFECT_HOME find this server and report to it."""
     with reported():
         from flows.prefect_server import environment

@@ -35,8 +35,7 @@ def verify(
         ),
     ] = False,
     yes: Annotated[
-        bool,
-        typer.Option("--yes", help="Repair even if it sets aside more than one document."),
+        bool, typer.Option("--yes", help="Repair even if it sets aside more than one document.")
     ] = False,
     older: Annotated[
         float,
