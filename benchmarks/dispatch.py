@@ -38,14 +38,14 @@ from prefect.states import Completed, Crashed, Running
 from report import Figure, Report
 from stub_shard import make_stubs
 
-from flows.dispatch import DEPLOYMENT, Dispatcher, Pool, tally
+from flows.commands.plan import make_shard_plan
+from flows.dispatch import DEPLOYMENT, Dispatcher, Pool, count_outcomes
 from flows.dispatch import dispatch as dispatch_flow
 from flows.generate import close_attempts, entry_outcomes
 from flows.plan import make_plan
-from flows.planning import make_plan_of
+from flows.prefect_server.heartbeats import SILENCE
 from flows.scratch import sole_user
 from flows.settings import Settings
-from flows.zombies import SILENCE
 from tasks.attempts import start_attempt
 from tasks.compaction import compact_store
 from tasks.runs import finish_run, new_run_id, start_run
@@ -176,7 +176,7 @@ def planned(folder: Path, assets: int, shards: int) -> ShardPlan:
         for start in range(0, assets, 5000)
     ))  # fmt: skip
     settings = Settings(str(manifest), str(folder / "none"))
-    made, _ = make_plan_of(settings, 1e12)
+    made, _ = make_shard_plan(settings, 1e12)
     entries = [entry for shard in made.shards() for entry in made.entries(shard, folder)]
     each = SHARD_SECONDS * shards / assets
     seconds = {entry.spec.asset_id: each for entry in entries}
@@ -258,14 +258,14 @@ def two_workers(folder: Path, assets: int, report: Report) -> None:
 
 def check_rows(plan: ShardPlan, store: Store, figure: Figure) -> None:
     """Rows of the plan's assets that are missing, and those that are there twice."""
-    counts = tally(plan, store)
+    counts = count_outcomes(plan, store)
     sql = "SELECT count(*) - count(DISTINCT asset_id) AS twice FROM {} WHERE status = 'ok'"
     twice = [query(store, sql.format(t))["twice"][0].as_py() for t in ("assets", "attempts")]
     total = sum(counts.values())
     figure("assets without a row", total - counts["ok"], "", "<= 0")
     figure("assets with two rows", sum(twice), "", "<= 0")
     files = compact_store(store)
-    figure("the same, after `sjc compact`", total - tally(plan, store)["ok"], "", "<= 0")
+    figure("the same, after `sjc compact`", total - count_outcomes(plan, store)["ok"], "", "<= 0")
     figure("files of each table then", max(files.values()), "", "<= 1")
 
 

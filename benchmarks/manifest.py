@@ -31,7 +31,7 @@ WANTED_SECONDS, WANTED_MB = 60, 500
 COLORS = ("red", "green", "blue", "golden", "wooden", "tiny", "huge", "old")
 NOUNS = ("duck", "mug", "car", "house", "robot", "teapot", "castle", "fish", "pig", "tree")
 BATCH = 10_000
-_SJC = "from flows.cli import main; main()"
+_SJC = "from flows.commands.main import main; main()"
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:

@@ -29,13 +29,13 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from flows import environment
+from flows.prefect_server import environment
 
 STEPS = 1_000_000  # so many that no run comes to its end
 SHOWN = re.compile(rf"(\d+)/{STEPS}")
 TARGET_SECONDS = {"with a server": 10.0, "without a server": 40.0}
 TARGET_SHARE = 0.02
-SJC = [sys.executable, "-c", "from flows.cli import main; main()"]
+SJC = [sys.executable, "-c", "from flows.commands.main import main; main()"]
 
 
 def main() -> None:
@@ -137,10 +137,10 @@ class Run:
 @contextlib.contextmanager
 def serving(variables: dict[str, str]) -> Iterator[str]:
     """The address of a Prefect server that is up."""
-    from flows.server import HOST, Server, free_port
+    from flows.prefect_server.server import HOST, Server, free_port
 
     port = free_port()
-    command = [sys.executable, "-m", "flows.server", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.prefect_server.server", "--port", str(port)]
     process = subprocess.Popen([*command, "--parent", str(os.getpid())], env=variables)
     try:
         server = Server(f"http://{HOST}:{port}/api", Path(os.devnull))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 
-from flows.server import HOST, free_port, healthy
+from flows.prefect_server.server import HOST, free_port, healthy
 
 ROOT = Path(__file__).resolve().parents[1]
-SJC = (sys.executable, "-c", "from flows.cli import main; main()")
+SJC = (sys.executable, "-c", "from flows.commands.main import main; main()")
 MARK = "SJC_SOAK"  # a variable that every process of the test inherits
 GRACE = 15.0  # seconds after the end of a runner until each of its processes must be gone
 ENGINE, HELPER = "sjc_engine.worker", "xatlas_process.py"  # in their command lines
@@ -136,7 +136,7 @@ class Server:
 
     def start(self) -> None:
         self.lives += 1
-        command = [sys.executable, "-m", "flows.server", "--port", str(self.port)]
+        command = [sys.executable, "-m", "flows.prefect_server.server", "--port", str(self.port)]
         command += ["--parent", str(os.getpid())]
         self.process = Process(
             f"server-{self.lives:03d}", command, self.variables, self.folder / "servers"

@@ -6,7 +6,7 @@ lacks, under idempotency keys that make the same request the same flow run.
 
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +23,8 @@ from prefect.states import Completed, Failed, State
 
 from flows.errors import UsageError
 from flows.plan import asset_states
-from flows.terminal import watcher
-from flows.zombies import crash_silent_runs
+from flows.prefect_server.heartbeats import crash_silent_runs
+from flows.progress.terminal import watcher
 from tasks.artifacts import Board, ProgressArtifact, board_of_run
 from tasks.documents import check_usable
 from tasks.shard_plan import ShardPlan, load_plan
@@ -54,7 +54,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Pool:
-    """The deployment on a server that runs shards, and what every shard is told."""
+    """The deployment on a server that runs shards, and the parameters of every shard."""
 
     plan_id: str
     deployment: str
@@ -130,7 +130,7 @@ def dispatch(
 
 
 def check_deployment(pool: Pool) -> None:
-    """UsageError unless the server has the deployment; a word if nobody works for it."""
+    """UsageError unless the server has the deployment; a note if it has no workers."""
     with get_client(sync_client=True) as client:
         try:
             found = client.read_deployment_by_name(pool.deployment)
@@ -151,7 +151,7 @@ class Dispatcher:
 
     A shard whose flow run has ended with assets still open goes to the end of the queue, until
     `TRIES` have ended so; one that was cancelled by hand stays so. Interrupting this loses nothing:
-    flow runs that are submitted go on, and the next dispatch finds them.
+    submitted flow runs continue, and the next dispatch finds them.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Dispatcher:
         self.waiting: deque[Shard] = deque()
         self.running: dict[UUID, Shard] = {}
         self.given_up: dict[int, Shard] = {}
-        self._told = ""
+        self._noted = ""
 
     def drive(self) -> None:
         """Until all is done. The last look is at the rows: a shard may have ended before them."""
@@ -198,10 +198,10 @@ class Dispatcher:
             self.running[run.id] = self.waiting.popleft()
         seconds = sum(s.seconds for s in [*self.waiting, *self.running.values()])
         line = f"{len(self.running)} shards at the pool, {len(self.waiting)} to come"
-        if line != self._told:
+        if line != self._noted:
             hours = seconds / size / 3600
             watcher().note(f"{line}; about {hours:.1f} hours for {size} workers")
-            self._told = line
+            self._noted = line
 
     def _collect(self) -> None:
         """Takes back the shards whose flow runs have ended."""
@@ -251,15 +251,12 @@ def outcomes(plan: ShardPlan, store: Store) -> dict[str, str]:
     return {k: known[k] for assets in plan.shards().values() for k in assets if k in known}
 
 
-def tally(plan: ShardPlan, store: Store) -> dict[str, int]:
+def count_outcomes(plan: ShardPlan, store: Store) -> dict[str, int]:
     """How many of the plan's assets are `ok`, `failed`, and `open`."""
-    counts = {"ok": 0, "failed": 0, "open": 0}
-    known = outcomes(plan, store)
-    for assets in plan.shards().values():
-        for asset_id in assets:
-            status = known.get(asset_id, "open")
-            counts["failed" if status in FAILURES else "ok" if status == "ok" else "open"] += 1
-    return counts
+    known = Counter(outcomes(plan, store).values())
+    failed = sum(known[status] for status in FAILURES)
+    left = sum(map(len, plan.shards().values())) - known["ok"] - failed
+    return {"ok": known["ok"], "failed": failed, "open": left}
 
 
 def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Board) -> State[Any]:
@@ -273,8 +270,8 @@ def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Bo
         board.create("table", "given-up", json.dumps(rows), about)
     for row in rows:
         watcher().note(f"shard {row['shard']} is given up: {row['ended']}")
-    counts = tally(plan, store)
-    message = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    counts = count_outcomes(plan, store)
+    message = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     if not counts["ok"]:
         return Failed(message=message)
     name = "Completed" if counts["ok"] == sum(counts.values()) else "CompletedWithErrors"

@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import typer
 
+from sjc_engine.atomic import is_refusal
 from tasks.disk import disk_advice
 
 FAILED, USAGE, STORE, INTERRUPTED = 1, 2, 3, 130
@@ -66,6 +68,20 @@ def _flush_stdout() -> OSError | None:
 
 
 @contextlib.contextmanager
+def disk_errors(option: str, path: Path, *, only_refusals: bool = False) -> Iterator[None]:
+    """A disk's error within is a UsageError about the option that names `path`.
+
+    only_refusals: other errors pass, where not all that is done within is writing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if only_refusals and not is_refusal(error):
+            raise
+        raise UsageError(f"{option} {path}: {disk_advice(error, option)}") from error
+
+
+@contextlib.contextmanager
 def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     """Turns the mistakes of users, and their Ctrl-C, into messages and exit codes.
 
@@ -77,7 +93,7 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
         yield
     except typer.Exit:  # the message is out, whatever error came before it
         raise
-    except BrokenPipeError:  # `sjc assets | head`: nobody reads the rest
+    except BrokenPipeError:  # `sjc assets | head`: the rest is not read
         raise typer.Exit(0) from None
     except (KeyboardInterrupt, Exception) as error:
         known = _message(error, interrupted)
@@ -90,7 +106,6 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
 
 def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     """Message and exit code of an error that is no defect of this program; None for one that is."""
-    from sjc_engine.atomic import is_refusal
     from tasks.manifest_files import ManifestError
     from tasks.store import StoreError
 
@@ -110,7 +125,7 @@ def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether a Ctrl-C is behind it: a library may have made an error of its own of that."""
+    """Whether a Ctrl-C is behind it: a library may have wrapped it in another error."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
             return True

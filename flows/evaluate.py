@@ -1,7 +1,6 @@
-"""`sjc evaluate`: the flow that measures finished assets again, and the command around it."""
+"""The flow that measures finished assets again."""
 
 import json
-import sys
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -14,14 +13,12 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import server
-from flows.errors import FAILED, RunError, UsageError
-from flows.folders import make_private
-from flows.listing import ASSET_COLUMNS, SECONDS, selection
+from flows.context import load_judges
+from flows.errors import RunError, UsageError
 from flows.plan import check_devices
-from flows.tabulate import show
-from flows.terminal import terminal_watcher, watched_by, watcher
-from flows.verdict import check_end
+from flows.progress.results import selection, where_errors
+from flows.progress.terminal import watcher
+from flows.scratch import make_private
 from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
 from tasks.attempts import close_interrupted
@@ -31,7 +28,7 @@ from tasks.leases import leases
 from tasks.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
 from tasks.runs import finish_run, new_run_id, start_run
 from tasks.store import Store, StoreError, is_damage, open_store
-from tasks.tables import QueryError, query, record_attempt, record_run, seal_run
+from tasks.tables import query, record_attempt, record_run, seal_run
 
 PART = 300  # assets of one flow run, as in flows.generate
 AT_ONCE = 2  # while one is downloaded, another is measured
@@ -43,7 +40,7 @@ def _run_name() -> str:
 
 
 @dataclass(frozen=True)
-class Selection:
+class EvaluationPlan:
     """What to measure and how; everything in it is known to be right."""
 
     store: Store
@@ -68,8 +65,8 @@ def evaluate(
     """
     chosen = prepare(store, where, manifest, overrides or {}, device)
     with leases(chosen.store, new_run_id()) as held:
-        tell = get_run_logger().warning
-        for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take, tell):
+        warn = get_run_logger().warning
+        for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take, warn):
             record_attempt(chosen.store, attempt, found)
     title = f"evaluate {where or ''}".strip()
     settings = {"where": where, "manifest": manifest, "overrides": chosen.changes}
@@ -152,47 +149,13 @@ def evaluate_part(
     return dict(outcomes), problems
 
 
-def command(
-    store: str,
-    where: str | None,
-    manifest: str | None,
-    overrides: dict[str, Any],
-    device: str | None,
-    scratch: str,
-    *,
-    quiet: bool,
-    as_json: bool,
-) -> int:
-    """Runs the flow and prints the new rows; returns the exit code."""
-    chosen = prepare(store, where, manifest, overrides, device)
-    connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
-    with connection.at_hand(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
-        state = evaluate(store, where, manifest, overrides, device, scratch, return_state=True)
-    problem = None
-    try:
-        check_end(state)
-    except (RunError, StoreError) as error:  # of some assets; the others have new rows
-        problem = error
-        if not watch.run_id:  # it ended before its run began
-            raise
-    sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"
-    rows = query(chosen.store, f"{sql} ORDER BY started_at, asset_id")
-    failed = [row for row in rows.to_pylist() if row["status"] != "ok"]
-    show(rows, "json" if as_json else "table", ASSET_COLUMNS)
-    for row in failed:
-        print(f"{row['asset_id']}: {row['error']}", file=sys.stderr)
-    if problem:
-        raise problem
-    return FAILED if failed else 0
-
-
 def prepare(
     store: str,
     where: str | None,
     manifest: str | None,
     overrides: dict[str, Any],
     device: str | None,
-) -> Selection:
+) -> EvaluationPlan:
     """Checks everything before anything is written. Raises UsageError and StoreError."""
     changes = check_changes(overrides)
     [device] = check_devices([device] if device else ["cpu"], "--device")
@@ -201,22 +164,15 @@ def prepare(
     names = "(SELECT min(row_id) FROM entries e WHERE e.asset_id = best_assets.asset_id)"
     wanted = selection(manifest, where, "status = 'ok'")
     sql = f"SELECT asset_id, {names} AS name, spec_json FROM best_assets {wanted}"
-    try:
+    with where_errors():
         rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
-    except QueryError as error:
-        raise UsageError(f"--where: {error.problem}") from error
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
-    judges = Judges(device)
-    try:
-        for recipe in {evaluation_recipe(json.loads(r["spec_json"]), changes) for r in rows}:
-            judges.get(recipe)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    load_judges((evaluation_recipe(json.loads(r["spec_json"]), changes) for r in rows), device)
     assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}
     writable = open_store(store)
     mark_format(writable)
-    return Selection(writable, assets, changes, device)
+    return EvaluationPlan(writable, assets, changes, device)
 
 
 def check_changes(overrides: dict[str, Any]) -> dict[str, Value]:

@@ -13,15 +13,15 @@ from prefect import flow, get_run_logger, runtime
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.engines import engines
-from flows.farewell import soon_over
-from flows.listing import results
-from flows.plan import Plan, asset_states, make_plan
-from flows.produce import Outcomes, RunCancelled, produce
+from flows.context import run_context
+from flows.pipeline import Outcomes, RunCancelled, run_pipeline
+from flows.plan import RunPlan, asset_states, make_plan
+from flows.prefect_server.shutdown import brief_shutdown
+from flows.progress.prefect_summary import manifest_name, report_to_prefect
+from flows.progress.results import results
+from flows.progress.terminal import watcher
 from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command
-from flows.story import manifest_name, told
-from flows.terminal import watcher
 from tasks.attempts import close_interrupted, settled_attempts
 from tasks.compaction import record_unended_runs
 from tasks.leases import leases
@@ -35,11 +35,11 @@ PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,
 # A task that waits for a device holds a thread. Threads are made when they are needed.
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1024)
 
-Maker = Callable[[Plan, list[str], str], Outcomes]
+Maker = Callable[[RunPlan, list[str], str], Outcomes]
 
 
 def _run_name() -> str:
-    """Until the plan is there, and `flows.story` can say more."""
+    """Until the plan is there, and `run_name` can say more."""
     return manifest_name(runtime.flow_run.parameters["manifest"])
 
 
@@ -100,11 +100,11 @@ def generate(
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
-    with soon_over(), sole_user(Path(scratch), wait=partial(_waiting, scratch)) as waited:
+    with brief_shutdown(), sole_user(Path(scratch), wait=partial(_waiting, scratch)) as waited:
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
-        with told(plan), engines(plan):
-            return run_plan(plan, produce)
+        with report_to_prefect(plan), run_context(plan):
+            return run_plan(plan, run_pipeline)
 
 
 def _waiting(scratch: str) -> None:
@@ -113,7 +113,7 @@ def _waiting(scratch: str) -> None:
     get_run_logger().info(text)
 
 
-def run_plan(plan: Plan, make: Maker) -> State[Any]:
+def run_plan(plan: RunPlan, make: Maker) -> State[Any]:
     """Everything that a run writes, from its first row to its final state.
 
     make: what turns the assets of these ids into outcomes, for a run.
@@ -157,8 +157,8 @@ def run_plan(plan: Plan, make: Maker) -> State[Any]:
     finally:
         # A run that is ended from outside has finished some assets all the same.
         unknown = asset_states(plan.store, [k for k in todo if k not in outcomes])
-        words = {"finished": "ok", "failed": "failed"}
-        outcomes |= {k: words[state] for k, state in unknown.items() if state in words}
+        ended = {"finished": "ok", "failed": "failed"}
+        outcomes |= {k: ended[state] for k, state in unknown.items() if state in ended}
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
         if not complete:  # `conclude` is not reached
@@ -177,25 +177,25 @@ def generate_part(
     # Another run may have finished some meanwhile, and the manifest may have lost rows.
     outcomes = {k: "reused" if k in plan.states else "interrupted" for k in asset_ids}
     open_ids = [k for k in asset_ids if plan.states.get(k, "finished") != "finished"]
-    with soon_over(part=True):
-        return outcomes | produce(plan, open_ids, run_id)
+    with brief_shutdown(part=True):
+        return outcomes | run_pipeline(plan, open_ids, run_id)
 
 
-def close_attempts(plan: Plan) -> dict[str, int]:
+def close_attempts(plan: RunPlan) -> dict[str, int]:
     """Ends attempts whose process died, and writes the rows that it could not write.
 
     Returns the last attempt of each unfinished asset that has ended by now, and has its rows.
     """
     runs, log, watch = set(), get_run_logger(), watcher()
 
-    def tell(line: str) -> None:  # from any thread
+    def warn(line: str) -> None:  # from any thread
         watch.note(line)
         log.warning(line)
 
     finished = [k for k, state in plan.states.items() if state == "finished"]
     unfinished = plan.states.keys() - finished
     with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:
-        closed = close_interrupted(plan.store, plan.states, held.take, tell)
+        closed = close_interrupted(plan.store, plan.states, held.take, warn)
         settled = settled_attempts(plan.store, unfinished)  # before the look for their rows
         unrecorded = unrecorded_attempts(plan.store, finished, unfinished)
         for attempt, manifest in closed + unrecorded:
@@ -206,21 +206,21 @@ def close_attempts(plan: Plan) -> dict[str, int]:
     return settled
 
 
-def entry_outcomes(plan: Plan, outcomes: Outcomes) -> dict[str, str]:
-    """What table `entries` says of each row; a row of an interrupted asset says nothing."""
-    words = {"ok": "computed", "reused": "reused"}
+def entry_outcomes(plan: RunPlan, outcomes: Outcomes) -> dict[str, str]:
+    """The outcome of each row in table `entries`; rows of interrupted assets have none."""
+    names = {"ok": "computed", "reused": "reused"}
     first = {entry.row_id for entry in plan.assets.values()}
-    told = {}
+    recorded = {}
     for entry in plan.entries:
         outcome = outcomes.get(entry.spec.asset_id, "interrupted")
         if outcome != "interrupted":
-            own = words.get(outcome, "failed")
-            told[entry.row_id] = own if entry.row_id in first else "duplicate"
-    return told
+            own = names.get(outcome, "failed")
+            recorded[entry.row_id] = own if entry.row_id in first else "duplicate"
+    return recorded
 
 
-def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
-    """The picture of all previews, the last words to who watches, and the flow's final state."""
+def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
+    """The picture of all previews, the report, and the flow's final state."""
     store, run_id = plan.store, run["run_id"]
     counts = Counter(outcomes.values())
     good = [k for k in plan.assets if outcomes.get(k) in ("ok", "reused")]
@@ -231,7 +231,7 @@ def conclude(plan: Plan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
         watcher().note(f"no report: {error}")
         get_run_logger().error("no report: %s", error)
     watcher().ended(results(store, run_id))
-    order = [word for word in ("ok", "reused") if counts[word]]
+    order = [outcome for outcome in ("ok", "reused") if counts[outcome]]
     order += sorted(counts.keys() - set(order))
     message = ", ".join(f"{counts[outcome]} {outcome}" for outcome in order)
     if not good:

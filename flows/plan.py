@@ -7,23 +7,22 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-from flows.errors import UsageError
-from flows.folders import can_hold_files, make_private
+from flows.errors import UsageError, disk_errors
+from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.sources import find_prior
 from tasks.assets import asset_state
-from tasks.disk import disk_advice
 from tasks.documents import LOOKUPS, check_usable, mark_format
 from tasks.manifest import Entry, Manifest, Resolved
 from tasks.manifest import read_entries as read_manifest_entries
 from tasks.shard_plan import load_plan
-from tasks.store import Damaged, Store, open_store
+from tasks.store import Store, open_store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The entries of a run and what the store knows of their assets."""
 
     settings: Settings
@@ -32,7 +31,7 @@ class Plan:
     warnings: list[str]
     store: Store
     states: dict[str, str]  # by asset id: `new`, `interrupted`, `failed` or `finished`
-    donors: dict[str, str]  # by field id: a finished asset that has this field
+    reusable_fields: dict[str, str]  # by field id: a finished asset that has this field
     devices: list[str]
     # By asset id, the last attempt whose end is known, and recorded; later ones are news.
     settled: dict[str, int] = field(default_factory=dict)
@@ -59,7 +58,7 @@ class Plan:
         return {**counted, "duplicate": len(self.entries) - len(self.assets)}
 
 
-def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
+def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
     """Reads and checks everything that a run depends on.
 
     Raises ManifestError for the manifest, UsageError for a wrong option, and StoreError. With
@@ -79,16 +78,14 @@ def make_plan(settings: Settings, *, writable: bool = True) -> Plan:
     store = open_store(settings.store, writable=writable)
     check_usable(store)
     if writable:
-        try:
+        with disk_errors("--scratch", scratch):
             make_private(scratch)
-        except OSError as error:
-            raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
         mark_format(store)
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
     unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]
-    donors = find_donors(store, unfinished)
-    return Plan(settings, manifest, entries, warnings, store, states, donors, devices)
+    reusable_fields = find_reusable_fields(store, unfinished)
+    return RunPlan(settings, manifest, entries, warnings, store, states, reusable_fields, devices)
 
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
@@ -103,7 +100,7 @@ def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Ma
 
 
 def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
-    """What a shard's plan, which lies in the store, says in the manifest's stead.
+    """A shard's entries, from the plan in the store that replaces the manifest.
 
     Pictures are in the scratch folder, or will be: `flows.shard` brings them there. Raises
     UsageError when this machine's program or priors are not those that the plan was made with.
@@ -161,8 +158,18 @@ def _matching(entries: list[Entry], where: str) -> list[int]:
     import duckdb
     import pyarrow as pa
 
+    texts = ("id", "asset_id", "recipe", "prompt", "negative_prompt", "image", "prior")
+    schema = pa.schema(
+        {
+            **dict.fromkeys(("number", "line", "seed"), pa.int64()),
+            "tags": pa.list_(pa.string()),
+            "meta": pa.map_(pa.string(), pa.string()),
+            **dict.fromkeys(texts, pa.string()),
+        }
+    )
     rows = [
         {
+            **vars(entry.spec),
             "number": number,
             "line": entry.line,
             "id": entry.row_id,
@@ -170,24 +177,9 @@ def _matching(entries: list[Entry], where: str) -> list[int]:
             "meta": list(entry.meta.items()),
             "asset_id": entry.spec.asset_id,
             "recipe": entry.spec.recipe.name,
-            **{
-                key: getattr(entry.spec, key)
-                for key in ("prompt", "negative_prompt", "image", "seed", "prior")
-            },
         }
         for number, entry in enumerate(entries)
     ]
-    schema = pa.schema(
-        {
-            **dict.fromkeys(("number", "line", "seed"), pa.int64()),
-            "tags": pa.list_(pa.string()),
-            "meta": pa.map_(pa.string(), pa.string()),
-            **dict.fromkeys(
-                ("id", "asset_id", "recipe", "prompt", "negative_prompt", "image", "prior"),
-                pa.string(),
-            ),
-        }
-    )
     with duckdb.connect() as connection:
         connection.register("entries", pa.Table.from_pylist(rows, schema))
         try:
@@ -205,7 +197,7 @@ def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
         return dict(zip(asset_ids, pool.map(partial(asset_state, store), asset_ids), strict=True))
 
 
-def find_donors(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
+def find_reusable_fields(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
     """Finished assets by the fields that they have: only mesh or judge settings differ."""
     if not field_ids:
         return {}
@@ -214,46 +206,3 @@ def find_donors(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
     rows = query(store, "SELECT field_id, asset_id FROM best_assets WHERE status = 'ok'")
     known = dict(zip(rows["field_id"].to_pylist(), rows["asset_id"].to_pylist(), strict=True))
     return {field_id: known[field_id] for field_id in field_ids if field_id in known}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of one optimisation step, and of everything after the optimisation."""
-
-    step: float
-    rest: float
-
-    def seconds(self, entry: Entry) -> float:
-        return entry.spec.recipe.optimize.steps * self.step + self.rest
-
-
-def known_costs(store: Store) -> dict[tuple[str, str], Cost]:
-    """What finished assets of a prior and recipe took, by both names: medians."""
-    from tasks.tables import query
-
-    rows = query(
-        store,
-        "SELECT prior, recipe, median(seconds_optimize / steps) AS step,"
-        " median(seconds_extract + seconds_evaluate + seconds_publish) AS rest"
-        " FROM best_assets WHERE status = 'ok' AND seconds_optimize > 0 GROUP BY ALL"
-        " HAVING step IS NOT NULL AND rest IS NOT NULL",
-    ).to_pylist()
-    return {(row["prior"], row["recipe"]): Cost(row["step"], row["rest"]) for row in rows}
-
-
-def seconds_expected(plan: Plan) -> float | None:
-    """How long the run should take, from finished assets of the same prior and recipe.
-
-    None while the store has none for one of its recipes.
-    """
-    try:
-        costs = known_costs(plan.store)
-    except Damaged:  # no reason against a plan
-        return None
-    seconds = 0.0
-    for entry in plan.todo.values():
-        cost = costs.get((entry.spec.prior, entry.spec.recipe.name))
-        if cost is None:
-            return None
-        seconds += cost.seconds(entry)
-    return seconds / len(plan.devices)

@@ -1,4 +1,4 @@
-"""The scratch folder of runs on this machine."""
+"""The scratch folder of runs on this machine, and the private folders that hold what is theirs."""
 
 import contextlib
 import fcntl
@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flows.errors import UsageError
-from flows.folders import make_private
-from tasks.disk import disk_advice
+from flows.errors import UsageError, disk_errors
 
 ASK_SECONDS = 0.5  # between two looks at a folder that another run uses
 
@@ -19,14 +17,12 @@ ASK_SECONDS = 0.5  # between two looks at a folder that another run uses
 def sole_user(scratch: Path, wait: Callable[[], object] | None = None) -> Iterator[bool]:
     """Holds the scratch folder; the lock ends with the process. Whether another run had it before.
 
-    Two runs would go on from one checkpoint and tidy away each other's files. wait: called when
+    Two runs would resume from one checkpoint and delete each other's files. wait: called when
     another run has the folder, which is then waited for; without it that is a UsageError.
     """
-    try:
+    with disk_errors("--scratch", scratch):
         make_private(scratch)
         opened = (scratch / "lock").open("a")
-    except OSError as error:
-        raise UsageError(f"--scratch {scratch}: {disk_advice(error, '--scratch')}") from error
     with opened as lock:
         waited = False
         while True:
@@ -73,3 +69,16 @@ def scratch_id(scratch: Path) -> str:
         name = secrets.token_hex(8)
         (scratch / "lock").write_text(name)
         return name
+
+
+def can_hold_files(folder: Path) -> bool:
+    """Whether a folder is there and writable, or can be made; nothing is made."""
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder, if it is missing, that is its owner's alone: fields and logs lie there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)

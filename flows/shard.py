@@ -8,13 +8,13 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.states import State
 
-from flows.engines import engines
+from flows.context import run_context
 from flows.generate import THREADS, Maker, run_plan
+from flows.pipeline import run_pipeline
 from flows.plan import make_plan
-from flows.produce import produce
+from flows.progress.prefect_summary import report_to_prefect
 from flows.scratch import sole_user
 from flows.settings import Settings
-from flows.story import told
 from tasks.shard_plan import fetch_images
 
 
@@ -68,7 +68,7 @@ def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
 def run_shard(settings: Settings, make: Maker | None = None) -> State[Any]:
     """What the flow does; `make` as in `run_plan`, by default the real thing."""
     plan = make_plan(settings)
-    with sole_user(Path(settings.scratch)), told(plan):
+    with sole_user(Path(settings.scratch)), report_to_prefect(plan):
         fetch_images(plan.store, list(plan.todo.values()))
-        with nullcontext() if make else engines(plan):
-            return run_plan(plan, make or produce)
+        with nullcontext() if make else run_context(plan):
+            return run_plan(plan, make or run_pipeline)

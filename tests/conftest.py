@@ -16,7 +16,7 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sjc-tests-prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("SJC_STORE", None)
 
-from flows import environment
+from flows.prefect_server import environment
 
 environment.apply(console_level="CRITICAL")
 # A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.

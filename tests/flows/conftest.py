@@ -9,7 +9,7 @@ import boto3
 import pytest
 from command_line import Said
 
-from flows.cli import main
+from flows.commands.main import main
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from prefect import flow
 from prefect.states import State
 
 from flows.generate import THREADS
-from flows.plan import Plan
-from flows.produce import Outcomes
+from flows.pipeline import Outcomes
+from flows.plan import RunPlan
 from flows.settings import Settings
 from flows.shard import run_shard, shard_scratch
 from sjc_engine.spec import AssetSpec
@@ -43,7 +43,7 @@ def generate_shard(
     return run_shard(settings, make_stubs)
 
 
-def make_stubs(plan: Plan, asset_ids: list[str], run_id: str) -> Outcomes:
+def make_stubs(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
     """Records assets one after the other, each after SJC_STUB_SECONDS seconds."""
     seconds = float(os.environ.get("SJC_STUB_SECONDS", "0"))
     with tempfile.TemporaryDirectory() as folder:

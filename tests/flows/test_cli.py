@@ -236,7 +236,7 @@ def test_help_and_check_import_neither_torch_nor_prefect(command: str, tmp_path:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['prefect'] = None\n"
         f"sys.argv = ['sjc', *{command.split()!r}]\n"
-        "from flows.cli import main; main()"
+        "from flows.commands.main import main; main()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
 
@@ -247,7 +247,7 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
     code = (
         "import sys; sys.modules['prefect'] = None\n"
         f"sys.argv = ['sjc', *{arguments!r}]\n"
-        "from flows.cli import main; main()"
+        "from flows.commands.main import main; main()"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
@@ -437,7 +437,8 @@ def test_a_run_without_its_server_ends_when_it_is_told_to(judge: str, tmp_path: 
     def server_is_gone() -> bool:
         if not computes():
             return False
-        (server,) = (p for p in descendants(run.pid) if b"flows.server" in command_of(p))
+        servers = (p for p in descendants(run.pid) if b"prefect_server.server" in command_of(p))
+        (server,) = servers
         os.kill(server, signal.SIGKILL)
         time.sleep(15)  # meanwhile Prefect's threads ask again and again, and events pile up
         began.append(time.monotonic())

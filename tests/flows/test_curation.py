@@ -99,7 +99,8 @@ def test_ctrl_c_leaves_what_the_next_one_goes_on_with(
     for seed in range(1, 9):
         make(store, tmp_path / "made", spec("a pig", seed), "run1")
     script = (
-        "import sys, time; import tasks.curate_parts as parts; from flows.cli import main\n"
+        "import sys, time; import tasks.curate_parts as parts\n"
+        "from flows.commands.main import main\n"
         "read = parts.read_file\n"
         "parts.read_file = lambda *a: (time.sleep(0.2), read(*a))[1]\n"
         "sys.argv = ['sjc', 'curate', '-o', 'out', '--format', 'webdataset',\n"

@@ -15,7 +15,7 @@ from PIL import Image
 from task_samples import report
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.commands.main import app
 from tasks.assets import commit_asset
 from tasks.attempts import finish_attempt, start_attempt
 from tasks.manifest import read_manifest, resolve

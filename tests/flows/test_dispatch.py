@@ -14,7 +14,7 @@ from command_line import SJC
 from fleet import descendants, flow_run_of, start_workers
 from task_samples import all_tables
 
-from flows.planning import make_plan_of
+from flows.commands.plan import make_shard_plan
 from flows.settings import Settings
 from tasks.compaction import compact_store
 from tasks.schemas import SCHEMAS
@@ -61,9 +61,9 @@ def test_two_workers_make_a_plan_and_one_is_killed(
             command, env=variables, capture_output=True, text=True, check=False, timeout=300
         )
 
-    made, _ = make_plan_of(Settings(str(manifest), str(tmp_path / "none")), 1e9)
+    made, _ = make_shard_plan(Settings(str(manifest), str(tmp_path / "none")), 1e9)
     whole = sum(made.shards()[0].values())
-    made, _ = make_plan_of(Settings(str(manifest), str(tmp_path / "none")), whole / SHARDS)
+    made, _ = make_shard_plan(Settings(str(manifest), str(tmp_path / "none")), whole / SHARDS)
     plan.write_bytes(made.data)
     assert len(made.shards()) == SHARDS
     subprocess.run(

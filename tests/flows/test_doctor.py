@@ -16,8 +16,9 @@ import pytest
 from certificates import write_certificates
 from fault_proxy import FaultProxy
 
-import flows.doctor as doctor
-from flows.doctor import Finding, examine
+from flows.commands import doctor
+from flows.commands.doctor import Check, examine
+from flows.prefect_server import server
 
 NO_NETWORK = {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "COLUMNS": "300"}
 
@@ -25,7 +26,7 @@ NO_NETWORK = {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "COLUM
 def sjc(folder: Path, *arguments: str, before: str = "pass", **environment: str) -> Any:
     code = f"import sys; {before}; sys.argv = ['sjc', 'doctor', *{arguments!r}]\n"
     return subprocess.run(
-        [sys.executable, "-c", code + "from flows.cli import main; main()"],
+        [sys.executable, "-c", code + "from flows.commands.main import main; main()"],
         cwd=folder,
         env={**os.environ, **NO_NETWORK, **environment},
         capture_output=True,
@@ -80,7 +81,7 @@ def test_a_dead_server_and_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     (found,) = doctor.prefect_server()
     assert (found.status, "unset PREFECT_API_URL" in found.fix) == ("problem", True)
-    monkeypatch.setattr(doctor, "healthy", lambda url, timeout: True)
+    monkeypatch.setattr(server, "healthy", lambda url, timeout: True)
     (found,) = doctor.prefect_server()
     assert found.status == "ok"
 
@@ -182,12 +183,12 @@ def test_a_bucket_behind_its_own_certificate_authority(
 
 
 def test_no_check_takes_longer_than_it_may() -> None:
-    def hangs() -> doctor.Findings:
+    def hangs() -> doctor.Results:
         time.sleep(30)
-        yield Finding("never", "ok", "")
+        yield Check("never", "ok", "")
 
     started = time.monotonic()
-    good = Finding("good", "ok", "")
+    good = Check("good", "ok", "")
     found = examine({"slow": hangs, "good": lambda: iter([good])}, deadline=0.3)
     assert time.monotonic() - started < 5
     assert [(f.check, f.status) for f in found] == [("slow", "problem"), ("good", "ok")]

@@ -16,11 +16,11 @@ from small_disk import SmallDisk, mounted
 from task_samples import make, make_run, spec
 
 import flows.generate
-from flows import environment
 from flows.errors import UsageError, reported
-from flows.produce import _teller
+from flows.pipeline import _progress_reporter
+from flows.prefect_server import environment
+from flows.progress.terminal import Lines
 from flows.scratch import sole_user
-from flows.terminal import Lines
 from sjc_engine import Recipe, load_field
 from sjc_engine.prior import load_prior
 from sjc_engine.running_scene import RunningScene
@@ -194,8 +194,8 @@ def test_one_warning_tells_that_there_are_no_checkpoints(capfd: Any) -> None:
     watch = Lines()
     for name in ("duck", "tank", "duck"):
         event = {"step": 1, "steps": 9, "loss": 0.1, "unsaved": "fields: No space left on device"}
-        _teller(watch, name)(event)
-        _teller(watch, name)(event | {"unsaved": None})
+        _progress_reporter(watch, name)(event)
+        _progress_reporter(watch, name)(event | {"unsaved": None})
     assert capfd.readouterr().err == (
         "warning: no checkpoints, assets go on without: fields: No space left on device\n"
     )
@@ -300,7 +300,7 @@ def test_rows_that_find_no_room_are_told(tmp_path: Path) -> None:
     """`sjc query ... > FILE` on a full disk."""
     make_run(open_store(tmp_path / "store"), tmp_path, "run1", "duck,a duck,,\n")
     for format in ("csv", "json", "parquet"):
-        script = "import sys; from flows.cli import main; sys.argv[0] = 'sjc'; main()"
+        script = "import sys; from flows.commands.main import main; sys.argv[0] = 'sjc'; main()"
         with open("/dev/full", "w") as full:
             ended = subprocess.run(
                 [sys.executable, "-c", script, "query", "SELECT * FROM assets", "--format", format],
@@ -321,7 +321,8 @@ def test_the_exit_code_is_right_whatever_stdout_and_stderr_take(
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
 
     def code(*arguments: str, before: str = "", **streams: Any) -> int:
-        script = f"import sys; sys.argv[0] = 'sjc'; {before}\nfrom flows.cli import main; main()"
+        script = f"import sys; sys.argv[0] = 'sjc'; {before}\n"
+        script += "from flows.commands.main import main; main()"
         command = [sys.executable, "-c", script, *arguments]
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         return subprocess.run(command, cwd=tmp_path, env=environment, **streams).returncode

@@ -23,7 +23,7 @@ from synthetic_fields import TOTEM, centers, make_field, soft_density
 from task_samples import make, report
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.commands.main import app
 from sjc_engine.camera import orbit
 from sjc_engine.mesh import extract_mesh
 from sjc_engine.mesh_file import glb_bytes

@@ -39,14 +39,14 @@ from prefect.client.schemas.objects import StateType, TaskRun
 from prefect.states import Cancelled, Cancelling, State
 from tiny_priors import build_zero123_prior
 
-import flows.engines
+import flows.context
 import flows.generate
 import tasks.engine_process
 import tasks.publish
 from flows.plan import make_plan
+from flows.progress.terminal import Watcher, watched_by
 from flows.scratch import in_use, sole_user
 from flows.settings import Settings
-from flows.terminal import Watcher, watched_by
 from sjc_engine import load_field, load_prior, optimize
 from tasks import cancelling
 from tasks.attempts import finish_attempt, start_attempt
@@ -284,7 +284,7 @@ def test_out_of_memory_fewer_scenes_run_together_and_only_the_too_large_one_fail
 ) -> None:
     """Engines whose network takes four pictures at a time: two scenes, or none of `bad`."""
     command = (sys.executable, scarce_engine.__file__, "batch", "4")
-    monkeypatch.setattr(flows.engines, "DevicePool", partial(DevicePool, command=command))
+    monkeypatch.setattr(flows.context, "DevicePool", partial(DevicePool, command=command))
     lines = ["id,prompt,views_per_step", *(f"duck{n},a yellow duck {n}," for n in range(4))]
     state = run(*lines, "bad,a toy tank,4", scenes_per_device=5)
     assert (state.name, state.message) == ("CompletedWithErrors", "4 ok, 1 failed")

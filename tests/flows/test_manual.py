@@ -11,9 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows import commands
+from flows.commands.main import app
 
 MANUAL = typer.main.get_command(app)
+SHARED = {"__init__", "app", "completion", "flow_result", "main", "options", "output"}
 COMMANDS = MANUAL.commands  # type: ignore[attr-defined]
 
 
@@ -21,6 +23,13 @@ def shown(*arguments: str) -> str:
     said = CliRunner().invoke(app, [*arguments, "--help"])
     assert said.exit_code == 0
     return said.output
+
+
+def test_a_command_is_a_module_of_its_name() -> None:
+    modules = {path.stem for path in Path(commands.__path__[0]).glob("*.py")}
+    assert modules - SHARED == set(COMMANDS)
+    for name, command in COMMANDS.items():
+        assert command.callback.__module__ == f"flows.commands.{name}"
 
 
 def test_every_command_stands_in_a_group() -> None:
@@ -58,7 +67,7 @@ def shell(tmp_path: Path) -> Path:
     (tmp_path / "store" / "runs" / "20260101T000000-abcdef.json").write_text(json.dumps({}))
     program = tmp_path / "bin" / "sjc"
     program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nfrom flows.cli import main\nmain()\n")
+    program.write_text(f"#!{sys.executable}\nfrom flows.commands.main import main\nmain()\n")
     program.chmod(0o755)
     return tmp_path
 

@@ -15,12 +15,13 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.utilities.importtools import import_object
 from typer.testing import CliRunner, Result
 
-from flows.cli import app
+from flows.commands.main import app
+from flows.commands.plan import SHARD_SECONDS, make_shard_plan
 from flows.dispatch import DEPLOYMENT
-from flows.planning import DEFAULT_COST, SHARD_SECONDS, make_plan_of
+from flows.estimate import DEFAULT_COST
+from flows.prefect_server.heartbeats import NAME, crash_silent_runs
 from flows.settings import Settings
 from flows.shard import generate_shard
-from flows.zombies import NAME, crash_silent_runs
 from tasks.shard_plan import keep_plan
 from tasks.store import open_store
 from tasks.tables import query
@@ -97,7 +98,7 @@ def test_compact_wants_a_store(sjc: Any) -> None:
 
 def test_the_time_of_an_asset_counts_its_field_once(sjc: Any) -> None:
     Path("m.csv").write_text("prompt,steps,texture_size\na duck,10,64\na duck,10,128\n")
-    made, _ = make_plan_of(Settings("m.csv"), SHARD_SECONDS)
+    made, _ = make_shard_plan(Settings("m.csv"), SHARD_SECONDS)
     (assets,) = made.shards().values()
     rest, step = DEFAULT_COST.rest, DEFAULT_COST.step
     assert sorted(assets.values()) == [rest, pytest.approx(10 * step + rest)]
@@ -107,7 +108,7 @@ def test_the_time_of_an_asset_counts_its_field_once(sjc: Any) -> None:
 @pytest.mark.usefixtures("prefect_api")
 def test_a_shard_is_a_run_of_its_own(sjc: Any, judge: str, tmp_path: Path) -> None:
     overrides = {**TINY, "judge": judge}
-    made, _ = make_plan_of(Settings("m.csv", recipe="draft", overrides=overrides), 30.0)
+    made, _ = make_shard_plan(Settings("m.csv", recipe="draft", overrides=overrides), 30.0)
     assert len(made.shards()) == 2
     store = open_store(tmp_path / "store")
     keep_plan(store, made)

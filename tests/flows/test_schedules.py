@@ -17,11 +17,11 @@ import yaml
 from command_line import SJC, tiny
 from fleet import descendants, flow_run_of
 
-from flows.deploy import check, read_file
+from flows.commands.deploy import read_file, validate
 from flows.errors import UsageError
-from flows.server import HOST, free_port, healthy
+from flows.prefect_server.heartbeats import NAME
+from flows.prefect_server.server import HOST, free_port, healthy
 from flows.settings import Settings
-from flows.zombies import NAME
 from sjc_engine.checkpoint import read_checkpoint
 from tasks.manifest import ManifestError
 from tasks.store import open_store
@@ -36,7 +36,7 @@ SOON = "* * * * * */10"  # Prefect's cron takes seconds as a sixth field
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A Prefect server of these tests."""
     port, home = free_port(), tmp_path_factory.mktemp("home")
-    command = [sys.executable, "-m", "flows.server", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.prefect_server.server", "--port", str(port)]
     server = subprocess.Popen(
         [*command, "--parent", str(os.getpid())], env=os.environ | {"PREFECT_HOME": str(home)}
     )
@@ -280,7 +280,7 @@ WRONG = {
 def test_mistakes_are_one_message_before_anything_starts(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.cli import main
+    from flows.commands.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -297,7 +297,7 @@ def test_mistakes_are_one_message_before_anything_starts(
 def test_our_prefect_yaml_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (deployment,) = read_file(ROOT / "prefect.yaml")["deployments"]
-    check(deployment, "prefect.yaml")
+    validate(deployment, "prefect.yaml")
     assert deployment["concurrency_limit"]["limit"] == 1
 
 
@@ -319,6 +319,6 @@ def test_a_wrong_deployment_is_found_before_the_server(
     Path("a.csv").write_text(GOOD)
     deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]
     deployment["parameters"] = Settings("a.csv").to_json()
-    check(deployment, "here")
+    validate(deployment, "here")
     with pytest.raises((UsageError, ManifestError), match=message):
-        check(deployment | change, "here")
+        validate(deployment | change, "here")

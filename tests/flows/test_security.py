@@ -19,7 +19,7 @@ import boto3
 import pytest
 from command_line import Said, tiny
 
-from flows import environment
+from flows.prefect_server import environment
 from flows.settings import Settings
 from sjc_engine import load_prior
 from sjc_engine.judge import load_judge
@@ -110,7 +110,7 @@ def everything(bucket: str) -> dict[str, bytes]:
 def test_credentials_appear_nowhere(bucket: str, tmp_path: Path, judge: str) -> None:
     """A run makes an asset and then loses its bucket; everything that it leaves is searched."""
     (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\ntank,a toy tank\n")
-    script = "import sys; from flows.cli import main; sys.argv[0] = 'sjc'; main()"
+    script = "import sys; from flows.commands.main import main; sys.argv[0] = 'sjc'; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", script, "run", "m.csv", "--store", f"s3://{bucket}/x",
          "--devices", "cpu", *tiny(judge)],
@@ -281,7 +281,7 @@ def test_new_folders_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_server_is_bound_to_loopback() -> None:
-    from flows.server import HOST, free_port
+    from flows.prefect_server.server import HOST, free_port
 
     assert socket.gethostbyname(HOST) == "127.0.0.1"
     assert free_port() > 0

@@ -13,11 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from command_line import SJC
 from task_samples import make, spec
 
-from flows import server
 from flows.errors import RunError
-from flows.server import Server, healthy, ui_server
+from flows.prefect_server import server
+from flows.prefect_server.server import Server, healthy, ui_server
 from tasks.store import open_store
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 SCHEDULE = """
 import sys, time
 from pathlib import Path
-from flows import environment, server
+from flows.prefect_server import environment, server
 environment.apply("CRITICAL")
 connection = server.connect(Path("server.log"))
 connection.wait()
@@ -80,7 +81,7 @@ def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     assert ui_server() is None
     ui = subprocess.Popen(
-        [sys.executable, "-c", "from flows.cli import main; main()", "ui", "--port", "0"],
+        [*SJC, "ui", "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -107,7 +108,7 @@ def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.Mo
 CONNECT = """
 import sys
 from pathlib import Path
-from flows import environment, server
+from flows.prefect_server import environment, server
 environment.apply("CRITICAL")
 server.connect(Path(sys.argv[1])).wait()
 """
@@ -196,7 +197,7 @@ def test_a_server_that_ends_later_is_reported_with_its_reason(
     own = Server("http://127.0.0.1:9/api", log, process, log.stat().st_size)
 
     def use() -> None:
-        with own.at_hand():
+        with own.available():
             process.communicate(b"\n")
             raise ConnectionError
 
@@ -234,7 +235,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(command: str, tmp_path: Pat
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/api"
         said = subprocess.run(
-            [sys.executable, "-c", "from flows.cli import main; main()", *command.split()],
+            [*SJC, *command.split()],
             cwd=tmp_path,
             env=os.environ | {"PREFECT_API_URL": url},
             capture_output=True,

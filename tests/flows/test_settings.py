@@ -7,8 +7,8 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from flows.cli import make, operate
-from flows.cli.options import parse_overrides, run_settings
+from flows.commands import deploy, run, serve
+from flows.commands.options import parse_overrides, run_settings
 from flows.dispatch import dispatch
 from flows.errors import UsageError
 from flows.generate import generate
@@ -49,7 +49,7 @@ def test_the_flow_has_the_settings_as_they_are() -> None:
     assert found == of_settings(*(OPTIONS.keys() - {"manifest", "overrides", "plan", "shard"}))
 
 
-@pytest.mark.parametrize("command", [make.run, operate.serve, operate.deploy])
+@pytest.mark.parametrize("command", [run.run, serve.serve, deploy.deploy])
 def test_a_command_has_them_but_for_how_text_is_read(command: Any) -> None:
     found = signature(command)
     assert found.pop("set_") == (list[str] | None, None)  # overrides, as KEY=VALUE

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from flows import story, tally
-from flows.plan import Plan, make_plan
+from flows.plan import RunPlan, make_plan
+from flows.progress import prefect_summary, tally
+from flows.progress.prefect_summary import PrefectSummary, run_name, spent
+from flows.progress.results import RESULT_COLUMNS
+from flows.progress.tally import Tally
+from flows.progress.terminal import Lines
 from flows.settings import Settings
-from flows.story import Story, run_name, spent
-from flows.tally import Tally
-from flows.terminal import Lines
 from tasks.artifacts import Board
 
 
@@ -29,7 +30,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(tally, "time", clock)
-    monkeypatch.setattr(story, "time", clock)
+    monkeypatch.setattr(prefect_summary, "time", clock)
     return clock
 
 
@@ -67,7 +68,7 @@ def test_assets_too_quick_for_reports_are_counted_whole(clock: Clock) -> None:
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPlan:
     monkeypatch.chdir(tmp_path)
     Path("toys.csv").write_text("id,prompt\nduck,a duck\npi|g*,\n".replace("pi|g*,", "pig,a pig"))
     return make_plan(
@@ -86,9 +87,9 @@ class Shown(Board):
         self.texts.setdefault(artifact.request.key, []).append(data)
 
 
-def test_the_summary_of_a_run(plan: Plan, clock: Clock) -> None:
+def test_the_summary_of_a_run(plan: RunPlan, clock: Clock) -> None:
     board = Shown()
-    told = Story(plan, board)
+    told = PrefectSummary(plan, board)
     told.begun("run1", 2, {"duck": 100, "pig": 100})
     told.progress("duck", 1, 100, None)
     clock.now += 36
@@ -109,7 +110,7 @@ def test_the_summary_of_a_run(plan: Plan, clock: Clock) -> None:
 
     store = plan.store
     store.put_bytes("runs/run1/report.html", b"x")
-    rows = [dict.fromkeys(story.RESULT_COLUMNS) | {"asset": "duck", "status": "ok", "error": None}]
+    rows = [dict.fromkeys(RESULT_COLUMNS) | {"asset": "duck", "status": "ok", "error": None}]
     reason = "<b>NaN</b> | at\n[step](http://x) 3"
     rows += [{**rows[0], "asset": "pig", "status": "diverged", "error": reason}]
     told.ended(rows)
@@ -128,7 +129,7 @@ def test_the_summary_of_a_run(plan: Plan, clock: Clock) -> None:
     assert len(board.texts["results"]) == 1
 
 
-def test_names_of_runs(plan: Plan) -> None:
+def test_names_of_runs(plan: RunPlan) -> None:
     ids = list(plan.assets)
     plan.states.update({ids[0]: "finished", ids[1]: "interrupted"})
     assert run_name(plan) == "toys.csv: 2 assets (1 resumed)"
@@ -136,7 +137,7 @@ def test_names_of_runs(plan: Plan) -> None:
     assert run_name(plan) == "toys.csv: 2 assets (nothing new)"
 
 
-def test_without_a_price_there_is_no_cost(plan: Plan) -> None:
+def test_without_a_price_there_is_no_cost(plan: RunPlan) -> None:
     object.__setattr__(plan.settings, "price_per_hour", None)
     assert spent(plan, 3600, 100, 1) == "60 min on cpu, cpu: 2 device-hours."
 

@@ -52,7 +52,7 @@ def test_the_other_formats_keep_cells_as_they_are(capfdbinary: Any) -> None:
 
     import pyarrow.parquet as pq
 
-    from flows.tabulate import show
+    from flows.commands.output import show
 
     table = pa.table({"prompt": ["=1+2", "@x"]})
     show(table, "json")

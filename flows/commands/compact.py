@@ -1,0 +1,32 @@
+"""`sjc compact`: a store's tables in fewer files."""
+
+import json
+import sys
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.errors import reported
+
+
+@app.command(epilog=examples("sjc compact", "sjc compact --store s3://bucket/first"))
+def compact(
+    store: options.Store = "./store", quiet: options.Quiet = False, json_: options.Json = False
+) -> None:
+    """Merge each table's files into one; readers and runs may go on meanwhile."""
+    with reported("the tables are right as they are; run it again to go on"):
+        from tasks.compaction import compact_store
+        from tasks.store import open_store
+
+        def report(line: str) -> None:
+            if not quiet:
+                print(line, file=sys.stderr, flush=True)
+
+        open_store(store, writable=False)  # one that is not there must not be made
+        opened = open_store(store)
+        counts = compact_store(opened, report)
+        if json_:
+            print(json.dumps({"files": counts, "tables": opened.uri("tables")}, indent=1))
+            return
+        for table, count in counts.items():
+            print(f"{table}: {count} file{'s' * (count != 1)}")
+        print(f"tables: {opened.uri('tables')}")

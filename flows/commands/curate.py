@@ -1,0 +1,168 @@
+"""`sjc curate`: from the store to a dataset."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.errors import UsageError, reported
+from flows.progress.results import where_errors
+
+if TYPE_CHECKING:
+    from tasks.curate import CopyProgress, DatasetRequest, Frozen
+
+LINE_SECONDS = 2.0  # between two lines of progress
+
+
+class DataFormat(StrEnum):
+    """How `curate` keeps the data."""
+
+    files = "files"
+    webdataset = "webdataset"
+    parquet = "parquet"
+
+
+@app.command(
+    epilog=examples(
+        'sjc curate -o datasets/ducks --where "clip_score > 60"',
+        "sjc curate -o s3://bucket/ducks --format webdataset",
+    )
+)
+def curate(
+    out: Annotated[str, typer.Option("-o", "--out", help="A new folder or s3://bucket/prefix.")],
+    where: Annotated[
+        str | None, typer.Option(help="SQL over finished assets, their tags and meta.")
+    ] = None,
+    manifest: options.OfManifest = None,
+    format: Annotated[DataFormat, typer.Option(help="How the data is kept.")] = DataFormat.files,
+    store: options.Store = "./store",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help='Files of an asset: "views/*.png"; repeatable.'),
+    ] = None,
+    splits: Annotated[
+        str, typer.Option(help="Shares of train, val and test, by the prompt's hash.")
+    ] = "0.8,0.1,0.1",
+    similar: Annotated[
+        float, typer.Option(min=0.3, max=1, help="Similarity of near-duplicate prompts.")
+    ] = 0.85,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Keep the best of near-duplicate prompts.")
+    ] = False,
+    links: Annotated[
+        bool, typer.Option("--links", help="parquet: addresses in the store, not the bytes.")
+    ] = False,
+    shard_size: Annotated[
+        float, typer.Option(min=1, metavar="MB", help="Megabytes of a shard, about.")
+    ] = 500,
+    shard_assets: Annotated[int, typer.Option(min=1, help="Assets of a shard, at most.")] = 10_000,
+    name: Annotated[str, typer.Option(help="Title of the card.")] = "3D assets by SJC Foundry",
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
+) -> None:
+    """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
+    with reported("run the same command again to go on"):
+        from tasks.curate import DatasetRequest
+        from tasks.manifest_sources import file_digests
+
+        request = DatasetRequest(
+            where=where,
+            manifest=Path(manifest).name if manifest else None,
+            manifest_sha256=tuple(file_digests(manifest)) if manifest else (),
+            format=format,
+            include=tuple(include or ()),
+            fractions=_fractions(splits),
+            similar=similar,
+            dedupe=dedupe,
+            links=links,
+            shard_megabytes=shard_size,
+            shard_assets=shard_assets,
+            name=name,
+        )
+        frozen = _freeze(store, out, request, quiet=quiet)
+        if not quiet:
+            print(_summary(frozen), file=sys.stderr)
+        if json_:
+            about = {key: value for key, value in frozen.document.items() if key != "files"}
+            print(json.dumps({"url": frozen.url, **about}, ensure_ascii=False, indent=1))
+        else:
+            print(frozen.card)
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    """--splits 0.8,0.1,0.1 as numbers; they count in proportion to their sum."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != 3 or not all(0 <= part < 1e9 for part in found) or not sum(found):
+        raise UsageError(
+            f"--splits {text!r}: write three shares of train, val and test: 0.8,0.1,0.1"
+        )
+    return found
+
+
+def _freeze(store: str, out: str, request: DatasetRequest, *, quiet: bool) -> Frozen:
+    """Writes the dataset. Raises UsageError, StoreError."""
+    from tasks.curate import SelectionError, freeze
+    from tasks.store import open_store
+
+    if "://" not in out and Path(out).exists() and not Path(out).is_dir():
+        raise UsageError(f"-o {out}: is a file; name a folder or s3://bucket/prefix")
+    if request.links and request.format != DataFormat.parquet:
+        raise UsageError(f"--links: goes with --format parquet, not {request.format}")
+    opened = open_store(store, writable=False)
+    try:
+        with where_errors():
+            return freeze(opened, out, request, _progress_lines(quiet))
+    except SelectionError as error:
+        raise UsageError(str(error)) from error
+
+
+def _progress_lines(quiet: bool) -> Callable[[CopyProgress], None]:
+    """Prints to stderr how far it is, every few seconds and at the end."""
+    began = last = time.monotonic()
+
+    def report(progress: CopyProgress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if quiet or (now - last < LINE_SECONDS and progress.assets < progress.assets_total):
+            return
+        last = now
+        rate = progress.bytes / max(now - began, 1e-3)
+        print(
+            f"{progress.assets} of {progress.assets_total} assets, "
+            f"{_size(progress.bytes)} of {_size(progress.bytes_total)}, {_size(rate)}/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report
+
+
+def _summary(frozen: Frozen) -> str:
+    document = frozen.document
+    splits = ", ".join(f"{s['assets']} {name}" for name, s in document["splits"].items())
+    return (
+        f"{'was there already, ' if frozen.was_there else ''}{document['assets']} assets of "
+        f"{document['prompts']} prompts ({splits}), {_size(document['bytes'])}, "
+        f"near-duplicate pairs of prompts: {document['near_duplicates']['pairs']}"
+    )
+
+
+def _size(number: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"

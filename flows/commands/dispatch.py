@@ -1,0 +1,109 @@
+"""`sjc dispatch` around the flow: the plan into the store, the server, the progress, the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.commands.output import print_places, print_table
+from flows.errors import FAILED, UsageError, reported
+
+if TYPE_CHECKING:
+    from tasks.shard_plan import ShardPlan
+    from tasks.store import Store
+
+
+@app.command(epilog=examples("sjc dispatch plan.parquet --store s3://bucket/first --workers 8"))
+def dispatch(
+    context: typer.Context,
+    plan: Annotated[Path, typer.Argument(help="A plan of `sjc plan`.")],
+    store: options.Store = "./store",
+    deployment: Annotated[
+        str, typer.Option(help="FLOW/NAME of the deployment that runs shards.")
+    ] = "generate-shard/shards",
+    workers: Annotated[
+        int | None, typer.Option(help="Of the work pool. Default: those that are online.")
+    ] = None,
+    timeout: options.Timeout = None,
+    retry_failed: options.Retry = False,
+    checkpoint_to_store: options.Checkpoint = False,
+    compiled: options.Compiled = False,
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
+) -> None:
+    """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
+    with reported("shards at the pool go on; run the same command again to follow them"):
+        from flows.settings import SHARD_OPTIONS, check_timeout
+
+        if workers is not None and workers < 1:
+            raise UsageError("--workers: use a whole number above 0")
+        check_timeout(timeout)
+        names = ("deployment", "workers", *SHARD_OPTIONS)
+        parameters = {name: context.params[name] for name in names}
+        code = run_flow(_read_plan(plan), store, parameters, quiet=quiet, as_json=json_)
+        raise typer.Exit(code)
+
+
+def _read_plan(path: Path) -> ShardPlan:
+    """The plan of a file; UsageError when there is none."""
+    from tasks.shard_plan import PlanError, read_plan
+
+    try:
+        return read_plan(path.read_bytes(), os.fspath(path))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
+    except PlanError as error:
+        raise UsageError(str(error)) from error
+
+
+def run_flow(
+    plan: ShardPlan, store: str, parameters: dict[str, Any], *, quiet: bool, as_json: bool
+) -> int:
+    """Runs the flow and prints what came of it; returns the exit code."""
+    from flows.prefect_server import environment, server
+
+    environment.apply(console_level="CRITICAL")
+    if not (os.environ.get("PREFECT_API_URL") or server.ui_server()):
+        raise UsageError(
+            "workers have to reach Prefect's server, and none is known; set PREFECT_API_URL "
+            "(docs/many-machines.md), or start `sjc ui` for workers on this machine"
+        )
+    opened = _store_with(plan, store)
+    connection = server.connect(Path(os.devnull))
+
+    from flows.commands.flow_result import raise_error, watching
+    from flows.dispatch import count_outcomes, dispatch
+
+    with watching(connection, quiet=quiet):
+        state = dispatch(plan.id, opened.url, **parameters, return_state=True)
+    raise_error(state)
+    counts = count_outcomes(plan, opened)
+    facts = {"plan": plan.id, "assets": sum(counts.values()), **counts}
+    places = {"store": opened.url, "tables": opened.uri("tables")}
+    if as_json:
+        print(json.dumps({**facts, **places}, indent=1))
+    else:
+        print_table([facts])
+        print_places(places)
+    return 0 if counts["ok"] == facts["assets"] else FAILED
+
+
+def _store_with(plan: ShardPlan, url: str) -> Store:
+    """The store, in which workers find the plan."""
+    from tasks.documents import check_usable
+    from tasks.shard_plan import PlanError, keep_plan
+    from tasks.store import open_store
+
+    store = open_store(url)
+    check_usable(store)
+    try:
+        keep_plan(store, plan)
+    except PlanError as error:
+        raise UsageError(str(error)) from error
+    return store

@@ -1,0 +1,398 @@
+"""`sjc doctor`: what works here, what does not, and what to do about it.
+
+Nothing is made, and no weights are loaded. Whatever may be missing is imported by the check that is
+about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+from urllib.parse import urlsplit
+
+import typer
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.errors import FAILED
+
+if TYPE_CHECKING:
+    import boto3
+
+DEADLINE = 8.0  # seconds for all checks
+REACH = 2.0  # seconds for a connection
+GIB = 1 << 30
+# An asset takes 1 to 5 MB in the store and up to 100 MB in the scratch folder while it is made.
+LITTLE_DISK, NO_DISK = 5 * GIB, GIB // 4
+LITTLE_MEMORY = 2 * GIB  # an engine takes up to 1 GB, Prefect's server and the run as much again
+SKEW = 300.0  # seconds between clocks; S3 servers refuse more than 900
+
+# Why a version outside of what this project asks for is no mere formality.
+_WHY = {
+    "fastapi": ": newer ones keep Prefect's server from starting, or from taking deployments",
+    "sqlalchemy": ": newer ones keep Prefect's server from making scheduled runs",
+}
+_SHOWN = (
+    "sjc-foundry", "prefect", "torch", "diffusers", "transformers", "trimesh", "pyarrow", "duckdb",
+)  # fmt: skip
+
+
+class Check(NamedTuple):
+    """What a check found: one line."""
+
+    check: str
+    status: str  # ok, warning (some uses will not work) or problem (no run will)
+    detail: str
+    fix: str = ""  # what to do, unless it is ok
+
+
+Results = Iterator[Check]
+
+
+@app.command(epilog=examples("sjc doctor", "sjc doctor --store s3://bucket/first --json"))
+def doctor(
+    store: options.Store = "./store",
+    scratch: Annotated[Path, typer.Option(help="As for `run`.")] = Path(".sjc"),
+    json_: options.Json = False,
+) -> None:
+    """Examine this machine: versions, devices, weights, store, server; what to do where it fails.
+
+    Nothing is made. Exit code 0 when a run would work, 1 when there is a problem.
+    """
+    results = examine(
+        {
+            "versions": versions,
+            "devices": devices,
+            "renderer": renderer,
+            "machine": machine,
+            "prior": embedded,
+            "programs": programs,
+            "store": lambda: s3_store(store) if "://" in store else local_store(Path(store)),
+            "scratch": lambda: disk("scratch folder", scratch, "name another with --scratch"),
+            "prefect": prefect_server,
+            "hub": hub,
+        }
+    )
+    if json_:
+        print(json.dumps([result._asdict() for result in results], indent=1))
+    else:
+        show(results)
+    raise typer.Exit(FAILED if any(result.status == "problem" for result in results) else 0)
+
+
+def examine(checks: dict[str, Callable[[], Results]], deadline: float = DEADLINE) -> list[Check]:
+    """The results of all checks, side by side. One that fails, or never ends, is a problem."""
+    slow = f"no answer within {deadline:.0f} s"
+    fix = "try again; if it stays so, the disk or the network behind it hangs"
+    results = {name: [Check(name, "problem", slow, fix)] for name in checks}
+
+    def run(name: str, check: Callable[[], Results]) -> None:
+        found: list[Check] = []
+        try:
+            found.extend(check())
+        except Exception as error:  # whatever is broken here is what the user wants to hear of
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            fix = "repair it, or install again: pip install --force-reinstall sjc-foundry"
+            found.append(Check(name, "problem", reason, fix))
+        results[name] = found
+
+    threads = [threading.Thread(target=run, args=check, daemon=True) for check in checks.items()]
+    end = time.monotonic() + deadline
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return [result for found in list(results.values()) for result in found]
+
+
+def show(results: list[Check]) -> None:
+    """One line for each result; below those that are not ok, what to do."""
+    from rich.console import Console
+    from rich.text import Text
+
+    styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+    width = max(len(result.check) for result in results)
+    console = Console(highlight=False, soft_wrap=True)
+    for result in results:
+        status = (f"{result.status:<8}", styles[result.status])
+        console.print(Text.assemble(status, (f"{result.check:<{width}}  ", "bold"), result.detail))
+        if result.fix:
+            console.print(Text(f"{'':<{8 + width}}  -> {result.fix}"))
+
+
+def versions() -> Results:
+    """Python, the libraries, and every requirement of this project against what is installed."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    yield Check("python", "ok", f"{sys.version.split()[0]} ({sys.executable})")
+    installed = {"sjc-foundry": metadata.version("sjc-foundry")}
+    wrong = False
+    for wanted in map(Requirement, metadata.requires("sjc-foundry") or []):
+        name, versions = wanted.name, wanted.specifier
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found = "missing"
+        if found == "missing" or not versions.contains(found, prereleases=True):
+            wrong = True
+            detail = f"{found}, and {versions} is needed{_WHY.get(name, '')}"
+            yield Check(name, "problem", detail, f'pip install "{name}{versions}"')
+    if not wrong:
+        shown = ", ".join(f"{name} {installed[name]}" for name in _SHOWN)
+        met = f"all {len(installed) - 1} requirements are met"
+        yield Check("packages", "ok", f"{shown}; {met}")
+
+
+def devices() -> Results:
+    """torch and the GPUs that it can use."""
+    import torch
+
+    build = f"{torch.__version__}, CUDA {torch.version.cuda}"
+    if count := torch.cuda.device_count():
+        yield Check("torch", "ok", f"{build}, {count} GPU{'s' if count > 1 else ''}")
+        for k in range(count):
+            name = torch.cuda.get_device_properties(k).name
+            free, total = torch.cuda.mem_get_info(k)
+            yield Check(f"cuda:{k}", "ok", f"{name}, {_gib(free)} of {_gib(total)} free")
+    elif not (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
+        detail = f"{torch.__version__}, no GPU: engines run on the CPU; --devices cpu,cpu makes two"
+        yield Check("torch", "ok", detail)
+    elif torch.version.cuda is None:
+        detail = f"{torch.__version__}: a GPU driver is here, and this torch is built for the CPU"
+        yield Check("torch", "warning", detail, "install a CUDA build: https://pytorch.org")
+    else:
+        fix = "compare with `nvidia-smi`; CUDA_VISIBLE_DEVICES hides GPUs when it is set"
+        yield Check("torch", "warning", f"{build}: it finds no usable GPU", fix)
+
+
+def renderer() -> Results:
+    """Whether the renderer's kernels work: on the GPUs or, without any, on the CPU."""
+    import torch
+
+    from sjc_engine.fused import device_unavailable_reason
+
+    kind = "cuda" if torch.cuda.device_count() else "cpu"
+    if problem := device_unavailable_reason(torch.device(kind)):
+        fix = 'pip install "sjc-foundry[cuda]"' if kind == "cuda" else "pip install numba"
+        yield Check("renderer", "warning", f"plain torch, which is slower: {problem}", fix)
+    else:
+        yield Check("renderer", "ok", f"fused kernels for {kind}, compiled by Numba")
+
+
+def machine() -> Results:
+    """CPU and memory."""
+    from sjc_engine.memory import free_memory
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS") or "not set"
+    yield Check("cpu", "ok", f"{cores} cores, OMP_NUM_THREADS: {threads}")
+    free = free_memory()
+    detail = "not known on this system" if free is None else f"{_gib(free)} free"
+    little = free is not None and free < LITTLE_MEMORY
+    fix = "close other programs, or use one engine (--devices cpu)" if little else ""
+    yield Check("memory", "warning" if little else "ok", detail, fix)
+
+
+def embedded() -> Results:
+    """The weights that ship with the package."""
+    from safetensors import SafetensorError, safe_open
+
+    from sjc_engine.sources import BUILTINS, folder_digest
+
+    judges = BUILTINS["toybox"].with_name("judge")
+    for name, folder in {**BUILTINS, "judge toybox": judges}.items():
+        files = sorted(folder.rglob("*.safetensors"))
+        problem = "" if files else f"no weights in {folder}"
+        try:
+            for path in files:
+                with safe_open(path, "numpy"):  # checks that the file is as long as it says
+                    pass
+        except SafetensorError as error:
+            problem = str(error)
+        if problem:
+            fix = "install the package again; with git, `git lfs pull` or `git checkout` them"
+            yield Check(name, "problem", problem, fix)
+            continue
+        megabytes = sum(path.stat().st_size for path in files) / 1e6
+        yield Check(name, "ok", f"{megabytes:.0f} MB, revision {folder_digest(folder)[:12]}")
+
+
+def programs() -> Results:
+    """What is started as a separate program: ffmpeg for videos, xatlas for textures."""
+    import imageio_ffmpeg
+
+    version = "import xatlas; from importlib.metadata import version; print(version('xatlas'))"
+    for name, package, lost, setting, command in (
+        ("ffmpeg", "imageio-ffmpeg", "videos", "turntable_frames",
+         lambda: [imageio_ffmpeg.get_ffmpeg_exe(), "-version"]),
+        ("xatlas", "xatlas", "textures", "texture_size", lambda: [sys.executable, "-c", version]),
+    ):  # fmt: skip
+        try:
+            ran = subprocess.run(
+                command(), capture_output=True, text=True, check=True, timeout=DEADLINE
+            )
+            yield Check(name, "ok", " ".join(ran.stdout.split()[:3]))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            fix = f"pip install --force-reinstall {package}, or --set {setting}=0"
+            yield Check(name, "problem", f"no {lost}: {error}", fix)
+
+
+def local_store(folder: Path) -> Results:
+    """A store in a folder: there or possible, writable, room on its disk."""
+    from tasks.store import StoreError, open_store
+
+    detail = "not there yet; a run makes it"
+    if folder.exists():
+        detail = "can be read and written"
+        try:
+            open_store(folder)  # one small write, which goes away again
+        except StoreError as error:
+            yield _unusable("store", error)
+            return
+    yield from disk("store", folder, "choose another --store", f": {detail}")
+
+
+def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Results:
+    """Whether a folder can hold files, and how many."""
+    from flows.scratch import can_hold_files
+
+    place = folder.absolute()
+    if not can_hold_files(folder):
+        yield Check(name, "problem", f"{place} cannot be made or written", remedy)
+        return
+    nearest = next(path for path in (place, *place.parents) if path.exists())
+    free = shutil.disk_usage(nearest).free
+    status = "ok" if free >= LITTLE_DISK else "warning" if free >= NO_DISK else "problem"
+    fix = "" if status == "ok" else f"free space there, or {remedy}"
+    yield Check(name, status, f"{place}{detail}; {_gib(free)} free", fix)
+
+
+def s3_store(url: str) -> Results:
+    """A store in a bucket: credentials, endpoint, clock, and one small write.
+
+    boto3 decides about certificates, proxies and endpoint, as it does for a run.
+    """
+    import boto3
+    from botocore.exceptions import NoCredentialsError
+
+    from tasks.s3_client import explained
+    from tasks.store import StoreError, check_address, check_endpoint, open_store
+
+    check = "store"
+    try:
+        check_address(url, "--store", "s3://bucket/prefix")
+        check_endpoint()
+        if not url.startswith("s3://"):
+            raise StoreError(f"{url} is not a store; use a folder or s3://bucket/prefix")
+        check = "credentials"
+        with explained("use", url):
+            session = boto3.Session()
+            found = session.get_credentials()
+            if found is None:
+                raise NoCredentialsError
+        yield Check(check, "ok", f"from {found.method}")
+        check = "endpoint"
+        with explained("use", url):
+            answer = _endpoint(session, urlsplit(url).netloc)
+        yield answer
+        check = "store"
+        open_store(url)
+        yield Check(check, "ok", f"{url} can be read and written")
+    except StoreError as error:
+        yield _unusable(check, error)
+
+
+def _unusable(check: str, error: Exception) -> Check:
+    problem, _, fix = str(error).rpartition("; ")
+    return Check(check, "problem", problem or str(error), fix or "check --store")
+
+
+def _endpoint(session: boto3.Session, bucket: str) -> Check:
+    """An endpoint that answers, perhaps with a refusal: whether its clock agrees with ours."""
+    from email.utils import parsedate_to_datetime
+
+    from botocore.config import Config
+    from botocore.exceptions import ClientError
+
+    config = Config(
+        connect_timeout=REACH, read_timeout=REACH, retries={"total_max_attempts": 1},
+        signature_version="s3v4",
+    )  # fmt: skip
+    client = session.client("s3", config=config)
+    try:
+        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
+    except ClientError as refused:
+        headers = refused.response["ResponseMetadata"]["HTTPHeaders"]
+    url = client.meta.endpoint_url
+    if "date" not in headers:
+        return Check("endpoint", "ok", f"{url} answers without a date")
+    skew = abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time())
+    detail = f"{url} answers; clocks differ by {skew:.0f} s"
+    if skew > SKEW:
+        return Check("endpoint", "problem", detail, "set this machine's clock (NTP)")
+    return Check("endpoint", "ok", detail)
+
+
+def prefect_server() -> Results:
+    """Which Prefect server a run would use."""
+    from flows.prefect_server.environment import prefect_home
+    from flows.prefect_server.server import healthy, ui_server
+    from flows.scratch import can_hold_files
+
+    home, given = prefect_home(), os.environ.get("PREFECT_API_URL")
+    status, fix = "ok", ""
+    if not can_hold_files(home):
+        status, detail = "problem", f"{home} cannot be written"
+        fix = "set PREFECT_HOME to a folder that can be written"
+    elif given and healthy(given, REACH):
+        detail = f"PREFECT_API_URL: {given} answers"
+    elif given:
+        status, detail = "problem", f"PREFECT_API_URL: {given} gives no answer"
+        fix = "start it, or unset PREFECT_API_URL: a run then brings its own"
+    elif url := ui_server():
+        detail = f"that of `sjc ui`: {url.removesuffix('/api')}"
+    else:
+        detail = f"no server is up: each run brings its own ({home}); `sjc ui` starts one"
+    yield Check("Prefect", status, detail, fix)
+
+
+def hub() -> Results:
+    """Whether other priors can be had: the hub, its cache, and the token for gated ones."""
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants, get_token
+
+    cache = Path(constants.HF_HUB_CACHE)
+    kept = f"{len(list(cache.glob('models--*')))} models in {cache}"
+    if constants.HF_HUB_OFFLINE:
+        yield Check("model hub", "ok", f"offline by HF_HUB_OFFLINE; {kept}")
+        return
+    host = urlsplit(constants.ENDPOINT).netloc
+    try:
+        with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
+            urllib.request.urlopen(constants.ENDPOINT, timeout=REACH).close()
+    except (OSError, ValueError) as error:
+        detail = f"{host} cannot be reached ({getattr(error, 'reason', error)}); {kept}"
+        fix = "the embedded prior needs none; HF_HUB_OFFLINE=1 uses what is cached without asking"
+        yield Check("model hub", "warning", detail, fix)
+    else:
+        token = "a token is set" if get_token() else "no token (`hf auth login`, for gated models)"
+        yield Check("model hub", "ok", f"{host} answers; {kept}; {token}")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size < 100 * GIB else f"{size / GIB:,.0f} GiB"

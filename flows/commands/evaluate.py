@@ -1,0 +1,73 @@
+"""`sjc evaluate`: finished assets measured again, around the flow."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.commands.output import show
+from flows.errors import FAILED, RunError, reported
+from flows.progress.results import ASSET_COLUMNS, SECONDS
+
+
+@app.command(
+    epilog=examples(
+        "sjc evaluate --judge openai/clip-vit-large-patch14",
+        'sjc evaluate --where "field_mesh_lpips IS NULL" --set lpips=lpips-alex',
+    )
+)
+def evaluate(
+    store: options.Store = "./store",
+    where: Annotated[
+        str | None, typer.Option(help="SQL over best_assets: clip_score < 25.")
+    ] = None,
+    manifest: options.OfManifest = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Another judge: a CLIP folder, or owner/name on the hub.")
+    ] = None,
+    set_: options.Set = None,
+    device: options.Device = None,
+    scratch: options.Scratch = ".sjc",
+    quiet: options.Quiet = False,
+    json_: Annotated[bool, typer.Option("--json", help="The new rows as JSON.")] = False,
+) -> None:
+    """Measure finished assets again, with another judge perhaps; nothing is optimised again."""
+    with reported("what was measured so far is recorded"):
+        overrides = options.parse_overrides(set_) | ({"judge": judge} if judge else {})
+        what = (store, where, manifest, overrides, device)
+        raise typer.Exit(run_flow(what, scratch, quiet=quiet, as_json=json_))
+
+
+def run_flow(what: tuple[Any, ...], scratch: str, *, quiet: bool, as_json: bool) -> int:
+    """Runs the flow and prints the new rows; returns the exit code. what: as for `prepare`."""
+    from flows.prefect_server import environment, server
+
+    environment.apply(console_level="CRITICAL")
+    from flows.commands.flow_result import raise_error, watching
+    from flows.evaluate import evaluate, prepare
+    from tasks.store import StoreError
+    from tasks.tables import query
+
+    chosen = prepare(*what)
+    connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
+    with watching(connection, quiet=quiet) as watch:
+        state = evaluate(*what, scratch, return_state=True)
+    problem = None
+    try:
+        raise_error(state)
+    except (RunError, StoreError) as error:  # of some assets; the others have new rows
+        problem = error
+        if not watch.run_id:  # it ended before its run began
+            raise
+    sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"
+    rows = query(chosen.store, f"{sql} ORDER BY started_at, asset_id")
+    failed = [row for row in rows.to_pylist() if row["status"] != "ok"]
+    show(rows, "json" if as_json else "table", ASSET_COLUMNS)
+    for row in failed:
+        print(f"{row['asset_id']}: {row['error']}", file=sys.stderr)
+    if problem:
+        raise problem
+    return FAILED if failed else 0

@@ -1,0 +1,199 @@
+"""`sjc generate`: one asset with the engine alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from flows.commands import completion, options
+from flows.commands.app import app, examples
+from flows.errors import RunError, UsageError, disk_errors, reported
+
+if TYPE_CHECKING:
+    from sjc_engine.input_image import InputImage
+    from sjc_engine.recipes import Recipe
+    from tasks.manifest_files import Problem
+
+ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
+# What an asset's folder may hold; a second asset does not go there.
+FILES = (
+    "mesh.glb", "mesh.ply", "mesh.obj", "field.safetensors", "preview.png", "turntable.mp4",
+    "thumbnail.webp", "report.json",
+)  # fmt: skip
+
+
+class AssetRequest(NamedTuple):
+    """What to make, and where to put it."""
+
+    prompt: str
+    out: Path
+    prior: str
+    recipe: str | None
+    overrides: dict[str, Any]
+    seed: int
+    image: Path | None
+    device: str | None
+
+
+@app.command(
+    epilog=examples(
+        'sjc generate "a DSLR photo of a yellow duck" -o duck',
+        'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
+    )
+)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to make.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")],
+    prior: Annotated[
+        str, typer.Option(help="As for `run`.", autocompletion=completion.priors)
+    ] = "toybox",
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    seed: options.Seed = 0,
+    image: Annotated[Path | None, typer.Option(help="A picture, for priors that take one.")] = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
+) -> None:
+    """Make one asset with the engine alone: no manifest, no store, no Prefect."""
+    with reported():
+        overrides = options.parse_overrides(set_)
+        request = AssetRequest(prompt, out, prior, recipe, overrides, seed, image, device)
+        make_asset(request, quiet=quiet, as_json=json_)
+
+
+def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
+    """Writes the asset's files into the folder, all of them or none.
+
+    Raises UsageError for what cannot be made.
+    """
+    import tempfile
+
+    from flows.plan import check_devices
+    from sjc_engine.input_image import ImageError, read_image
+
+    try:
+        image = read_image(request.image) if request.image else None
+    except ImageError as error:
+        raise UsageError(f"--image: {error}") from error
+    recipe, out = _recipe(request), request.out
+    taken = [name for name in FILES if (out / name).exists()]
+    if taken:
+        raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"-o {out} is a file; name a folder")
+    device = check_devices(None if request.device is None else [request.device], "--device")[0]
+    home = out if out.is_dir() else out.parent
+    with disk_errors("-o", out):
+        home.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".sjc-", dir=home)
+        free = shutil.disk_usage(home).free
+    with temporary as folder, disk_errors("-o", out, only_refusals=True):
+        if free < ROOM:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        report = _make(request, recipe, image, device, Path(folder), quiet)
+        out.mkdir(exist_ok=True)
+        names = sorted(path.name for path in Path(folder).iterdir())
+        for name in names:
+            shutil.move(Path(folder, name), out / name)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        for name in names:
+            print(out / name)
+
+
+def _recipe(request: AssetRequest) -> Recipe:
+    """What the request's options say; ManifestError with everything that is wrong with it."""
+    from tasks.manifest import COMMAND_LINE, resolve
+    from tasks.manifest_files import ManifestError, Record, Records
+    from tasks.manifest_rows import Memo, RowReader
+
+    records = Records(COMMAND_LINE, Path())
+    cells: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed}
+    if request.image is not None:
+        cells["image"] = str(request.image)
+    rows = RowReader(Record(1, cells), records, Memo()).rows("asset")
+    resolved = resolve(
+        rows,
+        prior=request.prior,
+        recipe=request.recipe,
+        overrides=request.overrides,
+        prior_revision=lambda prior: "",  # loading it asks the hub
+    )
+    if problems := records.problems or resolved.problems:
+        raise ManifestError([_option_problem(problem, COMMAND_LINE) for problem in problems])
+    return resolved.entries[0].spec.recipe
+
+
+def _option_problem(problem: Problem, source: str) -> Problem:
+    """A row's problem as one of the command line, whose options are named after the columns."""
+    option = f"--{problem.column}" if problem.column in ("seed", "image") else problem.column
+    return replace(problem, file=source, line=None, column=option)
+
+
+def _make(
+    request: AssetRequest,
+    recipe: Recipe,
+    image: InputImage | None,
+    device: str,
+    folder: Path,
+    quiet: bool,
+) -> dict[str, Any]:
+    """The asset's files, in `folder`, and the content of `report.json`."""
+    from flows.progress.terminal import terminal_watcher
+    from sjc_engine.chaining import optimize
+    from sjc_engine.evaluate import evaluate
+    from sjc_engine.isosurface import MeshError
+    from sjc_engine.mesh import extract_mesh, mesh_statistics, write_mesh
+    from sjc_engine.pictures import contact_sheet, take_pictures
+    from sjc_engine.prior import load_prior
+    from sjc_engine.scene import Diverged, Scene, StepStats
+    from sjc_engine.spec import AssetSpec
+    from sjc_engine.turntable import write_turntable
+    from tasks.judges import Judges
+
+    started = time.perf_counter()
+    prompt, seed = request.prompt, request.seed
+    try:
+        judge, lpips = Judges().get(recipe.evaluate)
+        prior = load_prior(request.prior, device=device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    with terminal_watcher(quiet=quiet) as watch:
+
+        def on_step(scene: Scene, stats: StepStats) -> None:
+            watch.progress("asset", stats.step, stats.steps, stats.loss)
+
+        try:
+            images = [image] if image else None
+            (field,) = optimize(
+                [prompt], prior, recipe, seeds=[seed], on_step=on_step, images=images
+            )
+            field = field.cpu()
+            watch.stage("asset", "extract")
+            mesh = extract_mesh(field, recipe.mesh)
+        except (Diverged, MeshError) as error:
+            raise RunError(f"no asset: {error}") from error
+        watch.stage("asset", "evaluate")
+        pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
+        metrics = evaluate(field, mesh, prompt, judge, recipe.evaluate, pictures, lpips).metrics
+        contact_sheet(field, mesh, prompt, pictures).save(folder / "preview.png")
+        if recipe.evaluate.turntable_frames:
+            write_turntable(mesh, folder, recipe.evaluate)
+    sha256 = image.sha256 if image else None
+    spec = AssetSpec(prompt, "", sha256, seed, prior.id, prior.revision, recipe)
+    field.save(folder / "field.safetensors")
+    write_mesh(mesh, folder, recipe.mesh, spec.extras())
+    report = {"asset_id": spec.asset_id, **spec.to_json()}
+    del report["negative_prompt"]  # no option asks for one
+    report |= {"seconds": time.perf_counter() - started, **mesh_statistics(mesh), **metrics}
+    (folder / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
+    return report

@@ -1,0 +1,141 @@
+"""Options that several commands have, and how their text is read."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands import completion
+from flows.errors import fail
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+
+
+class RowFormat(StrEnum):
+    """How rows are printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def _scenes(text: str) -> int | None:
+    """A number of scenes, or None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        fail("sjc: --scenes-per-device: use a whole number above 0, or auto", 2)
+    return int(text)
+
+
+Store = Annotated[
+    str,
+    typer.Option(
+        envvar="SJC_STORE", help="Where results are kept: a folder or s3://bucket/prefix."
+    ),
+]
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        help="The 2D model: toybox, a diffusers folder, or a hub id owner/name.",
+        autocompletion=completion.priors,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="A preset, such as draft; the default fits the prior.",
+        autocompletion=completion.recipes,
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A recipe key, such as steps=500; repeatable.",
+        autocompletion=completion.settings,
+    ),
+]
+MANIFEST_HELP = "CSV, JSONL or Parquet file of prompts, or a folder of them; s3:// works too."
+Manifest = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many entries.")]
+Where = Annotated[str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")]
+Scenes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K|auto",
+        parser=_scenes,
+        show_default="auto",
+        help="Scenes that a device steps together; auto: by free memory.",
+    ),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        help="One engine each, such as cpu,cpu or cuda:0,cuda:1; default: every GPU, else cpu.",
+        autocompletion=completion.devices,
+    ),
+]
+Scratch = Annotated[str, typer.Option(help="Folder for checkpoints, unfinished files and logs.")]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds of optimisation that an asset may take.")
+]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets again.")]
+Checkpoint = Annotated[
+    bool,
+    typer.Option(
+        "--checkpoint-to-store", help="Checkpoints into the store too: another machine can go on."
+    ),
+]
+Compiled = Annotated[
+    bool,
+    typer.Option(
+        "--compiled",
+        help="Compile the prior's network (torch.compile): a minute at first for faster steps.",
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),
+]
+Gallery = Annotated[
+    str | None,
+    typer.Option(envvar="SJC_GALLERY", help="Folder or address of the gallery, for links."),
+]
+CRON_HELP = 'Minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night.'
+Cron = Annotated[str, typer.Option(help=CRON_HELP)]
+Timezone = Annotated[str, typer.Option(help="Of the schedule, such as Europe/Berlin.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random numbers.")  # as in a manifest
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda:N.")]
+OfManifest = Annotated[str | None, typer.Option(help="Only assets that this manifest asks for.")]
+Format = Annotated[RowFormat, typer.Option(help="How to print.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+
+
+def run_settings(options: Mapping[str, Any]) -> "Settings":
+    """The settings of a command with the options of a run: `context.params`."""
+    from flows.settings import Settings
+
+    given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
+    if given["devices"] is not None:
+        given["devices"] = given["devices"].split(",")
+    return Settings(**given, overrides=parse_overrides(options["set_"]))
+
+
+def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
+    """--set key=value ... as a dict of text; the recipe reads each value as its key's type."""
+    values = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            fail(f"sjc: --set {pair!r}: write key=value", 2)
+        values[key.strip()] = value
+    return values

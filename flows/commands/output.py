@@ -1,0 +1,111 @@
+"""What commands print: tables, as a person or another program wants them, counts and warnings."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from flows.errors import UsageError
+from flows.progress.results import cell
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PIPE_WIDTH = 240  # characters of a table line where there is no window
+
+
+def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:
+    """Prints rows in a format of the command line; a table shows `columns` (name -> heading)."""
+    from tasks.csv_text import plain, to_csv
+
+    rows = rows.rename_columns(_distinct(rows.column_names))
+    match format:
+        case "table":
+            names = columns or {name: name for name in rows.column_names}
+            print_table(rows.to_pylist(maps_as_pydicts="strict"), names)
+        case "csv":
+            print(to_csv(rows), end="")
+        case "json":
+            items = _finite(rows.to_pylist(maps_as_pydicts="strict"))
+            print(json.dumps(items, default=plain, ensure_ascii=False, indent=1))
+        case _:
+            _write_parquet(rows)
+
+
+def _write_parquet(rows: pa.Table) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if sys.stdout.isatty():
+        raise UsageError("--format parquet is binary; send it to a file: ... > FILE")
+    data = pa.BufferOutputStream()  # Parquet writers seek, and a pipe does not
+    pq.write_table(rows, data, compression="zstd", write_page_checksum=True)
+    sys.stdout.buffer.write(data.getvalue())
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Column names with numbers behind repeated ones, as a join gives them; none gets lost."""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name}_{number}" for number in count(1))
+        found.append(
+            name if name not in found else next(n for n in others if n not in {*names, *found})
+        )
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not have."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case list():
+            return [_finite(item) for item in value]
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+    return value
+
+
+def print_table(rows: list[dict[str, Any]], columns: Mapping[str, str] | None = None) -> None:
+    """A table for people: headings over columns of the rows, by default all under their names."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = columns or {name: name for name in rows[0]}
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name, heading in columns.items():
+        numeric = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        # markup and emoji codes in a prompt are text
+        table.add_row(*(cell(row[name]) for name in columns))
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    console.print(table)
+
+
+def print_places(places: Mapping[str, str | None]) -> None:
+    """Addresses under each other, those that there are."""
+    for name, place in places.items():
+        if place is not None:
+            print(f"{name + ':':9}{place}")
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def counter(text: str, *, quiet: bool, every: int = 100) -> Callable[[int, int], None]:
+    """A callback that prints `2 of 9 {text}` to stderr at each hundredth, and at the last."""
+
+    def report(done: int, total: int) -> None:
+        if not quiet and (done % every == 0 or done == total):
+            print(f"{done} of {total} {text}", file=sys.stderr, flush=True)
+
+    return report

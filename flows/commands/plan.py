@@ -1,0 +1,138 @@
+"""`sjc plan`: a manifest's assets cut into shards, by the time that they should take."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.commands.output import print_table, print_warnings
+from flows.errors import UsageError, disk_errors, reported
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+    from tasks.shard_plan import ShardPlan
+
+SHARD_SECONDS = 5400  # 1.5 hours: little is lost with a machine, and little waits for it
+SHOWN = 20  # shards that are printed
+PARTS = ("prior", "recipe", "overrides", "limit", "where")  # settings that a plan follows from
+
+
+@app.command(
+    epilog=examples(
+        "sjc plan prompts.csv -o plan.parquet",
+        "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
+    )
+)
+def plan(
+    manifest: options.Manifest,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The plan to write, a Parquet file.")],
+    store: Annotated[
+        str, typer.Option(envvar="SJC_STORE", help="Whose finished assets tell how long it takes.")
+    ] = "./store",
+    prior: options.Prior = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    where: options.Where = None,
+    limit: options.Limit = None,
+    shard_seconds: Annotated[
+        float, typer.Option(help="Seconds of one device that a shard should take.")
+    ] = SHARD_SECONDS,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No warnings.")] = False,
+    json_: options.Json = False,
+) -> None:
+    """Cut a manifest into shards for many machines; `dispatch` has them made."""
+    with reported():
+        from flows.settings import Settings
+
+        settings = Settings(
+            manifest, store, prior, recipe, options.parse_overrides(set_), limit=limit, where=where
+        )
+        if not out.parent.is_dir() or out.is_dir():
+            raise UsageError(f"-o {out}: name a file in a folder that exists")
+        made, warnings = make_shard_plan(settings, shard_seconds)
+        if not quiet:
+            print_warnings(warnings)
+        _write(made, out)
+        _show(made, out, as_json=json_)
+
+
+def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, list[str]]:
+    """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
+    from flows.estimate import DEFAULT_COST, seconds_of_assets
+    from flows.plan import read_entries, revision, select
+    from tasks.shard_plan import make_plan_file
+
+    if not shard_seconds > 0:
+        raise UsageError("--shard-seconds: use a number of seconds above 0")
+    settings.check()
+    manifest, resolved = read_entries(settings, revision)
+    entries = select(resolved.entries, settings.where, settings.limit)
+    seconds, guessed = seconds_of_assets(entries, settings.store)
+    warnings = list(resolved.warnings)
+    if guessed:
+        named = ", ".join(f"{prior} with {recipe}" for prior, recipe in guessed)
+        warnings.append(
+            f"no finished assets of {named} in {settings.store}; its time is a guess of "
+            f"{DEFAULT_COST.step:g} s a step"
+        )
+    plan = make_plan_file(
+        entries,
+        seconds,
+        shard_seconds,
+        manifest=manifest.name,
+        manifest_sha256=manifest.sha256,
+        settings={key: getattr(settings, key) for key in PARTS}
+        | {"shard_seconds": float(shard_seconds)},
+    )
+    return plan, warnings
+
+
+def _write(plan: ShardPlan, out: Path) -> None:
+    """Writes the plan; an equal one that is there stays."""
+    from sjc_engine.checkpoint import write_atomically
+
+    with disk_errors("-o", out):
+        if not out.exists():
+            write_atomically(out, plan.data)
+        elif out.read_bytes() != plan.data:
+            raise UsageError(
+                f"-o {out}: is another plan, or no plan; plans are never changed, so name another "
+                "file (the manifest, an option, or the times that the store knows differ)"
+            )
+
+
+def _show(plan: ShardPlan, path: Path, *, as_json: bool) -> None:
+    shards = plan.shards()
+    hours = {number: sum(assets.values()) / 3600 for number, assets in shards.items()}
+    facts = {
+        "plan": plan.id,
+        "file": os.fspath(path),
+        "shards": len(shards),
+        "assets": sum(map(len, shards.values())),
+        "entries": plan.rows.num_rows,
+        "hours": sum(hours.values()),
+    }
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    entries = Counter(plan.rows["shard"].to_pylist())
+    shown = list(shards)[:SHOWN]
+    print_table(
+        [
+            {"shard": n, "assets": len(shards[n]), "entries": entries[n], "hours": hours[n]}
+            for n in shown
+        ]
+    )
+    if len(shards) > SHOWN:
+        print(f"... and {len(shards) - SHOWN} more")
+    print(
+        f"plan {plan.id}: {facts['shards']} shards, {facts['assets']} assets, "
+        f"{facts['hours']:.2f} hours of devices: {path}"
+    )

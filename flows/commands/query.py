@@ -1,0 +1,33 @@
+"""`sjc query`: SQL over a store's tables."""
+
+from typing import Annotated
+
+import typer
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.commands.output import show
+from flows.errors import UsageError, reported
+
+
+@app.command(
+    epilog=examples(
+        'sjc query "SELECT status, count(*) FROM best_assets GROUP BY ALL"',
+        'sjc query "SELECT * FROM views" --format parquet',
+    )
+)
+def query(
+    sql: Annotated[str, typer.Argument(help="DuckDB SQL over the tables below.")],
+    store: options.Store = "./store",
+    format: options.Format = options.RowFormat.table,
+) -> None:
+    """Ask the tables assets, views, entries, attempts and runs, and the view best_assets."""
+    with reported():
+        from tasks import tables
+        from tasks.store import open_store
+
+        try:
+            rows = tables.query(open_store(store, writable=False), sql)
+        except tables.QueryError as error:
+            raise UsageError(str(error)) from error
+        show(rows, format)

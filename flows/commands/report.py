@@ -1,0 +1,32 @@
+"""`sjc report`: one web page over a run."""
+
+from typing import Annotated
+
+import typer
+
+from flows.commands import completion, options
+from flows.commands.app import app, examples
+from flows.errors import reported
+
+
+@app.command(
+    epilog=examples("sjc report", "sjc report 20250131T101502-3f9a2c --store s3://bucket/first")
+)
+def report(
+    run_id: Annotated[
+        str | None,
+        typer.Argument(help="The run; by default the latest.", autocompletion=completion.runs),
+    ] = None,
+    store: options.Store = "./store",
+) -> None:
+    """Write a run's report again, and print where it is: one HTML file in the store."""
+    with reported():
+        from flows.settings import recorded_command
+        from tasks.documents import check_usable
+        from tasks.report import latest_run, write_report
+        from tasks.store import check_key, open_store
+
+        opened = open_store(store, writable=False)
+        check_usable(opened)
+        chosen = check_key(run_id) if run_id else latest_run(opened)
+        print(write_report(opened, chosen, recorded_command))

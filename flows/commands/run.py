@@ -1,0 +1,166 @@
+"""`sjc run`: the plan first, the server, the live lines, the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.commands.output import print_places, print_table, print_warnings
+from flows.errors import FAILED, STORE, reported
+from flows.progress.results import RESULT_COLUMNS, results
+
+if TYPE_CHECKING:
+    from flows.plan import RunPlan
+    from flows.settings import Settings
+
+PREVIEWS = 24  # paths that are printed; the picture holds as many
+
+
+@app.command(
+    epilog=examples(
+        "sjc run manifests/paper.csv",
+        "sjc run manifests/toybox.csv --recipe draft --limit 2      a quick look",
+        "sjc run prompts.csv --dry-run                              what it would do",
+        "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
+        "sjc run prompts.csv --retry-failed --set steps=2000",
+    )
+)
+def run(
+    context: typer.Context,
+    manifest: options.Manifest,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and end.")] = False,
+    quiet: options.Quiet = False,
+    json_: options.Json = False,
+    store: options.Store = "./store",
+    prior: options.Prior = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    limit: options.Limit = None,
+    where: options.Where = None,
+    scenes_per_device: options.Scenes = None,
+    devices: options.Devices = None,
+    scratch: options.Scratch = ".sjc",
+    timeout: options.Timeout = None,
+    retry_failed: options.Retry = False,
+    price_per_hour: options.Price = None,
+    gallery: options.Gallery = None,
+    checkpoint_to_store: options.Checkpoint = False,
+    compiled: options.Compiled = False,
+) -> None:
+    """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
+    with reported("run the same command again to go on"):
+        settings = options.run_settings(context.params)
+        if dry_run:
+            print_plan(settings, as_json=json_)
+        else:
+            raise typer.Exit(run_flow(settings, quiet=quiet, as_json=json_))
+
+
+def print_plan(settings: Settings, *, as_json: bool) -> None:
+    """Prints what a run would do; nothing is made, not even the store."""
+    import tempfile
+
+    from flows.estimate import seconds_expected
+    from flows.plan import make_plan
+    from flows.scratch import can_hold_files
+    from tasks.html import duration
+    from tasks.store import StoreError
+
+    with tempfile.TemporaryDirectory() as empty:
+        fresh = "://" not in settings.store and not Path(settings.store).exists()
+        if fresh and not can_hold_files(Path(settings.store)):
+            raise StoreError(
+                f"Cannot use {settings.store}: it cannot be made; choose another --store"
+            )
+        plan = make_plan(replace(settings, store=empty) if fresh else settings, writable=False)
+        seconds = seconds_expected(plan)
+    if as_json:
+        states = {entry.row_id: plan.states[entry.spec.asset_id] for entry in plan.entries}
+        facts = {"counts": plan.counts(), "entries": states, "seconds_expected": seconds}
+        print(json.dumps({**facts, "warnings": plan.warnings, "devices": plan.devices}, indent=1))
+        return
+    print_warnings(plan.warnings)
+    print_table(
+        [
+            {
+                "id": entry.row_id,
+                "plan": "duplicate" if entry.duplicate_of is not None else _intent(plan, asset_id),
+                "asset": asset_id,
+                "prompt": entry.spec.prompt,
+            }
+            for entry in plan.entries
+            for asset_id in (entry.spec.asset_id,)
+        ]
+    )
+    counts = ", ".join(f"{number} {state}" for state, number in plan.counts().items() if number)
+    unknown = "unknown, the store has nothing like it yet"
+    time = unknown if seconds is None else f"about {duration(seconds)}"
+    print(f"{counts}; devices: {', '.join(plan.devices)}; time: {time}")
+
+
+def _intent(plan: RunPlan, asset_id: str) -> str:
+    state = plan.states[asset_id]
+    if state == "failed":
+        return "try again" if plan.settings.retry_failed else "failed (needs --retry-failed)"
+    return {"new": "make", "interrupted": "go on", "finished": "reuse"}[state]
+
+
+def run_flow(settings: Settings, *, quiet: bool, as_json: bool) -> int:
+    """Runs the flow and prints what came of it; returns the exit code."""
+    from flows.context import start_devices
+    from flows.plan import make_plan
+    from flows.prefect_server import environment, server
+    from flows.prefect_server.shutdown import exit_when_interrupted
+    from flows.scratch import in_use
+
+    plan = make_plan(settings)
+    if not quiet:
+        print_warnings(plan.warnings)
+    environment.apply(console_level="CRITICAL")
+    connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
+    with start_devices(plan, warm=not in_use(Path(settings.scratch))):
+        # Seconds of imports, while the server starts and the engines load their prior
+        from flows.commands.flow_result import raise_error, watching
+        from flows.generate import generate
+
+        with watching(connection, quiet=quiet) as watch, exit_when_interrupted():
+            state = generate(**settings.to_json(), return_state=True)
+    raise_error(state)
+    return print_results(plan, watch.run_id, as_json=as_json)
+
+
+def print_results(plan: RunPlan, run_id: str, *, as_json: bool) -> int:
+    """Prints a run's table, where its files are, and the picture to open; the exit code."""
+    from tasks.layout import report_key
+
+    rows = results(plan.store, run_id)
+    failed = [row for row in rows if row["status"] != "ok"]
+    keys = {"report": report_key(run_id), "picture": f"runs/{run_id}.png"}
+    there = {name: plan.store.exists(key) for name, key in keys.items()}
+    places = {
+        "store": plan.store.url,
+        "tables": plan.store.uri("tables"),
+        **{name: plan.store.uri(key) if there[name] else None for name, key in keys.items()},
+    }
+    if as_json:
+        print(json.dumps({"run_id": run_id, **places, "assets": rows}, indent=1))
+    else:
+        print_table(rows, {k: v for k, v in RESULT_COLUMNS.items() if k != "preview"})
+        for row in failed:
+            print(f"{row['asset']}: {row['error']}")
+        for row in rows[:PREVIEWS]:
+            if row["preview"]:
+                print(f"{row['asset']}: {row['preview']}")
+        print_places(places)
+    if not there["report"]:
+        print(f"no report was written; `sjc report {run_id}` makes one", file=sys.stderr)
+    if not there["report"] or any(row["error_type"] == "StoreError" for row in failed):
+        return STORE
+    return FAILED if failed else 0

@@ -1,0 +1,97 @@
+"""`sjc sample2d`: the paper's experiments in 2D, as one picture."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands import completion, options
+from flows.commands.app import app, examples
+from flows.commands.output import counter
+from flows.errors import UsageError, disk_errors, fail, reported
+
+
+@app.command(epilog=examples('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png'))
+def sample2d(
+    prompt: Annotated[str, typer.Argument(help="What to draw; priors without words ignore it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="As for `run`; repeatable. Default: toybox and toybox-duck.",
+            autocompletion=completion.priors,
+        ),
+    ] = None,
+    guidance: Annotated[str, typer.Option(help="Scales of the grid's columns.")] = "1,3,10,30",
+    steps: Annotated[int, typer.Option(min=1, help="Steps along the score.")] = 400,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw the paper's 2D experiments: the perturbed score, samples, schedules and guidance."""
+    with reported():
+        try:
+            scales = [float(text) for text in guidance.split(",")]
+        except ValueError:
+            fail(f"sjc: --guidance {guidance!r}: write numbers with commas between", 2)
+        priors = prior or ["toybox", "toybox-duck"]
+        _check(out, priors, scales)
+        draw(prompt, out, priors, scales, steps, seed, device, quiet=quiet)
+        print(out)
+
+
+def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:
+    """Raises UsageError for an option that cannot be right, before any work."""
+    from sjc_engine.sources import takes_image
+    from tasks.manifest_rows import prior_problem
+
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"-o {out}: name a .png file")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"-o {out}: its folder does not exist, or it is one")
+    if not all(math.isfinite(scale) for scale in guidance):
+        raise UsageError("--guidance: use finite numbers")
+    for prior in priors:
+        if problem := prior_problem(prior):
+            raise UsageError(f"--prior: {'; '.join(problem)}")
+        if takes_image(prior):
+            raise UsageError(f"--prior: {prior!r} starts from an image; name one that does not")
+
+
+def draw(
+    prompt: str,
+    out: Path,
+    priors: Sequence[str],
+    guidance: Sequence[float],
+    steps: int,
+    seed: int,
+    device: str | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Writes the picture. Raises UsageError for what cannot be made."""
+    from flows.plan import check_devices
+
+    chosen = check_devices(None if device is None else [device], "--device")[0]
+    partial = out.with_name(f".{out.name}.partial")
+    with disk_errors("-o", out):
+        partial.touch()  # a folder that cannot be written is found before the work
+    try:
+        from sjc_engine.prior import load_prior
+        from sjc_engine.sample2d import experiments
+
+        try:
+            loaded = [load_prior(prior, device=chosen) for prior in priors]
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        on_done = counter("parts", quiet=quiet, every=1)
+        picture = experiments(
+            loaded, prompt, guidance=guidance, steps=steps, seed=seed, on_done=on_done
+        )
+        with disk_errors("-o", out):
+            picture.save(partial, "PNG", optimize=True)
+            partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+"""`sjc serve`: one process that runs a manifest on a schedule."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from flows.commands import options
+from flows.commands.app import app, examples
+from flows.errors import reported
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+
+
+@app.command(
+    epilog=examples(
+        'sjc serve manifests/paper.csv --cron "0 2 * * *"',
+        'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
+    )
+)
+def serve(
+    context: typer.Context,
+    manifest: options.Manifest,
+    cron: options.Cron,
+    timezone: options.Timezone = "UTC",
+    store: options.Store = "./store",
+    prior: options.Prior = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    limit: options.Limit = None,
+    where: options.Where = None,
+    scenes_per_device: options.Scenes = None,
+    devices: options.Devices = None,
+    scratch: options.Scratch = ".sjc",
+    timeout: options.Timeout = None,
+    retry_failed: options.Retry = False,
+    price_per_hour: options.Price = None,
+    gallery: options.Gallery = None,
+    checkpoint_to_store: options.Checkpoint = False,
+    compiled: options.Compiled = False,
+) -> None:
+    """Run a manifest by the clock, in this process: each run makes what is new."""
+    with reported("finished assets are in the store; the next run goes on"):
+        serve_flow(options.run_settings(context.params), cron, timezone)
+
+
+def serve_flow(settings: Settings, cron: str, timezone: str) -> None:
+    """Runs the flow at each time of the schedule, one run at a time, until Ctrl-C.
+
+    Raises what `make_plan` raises, UsageError for a wrong schedule, and KeyboardInterrupt.
+    """
+    from flows.plan import make_plan
+    from flows.prefect_server import environment, server
+    from flows.prefect_server.schedule import deployment_name, format_times
+
+    environment.apply(console_level="INFO")  # the runs' own lines are what there is to see
+    times = format_times(cron, timezone)
+    plan = make_plan(settings)
+    connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"), ui=True)
+    from prefect.schedules import Cron
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.generate import generate
+    from flows.progress.prefect_summary import run_name
+
+    connection.wait()
+    name = deployment_name(settings.manifest)
+    for line in (
+        *(f"warning: {warning}" for warning in plan.warnings),
+        f"now: {run_name(plan)}",
+        f"next: {times}",
+        f"pages: {connection.api_url.removesuffix('/api')}/deployments, deployment generate/{name}",
+        f"store: {plan.store.url}",
+        "Ctrl-C ends it; a run that it cuts off goes on with the next one",
+    ):
+        print(line, file=sys.stderr, flush=True)
+    # What has imported Prefect before there was a server would look for another one.
+    with temporary_settings({PREFECT_API_URL: connection.api_url}), suppress(SystemExit):
+        generate.serve(
+            name,
+            schedule=Cron(cron, timezone=timezone),
+            parameters=settings.to_json(),
+            limit=1,
+            pause_on_shutdown=False,
+            print_starting_message=False,
+        )
+    raise KeyboardInterrupt  # `serve` ends only when it is interrupted or terminated

@@ -1,0 +1,41 @@
+"""Cron schedules of runs: checked before they are made, and shown as their next times."""
+
+import asyncio
+from datetime import datetime
+from pathlib import PurePosixPath
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from flows.errors import UsageError
+
+SHOWN = 3  # times that are printed
+
+
+def next_times(cron: str, timezone: str) -> list[datetime]:
+    """The next times of a schedule; UsageError for a wrong cron line or time zone."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        fix = "use a name such as UTC or Europe/Berlin"
+        raise UsageError(f"--timezone {timezone!r} is unknown; {fix}") from error
+    try:
+        schedule = CronSchedule(cron=cron, timezone=timezone)
+        times: list[datetime] = list(asyncio.run(schedule.get_dates(SHOWN)))
+    except ValueError as error:  # of which pydantic's is one
+        fix = 'write minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night'
+        raise UsageError(f"--cron {cron!r} is no cron line; {fix}") from error
+    if not times:
+        raise UsageError(f"--cron {cron!r} never comes; check its day and month")
+    return times
+
+
+def format_times(cron: str, timezone: str) -> str:
+    """The next times as a person reads them."""
+    times = next_times(cron, timezone)
+    return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times) + f" ({timezone})"
+
+
+def deployment_name(manifest: str) -> str:
+    """What to call the scheduled runs of a manifest: its name without the ending."""
+    return PurePosixPath(manifest).stem or "generate"

@@ -1,0 +1,214 @@
+"""Which Prefect server a run talks to: the given one, that of `sjc ui`, or a new one.
+
+`python -m flows.prefect_server.server` is the server process; it serves the API, and the UI if
+asked to.
+"""
+
+import argparse
+import atexit
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.errors import RunError, UsageError
+from flows.prefect_server.environment import prefect_home
+from flows.scratch import make_private
+from sjc_engine.lifeline import die_with_parent
+from tasks.disk import disk_advice
+
+HOST = "127.0.0.1"
+UI_PORT = 4200
+START_SECONDS = 120.0  # for our own; 5 to 15 s measured on a quiet machine of two cores
+ANSWER_SECONDS = 10.0  # for one that should be up
+_ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .+", re.MULTILINE)  # ends a traceback
+
+
+def healthy(api_url: str, timeout: float = 2.0) -> bool:
+    """Whether a Prefect API answers there."""
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=timeout) as reply:
+            return bool(reply.status == 200)
+    except (OSError, ValueError):  # refused, timed out, HTTP error, not a URL
+        return False
+
+
+def _note() -> Path:
+    """Where `sjc ui` leaves the address of its API."""
+    return prefect_home() / "sjc-ui.json"
+
+
+def ui_server() -> str | None:
+    """The API address of the running `sjc ui` of this PREFECT_HOME."""
+    try:
+        url = json.loads(_note().read_text("utf-8"))["api_url"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return url if healthy(url) else None
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server that is up or starting.
+
+    log: what ours prints; None for another's. process: ours, when this process has started it.
+    log_start: where its output begins in the log, to which every run appends.
+    """
+
+    api_url: str
+    log: Path | None
+    process: "subprocess.Popen[bytes] | None" = None
+    log_start: int = 0
+
+    def wait(self) -> None:
+        """Blocks until the API answers; RunError, with what to do, when it never will."""
+        seconds = START_SECONDS if self.log else ANSWER_SECONDS
+        deadline = time.monotonic() + seconds
+        while not healthy(self.api_url):
+            self._check_process()
+            if time.monotonic() > deadline:
+                hint = f"see {self.log}" if self.log else "start it, or unset PREFECT_API_URL"
+                raise RunError(f"no Prefect server answers at {self.api_url}; {hint}")
+            time.sleep(0.1)
+
+    @contextlib.contextmanager
+    def available(self) -> Iterator[None]:
+        """Waits for the API; what fails in here because it has gone again is a RunError as well."""
+        self.wait()
+        try:
+            yield
+        except Exception as error:
+            if healthy(self.api_url):
+                raise
+            self._check_process()
+            raise RunError(
+                f"the Prefect server at {self.api_url} does not answer any more; start it, then"
+                " run the same command again to go on"
+            ) from error
+
+    def _check_process(self) -> None:
+        """RunError, with the reason, when our own server process has ended."""
+        if self.process is None or (code := self.process.poll()) is None:
+            return
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else self._last_error()
+        raise RunError(
+            f"the Prefect server on PREFECT_HOME {prefect_home()} has ended:"
+            f" {reason or f'exit code {code}'}; see {self.log}"
+        )
+
+    def _last_error(self) -> str:
+        """The last error in what our server has printed, else its last line."""
+        assert self.log is not None
+        try:
+            printed = self.log.read_bytes()[self.log_start :].decode(errors="replace").rstrip()
+        except OSError:  # deleted together with the scratch folder
+            return ""
+        errors = _ERROR_LINE.findall(printed)
+        return errors[-1] if errors else printed.rpartition("\n")[2]
+
+
+def connect(log: Path, *, ui: bool = False) -> Server:
+    """Finds a server, or starts one, and sets PREFECT_API_URL to it.
+
+    It returns at once, so that imports happen while the server starts: requests belong inside
+    `available`. log: for the output of an own server; ui: whether that one has pages. It ends with
+    the interpreter, after Prefect's own exit hooks have sent their last records.
+    """
+    if found := os.environ.get("PREFECT_API_URL") or ui_server():
+        os.environ["PREFECT_API_URL"] = found
+        return Server(found, None)
+    port = free_port()
+    command = [sys.executable, "-m", "flows.prefect_server.server"]
+    command += ["--port", str(port), "--parent", str(os.getpid()), *(["--ui"] if ui else [])]
+    try:
+        make_private(log.parent.parent)  # the scratch folder
+        log.parent.mkdir(exist_ok=True)
+        opened = log.open("a")
+    except OSError as error:
+        raise UsageError(f"{log}: {disk_advice(error, '--scratch')}") from error
+    with opened as output:
+        log_start = output.tell()
+        # A separate process group: Ctrl-C must not end it before the run has reported its end.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+        )
+    atexit.register(_end, process)
+    os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
+    return Server(os.environ["PREFECT_API_URL"], log, process, log_start)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def serve(port: int, ui: bool) -> None:
+    """Runs a Prefect server in this process until it is stopped.
+
+    Servers of one PREFECT_HOME start one after another: starting migrates the database, and of two
+    that migrate one SQLite file at the same time one fails. The lock ends with its process.
+    """
+    api_url = f"http://{HOST}:{port}/api"
+    os.environ["PREFECT_SERVER_API_HOST"] = HOST
+    os.environ["PREFECT_SERVER_API_PORT"] = str(port)
+    os.environ["PREFECT_API_URL"] = api_url
+    os.environ["PREFECT_SERVER_UI_ENABLED"] = str(ui).lower()
+    os.umask(0o077)  # the database holds logs and parameters
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    class LockedStart(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            lock.close()
+
+    app = create_app(final=True)
+    config = uvicorn.Config(app, host=HOST, port=port, log_level="error", lifespan="on")
+    make_private(prefect_home())
+    with (prefect_home() / "start.lock").open("a") as lock, contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(OSError):  # on a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        LockedStart(config).run()
+
+
+def serve_ui(port: int) -> None:
+    """The server of `sjc ui`, which leaves its address for the runs of this PREFECT_HOME."""
+    _note().write_text(json.dumps({"api_url": f"http://{HOST}:{port}/api"}), "utf-8")
+    try:
+        serve(port, ui=True)
+    finally:
+        _note().unlink(missing_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
+    parser.add_argument("--ui", action="store_true", help="serve the pages too")
+    arguments = parser.parse_args()
+    die_with_parent(arguments.parent)
+    serve(arguments.port, ui=arguments.ui)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What Prefect's pages show of a run: its name, a live summary, its assets and its failures."""
+
+import contextlib
+import json
+import re
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from flows.plan import RunPlan
+from flows.progress.results import RESULT_COLUMNS, cell
+from flows.progress.tally import GOOD
+from flows.progress.terminal import Watcher, Watchers, watched_by, watcher
+from tasks.artifacts import Artifact, Board, board_of_run, name_run
+from tasks.html import duration
+
+SUMMARY_SECONDS = 10.0  # between two versions of the live summary
+LISTED = 20  # failures in the summary; the table has more
+ROWS = 300  # of a table: pages are slow beyond
+LETTERS = 200  # of a reason
+
+
+@contextlib.contextmanager
+def report_to_prefect(plan: RunPlan) -> Iterator[None]:
+    """Reports what happens within to Prefect's pages, besides the present watcher."""
+    with board_of_run() as board, watched_by(Watchers(watcher(), PrefectSummary(plan, board))):
+        yield
+
+
+class PrefectSummary(Watcher):
+    """Puts a run on Prefect's pages. Every asset's own progress and preview come from its tasks."""
+
+    def __init__(self, plan: RunPlan, board: Board) -> None:
+        self._plan, self._board = plan, board
+        self._failures: dict[str, str] = {}  # name -> how it failed
+        self._summary: Artifact | None = None
+        self._updated = 0.0
+
+    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
+        super().begun(run_id, total, work)
+        name_run(run_name(self._plan))
+        # Here, in the flow's thread: the first report might come from a task's.
+        self._summary = self._board.create("markdown", "summary", self._text(), f"Run {run_id}")
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        super().progress(name, step, steps, loss)
+        self._refresh()
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        super().finished(name, outcome, seconds)
+        if outcome not in GOOD:
+            self._failures[name] = outcome
+        self._refresh()
+
+    def ended(self, rows: list[dict[str, Any]]) -> None:
+        failed = [row for row in rows if row["status"] != "ok"]
+        about = f"Assets of run {self.run_id}{_cut(rows)}"
+        self._table("results", RESULT_COLUMNS, rows, about)
+        if failed:
+            columns = {"asset": "asset", "status": "status", "error": "reason"}
+            about = f"Failed in run {self.run_id}{_cut(failed)}. Try them again:"
+            about += f" `{self._plan.settings.command_line(retry=True)}`"
+            self._table("failures", columns, failed, about)
+        if self._summary is not None:
+            reasons = {row["asset"]: row["error"] or row["status"] for row in failed}
+            self._board.update(self._summary, self._text(reasons))
+
+    def _table(
+        self, key: str, columns: Mapping[str, str], rows: list[dict[str, Any]], about: str
+    ) -> None:
+        table = [{title: cell(row[name]) for name, title in columns.items()} for row in rows[:ROWS]]
+        self._board.create("table", key, json.dumps(table), about)
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if self._summary is not None and now - self._updated >= SUMMARY_SECONDS:
+            self._updated = now
+            self._board.update(self._summary, self._text())
+
+    def _text(self, reasons: Mapping[str, str] | None = None) -> str:
+        """The summary; with the reasons of the failures it is the last one of the run."""
+        tally, plan = self.tally, self._plan
+        made, reused = tally.outcomes["ok"], tally.outcomes["reused"]
+        numbers = f"| {made} | {reused} | {tally.failed} | {tally.to_go} |"
+        lines = [f"# {_plain(run_name(plan))}", ""]
+        lines += ["| made | reused | failed | to go |", "|---:|---:|---:|---:|", numbers, ""]
+        left = tally.seconds_left if reasons is None else None
+        if left is not None:
+            lines += [f"**About {duration(left)} left.**", ""]
+        lines += [spent(plan, tally.elapsed, left, made), ""]
+        failures = self._failures if reasons is None else reasons
+        if failures:
+            lines += ["## Failed", "", "| asset | reason |", "|---|---|"]
+            shown = list(failures.items())[:LISTED]
+            lines += [f"| {_plain(name)} | {_plain(reason)} |" for name, reason in shown]
+            if len(failures) > len(shown):
+                lines += ["", f"and {len(failures) - len(shown)} more in `failures`"]
+            lines += ["", "Try them again:", "", _block(plan.settings.command_line(retry=True)), ""]
+        return "\n".join([*lines, *self._places(ended=reasons is not None)])
+
+    def _places(self, *, ended: bool) -> list[str]:
+        """Where to look, as far as it is there."""
+        store, gallery = self._plan.store, self._plan.settings.gallery
+        lines = ["## Where to look", "", f"- store: {_link(store.url)}"]
+        run = f"runs/{self.run_id}"
+        files = {"report": f"{run}/report.html", "all previews": f"{run}.png"} if ended else {}
+        for name, key in files.items():
+            if store.exists(key):
+                lines += [f"- {name}: {_link(store.uri(key))}"]
+        if gallery is not None:
+            lines += [f"- gallery: {_link(gallery)}"]
+        folder = gallery if gallery is not None and "://" not in gallery else "pages"
+        command = ["sjc", "gallery", "-o", folder, "--store", store.url]
+        return [*lines, "", "A gallery with a 3D viewer:", "", _block(shlex.join(command))]
+
+
+def manifest_name(manifest: str) -> str:
+    """The last part of a manifest's path or address."""
+    return PurePosixPath(manifest).name or manifest
+
+
+def run_name(plan: RunPlan) -> str:
+    """Such as `paper.csv: 6 assets (2 new, 1 resumed)`."""
+    counts = plan.counts()
+    words = {"new": counts["new"], "resumed": counts["interrupted"]}
+    if plan.settings.retry_failed:
+        words["retried"] = counts["failed"]
+    parts = ", ".join(f"{number} {word}" for word, number in words.items() if number)
+    total = len(plan.assets)
+    assets = f"{total} asset{'s' if total != 1 else ''}"
+    return f"{manifest_name(plan.settings.manifest)}: {assets} ({parts or 'nothing new'})"
+
+
+def spent(plan: RunPlan, seconds: float, left: float | None, made: int) -> str:
+    """Time and cost so far and, while the run lasts, expected: devices are paid by the hour."""
+    devices = plan.devices
+    hours = seconds * len(devices) / 3600
+    text = f"{duration(seconds)} on {', '.join(devices)}: {hours:.3g} device-hours"
+    price = plan.settings.price_per_hour
+    if price is None:
+        return f"{text}."
+    text += f", cost {hours * price:.2f} at {price:g} an hour"
+    if left is not None:
+        text += f", about {(seconds + left) * len(devices) / 3600 * price:.2f} in the end"
+    elif made:
+        text += f", {hours * price / made:.2g} for each asset made"
+    return f"{text}."
+
+
+def _cut(rows: list[dict[str, Any]]) -> str:
+    return f", the first {ROWS} of {len(rows)}" if len(rows) > ROWS else ""
+
+
+def _plain(text: str) -> str:
+    """Text of a manifest or an error as one line of Markdown that means nothing else."""
+    line = " ".join(text.split())
+    short = line if len(line) <= LETTERS else line[: LETTERS - 3] + "..."
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&-])", r"\\\1", short)
+
+
+def _block(text: str) -> str:
+    return f"```\n{text}\n```"
+
+
+def _link(place: str) -> str:
+    """An address to click on, or a path to copy: browsers follow no file links of a server."""
+    return f"<{place}>" if place.startswith(("http://", "https://")) else f"`{place}`"

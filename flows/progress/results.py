@@ -1,0 +1,97 @@
+"""The assets of a run as the store's tables have them: which, in which columns, in which form.
+
+Whatever is slow to import is imported within the functions: commands need the columns alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from flows.errors import UsageError
+
+if TYPE_CHECKING:
+    from tasks.store import Store
+
+# Headings of columns that are not called by their names.
+HEADINGS = {
+    "asset_id": "asset", "clip_score": "CLIP", "clip_r_precision": "R-prec",
+    "geometry_r_precision": "geo R-prec", "janus_score": "Janus", "field_mesh_iou": "IoU",
+}  # fmt: skip
+
+
+def columns(names: str) -> dict[str, str]:
+    """Columns by their names, with blanks between, and their headings."""
+    return {name: HEADINGS.get(name, name) for name in names.split()}
+
+
+# What a person wants to see of an asset, and of an asset in a run.
+ASSET_COLUMNS = columns(
+    "asset_id status prompt seed seconds clip_score clip_r_precision geometry_r_precision"
+    " janus_score field_mesh_iou faces"
+)
+RESULT_COLUMNS = columns(
+    "asset status seconds clip_score clip_r_precision geometry_r_precision field_mesh_iou faces"
+    " preview"
+)
+# Seconds of work, without the wait for a device.
+SECONDS = "+".join(
+    f"coalesce(seconds_{stage}, 0)" for stage in ("optimize", "extract", "evaluate", "publish")
+)
+
+
+def selection(manifest: str | None, where: str | None, *conditions: str) -> str:
+    """The WHERE of a query over best_assets: what a manifest asks for, and other conditions.
+
+    Raises ManifestError for a manifest that cannot be read.
+    """
+    from tasks.manifest_sources import file_digests
+    from tasks.tables import of_files
+
+    every = [*conditions, f"({where})"] if where is not None else [*conditions]
+    if manifest is not None:
+        every.append(
+            f"asset_id IN (SELECT asset_id FROM entries WHERE {of_files(file_digests(manifest))})"
+        )
+    return f"WHERE {' AND '.join(every)}" if every else ""
+
+
+@contextlib.contextmanager
+def where_errors() -> Iterator[None]:
+    """SQL that is wrong is a UsageError about --where."""
+    from tasks.table_reader import QueryError
+
+    try:
+        yield
+    except QueryError as error:
+        raise UsageError(f"--where: {error.problem}") from error
+
+
+def results(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """The assets of a run in the manifest's order, reused ones with the numbers they have."""
+    from tasks.tables import query
+
+    sql = f"""
+        SELECT e.row_id AS asset, a.asset_id, coalesce(a.status, 'interrupted') AS status,
+               e.outcome, {SECONDS} AS seconds, a.clip_score, a.clip_r_precision,
+               a.geometry_r_precision, a.janus_score, a.field_mesh_iou, a.faces,
+               a.uri_mesh AS mesh, a.uri_preview AS preview, a.error_type, a.error
+        FROM entries e LEFT JOIN best_assets a USING (asset_id)
+        WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
+        ORDER BY e.manifest, e.line, e.row_id"""
+    rows: list[dict[str, Any]] = query(store, sql).to_pylist()
+    return rows
+
+
+def cell(value: Any) -> str:
+    """A value as a person reads it: three digits, yes or no, and - for nothing."""
+    from tasks.csv_text import plain
+
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return plain(value)

@@ -1,0 +1,234 @@
+"""What a person sees during a run: live lines on a terminal, plain ones elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from flows.progress.tally import Tally
+from tasks.html import duration
+
+LINE_SECONDS = 10.0  # between two plain lines of one asset
+
+
+class Watcher:
+    """Follows a run, from several threads. By itself it counts and shows nothing."""
+
+    run_id = ""
+    _noted: frozenset[str] = frozenset()
+
+    @cached_property
+    def tally(self) -> Tally:
+        return Tally()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
+        """A run starts, with so many assets; work: the steps of those that it is to make."""
+        self.run_id, self.tally = run_id, Tally(total, work)
+        self.note(f"run {run_id}: {total} assets")
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+
+    def once(self, text: str) -> None:
+        """The same, but each text only once."""
+        if text not in self._noted:
+            self._noted |= {text}
+            self.note(text)
+
+    def stage(self, name: str, stage: str) -> None:
+        """An asset begins a stage; while it waits for a device that is `queue`."""
+        self.tally.stage(name, stage)
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        """An asset's optimisation came this far."""
+        self.tally.progress(name, step, steps)
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        """An asset is through; outcome: `ok`, `reused` or how it failed."""
+        self.tally.finished(name, outcome)
+
+    def ended(self, rows: list[dict[str, Any]]) -> None:
+        """The run is over; rows: what `results` has of its assets."""
+
+
+class Watchers(Watcher):
+    """Several watchers as one."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
+        for watcher in self._watchers:
+            watcher.begun(run_id, total, work)
+
+    def note(self, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.note(text)
+
+    def stage(self, name: str, stage: str) -> None:
+        for watcher in self._watchers:
+            watcher.stage(name, stage)
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        for watcher in self._watchers:
+            watcher.progress(name, step, steps, loss)
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        for watcher in self._watchers:
+            watcher.finished(name, outcome, seconds)
+
+    def ended(self, rows: list[dict[str, Any]]) -> None:
+        for watcher in self._watchers:
+            watcher.ended(rows)
+
+
+def terminal_watcher(*, quiet: bool) -> Watcher:
+    """What suits stderr."""
+    if quiet:
+        return Watcher()
+    return Screen() if sys.stderr.isatty() else Lines()
+
+
+# The flow's parameters are JSON; its watcher comes in by this side door.
+_WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Runs of this thread, and of threads that copy its context, report to this watcher."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+def watcher() -> Watcher:
+    return _WATCHER.get() or Watcher()
+
+
+class Pace:
+    """Steps a second since the first report, hence the time that is left."""
+
+    def __init__(self, step: int) -> None:
+        self.first, self.started = step, time.monotonic()
+
+    def left(self, step: int, steps: int) -> float | None:
+        """Seconds, or None while nothing is known."""
+        done = step - self.first
+        return (time.monotonic() - self.started) / done * (steps - step) if done > 0 else None
+
+
+class Lines(Watcher):
+    """Plain lines for logs and pipes; each asset has one at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self._printed: dict[str, float] = {}
+        self._paces: dict[str, Pace] = {}
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def stage(self, name: str, stage: str) -> None:
+        super().stage(name, stage)
+        if stage != "queue":
+            self.note(f"{name}: {stage}")
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        super().progress(name, step, steps, loss)
+        pace = self._paces.setdefault(name, Pace(step))
+        now = time.monotonic()
+        if now - self._printed.setdefault(name, now) >= LINE_SECONDS:
+            self._printed[name] = now
+            parts = [f"{name}: step {step}/{steps}", _loss(loss), _left(pace.left(step, steps))]
+            self.note(", ".join(filter(None, parts)))
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        super().finished(name, outcome, seconds)
+        took = f" after {seconds:.0f} s" if seconds else ""
+        self.note(f"{name}: {outcome}{took} ({_run(self.tally)})")
+
+
+class Screen(Watcher):
+    """One line for each running asset, drawn again in place; notes scroll above."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._rows: dict[str, tuple[str, int, int, float | None, Pace | None]] = {}
+        self._live = Live(
+            console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text))
+
+    def stage(self, name: str, stage: str) -> None:
+        super().stage(name, stage)
+        _, step, steps, loss, pace = self._rows.get(name, ("", 0, 0, None, None))
+        self._rows[name] = (stage, step, steps, loss, pace)
+
+    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
+        super().progress(name, step, steps, loss)
+        pace = self._rows.get(name, ("", 0, 0, None, None))[4] or Pace(step)
+        self._rows[name] = ("optimize", step, steps, loss, pace)
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        self._rows.pop(name, None)
+        super().finished(name, outcome, seconds)
+        mark = ("✓", "green") if outcome in ("ok", "reused") else ("✗", "red")
+        took = f" {seconds:.0f} s" if seconds else ""
+        self._console.print(Text.assemble(mark, f" {name} {outcome}{took}"))
+
+    def _draw(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for name, (stage, step, steps, loss, pace) in list(self._rows.items()):
+            if stage == "queue":
+                continue
+            running = stage == "optimize" and steps
+            table.add_row(
+                Text(name, style="bold", overflow="ellipsis", no_wrap=True),
+                Text(stage),
+                ProgressBar(total=steps, completed=step, width=24) if running else "",
+                Text(f"{step}/{steps}" if running else ""),
+                Text(_loss(loss) if running else ""),
+                Text(_left(pace.left(step, steps)) if running and pace else ""),
+            )
+        seconds = int(self.tally.elapsed)
+        clock = f"{seconds // 60}:{seconds % 60:02d}"
+        table.add_row(Text(f"{_run(self.tally)}, {clock}", "dim"))
+        return table
+
+
+def _run(tally: Tally) -> str:
+    """How far the whole run is."""
+    parts = [f"{tally.done}/{tally.total} done", f"{tally.to_go} to go", _left(tally.seconds_left)]
+    return ", ".join(filter(None, parts))
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"loss {loss:.3g}"
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{duration(seconds)} left"
