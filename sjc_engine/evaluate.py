@@ -93,8 +93,9 @@ def measure_agreement(
         "foreground_fraction": _share(masks),
         "coverage": coverage_flag(masks),
     }
-    distances = lpips(pictures.field, pictures.mesh).tolist() if lpips else [None] * len(masks)
+    distances: list[Any] = [None] * len(masks)
     if lpips:
+        distances = lpips(pictures.field, pictures.mesh).tolist()
         metrics["field_mesh_lpips"] = float(np.mean(distances))
         metrics["lpips_weights"] = f"{lpips.id}@{lpips.revision[:12]}"
     names = ("field_mesh_iou", "field_mesh_psnr", "field_mesh_lpips")

@@ -101,9 +101,8 @@ class CutRays:
         return len(self.origins)
 
     def __getitem__(self, part: slice) -> CutRays:
-        lines = (self.origins, self.directions, self.near, self.chord, self.pixel)
-        cuts = (self.first, self.step, self.count, self.emptiness_scale)
-        return CutRays(*(line[part] for line in lines), *cuts)
+        names = ("origins", "directions", "near", "chord", "pixel")
+        return replace(self, **{name: getattr(self, name)[part] for name in names})
 
     @property
     def t_edges(self) -> Tensor:

@@ -152,11 +152,11 @@ def _cut_rays(
     # A pixel's width one unit away, for fields that look at cones and not at points
     widths = torch.tensor([[2 * math.tan(camera.fov / 2) / width] for camera in cameras])
     pixel = widths.expand(-1, height * width).reshape(-1)
-    lines = (
+    origins, directions, near, chord, pixel = (
         line.to(field.device, non_blocking=True)
         for line in (origins, directions, near, chord, pixel)
     )
-    return CutRays(*lines, first, step, count, emptiness_scale)
+    return CutRays(origins, directions, near, chord, pixel, first, step, count, emptiness_scale)
 
 
 def intersect_box(origins: Tensor, directions: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:

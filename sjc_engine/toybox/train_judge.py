@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Labels:
 
 def build_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Random weights in the shape of the shipped judge, whose config.json says it all."""
-    config = CLIPConfig.from_pretrained(SHIPPED)
+    config: Any = CLIPConfig.from_pretrained(SHIPPED)
     config.text_config.vocab_size = len(tokenizer)
     return CLIPModel(config)
 
@@ -145,8 +146,11 @@ def train(options: TrainingOptions) -> None:
     optimiser = torch.optim.AdamW(
         judge.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.1
     )
-    # CLIP's bound: a factor of 100
-    optimiser.register_step_post_hook(lambda *_: judge.logit_scale.data.clamp_(max=4.6))
+
+    def bound(*_: Any) -> None:
+        judge.logit_scale.data.clamp_(max=4.6)  # as CLIP does: a factor of 100
+
+    optimiser.register_step_post_hook(bound)
     data, seed = options.out / "data", JUDGE_SEED + options.seed
     toys = cached_toys(data, options.images, SIZE, seed, OUTDOORS, "cpu")
     draws = Draws(toys, options.batch, options.seed, PAPER_WEIGHT)
