@@ -301,7 +301,7 @@ class _Resolver:
         The engine stops at the first mistake; leaving it out finds the next one.
         """
         values = {**self.overrides, **row.overrides}
-        problems = []
+        problems: list[tuple[str, str, str]] = []
         while True:
             try:
                 return recipe.override(values), problems

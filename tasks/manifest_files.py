@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sjc_engine.recipes import RECIPE_KEYS
+from tasks.store import stream_digest
 
 COLUMNS = ("prompt", "id", "negative_prompt", "image", "seed", "prior", "recipe", "tags")
 META = "meta."
@@ -103,7 +104,7 @@ class Records:
 def examine(content: BinaryIO, records: Records) -> None:
     """Takes the SHA-256 of a file's bytes; reports a text that cannot be read as such."""
     if records.file.lower().endswith(".parquet"):
-        records.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        records.sha256 = stream_digest(content).sha256
         return
     digest, number = hashlib.sha256(), 0
     while line := content.readline(MAX_LINE + 1):

@@ -27,6 +27,7 @@ from urllib3.exceptions import HTTPError
 
 from tasks.s3_client import MISSING, connect, error_code, explained
 from tasks.store_interface import (
+    CHUNK,
     AlreadyCommitted,
     Listed,
     StoredFile,
@@ -303,5 +304,8 @@ class S3Store:
 
 
 def _file_md5(file: BinaryIO) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
     file.seek(0)
-    return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
