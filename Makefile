@@ -1,7 +1,7 @@
 # make demo      the paper's six prompts -> ./store, with the embedded prior
 # make test      the tests that need nothing but pip
 # make test-all  everything: check, test and the suites that need Debian or npm packages
-# make check     ruff, mypy and the import direction
+# make check     ruff and mypy
 # make sweep     every file of a store, every read fault, every command: about an hour
 # make audit     known vulnerabilities of the pinned packages; asks PyPI
 #

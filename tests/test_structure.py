@@ -1,0 +1,134 @@
+"""The shape of the code: which way imports run, and counts that may only fall.
+
+`python scripts/counts.py` prints all counts. What is above its goal today stands below by name, so
+that nothing joins it, and whatever is mended has to leave the list.
+"""
+
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import counts
+import pytest
+
+MODULES = counts.read_modules()
+FREE = {  # what no limit holds
+    "commands",  # `sjc X` is commands/x.py: the folder is its own index
+    "kernels.py",  # Numba's cache does not see changes in another file
+}
+MAX_CODE_LINES = 18_960  # goal: 17,000
+MIN_PROSE = 0.14  # lines for each line of code
+# What is counted: its goal, and today's offenders with the most that each may have.
+LIMITS: dict[str, tuple[int, dict[str, int]]] = {
+    "modules of a folder": (12, {"flows": 37, "tasks": 54, "sjc_engine": 50}),
+    "lines of a module": (400, {"sjc_engine/scene.py": 423, "tasks/table_reader.py": 448}),
+    "lines of a function": (
+        60,
+        {
+            "flows/single.py:_make": 70,
+            "sjc_engine/evaluate.py:evaluate": 85,
+            "sjc_engine/glb.py:glb_bytes": 117,
+            "sjc_engine/render.py:render_views": 74,
+            "sjc_engine/toybox/train.py:train": 78,
+            "sjc_engine/toybox/train_judge.py:train": 61,
+            "tasks/curate_card.py:_readme": 71,
+        },
+    ),
+    "complexity of a function": (
+        10,
+        {
+            "flows/deploy.py:check": 12,
+            "flows/errors.py:reported": 12,
+            "flows/experiments.py:sample2d": 13,
+            "flows/story.py:command": 11,
+            "flows/verify.py:run": 14,
+            "sjc_engine/chaining.py:try_step": 12,
+            "sjc_engine/glb.py:glb_bytes": 11,
+            "sjc_engine/toybox/train.py:train": 14,
+            "tasks/rows.py:check_report": 11,
+            "tasks/table_reader.py:_execute": 11,
+        },
+    ),
+}
+CIRCLES = {  # modules that import each other, in functions and under TYPE_CHECKING too; goal: none
+    frozenset({"sjc_engine.camera", "sjc_engine.views"}),
+    frozenset(f"sjc_engine.{name}" for name in ("level", "mesh", "raster", "texture")),
+    frozenset({"tasks.devices", "tasks.engine_process"}),
+    frozenset({"tasks.report", "tasks.report.page"}),
+    frozenset(f"tasks.{name}" for name in ("s3_client", "store", "store_local", "store_s3")),
+}
+# Package -> what none of its modules imports, wherever the import stands
+UNKNOWN_TO = {
+    "flows": (),
+    "tasks": ("flows",),
+    "sjc_engine": ("flows", "tasks", "prefect", "boto3", "botocore"),
+}
+
+
+@pytest.mark.parametrize("package", UNKNOWN_TO)
+def test_imports_run_one_way(package: str) -> None:
+    wrong = [
+        f"{module.path}:{line}: {target}"
+        for module in MODULES
+        if module.path.startswith(f"{package}/")
+        for target, line in module.imports.items()
+        if target.partition(".")[0] in UNKNOWN_TO[package]
+    ]
+    assert not wrong, f"{package} must not know {', '.join(UNKNOWN_TO[package])}: {wrong}"
+
+
+def test_imports_form_no_circle() -> None:
+    found = counts.circles(counts.import_graph(MODULES))
+    assert not found - CIRCLES, "new circles of imports"
+    assert not CIRCLES - found, "these circles are gone, or others; take them off the list"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts", "tests"])
+def test_what_others_import_is_there(folder: str) -> None:
+    """So that a module that moves takes along whoever uses it."""
+    files = counts.read_modules([folder])
+    assert files
+    wrong = [
+        f"{file.path}:{line}: {target}"
+        for file in files
+        for target, line in file.imports.items()
+        if target.partition(".")[0] in counts.PACKAGES and not exists(target)
+    ]
+    assert not wrong
+
+
+def exists(name: str) -> bool:
+    """Whether this dotted name is a module, or something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("title", LIMITS)
+def test_counts_only_fall(title: str) -> None:
+    goal, offenders = LIMITS[title]
+    found = {
+        "modules of a folder": lambda: counts.folder_sizes(MODULES),
+        "lines of a module": lambda: {module.path: module.lines for module in MODULES},
+        "lines of a function": lambda: counts.function_lines(MODULES),
+        "complexity of a function": lambda: counts.complexities(MODULES, goal),
+    }[title]()
+    above = excess(found, goal)
+    risen = {name: n for name, n in above.items() if n > offenders.get(name, goal)}
+    assert not risen, f"{title}: at most {goal}, or what LIMITS says: {risen}"
+    mended = sorted(offenders.keys() - above.keys())
+    assert not mended, f"{title}: below {goal} by now; take them out of LIMITS: {mended}"
+
+
+def excess(found: Mapping[str, int], goal: int) -> dict[str, int]:
+    """Those above the goal, but for what no limit holds."""
+    return {k: n for k, n in found.items() if n > goal and Path(k).name not in FREE}
+
+
+def test_the_code_shrinks_and_not_its_prose() -> None:
+    code, prose = sum(m.code for m in MODULES), sum(m.prose for m in MODULES)
+    assert code <= MAX_CODE_LINES, f"{code:,} lines of code"
+    assert code > MAX_CODE_LINES - 300, f"{code:,} lines of code; lower MAX_CODE_LINES"
+    assert prose >= MIN_PROSE * code, f"{prose / code:.3f} lines of prose for each line of code"
