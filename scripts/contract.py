@@ -17,7 +17,7 @@ from typing import Any, get_args
 import typer
 
 import sjc_engine
-from flows.cli import app
+from flows.commands.main import app
 from sjc_engine import AssetSpec, Recipe
 from tasks.schemas import SCHEMAS
 

@@ -17,7 +17,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.commands.main import app
 from flows.errors import RunError, UsageError, reported
 from sjc_engine.presets import PRESETS, presets_of
 from tasks.manifest_files import ManifestError
