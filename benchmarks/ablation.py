@@ -130,8 +130,8 @@ def picture(out: Path, base: Changes, prompts: list[str], seeds: list[int], path
     from PIL import Image, ImageDraw, ImageFont
 
     from sjc_engine import load_field
-    from sjc_engine.pictures import to_image
-    from sjc_engine.render import composite, render_views
+    from sjc_engine.evaluation.pictures import to_image
+    from sjc_engine.rendering.volume import composite, render_views
 
     columns = [(p, seed, view) for p in prompts for seed in seeds for view in (1, 3)]
     width, height = LABELS + len(columns) * (TILE + GAP), 20 + len(ROWS) * (TILE + GAP)

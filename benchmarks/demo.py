@@ -63,7 +63,7 @@ class Result:
 
 
 def ring():
-    from sjc_engine.camera import evaluation_cameras
+    from sjc_engine.rendering.camera import evaluation_cameras
 
     return evaluation_cameras()[:8]
 
@@ -72,10 +72,10 @@ def instance_masks(category: str) -> np.ndarray:
     """Silhouettes (INSTANCES, 8, SIZE, SIZE) of random toys in the evaluation views."""
     import torch
 
-    from sjc_engine.camera import rays
-    from sjc_engine.toybox.dataset import STUDIO
-    from sjc_engine.toybox.objects import make_toy
-    from sjc_engine.toybox.raycast import raycast
+    from sjc_engine.rendering.camera import rays
+    from sjc_engine.toybox.training.dataset import STUDIO
+    from sjc_engine.toybox.training.objects.catalogue import make_toy
+    from sjc_engine.toybox.training.raycast import raycast
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(INSTANCE_SEED)
@@ -128,12 +128,12 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     import torch
 
     from sjc_engine import Recipe, extract_mesh, load_field, load_prior, optimize
-    from sjc_engine.evaluate import evaluate
-    from sjc_engine.isosurface import MeshError
-    from sjc_engine.judge import load_judge
-    from sjc_engine.pictures import contact_sheet, take_pictures
-    from sjc_engine.raster import rasterize
-    from sjc_engine.render import render_views
+    from sjc_engine.evaluation.clip import load_judge
+    from sjc_engine.evaluation.metrics import evaluate
+    from sjc_engine.evaluation.pictures import contact_sheet, take_pictures
+    from sjc_engine.mesh.isosurface import MeshError
+    from sjc_engine.rendering.rasterize import rasterize
+    from sjc_engine.rendering.volume import render_views
     from sjc_engine.toybox.captions import NOUNS
 
     torch.set_num_threads(1)
@@ -251,7 +251,7 @@ def main() -> None:
 
     prompts = {row.row_id: row.prompt for row in read_manifest(MANIFEST).rows}
     settings.out.mkdir(parents=True, exist_ok=True)
-    from sjc_engine.toybox.objects import CATEGORIES
+    from sjc_engine.toybox.training.objects.catalogue import CATEGORIES
 
     names = ("seeds", "only", "processes", "recipe", "set")
     report = Report("demo", {name: getattr(settings, name) for name in names})

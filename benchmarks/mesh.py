@@ -49,14 +49,14 @@ from synthetic_fields import (
     soft_density,
 )
 
-from sjc_engine.camera import rays
-from sjc_engine.fields import VoxelField
-from sjc_engine.level import iou
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.mesh_file import Mesh
-from sjc_engine.raster import coverage, rasterize
+from sjc_engine.evaluation.turntable import turntable_frames, write_thumbnail, write_video
+from sjc_engine.fields.voxel import VoxelField
+from sjc_engine.mesh.extract import extract_mesh
+from sjc_engine.mesh.gltf import Mesh
+from sjc_engine.mesh.iso_level import iou
 from sjc_engine.recipes import MeshRecipe
-from sjc_engine.turntable import turntable_frames, write_thumbnail, write_video
+from sjc_engine.rendering.camera import rays
+from sjc_engine.rendering.rasterize import coverage, rasterize
 
 SIZE, RADIUS = 256, 0.45
 PACKAGES = ("torch", "scikit-image", "xatlas", "manifold3d", "fast-simplification", "embreex")

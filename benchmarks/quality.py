@@ -42,9 +42,9 @@ def track(job: tuple[str, str, int, str, dict[str, Any], Path]) -> Track:
     import torch
 
     from sjc_engine import Recipe, load_prior
-    from sjc_engine.chaining import step_scenes
-    from sjc_engine.render import render_views
-    from sjc_engine.scene import Scene
+    from sjc_engine.optimization.loop import step_scenes
+    from sjc_engine.optimization.scene import Scene
+    from sjc_engine.rendering.volume import render_views
 
     torch.set_num_threads(1)
     toys = torch.from_numpy(np.load(known)[category])

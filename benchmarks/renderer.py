@@ -49,10 +49,10 @@ import torch
 from report import Report, interleaved, ratio
 from torch import Tensor
 
-from sjc_engine.camera import Camera, rays, sample_camera
-from sjc_engine.fields import VoxelField
-from sjc_engine.losses import emptiness
-from sjc_engine.render import intersect_box, render_views
+from sjc_engine.fields.voxel import VoxelField
+from sjc_engine.optimization.losses import emptiness
+from sjc_engine.rendering.camera import Camera, rays, sample_camera
+from sjc_engine.rendering.volume import intersect_box, render_views
 
 SIDE, CHANNELS, STEP = 100, 4, 0.01
 STATES = ("init", "converged")

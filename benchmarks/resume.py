@@ -156,10 +156,10 @@ def checkpoint_costs(device: str, settings: dict[str, int]) -> tuple[float, floa
     import torch
 
     from sjc_engine import Recipe, load_prior
-    from sjc_engine.chaining import step_scenes
-    from sjc_engine.running_scene import RunningScene
-    from sjc_engine.sources import find_prior
+    from sjc_engine.optimization.loop import step_scenes
+    from sjc_engine.priors.sources import find_prior
     from sjc_engine.spec import AssetSpec
+    from sjc_engine.worker.running_scene import RunningScene
 
     torch.set_num_threads(1)
     prior = load_prior("toybox", device=torch.device(device))

@@ -28,12 +28,12 @@ from peak import Peak
 from report import Report, interleaved, ratio
 from shaped_prior import SD15, ShapedPrior
 
-from sjc_engine.chaining import try_step
+from sjc_engine.guidance.score import guide
 from sjc_engine.memory import MemoryProbe
-from sjc_engine.prior import Prior, load_prior
+from sjc_engine.optimization.loop import try_step
+from sjc_engine.optimization.scene import Scene, StepStats
+from sjc_engine.priors.denoiser import Prior, load_prior
 from sjc_engine.recipes import Recipe
-from sjc_engine.scene import Scene, StepStats
-from sjc_engine.score import guide
 
 OVER = "step / denoiser"
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.camera import Camera
-from sjc_engine.prior import Cond, SchedulePrior
-from sjc_engine.sources import PriorSource
+from sjc_engine.priors.denoiser import Cond, SchedulePrior
+from sjc_engine.priors.sources import PriorSource
+from sjc_engine.rendering.camera import Camera
 
 TOKENS = 77
 # unet/config.json of stable-diffusion-v1-5; whatever is left out is diffusers' default

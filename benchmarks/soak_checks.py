@@ -14,8 +14,8 @@ import pyarrow as pa
 from soak_ledger import Ledger
 from soak_processes import Ending
 
-from sjc_engine.running_scene import CHECKPOINT_SECONDS
-from sjc_engine.worker import PROGRESS_SECONDS
+from sjc_engine.worker.__main__ import PROGRESS_SECONDS
+from sjc_engine.worker.running_scene import CHECKPOINT_SECONDS
 from tasks.row_keys import last_rows
 from tasks.schemas import SCHEMAS
 from tasks.store import Store

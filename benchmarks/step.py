@@ -28,12 +28,12 @@ from renderer import put_ball
 from report import Report, interleaved, ratio
 from shaped_prior import SD15, SMALL, ShapedPrior
 
-from sjc_engine import render
-from sjc_engine.chaining import step_scenes
-from sjc_engine.prior import Prior, load_prior
+from sjc_engine.guidance.score import guide
+from sjc_engine.optimization.loop import step_scenes
+from sjc_engine.optimization.scene import Scene
+from sjc_engine.priors.denoiser import Prior, load_prior
 from sjc_engine.recipes import Recipe
-from sjc_engine.scene import Scene
-from sjc_engine.score import guide
+from sjc_engine.rendering import volume as render
 
 TARGETS = {("toybox", "cpu"): "<= 1.5", ("small", "cpu"): "<= 1.15", ("sd15", "cuda"): "<= 1.25"}
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from sjc_engine.atomic import is_refusal
+from sjc_engine.files import is_refusal
 from tasks.disk import disk_advice
 
 FAILED, USAGE, STORE, INTERRUPTED = 1, 2, 3, 130

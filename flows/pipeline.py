@@ -15,7 +15,7 @@ from flows.context import RunContext, run_context
 from flows.plan import RunPlan
 from flows.progress.terminal import Watcher, watcher
 from flows.scratch import scratch_id
-from sjc_engine.atomic import is_refusal
+from sjc_engine.files import is_refusal
 from tasks.asset import Asset
 from tasks.attempts import FAILURES, asset_attempts, close_interrupted
 from tasks.cancelling import watch_cancels

@@ -10,7 +10,7 @@ from pathlib import Path
 from flows.errors import UsageError, disk_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
-from sjc_engine.sources import find_prior
+from sjc_engine.priors.sources import find_prior
 from tasks.assets import asset_state
 from tasks.documents import LOOKUPS, check_usable, mark_format
 from tasks.manifest import Entry, Manifest, Resolved

@@ -12,12 +12,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sjc_engine.chaining import optimize
-    from sjc_engine.fields import VoxelField, load_field
-    from sjc_engine.input_image import read_image
-    from sjc_engine.mesh import extract_mesh
-    from sjc_engine.mesh_file import Mesh
-    from sjc_engine.prior import load_prior
+    from sjc_engine.fields.kinds import load_field
+    from sjc_engine.fields.voxel import VoxelField
+    from sjc_engine.mesh.extract import extract_mesh
+    from sjc_engine.mesh.gltf import Mesh
+    from sjc_engine.optimization.loop import optimize
+    from sjc_engine.priors.conditioning import read_image
+    from sjc_engine.priors.denoiser import load_prior
     from sjc_engine.recipes import Recipe
     from sjc_engine.spec import AssetSpec
 
@@ -39,18 +40,18 @@ __all__ = [
     "read_image",
 ]
 
-# Imported at first use: reading a manifest needs recipes, not torch. (No module may be called
-# `optimize`: importing it would put the module in the function's place.)
+# Imported at first use: reading a manifest needs recipes, not torch. (No module or folder may be
+# called `optimize`: importing it would put the module in the function's place.)
 _HOMES = {
     "AssetSpec": "spec",
-    "Mesh": "mesh_file",
+    "Mesh": "mesh.gltf",
     "Recipe": "recipes",
-    "VoxelField": "fields",
-    "extract_mesh": "mesh",
-    "load_field": "fields",
-    "load_prior": "prior",
-    "optimize": "chaining",
-    "read_image": "input_image",
+    "VoxelField": "fields.voxel",
+    "extract_mesh": "mesh.extract",
+    "load_field": "fields.kinds",
+    "load_prior": "priors.denoiser",
+    "optimize": "optimization.loop",
+    "read_image": "priors.conditioning",
 }
 
 

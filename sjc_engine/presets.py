@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sjc_engine.sources import BUILTINS, family_of
+from sjc_engine.priors.sources import BUILTINS, family_of
 
 Value = int | float | bool | str
 

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
-from sjc_engine.views import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 
 if TYPE_CHECKING:
-    from sjc_engine.prior import Prior
+    from sjc_engine.priors.denoiser import Prior
 
 # Part of every asset's identity: raise it when the same recipe begins to give another asset.
 RECIPE_VERSION = 1

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sjc_engine.priors.sources import licence_of
 from sjc_engine.recipes import RECIPE_VERSION, Recipe, canonical_json
-from sjc_engine.sources import licence_of
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.checkpoint import write_atomically
-from sjc_engine.fields import Field
-from sjc_engine.mesh_file import Mesh
+from sjc_engine.fields.field import Field
+from sjc_engine.files import write_atomically
+from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.spec import AssetSpec
 from tasks.checkpoint_copy import CheckpointCopy
 from tasks.store import Store

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sjc_engine.checkpoint import CheckpointError, read_checkpoint
+from sjc_engine.optimization.checkpoint import CheckpointError, read_checkpoint
 from tasks.documents import LOOKUPS, asset_manifest, committed_attempt, read_attempt
 from tasks.layout import CHECKPOINTS, attempt_key, checkpoint_keys
 from tasks.store import Damaged, NotInStore, Store, StoreError

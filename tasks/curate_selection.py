@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
 
-from sjc_engine.sources import licence_of
+from sjc_engine.priors.sources import licence_of
 from tasks.csv_text import plain
 from tasks.documents import CommittedFile, committed_files, finished_manifest
 from tasks.near_duplicates import (

@@ -5,9 +5,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sjc_engine.evaluate import evaluate as measure
-from sjc_engine.pictures import contact_sheet, take_pictures, to_image
-from sjc_engine.turntable import write_turntable
+from sjc_engine.evaluation.metrics import evaluate as measure
+from sjc_engine.evaluation.pictures import contact_sheet, take_pictures, to_image
+from sjc_engine.evaluation.turntable import write_turntable
 from tasks.artifacts import show_preview
 from tasks.asset import Asset
 from tasks.judges import Judges

@@ -5,8 +5,8 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sjc_engine.fields import load_field
-from sjc_engine.mesh import extract_mesh, mesh_statistics, write_mesh
+from sjc_engine.fields.kinds import load_field
+from sjc_engine.mesh.extract import extract_mesh, mesh_statistics, write_mesh
 from tasks.asset import Asset
 from tasks.scene_job import scratch_lost
 from tasks.transient import RETRY

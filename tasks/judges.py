@@ -2,8 +2,8 @@
 
 import threading
 
-from sjc_engine.judge import Judge, load_judge
-from sjc_engine.perceptual import Lpips, load_lpips
+from sjc_engine.evaluation.clip import Judge, load_judge
+from sjc_engine.evaluation.lpips import Lpips, load_lpips
 from sjc_engine.recipes import EvaluateRecipe
 
 

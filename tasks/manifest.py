@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.input_image import NO_SILHOUETTE, mismatches, read_image
 from sjc_engine.presets import Value
+from sjc_engine.priors.conditioning import NO_SILHOUETTE, mismatches, read_image
+from sjc_engine.priors.sources import takes_image
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
-from sjc_engine.sources import takes_image
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
 from tasks.manifest_files import ManifestError, Problem

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.input_image import ImageError, check_image
 from sjc_engine.presets import PRESETS, Value
+from sjc_engine.priors.conditioning import ImageError, check_image
+from sjc_engine.priors.sources import BUILTINS, FAMILIES, HUB_ID
 from sjc_engine.recipes import RECIPE_KEYS, Recipe
-from sjc_engine.sources import BUILTINS, FAMILIES, HUB_ID
 from tasks.manifest_files import META, Record, Records, shown
 
 MAX_CELL = 100_000  # characters

@@ -10,10 +10,11 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from sjc_engine.evaluate import evaluate
-from sjc_engine.fields import Field, load_field
-from sjc_engine.mesh_file import Mesh, read_mesh
-from sjc_engine.pictures import take_pictures
+from sjc_engine.evaluation.metrics import evaluate
+from sjc_engine.evaluation.pictures import take_pictures
+from sjc_engine.fields.field import Field
+from sjc_engine.fields.kinds import load_field
+from sjc_engine.mesh.gltf import Mesh, read_mesh
 from sjc_engine.presets import Value
 from sjc_engine.recipes import EvaluateRecipe, Recipe
 from tasks.attempts import finish_attempt, start_evaluation

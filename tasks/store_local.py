@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from sjc_engine.atomic import is_refusal
+from sjc_engine.files import is_refusal
 from tasks.disk import disk_advice
 from tasks.store_interface import (
     TRANSFERS,

@@ -5,7 +5,7 @@ from typing import Any
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
-from sjc_engine.unwrap import UnwrapKilled
+from sjc_engine.mesh.unwrap import UnwrapKilled
 from tasks.store import WrongBytes
 
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}

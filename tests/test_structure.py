@@ -20,17 +20,26 @@ MAX_CODE_LINES = 18_960  # goal: 17,000
 MIN_PROSE = 0.14  # lines for each line of code
 # What is counted: its goal, and today's offenders with the most that each may have.
 LIMITS: dict[str, tuple[int, dict[str, int]]] = {
-    "modules of a folder": (12, {"flows": 37, "tasks": 54, "sjc_engine": 50}),
-    "lines of a module": (400, {"sjc_engine/scene.py": 423, "tasks/table_reader.py": 448}),
+    "modules of a folder": (
+        12,
+        {
+            "flows": 37,
+            "tasks": 54,
+        },
+    ),
+    "lines of a module": (
+        400,
+        {"tasks/table_reader.py": 448},
+    ),
     "lines of a function": (
         60,
         {
             "flows/single.py:_make": 70,
-            "sjc_engine/evaluate.py:evaluate": 85,
+            "sjc_engine/evaluation/metrics.py:evaluate": 85,
             "sjc_engine/glb.py:glb_bytes": 117,
-            "sjc_engine/render.py:render_views": 74,
-            "sjc_engine/toybox/train.py:train": 78,
-            "sjc_engine/toybox/train_judge.py:train": 61,
+            "sjc_engine/rendering/volume.py:render_views": 74,
+            "sjc_engine/toybox/training/train.py:train": 78,
+            "sjc_engine/toybox/training/train_judge.py:train": 61,
             "tasks/curate_card.py:_readme": 71,
         },
     ),
@@ -42,16 +51,16 @@ LIMITS: dict[str, tuple[int, dict[str, int]]] = {
             "flows/experiments.py:sample2d": 13,
             "flows/story.py:command": 11,
             "flows/verify.py:run": 14,
-            "sjc_engine/chaining.py:try_step": 12,
+            "sjc_engine/optimization/loop.py:try_step": 12,
             "sjc_engine/glb.py:glb_bytes": 11,
-            "sjc_engine/toybox/train.py:train": 14,
+            "sjc_engine/toybox/training/train.py:train": 14,
             "tasks/rows.py:check_report": 11,
             "tasks/table_reader.py:_execute": 11,
         },
     ),
 }
 CIRCLES = {  # modules that import each other, in functions and under TYPE_CHECKING too; goal: none
-    frozenset({"sjc_engine.camera", "sjc_engine.views"}),
+    frozenset({"sjc_engine.rendering.camera", "sjc_engine.guidance.view_prompts"}),
     frozenset(f"sjc_engine.{name}" for name in ("level", "mesh", "raster", "texture")),
     frozenset({"tasks.devices", "tasks.engine_process"}),
     frozenset({"tasks.report", "tasks.report.page"}),

@@ -33,7 +33,7 @@ def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 def priors(incomplete: str) -> list[str]:
     """Embedded priors, and those in the hub's cache; a folder is the shell's to complete."""
-    from sjc_engine.sources import BUILTINS
+    from sjc_engine.priors.sources import BUILTINS
 
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")

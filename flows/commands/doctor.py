@@ -182,7 +182,7 @@ def renderer() -> Results:
     """Whether the renderer's kernels work: on the GPUs or, without any, on the CPU."""
     import torch
 
-    from sjc_engine.fused import device_unavailable_reason
+    from sjc_engine.rendering.fused import device_unavailable_reason
 
     kind = "cuda" if torch.cuda.device_count() else "cpu"
     if problem := device_unavailable_reason(torch.device(kind)):
@@ -210,7 +210,7 @@ def embedded() -> Results:
     """The weights that ship with the package."""
     from safetensors import SafetensorError, safe_open
 
-    from sjc_engine.sources import BUILTINS, folder_digest
+    from sjc_engine.priors.sources import BUILTINS, folder_digest
 
     judges = BUILTINS["toybox"].with_name("judge")
     for name, folder in {**BUILTINS, "judge toybox": judges}.items():

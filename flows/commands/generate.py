@@ -17,7 +17,7 @@ from flows.commands.app import app, examples
 from flows.errors import RunError, UsageError, disk_errors, reported
 
 if TYPE_CHECKING:
-    from sjc_engine.input_image import InputImage
+    from sjc_engine.priors.conditioning import InputImage
     from sjc_engine.recipes import Recipe
     from tasks.manifest_files import Problem
 
@@ -77,7 +77,7 @@ def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
     import tempfile
 
     from flows.plan import check_devices
-    from sjc_engine.input_image import ImageError, read_image
+    from sjc_engine.priors.conditioning import ImageError, read_image
 
     try:
         image = read_image(request.image) if request.image else None
@@ -149,15 +149,15 @@ def _make(
 ) -> dict[str, Any]:
     """The asset's files, in `folder`, and the content of `report.json`."""
     from flows.progress.terminal import terminal_watcher
-    from sjc_engine.chaining import optimize
-    from sjc_engine.evaluate import evaluate
-    from sjc_engine.isosurface import MeshError
-    from sjc_engine.mesh import extract_mesh, mesh_statistics, write_mesh
-    from sjc_engine.pictures import contact_sheet, take_pictures
-    from sjc_engine.prior import load_prior
-    from sjc_engine.scene import Diverged, Scene, StepStats
+    from sjc_engine.evaluation.metrics import evaluate
+    from sjc_engine.evaluation.pictures import contact_sheet, take_pictures
+    from sjc_engine.evaluation.turntable import write_turntable
+    from sjc_engine.mesh.extract import extract_mesh, mesh_statistics, write_mesh
+    from sjc_engine.mesh.isosurface import MeshError
+    from sjc_engine.optimization.loop import optimize
+    from sjc_engine.optimization.scene import Diverged, Scene, StepStats
+    from sjc_engine.priors.denoiser import load_prior
     from sjc_engine.spec import AssetSpec
-    from sjc_engine.turntable import write_turntable
     from tasks.judges import Judges
 
     started = time.perf_counter()

@@ -96,7 +96,7 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
 
 def _write(plan: ShardPlan, out: Path) -> None:
     """Writes the plan; an equal one that is there stays."""
-    from sjc_engine.checkpoint import write_atomically
+    from sjc_engine.files import write_atomically
 
     with disk_errors("-o", out):
         if not out.exists():

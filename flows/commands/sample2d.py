@@ -44,7 +44,7 @@ def sample2d(
 
 def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:
     """Raises UsageError for an option that cannot be right, before any work."""
-    from sjc_engine.sources import takes_image
+    from sjc_engine.priors.sources import takes_image
     from tasks.manifest_rows import prior_problem
 
     if out.suffix.lower() != ".png":
@@ -79,8 +79,8 @@ def draw(
     with disk_errors("-o", out):
         partial.touch()  # a folder that cannot be written is found before the work
     try:
-        from sjc_engine.prior import load_prior
-        from sjc_engine.sample2d import experiments
+        from sjc_engine.paper2d import experiments
+        from sjc_engine.priors.denoiser import load_prior
 
         try:
             loaded = [load_prior(prior, device=chosen) for prior in priors]

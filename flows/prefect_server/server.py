@@ -24,7 +24,7 @@ from pathlib import Path
 from flows.errors import RunError, UsageError
 from flows.prefect_server.environment import prefect_home
 from flows.scratch import make_private
-from sjc_engine.lifeline import die_with_parent
+from sjc_engine.worker.parent_death import die_with_parent
 from tasks.disk import disk_advice
 
 HOST = "127.0.0.1"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import ConeSamples, Field, Space
+from sjc_engine.fields.field import ConeSamples, Field, Space
 
 # DreamFusion (appendix A.2) adds a density of lambda (1 - |x| / c): an object in the middle.
 BLOB_DENSITY, BLOB_RADIUS = 5.0, 0.5

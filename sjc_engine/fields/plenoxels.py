@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import ConeSamples, Field, grid_density, interpolate
+from sjc_engine.fields.field import ConeSamples, Field, grid_density, interpolate
 
 HARMONICS = 9  # of degree 0 to 2
 CONSTANT = 0.28209479177387814  # the first of them, that of degree 0

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import ConeSamples, Field, Space, grid_density
+from sjc_engine.fields.field import ConeSamples, Field, Space, grid_density
 
 # The axes of each plane, and of the line that goes with it (x, y, z = 0, 1, 2)
 PLANES = ((0, 1), (0, 2), (1, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.protocol import DENSITY_SHIFT, ConeSamples, Field, grid_density, interpolate
+from sjc_engine.fields.field import DENSITY_SHIFT, ConeSamples, Field, grid_density, interpolate
 
 
 class VoxelField(Field):

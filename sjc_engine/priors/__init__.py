@@ -1,1 +1,1 @@
-"""Families of diffusion models, one module each, behind `sjc_engine.prior`."""
+"""2D diffusion models as denoisers: the contract, their weights, one module a family."""

@@ -1,1 +1,1 @@
-"""The embedded prior and its judge: procedural toys, their renderer, training and weights."""
+"""The embedded prior and its judge: the words they know, and their weights."""

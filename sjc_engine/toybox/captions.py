@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from sjc_engine.views import view_prompts
+from sjc_engine.guidance.view_prompts import view_prompts
 
 NOUNS: dict[str, tuple[str, ...]] = {
     "burger": ("burger", "hamburger", "delicious burger", "cheeseburger"),
@@ -46,7 +46,7 @@ TEMPLATES = (
     "a 3D render of a {}",
     "{}",
 )
-# Every prefix of `sjc_engine.views`, from the coarsest style to the finest.
+# Every prefix of `sjc_engine.guidance.view_prompts`, from the coarsest style to the finest.
 VIEWS = tuple(
     dict.fromkeys(name for style in ("paper", "sided", "detailed") for name in view_prompts(style))
 )
@@ -58,7 +58,7 @@ def caption(rng: np.random.Generator, category: str, color: str | None, view: st
     """A random caption such as "left side view of a DSLR photo of a red toy car".
 
     `color` is named always: an object whose look is not its usual one must not hide behind a
-    caption that does not say so. `view` is a prefix of `sjc_engine.views` or empty.
+    caption that does not say so. `view` is a prefix of `sjc_engine.guidance.view_prompts` or empty.
     """
     nouns = NOUNS[category]
     noun = nouns[rng.integers(len(nouns))]
@@ -89,8 +89,8 @@ def coverage(prompt: str) -> float:
 @cache
 def vocabulary() -> frozenset[str]:
     """Every lower-case word of the grammar."""
-    from sjc_engine.toybox.objects.food_and_plants import FLAVOURS
-    from sjc_engine.toybox.objects.palette import COLORS
+    from sjc_engine.toybox.training.objects.food_and_plants import FLAVOURS
+    from sjc_engine.toybox.training.objects.palette import COLORS
 
     phrases = [noun for nouns in NOUNS.values() for noun in nouns]
     phrases += [*TEMPLATES, *COLORS, *FLAVOURS]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.atomic import write_atomically
+from sjc_engine.files import write_atomically
 from tasks.columns import FLAG, REAL, TIME, WHOLE, Column
 from tasks.documents import CommittedFile, committed_files, finished_manifest
 from tasks.html import escaped, page, source_hash

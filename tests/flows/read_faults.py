@@ -31,7 +31,7 @@ from task_samples import report
 
 from flows.plan import make_plan
 from flows.settings import Settings
-from sjc_engine.mesh import extract_mesh
+from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from tasks import s3_client, store_s3
 from tasks.assets import commit_asset

@@ -18,7 +18,7 @@ from command_line import SJC, Said, tiny
 from fleet import descendants
 from PIL import Image
 
-from sjc_engine.checkpoint import read_checkpoint
+from sjc_engine.optimization.checkpoint import read_checkpoint
 from tasks.attempts import asset_attempts
 from tasks.documents import asset_manifest
 from tasks.store import open_store
@@ -169,7 +169,7 @@ BAD_REQUESTS: dict[str, list[str]] = {  # command -> what its lines on stderr be
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """What draws or optimises cannot be imported."""
-    for module in ("sjc_engine.chaining", "sjc_engine.sample2d"):
+    for module in ("sjc_engine.optimization.loop", "sjc_engine.paper2d"):
         monkeypatch.setitem(sys.modules, module, None)
 
 

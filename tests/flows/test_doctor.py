@@ -113,7 +113,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_damaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sjc_engine import sources
+    from sjc_engine.priors import sources
 
     (tmp_path / "prior").mkdir()
     (tmp_path / "prior" / "model.safetensors").write_text("version https://git-lfs.github.com/")

@@ -14,7 +14,7 @@ from synthetic_fields import TOTEM, centers, make_field, soft_density
 from task_samples import make, spec
 
 import flows.evaluate
-from sjc_engine.mesh import extract_mesh
+from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.spec import AssetSpec
 from tasks.assets import commit_asset

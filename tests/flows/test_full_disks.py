@@ -22,9 +22,9 @@ from flows.prefect_server import environment
 from flows.progress.terminal import Lines
 from flows.scratch import sole_user
 from sjc_engine import Recipe, load_field
-from sjc_engine.prior import load_prior
-from sjc_engine.running_scene import RunningScene
-from sjc_engine.worker import Worker
+from sjc_engine.priors.denoiser import load_prior
+from sjc_engine.worker.__main__ import Worker
+from sjc_engine.worker.running_scene import RunningScene
 from tasks.disk import is_full
 from tasks.store import AlreadyCommitted, StoreError, TakesNoMore, open_store
 from tasks.tables import query

@@ -24,13 +24,13 @@ from task_samples import make, report
 from typer.testing import CliRunner
 
 from flows.commands.main import app
-from sjc_engine.camera import orbit
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.mesh_file import glb_bytes
-from sjc_engine.raster import rasterize
+from sjc_engine.evaluation.turntable import write_video
+from sjc_engine.mesh.extract import extract_mesh
+from sjc_engine.mesh.gltf import glb_bytes
 from sjc_engine.recipes import MeshRecipe, Recipe
+from sjc_engine.rendering.camera import orbit
+from sjc_engine.rendering.rasterize import rasterize
 from sjc_engine.spec import AssetSpec
-from sjc_engine.turntable import write_video
 from tasks.assets import commit_asset
 from tasks.attempts import finish_attempt, start_attempt
 from tasks.gallery import RESOURCES, VIEWER, build_gallery, command, index_page

@@ -13,7 +13,7 @@ from command_line import SJC, Said, tiny
 from fault_proxy import Fault, FaultProxy
 from swift_server import SwiftServer
 
-from sjc_engine.checkpoint import read_checkpoint
+from sjc_engine.optimization.checkpoint import read_checkpoint
 from tasks.attempts import asset_attempts
 from tasks.devices import DevicePool
 from tasks.store import Store, open_store

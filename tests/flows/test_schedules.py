@@ -22,7 +22,7 @@ from flows.errors import UsageError
 from flows.prefect_server.heartbeats import NAME
 from flows.prefect_server.server import HOST, free_port, healthy
 from flows.settings import Settings
-from sjc_engine.checkpoint import read_checkpoint
+from sjc_engine.optimization.checkpoint import read_checkpoint
 from tasks.manifest import ManifestError
 from tasks.store import open_store
 from tasks.tables import read_table

@@ -22,9 +22,9 @@ from command_line import Said, tiny
 from flows.prefect_server import environment
 from flows.settings import Settings
 from sjc_engine import load_prior
-from sjc_engine.judge import load_judge
-from sjc_engine.perceptual import load_lpips
-from sjc_engine.sources import BUILTINS
+from sjc_engine.evaluation.clip import load_judge
+from sjc_engine.evaluation.lpips import load_lpips
+from sjc_engine.priors.sources import BUILTINS
 from tasks.curate_destination import Destination
 from tasks.store import StoreError, open_store
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sjc_engine import Recipe, load_prior, optimize
-from sjc_engine.sources import find_prior
+from sjc_engine.priors.sources import find_prior
 from sjc_engine.spec import AssetSpec
 
 WORKER = (sys.executable, "-m", "sjc_engine.worker")

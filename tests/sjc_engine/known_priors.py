@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sjc_engine.prior import Cond
+from sjc_engine.priors.denoiser import Cond
 
 
 class KnownPrior:

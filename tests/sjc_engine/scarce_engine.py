@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from sjc_engine import worker
-from sjc_engine.prior import Cond, Prior
+from sjc_engine.optimization.scene import Scene
+from sjc_engine.priors.denoiser import Cond, Prior
 from sjc_engine.recipes import Recipe
-from sjc_engine.scene import Scene
 
 load_prior = worker.load_prior
 

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from sjc_engine.camera import orbit
-from sjc_engine.fields import VoxelField
-from sjc_engine.level import iou
-from sjc_engine.mesh_file import Mesh
-from sjc_engine.raster import coverage, rasterize
-from sjc_engine.render import render
+from sjc_engine.fields.voxel import VoxelField
+from sjc_engine.mesh.gltf import Mesh
+from sjc_engine.mesh.iso_level import iou
+from sjc_engine.rendering.camera import orbit
+from sjc_engine.rendering.rasterize import coverage, rasterize
+from sjc_engine.rendering.volume import render
 
 HALF = 0.7
 Array = NDArray[np.float64]

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from sjc_engine.camera import evaluation_cameras, nearby, orbit, rays, sample_camera
-from sjc_engine.views import view_prompt, view_prompts
+from sjc_engine.guidance.view_prompts import view_prompt, view_prompts
+from sjc_engine.rendering.camera import evaluation_cameras, nearby, orbit, rays, sample_camera
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_priors import FAMILIES
 
-from sjc_engine import compiled
-from sjc_engine.prior import load_prior
+from sjc_engine.priors import compiled
+from sjc_engine.priors.denoiser import load_prior
 
 
 @pytest.fixture(autouse=True)

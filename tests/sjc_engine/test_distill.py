@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from known_priors import KnownPrior
 from tiny_priors import build_color_prior, colors_of
 
-from sjc_engine.camera import orbit, sample_camera
-from sjc_engine.chaining import optimize
-from sjc_engine.distill import decode_views, distill_rgb
-from sjc_engine.fields import KINDS, VoxelField
-from sjc_engine.fields.voxel import grid_centers
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.prior import load_prior
+from sjc_engine.fields.kinds import KINDS
+from sjc_engine.fields.voxel import VoxelField, grid_centers
+from sjc_engine.guidance.view_prompts import view_prompt
+from sjc_engine.mesh.extract import extract_mesh
+from sjc_engine.optimization.distill import decode_views, distill_rgb
+from sjc_engine.optimization.loop import optimize
+from sjc_engine.optimization.scene import Scene
+from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import MeshRecipe, OptimizeRecipe, Recipe
-from sjc_engine.render import composite, learned_background, render
-from sjc_engine.scene import Scene
-from sjc_engine.views import view_prompt
+from sjc_engine.rendering.camera import orbit, sample_camera
+from sjc_engine.rendering.volume import composite, learned_background, render
 
 HALF = 0.7
 SMALL = {"grid_size": 16, "render_size": 16, "ray_step": 0.08, "half_length": HALF}
@@ -68,7 +68,7 @@ def test_the_vae_made_for_these_tests_decodes_to_its_colours(tmp_path, blocks, f
 
 
 def test_the_distilled_field_looks_like_the_decoded_one_from_unseen_views(prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.distill.STEPS", 100)
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 100)
     field = latent_ball()
     result = distill_rgb(field, prior, RECIPE, seed=0)
     assert (result.space, result.channels) == ("rgb", 3)
@@ -100,8 +100,8 @@ def test_views_are_decoded_from_where_the_scene_was_trained(prior, monkeypatch):
         seen.extend(cameras)
         return decode_views(field, prior, cameras, size, **options)
 
-    monkeypatch.setattr("sjc_engine.distill.decode_views", listening)
-    monkeypatch.setattr("sjc_engine.distill.STEPS", 1)
+    monkeypatch.setattr("sjc_engine.optimization.distill.decode_views", listening)
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 1)
     recipe = OptimizeRecipe(
         **SMALL, elevation_min=-20, elevation_max=15, fov_min=44, fov_max=46, radius=1.8
     )
@@ -116,7 +116,7 @@ def test_views_are_decoded_from_where_the_scene_was_trained(prior, monkeypatch):
 
 def test_a_mesh_from_latents_has_their_colours(prior, monkeypatch):
     """The whole way of a latent scene: finish, extract, look at every vertex."""
-    monkeypatch.setattr("sjc_engine.distill.STEPS", 100)
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 100)
     recipe = Recipe.for_prior(prior.id, "paper").override(SMALL)
     scene = Scene("a ball", "", 0, recipe, prior)
     fill(scene.field)
@@ -133,7 +133,7 @@ def test_a_mesh_from_latents_has_their_colours(prior, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_latent_field_is_distilled(kind, prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.distill.STEPS", 2)
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 2)
     generator = torch.Generator().manual_seed(0)
     field = KINDS[kind](8, 4, HALF, space="latent", generator=generator)
     result = distill_rgb(field, prior, RECIPE, seed=0)
@@ -141,7 +141,7 @@ def test_every_kind_of_latent_field_is_distilled(kind, prior, monkeypatch):
 
 
 def test_distilling_is_repeatable(prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.distill.STEPS", 3)
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
     one, same, other = (distill_rgb(latent_ball(), prior, RECIPE, s).color for s in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -173,7 +173,7 @@ class KnownLatents(KnownPrior):
 
 def test_a_run_in_latents_ends_as_a_mesh_with_their_colours(prior, monkeypatch):
     """Optimised from nothing by scores of latent pictures, decoded, distilled and cut out."""
-    monkeypatch.setattr("sjc_engine.distill.STEPS", 100)
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 100)
     changes = {
         "steps": 250,
         "guidance_scale": 1.0,

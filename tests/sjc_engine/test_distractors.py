@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sjc_engine.distractors import CATEGORIES, DISTRACTORS, DISTRACTORS_SHA256, rivals
+from sjc_engine.evaluation.distractors import CATEGORIES, DISTRACTORS, DISTRACTORS_SHA256, rivals
 from sjc_engine.toybox.captions import NOUNS
 
 

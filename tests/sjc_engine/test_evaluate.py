@@ -15,12 +15,12 @@ from synthetic_fields import TOTEM, centers, make_field, soft_density, sphere
 from tiny_clip import save_tiny_clip
 from torch import Tensor
 
-from sjc_engine.distractors import DISTRACTORS, DISTRACTORS_SHA256
-from sjc_engine.evaluate import MAX_PSNR, coverage_flag, evaluate, psnr, single_color
-from sjc_engine.judge import load_judge
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.mesh_file import Mesh
-from sjc_engine.pictures import Pictures, take_pictures
+from sjc_engine.evaluation.clip import load_judge
+from sjc_engine.evaluation.distractors import DISTRACTORS, DISTRACTORS_SHA256
+from sjc_engine.evaluation.metrics import MAX_PSNR, coverage_flag, evaluate, psnr, single_color
+from sjc_engine.evaluation.pictures import Pictures, take_pictures
+from sjc_engine.mesh.extract import extract_mesh
+from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.recipes import EvaluateRecipe, MeshRecipe
 
 PROMPT = "a red zebra"

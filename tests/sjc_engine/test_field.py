@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sjc_engine.fields import VoxelField, field_metadata, load_field
+from sjc_engine.fields.kinds import field_metadata, load_field
+from sjc_engine.fields.voxel import VoxelField
 
 
 def centres(field):

@@ -7,27 +7,21 @@ import pytest
 import torch
 from tiny_priors import build_pixel_prior
 
-from sjc_engine.camera import orbit
-from sjc_engine.chaining import step_scenes
-from sjc_engine.fields import (
-    KINDS,
-    ConeSamples,
-    MLPField,
-    PlenoxelField,
-    TensorField,
-    VoxelField,
-    load_field,
-    voxelize,
-)
-from sjc_engine.fields.plenoxels import harmonics
-from sjc_engine.fields.voxel import grid_centers
-from sjc_engine.level import iou
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.prior import load_prior
-from sjc_engine.raster import rasterize
+from sjc_engine.fields.field import ConeSamples
+from sjc_engine.fields.kinds import KINDS, load_field
+from sjc_engine.fields.mlp import MLPField
+from sjc_engine.fields.plenoxels import PlenoxelField, harmonics
+from sjc_engine.fields.tensorf import TensorField
+from sjc_engine.fields.voxel import VoxelField, grid_centers, voxelize
+from sjc_engine.mesh.extract import extract_mesh
+from sjc_engine.mesh.iso_level import iou
+from sjc_engine.optimization.loop import step_scenes
+from sjc_engine.optimization.scene import Scene
+from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import MeshRecipe, Recipe
-from sjc_engine.render import render, render_views
-from sjc_engine.scene import Scene
+from sjc_engine.rendering.camera import orbit
+from sjc_engine.rendering.rasterize import rasterize
+from sjc_engine.rendering.volume import render, render_views
 
 HALF = 0.7
 RATES = {"mlp": 0.02, "tensorf": 0.02}

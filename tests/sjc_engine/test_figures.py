@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_priors import build_ddpm_prior, build_pixel_prior
 
-from sjc_engine import sample2d
-from sjc_engine.prior import load_prior
-from sjc_engine.sample2d import GAP, HEADER, LABELS, TILE, Panel, draw, experiments
+from sjc_engine import paper2d as sample2d
+from sjc_engine.paper2d import GAP, HEADER, LABELS, TILE, Panel, draw, experiments
+from sjc_engine.priors.denoiser import load_prior
 
 
 def tile(picture, top, row, column):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sjc_engine import fused, kernels
-from sjc_engine.camera import orbit, sample_camera
 from sjc_engine.fields import PlenoxelField, VoxelField
-from sjc_engine.losses import distortion, emptiness
-from sjc_engine.render import learned_background, render_views
+from sjc_engine.optimization.losses import distortion, emptiness
+from sjc_engine.rendering import fused, kernels
+from sjc_engine.rendering.camera import orbit, sample_camera
+from sjc_engine.rendering.volume import learned_background, render_views
 
 
 def make_field(channels, space, *, opaque, side=12):
@@ -221,9 +221,9 @@ def test_without_numba_the_oracle_renders_and_that_is_said_once():
     said = python("""
         import sys
         sys.modules["numba"] = None
-        from sjc_engine.camera import orbit
+        from sjc_engine.rendering.camera import orbit
         from sjc_engine.fields import VoxelField
-        from sjc_engine.render import render_views
+        from sjc_engine.rendering.volume import render_views
         for _ in range(3):
             view = render_views(VoxelField(6, 3, 0.7), [orbit(0, 0)], 8, 8)
         print("opacity", float(view.opacity.mean()) > 0)

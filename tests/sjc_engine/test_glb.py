@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from sjc_engine.isosurface import vertex_normals
-from sjc_engine.mesh_file import TO_GLTF, Mesh, Texture, glb_bytes, srgb_to_linear
+from sjc_engine.mesh.gltf import TO_GLTF, Mesh, Texture, glb_bytes, srgb_to_linear
+from sjc_engine.mesh.isosurface import vertex_normals
 
 ROOT = Path(__file__).parents[2]
 VALIDATE = """

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sjc_engine import input_image
-from sjc_engine.input_image import ImageError, check_image, read_image
+from sjc_engine.priors import conditioning as input_image
+from sjc_engine.priors.conditioning import ImageError, check_image, read_image
 
 GREEN, WHITE = (0, 255, 51, 255), (255, 255, 255, 255)
 
@@ -112,6 +112,6 @@ def test_checking_a_picture_needs_no_torch(tmp_path):
     drawn().save(tmp_path / "a.png")
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from sjc_engine.input_image import check_image; check_image('a.png')"
+        "from sjc_engine.priors.conditioning import check_image; check_image('a.png')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

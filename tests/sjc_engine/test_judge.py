@@ -16,8 +16,8 @@ from PIL import Image
 from tiny_clip import LENGTH, MEAN, STD, save_tiny_clip
 from transformers import CLIPModel, CLIPTokenizer
 
-from sjc_engine import judge as judge_module
-from sjc_engine.judge import Judge, Preprocessing, load_judge, read_preprocessing
+from sjc_engine.evaluation import clip as judge_module
+from sjc_engine.evaluation.clip import Judge, Preprocessing, load_judge, read_preprocessing
 
 TEXTS = ["a photo of a red car", "duck", "a very long caption of a yellow rubber duck " * 9]
 
@@ -130,7 +130,7 @@ def test_a_damaged_folder_is_an_error(folder: Path, tmp_path: Path) -> None:
 def test_loading_draws_no_progress_bar():
     """In a process of its own: this one has progress bars switched off for Prefect's sake."""
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_PROGRESS_BARS"}
-    code = "from sjc_engine.judge import load_judge; load_judge()"
+    code = "from sjc_engine.evaluation.clip import load_judge; load_judge()"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "Loading weights" not in done.stderr

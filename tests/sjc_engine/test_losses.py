@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sjc_engine.camera import orbit
-from sjc_engine.fields import KINDS, MLPField, VoxelField
-from sjc_engine.losses import (
+from sjc_engine.fields.kinds import KINDS
+from sjc_engine.fields.mlp import MLPField
+from sjc_engine.fields.voxel import VoxelField
+from sjc_engine.optimization.losses import (
     DEPTH_KNEE,
     center_depth,
     depth_smoothness,
@@ -18,7 +19,8 @@ from sjc_engine.losses import (
     silhouette,
     total_variation,
 )
-from sjc_engine.render import render, render_views
+from sjc_engine.rendering.camera import orbit
+from sjc_engine.rendering.volume import render, render_views
 
 
 def test_emptiness_is_the_mean_over_all_samples():

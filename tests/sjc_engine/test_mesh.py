@@ -27,8 +27,11 @@ from synthetic_fields import (
     torus,
 )
 
-from sjc_engine.fields import VoxelField
-from sjc_engine.isosurface import (
+from sjc_engine.fields.voxel import VoxelField
+from sjc_engine.mesh.extract import extract_mesh, mesh_statistics
+from sjc_engine.mesh.gltf import Mesh
+from sjc_engine.mesh.iso_level import calibrate_level
+from sjc_engine.mesh.isosurface import (
     EmptyField,
     MeshError,
     NonFinite,
@@ -36,11 +39,8 @@ from sjc_engine.isosurface import (
     isosurface,
     simplify,
 )
-from sjc_engine.level import calibrate_level
-from sjc_engine.mesh import extract_mesh, mesh_statistics
-from sjc_engine.mesh_file import Mesh
+from sjc_engine.mesh.texture import surface_colors
 from sjc_engine.recipes import MeshRecipe
-from sjc_engine.texture import surface_colors
 
 N = 48
 

@@ -10,11 +10,11 @@ import pytest
 import trimesh
 from synthetic_fields import TOTEM, centers, make_field, soft_density
 
-from sjc_engine.camera import orbit
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.mesh_file import Mesh, read_mesh
-from sjc_engine.raster import rasterize
+from sjc_engine.mesh.extract import extract_mesh
+from sjc_engine.mesh.gltf import Mesh, read_mesh
 from sjc_engine.recipes import MeshRecipe
+from sjc_engine.rendering.camera import orbit
+from sjc_engine.rendering.rasterize import rasterize
 
 
 @pytest.fixture(scope="module")

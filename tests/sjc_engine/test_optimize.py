@@ -11,13 +11,14 @@ import pytest
 import torch
 from tiny_priors import SMALL, build_latent_prior, build_pixel_prior
 
-from sjc_engine import checkpoint, optimize
-from sjc_engine.chaining import step_scenes
-from sjc_engine.checkpoint import CheckpointError
-from sjc_engine.prior import Cond, load_prior
+from sjc_engine import files as checkpoint
+from sjc_engine import optimize
+from sjc_engine.guidance.score import guide, sds
+from sjc_engine.optimization.checkpoint import CheckpointError
+from sjc_engine.optimization.loop import step_scenes
+from sjc_engine.optimization.scene import Diverged, Scene
+from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.recipes import Recipe
-from sjc_engine.scene import Diverged, Scene
-from sjc_engine.score import guide, sds
 
 PIXEL = Recipe.for_prior("toybox").override(SMALL)
 LATENT = Recipe.for_prior("owner/name").override(SMALL)
@@ -186,10 +187,10 @@ def test_a_killed_process_goes_on_from_its_checkpoint(prior, tmp_path):
     code = f"""
         import torch
         torch.set_num_threads({torch.get_num_threads()})
-        from sjc_engine.chaining import step_scenes
-        from sjc_engine.prior import load_prior
+        from sjc_engine.optimization.loop import step_scenes
+        from sjc_engine.priors.denoiser import load_prior
         from sjc_engine.recipes import Recipe
-        from sjc_engine.scene import Scene
+        from sjc_engine.optimization.scene import Scene
 
         prior = load_prior({prior.id!r})
         recipe = Recipe.for_prior("toybox").override({SMALL | {"steps": 1000}!r})
@@ -293,7 +294,7 @@ def test_a_loss_that_is_not_finite_takes_the_scene_back_once(prior, tmp_path):
 @pytest.mark.parametrize("grow", [0, 4])
 def test_a_roll_back_goes_to_the_same_state_after_a_resume(prior, tmp_path, monkeypatch, grow):
     """The earlier state is part of the checkpoint: killed or not, the rest is the same."""
-    monkeypatch.setattr("sjc_engine.rollback.SNAPSHOT_STEPS", 3)
+    monkeypatch.setattr("sjc_engine.optimization.resume.SNAPSHOT_STEPS", 3)
     recipe = PIXEL.override({"grid_start": grow, "grid_grow_at": 0.5, "steps": 12})
     scene = run(Scene("a tank", "", 1, recipe, prior), 6)
     assert scene.step == 6
@@ -584,6 +585,6 @@ def test_latent_priors_keep_their_own_background(latent_prior):
 
 
 def test_a_latent_scene_leaves_in_rgb(latent_prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.distill.STEPS", 3)
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
     [field] = optimize(["a duck"], latent_prior, LATENT.override({"steps": 2}))
     assert (field.space, field.channels) == ("rgb", 3)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from known_priors import KnownPrior
 
-from sjc_engine.camera import orbit, sample_camera
-from sjc_engine.chaining import optimize
-from sjc_engine.fields import KINDS, VoxelField
-from sjc_engine.fields.voxel import grid_centers
+from sjc_engine.fields.kinds import KINDS
+from sjc_engine.fields.voxel import VoxelField, grid_centers
+from sjc_engine.guidance.view_prompts import view_prompt
+from sjc_engine.optimization.loop import optimize
 from sjc_engine.recipes import Recipe
-from sjc_engine.render import composite, render
-from sjc_engine.views import view_prompt
+from sjc_engine.rendering.camera import orbit, sample_camera
+from sjc_engine.rendering.volume import composite, render
 
 SIZE, HALF, FOV = 24, 0.7, 50.0
 ELEVATION = (-5.0, 58.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.perceptual import load_lpips, save_lpips
+from sjc_engine.evaluation.lpips import load_lpips, save_lpips
 
 
 def alexnet(channels: tuple[int, ...]) -> nn.Sequential:

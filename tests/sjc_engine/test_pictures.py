@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from synthetic_fields import centers, make_field, soft_density, sphere
 
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.pictures import take_pictures
+from sjc_engine.evaluation.pictures import take_pictures
+from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 
 

@@ -6,10 +6,19 @@ import torch
 from PIL import Image
 from synthetic_fields import centers, make_field, soft_density, sphere
 
-from sjc_engine.camera import evaluation_cameras
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.pictures import GAP, HEADER, LABELS, MARGIN, TILE, TITLE, Pictures, contact_sheet
+from sjc_engine.evaluation.pictures import (
+    GAP,
+    HEADER,
+    LABELS,
+    MARGIN,
+    TILE,
+    TITLE,
+    Pictures,
+    contact_sheet,
+)
+from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
+from sjc_engine.rendering.camera import evaluation_cameras
 
 FIELD = make_field(soft_density(sphere(0.3)(centers(16))))
 MESH = extract_mesh(FIELD, MeshRecipe(iso_level=5.0, mesh_resolution=32, texture_size=0))

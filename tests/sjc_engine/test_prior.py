@@ -8,8 +8,8 @@ from huggingface_hub.errors import GatedRepoError
 from tiny_priors import build_latent_prior, build_pixel_prior
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sjc_engine.prior import Cond, load_prior
-from sjc_engine.sources import find_prior, folder_digest
+from sjc_engine.priors.denoiser import Cond, load_prior
+from sjc_engine.priors.sources import find_prior, folder_digest
 
 
 def images(prior, count, seed=0):

@@ -12,9 +12,9 @@ from tiny_priors import FAMILIES, SCHEDULED, build_ddpm_prior, build_ve_prior
 from transformers import AutoTokenizer, T5EncoderModel
 
 from sjc_engine import optimize
-from sjc_engine.prior import load_prior
+from sjc_engine.guidance.score import guide
+from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import Recipe
-from sjc_engine.score import guide
 
 TICKS = [3, 100, 500, 969]
 WORDS = ["a duck", "a tank", "", "front view of a burger"]

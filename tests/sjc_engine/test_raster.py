@@ -10,11 +10,11 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from torch import Tensor
 
-from sjc_engine.camera import Camera, evaluation_cameras, orbit, rays
-from sjc_engine.level import iou
-from sjc_engine.mesh_file import Mesh
-from sjc_engine.raster import coverage, rasterize
-from sjc_engine.render import intersect_box
+from sjc_engine.mesh.gltf import Mesh
+from sjc_engine.mesh.iso_level import iou
+from sjc_engine.rendering.camera import Camera, evaluation_cameras, orbit, rays
+from sjc_engine.rendering.rasterize import coverage, rasterize
+from sjc_engine.rendering.volume import intersect_box
 
 RADIUS = 0.45
 
@@ -182,7 +182,7 @@ def test_faces_at_or_behind_the_camera_and_edge_on_are_not_drawn() -> None:
 def test_many_fragments_are_drawn_in_chunks_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh, camera = ball(), orbit(70.0, 30.0)
     whole = rasterize(mesh, camera, 64, 64)
-    monkeypatch.setattr("sjc_engine.raster._FRAGMENTS_AT_ONCE", 100)
+    monkeypatch.setattr("sjc_engine.rendering.rasterize._FRAGMENTS_AT_ONCE", 100)
     parts = rasterize(mesh, camera, 64, 64)
     assert torch.equal(whole.rgb, parts.rgb)
     assert torch.equal(whole.depth, parts.depth)

@@ -5,7 +5,7 @@ import pytest
 from tiny_priors import build_latent_prior, build_pixel_prior
 
 from sjc_engine.presets import PAPER_EXCEPTIONS, preset_names
-from sjc_engine.prior import load_prior
+from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import (
     PARTS,
     RECIPE_KEYS,

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from sjc_engine import render as render_module
-from sjc_engine.camera import orbit, rays, sample_camera
 from sjc_engine.fields import VoxelField
-from sjc_engine.render import (
+from sjc_engine.rendering import volume as render_module
+from sjc_engine.rendering.camera import orbit, rays, sample_camera
+from sjc_engine.rendering.volume import (
     BACKGROUND_DEPTH,
     composite,
     intersect_box,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from known_priors import KnownPrior
 
-from sjc_engine.sample2d import blob, heun, noise_levels, optimize_pixels, out_of_distribution
+from sjc_engine.paper2d import blob, heun, noise_levels, optimize_pixels, out_of_distribution
 
 S, MEAN = 0.5, 0.2
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from known_priors import KnownPrior, gaussian
 
-from sjc_engine.prior import Cond
-from sjc_engine.score import guide, naive, paas, perpendicular, sds, weighting
+from sjc_engine.guidance.score import guide, naive, paas, perpendicular, sds, weighting
+from sjc_engine.priors.denoiser import Cond
 
 S = 0.7  # the data's standard deviation
 SHAPE = (2, 3, 4, 4)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from sjc_engine.priors.sources import licence_of
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
-from sjc_engine.sources import licence_of
 from sjc_engine.spec import AssetSpec, canonical_json
 
 SPEC = AssetSpec("a duck", "blurry", None, 3, "toybox", "abc", Recipe.for_prior("toybox"))

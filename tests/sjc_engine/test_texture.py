@@ -25,14 +25,14 @@ from synthetic_fields import (
     sphere,
 )
 
-from sjc_engine import unwrap as unwrapping
-from sjc_engine.camera import evaluation_cameras
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.mesh_file import TO_GLTF, Mesh, jpeg_bytes
-from sjc_engine.raster import rasterize
+from sjc_engine.mesh import unwrap as unwrapping
+from sjc_engine.mesh.extract import extract_mesh
+from sjc_engine.mesh.gltf import TO_GLTF, Mesh, jpeg_bytes
+from sjc_engine.mesh.texture import dilate, surface_colors, texel_surface
+from sjc_engine.mesh.unwrap import UnwrapTimeout, unwrap
 from sjc_engine.recipes import MeshRecipe
-from sjc_engine.texture import dilate, surface_colors, texel_surface
-from sjc_engine.unwrap import UnwrapTimeout, unwrap
+from sjc_engine.rendering.camera import evaluation_cameras
+from sjc_engine.rendering.rasterize import rasterize
 
 N, RADIUS = 48, 0.35
 RECIPE = MeshRecipe(mesh_resolution=64, texture_size=256, max_faces=3000, iso_level=5.0)

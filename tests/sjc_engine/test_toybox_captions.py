@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sjc_engine.toybox.captions import NOUNS, caption, coverage, unknown_words
-from sjc_engine.toybox.objects import CATEGORIES
+from sjc_engine.toybox.training.objects.catalogue import CATEGORIES
 
 PAPER = (
     "A high quality photo of a delicious burger",

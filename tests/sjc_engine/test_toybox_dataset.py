@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sjc_engine.camera import orbit
+from sjc_engine.guidance.view_prompts import view_prompt
 from sjc_engine.recipes import Recipe
-from sjc_engine.toybox.dataset import (
+from sjc_engine.rendering.camera import orbit
+from sjc_engine.toybox.training.dataset import (
     FOV_DEG,
     OUTDOORS,
     STUDIO,
@@ -16,7 +17,6 @@ from sjc_engine.toybox.dataset import (
     on_backgrounds,
     render_toys,
 )
-from sjc_engine.views import view_prompt
 
 
 def test_renders_repeat_with_their_seed_and_differ_without(tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sjc_engine.camera import orbit, rays
-from sjc_engine.toybox.objects import CATEGORIES, PAPER_CATEGORIES, make_toy
-from sjc_engine.toybox.raycast import Light, raycast
-from sjc_engine.toybox.shapes import Builder, Toy, rotation
+from sjc_engine.rendering.camera import orbit, rays
+from sjc_engine.toybox.training.objects.catalogue import CATEGORIES, PAPER_CATEGORIES, make_toy
+from sjc_engine.toybox.training.raycast import Light, raycast
+from sjc_engine.toybox.training.shapes import Builder, Toy, rotation
 
 OVERHEAD_LIGHT = Light((0.0, 1.0, 0.0), 0.5, 0.5)
 

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from sjc_engine.judge import BUILTINS as JUDGES
-from sjc_engine.prior import load_prior
-from sjc_engine.sources import BUILTINS as PRIORS
-from sjc_engine.toybox import train_judge, train_unconditional
-from sjc_engine.toybox.dataset import on_backgrounds, render_toys
-from sjc_engine.toybox.loop import TrainingOptions, cosine_rate, log_row
-from sjc_engine.toybox.tokenizer import MAX_TOKENS, build_tokenizer
-from sjc_engine.toybox.train import train
+from sjc_engine.evaluation.clip import BUILTINS as JUDGES
+from sjc_engine.priors.denoiser import load_prior
+from sjc_engine.priors.sources import BUILTINS as PRIORS
+from sjc_engine.toybox.training import train_judge, train_unconditional
+from sjc_engine.toybox.training.dataset import on_backgrounds, render_toys
+from sjc_engine.toybox.training.loop import TrainingOptions, cosine_rate, log_row
+from sjc_engine.toybox.training.tokenizer import MAX_TOKENS, build_tokenizer
+from sjc_engine.toybox.training.train import train
 
 TINY = TrainingOptions(out=Path(), steps=6, minutes=None, batch=8, images=64, rate=1e-3)
 
@@ -46,7 +46,7 @@ def test_tokenizer_knows_words_and_spells_the_rest():
 def test_tokenizer_is_the_same_in_every_process():
     """Each rank of a training run, and each resumed run, builds its own."""
     code = (
-        "from sjc_engine.toybox.tokenizer import build_tokenizer as b;"
+        "from sjc_engine.toybox.training.tokenizer import build_tokenizer as b;"
         "import json; print(json.dumps(b().get_vocab(), sort_keys=True))"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

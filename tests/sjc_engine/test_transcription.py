@@ -4,11 +4,11 @@ import pytest
 import torch
 import transcription
 
-from sjc_engine.chaining import step_scenes
 from sjc_engine.fields.voxel import grid_centers
-from sjc_engine.prior import Cond
+from sjc_engine.optimization.loop import step_scenes
+from sjc_engine.optimization.scene import Scene
+from sjc_engine.priors.denoiser import Cond
 from sjc_engine.recipes import Recipe
-from sjc_engine.scene import Scene
 
 SMALL = {"steps": 4, "grid_size": 10, "render_size": 8, "ray_step": 0.05}
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}

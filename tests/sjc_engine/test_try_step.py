@@ -10,10 +10,10 @@ import torch
 from tiny_priors import SMALL, build_pixel_prior
 from torch import Tensor
 
-from sjc_engine.chaining import step_scenes, try_step
-from sjc_engine.prior import Cond, Prior, load_prior
+from sjc_engine.optimization.loop import step_scenes, try_step
+from sjc_engine.optimization.scene import Diverged, Scene, StepStats
+from sjc_engine.priors.denoiser import Cond, Prior, load_prior
 from sjc_engine.recipes import Recipe
-from sjc_engine.scene import Diverged, Scene, StepStats
 
 PIXEL = Recipe.for_prior("toybox").override(SMALL)
 # Scenes that share nothing but the prior: seeds, words, guidance, views, questions, fields.

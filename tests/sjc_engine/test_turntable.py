@@ -12,8 +12,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from sjc_engine.mesh_file import Mesh
-from sjc_engine.turntable import (
+from sjc_engine.evaluation.turntable import (
     FRAMES_PER_SECOND,
     THUMBNAIL_FRAMES,
     THUMBNAIL_SIZE,
@@ -21,6 +20,7 @@ from sjc_engine.turntable import (
     write_thumbnail,
     write_video,
 )
+from sjc_engine.mesh.gltf import Mesh
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_scenes_join_and_leave_without_touching_each_other(
 
 def test_a_diverging_scene_fails_alone(start: Callable[[], Engine], tmp_path: Path) -> None:
     """A checkpoint whose density overflows in the next step, beside a healthy scene."""
-    from sjc_engine.scene import Scene
+    from sjc_engine.optimization.scene import Scene
 
     prior = load_prior("toybox")
     asset = AssetSpec.from_json(spec("a red car", steps=40))
@@ -122,8 +122,8 @@ def test_a_diverging_scene_fails_alone(start: Callable[[], Engine], tmp_path: Pa
 
 
 def test_a_roll_back_is_told_even_after_a_resume(start: Callable[[], Engine]) -> None:
-    from sjc_engine.chaining import step_scenes
-    from sjc_engine.scene import Scene
+    from sjc_engine.optimization.loop import step_scenes
+    from sjc_engine.optimization.scene import Scene
 
     prior, asset = load_prior("toybox"), AssetSpec.from_json(spec("a red car", steps=4))
     scene = Scene(asset.prompt, "", 0, asset.recipe, prior)

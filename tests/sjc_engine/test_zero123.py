@@ -12,17 +12,17 @@ from tiny_priors import build_latent_prior, build_zero123_prior
 from transformers import CLIPVisionModelWithProjection
 
 from sjc_engine import optimize
-from sjc_engine.camera import orbit
-from sjc_engine.chaining import step_scenes
-from sjc_engine.checkpoint import CheckpointError
-from sjc_engine.input_image import InputImage
-from sjc_engine.mesh import extract_mesh
-from sjc_engine.prior import Cond, load_prior
-from sjc_engine.priors.zero123 import relative_pose
+from sjc_engine.guidance.score import guide
+from sjc_engine.guidance.view_prompts import view_prompt
+from sjc_engine.mesh.extract import extract_mesh
+from sjc_engine.optimization.checkpoint import CheckpointError
+from sjc_engine.optimization.loop import step_scenes
+from sjc_engine.optimization.scene import Scene
+from sjc_engine.priors.conditioning import InputImage
+from sjc_engine.priors.denoiser import Cond, load_prior
+from sjc_engine.priors.families.zero123 import relative_pose
 from sjc_engine.recipes import Recipe
-from sjc_engine.scene import Scene
-from sjc_engine.score import guide
-from sjc_engine.views import view_prompt
+from sjc_engine.rendering.camera import orbit
 
 TICKS = [3, 100, 500, 969]
 SMALL = {"steps": 4, "grid_size": 8, "render_size": 8, "ray_step": 0.2}
@@ -310,7 +310,7 @@ def test_scenes_of_other_pictures_do_not_disturb_one_another(prior):
 
 
 def test_a_picture_becomes_a_field_in_rgb(prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.distill.STEPS", 3)
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
     [field] = optimize(["a ball"], prior, small(prior, steps=2), images=[ball()])
     assert (field.space, field.channels) == ("rgb", 3)
     assert all(torch.isfinite(p).all() for p in field.parameters())

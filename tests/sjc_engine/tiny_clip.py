@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from sjc_engine.sources import BUILTINS
+from sjc_engine.priors.sources import BUILTINS
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LENGTH = 16

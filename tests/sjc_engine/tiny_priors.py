@@ -28,7 +28,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from sjc_engine.sources import BUILTINS
+from sjc_engine.priors.sources import BUILTINS
 
 WIDTH = 16
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from task_samples import make, spec
 
-from sjc_engine.checkpoint import read_checkpoint, write_checkpoint
+from sjc_engine.optimization.checkpoint import read_checkpoint, write_checkpoint
 from tasks import checkpoint_copy
 from tasks.checkpoint_copy import CheckpointCopy
 from tasks.store import Store, StoredFile, StoreError, open_store

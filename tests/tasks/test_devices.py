@@ -348,7 +348,7 @@ def test_the_engine_dies_with_its_parent(tmp_path: Path, journal: Path) -> None:
     """SIGKILL on the parent: no orphan goes on. The stub stands in through the lifeline."""
     stub = f"""
 import sys
-from sjc_engine.lifeline import die_with_parent
+from sjc_engine.worker.parent_death import die_with_parent
 die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
 exec({STUB!r})
 """

@@ -12,7 +12,7 @@ from synthetic_fields import TOTEM, centers, make_field, soft_density
 from task_samples import all_tables, make, spec
 from tiny_clip import save_tiny_clip
 
-from sjc_engine.mesh import extract_mesh
+from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from tasks.assets import commit_asset
 from tasks.attempts import asset_attempts, finish_attempt, start_attempt

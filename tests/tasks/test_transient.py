@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
-from sjc_engine import unwrap
+from sjc_engine.mesh import unwrap
 from tasks.publish import publish_asset
 from tasks.store import AlreadyCommitted, NotInStore, StoreError, WrongBytes
 from tasks.transient import RETRY, is_transient

@@ -1,0 +1,156 @@
+"""The judge: a contrastive image-text model (transformers CLIPModel) that scores pictures.
+
+One code path serves the small judge that ships with the package and the published CLIP models.
+Pictures are resized in torch, so that neither torchvision nor PIL has a say in a score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sjc_engine.priors.sources import HUB_ID, folder_digest, hub_file, no_progress_bar
+
+BUILTINS = {"toybox": Path(__file__).parents[1] / "toybox" / "weights" / "judge"}
+SETTINGS = "preprocessor_config.json"
+BATCH = 32  # images or texts to a call of the network
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor_config.json has them
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a CLIP model wants its pictures (preprocessor_config.json)."""
+
+    size: int  # pixels, of the shorter edge
+    crop: int  # pixels, of the square cut from the middle
+    mean: tuple[float, ...]  # of RGB in [0, 1]
+    std: tuple[float, ...]
+    mode: str  # "bilinear" or "bicubic"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's input (B, 3, crop, crop) for images (B, 3, H, W) in [-1, 1]."""
+        height, width = images.shape[-2:]
+        scale = self.size / min(height, width)
+        shape = [max(self.size, round(height * scale)), max(self.size, round(width * scale))]
+        images = F.interpolate((images + 1) / 2, shape, mode=self.mode, antialias=True)
+        top, left = (shape[0] - self.crop) // 2, (shape[1] - self.crop) // 2
+        images = images[..., top : top + self.crop, left : left + self.crop].clamp(0, 1)
+        mean, std = images.new_tensor([self.mean, self.std])[:, :, None, None].unbind(0)
+        return (images - mean) / std
+
+
+class Judge:
+    """A loaded model. `id` and `revision` go into every row that it scored."""
+
+    def __init__(
+        self, id: str, revision: str, model: Any, tokenizer: Any, preprocessing: Preprocessing
+    ) -> None:
+        self.id = id
+        self.revision = revision
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._preprocessing = preprocessing
+        self._texts: dict[str, Tensor] = {}  # the distractors come again with every asset
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit features (B, D), on the CPU, of RGB images (B, 3, H, W) in [-1, 1]."""
+        parts = [
+            self._model.get_image_features(
+                pixel_values=self._preprocessing(part.to(self._model.device))
+            )
+            for part in images.float().split(BATCH)
+        ]
+        return _unit(parts)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit features (B, D), on the CPU. Long texts are cut at the model's length."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        length = self._model.config.text_config.max_position_embeddings
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            tokens = self._tokenizer(
+                batch, padding=True, truncation=True, max_length=length, return_tensors="pt"
+            )
+            features = self._model.get_text_features(
+                input_ids=tokens["input_ids"].to(self._model.device),
+                attention_mask=tokens["attention_mask"].to(self._model.device),
+            )
+            self._texts |= dict(zip(batch, _unit([features]), strict=True))
+        return torch.stack([self._texts[text] for text in texts])
+
+
+def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
+    """Load "toybox", a folder in transformers' CLIPModel layout, or a hub id.
+
+    The revision is a folder's digest, or the hub's commit. Raises ValueError, saying what is
+    missing and how to get it.
+    """
+    from transformers import CLIPModel, CLIPTokenizer
+
+    folder = BUILTINS.get(id, Path(id))
+    if folder.is_dir():
+        location, revision, settings = str(folder), folder_digest(folder), folder / SETTINGS
+        pinned: dict[str, Any] = {"local_files_only": True}
+    elif id in BUILTINS:
+        raise ValueError(
+            f"judge {id!r}: its weights are not in {folder}; install the package again, or name"
+            " another judge with --set judge=FOLDER"
+        )
+    elif HUB_ID.fullmatch(id):
+        settings = hub_file("judge", id, SETTINGS)
+        location, revision = id, settings.parent.name
+        pinned = {"revision": revision}
+    else:
+        raise ValueError(
+            f"unknown judge {id!r}: use {', '.join(BUILTINS)}, a folder in CLIPModel layout that"
+            " exists, or a hub id such as openai/clip-vit-large-patch14"
+        )
+    try:
+        preprocessing = read_preprocessing(settings)
+        with no_progress_bar():
+            model: Any = CLIPModel.from_pretrained(
+                location, use_safetensors=True, dtype=torch.float32, **pinned
+            )
+        tokenizer = CLIPTokenizer.from_pretrained(location, **pinned)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"judge {id!r} cannot be loaded from {location}: {error}") from error
+    return Judge(id, revision, model.to(device), tokenizer, preprocessing)
+
+
+def read_preprocessing(path: Path) -> Preprocessing:
+    """Read preprocessor_config.json, of old files (`size: 224`) and new ones alike.
+
+    Raises ValueError for a setting that this module does not follow.
+    """
+    config = json.loads(path.read_text())
+    size, crop = config["size"], config.get("crop_size")
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or size.get("height")
+    if isinstance(crop, dict):
+        crop = crop["height"]
+    mode = _RESAMPLING.get(config.get("resample", 3))
+    if mode is None or not isinstance(size, int):
+        raise ValueError(f"{path}: only bilinear and bicubic resizing to a square is known")
+    return Preprocessing(
+        size=size,
+        crop=crop if crop and config.get("do_center_crop", True) else size,
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
+        mode=mode,
+    )
+
+
+def _unit(outputs: list[Any]) -> Tensor:
+    """Unit rows of the network's outputs: tensors, or since transformers 5 objects with them."""
+    features = [getattr(output, "pooler_output", output) for output in outputs]
+    return F.normalize(torch.cat(features).float().cpu(), dim=1)

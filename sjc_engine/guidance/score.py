@@ -1,0 +1,104 @@
+"""Scores of a rendering under a denoiser, and guidance: every formula of the method, one screen.
+
+PAAS is Wang et al. 2022, section 4.2. All scores here point uphill, towards likelier images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, cat
+
+from sjc_engine.priors.denoiser import Cond, Prior
+from sjc_engine.recipes import Score
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), sigma (B,)) -> D (B, C, H, W)
+
+
+def guide(
+    prior: Prior,
+    x: Tensor,
+    sigma: Tensor,
+    cond: Cond,
+    uncond: Cond,
+    scale: Tensor,
+    negatives: Sequence[Cond] = (),
+    weights: Tensor | None = None,
+) -> Tensor:
+    """D_uncond + s (D_cond - D_uncond) in one network call for all; `scale` is (B,).
+
+    `negatives` and their `weights` (m, B) add Perp-Neg (Armandpour et al. 2023, eq. 6): what
+    remains of (D_neg - D_uncond), once its part along (D_cond - D_uncond) is taken out, is
+    subtracted, so that "not the front" does not also say "not the object".
+    """
+    if not prior.guided:
+        return prior.denoise(x, sigma, cond)
+    conds = [uncond, cond, *negatives]
+    many = len(conds)
+    d = prior.denoise(cat([x] * many), cat([sigma] * many), Cond.cat(conds))
+    without, with_text, *against = d.chunk(many)
+    towards = with_text - without
+    direction = towards
+    for weight, negative in zip(weights if weights is not None else (), against, strict=True):
+        away = perpendicular(negative - without, towards)
+        direction = direction - weight.to(x).view(-1, 1, 1, 1) * away
+    return without + scale.to(x).view(-1, 1, 1, 1) * direction
+
+
+def perpendicular(a: Tensor, b: Tensor) -> Tensor:
+    """The part of each sample of a (B, ...) that is at right angles to that of b (B, ...)."""
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    along = (flat_a * flat_b).sum(1) / flat_b.square().sum(1).clamp(min=1e-12)
+    return a - along.view(-1, *[1] * (a.dim() - 1)) * b
+
+
+def paas(
+    denoise: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor, *, variance_reduction: bool = True
+) -> Tensor:
+    """PAAS(x; sigma), the score of images x (B, C, H, W) that no noise was added to (eq. 14).
+
+    x itself is not what D was trained on, so n noisy copies z = x + sigma noise are denoised, with
+    noise (n, B, C, H, W) from N(0, 1), and their estimates averaged.
+    """
+    z = perturb(x, sigma, noise)
+    d = denoise(z.flatten(0, 1), sigma.repeat(len(noise))).view_as(z)
+    return average(d, x, z, sigma, variance_reduction=variance_reduction)
+
+
+def perturb(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """z = x + sigma noise, (n, B, C, H, W)."""
+    return x + sigma.to(x).view(-1, 1, 1, 1) * noise
+
+
+def average(d: Tensor, x: Tensor, z: Tensor, sigma: Tensor, *, variance_reduction: bool) -> Tensor:
+    """The mean over n of (D(z) - x) / sigma^2 (eq. 16), or of (D(z) - z) / sigma^2 (eq. 15).
+
+    Both have the same expectation, since E[z] = x; the first leaves the noise out.
+    """
+    start = x if variance_reduction else z
+    return (d - start).mean(dim=0) / sigma.to(x).view(-1, 1, 1, 1) ** 2
+
+
+def naive(denoise: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """(D(x; sigma) - x) / sigma^2: the score where D was never trained, at images without noise.
+
+    The paper's out-of-distribution problem (section 4.1): D takes x for noise plus a blank image.
+    """
+    return (denoise(x, sigma) - x) / sigma.to(x).view(-1, 1, 1, 1) ** 2
+
+
+def sds(denoise: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """DreamFusion's step -w(t) (eps_hat - eps) for one noise (B, C, H, W) (Poole et al., eq. 3).
+
+    With z = x + sigma eps and eps_hat = (z - D) / sigma the difference is (x - D) / sigma: eq. 16
+    of the SJC paper with n = 1, weighted by sigma w(t), where w(t) = 1 - alpha_bar(t).
+    """
+    return weighting("sds", sigma).to(x).view(-1, 1, 1, 1) * paas(denoise, x, sigma, noise[None])
+
+
+def weighting(score: Score, sigma: Tensor) -> Tensor:
+    """What multiplies the score (B,) before it is chained.
+
+    SJC's code uses sigma. SDS has sigma (1 - alpha_bar) = sigma^3 / (1 + sigma^2).
+    """
+    return sigma**3 / (1 + sigma**2) if score == "sds" else sigma

@@ -1,0 +1,1 @@
+"""From a field to a mesh: isosurface, simplification, texture, and the files of a mesh."""

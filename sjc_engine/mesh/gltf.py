@@ -1,0 +1,338 @@
+"""A mesh, its files, and reading back its mesh.glb, to judge the file itself.
+
+In memory a mesh keeps the field's axes (+Y up, front -X). Files have glTF's (+Y up, front +Z).
+
+The glTF 2.0 writer is written out because the usual exporters put sRGB bytes into COLOR_0, which
+glTF defines as linear (viewers then show washed-out colours), compress textures hard, and because
+the colours of a field already contain their lighting: KHR_materials_unlit shows them as they are. A
+viewer without it falls back to the same colours on a rough dielectric.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+from numpy.typing import NDArray
+from PIL import Image
+
+from sjc_engine.files import write_atomically
+from sjc_engine.mesh.isosurface import Faces, Vertices
+
+# x' = z, y' = y, z' = -x: a quarter turn about +Y that takes the front from -X to +Z.
+TO_GLTF = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], dtype=np.float32)
+
+_FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
+_ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
+GENERATOR = "SJC Foundry"
+_TYPES = {_FLOAT: "<f4", _UINT16: "<u2", _UINT32: "<u4"}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}
+
+
+@dataclass(frozen=True, eq=False)
+class Texture:
+    """How a mesh wears a picture."""
+
+    corners: NDArray[np.int64]  # (W,) the mesh's vertex that each textured one copies
+    faces: Faces  # (F, 3) indices into `corners`: the mesh's faces, in their order
+    uv: NDArray[np.float32]  # (W, 2) in [0, 1] from the picture's upper left corner
+    image: NDArray[np.uint8]  # (T, T, 3) sRGB
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A closed triangle mesh with vertex colours and, over the same faces, a texture."""
+
+    vertices: Vertices  # (V, 3) float32, world units
+    faces: Faces  # (F, 3) int64, counter-clockwise from outside
+    normals: NDArray[np.float32]  # (V, 3) unit, outward
+    colors: NDArray[np.float32]  # (V, 3) sRGB in [0, 1]
+    texture: Texture | None = None
+
+    def export(self, path: str | Path, *, extras: dict[str, str] | None = None) -> None:
+        """Write .glb, .ply or .obj by the path's suffix, with +Z as the front.
+
+        A .ply has vertex colours; an .obj has its .mtl and .png written beside it. `extras`
+        (asset_id, prompt, licence, ...) goes into a .glb only. Raises ValueError for another
+        suffix.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix not in (".glb", ".ply", ".obj"):
+            raise ValueError(f"cannot write {path.name}: use .glb, .ply or .obj")
+        if suffix == ".glb":
+            files = {path.name: self._glb(path.stem, extras)}
+        elif suffix == ".ply" or self.texture is None:
+            files = {path.name: _bytes(self._solid().export(file_type=suffix[1:]))}
+        else:
+            files = self._textured_obj(path.stem)
+        # The file that names the others comes last, so that it never names what is not there.
+        for name in sorted(files, key=lambda name: name == path.name):
+            write_atomically(path.with_name(name), files[name])
+
+    def _glb(self, stem: str, extras: dict[str, str] | None) -> bytes:
+        vertices, faces, normals = self.vertices @ TO_GLTF.T, self.faces, self.normals @ TO_GLTF.T
+        surface: dict[str, Any] = {"colors": self.colors}
+        if self.texture:
+            corners, faces = self.texture.corners, self.texture.faces
+            vertices, normals = vertices[corners], normals[corners]
+            surface = {"uv": self.texture.uv, "image": self.texture.image}
+        name = (extras or {}).get("asset_id", stem)
+        return glb_bytes(vertices, faces, normals, **surface, name=name, extras=extras)
+
+    def _solid(self) -> trimesh.Trimesh:
+        return trimesh.Trimesh(
+            self.vertices @ TO_GLTF.T,
+            self.faces,
+            vertex_normals=self.normals @ TO_GLTF.T,
+            vertex_colors=(self.colors * 255).round().astype(np.uint8),
+            process=False,
+        )
+
+    def _textured_obj(self, stem: str) -> dict[str, bytes]:
+        """The .obj, .mtl and .png by name."""
+        assert self.texture is not None
+        corners, uv = self.texture.corners, self.texture.uv
+        # OBJ counts v from the bottom.
+        flipped = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
+        material = trimesh.visual.material.SimpleMaterial(
+            image=Image.fromarray(self.texture.image), name=stem
+        )
+        solid = trimesh.Trimesh(
+            (self.vertices @ TO_GLTF.T)[corners],
+            self.texture.faces,
+            vertex_normals=(self.normals @ TO_GLTF.T)[corners],
+            visual=trimesh.visual.TextureVisuals(uv=flipped, material=material),
+            process=False,
+        )
+        text, others = trimesh.exchange.obj.export_obj(
+            solid, include_normals=True, return_texture=True, mtl_name=f"{stem}.mtl"
+        )
+        return {f"{stem}.obj": text.encode(), **{k: _bytes(v) for k, v in others.items()}}
+
+
+def _bytes(data: Any) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def jpeg_bytes(image: NDArray[np.uint8]) -> bytes:
+    """Quality 92 without chroma subsampling, which would bleed over the charts' borders."""
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "JPEG", quality=92, subsampling=0)
+    return data.getvalue()
+
+
+@dataclass
+class _Buffer:
+    """The binary part of a file, with the views and accessors that describe it."""
+
+    data: bytes = b""
+    views: list[dict[str, int]] = field(default_factory=list)
+    accessors: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, data: bytes, **more: int) -> int:
+        """Appends bytes; returns their view's index."""
+        offset = len(self.data)
+        self.views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(data), **more})
+        self.data += data + b"\0" * (-len(data) % 4)
+        return len(self.views) - 1
+
+    def add_array(self, array: NDArray[Any], component: int, kind: str, target: int) -> int:
+        """Appends an array; returns its accessor's index."""
+        view = self.add(np.ascontiguousarray(array).tobytes(), target=target)
+        count = len(array)
+        self.accessors.append(
+            {"bufferView": view, "componentType": component, "count": count, "type": kind}
+        )
+        return len(self.accessors) - 1
+
+    def add_vectors(self, array: NDArray[np.floating]) -> int:
+        return self.add_array(array.astype("<f4"), _FLOAT, f"VEC{array.shape[1]}", _ARRAY_BUFFER)
+
+
+def glb_bytes(
+    vertices: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    normals: NDArray[np.floating],
+    *,
+    colors: NDArray[np.floating] | None = None,
+    uv: NDArray[np.floating] | None = None,
+    image: NDArray[np.uint8] | None = None,
+    name: str = "asset",
+    extras: dict[str, str] | None = None,
+) -> bytes:
+    """A .glb file of vertices (V, 3), faces (F, 3), unit normals (V, 3), and their colours.
+
+    Either sRGB `colors` (V, 3) in [0, 1], or `uv` (V, 2) from the upper left corner of an sRGB
+    `image` (T, T, 3). Axes are taken as they come (glTF: +Y up, +Z front, counter-clockwise faces).
+    `extras` lands in asset.extras. Raises ValueError for no faces, wrong shapes, or values that are
+    not finite.
+    """
+    _check(len(faces), vertices, normals, colors, uv, image)
+    buffer = _Buffer()
+    attributes = {"POSITION": buffer.add_vectors(vertices), "NORMAL": buffer.add_vectors(normals)}
+    if colors is not None:
+        attributes["COLOR_0"] = buffer.add_vectors(srgb_to_linear(colors.clip(0, 1)))
+    if uv is not None:
+        attributes["TEXCOORD_0"] = buffer.add_vectors(uv)
+    positions = vertices.astype("<f4")  # the bounds must be those of the stored values
+    buffer.accessors[attributes["POSITION"]] |= {
+        "min": positions.min(axis=0).tolist(),
+        "max": positions.max(axis=0).tolist(),
+    }
+    # The largest 16-bit index is reserved (primitive restart).
+    type_, component = ("<u2", _UINT16) if len(vertices) <= 0xFFFF else ("<u4", _UINT32)
+    indices = buffer.add_array(
+        faces.ravel().astype(type_), component, "SCALAR", _ELEMENT_ARRAY_BUFFER
+    )
+    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
+    pictures: dict[str, Any] = {}
+    if image is not None:
+        surface["baseColorTexture"] = {"index": 0}
+        view = buffer.add(jpeg_bytes(image))
+        pictures = {
+            "images": [{"bufferView": view, "mimeType": "image/jpeg"}],
+            # Linear, and between halvings of the picture linear too; charts end at its border.
+            "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
+            "textures": [{"source": 0, "sampler": 0}],
+        }
+    primitive = {"attributes": attributes, "indices": indices, "material": 0}
+    document = _document(name, extras, primitive, surface) | pictures
+    return _container(document, buffer)
+
+
+def _check(faces: int, vertices: NDArray[Any], *others: NDArray[Any] | None) -> None:
+    """Raises ValueError for what `glb_bytes` does not take."""
+    normals, colors, uv, image = others
+    if faces == 0:
+        raise ValueError("a glTF mesh needs at least one face")
+    if (colors is None) == (uv is None) or (uv is None) != (image is None):
+        raise ValueError("a mesh has either colors, or uv and image")
+    for values, width in ((vertices, 3), (normals, 3), (colors, 3), (uv, 2)):
+        if values is None:
+            continue
+        if values.shape != (len(vertices), width) or not np.isfinite(values).all():
+            raise ValueError("vertices, normals, colors and uv must be finite, (V, 3) or (V, 2)")
+
+
+def _document(
+    name: str, extras: dict[str, str] | None, primitive: dict[str, Any], surface: dict[str, Any]
+) -> dict[str, Any]:
+    """The JSON of a scene with one mesh of one unlit material."""
+    asset = {"version": "2.0", "generator": GENERATOR} | ({"extras": extras} if extras else {})
+    material = {
+        "name": "field colours",
+        "pbrMetallicRoughness": surface,
+        "extensions": {"KHR_materials_unlit": {}},
+    }
+    return {
+        "asset": asset,
+        "extensionsUsed": ["KHR_materials_unlit"],
+        "scene": 0,
+        "scenes": [{"name": name, "nodes": [0]}],
+        "nodes": [{"name": name, "mesh": 0}],
+        "meshes": [{"name": name, "primitives": [primitive]}],
+        "materials": [material],
+    }
+
+
+def _container(document: dict[str, Any], buffer: _Buffer) -> bytes:
+    """The file: a header, the JSON and the binary part."""
+    document |= {
+        "accessors": buffer.accessors,
+        "bufferViews": buffer.views,
+        "buffers": [{"byteLength": len(buffer.data)}],
+    }
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    total = 12 + 8 + len(text) + 8 + len(buffer.data)
+    return b"".join(
+        [
+            struct.pack("<4sII", b"glTF", 2, total),
+            struct.pack("<I4s", len(text), b"JSON"),
+            text,
+            struct.pack("<I4s", len(buffer.data), b"BIN\0"),
+            buffer.data,
+        ]
+    )
+
+
+def read_mesh(path: str | Path) -> Mesh:
+    """The mesh of a .glb file that this package wrote; ValueError for any other file.
+
+    Other readers turn its colours into bytes or its corners into separate vertices; here the mesh
+    comes back with the arrays that it was written from, but for the JPEG of its texture.
+    Corners of a texture at one place become one vertex again. The colours of a textured mesh's
+    vertices are its texture's.
+    """
+    path = Path(path)
+    try:
+        gltf, binary = _chunks(path.read_bytes())
+        if gltf["asset"]["generator"] != GENERATOR:
+            raise ValueError("another program wrote it")
+        primitive = gltf["meshes"][0]["primitives"][0]
+        arrays = {k: _accessor(gltf, binary, n) for k, n in primitive["attributes"].items()}
+        faces = _accessor(gltf, binary, primitive["indices"]).astype(np.int64).reshape(-1, 3)
+        image = _picture(gltf, binary)
+        positions, normals = (arrays[key] @ TO_GLTF for key in ("POSITION", "NORMAL"))
+        if image is None:
+            colors = linear_to_srgb(arrays["COLOR_0"]).astype(np.float32)
+            return Mesh(positions, faces, normals, colors)
+        uv = arrays["TEXCOORD_0"]
+    except (KeyError, IndexError, TypeError, struct.error, ValueError, OSError) as error:
+        raise ValueError(f"{path} is no mesh file of ours: {error}") from error
+    _, first, corners = np.unique(positions, axis=0, return_index=True, return_inverse=True)
+    corners = corners.reshape(-1)
+    size = len(image)
+    column, row = (uv[first] * size).astype(np.int64).clip(0, size - 1).T
+    return Mesh(
+        positions[first],
+        corners[faces],
+        normals[first],
+        (image[row, column] / 255).astype(np.float32),
+        Texture(corners, faces, uv, image),
+    )
+
+
+def srgb_to_linear(srgb: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The sRGB transfer function (IEC 61966-2-1), [0, 1] to [0, 1]."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(linear: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The inverse of `srgb_to_linear`."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The JSON and the binary part of a glTF 2.0 container."""
+    magic, version, _ = struct.unpack_from("<4sII", data)
+    if (magic, version) != (b"glTF", 2):
+        raise ValueError("not a glTF 2.0 binary")
+    (length,) = struct.unpack_from("<I", data, 12)
+    return json.loads(data[20 : 20 + length]), data[28 + length :]
+
+
+def _view(gltf: dict[str, Any], binary: bytes, index: int) -> bytes:
+    view = gltf["bufferViews"][index]
+    return binary[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
+
+
+def _accessor(gltf: dict[str, Any], binary: bytes, index: int) -> NDArray[Any]:
+    accessor = gltf["accessors"][index]
+    data = _view(gltf, binary, accessor["bufferView"])
+    array = np.frombuffer(data, _TYPES[accessor["componentType"]])
+    return array.reshape(accessor["count"], _WIDTHS[accessor["type"]])
+
+
+def _picture(gltf: dict[str, Any], binary: bytes) -> NDArray[np.uint8] | None:
+    if "images" not in gltf:
+        return None
+    data = _view(gltf, binary, gltf["images"][0]["bufferView"])
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))  # a copy: PIL's is read-only

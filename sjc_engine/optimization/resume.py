@@ -1,0 +1,182 @@
+"""How a scene survives: a snapshot to go back to when a step is not finite, and its checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sjc_engine.fields.field import Field
+from sjc_engine.optimization.checkpoint import CheckpointError, read_checkpoint
+from sjc_engine.recipes import RECIPE_VERSION
+
+SNAPSHOT_STEPS = 100  # between two snapshots: what a roll-back can cost
+LR_FACTOR = 0.5  # of the learning rates after it
+
+
+def state_tensors(field: Field, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that the next step depends on, by name; not copied."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in field.named_parameters():
+        tensors[f"field.{name}"] = parameter
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    return tensors
+
+
+@torch.no_grad()
+def put_state(
+    field: Field, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `state_tensors`, for a field of the same resolution. Values are copied."""
+    for name, parameter in field.named_parameters():
+        parameter.copy_(tensors[f"field.{name}"])
+        prefix = f"optimizer.{name}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        optimizer.state.pop(parameter, None)  # before the first step there is none
+        if state:
+            # In the parameter's memory layout; the step counter, a scalar, stays on the CPU
+            optimizer.state[parameter] = {
+                k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v)
+                for k, v in state.items()
+            }
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A copy in the device's memory. The grid's resolution must not change in between."""
+
+    step: int
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def take(cls, step: int, field: Field, optimizer: torch.optim.Optimizer) -> Snapshot:
+        state = state_tensors(field, optimizer)
+        return cls(step, {name: value.detach().clone() for name, value in state.items()})
+
+
+class DeferredScalars:
+    """A step's numbers on their way from the device; nobody waits before they are asked for."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._there = values  # (n,)
+        self._here = values.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.Event() if values.is_cuda else None
+        if self._arrival:
+            # Its own device's: the current one may be another
+            self._arrival.record(torch.cuda.current_stream(values.device))
+
+    def finite(self) -> Tensor:
+        """Whether all are, () on the device."""
+        return torch.isfinite(self._there).all()
+
+    def numbers(self) -> list[float]:
+        if self._arrival:
+            self._arrival.synchronize()
+        found: list[float] = self._here.tolist()
+        return found
+
+
+def clear_gradients_unless(sound: Tensor, field: nn.Module) -> None:
+    """Takes a field's gradients away, on the device, where `sound` () is false."""
+    for parameter in field.parameters():
+        if parameter.grad is not None:
+            parameter.grad = torch.where(sound, parameter.grad, 0.0)
+
+
+@dataclass
+class Recovery:
+    """What a scene's steps measured, and the way back from one that was not finite."""
+
+    plateau_steps: int  # the spans that a plateau is judged by; 0: never
+    rolled_back: bool = False
+    measured: list[float] | None = None  # what the last good step did
+    scores: list[float] = field(default_factory=list)  # of the last two spans
+    snapshot: Snapshot | None = None
+    unread: DeferredScalars | None = None  # of the last step, where the device is not waited for
+
+    @property
+    def lr_factor(self) -> float:
+        return LR_FACTOR if self.rolled_back else 1.0
+
+    def keep(self, step: int, field: Field, optimizer: torch.optim.Optimizer) -> None:
+        """Takes a snapshot when one is due."""
+        due = step % SNAPSHOT_STEPS == 0 or self.snapshot is None
+        if due and not self.rolled_back:
+            self.snapshot = Snapshot.take(step, field, optimizer)
+
+    def accept(self, scalars: DeferredScalars) -> bool:
+        """Notes what a step measured, if all of it is finite."""
+        *values, steepest = scalars.numbers()
+        if not all(map(math.isfinite, [*values, steepest])):
+            self.unread = None
+            return False
+        self.measured = values
+        if self.plateau_steps:
+            self.scores = [*self.scores, values[1]][-2 * self.plateau_steps :]
+        return True
+
+    def go_back(self, field: Field, optimizer: torch.optim.Optimizer) -> int | None:
+        """To the last snapshot, at half the learning rate, once: its step. None: no way back."""
+        if self.rolled_back or self.snapshot is None:
+            return None
+        self.rolled_back = True
+        put_state(field, optimizer, self.snapshot.tensors)
+        for group in optimizer.param_groups:
+            group["lr"] *= LR_FACTOR
+        step, self.snapshot = self.snapshot.step, None
+        return step
+
+    def on_plateau(self, tolerance: float) -> bool:
+        """Whether the score's mean over the last span is hardly below that of the one before."""
+        span = self.plateau_steps
+        if not span or len(self.scores) < 2 * span:
+            return False
+        before, after = sum(self.scores[:span]), sum(self.scores[span:])
+        return after > (1 - tolerance) * before
+
+    def header(self) -> dict[str, Any]:
+        """For the checkpoint, beside `tensors`."""
+        return {
+            "rolled_back": self.rolled_back,
+            "snapshot_step": self.snapshot.step if self.snapshot else None,
+            "measured": self.measured,
+            "scores": self.scores,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        if not self.snapshot or self.rolled_back:  # there is no going back to it
+            return {}
+        return {f"snapshot.{name}": value for name, value in self.snapshot.tensors.items()}
+
+    def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `header` and `tensors`."""
+        self.rolled_back, self.scores = header["rolled_back"], header["scores"]
+        self.measured = header["measured"]
+        earlier = {
+            name.removeprefix("snapshot."): value
+            for name, value in tensors.items()
+            if name.startswith("snapshot.")
+        }
+        if earlier:
+            self.snapshot = Snapshot(header["snapshot_step"], earlier)
+
+
+def read_scene(
+    path: Path, prior_revision: str, image_sha256: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A scene's tensors and header. Raises CheckpointError, also for another prior or image."""
+    tensors, header = read_checkpoint(path)
+    wanted = (RECIPE_VERSION, header["prior_revision"])
+    if (header["recipe_version"], prior_revision) != wanted:
+        raise CheckpointError(f"checkpoint {path} is of another engine version or prior")
+    if header["image"] != image_sha256:
+        has = "none" if header["image"] is None else f"that of SHA-256 {header['image']}"
+        given = "none" if image_sha256 is None else f"one of SHA-256 {image_sha256}"
+        raise CheckpointError(f"checkpoint {path} is of another image: {has}, not {given}")
+    return tensors, header

@@ -1,0 +1,220 @@
+"""2D priors: a diffusion model in diffusers layout seen as a Karras denoiser.
+
+The contract is `denoise(x, sigma, cond) -> D`: the expected clean image given x = image + sigma n.
+Prediction type, input scaling, timesteps and pixel layout stay behind it. What is particular to a
+family of models lies in `sjc_engine.priors`, one module each.
+
+With abar the scheduler's cumulative alphas and sigma = sqrt((1 - abar) / abar), the network sees
+x / sqrt(1 + sigma^2) at the timestep of sigma, and its output o gives
+    epsilon       D = x - sigma o
+    v_prediction  D = x / (1 + sigma^2) - sigma o / sqrt(1 + sigma^2)
+    sample        D = o
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sjc_engine.priors.sources import FAMILIES, PriorSource, find_prior
+from sjc_engine.rendering.camera import Camera
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True, eq=False)
+class Cond:
+    """What a batch is conditioned on; index it like a tensor, join it with `Cond.cat`."""
+
+    hidden: Tensor  # (B, tokens, width) embeddings
+    concat: Tensor | None = None  # (B, C, H, W) channels beside the noisy image
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, index: slice | list[int] | Tensor) -> Cond:
+        return Cond(self.hidden[index], None if self.concat is None else self.concat[index])
+
+    def repeat(self, count: int) -> Cond:
+        """The first of them, `count` times."""
+        return self[[0] * count]
+
+    @staticmethod
+    def cat(parts: Sequence[Cond]) -> Cond:
+        concat = [part.concat for part in parts if part.concat is not None]
+        return Cond(torch.cat([p.hidden for p in parts]), torch.cat(concat) if concat else None)
+
+
+class Prior(ABC):
+    """A loaded model, whatever its family. Build it with `load_prior`."""
+
+    guided = True  # whether a condition says anything, so that guidance has a meaning
+    latent = False
+
+    def __init__(
+        self,
+        source: PriorSource,
+        network: Any,
+        sigmas: Tensor,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        channels: int | None = None,
+        resolution: int | None = None,
+    ) -> None:
+        """`channels` and `resolution` are those of the images; default: the network's own."""
+        self.id = source.id
+        self.revision = source.revision
+        self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
+        self.channels: int = channels or network.config.in_channels
+        self.resolution: int = resolution or network.config.sample_size
+        self._unet = frozen(network, device)
+        self.device = device
+        self.dtype = dtype  # of the network's weights and activations; images stay float32
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """D(x; sigma): (B, C, H, W) float32 from x (B, C, H, W), sigma (B,), cond of length B.
+
+        Each sample has its own sigma. H and W equal `resolution`, or any size the network takes.
+        """
+        if not len(x) == len(sigma) == len(cond):
+            raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
+        return self._denoised(x, sigma.to(self.device, torch.float64), cond).float()
+
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
+        """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views."""
+        if images is not None:
+            raise ValueError(f"prior {self.id!r} takes text only, not images")
+        return self._embed(prompts)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
+        return latents.clamp(-1, 1)
+
+    def compile(self) -> None:
+        """Has the network compiled (`sjc_engine.priors.compiled`) when it is next called.
+
+        D keeps its value to a few roundings, but not bit for bit.
+        """
+        from sjc_engine.priors.compiled import CompiledNetwork
+
+        self._unet = CompiledNetwork(self._unet)
+
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        """Prompts for the network; nothing, once for each, where they mean nothing to it."""
+        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+
+    @abstractmethod
+    def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """`denoise`, once its arguments are known to fit; sigma (B,) is float64."""
+
+
+class SchedulePrior(Prior):
+    """A network trained under a schedule of abar, as diffusers' schedulers have it."""
+
+    def __init__(
+        self,
+        source: PriorSource,
+        network: Any,
+        scheduler: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        channels: int | None = None,
+        resolution: int | None = None,
+    ) -> None:
+        self.prediction: str = scheduler.config.prediction_type
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"prior {source.id!r} predicts {self.prediction!r};"
+                f" this engine knows {', '.join(PREDICTIONS)}"
+            )
+        abar = scheduler.alphas_cumprod.double()
+        # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
+        sigmas = ((1 - abar) / abar).sqrt()[abar > 0]
+        size = {"channels": channels, "resolution": resolution}
+        super().__init__(source, network, sigmas, device, dtype, **size)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """The network's (fractional) timestep for sigma (B,): linear in log sigma between ticks.
+
+        Levels beyond the schedule's ends take the end's timestep.
+        """
+        ticks = self.sigmas.log()
+        level = sigma.double().log().clamp(ticks[0], ticks[-1])
+        upper = torch.searchsorted(ticks, level).clamp(1, len(ticks) - 1)
+        low, high = ticks[upper - 1], ticks[upper]
+        return upper - 1 + (level - low) / (high - low)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        s = sigma.view(-1, 1, 1, 1)
+        c_in = 1 / (1 + s**2).sqrt()
+        o = self._network((x * c_in).to(self.dtype), self.timestep(sigma).float(), cond).float()
+        if self.prediction == "epsilon":
+            return x - s * o
+        if self.prediction == "v_prediction":
+            return c_in**2 * x - s * c_in * o
+        return o
+
+    @abstractmethod
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """The network's output (B, C, H, W) for its scaled input and timesteps (B,)."""
+
+
+def load_prior(
+    id: str,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    local_files_only: bool = False,
+) -> Prior:
+    """Load "toybox", a diffusers folder, or a hub id such as "owner/name".
+
+    `dtype` is the network's precision: float32 on the CPU (bfloat16 gains nothing for a small
+    model) and float16 elsewhere unless given. In half precision |D_half - D| <= 16 u g(sigma): u is
+    2^-11 for float16 and 2^-8 for bfloat16, and g, what D multiplies the network's output of order
+    1 with, is sigma for eps and score models, sigma / sqrt(1 + sigma^2) for v and 1 for samples. A
+    network that overflows in float16 wants bfloat16. Only safetensors are read, those of variant
+    "fp16" where there are no others. Raises ValueError with the reason when there is no such prior,
+    the engine does not know its kind, or a folder's digest is not the given `revision`.
+    """
+    source = find_prior(id, revision, local_files_only)
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.float16
+    pipeline = source.index().get("_class_name")
+    if pipeline not in FAMILIES:
+        raise ValueError(
+            f"prior {id!r} is a {pipeline}; this engine loads {', '.join(sorted(FAMILIES))}"
+        )
+    home = importlib.import_module(f"sjc_engine.priors.families.{FAMILIES[pipeline]}")
+    try:
+        prior: Prior = home.load(source, device, dtype)
+    except OSError as error:
+        raise ValueError(f"prior {id!r} cannot be loaded: {error}") from error
+    return prior
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Any:
+    """Token ids (B, length), padded or cut, and their attention mask, as transformers has them."""
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return tokenizer(list(prompts), max_length=length, **options)
+
+
+def frozen(model: Any, device: torch.device) -> Any:
+    """The model on the device, for inference only."""
+    # Tensor cores want a pixel's channels beside each other; on a CPU it is no faster.
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    return model.eval().requires_grad_(False).to(device=device, memory_format=layout)

@@ -1,0 +1,1 @@
+"""Families of diffusion models, one module each, behind `sjc_engine.priors.denoiser`."""

@@ -1,0 +1,54 @@
+"""DeepFloyd IF, stage I: 64 x 64 pixels from T5 embeddings, the open stand-in for Imagen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize
+from sjc_engine.priors.sources import PriorSource
+
+MAX_TOKENS = 77  # T5 would take more; the model was trained with these
+# The cosine schedule ends at sigma = 2e4, where a rendering is nothing: 22 is enough.
+LAST_TICK = 970
+
+
+class DeepFloydPrior(SchedulePrior):
+    """A `UNet2DConditionModel` that predicts noise and its variance, of which the latter is left.
+
+    The text encoder (4.7 billion parameters) stays on the CPU: an asset's few prompts are embedded
+    once, and the device keeps its memory for the network.
+    """
+
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+        from transformers import T5EncoderModel, T5Tokenizer
+
+        unet = source.network(UNet2DConditionModel, "unet", dtype)
+        scheduler = source.component(DDPMScheduler, "scheduler")
+        super().__init__(source, unet, scheduler, device, dtype)
+        self.sigmas = self.sigmas[: LAST_TICK + 1]
+        # AutoTokenizer would want a config.json, which the folder lacks, and ask the hub for it
+        self._tokenizer = source.component(T5Tokenizer, "tokenizer")
+        encoder_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        text_encoder = source.text_model(T5EncoderModel, encoder_dtype)
+        self._text_encoder = frozen(text_encoder, torch.device("cpu"))
+
+    @torch.no_grad()
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        """In lower case, as in training."""
+        lower = [prompt.lower().strip() for prompt in prompts]
+        tokens = tokenize(self._tokenizer, lower, MAX_TOKENS)
+        hidden = self._text_encoder(
+            tokens.input_ids, attention_mask=tokens.attention_mask
+        ).last_hidden_state
+        return Cond(hidden.float().to(self.device))
+
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        output = self._unet(scaled, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
+        return output[:, : self.channels]
+
+
+load = DeepFloydPrior

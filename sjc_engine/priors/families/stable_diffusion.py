@@ -1,0 +1,73 @@
+"""Text-to-image models of Stable Diffusion's layout, in latents or (the toybox) in pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize
+from sjc_engine.priors.sources import PriorSource
+
+
+class StableDiffusionPrior(SchedulePrior):
+    """CLIP text encoder, `UNet2DConditionModel` and, for latents, an `AutoencoderKL`."""
+
+    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        unet = source.network(UNet2DConditionModel, "unet", dtype)
+        scheduler = source.component(DDPMScheduler, "scheduler")
+        self._tokenizer = source.component(CLIPTokenizer, "tokenizer")
+        # Text encoder and VAE stay in float32: they run rarely, and SD's VAE overflows in float16.
+        self._text_encoder = frozen(source.text_model(CLIPTextModel, torch.float32), device)
+        self.latent = (source.index().get("vae") or [None])[0] is not None
+        self._vae = None
+        if self.latent:
+            self._vae = frozen(source.network(AutoencoderKL, "vae", torch.float32), device)
+        channels: int = self._vae.config.latent_channels if self._vae else 3
+        # A network of more channels sees each f x f block of the image as channels.
+        self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, channels)
+        side = unet.config.sample_size * self.unshuffle
+        super().__init__(source, unet, scheduler, device, dtype, channels=channels, resolution=side)
+
+    @torch.no_grad()
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        tokens = tokenize(self._tokenizer, prompts, self._tokenizer.model_max_length)
+        return Cond(self._text_encoder(tokens.input_ids.to(self.device)).last_hidden_state)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
+        return latents.clamp(-1, 1) if self._vae is None else decode_latents(self._vae, latents)
+
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        blocks = F.pixel_unshuffle(scaled, self.unshuffle)
+        output = self._unet(blocks, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
+        return F.pixel_shuffle(output, self.unshuffle)
+
+
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) in [-1, 1] from scaled latents."""
+    unscaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    image: Tensor = vae.decode(unscaled).sample
+    return image.clamp(-1, 1)
+
+
+def _unshuffle_factor(id: str, in_channels: int, channels: int) -> int:
+    """f such that the network sees each f x f block of the image as channels."""
+    factor = math.isqrt(in_channels // channels)
+    if factor**2 * channels != in_channels:
+        raise ValueError(
+            f"prior {id!r}: a network of {in_channels} channels does not fit {channels}-channel"
+            " images"
+        )
+    return factor
+
+
+load = StableDiffusionPrior

@@ -1,0 +1,1 @@
+"""How the toybox models were made: procedural toys, their ray-caster, and training."""

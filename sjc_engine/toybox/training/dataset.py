@@ -1,0 +1,158 @@
+"""Rendered, captioned toys for training the prior and its judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sjc_engine.guidance.view_prompts import ViewStyle, view_prompt
+from sjc_engine.rendering.camera import rays, sample_camera
+from sjc_engine.toybox.captions import caption
+from sjc_engine.toybox.training.objects.catalogue import CATEGORIES, PAPER_CATEGORIES, make_toy
+from sjc_engine.toybox.training.raycast import Light, raycast
+
+# How often a caption uses each style of view prefix: the paper's stays known, the finest is learnt
+# best.
+STYLES: dict[ViewStyle, float] = {"paper": 0.15, "sided": 0.20, "detailed": 0.65}
+# A toy fills from two thirds of the frame to just all of it: few sizes are learnt faster than many.
+# The toybox recipe renders with the same angles.
+FOV_DEG = (46.0, 60.0)
+_VIEWS_PER_TOY = 4
+_TOYS_PER_BATCH = 16
+_NUMBERS = ("category", "azimuth", "elevation")  # of an image, in its file of labels
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """How lights are drawn: mean direction, its spread, and ranges of strength."""
+
+    direction: tuple[float, float, float]
+    spread: float
+    ambient: tuple[float, float]
+    diffuse: tuple[float, float]
+
+    def sample(self, rng: np.random.Generator) -> Light:
+        towards = np.asarray(self.direction) + rng.normal(0, self.spread, 3)
+        x, y, z = towards / np.linalg.norm(towards)
+        return Light((x, y, z), rng.uniform(*self.ambient), rng.uniform(*self.diffuse))
+
+
+STUDIO = Lighting((-0.5, 1.0, 0.25), 0.25, (0.42, 0.52), (0.50, 0.62))  # the prior's
+OUTDOORS = Lighting((0.0, 0.9, 0.0), 0.8, (0.35, 0.70), (0.25, 0.70))  # the judge's
+
+
+@dataclass(frozen=True)
+class Renders:
+    """n images (n, H, W, 4) uint8, colours multiplied by alpha, with what is needed to caption.
+
+    `category` (n,) indexes CATEGORIES; `azimuth` and `elevation` (n,) are the cameras', in
+    degrees; `color` holds a word or "".
+    """
+
+    images: np.ndarray
+    category: np.ndarray
+    azimuth: np.ndarray
+    elevation: np.ndarray
+    color: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def caption(self, rng: np.random.Generator, index: int) -> str:
+        """A fresh random caption of one image."""
+        style = list(STYLES)[rng.choice(len(STYLES), p=list(STYLES.values()))]
+        category = CATEGORIES[self.category[index]]
+        return caption(rng, category, self.color[index] or None, self.view(index, style))
+
+    def view(self, index: int, style: ViewStyle) -> str:
+        """The view prefix of one image."""
+        return view_prompt(self.azimuth[index], self.elevation[index], style)
+
+    def weights(self, paper: float) -> np.ndarray:
+        """Sampling weights (n,): the paper's six categories count `paper` times the others."""
+        weight = np.where(self.category < len(PAPER_CATEGORIES), paper, 1.0)
+        return weight / weight.sum()
+
+
+def render_toys(
+    count: int,
+    size: int,
+    seed: int,
+    lighting: Lighting = STUDIO,
+    device: str = "cpu",
+    categories: Sequence[str] = CATEGORIES,
+) -> Renders:
+    """`count` images of random toys from random SJC cameras, 2x2 samples a pixel."""
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    images = np.zeros((count, size, size, 4), np.uint8)
+    category = np.zeros(count, np.int64)
+    azimuth, elevation = np.zeros(count), np.zeros(count)
+    color: list[str] = []
+    done = 0
+    while done < count:
+        # One category a batch: its toys have about the same number of primitives.
+        kind = CATEGORIES.index(categories[int(rng.integers(len(categories)))])
+        toys, lights = [], []
+        for _ in range(_TOYS_PER_BATCH):
+            toy, name = make_toy(CATEGORIES[kind], rng)
+            toys += [toy] * _VIEWS_PER_TOY
+            lights += [lighting.sample(rng)] * _VIEWS_PER_TOY
+            color += [name or ""] * _VIEWS_PER_TOY
+        cameras = [sample_camera(generator, fov_deg=FOV_DEG) for _ in toys]
+        bundles = [rays(camera, 2 * size, 2 * size) for camera in cameras]
+        rgba = raycast(
+            toys,
+            torch.stack([origins[0] for origins, _ in bundles]).to(device),
+            torch.stack([directions for _, directions in bundles]).to(device),
+            lights,
+        )
+        small = rgba.view(-1, size, 2, size, 2, 4).mean((2, 4)).mul(255).round().byte().cpu()
+        take = min(len(toys), count - done)
+        images[done : done + take] = small[:take].numpy()
+        category[done : done + take] = kind
+        azimuth[done : done + take] = [camera.azimuth_deg for camera in cameras[:take]]
+        elevation[done : done + take] = [camera.elevation_deg for camera in cameras[:take]]
+        done += take
+    return Renders(images, category, azimuth, elevation, color[:count])
+
+
+def cached_toys(
+    folder: Path, count: int, size: int, seed: int, lighting: Lighting, device: str
+) -> Renders:
+    """`render_toys`, kept as plain .npy and .json files under `folder` for the next start."""
+    stem = folder / f"toys-{size}px-{count}-seed{seed}"
+    images, labels = stem.with_suffix(".npy"), stem.with_suffix(".json")
+    if not labels.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = render_toys(count, size, seed, lighting, device)
+        np.save(images, fresh.images)
+        numbers = {name: getattr(fresh, name).tolist() for name in _NUMBERS}
+        labels.write_text(json.dumps(numbers | {"color": fresh.color}))
+    kept = json.loads(labels.read_text())
+    numbers = {name: np.array(kept[name]) for name in _NUMBERS}
+    return Renders(np.load(images, mmap_mode="r"), **numbers, color=kept["color"])
+
+
+def on_backgrounds(rgba: Tensor, generator: torch.Generator) -> Tensor:
+    """Composites (B, H, W, 4) images in [0, 1] onto plain or vertically graded colours.
+
+    A third are white, as a product photo is; the rest are random, four in ten of all plain.
+    Returns (B, 3, H, W) in [-1, 1].
+    """
+    count, height = rgba.shape[:2]
+    kind, top, bottom = (
+        torch.rand(shape, generator=generator).to(rgba.device)
+        for shape in ((count, 1, 1, 1), (count, 1, 1, 3), (count, 1, 1, 3))
+    )
+    bottom = torch.where(kind < 0.4, top, top + (bottom - top) * 0.6)
+    ramp = torch.linspace(0, 1, height, device=rgba.device).view(1, height, 1, 1)
+    background = torch.where(kind > 0.65, 1.0, top * (1 - ramp) + bottom * ramp)
+    image = rgba[..., :3] + (1 - rgba[..., 3:]) * background
+    return image.permute(0, 3, 1, 2) * 2 - 1

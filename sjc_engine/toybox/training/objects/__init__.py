@@ -1,0 +1,1 @@
+"""The toys, by kind of thing."""

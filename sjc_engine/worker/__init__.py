@@ -1,0 +1,1 @@
+"""The engine process of one device: `python -m sjc_engine.worker`."""
