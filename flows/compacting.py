@@ -3,8 +3,8 @@
 import json
 import sys
 
-from tasks.compaction import compact_store
 from tasks.store import open_store
+from tasks.tables import compact_store
 
 
 def run(url: str, *, quiet: bool, as_json: bool) -> None:

@@ -16,10 +16,9 @@ from task_samples import all_tables
 
 from flows.plan import Settings
 from flows.planning import make_plan_of
-from tasks.compaction import compact_store
 from tasks.schemas import SCHEMAS
 from tasks.store import Store, open_store
-from tasks.tables import query
+from tasks.tables import compact_store, query
 
 ROOT = Path(__file__).parents[2]
 ASSETS, SHARDS = 12, 4
