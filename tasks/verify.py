@@ -97,7 +97,7 @@ class Repairs:
 def verify_store(
     store: Store, tell: Tell = lambda done, total: None, abandoned: timedelta = ABANDONED
 ) -> list[Finding]:
-    """Reads everything once and writes nothing. Not while a run goes on: its rows come later.
+    """Reads everything once and writes nothing. Not while a run is active: its rows come later.
 
     Raises `StoreError` for a store that cannot be listed, is of a newer format, or has tables and
     no assets.

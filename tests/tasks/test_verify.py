@@ -472,7 +472,7 @@ def test_a_store_that_is_empty_although_its_tables_are_not_is_refused(
 def test_a_newer_store_is_refused(whole: Store) -> None:
     assert not whole.exists("store.json"), "of an older version, which is fine"
     contents = {
-        b'{"format": 2, "tables": 1}': (NewerStore, "format version 2 and this program knows up"),
+        b'{"format": 3, "tables": 1}': (NewerStore, "format version 3 and this program knows up"),
         b'{"format": 1, "tables": 99}': (NewerStore, "tables version 99 and this program knows up"),
         b'{"format": "?"}': (StoreError, r"store\.json is damaged .* nobody knows which version"),
     }
@@ -489,7 +489,7 @@ def test_a_store_gets_the_versions_of_the_newest_program_that_wrote_to_it(tmp_pa
     store = open_store(tmp_path / "store")
     mark_format(store)
     new = store.get_bytes("store.json")
-    assert json.loads(new) == {"format": 1, "tables": SCHEMA_VERSION}
+    assert json.loads(new) == {"format": 2, "tables": SCHEMA_VERSION}
     damage(store, "store.json", b'{"format": 1, "tables": 1}')
     check_usable(store)
     mark_format(store)
