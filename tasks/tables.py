@@ -48,11 +48,8 @@ class TableWriter:
         self._rows: dict[tuple[str, str], dict[str, pa.Table]] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._changed: dict[tuple[str, str], None] = {}  # not written yet, in the order of rows
-        self._lock, self._news, self._ended = (
-            threading.RLock(),
-            threading.Event(),
-            threading.Event(),
-        )
+        self._lock = threading.RLock()  # around all of these
+        self._news, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep_writing, name="tables", daemon=True)
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from task_samples import all_tables, fill, make, make_run, report, spec
@@ -607,7 +608,10 @@ NEW_SINCE_1 = ("field_mesh_lpips", "lpips_weights", "coverage", "rolled_back")
 
 def write_file(store: Store, key: str, rows: pa.Table, **metadata: str) -> str:
     """As any version writes one; its SHA-256."""
-    about = {**(rows.schema.metadata or {}), **{f"sjc.{k}": v for k, v in metadata.items()}}
+    about = {
+        **(rows.schema.metadata or {}),
+        **{f"sjc.{k}".encode(): v for k, v in metadata.items()},
+    }
     sink = pa.BufferOutputStream()
     pq.write_table(rows.replace_schema_metadata(about), sink, compression="zstd")
     return store.put_bytes(key, sink.getvalue().to_pybytes(), replace=True).sha256
@@ -625,7 +629,7 @@ def make_old(store: Store) -> None:
         store.delete(key)
     for table, rows in whole.items():
         rows = rows.cast(SCHEMAS[table])
-        runs = {run: rows.filter(pa.compute.equal(rows["run_id"], run)) for run in ("run1", "run2")}
+        runs = {run: rows.filter(pc.equal(rows["run_id"], run)) for run in ("run1", "run2")}
         first, second = (
             part.drop_columns("run_id").cast(FILE_SCHEMAS[table]) for part in runs.values()
         )
@@ -642,10 +646,9 @@ def make_old(store: Store) -> None:
                     place, row.schema.field(place), pa.nulls(1, row.schema.types[place])
                 )
             held[name] = write_file(store, f"tables/{table}/{name}", row)
-        old = first.drop_columns([c for c in NEW_SINCE_1 if c in first.column_names])
         parts = ", ".join(f'"{k.partition("/")[2]}": "{v}"' for k, v in held.items())
-        write_file(store, f"tables/{table}/run_id=run1/sealed-0001.parquet", old,
-                   version="1", parts=f"{{{parts}}}")  # fmt: skip
+        sealed = f"tables/{table}/run_id=run1/sealed-0001.parquet"
+        write_file(store, sealed, first, parts=f"{{{parts}}}")
         compacted = runs["run1"].cast(COMPACTED_SCHEMAS[table])
         some = '{"run_id=run1/sealed-0001.parquet": "of another file, which came later"}'
         write_file(
