@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
+Connection = duckdb.DuckDBPyConnection
 
 READS = 10  # of a table whose files are replaced meanwhile
 FILES = 16  # at a time
@@ -108,8 +109,12 @@ def query(store: Store, sql: str) -> pa.Table:
     """
     words = {word.removeprefix("best_") for word in re.findall(r"\w+", sql.lower())}
     files = {name: read_files(store, name, read_file) for name in SCHEMAS if name in words}
-    with _query_errors(store, files):
-        return _run_sql({name: _dataset(name, found) for name, found in files.items()}, sql)
+    with _query_errors(store, files), duckdb.connect() as connection:
+        for name, found in files.items():
+            connection.register(name, _dataset(connection, name, found))
+        if "assets" in files:
+            connection.execute(f"CREATE TEMP VIEW best_assets AS {BEST_ASSETS}")
+        return _run_sql(connection, sql)
 
 
 def of_files(digests: Sequence[str]) -> str:
@@ -202,18 +207,21 @@ def _as_value_error() -> Iterator[None]:
 # --- rows -------------------------------------------------------------------------------------
 
 
-def last_rows(table: str, rows: pa.Table) -> pa.Table:
-    """One row for each key: the one that counts, and of equal ones the last."""
+def last_rows(connection: Connection, table: str, rows: pa.Table) -> pa.Table:
+    """One row for each key: the one that counts, and of equal ones the last.
+
+    connection: any; to open one takes longer than this.
+    """
     keys = ", ".join(("run_id", *ROW_KEYS[table]))
     order = ", ".join((*COUNTS_FIRST[table], "number DESC"))
     numbered = rows.append_column("number", pa.array(range(rows.num_rows), pa.int64()))
-    with duckdb.connect() as connection:
-        connection.register("numbered", numbered)
-        counts = connection.sql(
-            f"SELECT row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1 AS counts"
-            " FROM numbered ORDER BY number"
-        )
-        return rows.filter(counts.to_arrow_table()["counts"])
+    connection.register("numbered", numbered)
+    counts = connection.sql(
+        f"SELECT row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1 AS counts"
+        " FROM numbered ORDER BY number"
+    ).to_arrow_table()["counts"]
+    connection.unregister("numbered")
+    return rows.filter(counts)
 
 
 def row_keys(table: str, rows: pa.Table) -> set[tuple[object, ...]]:
@@ -222,7 +230,7 @@ def row_keys(table: str, rows: pa.Table) -> set[tuple[object, ...]]:
     return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
 
 
-def _dataset(table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
+def _dataset(connection: Connection, table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
     """Files as one table without repeats.
 
     Only files with rows of the same run can repeat each other. They are decoded here; of the
@@ -234,7 +242,8 @@ def _dataset(table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
     mixed = {key for key, found in runs.items() if any(counts[run] > 1 for run in found)}
     alone = [file for key, file in files.items() if key not in mixed]
     rows = pa.concat_tables([schema.empty_table(), *(files[k].to_table() for k in sorted(mixed))])
-    return ds.UnionDataset(schema, [*alone, ds.dataset(last_rows(table, rows) if mixed else rows)])
+    memory = last_rows(connection, table, rows) if mixed else rows
+    return ds.UnionDataset(schema, [*alone, ds.dataset(memory)])
 
 
 def _runs(key: str, file: ds.Dataset) -> set[str]:
@@ -243,21 +252,16 @@ def _runs(key: str, file: ds.Dataset) -> set[str]:
     return {run} if run else set(file.to_table(["run_id"])["run_id"].unique().to_pylist())
 
 
-def _run_sql(datasets: Mapping[str, ds.Dataset], sql: str) -> pa.Table:
-    with duckdb.connect() as connection:
-        # SQL must see the tables and never a Python variable of that name.
-        connection.execute(
-            "SET TimeZone = 'UTC'; SET python_enable_replacements = false;"
-            "SET autoinstall_known_extensions = false"
-        )
-        for name, dataset in datasets.items():
-            connection.register(name, dataset)
-        if "assets" in datasets:
-            connection.execute(f"CREATE TEMP VIEW best_assets AS {BEST_ASSETS}")
-        relation = connection.sql(sql)
-        if relation is None:
-            raise QueryError("this SQL returns no rows; write a SELECT")
-        return relation.to_arrow_table()
+def _run_sql(connection: Connection, sql: str) -> pa.Table:
+    # SQL must see the tables and never a Python variable of that name.
+    connection.execute(
+        "SET TimeZone = 'UTC'; SET python_enable_replacements = false;"
+        "SET autoinstall_known_extensions = false"
+    )
+    relation = connection.sql(sql)
+    if relation is None:
+        raise QueryError("this SQL returns no rows; write a SELECT")
+    return relation.to_arrow_table()
 
 
 @contextlib.contextmanager

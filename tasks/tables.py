@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -172,9 +173,8 @@ def compact_store(store: Store, tell: Callable[[str], None] = lambda line: None)
         files = table_reader.read_files(store, table, partial(table_reader.read_file, whole=True))
         if len(files) > 1:
             rows = pa.concat_tables(file.to_table() for file in files.values())
-            _write_compacted(store, table, last_rows(table, rows))
-            for key in files:
-                store.delete(key)
+            with duckdb.connect() as connection:
+                _replace(store, table, last_rows(connection, table, rows), files)
             tell(f"table {table}: compacted")
         counts[table] = len(table_reader.table_keys(store, table))
     return counts
@@ -189,15 +189,15 @@ def rebuild_tables(store: Store) -> None:
     """
     found = {table: table_reader.read_files(store, table, _rows_or_damage) for table in SCHEMAS}
     for table, rows in projection(store).items():
-        _write_compacted(store, table, rows)
-        known = table_reader.row_keys(table, rows)
+        known, aside = table_reader.row_keys(table, rows), {}
         for key, content in found[table].items():
             if isinstance(content, Damaged):
-                documents.set_document_aside(store, key, str(content))
-            elif table == "views" or table_reader.row_keys(table, content) <= known:
-                store.delete(key)
-            else:
-                documents.set_document_aside(store, key, "no document is behind some of its rows")
+                aside[key] = str(content)
+            elif table != "views" and not table_reader.row_keys(table, content) <= known:
+                aside[key] = "no document is behind some of its rows"
+        _replace(store, table, rows, found[table].keys() - aside)
+        for key, why in aside.items():
+            documents.set_document_aside(store, key, why)
 
 
 def _rows_or_damage(store: Store, table: str, key: str) -> pa.Table | Damaged:
@@ -224,15 +224,17 @@ def projection(store: Store) -> dict[str, pa.Table]:
     def content(table: str) -> pa.Table:
         return to_arrow(table, None, [row for rows in made for row in rows.get(table, [])])
 
-    return {table: last_rows(table, content(table)) for table in SCHEMAS}
+    with duckdb.connect() as connection:
+        return {table: last_rows(connection, table, content(table)) for table in SCHEMAS}
 
 
-def _write_compacted(store: Store, table: str, rows: pa.Table) -> None:
-    """Write rows of many runs, with their `run_id`, as a new file; none for no rows."""
+def _replace(store: Store, table: str, rows: pa.Table, keys: Iterable[str]) -> None:
+    """Write rows of many runs, with their `run_id`, and delete the files in whose place they are."""
     if rows.num_rows:
-        key = f"tables/{table}/compacted/{new_run_id()}.parquet"
         content = rows.sort_by("run_id").cast(COMPACTED_SCHEMAS[table])
-        store.put_bytes(key, _parquet(content))
+        store.put_bytes(f"tables/{table}/compacted/{new_run_id()}.parquet", _parquet(content))
+    with ThreadPoolExecutor(table_reader.FILES) as pool:
+        list(pool.map(store.delete, keys))
 
 
 def _parquet(content: pa.Table) -> bytes:

@@ -149,32 +149,34 @@ def test_a_part_that_is_full_is_not_written_again(
 
 
 def test_a_writer_that_dies_anywhere_leaves_whole_rows_and_the_next_run_the_rest(
-    store: Store, tmp_path: Path
+    store: Store,
 ) -> None:
-    make(store, tmp_path, spec(), "run1")
-    rows = TableWriter(store)
-    numbers = iter(range(100))
+    numbers = iter(range(1000))
+    attempts: list[dict[str, Any]] = []
 
     def work() -> None:
-        for _ in range(2):
-            rows.record(ended(store, "run1", f"thing {next(numbers)}"), {})
-            rows.record(ended(store, "dead", f"thing {next(numbers)}"), {})
-            rows.write()
-
-    for at in deaths(store, work):
-        found = all_tables(store)
-        assert len({row["asset_id"] for row in found["assets"]}) == len(found["assets"])
-        seen = {(row["asset_id"], row["attempt"]) for row in found["attempts"]}
-        assert {(row["asset_id"], row["attempt"]) for row in found["assets"]} <= seen, at
-        # The next run, with a writer of its own.
-        unfinished = {key.split("/")[1] for key in store.list("assets/")} - {spec().asset_id}
-        for asset_id in unfinished:  # its last attempt may not have come to its end
-            for attempt in close_interrupted(store, [asset_id]):
-                record_attempt(store, *attempt)
-        for attempt in unrecorded_attempts(store, [spec().asset_id], unfinished):
-            record_attempt(store, *attempt)
-        assert all_tables(store) == wanted(store), at
         rows = TableWriter(store)
+        for number, attempt in enumerate(attempts[-4:]):
+            rows.record(attempt, {})
+            if number % 2:
+                rows.write()
+
+    def more() -> None:
+        attempts.extend(ended(store, run, f"{next(numbers)}") for run in ("run1", "dead") * 2)
+
+    more()
+    for at in deaths(store, work):
+        found = {name: query(store, f"SELECT * FROM {name}") for name in ("assets", "attempts")}
+        ids = {name: rows["asset_id"].to_pylist() for name, rows in found.items()}
+        assert len(set(ids["assets"])) == len(ids["assets"]), at
+        assert set(ids["assets"]) <= set(ids["attempts"]), at
+        # What the next run does.
+        for attempt in unrecorded_attempts(store, [], {a["asset_id"] for a in attempts}):
+            record_attempt(store, *attempt)
+        ids = query(store, "SELECT DISTINCT asset_id FROM assets JOIN attempts USING (asset_id)")
+        assert len(ids) == len(attempts), at
+        more()
+    assert at == 12, "four files, and four that replace them"
     assert all_tables(store) == wanted(store)
 
 
@@ -405,21 +407,21 @@ def test_a_file_that_is_replaced_while_it_is_compacted_loses_nothing(
 ) -> None:
     """A run writes after the compaction, or the repair, has read, and before it deletes."""
     rows = TableWriter(store)
-    write, count = tables._write_compacted, 0
+    write, count = tables._replace, 0
 
-    def overtaken(store: Store, table: str, content: pa.Table) -> None:
+    def overtaken(store: Store, table: str, *rest: Any) -> None:
         nonlocal count
         count += 1
         rows.record(ended(store, "run1", f"thing {count}"), {})
         record_run(store, start_run(store, f"run-{count}", "m.csv", "0" * 64, [], {}))
         rows.write()
-        write(store, table, content)
+        write(store, table, *rest)
 
     rows.record(ended(store, "run1", "the first"), {})
     rows.write()
     make_two = partial(record_attempt, store)
     make_two(ended(store, "run2", "the second"), {})
-    monkeypatch.setattr(tables, "_write_compacted", overtaken)
+    monkeypatch.setattr(tables, "_replace", overtaken)
     for action in (compact_store, rebuild_tables, compact_store):
         action(store)
         assert all_tables(store) == wanted(store), action
@@ -431,18 +433,18 @@ def test_two_compactions_at_once_lose_nothing(
 ) -> None:
     """One sleeps after it has read, for two others with new rows between them."""
     fill(store, tmp_path)
-    write, seen = tables._write_compacted, list[str]()
+    write, seen = tables._replace, list[str]()
 
-    def overtaken(store: Store, table: str, content: pa.Table) -> None:
+    def overtaken(store: Store, table: str, *rest: Any) -> None:
         seen.append(table)
         if len(seen) == 1:
             for prompt in ("a pen", "a cup"):
                 compact_store(store)
                 make(store, tmp_path, spec(prompt), "run1", "failed")
             compact_store(store)
-        write(store, table, content)
+        write(store, table, *rest)
 
-    monkeypatch.setattr(tables, "_write_compacted", overtaken)
+    monkeypatch.setattr(tables, "_replace", overtaken)
     compact_store(store)
     assert all_tables(store) == wanted(store)
     assert compact_store(store) == ONE_EACH
