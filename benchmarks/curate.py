@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from report import Report
 
 from sjc_engine.recipes import Recipe
@@ -33,8 +35,8 @@ from sjc_engine.toybox.captions import NOUNS
 from tasks.assets import commit_asset
 from tasks.attempts import finish_attempt, start_attempt
 from tasks.rows import asset_row
+from tasks.schemas import to_arrow
 from tasks.store import Store, open_store
-from tasks.tables import seal_run, write_part
 
 RUN = "20260101T000000-000000"
 SIZES = {"mesh.glb": 600_000, "preview.png": 200_000}
@@ -134,9 +136,9 @@ def fill(store: Store, assets: int) -> None:
             "spec": other.to_json(),
         }  # fmt: skip
         rows.append(asset_row(store, document, about))
-    write_part(store, "assets", RUN, "a", rows[::2])
-    write_part(store, "assets", RUN, "b", rows[1::2])
-    seal_run(store, RUN)
+    data = io.BytesIO()
+    pq.write_table(to_arrow("assets", RUN, rows), data, compression="zstd")
+    store.put_bytes(f"tables/assets/run_id={RUN}/000001-benchmark.parquet", data.getvalue())
 
 
 def _spec(number: int) -> AssetSpec:

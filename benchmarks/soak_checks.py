@@ -16,8 +16,6 @@ from soak_processes import Ending
 
 from sjc_engine.worker.__main__ import PROGRESS_SECONDS
 from sjc_engine.worker.running_scene import CHECKPOINT_SECONDS
-from tasks.row_keys import last_rows
-from tasks.schemas import SCHEMAS
 from tasks.store import Store
 from tasks.tables import projection, query
 
@@ -82,9 +80,8 @@ def check_attempts(ledger: Ledger) -> list[str]:
 def check_tables(store: Store, damaged: set[str]) -> list[str]:
     """The tables are what follows from the JSON, but for the runs whose parts were deleted."""
     problems = []
-    for table, contents in projection(store).items():
-        wanted = last_rows(table, pa.concat_tables([SCHEMAS[table].empty_table(), *contents]))
-        found = last_rows(table, query(store, f"SELECT * FROM {table}"))
+    for table, wanted in projection(store).items():
+        found = query(store, f"SELECT * FROM {table}")
         left, right = _rows(wanted), _rows(found)
         for row, where in ((left - right, "missing"), (right - left, "without JSON behind it")):
             problems += [

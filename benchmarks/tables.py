@@ -1,10 +1,10 @@
-"""Queries over sealed tables of many assets, as `sjc query` runs them.
+"""Queries over the tables of many assets, as `sjc query` runs them.
 
     python benchmarks/tables.py [--assets 100000] [--views 8] [--runs 10] [--rounds 5] [--json FILE]
 
-Makes a store with only tables in it, of made-up rows in the real schemas: each run sealed into one
-file a table. Printed, medians over rounds: each query in a process that is up, and the whole
-command with the interpreter's start.
+Makes stores with only tables in them, of made-up rows in the real schemas: one compacted, and one
+as runs leave it, in parts of 300 assets. Printed, medians over rounds: each query in a process that
+is up, and the whole command with the interpreter's start.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from report import Report, interleaved
 
 from tasks.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE
-from tasks.schemas import COLUMNS, FILE_SCHEMAS
+from tasks.schemas import COLUMNS, COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMAS
 from tasks.store import Store, open_store
-from tasks.table_reader import query
+from tasks.tables import PART, query
 
 QUERIES = {
     "count": "SELECT count(*) FROM assets",
@@ -60,41 +60,65 @@ def main() -> None:
     used = {k: v for k, v in vars(settings).items() if k != "json"}
     report = Report("tables", used, ("duckdb", "pyarrow"))
     with tempfile.TemporaryDirectory() as folder:
-        store = open_store(Path(folder, "store"))
-        fill(store, settings.assets, settings.views, settings.runs)
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
-        rows = query(store, "SELECT (SELECT count(*) FROM assets), (SELECT count(*) FROM views)")
-        assets, views = (column[0].as_py() for column in rows.columns)
-        report.figure("assets", assets)
-        report.figure("views", views)
-        report.figure("size", size / 1e6, "MB")
-        sjc = str(Path(sys.executable).with_name("sjc"))
-        for name, sql in QUERIES.items():
-            command = [sjc, "query", sql, "--store", store.url]
-            ways = {
-                "in process": lambda sql=sql: query(store, sql),
-                "sjc query": lambda command=command: run(command),
-            }
-            for way, times in interleaved(ways, settings.rounds).items():
-                report.figure(f"{name}, {way}", median(times), "s")
+        for layout in ("compacted", "parts"):
+            store = open_store(Path(folder, layout))
+            fill(store, settings.assets, settings.views, settings.runs, layout)
+            measure(store, layout, settings.rounds, report)
     report.write_json(settings.json)
+
+
+def measure(store: Store, layout: str, rounds: int, report: Report) -> None:
+    files = list(Path(store.url).rglob("*.parquet"))
+    rows = query(store, "SELECT (SELECT count(*) FROM assets), (SELECT count(*) FROM views)")
+    assets, views = (column[0].as_py() for column in rows.columns)
+    figure = report.part(layout, f"{assets} assets, {views} views")
+    figure("files", len(files))
+    figure("size", sum(path.stat().st_size for path in files) / 1e6, "MB")
+    sjc = str(Path(sys.executable).with_name("sjc"))
+    for name, sql in QUERIES.items():
+        command = [sjc, "query", sql, "--store", store.url]
+        ways = {
+            "in process": lambda sql=sql: query(store, sql),
+            "sjc query": lambda command=command: run(command),
+        }
+        for way, times in interleaved(ways, rounds).items():
+            figure(f"{name}, {way}", median(times), "s")
 
 
 def run(command: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def fill(store: Store, assets: int, views: int, runs: int) -> None:
-    """Sealed tables, every asset in one run."""
+def fill(store: Store, assets: int, views: int, runs: int, layout: str) -> None:
+    """Tables with every asset in one run."""
     chance = np.random.default_rng(0)
     each = assets // runs
+    whole: dict[str, list[pa.Table]] = {"assets": [], "views": [], "entries": []}
     for number in range(runs):
         run_id = f"20260101T{number:06d}-000000"
         ids = [f"{number * each + k:016x}" for k in range(each)]
-        put(store, "assets", run_id, table("assets", each, chance, ids, number))
         seen = np.repeat(ids, views).tolist()
-        put(store, "views", run_id, table("views", each * views, chance, seen, number, views))
-        put(store, "entries", run_id, table("entries", each, chance, ids, number))
+        made = {
+            "assets": table("assets", each, chance, ids, number),
+            "views": table("views", each * views, chance, seen, number, views),
+            "entries": table("entries", each, chance, ids, number),
+        }
+        for name, rows in made.items():
+            if layout == "compacted":
+                column = pa.array([run_id] * rows.num_rows)
+                place = SCHEMAS[name].get_field_index("run_id")
+                rows = rows.add_column(
+                    place, COMPACTED_SCHEMAS[name].field(place), [column.dictionary_encode()]
+                )
+                whole[name].append(rows)
+                continue
+            part = rows.num_rows if name == "entries" else PART * rows.num_rows // each
+            for start in range(0, rows.num_rows, part):
+                place = f"run_id={run_id}/{start + 1:06d}-benchmark"
+                put(store, name, place, rows.slice(start, part))
+    for name, made in whole.items():
+        if made:
+            put(store, name, "compacted/benchmark", pa.concat_tables(made).unify_dictionaries())
 
 
 def table(
@@ -143,11 +167,10 @@ def table(
     )
 
 
-def put(store: Store, name: str, run_id: str, rows: pa.Table) -> None:
+def put(store: Store, name: str, place: str, rows: pa.Table) -> None:
     data = io.BytesIO()
     pq.write_table(rows, data, compression="zstd", write_page_checksum=True)
-    key = f"tables/{name}/run_id={run_id}/sealed-0001.parquet"
-    store.put_bytes(key, data.getvalue())
+    store.put_bytes(f"tables/{name}/{place}.parquet", data.getvalue())
 
 
 if __name__ == "__main__":

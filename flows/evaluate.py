@@ -28,7 +28,7 @@ from tasks.leases import leases
 from tasks.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
 from tasks.runs import finish_run, new_run_id, start_run
 from tasks.store import Store, StoreError, is_damage, open_store
-from tasks.tables import query, record_attempt, record_run, seal_run
+from tasks.tables import TableWriter, query, record_run
 
 PART = 300  # assets of one flow run, as in flows.generate
 AT_ONCE = 2  # while one is downloaded, another is measured
@@ -65,9 +65,10 @@ def evaluate(
     """
     chosen = prepare(store, where, manifest, overrides or {}, device)
     with leases(chosen.store, new_run_id()) as held:
-        warn = get_run_logger().warning
+        warn, rows = get_run_logger().warning, TableWriter(chosen.store)
         for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take, warn):
-            record_attempt(chosen.store, attempt, found)
+            rows.record(attempt, found)
+        rows.write()
     title = f"evaluate {where or ''}".strip()
     settings = {"where": where, "manifest": manifest, "overrides": chosen.changes}
     flow_run = str(runtime.flow_run.id)
@@ -87,7 +88,6 @@ def evaluate(
             problems += met
     finally:
         record_run(chosen.store, finish_run(chosen.store, run, {}))
-    seal_run(chosen.store, run["run_id"])
     if problems:
         damage = all(is_damage(problem) for problem in problems)
         kind = RunError if damage else StoreError
@@ -125,11 +125,11 @@ def evaluate_part(
         began = time.perf_counter()
         watch.stage(name, "evaluate")
         future: PrefectFuture[Any] = reevaluate_asset.submit(
-            name, opened, asset_id, run_id, changes, judges, folder
+            name, opened, asset_id, run_id, changes, judges, folder, rows
         )
         future.add_done_callback(lambda done: ended.put((asset_id, began, done)))
 
-    with leases(opened, run_id) as held:
+    with leases(opened, run_id) as held, TableWriter(opened) as rows:
         while waiting or flying:
             while waiting and flying < AT_ONCE:
                 held.take(waiting[0][0])  # a run must not take this attempt for an abandoned one

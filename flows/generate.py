@@ -23,13 +23,12 @@ from flows.progress.terminal import watcher
 from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command
 from tasks.attempts import close_interrupted, settled_attempts
-from tasks.compaction import record_unended_runs
 from tasks.leases import leases
 from tasks.report import write_report
 from tasks.runs import finish_run, new_run_id, start_run
 from tasks.sheet import write_sheet
 from tasks.store import StoreError
-from tasks.tables import record_attempt, record_run, seal_run, unrecorded_attempts
+from tasks.tables import TableWriter, record_run, record_unended_runs, unrecorded_attempts
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
 # A task that waits for a device holds a thread. Threads are made when they are needed.
@@ -164,7 +163,6 @@ def run_plan(plan: RunPlan, make: Maker) -> State[Any]:
         if not complete:  # `conclude` is not reached
             with suppress(StoreError):  # the error that ended the run comes first
                 write_report(plan.store, run["run_id"], recorded_command)
-    seal_run(plan.store, run["run_id"])
     return conclude(plan, run, outcomes)
 
 
@@ -186,7 +184,7 @@ def close_attempts(plan: RunPlan) -> dict[str, int]:
 
     Returns the last attempt of each unfinished asset that has ended by now, and has its rows.
     """
-    runs, log, watch = set(), get_run_logger(), watcher()
+    log, watch, rows = get_run_logger(), watcher(), TableWriter(plan.store)
 
     def warn(line: str) -> None:  # from any thread
         watch.note(line)
@@ -198,11 +196,9 @@ def close_attempts(plan: RunPlan) -> dict[str, int]:
         closed = close_interrupted(plan.store, plan.states, held.take, warn)
         settled = settled_attempts(plan.store, unfinished)  # before the look for their rows
         unrecorded = unrecorded_attempts(plan.store, finished, unfinished)
-        for attempt, manifest in closed + unrecorded:
-            record_attempt(plan.store, attempt, manifest)
-            runs.add(attempt["run_id"])
-    for run_id in runs:
-        seal_run(plan.store, run_id)
+        for attempt, manifest in unrecorded + closed:
+            rows.record(attempt, manifest)
+        rows.write()
     return settled
 
 

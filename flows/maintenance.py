@@ -2,14 +2,14 @@
 
 from prefect import flow
 
-from tasks.compaction import compact_store
 from tasks.store import open_store
+from tasks.tables import compact_store
 
 
 @flow(name="maintain", flow_run_name="maintain {store}")
 def maintain(store: str) -> dict[str, int]:
-    """Seals every run and compacts every table of a store; returns the files of each table.
+    """Merges each table of a store into one file; returns the number of files of each.
 
-    Runs and readers may go on meanwhile.
+    Runs and readers may work meanwhile.
     """
     return compact_store(open_store(store))

@@ -30,7 +30,7 @@ from tasks.optimize import optimize
 from tasks.publish import publish_asset, record_failure
 from tasks.scene_job import SceneError, scratch_full, scratch_lost, store_failed
 from tasks.store import StoreError, TakesNoMore
-from tasks.tables import record_attempt, seal_run
+from tasks.tables import TableWriter, record_attempt
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
 BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked at together
@@ -58,8 +58,12 @@ def run_pipeline(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
     if not asset_ids:
         return {}
     scratch = Path(plan.settings.scratch).resolve()
-    with leases(plan.store, scratch_id(scratch)) as held, run_context(plan) as shared:
-        assets = [_asset(plan, plan.assets[k], scratch) for k in asset_ids]
+    with (
+        leases(plan.store, scratch_id(scratch)) as held,
+        run_context(plan) as shared,
+        TableWriter(plan.store) as rows,
+    ):
+        assets = [_asset(plan, plan.assets[k], scratch, rows) for k in asset_ids]
         pipeline = _Pipeline(assets, run_id, plan.settings.timeout, plan.settled, held, shared)
         with watch_cancels(pipeline.cancel, pipeline.stop):
             return pipeline.run()
@@ -218,7 +222,6 @@ def _close_attempts(asset: Asset) -> None:
     """Ends the attempts of an asset whose processes died, and writes their rows."""
     for attempt, manifest in close_interrupted(asset.store, [asset.id]):
         record_attempt(asset.store, attempt, manifest)
-        seal_run(asset.store, attempt["run_id"])
 
 
 def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
@@ -241,12 +244,13 @@ def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
     return record_failure(asset, result)
 
 
-def _asset(plan: RunPlan, entry: Entry, scratch: Path) -> Asset:
+def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Asset:
     return Asset(
         entry.row_id,
         entry.spec,
         plan.store,
         scratch,
+        rows,
         coverage=entry.prior_coverage,
         donor=plan.reusable_fields.get(entry.spec.field_id),
         image=entry.image_path.resolve() if entry.image_path else None,

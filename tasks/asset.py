@@ -16,6 +16,7 @@ from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.spec import AssetSpec
 from tasks.checkpoint_copy import CheckpointCopy
 from tasks.store import Store
+from tasks.tables import TableWriter
 
 Document = dict[str, Any]
 
@@ -24,9 +25,9 @@ class Asset:
     """What the stages of one asset hand on: each adds what it made.
 
     name: readable, unique within a run. scratch: where checkpoints and unfinished files are, the
-    same folder for every run, so that an interrupted asset resumes there. donor: a finished
-    asset with the same field, if there is one. image: the file of the spec's picture.
-    checkpoint_to_store: whether checkpoints are copied to the store.
+    same folder for every run, so that an interrupted asset resumes there. rows: what writes its
+    rows. donor: a finished asset with the same field, if there is one. image: the file of the
+    spec's picture. checkpoint_to_store: whether checkpoints are copied to the store.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Asset:
         spec: AssetSpec,
         store: Store,
         scratch: Path,
+        rows: TableWriter,
         *,
         coverage: float | None = None,
         donor: str | None = None,
@@ -46,6 +48,7 @@ class Asset:
         self.image = image
         self.coverage = coverage
         self.store = store
+        self.rows = rows
         self.donor = donor
         self.id = spec.asset_id
         self.folder = scratch / "assets" / self.id

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 LOOKUPS = 8  # assets whose documents are read at a time
-OURS = {"format": 1, "tables": SCHEMA_VERSION}  # of the keys and documents, and of the columns
+# Of the keys and documents, and of the tables' columns. Format 2 has other files in the tables: a
+# program of format 1 would take some of them for damaged, or for rows that are there twice.
+OURS = {"format": 2, "tables": SCHEMA_VERSION}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -13,7 +13,6 @@ from tasks.documents import asset_manifest, committed_attempt
 from tasks.layout import file_key
 from tasks.scene_job import SceneError
 from tasks.store import AlreadyCommitted
-from tasks.tables import record_attempt
 from tasks.transient import RETRY
 from tasks.versions import versions
 
@@ -79,7 +78,7 @@ def _end(asset: Asset, manifest: dict[str, Any], status: str, error: BaseExcepti
         timings=asset.timings,
         versions=versions(),
     )
-    record_attempt(asset.store, document, manifest)
+    asset.rows.record(document, manifest)
 
 
 @task(name="publish", task_run_name="publish-{asset.name}", cache_policy=NO_CACHE, **RETRY)

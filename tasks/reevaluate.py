@@ -27,7 +27,7 @@ from tasks.documents import (
 from tasks.judges import Judges
 from tasks.layout import attempt_key, marker_key
 from tasks.store import Store, damaged
-from tasks.tables import record_attempt
+from tasks.tables import TableWriter
 from tasks.versions import versions
 
 Document = dict[str, Any]
@@ -53,6 +53,7 @@ def reevaluate(
     changes: Mapping[str, Value],
     judges: Judges,
     scratch: Path,
+    rows: TableWriter,
 ) -> Document:
     """Measures the asset's mesh and field as they are stored; a new attempt holds the numbers.
 
@@ -73,7 +74,7 @@ def reevaluate(
     def end(status: str, **how: Any) -> None:
         name = attempt["attempt"]
         ended = finish_attempt(store, asset_id, name, status, **known, **how, versions=versions())
-        record_attempt(store, ended, manifest)
+        rows.record(ended, manifest)
 
     started = time.perf_counter()
     try:
@@ -121,5 +122,6 @@ def reevaluate_asset(
     changes: Mapping[str, Value],
     judges: Judges,
     scratch: Path,
+    rows: TableWriter,
 ) -> Document:
-    return reevaluate(store, asset_id, run_id, changes, judges, scratch)
+    return reevaluate(store, asset_id, run_id, changes, judges, scratch, rows)

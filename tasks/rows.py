@@ -83,6 +83,20 @@ def view_file(source: str, view: int) -> str:
     return f"views/{source}_{view}.png"
 
 
+def rows_of_attempt(store: Store, attempt: Document, manifest: Document) -> dict[str, list[Row]]:
+    """Its rows in each table. A row in the last, `assets`, says that it has those in the others."""
+    return {
+        "views": view_rows(store, attempt, manifest),
+        "attempts": [attempt_row(attempt)],
+        "assets": [asset_row(store, attempt, manifest)],
+    }
+
+
+def rows_of_run(run: Document) -> dict[str, list[Row]]:
+    """Its rows in each table."""
+    return {"entries": entry_rows(run), "runs": [run_row(run)]}
+
+
 def asset_row(store: Store, attempt: Document, manifest: Document) -> Row:
     """The row of table `assets` for the outcome of one attempt."""
     spec = attempt["spec"]

@@ -283,6 +283,36 @@ COMPACTED_SCHEMAS: dict[str, pa.Schema] = {
     for position in (schema.get_field_index("run_id"),)
 }
 
+# What tells a run's rows of a table apart.
+ROW_KEYS = {
+    "assets": ("asset_id",),
+    "attempts": ("asset_id", "attempt"),
+    "views": ("asset_id", "source", "view"),
+    "entries": ("row_id",),
+    "runs": ("manifest",),
+}
+# Which of several rows with the same key counts: the first in this order, as SQL. A run that was
+# taken for dead may still write the true end of an attempt, so `interrupted` gives way. Attempts
+# are numbered, since the clocks of machines differ.
+COUNTS_FIRST = {
+    "assets": ("try_cast(attempt[2:] AS INT) DESC", "status = 'interrupted'", "ended_at DESC"),
+    "attempts": ("status = 'interrupted'", "ended_at DESC"),
+    "views": (),
+    "entries": ("outcome IS NULL",),
+    "runs": ("ended_at IS NULL",),
+}
+
+
+def is_file_schema(table: str, schema: pa.Schema, version: int, *, compacted: bool) -> bool:
+    """Whether files of the table have, or had in an earlier version, these columns.
+
+    Versions only ever add columns that may be null.
+    """
+    today = (COMPACTED_SCHEMAS if compacted else FILE_SCHEMAS)[table]
+    if version < SCHEMA_VERSION:
+        today = pa.schema([f for f in today if f.name in schema.names or not f.nullable])
+    return bool(schema.equals(today, check_metadata=False))
+
 
 def check_row(table: str, row: Mapping[str, Any]) -> None:
     """Raises `RowError` unless `row` has exactly the table's columns with values that fit."""
@@ -301,12 +331,12 @@ def check_row(table: str, row: Mapping[str, Any]) -> None:
             raise RowError(f"table {table}: {error}") from error.__cause__
 
 
-def to_arrow(table: str, run_id: str, rows: Iterable[Row]) -> pa.Table:
-    """The rows of one run as a file's content; raises `RowError`."""
+def to_arrow(table: str, run_id: str | None, rows: Iterable[Row]) -> pa.Table:
+    """Rows as a file's content, of one run, or of many with their `run_id`; raises `RowError`."""
     rows = list(rows)
     for row in rows:
         check_row(table, row)
-        if row["run_id"] != run_id:
+        if run_id not in (None, row["run_id"]):
             raise RowError(f"table {table}: run_id: {row['run_id']!r} in the part of {run_id!r}")
-    schema = FILE_SCHEMAS[table]
+    schema = (FILE_SCHEMAS if run_id else SCHEMAS)[table]
     return pa.Table.from_pylist([{f: row[f] for f in schema.names} for row in rows], schema)

@@ -1,52 +1,37 @@
-"""Reading the five tables, from a directory or S3: for pandas and for SQL."""
+"""Reading the five tables, from a folder or S3: for pandas and for SQL.
+
+A table is the rows of all its files. A row may be in several of them: writers and `sjc compact`
+write rows into a new file before they delete the old one. `last_rows` says which one counts.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from tasks.manifest_sources import file_digests
-from tasks.row_keys import last_rows
-from tasks.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMA_VERSION, SCHEMAS
-from tasks.store import (
-    Damaged,
-    NewerStore,
-    NotInStore,
-    Store,
-    StoreError,
-    bytes_digest,
-    open_store,
-    read_checked,
-)
+from tasks.schemas import COUNTS_FIRST, ROW_KEYS, SCHEMA_VERSION, SCHEMAS, is_file_schema
+from tasks.store import NewerStore, NotInStore, Store, StoreError, open_store, read_checked
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Metadata of a merged file: the files whose rows it has, as a JSON object of name and SHA-256. A
-# sealed file names files of its folder; a compacted one files of the table, folder and all. A file
-# that is there under such a name with other content was written later, and counts.
-HELD_PARTS = b"sjc.parts"
-# The part of a run in these tables, which has all its rows.
-RUN_TABLES, RUN_PART = ("entries", "runs"), "run"
+T = TypeVar("T")
+Connection = duckdb.DuckDBPyConnection
 
-READS = 10  # while files vanish because another process seals their run
+READS = 10  # of a table whose files are replaced meanwhile
 FILES = 16  # at a time
-
-# A later failure must not hide an earlier success. Attempts at an asset are numbered: clocks of
-# machines differ. The last two only make ties certain.
+# A later failure must not hide an earlier success. The last two only break ties.
 BEST_ASSETS = """
 SELECT * FROM assets QUALIFY row_number() OVER (
     PARTITION BY asset_id
@@ -65,16 +50,10 @@ _OF_MANIFEST = {
     "entries": "{entries}",
     "runs": "run_id IN (SELECT run_id FROM entries WHERE {entries})",
 }
-_MERGED = re.compile(r".*/(?:sealed-|compacted/)(\d+)\.parquet")
-_COMPACTED = re.compile(r"tables/\w+/compacted/\d+\.parquet")
-_PART = re.compile(r"tables/\w+/run_id=([^/]+)/([^/]+\.parquet)")
+_PLACE = re.compile(r"tables/\w+/(?:compacted|run_id=([^/]+))/[^/]+\.parquet")
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
-
-
-class _Vanished(Exception):
-    """A file went away between its listing and its reading."""
 
 
 class QueryError(ValueError):
@@ -119,7 +98,7 @@ def read_table(
         conditions.append(chosen_rows.format(entries=of_files(file_digests(manifest))))
     if conditions:
         sql += f" WHERE {' AND '.join(conditions)}"
-    return to_pandas(_execute(store, f"{sql} ORDER BY {_ORDER[name]}"))
+    return to_pandas(query(store, f"{sql} ORDER BY {_ORDER[name]}"))
 
 
 def query(store: Store, sql: str) -> pa.Table:
@@ -128,7 +107,14 @@ def query(store: Store, sql: str) -> pa.Table:
     Here `assets` has one row per asset and run. Raises `QueryError` for wrong SQL, `Damaged` for a
     damaged file, and `StoreError` for one that could not be read.
     """
-    return _execute(store, sql)
+    words = {word.removeprefix("best_") for word in re.findall(r"\w+", sql.lower())}
+    files = {name: read_files(store, name, read_file) for name in SCHEMAS if name in words}
+    with _query_errors(store, files), duckdb.connect() as connection:
+        for name, found in files.items():
+            connection.register(name, _dataset(connection, name, found))
+        if "assets" in files:
+            connection.execute(f"CREATE TEMP VIEW best_assets AS {BEST_ASSETS}")
+        return _run_sql(connection, sql)
 
 
 def of_files(digests: Sequence[str]) -> str:
@@ -144,297 +130,67 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper=nullable.get, maps_as_pydicts="strict")
 
 
-def part_keys(store: Store, table: str) -> dict[str | None, list[str]]:
-    """The files of a table by run, in order, and the compacted ones under None.
+# --- files ------------------------------------------------------------------------------------
 
-    Raises `Damaged` for a file in a wrong place.
+
+def table_keys(store: Store, folder: str) -> list[str]:
+    """The files of a table, or of a folder of one."""
+    return [key for key in store.list(f"tables/{folder}/") if key.endswith(".parquet")]
+
+
+def read_files(store: Store, table: str, read: Callable[[Store, str, str], T]) -> dict[str, T]:
+    """All files of a table by key, each as `read(store, table, key)` returns it.
+
+    Between them they have every row. Raises what `read` raises, but for `NotInStore`: a file that
+    is gone was replaced after it was listed, so the table is listed again.
     """
-    runs: dict[str | None, list[str]] = {}
-    for key in store.list(f"tables/{table}/"):
-        found = _PART.fullmatch(key)
-        if found or is_compacted(key):
-            runs.setdefault(found[1] if found else None, []).append(key)
-        elif key.endswith(".parquet"):
-            raise misplaced(store, key)
-    return runs
+    known: dict[str, T] = {}
+    for _ in range(READS):
+        keys = table_keys(store, table)
+        new = [key for key in keys if key not in known]
+        with ThreadPoolExecutor(FILES) as pool, contextlib.suppress(NotInStore):
+            known.update(zip(new, pool.map(partial(read, store, table), new), strict=True))
+            # A listing of many pages can miss both a run's file, deleted by then, and the compacted
+            # one that has its rows since. That one was there before the other was deleted.
+            if known.keys() >= set(table_keys(store, f"{table}/compacted")):
+                return {key: known[key] for key in keys}
+    raise StoreError(f"The tables in {store.url} change all the time; try again later.")
 
 
-def is_in_place(key: str) -> bool:
-    """Whether a file of this name belongs into a table."""
-    return _PART.fullmatch(key) is not None or is_compacted(key)
+def read_file(store: Store, table: str, key: str, *, whole: bool = False) -> ds.Dataset:
+    """A file's rows with their `run_id`, under today's columns: null where the file has none.
 
+    The file is fetched at once, and its columns are decoded when they are needed; with `whole` at
+    once too, so that everything that is wrong with it is `Damaged`. Raises `NewerStore`, and
+    `NotInStore`.
+    """
+    place = _PLACE.fullmatch(key)
 
-def misplaced(store: Store, key: str) -> Damaged:
-    problem = f"{key} is not in a run's folder"
-    return Damaged(f"{store.uri(key)} is not in a run's folder; move it out of the store.", problem)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of a table, whole. `held`: the files in whose place it stands, key and SHA-256."""
-
-    key: str
-    sha256: str
-    content: pa.Table  # without run_id, unless it is a compacted file
-    held: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        return self.key.rpartition("/")[2]
-
-
-def read_part(store: Store, table: str, key: str) -> Part:
-    """Read one file; raises `Damaged`, and `NotInStore` if it is gone."""
-
-    def decode(data: bytes) -> tuple[str, pa.Table, dict[str, str]]:
+    def parse(data: bytes) -> ds.Dataset:
+        if place is None:
+            raise ValueError("it is not in a run's folder")
+        [run] = place.groups()  # None of a compacted file, which has rows of many
+        partition = ds.field("run_id") == run if run else None
         with _as_value_error():
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            content = file.read()
-        return bytes_digest(data).sha256, content, _held(key, content.schema)
+            fragment = _FORMAT.make_fragment(pa.py_buffer(data), partition_expression=partition)
+            version = _version(store.uri(key), fragment.physical_schema)
+            if not is_file_schema(table, fragment.physical_schema, version, compacted=not run):
+                raise ValueError(f"its columns are not those of table {table}")
+            rows = ds.FileSystemDataset([fragment], SCHEMAS[table], _FORMAT)
+            return ds.dataset(rows.to_table()) if whole else rows
 
-    sha256, content, held = read_checked(store, key, decode)
-    _check_schema(store, key, table, content.schema)
-    schema = SCHEMAS[table] if is_compacted(key) else FILE_SCHEMAS[table]
-    return Part(key, sha256, _up_to_date(schema, content), held)
-
-
-def _up_to_date(schema: pa.Schema, content: pa.Table) -> pa.Table:
-    """A file's rows under today's columns; those that it is too old to have are null."""
-    columns = [
-        content[field.name].cast(field.type)
-        if field.name in content.column_names
-        else pa.nulls(content.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+    return read_checked(store, key, parse)
 
 
-def is_merged(key: str) -> bool:
-    """Whether a file of a table is a sealed or a compacted one."""
-    return _MERGED.fullmatch(key) is not None
-
-
-def is_compacted(key: str) -> bool:
-    """Whether a file of a table has the rows of many runs."""
-    return _COMPACTED.fullmatch(key) is not None
-
-
-def older_compacted(keys: Iterable[str]) -> list[str]:
-    """The compacted files among these of which a later one has everything."""
-    return sorted(filter(is_compacted, keys), key=lambda key: (len(key), key))[:-1]
-
-
-def next_number(keys: Iterable[str]) -> str:
-    """The number in the name of the next merged file of a folder with these files."""
-    numbers = [int(found[1]) for found in map(_MERGED.fullmatch, keys) if found]
-    return f"{max(numbers, default=0) + 1:04d}"
-
-
-def home(key: str) -> str:
-    """What the names in a merged file's metadata are relative to: a prefix of keys."""
-    folder = f"{key.rpartition('/')[0]}/"
-    return folder.removesuffix("compacted/") if is_compacted(key) else folder
-
-
-def _held(key: str, schema: pa.Schema) -> dict[str, str]:
-    """The files in whose place a merged one stands; `ValueError` if its metadata is damaged."""
-    names = json.loads((schema.metadata or {}).get(HELD_PARTS, b"{}"))
-    if not isinstance(names, dict):
-        raise ValueError("sjc.parts: not an object")
-    return {home(key) + name: sha256 for name, sha256 in names.items()}
-
-
-def _check_schema(store: Store, key: str, table: str, schema: pa.Schema) -> None:
-    """Raises `Damaged` unless `schema` is that of the table's files, today's or an earlier one.
-
-    Versions only ever add columns that may be null. A later one raises `NewerStore`.
-    """
-    where = store.uri(key)
+def _version(where: str, schema: pa.Schema) -> int:
+    """Of the columns of a file; raises `NewerStore`."""
     found = (schema.metadata or {}).get(b"sjc.version", str(SCHEMA_VERSION).encode()).decode()
     if not found.isdecimal() or int(found) > SCHEMA_VERSION:
         raise NewerStore(
             f"{where} has schema version {found} and this program reads up to {SCHEMA_VERSION}; "
             "use a newer sjc."
         )
-    today = (COMPACTED_SCHEMAS if is_compacted(key) else FILE_SCHEMAS)[table]
-    if int(found) < SCHEMA_VERSION:
-        today = pa.schema([f for f in today if f.name in schema.names or not f.nullable])
-    if not schema.equals(today, check_metadata=False):
-        problem = f"is not a file of table {table}: its columns are others"
-        raise Damaged(f"{where} {problem}; move it out of the store.", problem)
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """A merged file, whole in memory; its columns are decoded when a query needs them."""
-
-    key: str
-    run: str | None  # None for a compacted file
-    sha256: str
-    fragment: ds.ParquetFileFragment
-    held: dict[str, str]
-
-
-def _dataset(store: Store, table: str) -> tuple[ds.Dataset, list[_Merged]]:
-    """A table as a dataset, and the merged files in it. Raises `_Vanished` if a file does so.
-
-    Every file is fetched whole, by the store's own client.
-    """
-    runs = part_keys(store, table)
-    keys = [(run, key) for run, found in runs.items() for key in found]
-    with ThreadPoolExecutor(FILES) as pool:
-        read_merged = partial(_read_merged, store, table)
-        merged = list(pool.map(read_merged, [pair for pair in keys if is_merged(pair[1])]))
-        held = {key: sha256 for file in merged for key, sha256 in file.held.items()}
-        live = [pair for pair in keys if not is_merged(pair[1])]
-        parts = list(pool.map(lambda pair: (pair[0], _live_part(store, table, pair[1])), live))
-    # A file that was moved during a listing of many pages may be missing from it, and so may the
-    # file that it went to; but that one was there before the file went.
-    prefix = f"tables/{table}/" if parts else f"tables/{table}/compacted/"
-    if set(filter(is_merged, store.list(prefix))) - {file.key for file in merged}:
-        raise _Vanished
-    outdated = older_compacted(file.key for file in merged)
-    merged = [f for f in merged if held.get(f.key) != f.sha256 and f.key not in outdated]
-    contents = [
-        (run, with_run(table, run, part.content))
-        for run, part in parts
-        if held.get(part.key) != part.sha256
-    ]
-    try:
-        return _without_repeats(table, merged, contents)
-    except (pa.ArrowInvalid, OSError):
-        _check_files(store, table, [file.key for file in merged])
-        raise
-
-
-def _check_files(store: Store, table: str, keys: Iterable[str]) -> None:
-    """Decodes all of these files; raises `Damaged` for the first that cannot be."""
-    for key in keys:
-        with contextlib.suppress(NotInStore):
-            read_part(store, table, key)
-
-
-def _without_repeats(
-    table: str, merged: list[_Merged], contents: list[tuple[str | None, pa.Table]]
-) -> tuple[ds.Dataset, list[_Merged]]:
-    """Merged files and the rows of parts as one dataset.
-
-    A run that goes on while it is compacted, or that was sealed and compacted at the same moment,
-    has rows in several merged files, and some of them twice. That is rare, and read at once.
-    """
-    schema = SCHEMAS[table]
-
-    def read(file: _Merged, which: ds.Expression | None = None) -> pa.Table:
-        return file.fragment.to_table(schema=schema, filter=which)
-
-    compacted = [file for file in merged if file.run is None]
-    sealed = Counter(file.run for file in merged if file.run is not None)
-    own: set[str | None] = {*sealed, *(run for run, _ in contents)}
-    repeated: set[str | None] = {run for run, count in sealed.items() if count > 1}
-    for file in compacted if own else []:
-        known = file.fragment.to_table(schema=schema, columns=["run_id"])["run_id"]
-        repeated |= own.intersection(known.unique().to_pylist())
-    rows = [content for run, content in contents if run not in repeated]
-    if repeated:
-        theirs = ds.field("run_id").isin(list(repeated))
-        sources = [read(file, theirs) for file in compacted]
-        sources += [read(file) for file in merged if file.run in repeated]
-        sources += [content for run, content in contents if run in repeated]
-        rows += [read(file, ~theirs) for file in compacted]
-        rows.append(last_rows(table, pa.concat_tables(sources)))
-        merged = [f for f in merged if f.run is not None and f.run not in repeated]
-    memory = ds.dataset(pa.concat_tables([schema.empty_table(), *rows]))
-    if not merged:
-        return memory, []
-    lazy = ds.FileSystemDataset([file.fragment for file in merged], schema, _FORMAT)
-    return ds.UnionDataset(schema, [lazy, memory]), merged
-
-
-def _read_merged(store: Store, table: str, run_and_key: tuple[str | None, str]) -> _Merged:
-    run, key = run_and_key
-    partition = None if run is None else ds.field("run_id") == run
-
-    def open_file(data: bytes) -> _Merged:
-        buffer = pa.py_buffer(data)
-        fragment = _FORMAT.make_fragment(buffer, partition_expression=partition)
-        with _as_value_error():
-            held = _held(key, fragment.physical_schema)
-        return _Merged(key, run, bytes_digest(data).sha256, fragment, held)
-
-    try:
-        merged = read_checked(store, key, open_file)
-    except NotInStore as error:
-        raise _Vanished from error
-    _check_schema(store, key, table, merged.fragment.physical_schema)
-    return merged
-
-
-def _live_part(store: Store, table: str, key: str) -> Part:
-    try:
-        return read_part(store, table, key)
-    except NotInStore as error:
-        raise _Vanished from error
-
-
-def with_run(table: str, run: str | None, content: pa.Table) -> pa.Table:
-    """A file's rows with the column that its folder stands for."""
-    if run is None:
-        return content
-    schema = SCHEMAS[table]
-    position = schema.get_field_index("run_id")
-    runs = pa.array([run] * content.num_rows, pa.string())
-    whole = content.add_column(position, schema.field(position), runs)
-    return whole.replace_schema_metadata(schema.metadata)
-
-
-def _execute(store: Store, sql: str) -> pa.Table:
-    """Run `sql` in a fresh DuckDB, again if files vanish because their run is being sealed."""
-    words = {word.lower() for word in re.findall(r"\w+", sql)}
-    tables = [
-        name for name in SCHEMAS if name in words or (name == "assets" and "best_assets" in words)
-    ]
-    for _ in range(READS):
-        merged: dict[str, list[str]] = {}
-        try:
-            datasets = {}
-            for name in tables:
-                datasets[name], files = _dataset(store, name)
-                merged[name] = [file.key for file in files]
-            return _run_sql(datasets, sql)
-        except _Vanished:
-            continue
-        except (RuntimeError, duckdb.InterruptException) as error:
-            if "interrupted" in str(error).lower():  # DuckDB has taken Ctrl-C for itself
-                raise KeyboardInterrupt from error
-            raise
-        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
-            raise QueryError(str(error)) from error
-        except (MemoryError, duckdb.OutOfMemoryException) as error:
-            raise MemoryError(str(error)) from error
-        except duckdb.IOException as error:  # of its temporary files: no table is one of its own
-            raise StoreError(f"Cannot query {store.url}: {error}; check TMPDIR's disk.") from error
-        except (duckdb.Error, pa.ArrowException, OSError) as error:
-            for name, keys in merged.items():
-                _check_files(store, name, keys)
-            raise QueryError(str(error)) from error
-    raise StoreError(f"The tables in {store.url} change all the time; try again later.")
-
-
-def _run_sql(datasets: dict[str, ds.Dataset], sql: str) -> pa.Table:
-    with duckdb.connect() as connection:
-        # SQL must see the tables and never a Python variable of that name.
-        connection.execute(
-            "SET TimeZone = 'UTC'; SET python_enable_replacements = false;"
-            "SET autoinstall_known_extensions = false"
-        )
-        for name, dataset in datasets.items():
-            connection.register(name, dataset)
-        if "assets" in datasets:
-            connection.execute(f"CREATE TEMP VIEW best_assets AS {BEST_ASSETS}")
-        relation = connection.sql(sql)
-        if relation is None:
-            raise QueryError("this SQL returns no rows; write a SELECT")
-        return relation.to_arrow_table()
+    return int(found)
 
 
 @contextlib.contextmanager
@@ -446,3 +202,86 @@ def _as_value_error() -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error).partition("\n")[0]) from error
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def last_rows(connection: Connection, table: str, rows: pa.Table) -> pa.Table:
+    """One row for each key: the one that counts, and of equal ones the last.
+
+    connection: any; to open one takes longer than this.
+    """
+    keys = ", ".join(("run_id", *ROW_KEYS[table]))
+    order = ", ".join((*COUNTS_FIRST[table], "number DESC"))
+    numbered = rows.append_column("number", pa.array(range(rows.num_rows), pa.int64()))
+    connection.register("numbered", numbered)
+    counts = connection.sql(
+        f"SELECT row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1 AS counts"
+        " FROM numbered ORDER BY number"
+    ).to_arrow_table()["counts"]
+    connection.unregister("numbered")
+    return rows.filter(counts)
+
+
+def row_keys(table: str, rows: pa.Table) -> set[tuple[object, ...]]:
+    """What tells the rows of a table from each other."""
+    names = ("run_id", *ROW_KEYS[table])
+    return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
+
+
+def _dataset(connection: Connection, table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
+    """Files as one table without repeats.
+
+    Only files with rows of the same run can repeat each other. They are decoded here; of the
+    others, such as a compacted file, only the columns that a query needs ever are.
+    """
+    schema = SCHEMAS[table]
+    runs = {key: _runs(key, file) for key, file in files.items()} if len(files) > 1 else {}
+    counts = Counter(run for found in runs.values() for run in found)
+    mixed = {key for key, found in runs.items() if any(counts[run] > 1 for run in found)}
+    alone = [file for key, file in files.items() if key not in mixed]
+    rows = pa.concat_tables([schema.empty_table(), *(files[k].to_table() for k in sorted(mixed))])
+    memory = last_rows(connection, table, rows) if mixed else rows
+    return ds.UnionDataset(schema, [*alone, ds.dataset(memory)])
+
+
+def _runs(key: str, file: ds.Dataset) -> set[str]:
+    """Whose rows a file has."""
+    run = key.partition("/run_id=")[2].partition("/")[0]
+    return {run} if run else set(file.to_table(["run_id"])["run_id"].unique().to_pylist())
+
+
+def _run_sql(connection: Connection, sql: str) -> pa.Table:
+    # SQL must see the tables and never a Python variable of that name.
+    connection.execute(
+        "SET TimeZone = 'UTC'; SET python_enable_replacements = false;"
+        "SET autoinstall_known_extensions = false"
+    )
+    relation = connection.sql(sql)
+    if relation is None:
+        raise QueryError("this SQL returns no rows; write a SELECT")
+    return relation.to_arrow_table()
+
+
+@contextlib.contextmanager
+def _query_errors(store: Store, files: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
+    """What went wrong in a query: an interrupt, the SQL, this machine, or one of the files."""
+    try:
+        yield
+    except (RuntimeError, duckdb.InterruptException) as error:
+        if "interrupted" in str(error).lower():  # DuckDB has taken Ctrl-C for itself
+            raise KeyboardInterrupt from error
+        raise
+    except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
+        raise QueryError(str(error)) from error
+    except (MemoryError, duckdb.OutOfMemoryException) as error:
+        raise MemoryError(str(error)) from error
+    except duckdb.IOException as error:  # of its temporary files: no table is one of its own
+        raise StoreError(f"Cannot query {store.url}: {error}; check TMPDIR's disk.") from error
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        for table, found in files.items():
+            for key in found:
+                with contextlib.suppress(NotInStore):
+                    read_file(store, table, key, whole=True)
+        raise QueryError(str(error)) from error

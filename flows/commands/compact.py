@@ -14,7 +14,7 @@ def compact(
 ) -> None:
     """Merge each table's files into one; readers and runs may go on meanwhile."""
     with reported("the tables are right as they are; run it again to go on"):
-        from tasks.compaction import compact_store
+        from tasks.tables import compact_store
         from tasks.store import open_store
 
         def report(line: str) -> None:

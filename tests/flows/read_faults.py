@@ -36,15 +36,14 @@ from sjc_engine.recipes import MeshRecipe
 from tasks import s3_client, store_s3
 from tasks.assets import commit_asset
 from tasks.attempts import finish_attempt, start_attempt
-from tasks.compaction import compact_store
 from tasks.manifest import Entry
 from tasks.runs import finish_run, start_run
 from tasks.store import Store, open_store
-from tasks.tables import record_attempt, record_run, seal_run
+from tasks.tables import compact_store, record_attempt, record_run
 
 MANIFEST = "id,prompt,tags\na,a yellow duck,x\nb,a toy tank,\nc,a burger,\nd,a car,\n"
 
-# Regular expressions of keys. A table's rows are in a compacted, a sealed and a plain file.
+# Regular expressions of keys. A table's rows are in a compacted file and in those of runs.
 KINDS = {
     "format": r"store\.json",
     "marker": r"assets/\w+/manifest\.json",
@@ -57,10 +56,9 @@ KINDS = {
     "view": r"assets/\w+/a\d+/views/\w+\.png",
     "run": r"runs/[\w-]+\.json",
     "lease": r"leases/\w+\.json",
-    "compacted": r"tables/\w+/compacted/\d+\.parquet",
-    "sealed": r"tables/\w+/run_id(=|%3D)\w+/sealed-\d+\.parquet",
-    "part": r"tables/\w+/run_id(=|%3D)\w+/[\da-f]{16}-a\d+\.parquet",
-    "run part": r"tables/\w+/run_id(=|%3D)\w+/run\.parquet",
+    "compacted": r"tables/\w+/compacted/[\w-]+\.parquet",
+    "part": r"tables/\w+/run_id(=|%3D)\w+/\d+-[\w-]+\.parquet",
+    "run part": r"tables/\w+/run_id(=|%3D)\w+/ended\.parquet",
     "listing": "",
 }
 EVALUATE = ("evaluate", "--where", "seed = 0", "--set", "evaluation_size=32", "--quiet")
@@ -143,7 +141,6 @@ def fill(url: str, folder: Path) -> None:
     _run(store, plan, "run1", [a], files)
     compact_store(store)
     _run(store, plan, "run2", [b, c], files)
-    seal_run(store, "run2")
     _run(store, plan, "run3", [], files, failed=d)
     lease = b'{"owner": "nobody", "expires_at": 1}'
     store.put_bytes(f"leases/{a.spec.asset_id}.json", lease)

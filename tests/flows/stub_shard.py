@@ -19,7 +19,7 @@ from tasks.assets import commit_asset
 from tasks.attempts import finish_attempt, start_attempt
 from tasks.documents import asset_manifest
 from tasks.store import Store
-from tasks.tables import record_attempt
+from tasks.tables import TableWriter
 
 VERSIONS = {"code": "stub", "engine": "stub"}
 
@@ -46,14 +46,17 @@ def generate_shard(
 def make_stubs(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
     """Records assets one after the other, each after SJC_STUB_SECONDS seconds."""
     seconds = float(os.environ.get("SJC_STUB_SECONDS", "0"))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, TableWriter(plan.store) as rows:
         for asset_id in asset_ids:
             time.sleep(seconds)
-            record_stub(plan.store, plan.assets[asset_id].spec, run_id, Path(folder), seconds)
+            spec = plan.assets[asset_id].spec
+            record_stub(plan.store, spec, run_id, Path(folder), seconds, rows)
     return dict.fromkeys(asset_ids, "ok")
 
 
-def record_stub(store: Store, spec: AssetSpec, run_id: str, folder: Path, seconds: float) -> None:
+def record_stub(
+    store: Store, spec: AssetSpec, run_id: str, folder: Path, seconds: float, rows: TableWriter
+) -> None:
     """What the stages of one asset leave in the store; nothing if it is there already."""
     attempt = start_attempt(store, spec, run_id)["attempt"]
     mesh = folder / "mesh.glb"
@@ -65,4 +68,4 @@ def record_stub(store: Store, spec: AssetSpec, run_id: str, folder: Path, second
     ended = finish_attempt(
         store, spec.asset_id, attempt, "ok", device="cpu", first_step=0, last_step=steps
     )
-    record_attempt(store, ended, asset_manifest(store, spec.asset_id) or {})
+    rows.record(ended, asset_manifest(store, spec.asset_id) or {})

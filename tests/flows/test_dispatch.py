@@ -16,10 +16,9 @@ from task_samples import all_tables
 
 from flows.commands.plan import make_shard_plan
 from flows.settings import Settings
-from tasks.compaction import compact_store
 from tasks.schemas import SCHEMAS
 from tasks.store import Store, open_store
-from tasks.tables import query
+from tasks.tables import compact_store, query
 
 ROOT = Path(__file__).parents[2]
 ASSETS, SHARDS = 12, 4

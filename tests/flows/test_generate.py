@@ -160,7 +160,7 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
     page = (tmp_path / "store" / "runs" / row["run_id"] / "report.html").read_text()
     assert page.count("data:image/webp;base64,") == 2 + 2  # the wall; best and worst
     parts = [p for p in (tmp_path / "store" / "tables").rglob("*") if p.is_file()]
-    assert len(parts) == len(TABLES), "a run is sealed into one file for each table"
+    assert len(parts) == len(TABLES), "a run has one file in each table"
     scratch = tmp_path / "scratch"
     kept = [p for p in scratch.rglob("*") if p.is_file() and p.parent.name != "logs"]
     assert kept == [scratch / "lock"], "only the lock file stays"

@@ -26,7 +26,7 @@ from soak_schedule import Schedule
 
 from tasks.attempts import start_attempt
 from tasks.store import Store, open_store
-from tasks.tables import seal_run
+from tasks.tables import compact_store
 
 DUCK = f"assets/{spec('a duck').asset_id}"
 
@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> tuple[Store, Ledger]:
     """A store whose assets the ledger has seen."""
     store = open_store(tmp_path / "store")
     fill(store, tmp_path)
-    seal_run(store, "run1")
+    compact_store(store)
     ledger = Ledger(Folder(tmp_path / "store"), tmp_path / "acknowledged.jsonl")
     ledger.look()
     assert len(ledger.assets) == 4
@@ -88,11 +88,15 @@ def test_rows_that_are_lost_doubled_or_open_are_found(
     store, ledger = place
     start_attempt(store, spec("a boat"), "run3")
     assert len(check_attempts(ledger)) == 1
-    [sealed] = (tmp_path / "store/tables/assets/run_id=run1").iterdir()
-    sealed.with_name("twice.parquet").write_bytes(sealed.read_bytes())
+    make(store, tmp_path, spec("a pen"), "run1")
+    [part] = (tmp_path / "store/tables/assets/run_id=run1").iterdir()
+    (part.parents[1] / "run_id=other").mkdir()
+    twice = part.parents[1] / "run_id=other" / part.name
+    twice.write_bytes(part.read_bytes())
+    ledger.look()
     assert any("2 rows of status ok" in line for line in check_rows(store, ledger))
-    for part in sealed.parent.iterdir():
-        part.unlink()
+    part.unlink()
+    twice.unlink()
     assert any("0 rows of status ok" in line for line in check_rows(store, ledger))
     assert any("is missing" in line for line in check_tables(store, set()))
     assert check_tables(store, {"run1"}) == [], "a part of this run was deleted on purpose"

@@ -15,12 +15,14 @@ from tasks.asset import Asset
 from tasks.extract import extract
 from tasks.scene_job import SceneError
 from tasks.store import open_store
+from tasks.tables import TableWriter
 
 
 @pytest.fixture
 def asset(tmp_path: Path) -> Asset:
     """One whose field is finished."""
-    asset = Asset("duck", spec(), open_store(tmp_path / "store"), tmp_path / "scratch")
+    store = open_store(tmp_path / "store")
+    asset = Asset("duck", spec(), store, tmp_path / "scratch", TableWriter(store))
     points = centers(16)
     make_field(soft_density(TOTEM(points), 60.0), points).save(asset.field_path)
     asset.keep_field({"steps": 20})

@@ -1,0 +1,828 @@
+"""The tables' files: no row lost or seen twice, whoever writes at once and wherever one dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from task_samples import all_tables, fill, make, make_run, report, spec
+from tasks.commit import (
+    asset_attempts,
+    close_interrupted,
+    finish_attempt,
+    finish_run,
+    start_attempt,
+    start_run,
+)
+
+from tasks import table_reader, tables
+from tasks.columns import RowError
+from tasks.documents import asset_manifest, read_document
+from tasks.rows import attempt_row, view_rows
+from tasks.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMAS
+from tasks.store import Damaged, NewerStore, Store, StoreError, open_store
+from tasks.tables import (
+    TableWriter,
+    compact_store,
+    projection,
+    query,
+    read_table,
+    rebuild_tables,
+    record_attempt,
+    record_run,
+    unrecorded_attempts,
+)
+from tasks.verify import verify_store
+
+ROOT = Path(__file__).parents[2]
+ONE_EACH = dict.fromkeys(SCHEMAS, 1)
+
+
+def files(store: Store, folder: str = "") -> list[str]:
+    return [key for key in store.list(f"tables/{folder}") if key.endswith(".parquet")]
+
+
+def ended(store: Store, run_id: str, prompt: str, status: str = "failed") -> dict[str, Any]:
+    """An attempt that has ended, without rows."""
+    attempt = start_attempt(store, spec(prompt), run_id)["attempt"]
+    error = ValueError("no luck")
+    return finish_attempt(store, spec(prompt).asset_id, attempt, status, error=error)
+
+
+def wanted(store: Store) -> dict[str, list[dict[str, Any]]]:
+    """What the tables must hold."""
+    return {name: sorted(rows.to_pylist(), key=repr) for name, rows in projection(store).items()}
+
+
+class Died(BaseException):
+    """The process ends here."""
+
+
+@contextlib.contextmanager
+def dying(
+    store: Store, at: int, names: tuple[str, ...] = ("put_bytes", "delete")
+) -> Iterator[None]:
+    """The process dies before its n-th write or deletion."""
+    count = 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            method = getattr(type(store), name)
+
+            def mortal(self: Store, *args: Any, method: Any = method, **options: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count >= at:
+                    raise Died
+                return method(self, *args, **options)
+
+            patch.setattr(type(store), name, mortal)
+        yield
+
+
+def deaths(store: Store, action: Callable[[], object]) -> Iterator[int]:
+    """Lets `action` die at its first step, its second and so on, until it comes through."""
+    for at in range(1, 200):
+        try:
+            with dying(store, at):
+                action()
+        except Died:
+            yield at
+        else:
+            return
+    raise AssertionError("it never came through")
+
+
+# --- a writer ----------------------------------------------------------------------------------
+
+
+def test_rows_are_there_within_seconds_and_in_few_files(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tables.WRITE_SECONDS <= 5
+    monkeypatch.setattr(tables, "WRITE_SECONDS", 0.3)
+    with TableWriter(store) as rows:
+        for number in range(5):
+            rows.record(ended(store, "run1", f"thing {number}"), {})
+            deadline = time.monotonic() + 10
+            while read_table(store, "assets").shape[0] <= number:
+                assert time.monotonic() < deadline, "the block must not end before a row is there"
+                time.sleep(0.05)
+        assert len(files(store, "assets/")) == 1
+    assert len(files(store, "assets/")) == len(files(store, "attempts/")) == 1
+    assert all_tables(store) == wanted(store)
+
+
+def test_a_part_that_is_full_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tables.PART == 300
+    monkeypatch.setattr(tables, "PART", 3)
+    store = open_store(tmp_path / "store")
+    rows = TableWriter(store)
+    for number in range(4):
+        rows.record(ended(store, "run1", f"thing {number}"), {})
+    rows.write()
+    first, second = files(store, "assets/")
+    stamp = os.stat(store.uri(first)).st_mtime_ns
+    for number in range(4, 8):
+        rows.record(ended(store, "run1", f"thing {number}"), {})
+        rows.write()
+    assert os.stat(store.uri(first)).st_mtime_ns == stamp
+    counts = [pq.read_metadata(store.uri(key)).num_rows for key in files(store, "assets/")]
+    assert counts == [3, 3, 2]
+    assert second not in files(store), "the one that grew was replaced"
+    assert all_tables(store) == wanted(store)
+
+
+def test_a_writer_that_dies_anywhere_leaves_whole_rows_and_the_next_run_the_rest(
+    store: Store,
+) -> None:
+    numbers = iter(range(1000))
+    attempts: list[dict[str, Any]] = []
+
+    def work() -> None:
+        rows = TableWriter(store)
+        for number, attempt in enumerate(attempts[-4:]):
+            rows.record(attempt, {})
+            if number % 2:
+                rows.write()
+
+    def more() -> None:
+        attempts.extend(ended(store, run, f"{next(numbers)}") for run in ("run1", "dead") * 2)
+
+    more()
+    for at in deaths(store, work):
+        found = {name: query(store, f"SELECT * FROM {name}") for name in ("assets", "attempts")}
+        ids = {name: rows["asset_id"].to_pylist() for name, rows in found.items()}
+        assert len(set(ids["assets"])) == len(ids["assets"]), at
+        assert set(ids["assets"]) <= set(ids["attempts"]), at
+        # What the next run does.
+        for attempt in unrecorded_attempts(store, [], {a["asset_id"] for a in attempts}):
+            record_attempt(store, *attempt)
+        ids = query(store, "SELECT DISTINCT asset_id FROM assets JOIN attempts USING (asset_id)")
+        assert len(ids) == len(attempts), at
+        more()
+    assert at == 12, "four files, and four that replace them"
+    assert all_tables(store) == wanted(store)
+
+
+def test_the_rows_of_a_killed_process_are_written_by_the_next_run(tmp_path: Path) -> None:
+    """SIGKILL between the commit of an asset and its rows."""
+    store = open_store(tmp_path / "store")
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "sys.path.insert(0, 'tests/tasks'); from task_samples import *\n"
+        "import tasks.tables as tables\n"
+        "from tasks.store import open_store\n"
+        "store, folder = open_store(sys.argv[1]), Path(sys.argv[2])\n"
+        "rows = tables.TableWriter(store).__enter__()\n"
+        "make(store, folder, spec(), 'run1')\n"
+        "rows.write = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import task_samples; task_samples.record_attempt = lambda s, *a: rows.record(*a)\n"
+        "make(store, folder, spec('a pig'), 'run1'); rows._thread.join()\n"
+    )
+    command = [sys.executable, "-c", code, store.url, str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    assert list(read_table(store, "assets")["prompt"]) == ["a duck"]
+    finished = [spec().asset_id, spec("a pig").asset_id]
+    [(attempt, manifest)] = unrecorded_attempts(store, finished, [])
+    record_attempt(store, attempt, manifest)
+    assert all_tables(store) == wanted(store)
+    assert len(read_table(store, "views")) == 8
+    assert unrecorded_attempts(store, finished, []) == []
+
+
+def test_a_store_that_fails_for_a_while_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "WRITE_SECONDS", 0.02)
+    store = open_store(tmp_path / "store")
+    put, failed = type(store).put_bytes, []
+
+    def failing(self: Store, key: str, *rest: Any, **options: Any) -> Any:
+        if key.startswith("tables/assets") and len(failed) < 3:
+            failed.append(key)
+            raise StoreError("no way there")
+        return put(self, key, *rest, **options)
+
+    monkeypatch.setattr(type(store), "put_bytes", failing)
+    with TableWriter(store) as rows:
+        for number in range(3):
+            rows.record(ended(store, "run1", f"thing {number}"), {})
+            time.sleep(0.05)
+    assert len(failed) == 3
+    assert all_tables(store) == wanted(store)
+
+
+def test_the_error_of_a_last_write_is_raised_unless_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    attempt = ended(store, "run1", "a duck")
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError("no way there")
+
+    def work(error: BaseException | None) -> None:
+        with TableWriter(store) as rows:
+            rows.record(attempt, {})
+            if error:
+                raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "put_bytes", fail)
+        with pytest.raises(StoreError, match="no way there"):
+            work(None)
+        with pytest.raises(ValueError, match="the first error"):
+            work(ValueError("the first error"))
+    with TableWriter(store) as rows:
+        pass
+    rows.record(attempt, {})  # of a task that ends after its run
+    assert all_tables(store) == wanted(store)
+
+
+def test_the_true_end_of_an_attempt_counts(store: Store, tmp_path: Path) -> None:
+    """Another run took this one for dead and closed its attempt; the table is compacted since."""
+    make(store, tmp_path, spec("a pig"), "run1", "failed")
+    start_attempt(store, spec(), "run1")
+    closed = close_interrupted(store, [spec().asset_id])
+    true_end = finish_attempt(store, spec().asset_id, "a01", "diverged")
+    true_end["ended_at"] = "2020-01-01T00:00:00+00:00"  # its machine's clock is late
+    for attempt, manifest in closed:
+        record_attempt(store, attempt, manifest)
+    compact_store(store)
+    for writes in ([(true_end, {})], closed):
+        for attempt, manifest in writes:
+            record_attempt(store, attempt, manifest)
+        for _ in range(2):
+            frame = read_table(store, "assets").set_index("prompt")
+            assert dict(frame["status"]) == {"a duck": "diverged", "a pig": "failed"}
+            assert sorted(read_table(store, "attempts")["status"]) == ["diverged", "failed"]
+            compact_store(store)
+
+
+def test_of_an_assets_attempts_in_a_run_the_last_one_counts(store: Store, tmp_path: Path) -> None:
+    attempts = [ended(store, "run1", "a mug"), ended(store, "run1", "a mug", "timeout")]
+    for order in (attempts, attempts[::-1]):
+        for attempt in order:
+            record_attempt(store, attempt, {})
+        assert list(read_table(store, "assets")["attempt"]) == ["a02"]
+        assert list(read_table(store, "attempts")["attempt"]) == ["a01", "a02"]
+        compact_store(store)
+    with TableWriter(store) as rows:
+        for attempt in attempts:
+            rows.record({**attempt, "run_id": "run2"}, {})
+    assert sorted(r["run_id"] for r in all_tables(store)["assets"]) == ["run1", "run2"]
+    assert len(read_table(store, "attempts")) == 4
+
+
+def test_a_run_counts_with_its_end(store: Store, tmp_path: Path) -> None:
+    make_run(store, tmp_path, "run1", "duck,a duck,t,v\n")
+    entries = read_document(store, "runs/run1.json")["entries"]
+    run = start_run(store, "run2", "m.csv", "0" * 64, [], {})
+    run["entries"] = [{**entry, "outcome": None} for entry in entries]
+    record_run(store, run)
+    assert compact_store(store) == ONE_EACH
+    end = finish_run(store, run, {"duck": "reused"})
+    for document in (end, run, end):  # a compaction may bring the beginning back
+        record_run(store, document)
+        for _ in range(2):
+            rows = query(store, "SELECT ended_at IS NULL AS open FROM runs WHERE run_id = 'run2'")
+            assert rows.to_pylist() == [{"open": False}]
+            outcomes = query(store, "SELECT outcome FROM entries WHERE run_id = 'run2'")
+            assert outcomes.to_pylist() == [{"outcome": "reused"}]
+            compact_store(store)
+
+
+def test_the_rows_of_runs_that_were_killed_are_written(tmp_path: Path) -> None:
+    """Killed between its JSON and its rows, at its start and at its end."""
+    store = open_store(tmp_path / "store")
+    make_run(store, tmp_path, "run1", "duck,a duck,t,v\n")
+    run = start_run(store, "run2", "m.csv", "0" * 64, [], {})
+    record_run(store, run)
+    finish_run(store, run, {})
+    start_run(store, "run3", "m.csv", "0" * 64, [], {})
+    compact_store(store)
+    rows = query(store, "SELECT run_id, ended_at IS NULL AS open FROM runs ORDER BY 1").to_pylist()
+    assert [(row["run_id"], row["open"]) for row in rows] == [
+        ("run1", False),
+        ("run2", False),
+        ("run3", True),
+    ]
+
+
+def test_a_wrong_row_writes_nothing(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    attempt = ended(store, "run1", "a duck")
+    with pytest.raises(RowError), TableWriter(store) as rows:
+        rows.record({**attempt, "first_step": -1}, {})
+    assert files(store) == []
+
+
+def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a write."""
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1", "failed")
+    before = all_tables(store)
+    code = (
+        "import os, signal, sys; from tasks import store_local; from tasks.store import *\n"
+        "from tasks.tables import *\n"
+        "from tasks.commit import asset_attempts\n"
+        "store = open_store(sys.argv[1])\n"
+        "[attempt] = asset_attempts(store, sys.argv[2])\n"
+        "store_local.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "record_attempt(store, {**attempt, 'attempt': 'a02'}, {})"
+    )
+    command = [sys.executable, "-c", code, store.url, spec().asset_id]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    assert len(os.listdir(tmp_path / "store/tables/attempts/run_id=run1")) == 2
+    assert all_tables(store) == before
+
+
+# --- compaction and repair ---------------------------------------------------------------------
+
+
+def test_compaction_leaves_one_file_of_each_table_with_every_row(
+    store: Store, tmp_path: Path
+) -> None:
+    fill(store, tmp_path)
+    before = all_tables(store)
+    assert before == wanted(store)
+    for _ in range(2):
+        assert compact_store(store) == ONE_EACH
+        assert all_tables(store) == before
+    assert all("/compacted/" in key for key in files(store))
+    kept = files(store)
+    compact_store(store)
+    assert files(store) == kept, "there was nothing to do"
+
+    # Rows of runs that it covers come later all the same.
+    make_run(store, tmp_path, "run3", "duck,a duck,t,v\nbus,a bus,,\n")
+    make(store, tmp_path, spec("a pen"), "run1", "failed")
+    record_attempt(store, *unrecorded(store, spec().asset_id))
+    grown = all_tables(store)
+    assert grown == wanted(store)
+    assert len(grown["attempts"]) == len(before["attempts"]) + 2
+    assert compact_store(store) == ONE_EACH
+    assert all_tables(store) == grown
+
+
+def unrecorded(store: Store, asset_id: str) -> tuple[Any, Any]:
+    """An attempt that has its rows, as a run that does not know it would record it."""
+    return asset_attempts(store, asset_id)[0], asset_manifest(store, asset_id) or {}
+
+
+def test_a_compaction_or_repair_that_dies_anywhere_leaves_the_tables_right(
+    store: Store, tmp_path: Path
+) -> None:
+    fill(store, tmp_path)
+    before = all_tables(store)
+    for action in (compact_store, rebuild_tables):
+        make(store, tmp_path, spec(f"a late one of {action.__name__}"), "run1")
+        before = all_tables(store)
+        count = 0
+        for count in deaths(store, partial(action, store)):  # noqa: B007
+            assert all_tables(store) == before
+        assert all_tables(store) == before
+        assert count > 2
+        assert len(files(store)) == len(SCHEMAS)
+
+
+def test_a_file_that_is_replaced_while_it_is_compacted_loses_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run writes after the compaction, or the repair, has read, and before it deletes."""
+    rows = TableWriter(store)
+    write, count = tables._replace, 0
+
+    def overtaken(store: Store, table: str, *rest: Any) -> None:
+        nonlocal count
+        count += 1
+        rows.record(ended(store, "run1", f"thing {count}"), {})
+        record_run(store, start_run(store, f"run-{count}", "m.csv", "0" * 64, [], {}))
+        rows.write()
+        write(store, table, *rest)
+
+    rows.record(ended(store, "run1", "the first"), {})
+    rows.write()
+    make_two = partial(record_attempt, store)
+    make_two(ended(store, "run2", "the second"), {})
+    monkeypatch.setattr(tables, "_replace", overtaken)
+    for action in (compact_store, rebuild_tables, compact_store):
+        action(store)
+        assert all_tables(store) == wanted(store), action
+    assert count >= 6
+
+
+def test_two_compactions_at_once_lose_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sleeps after it has read, for two others with new rows between them."""
+    fill(store, tmp_path)
+    write, seen = tables._replace, list[str]()
+
+    def overtaken(store: Store, table: str, *rest: Any) -> None:
+        seen.append(table)
+        if len(seen) == 1:
+            for prompt in ("a pen", "a cup"):
+                compact_store(store)
+                make(store, tmp_path, spec(prompt), "run1", "failed")
+            compact_store(store)
+        write(store, table, *rest)
+
+    monkeypatch.setattr(tables, "_replace", overtaken)
+    compact_store(store)
+    assert all_tables(store) == wanted(store)
+    assert compact_store(store) == ONE_EACH
+    assert all_tables(store) == wanted(store)
+
+
+def test_runs_readers_compactions_and_repairs_at_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "WRITE_SECONDS", 0.02)
+    monkeypatch.setattr(tables, "PART", 4)
+    make(store, tmp_path, spec(), "run0")
+    seen: list[int] = []
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def forever(action: Callable[[], object]) -> threading.Thread:
+        def loop() -> None:
+            while not done.is_set():
+                try:
+                    action()
+                except BaseException as error:
+                    errors.append(error)
+                    raise
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        return thread
+
+    def read() -> None:
+        rows = query(store, "SELECT count(*) AS n, count(DISTINCT asset_id) AS d FROM attempts")
+        [row] = rows.to_pylist()
+        assert row["n"] == row["d"], "a row is there twice"
+        seen.append(row["n"])
+
+    actions = (read, partial(compact_store, store), partial(compact_store, store),
+               partial(rebuild_tables, store))  # fmt: skip
+    threads = [forever(action) for action in actions]
+
+    def run(name: str) -> None:
+        with TableWriter(store) as rows:
+            for number in range(10):
+                rows.record(ended(store, name, f"thing {number} of {name}"), {})
+                rows.record(ended(store, "dead", f"thing {number} of {name} for the dead"), {})
+                time.sleep(0.02)
+
+    runs = [threading.Thread(target=run, args=(f"run{number}",)) for number in (1, 2)]
+    for thread in runs:
+        thread.start()
+    for thread in runs:
+        thread.join()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert seen == sorted(seen), "a row was missing"
+    assert all_tables(store) == wanted(store)
+    assert len(read_table(store, "attempts")) == 41
+    assert compact_store(store) == {**ONE_EACH, "entries": 0, "runs": 0}
+    assert all_tables(store) == wanted(store)
+
+
+@pytest.mark.parametrize("moment", ["before the listing", "within the listing", "after it"])
+def test_readers_see_every_row_while_files_move(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A listing may pass the compacted files before there is one, and then find nothing else."""
+    fill(store, tmp_path)
+    before, table_keys, listed = all_tables(store), table_reader.table_keys, list[str]()
+
+    def moving(store: Store, folder: str) -> list[str]:
+        if folder != "attempts" or listed:
+            return table_keys(store, folder)
+        listed.append(folder)
+        if moment == "after it":
+            keys = table_keys(store, folder)
+        compact_store(store)
+        if moment == "before the listing":
+            keys = table_keys(store, folder)
+        return [] if moment == "within the listing" else keys
+
+    monkeypatch.setattr(table_reader, "table_keys", moving)
+    assert (
+        sorted(query(store, "SELECT * FROM attempts").to_pylist(), key=repr) == before["attempts"]
+    )
+    assert listed
+
+
+def test_tables_that_never_stand_still_are_an_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(store, tmp_path, spec(), "run1")
+    gone = ["tables/attempts/run_id=run1/gone.parquet"]
+    monkeypatch.setattr(table_reader, "table_keys", lambda *_: gone)
+    with pytest.raises(StoreError, match="change all the time"):
+        query(store, "SELECT * FROM attempts")
+
+
+def test_every_table_can_be_made_again_from_the_json(store: Store, tmp_path: Path) -> None:
+    fill(store, tmp_path)
+    before = all_tables(store)
+    rebuild_tables(store)
+    assert all_tables(store) == before
+    for key in list(store.list("tables/")):
+        store.delete(key)
+    store.put_bytes("tables/assets/run_id=run1/torn.parquet", b"PAR1")
+    store.put_bytes("runs/run1.png", b"a picture beside the JSON")
+    rebuild_tables(store)
+    assert all_tables(store) == before
+    start_attempt(store, spec("a running one"), "run9")
+    rebuild_tables(store)
+    assert all_tables(store) == before, "what is not over has no row"
+    assert len(files(store)) == len(SCHEMAS)
+
+
+def test_rows_without_json_are_set_aside(store: Store, tmp_path: Path) -> None:
+    make(store, tmp_path, spec(), "run1")
+    make(store, tmp_path, spec("a pig"), "run1")
+    for key in list(store.list(f"assets/{spec().asset_id}/")):
+        store.delete(key)
+    rebuild_tables(store)
+    assert list(read_table(store, "assets")["prompt"]) == ["a pig"]
+    aside = [key for key in store.list("tables/assets/") if key.endswith(".damaged")]
+    assert len(aside) == 1
+    assert all_tables(store) == wanted(store)
+
+
+def test_other_readers_of_the_folders(tmp_path: Path) -> None:
+    """As docs/tables.md says: pandas at any time, DuckDB once all is compacted."""
+    store = open_store(tmp_path / "store")
+    fill(store, tmp_path)
+    before = all_tables(store)["attempts"]
+    compact_store(store)
+    folder = tmp_path / "store/tables/attempts"
+    expected = sorted((row["run_id"], row["asset_id"], row["attempt"]) for row in before)
+    rows = duckdb.sql(f"SELECT run_id, asset_id, attempt FROM '{folder}/*/*.parquet'").fetchall()
+    assert sorted(rows) == expected
+    make(store, tmp_path, spec("a pen"), "run9", "failed")
+    frame = pd.read_parquet(folder)
+    assert set(frame["run_id"]) == {"run1", "run2", "run9"}
+    assert len(frame) == len(expected) + 1
+
+
+def test_a_later_evaluation_shares_the_files(store: Store, tmp_path: Path) -> None:
+    """An attempt with a report of its own, and the files of the one that was committed."""
+    make(store, tmp_path, spec(), "run1", clip_score=20.0)
+    manifest = asset_manifest(store, spec().asset_id)
+    assert manifest is not None
+    start_attempt(store, spec(), "run2")
+    end = finish_attempt(store, spec().asset_id, "a02", "ok", report=report(clip_score=25.0))
+    record_attempt(store, end, manifest)
+    [row] = read_table(store, "assets").to_dict("records")
+    assert (row["clip_score"], row["run_id"]) == (25.0, "run2")
+    assert row["uri_mesh"].endswith("/a01/mesh.glb")
+    assert len(view_rows(store, end, manifest)) == 4
+    assert attempt_row(end)["status"] == "ok"
+
+
+# --- stores of earlier versions ----------------------------------------------------------------
+
+NEW_SINCE_1 = ("field_mesh_lpips", "lpips_weights", "coverage", "rolled_back")
+
+
+def write_file(store: Store, key: str, rows: pa.Table, **metadata: str) -> str:
+    """As any version writes one; its SHA-256."""
+    about = {
+        **(rows.schema.metadata or {}),
+        **{f"sjc.{k}".encode(): v for k, v in metadata.items()},
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.replace_schema_metadata(about), sink, compression="zstd")
+    return store.put_bytes(key, sink.getvalue().to_pybytes(), replace=True).sha256
+
+
+def make_old(store: Store) -> None:
+    """Puts the tables' rows into the files that version 0.1 made of them.
+
+    Those are a part for each asset and attempt while a run goes on, `sealed-N` when it has ended,
+    and `compacted/N` of all runs, where the highest N has everything. A merged file names those
+    that it replaced, with their SHA-256, and some of them are still there after a crash.
+    """
+    whole = {name: query(store, f"SELECT * FROM {name}") for name in SCHEMAS}
+    for key in files(store):
+        store.delete(key)
+    for table, rows in whole.items():
+        rows = rows.cast(SCHEMAS[table])
+        runs = {run: rows.filter(pc.equal(rows["run_id"], run)) for run in ("run1", "run2")}
+        first, second = (
+            part.drop_columns("run_id").cast(FILE_SCHEMAS[table]) for part in runs.values()
+        )
+        held = {}
+        for number in range(first.num_rows):  # all of them were left by a crash
+            name = f"run_id=run1/{number:016x}-a01.parquet"
+            row = first.slice(number, 1)
+            if table == "assets":  # sealed with its retry, which counts
+                row = row.set_column(3, row.schema.field(3), pa.array(["failed"]))
+                row = row.set_column(2, row.schema.field(2), pa.array(["a00"]))
+            if table == "runs":  # what was written at its start
+                place = row.schema.get_field_index("ended_at")
+                row = row.set_column(
+                    place, row.schema.field(place), pa.nulls(1, row.schema.types[place])
+                )
+            held[name] = write_file(store, f"tables/{table}/{name}", row)
+        parts = ", ".join(f'"{k.partition("/")[2]}": "{v}"' for k, v in held.items())
+        sealed = f"tables/{table}/run_id=run1/sealed-0001.parquet"
+        write_file(store, sealed, first, parts=f"{{{parts}}}")
+        compacted = runs["run1"].cast(COMPACTED_SCHEMAS[table])
+        some = '{"run_id=run1/sealed-0001.parquet": "of another file, which came later"}'
+        write_file(
+            store, f"tables/{table}/compacted/0001.parquet", compacted.slice(0, 1), parts="{}"
+        )
+        write_file(store, f"tables/{table}/compacted/0002.parquet", compacted, parts=some)
+        for number in range(second.num_rows):  # of a run that goes on
+            row = second.slice(number, 1)
+            write_file(store, f"tables/{table}/run_id=run2/{number:016x}-a02.parquet", row)
+
+
+def test_stores_of_earlier_versions_stay_readable_and_compactable(
+    store: Store, tmp_path: Path
+) -> None:
+    fill(store, tmp_path)
+    before = all_tables(store)
+    make_old(store)
+    assert len(files(store)) > 25
+    assert all_tables(store) == before
+    make(store, tmp_path, spec("a new one"), "run1", "failed")
+    grown = all_tables(store)
+    assert grown == wanted(store)
+    assert verify_store(store) == []
+    assert compact_store(store) == ONE_EACH
+    assert all_tables(store) == grown
+    make_old_again = partial(make_old, store)
+    make_old_again()
+    rebuild_tables(store)
+    assert all_tables(store) == grown
+    assert len(files(store)) == len(SCHEMAS)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_columns_that_an_earlier_version_had_not_are_null(
+    store: Store, tmp_path: Path, compacted: bool
+) -> None:
+    make(store, tmp_path, spec(), "run1")
+    make(store, tmp_path, spec("a pig"), "run1")
+    if compacted:
+        compact_store(store)
+    for key in [*files(store, "assets/"), *files(store, "views/")]:
+        table = pq.ParquetFile(pa.BufferReader(store.get_bytes(key))).read()
+        old = table.drop_columns([name for name in NEW_SINCE_1 if name in table.column_names])
+        assert old.num_columns < table.num_columns
+        write_file(store, key, old, version="1")
+    make(store, tmp_path, spec("a mug"), "run2")
+    for _ in range(2):
+        rows = read_table(store, "assets").set_index("prompt")
+        assert rows.loc["a duck", list(NEW_SINCE_1)].isna().all()
+        assert rows.loc["a mug", "coverage"] == "good"
+        assert (rows.clip_score == 0.5).all()
+        views = query(store, "SELECT count(*) n, count(field_mesh_lpips) m FROM views").to_pylist()
+        assert views == [{"n": 12, "m": 4}]
+        compact_store(store)
+
+
+def test_columns_that_no_version_left_out_must_be_there(store: Store, tmp_path: Path) -> None:
+    make(store, tmp_path, spec(), "run1")
+    [key] = files(store, "assets/")
+    table = pq.ParquetFile(pa.BufferReader(store.get_bytes(key))).read()
+    write_file(store, key, table.drop_columns(["prompt"]), version="1")
+    with pytest.raises(Damaged, match="its columns are not those of table assets"):
+        read_table(store, "assets")
+
+
+# --- damage ------------------------------------------------------------------------------------
+
+
+def damage(store: Store, key: str, content: bytes) -> None:
+    store.put_bytes(key, content, replace=True)
+
+
+def test_a_torn_or_foreign_file_names_itself(store: Store, tmp_path: Path) -> None:
+    make(store, tmp_path, spec(), "run1")
+    [key] = files(store, "assets/")
+    good = store.get_bytes(key)
+    for content in (good[:-10], good[: len(good) // 2], b"", b"PAR1"):
+        damage(store, key, content)
+        for read in (partial(read_table, store, "assets"), partial(compact_store, store)):
+            with pytest.raises(Damaged, match=rf"{key} is damaged .*sjc verify --repair"):
+                read()
+    [other] = files(store, "attempts/")
+    damage(store, key, store.get_bytes(other))
+    with pytest.raises(Damaged, match=rf"{key} is damaged \(its columns are not those of"):
+        read_table(store, "assets")
+    write_file(store, key, pq.read_table(pa.BufferReader(good)), version="99")
+    for read in (partial(read_table, store, "assets"), partial(compact_store, store),
+                 partial(rebuild_tables, store)):  # fmt: skip
+        with pytest.raises(NewerStore, match=rf"{key} has schema version 99 and this program"):
+            read()
+    damage(store, key, good)
+    damage(store, "tables/assets/loose.parquet", good)
+    with pytest.raises(Damaged, match=r"loose\.parquet is damaged \(it is not in a run's folder"):
+        read_table(store, "assets")
+    store.delete("tables/assets/loose.parquet")
+    damage(store, "tables/assets/run_id=run1/_SUCCESS", b"")
+    compact_store(store)
+    rebuild_tables(store)
+    assert len(read_table(store, "assets")) == 1
+    assert store.exists("tables/assets/run_id=run1/_SUCCESS"), "not ours to judge"
+
+
+def test_a_damaged_file_is_neither_compacted_nor_deleted(store: Store, tmp_path: Path) -> None:
+    make(store, tmp_path, spec(), "run1")
+    make(store, tmp_path, spec("a pig"), "run1")
+    key = files(store, "attempts/")[0]
+    damage(store, key, store.get_bytes(key)[:-1])
+    before = files(store, "attempts/")
+    with pytest.raises(Damaged, match=key):
+        compact_store(store)
+    assert files(store, "attempts/") == before
+
+
+def test_the_remedy_that_errors_name_works(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+    before = all_tables(store)
+    damage(store, files(store, "assets/")[0], b"PAR1")
+    with pytest.raises(Damaged) as caught:
+        read_table(store, "assets")
+    command = str(caught.value).partition("`")[2].partition("`")[0].split()
+    assert command[:2] == ["sjc", "verify"]
+    code = "from flows.cli import main; main()"
+    subprocess.run([sys.executable, "-c", code, *command[1:]], cwd=ROOT, check=True)
+    assert all_tables(store) == before
+
+
+@pytest.mark.parametrize("state", ["alone", "mixed", "compacted"])
+def test_no_flipped_byte_becomes_a_value(tmp_path: Path, state: str) -> None:
+    """The pages' checksums: zstd alone lets some through."""
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+    if state != "alone":
+        make(store, tmp_path, spec("a pig"), "run1")
+    if state == "compacted":
+        compact_store(store)
+    key = files(store, "assets/")[0]
+    good = store.get_bytes(key)
+    metadata = pq.read_metadata(pa.BufferReader(good))
+    for column in range(0, metadata.num_columns, 2):
+        chunk = metadata.row_group(0).column(column)
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        damaged = bytearray(good)
+        damaged[start + chunk.total_compressed_size - 2] ^= 0x10
+        damage(store, key, bytes(damaged))
+        with pytest.raises(Damaged, match=key):
+            query(store, "SELECT * FROM assets")
+
+
+def test_any_flipped_byte_of_a_footer_is_damage_or_harmless(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    for prompt in ("a duck", "a pig"):
+        make(store, tmp_path, spec(prompt), "run1")
+    compact_store(store)
+    [key] = files(store, "views/")
+    good = store.get_bytes(key)
+    start = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for spot in range(start, len(good), 89):
+        data = bytearray(good)
+        data[spot] ^= 0x41
+        damage(store, key, bytes(data))
+        with contextlib.suppress(Damaged, NewerStore):
+            query(store, "SELECT * FROM views")
+
+
+def test_no_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1")
+
+    def greedy(*_: object, **__: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 128000000 failed")
+
+    monkeypatch.setattr(table_reader, "is_file_schema", greedy)
+    with pytest.raises(MemoryError):
+        read_table(store, "assets")
