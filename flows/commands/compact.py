@@ -14,8 +14,8 @@ def compact(
 ) -> None:
     """Merge each table's files into one; readers and runs may go on meanwhile."""
     with reported("the tables are right as they are; run it again to go on"):
-        from tasks.tables import compact_store
         from tasks.store import open_store
+        from tasks.tables import compact_store
 
         def report(line: str) -> None:
             if not quiet:

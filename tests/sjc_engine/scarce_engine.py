@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sjc_engine import worker
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.priors.denoiser import Cond, Prior
 from sjc_engine.recipes import Recipe
+from sjc_engine.worker import __main__ as worker
 
 load_prior = worker.load_prior
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sjc_engine.fields import PlenoxelField, VoxelField
+from sjc_engine.fields.plenoxels import PlenoxelField
+from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.optimization.losses import distortion, emptiness
 from sjc_engine.rendering import fused, kernels
 from sjc_engine.rendering.camera import orbit, sample_camera
@@ -222,7 +223,7 @@ def test_without_numba_the_oracle_renders_and_that_is_said_once():
         import sys
         sys.modules["numba"] = None
         from sjc_engine.rendering.camera import orbit
-        from sjc_engine.fields import VoxelField
+        from sjc_engine.fields.voxel import VoxelField
         from sjc_engine.rendering.volume import render_views
         for _ in range(3):
             view = render_views(VoxelField(6, 3, 0.7), [orbit(0, 0)], 8, 8)
@@ -239,7 +240,7 @@ def test_the_cuda_kernels_in_numbas_simulator():
     said = python(
         """
         import torch
-        from sjc_engine import fused, kernels_cuda
+        from sjc_engine.rendering import fused, kernels_cuda
         kernels_cuda.array, kernels_cuda.stream = lambda tensor: tensor.numpy(), lambda: 0
         start = fused._Call.__init__
         def on_gpu(call, *arguments):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny_priors import SMALL, build_latent_prior, build_pixel_prior
 
-from sjc_engine import files as checkpoint
 from sjc_engine import optimize
 from sjc_engine.guidance.score import guide, sds
+from sjc_engine.optimization import checkpoint
 from sjc_engine.optimization.checkpoint import CheckpointError
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Diverged, Scene

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sjc_engine.fields import VoxelField
+from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.rendering import volume as render_module
 from sjc_engine.rendering.camera import orbit, rays, sample_camera
 from sjc_engine.rendering.volume import (
