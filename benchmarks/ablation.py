@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="what is kept; make nothing")
     settings = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from tasks.manifest import read_manifest
+    from tasks.manifest.resolve import read_manifest
 
     prompts = {row.row_id: row.prompt for row in read_manifest(MANIFEST).rows}
     chosen, seeds = settings.only.split(","), [int(seed) for seed in settings.seeds.split(",")]

@@ -32,11 +32,12 @@ from report import Report
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS
-from tasks.assets import commit_asset
-from tasks.attempts import finish_attempt, start_attempt
-from tasks.rows import asset_row
-from tasks.schemas import to_arrow
-from tasks.store import Store, open_store
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.projection import asset_row
+from tasks.tables.schemas import to_arrow
 
 RUN = "20260101T000000-000000"
 SIZES = {"mesh.glb": 600_000, "preview.png": 200_000}

@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: demo.json in --out")
     settings = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from tasks.manifest import read_manifest
+    from tasks.manifest.resolve import read_manifest
 
     prompts = {row.row_id: row.prompt for row in read_manifest(MANIFEST).rows}
     settings.out.mkdir(parents=True, exist_ok=True)

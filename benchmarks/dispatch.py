@@ -46,11 +46,13 @@ from flows.plan import make_plan
 from flows.prefect_server.heartbeats import SILENCE
 from flows.scratch import sole_user
 from flows.settings import Settings
-from tasks.attempts import start_attempt
-from tasks.runs import finish_run, new_run_id, start_run
-from tasks.shard_plan import MOST_ASSETS, ShardPlan, keep_plan, make_plan_file
-from tasks.store import Store, open_store
-from tasks.tables import compact_store, query, record_run
+from tasks.manifest.shards import MOST_ASSETS, ShardPlan, keep_plan, make_plan_file
+from tasks.records.attempts import start_attempt
+from tasks.records.runs import finish_run, new_run_id, start_run
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.read import query
+from tasks.tables.write import compact_store, record_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARD_SECONDS = 600.0  # simulated; the target is 500 at least

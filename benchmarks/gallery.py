@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "flows"))
 from browser import browser
 
 from sjc_engine.toybox.captions import NOUNS
-from tasks.gallery import FOLDER, index_page
-from tasks.schemas import COLUMNS
+from tasks.pages.gallery.build import FOLDER, index_page
+from tasks.tables.schemas import COLUMNS
 
 ACTIONS = {
     "search": "search.value = '{word}'; update();",

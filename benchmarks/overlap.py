@@ -31,7 +31,7 @@ from typing import Any
 from report import Report
 
 from tasks.store import open_store
-from tasks.table_reader import query
+from tasks.tables.read import query
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "toybox.csv"
 SMALL = {

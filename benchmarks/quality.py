@@ -111,7 +111,7 @@ def main() -> None:
     settings = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    from tasks.manifest import read_manifest
+    from tasks.manifest.resolve import read_manifest
 
     report = Report("quality", {k: v for k, v in vars(settings).items() if v and k != "json"})
     parts = settings.curves.split(";" if ";" in settings.curves else ",")

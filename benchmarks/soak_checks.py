@@ -16,8 +16,9 @@ from soak_processes import Ending
 
 from sjc_engine.worker.__main__ import PROGRESS_SECONDS
 from sjc_engine.worker.running_scene import CHECKPOINT_SECONDS
-from tasks.store import Store
-from tasks.tables import projection, query
+from tasks.store.interface import Store
+from tasks.tables.read import query
+from tasks.tables.write import projection
 
 _AGAIN = re.compile(r"goes on from step (\d+), (\d+) steps again")
 _FINISHED = re.compile(r"^(\S+): (?:ok|reused) ?.*\(\d+/\d+ done", re.M)

@@ -34,7 +34,8 @@ from soak_processes import GRACE, MARK, ROOT, SJC, Ending, Process, Runner, Serv
 from soak_schedule import Schedule
 from soak_stores import open_place
 
-from tasks.store import StoreError, open_store
+from tasks.store import open_store
+from tasks.store.interface import StoreError
 
 RUNNERS = (("--retry-failed",), ())  # one of the two tries again what has failed
 LOOK_SECONDS = 1.0  # between two looks at the store

@@ -23,10 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from report import Report, interleaved
 
-from tasks.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE
-from tasks.schemas import COLUMNS, COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMAS
-from tasks.store import Store, open_store
-from tasks.tables import PART, query
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE
+from tasks.tables.read import query
+from tasks.tables.schemas import COLUMNS, COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMAS
+from tasks.tables.write import PART
 
 QUERIES = {
     "count": "SELECT count(*) FROM assets",

@@ -30,9 +30,10 @@ from report import Report, interleaved, ratio
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
-from tasks.assets import commit_asset
-from tasks.attempts import start_attempt
-from tasks.store import Store, open_store
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import start_attempt
+from tasks.store import open_store
+from tasks.store.interface import Store
 
 SHARES = {
     "mesh.glb": 0.35,

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from flows.errors import UsageError
 from flows.plan import RunPlan
-from tasks.devices import DevicePool, Log
+from tasks.devices.pool import DevicePool, Log
 
 if TYPE_CHECKING:
     from sjc_engine.recipes import EvaluateRecipe
-    from tasks.judges import Judges
+    from tasks.stages.judges import Judges
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def run_context(plan: RunPlan) -> Iterator[RunContext]:
 
 def load_judges(recipes: Iterable[EvaluateRecipe], device: str = "cpu") -> Judges:
     """The judges of these recipes; UsageError for one that cannot be loaded."""
-    from tasks.judges import Judges
+    from tasks.stages.judges import Judges
 
     judges = Judges(device)
     try:

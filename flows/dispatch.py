@@ -25,11 +25,12 @@ from flows.errors import UsageError
 from flows.plan import asset_states
 from flows.prefect_server.heartbeats import crash_silent_runs
 from flows.progress.terminal import watcher
-from tasks.artifacts import Board, ProgressArtifact, board_of_run
-from tasks.documents import check_usable
-from tasks.shard_plan import ShardPlan, load_plan
-from tasks.store import Store, open_store
-from tasks.tables import query
+from tasks.manifest.shards import ShardPlan, load_plan
+from tasks.prefect_ui.artifacts import Board, ProgressArtifact, board_of_run
+from tasks.records.documents import check_usable
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.read import query
 
 DEPLOYMENT = "generate-shard/shards"
 AHEAD = 2  # shards at the pool for each worker: one runs, one waits, and no worker ever does

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 
 from sjc_engine.files import is_refusal
-from tasks.disk import disk_advice
+from tasks.store.disk import disk_advice
 
 FAILED, USAGE, STORE, INTERRUPTED = 1, 2, 3, 130
 
@@ -106,8 +106,8 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
 
 def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     """Message and exit code of an error that is no defect of this program; None for one that is."""
-    from tasks.manifest_files import ManifestError
-    from tasks.store import StoreError
+    from tasks.manifest.files import ManifestError
+    from tasks.store.interface import StoreError
 
     if isinstance(error, ManifestError):
         return str(error), USAGE

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.plan import RunPlan
-from tasks.manifest import Entry
-from tasks.store import Damaged, Store, open_store
+from tasks.manifest.resolve import Entry
+from tasks.store import open_store
+from tasks.store.interface import Damaged, Store
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ DEFAULT_COST = Cost(step=0.2, rest=15.0)
 
 def known_costs(store: Store) -> dict[tuple[str, str], Cost]:
     """What finished assets of a prior and recipe took, by both names: medians."""
-    from tasks.tables import query
+    from tasks.tables.read import query
 
     rows = query(
         store,

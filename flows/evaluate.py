@@ -21,14 +21,16 @@ from flows.progress.terminal import watcher
 from flows.scratch import make_private
 from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
-from tasks.attempts import close_interrupted
-from tasks.documents import check_usable, mark_format
-from tasks.judges import Judges
-from tasks.leases import leases
-from tasks.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
-from tasks.runs import finish_run, new_run_id, start_run
-from tasks.store import Store, StoreError, is_damage, open_store
-from tasks.tables import TableWriter, query, record_run
+from tasks.records.attempts import close_interrupted
+from tasks.records.documents import check_usable, mark_format
+from tasks.records.runs import finish_run, new_run_id, start_run
+from tasks.stages.judges import Judges
+from tasks.stages.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
+from tasks.store import open_store
+from tasks.store.interface import Store, StoreError, is_damage
+from tasks.store.leases import leases
+from tasks.tables.read import query
+from tasks.tables.write import TableWriter, record_run
 
 PART = 300  # assets of one flow run, as in flows.generate
 AT_ONCE = 2  # while one is downloaded, another is measured

@@ -22,13 +22,13 @@ from flows.progress.results import results
 from flows.progress.terminal import watcher
 from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command
-from tasks.attempts import close_interrupted, settled_attempts
-from tasks.leases import leases
-from tasks.report import write_report
-from tasks.runs import finish_run, new_run_id, start_run
-from tasks.sheet import write_sheet
-from tasks.store import StoreError
-from tasks.tables import TableWriter, record_run, record_unended_runs, unrecorded_attempts
+from tasks.pages.report.contents import write_report
+from tasks.pages.run_sheet import write_sheet
+from tasks.records.attempts import close_interrupted, settled_attempts
+from tasks.records.runs import finish_run, new_run_id, start_run
+from tasks.store.interface import StoreError
+from tasks.store.leases import leases
+from tasks.tables.write import TableWriter, record_run, record_unended_runs, unrecorded_attempts
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
 # A task that waits for a device holds a thread. Threads are made when they are needed.

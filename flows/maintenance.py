@@ -3,7 +3,7 @@
 from prefect import flow
 
 from tasks.store import open_store
-from tasks.tables import compact_store
+from tasks.tables.write import compact_store
 
 
 @flow(name="maintain", flow_run_name="maintain {store}")

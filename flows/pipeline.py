@@ -16,21 +16,21 @@ from flows.plan import RunPlan
 from flows.progress.terminal import Watcher, watcher
 from flows.scratch import scratch_id
 from sjc_engine.files import is_refusal
-from tasks.asset import Asset
-from tasks.attempts import FAILURES, asset_attempts, close_interrupted
-from tasks.cancelling import watch_cancels
-from tasks.disk import is_full
-from tasks.documents import asset_manifest
-from tasks.evaluate import evaluate_asset
-from tasks.extract import extract_asset
-from tasks.layout import attempt_number
-from tasks.leases import Leases, leases
-from tasks.manifest import Entry
-from tasks.optimize import optimize
-from tasks.publish import publish_asset, record_failure
-from tasks.scene_job import SceneError, scratch_full, scratch_lost, store_failed
-from tasks.store import StoreError, TakesNoMore
-from tasks.tables import TableWriter, record_attempt
+from tasks.devices.job import SceneError, scratch_full, scratch_lost, store_failed
+from tasks.manifest.resolve import Entry
+from tasks.prefect_ui.cancel import watch_cancels
+from tasks.records.attempts import FAILURES, asset_attempts, close_interrupted
+from tasks.records.documents import asset_manifest
+from tasks.stages.asset import Asset
+from tasks.stages.evaluate import evaluate_asset
+from tasks.stages.extract import extract_asset
+from tasks.stages.optimize import optimize
+from tasks.stages.publish import publish_asset, record_failure
+from tasks.store.disk import is_full
+from tasks.store.interface import StoreError, TakesNoMore
+from tasks.store.layout import attempt_number
+from tasks.store.leases import Leases, leases
+from tasks.tables.write import TableWriter, record_attempt
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
 BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked at together

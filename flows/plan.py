@@ -11,12 +11,13 @@ from flows.errors import UsageError, disk_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.priors.sources import find_prior
-from tasks.assets import asset_state
-from tasks.documents import LOOKUPS, check_usable, mark_format
-from tasks.manifest import Entry, Manifest, Resolved
-from tasks.manifest import read_entries as read_manifest_entries
-from tasks.shard_plan import load_plan
-from tasks.store import Store, open_store
+from tasks.manifest.resolve import Entry, Manifest, Resolved
+from tasks.manifest.resolve import read_entries as read_manifest_entries
+from tasks.manifest.shards import load_plan
+from tasks.records.assets import asset_state
+from tasks.records.documents import LOOKUPS, check_usable, mark_format
+from tasks.store import open_store
+from tasks.store.interface import Store
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -201,7 +202,7 @@ def find_reusable_fields(store: Store, field_ids: Sequence[str]) -> dict[str, st
     """Finished assets by the fields that they have: only mesh or judge settings differ."""
     if not field_ids:
         return {}
-    from tasks.tables import query
+    from tasks.tables.read import query
 
     rows = query(store, "SELECT field_id, asset_id FROM best_assets WHERE status = 'ok'")
     known = dict(zip(rows["field_id"].to_pylist(), rows["asset_id"].to_pylist(), strict=True))

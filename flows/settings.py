@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replac
 from typing import Any
 
 from flows.errors import UsageError
-from tasks.store import check_address
+from tasks.store.interface import check_address
 
 # What `sjc dispatch` passes on to every shard; the plan has fixed everything else.
 SHARD_OPTIONS = ("retry_failed", "timeout", "checkpoint_to_store", "compiled")

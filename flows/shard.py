@@ -15,7 +15,7 @@ from flows.plan import make_plan
 from flows.progress.prefect_summary import report_to_prefect
 from flows.scratch import sole_user
 from flows.settings import Settings
-from tasks.shard_plan import fetch_images
+from tasks.manifest.shards import fetch_images
 
 
 def _run_name() -> str:

@@ -19,7 +19,7 @@ import typer
 import sjc_engine
 from flows.commands.main import app
 from sjc_engine import AssetSpec, Recipe
-from tasks.schemas import SCHEMAS
+from tasks.tables.schemas import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "contract"

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from sjc_engine.presets import PRESETS
 from sjc_engine.recipes import PARTS
-from tasks.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE, Column
-from tasks.schemas import TABLES
+from tasks.tables.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE, Column
+from tasks.tables.schemas import TABLES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MARK = "<!-- From here on: `python scripts/docs_tables.py`. -->\n"

@@ -1,0 +1,1 @@
+"""Plain functions behind thin Prefect tasks: what a run reads, makes, keeps and shows."""

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from flows.commands.main import app
 from flows.errors import RunError, UsageError, reported
 from sjc_engine.presets import PRESETS, presets_of
-from tasks.manifest_files import ManifestError
-from tasks.store import StoreError
+from tasks.manifest.files import ManifestError
+from tasks.store.interface import StoreError
 
 COMMANDS = contract.program().commands
 

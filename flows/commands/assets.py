@@ -28,7 +28,7 @@ def assets(
     """List the assets of a store: one row each, its best outcome."""
     with reported():
         from tasks.store import open_store
-        from tasks.tables import query
+        from tasks.tables.read import query
 
         chosen = selection(manifest, where)
         seconds = f", {SECONDS} AS seconds" if format == options.RowFormat.table else ""

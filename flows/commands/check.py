@@ -15,7 +15,7 @@ def check(
 ) -> None:
     """Validate a manifest, and show every bad row at once."""
     with reported():
-        from tasks.manifest import read_entries
+        from tasks.manifest.resolve import read_entries
 
         _, found = read_entries(
             manifest,

@@ -15,7 +15,7 @@ def compact(
     """Merge each table's files into one; readers and runs may go on meanwhile."""
     with reported("the tables are right as they are; run it again to go on"):
         from tasks.store import open_store
-        from tasks.tables import compact_store
+        from tasks.tables.write import compact_store
 
         def report(line: str) -> None:
             if not quiet:

@@ -18,7 +18,7 @@ from flows.errors import UsageError, reported
 from flows.progress.results import where_errors
 
 if TYPE_CHECKING:
-    from tasks.curate import CopyProgress, DatasetRequest, Frozen
+    from tasks.datasets.freeze import CopyProgress, DatasetRequest, Frozen
 
 LINE_SECONDS = 2.0  # between two lines of progress
 
@@ -71,8 +71,8 @@ def curate(
 ) -> None:
     """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
     with reported("run the same command again to go on"):
-        from tasks.curate import DatasetRequest
-        from tasks.manifest_sources import file_digests
+        from tasks.datasets.freeze import DatasetRequest
+        from tasks.manifest.locations import file_digests
 
         request = DatasetRequest(
             where=where,
@@ -113,7 +113,7 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 def _freeze(store: str, out: str, request: DatasetRequest, *, quiet: bool) -> Frozen:
     """Writes the dataset. Raises UsageError, StoreError."""
-    from tasks.curate import SelectionError, freeze
+    from tasks.datasets.freeze import SelectionError, freeze
     from tasks.store import open_store
 
     if "://" not in out and Path(out).exists() and not Path(out).is_dir():

@@ -37,8 +37,8 @@ def print_diff(run_a: str, run_b: str, store: str, format: options.RowFormat) ->
     """Prints what changed; a `table` leaves out the rest. Returns 1 for new failures, else 0."""
     import pyarrow.compute as pc
 
-    from tasks.run_diff import UnknownRun, diff_runs
     from tasks.store import open_store
+    from tasks.tables.diff import UnknownRun, diff_runs
 
     try:
         found = diff_runs(open_store(store, writable=False), run_a, run_b)

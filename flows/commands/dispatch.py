@@ -15,8 +15,8 @@ from flows.commands.output import print_places, print_table
 from flows.errors import FAILED, UsageError, reported
 
 if TYPE_CHECKING:
-    from tasks.shard_plan import ShardPlan
-    from tasks.store import Store
+    from tasks.manifest.shards import ShardPlan
+    from tasks.store.interface import Store
 
 
 @app.command(epilog=examples("sjc dispatch plan.parquet --store s3://bucket/first --workers 8"))
@@ -52,7 +52,7 @@ def dispatch(
 
 def _read_plan(path: Path) -> ShardPlan:
     """The plan of a file; UsageError when there is none."""
-    from tasks.shard_plan import PlanError, read_plan
+    from tasks.manifest.shards import PlanError, read_plan
 
     try:
         return read_plan(path.read_bytes(), os.fspath(path))
@@ -96,8 +96,8 @@ def run_flow(
 
 def _store_with(plan: ShardPlan, url: str) -> Store:
     """The store, in which workers find the plan."""
-    from tasks.documents import check_usable
-    from tasks.shard_plan import PlanError, keep_plan
+    from tasks.manifest.shards import PlanError, keep_plan
+    from tasks.records.documents import check_usable
     from tasks.store import open_store
 
     store = open_store(url)

@@ -252,7 +252,8 @@ def programs() -> Results:
 
 def local_store(folder: Path) -> Results:
     """A store in a folder: there or possible, writable, room on its disk."""
-    from tasks.store import StoreError, open_store
+    from tasks.store import open_store
+    from tasks.store.interface import StoreError
 
     detail = "not there yet; a run makes it"
     if folder.exists():
@@ -288,8 +289,9 @@ def s3_store(url: str) -> Results:
     import boto3
     from botocore.exceptions import NoCredentialsError
 
-    from tasks.s3_client import explained
-    from tasks.store import StoreError, check_address, check_endpoint, open_store
+    from tasks.store import open_store
+    from tasks.store.interface import StoreError, check_address, check_endpoint
+    from tasks.store.s3_client import explained
 
     check = "store"
     try:

@@ -26,9 +26,9 @@ def duplicates(
 ) -> None:
     """List pairs of prompts that say almost the same, the most alike first."""
     with reported():
-        from tasks.curate_selection import FRACTIONS
-        from tasks.curate_tables import pair_rows
-        from tasks.near_duplicates import near_duplicates
+        from tasks.datasets.frozen_tables import pair_rows
+        from tasks.datasets.near_duplicates import near_duplicates
+        from tasks.datasets.select import FRACTIONS
 
         uses = Counter(_prompts(manifest, store, where))
         pairs = pair_rows(near_duplicates(list(uses), similar), uses, FRACTIONS)
@@ -37,8 +37,8 @@ def duplicates(
 
 def _prompts(manifest: str | None, store: str, where: str | None) -> list[str]:
     """Those of a manifest, or without one of the finished assets of the store."""
-    from tasks.curate_selection import candidate_rows
-    from tasks.manifest import read_manifest
+    from tasks.datasets.select import candidate_rows
+    from tasks.manifest.resolve import read_manifest
     from tasks.store import open_store
 
     if manifest is not None:

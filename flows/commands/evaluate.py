@@ -48,8 +48,8 @@ def run_flow(what: tuple[Any, ...], scratch: str, *, quiet: bool, as_json: bool)
     environment.apply(console_level="CRITICAL")
     from flows.commands.flow_result import raise_error, watching
     from flows.evaluate import evaluate, prepare
-    from tasks.store import StoreError
-    from tasks.tables import query
+    from tasks.store.interface import StoreError
+    from tasks.tables.read import query
 
     chosen = prepare(*what)
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))

@@ -26,7 +26,7 @@ def gallery(
 ) -> None:
     """Write a web page over a store: thumbnails, search, filters, and a 3D viewer per asset."""
     with reported("what was copied stays; run it again to go on"):
-        from tasks.gallery import build_gallery
+        from tasks.pages.gallery.build import build_gallery
         from tasks.store import open_store
 
         if out.exists() and not out.is_dir():

@@ -19,7 +19,7 @@ from flows.errors import RunError, UsageError, disk_errors, reported
 if TYPE_CHECKING:
     from sjc_engine.priors.conditioning import InputImage
     from sjc_engine.recipes import Recipe
-    from tasks.manifest_files import Problem
+    from tasks.manifest.files import Problem
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
@@ -112,9 +112,9 @@ def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
 
 def _recipe(request: AssetRequest) -> Recipe:
     """What the request's options say; ManifestError with everything that is wrong with it."""
-    from tasks.manifest import COMMAND_LINE, resolve
-    from tasks.manifest_files import ManifestError, Record, Records
-    from tasks.manifest_rows import Memo, RowReader
+    from tasks.manifest.entries import Memo, RowReader
+    from tasks.manifest.files import ManifestError, Record, Records
+    from tasks.manifest.resolve import COMMAND_LINE, resolve
 
     records = Records(COMMAND_LINE, Path())
     cells: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed}
@@ -158,7 +158,7 @@ def _make(
     from sjc_engine.optimization.scene import Diverged, Scene, StepStats
     from sjc_engine.priors.denoiser import load_prior
     from sjc_engine.spec import AssetSpec
-    from tasks.judges import Judges
+    from tasks.stages.judges import Judges
 
     started = time.perf_counter()
     prompt, seed = request.prompt, request.seed

@@ -20,7 +20,7 @@ PIPE_WIDTH = 240  # characters of a table line where there is no window
 
 def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:
     """Prints rows in a format of the command line; a table shows `columns` (name -> heading)."""
-    from tasks.csv_text import plain, to_csv
+    from tasks.datasets.csv_text import plain, to_csv
 
     rows = rows.rename_columns(_distinct(rows.column_names))
     match format:

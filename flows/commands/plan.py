@@ -17,7 +17,7 @@ from flows.errors import UsageError, disk_errors, reported
 
 if TYPE_CHECKING:
     from flows.settings import Settings
-    from tasks.shard_plan import ShardPlan
+    from tasks.manifest.shards import ShardPlan
 
 SHARD_SECONDS = 5400  # 1.5 hours: little is lost with a machine, and little waits for it
 SHOWN = 20  # shards that are printed
@@ -67,7 +67,7 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
     """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
     from flows.estimate import DEFAULT_COST, seconds_of_assets
     from flows.plan import read_entries, revision, select
-    from tasks.shard_plan import make_plan_file
+    from tasks.manifest.shards import make_plan_file
 
     if not shard_seconds > 0:
         raise UsageError("--shard-seconds: use a number of seconds above 0")

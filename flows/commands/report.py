@@ -22,9 +22,10 @@ def report(
     """Write a run's report again, and print where it is: one HTML file in the store."""
     with reported():
         from flows.settings import recorded_command
-        from tasks.documents import check_usable
-        from tasks.report import latest_run, write_report
-        from tasks.store import check_key, open_store
+        from tasks.pages.report.contents import latest_run, write_report
+        from tasks.records.documents import check_usable
+        from tasks.store import open_store
+        from tasks.store.interface import check_key
 
         opened = open_store(store, writable=False)
         check_usable(opened)

@@ -70,8 +70,8 @@ def print_plan(settings: Settings, *, as_json: bool) -> None:
     from flows.estimate import seconds_expected
     from flows.plan import make_plan
     from flows.scratch import can_hold_files
-    from tasks.html import duration
-    from tasks.store import StoreError
+    from tasks.pages.html import duration
+    from tasks.store.interface import StoreError
 
     with tempfile.TemporaryDirectory() as empty:
         fresh = "://" not in settings.store and not Path(settings.store).exists()
@@ -138,7 +138,7 @@ def run_flow(settings: Settings, *, quiet: bool, as_json: bool) -> int:
 
 def print_results(plan: RunPlan, run_id: str, *, as_json: bool) -> int:
     """Prints a run's table, where its files are, and the picture to open; the exit code."""
-    from tasks.layout import report_key
+    from tasks.store.layout import report_key
 
     rows = results(plan.store, run_id)
     failed = [row for row in rows if row["status"] != "ok"]

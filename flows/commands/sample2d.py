@@ -45,7 +45,7 @@ def sample2d(
 def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:
     """Raises UsageError for an option that cannot be right, before any work."""
     from sjc_engine.priors.sources import takes_image
-    from tasks.manifest_rows import prior_problem
+    from tasks.manifest.entries import prior_problem
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"-o {out}: name a .png file")

@@ -17,8 +17,8 @@ from flows.commands.output import counter
 from flows.errors import FAILED, STORE, reported
 
 if TYPE_CHECKING:
-    from tasks.store import Store
-    from tasks.verify import Finding, Repairs
+    from tasks.records.verify import Finding, Repairs
+    from tasks.store.interface import Store
 
 MOST = 1  # things that a repair takes from their place without being asked again
 
@@ -49,8 +49,8 @@ def verify(
 ) -> None:
     """Check every file against its checksum and every table against the JSON behind it."""
     with reported("nothing is half done; run it again"):
+        from tasks.records.verify import verify_store
         from tasks.store import open_store
-        from tasks.verify import verify_store
 
         opened = open_store(store, writable=repair)
         abandoned = timedelta(hours=older)
@@ -70,7 +70,7 @@ def verify(
 
 
 def show_findings(store: Store, findings: list[Finding], *, repair: bool) -> None:
-    from tasks.verify import unreadable
+    from tasks.records.verify import unreadable
 
     for finding in findings:
         print(finding)
@@ -102,8 +102,8 @@ def mend(
     aside however many assets are damaged. Returns what was planned, what was done, and what is
     left, and prints it unless `quiet`.
     """
-    from tasks.documents import mark_format
-    from tasks.verify import plan_repairs, repair_store, unreadable, verify_store
+    from tasks.records.documents import mark_format
+    from tasks.records.verify import plan_repairs, repair_store, unreadable, verify_store
 
     if unreadable(findings):
         return [], [], findings
@@ -136,7 +136,7 @@ def _refuse(repairs: Repairs) -> None:
 
 
 def exit_code(left: list[Finding]) -> int:
-    from tasks.verify import unreadable
+    from tasks.records.verify import unreadable
 
     if unreadable(left):
         return STORE
@@ -147,7 +147,7 @@ def tidy_scratch(store: Store, scratch: Path) -> list[str]:
     """Removes what no run resumes from: unfinished files of assets that are finished by now, and
     what processes left that died within a write. UsageError in a run."""
     from flows.scratch import sole_user
-    from tasks.documents import asset_manifest
+    from tasks.records.documents import asset_manifest
 
     folders = sorted((scratch / "assets").glob("*"))
     torn = sorted(path for path in (scratch / "fields").glob(".*"))  # no other name begins so

@@ -25,7 +25,7 @@ from flows.errors import RunError, UsageError
 from flows.prefect_server.environment import prefect_home
 from flows.scratch import make_private
 from sjc_engine.worker.parent_death import die_with_parent
-from tasks.disk import disk_advice
+from tasks.store.disk import disk_advice
 
 HOST = "127.0.0.1"
 UI_PORT = 4200

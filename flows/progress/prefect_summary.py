@@ -13,8 +13,8 @@ from flows.plan import RunPlan
 from flows.progress.results import RESULT_COLUMNS, cell
 from flows.progress.tally import GOOD
 from flows.progress.terminal import Watcher, Watchers, watched_by, watcher
-from tasks.artifacts import Artifact, Board, board_of_run, name_run
-from tasks.html import duration
+from tasks.pages.html import duration
+from tasks.prefect_ui.artifacts import Artifact, Board, board_of_run, name_run
 
 SUMMARY_SECONDS = 10.0  # between two versions of the live summary
 LISTED = 20  # failures in the summary; the table has more

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flows.errors import UsageError
 
 if TYPE_CHECKING:
-    from tasks.store import Store
+    from tasks.store.interface import Store
 
 # Headings of columns that are not called by their names.
 HEADINGS = {
@@ -46,8 +46,8 @@ def selection(manifest: str | None, where: str | None, *conditions: str) -> str:
 
     Raises ManifestError for a manifest that cannot be read.
     """
-    from tasks.manifest_sources import file_digests
-    from tasks.tables import of_files
+    from tasks.manifest.locations import file_digests
+    from tasks.tables.read import of_files
 
     every = [*conditions, f"({where})"] if where is not None else [*conditions]
     if manifest is not None:
@@ -60,7 +60,7 @@ def selection(manifest: str | None, where: str | None, *conditions: str) -> str:
 @contextlib.contextmanager
 def where_errors() -> Iterator[None]:
     """SQL that is wrong is a UsageError about --where."""
-    from tasks.table_reader import QueryError
+    from tasks.tables.read import QueryError
 
     try:
         yield
@@ -70,7 +70,7 @@ def where_errors() -> Iterator[None]:
 
 def results(store: Store, run_id: str) -> list[dict[str, Any]]:
     """The assets of a run in the manifest's order, reused ones with the numbers they have."""
-    from tasks.tables import query
+    from tasks.tables.read import query
 
     sql = f"""
         SELECT e.row_id AS asset, a.asset_id, coalesce(a.status, 'interrupted') AS status,
@@ -86,7 +86,7 @@ def results(store: Store, run_id: str) -> list[dict[str, Any]]:
 
 def cell(value: Any) -> str:
     """A value as a person reads it: three digits, yes or no, and - for nothing."""
-    from tasks.csv_text import plain
+    from tasks.datasets.csv_text import plain
 
     if value is None:
         return "-"

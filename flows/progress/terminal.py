@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.progress.tally import Tally
-from tasks.html import duration
+from tasks.pages.html import duration
 
 LINE_SECONDS = 10.0  # between two plain lines of one asset
 

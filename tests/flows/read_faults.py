@@ -33,13 +33,14 @@ from flows.plan import make_plan
 from flows.settings import Settings
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
-from tasks import s3_client, store_s3
-from tasks.assets import commit_asset
-from tasks.attempts import finish_attempt, start_attempt
-from tasks.manifest import Entry
-from tasks.runs import finish_run, start_run
-from tasks.store import Store, open_store
-from tasks.tables import compact_store, record_attempt, record_run
+from tasks.manifest.resolve import Entry
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.runs import finish_run, start_run
+from tasks.store import open_store, s3_client
+from tasks.store import s3 as store_s3
+from tasks.store.interface import Store
+from tasks.tables.write import compact_store, record_attempt, record_run
 
 MANIFEST = "id,prompt,tags\na,a yellow duck,x\nb,a toy tank,\nc,a burger,\nd,a car,\n"
 

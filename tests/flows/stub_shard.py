@@ -15,11 +15,11 @@ from flows.plan import RunPlan
 from flows.settings import Settings
 from flows.shard import run_shard, shard_scratch
 from sjc_engine.spec import AssetSpec
-from tasks.assets import commit_asset
-from tasks.attempts import finish_attempt, start_attempt
-from tasks.documents import asset_manifest
-from tasks.store import Store
-from tasks.tables import TableWriter
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.documents import asset_manifest
+from tasks.store.interface import Store
+from tasks.tables.write import TableWriter
 
 VERSIONS = {"code": "stub", "engine": "stub"}
 

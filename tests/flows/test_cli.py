@@ -19,10 +19,10 @@ from fleet import descendants
 from PIL import Image
 
 from sjc_engine.optimization.checkpoint import read_checkpoint
-from tasks.attempts import asset_attempts
-from tasks.documents import asset_manifest
+from tasks.records.attempts import asset_attempts
+from tasks.records.documents import asset_manifest
 from tasks.store import open_store
-from tasks.tables import read_table
+from tasks.tables.read import read_table
 
 ROOT = Path(__file__).parents[2]
 GOOD = "id,prompt\nduck,a yellow duck\n"

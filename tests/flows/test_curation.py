@@ -17,10 +17,11 @@ import pytest
 from command_line import Said
 from task_samples import fill, make, spec
 
-from tasks.curate import DatasetRequest
-from tasks.runs import start_run
-from tasks.store import Store, open_store
-from tasks.tables import record_run
+from tasks.datasets.freeze import DatasetRequest
+from tasks.records.runs import start_run
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.write import record_run
 
 Call = Callable[..., Said]
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def test_ctrl_c_leaves_what_the_next_one_goes_on_with(
     for seed in range(1, 9):
         make(store, tmp_path / "made", spec("a pig", seed), "run1")
     script = (
-        "import sys, time; import tasks.curate_parts as parts\n"
+        "import sys, time; import tasks.datasets.export as parts\n"
         "from flows.commands.main import main\n"
         "read = parts.read_file\n"
         "parts.read_file = lambda *a: (time.sleep(0.2), read(*a))[1]\n"

@@ -16,12 +16,14 @@ from task_samples import report
 from typer.testing import CliRunner
 
 from flows.commands.main import app
-from tasks.assets import commit_asset
-from tasks.attempts import finish_attempt, start_attempt
-from tasks.manifest import read_manifest, resolve
-from tasks.runs import finish_run, start_run
-from tasks.store import Store, open_store
-from tasks.tables import query, record_attempt, record_run
+from tasks.manifest.resolve import read_manifest, resolve
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.runs import finish_run, start_run
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.read import query
+from tasks.tables.write import record_attempt, record_run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "curation.md").read_text("utf-8")

@@ -16,9 +16,11 @@ from task_samples import all_tables
 
 from flows.commands.plan import make_shard_plan
 from flows.settings import Settings
-from tasks.schemas import SCHEMAS
-from tasks.store import Store, open_store
-from tasks.tables import compact_store, query
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.read import query
+from tasks.tables.schemas import SCHEMAS
+from tasks.tables.write import compact_store
 
 ROOT = Path(__file__).parents[2]
 ASSETS, SHARDS = 12, 4

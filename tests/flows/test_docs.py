@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from tasks.store import open_store
-from tasks.tables import query, rebuild_tables
+from tasks.tables.read import query
+from tasks.tables.write import rebuild_tables
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])

@@ -17,10 +17,11 @@ import flows.evaluate
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.spec import AssetSpec
-from tasks.assets import commit_asset
-from tasks.attempts import finish_attempt, start_attempt
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.store import open_store
-from tasks.tables import query, read_table, record_attempt
+from tasks.tables.read import query, read_table
+from tasks.tables.write import record_attempt
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,11 @@ from sjc_engine import Recipe, load_field
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.worker.__main__ import Worker
 from sjc_engine.worker.running_scene import RunningScene
-from tasks.disk import is_full
-from tasks.store import AlreadyCommitted, StoreError, TakesNoMore, open_store
-from tasks.tables import query
-from tasks.verify import verify_store
+from tasks.records.verify import verify_store
+from tasks.store import open_store
+from tasks.store.disk import is_full
+from tasks.store.interface import AlreadyCommitted, StoreError, TakesNoMore
+from tasks.tables.read import query
 
 FULL = "the disk is full; free space there, then run the same command again"
 NO_INODES = r"the file system has no inodes left \(`df -i` shows it\); delete files there"

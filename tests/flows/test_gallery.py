@@ -31,13 +31,14 @@ from sjc_engine.recipes import MeshRecipe, Recipe
 from sjc_engine.rendering.camera import orbit
 from sjc_engine.rendering.rasterize import rasterize
 from sjc_engine.spec import AssetSpec
-from tasks.assets import commit_asset
-from tasks.attempts import finish_attempt, start_attempt
-from tasks.gallery import RESOURCES, VIEWER, build_gallery, command, index_page
-from tasks.schemas import COLUMNS
-from tasks.store import Store, open_store
-from tasks.table_reader import QueryError
-from tasks.tables import query, record_attempt
+from tasks.pages.gallery.build import RESOURCES, VIEWER, build_gallery, command, index_page
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.read import QueryError, query
+from tasks.tables.schemas import COLUMNS
+from tasks.tables.write import record_attempt
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>\u2028 \"&\" 🦆"

@@ -41,21 +41,23 @@ from tiny_priors import build_zero123_prior
 
 import flows.context
 import flows.generate
-import tasks.engine_process
-import tasks.publish
+import tasks.devices.engine
+import tasks.stages.publish
 from flows.plan import make_plan
 from flows.progress.terminal import Watcher, watched_by
 from flows.scratch import in_use, sole_user
 from flows.settings import Settings
 from sjc_engine import load_field, load_prior, optimize
-from tasks import cancelling
-from tasks.attempts import finish_attempt, start_attempt
-from tasks.devices import DevicePool
-from tasks.documents import asset_manifest
-from tasks.leases import FileLeases
-from tasks.store import StoreError, open_store
-from tasks.tables import query, read_table, rebuild_tables
-from tasks.verify import verify_store
+from tasks.devices.pool import DevicePool
+from tasks.prefect_ui import cancel as cancelling
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.documents import asset_manifest
+from tasks.records.verify import verify_store
+from tasks.store import open_store
+from tasks.store.interface import StoreError
+from tasks.store.leases import FileLeases
+from tasks.tables.read import query, read_table
+from tasks.tables.write import rebuild_tables
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
 
@@ -317,9 +319,9 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
 ) -> None:
     monkeypatch.setattr(flows.generate, "PART", 2)
     started: list[str] = []
-    start = tasks.engine_process.EngineProcess._run_process
+    start = tasks.devices.engine.EngineProcess._run_process
     spy = lambda engine, log: (started.append(engine.device), start(engine, log))[1]  # noqa: E731
-    monkeypatch.setattr(tasks.engine_process.EngineProcess, "_run_process", spy)
+    monkeypatch.setattr(tasks.devices.engine.EngineProcess, "_run_process", spy)
     state = run("prompt,seed", "a yellow duck,0-2", timeout=0.001)
     assert started == ["cpu"], "both parts use one process, which loads the prior once"
     assert (state.is_failed(), state.message) == (True, "3 timeout")
@@ -517,7 +519,7 @@ def test_a_store_that_cannot_be_used_fails_no_asset(
 
     line = ("id,prompt", "duck,a yellow duck")
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.publish, "commit_asset", refused)
+        patch.setattr(tasks.stages.publish, "commit_asset", refused)
         run(*line)
     [row] = tables(tmp_path)["assets"].to_dict("records")
     assert (row["status"], row["error_type"]) == ("interrupted", "StoreError")
@@ -529,14 +531,14 @@ def test_a_store_that_cannot_be_used_fails_no_asset(
 def test_what_fails_after_the_commit_fails_no_asset(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish, calls = tasks.publish.finish_attempt, itertools.count()
+    finish, calls = tasks.stages.publish.finish_attempt, itertools.count()
 
     def fails_once(*arguments: Any, **more: Any) -> Any:
         if next(calls) == 0:
             raise ValueError("a reply that cannot be read")
         return finish(*arguments, **more)
 
-    monkeypatch.setattr(tasks.publish, "finish_attempt", fails_once)
+    monkeypatch.setattr(tasks.stages.publish, "finish_attempt", fails_once)
     state = run("id,prompt", "duck,a yellow duck")
     assert (state.is_completed(), state.message) == (True, "1 ok")
     found = tables(tmp_path)

@@ -17,15 +17,15 @@ import pytest
 from command_line import TINY
 
 import flows.generate
-import tasks.evaluate
-import tasks.extract
+import tasks.stages.evaluate
+import tasks.stages.extract
 from flows.plan import make_plan
 from flows.settings import Settings
 from sjc_engine import load_prior, optimize
+from tasks.records.verify import verify_store
 from tasks.store import open_store
-from tasks.store_local import LocalStore
-from tasks.tables import read_table
-from tasks.verify import verify_store
+from tasks.store.local import LocalStore
+from tasks.tables.read import read_table
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +56,8 @@ def killed_run(point: str, parameters: dict[str, Any]) -> None:
     """In a process of its own."""
     kind, _, what = point.partition(": ")
     if kind == "stage":
-        module, name = {"extract": (tasks.extract, "write_mesh"),
-                        "evaluate": (tasks.evaluate, "contact_sheet")}[what]  # fmt: skip
+        module, name = {"extract": (tasks.stages.extract, "write_mesh"),
+                        "evaluate": (tasks.stages.evaluate, "contact_sheet")}[what]  # fmt: skip
         setattr(module, name, die)
     else:
         put, left = LocalStore._put, [1 if kind == "second put" else 0]

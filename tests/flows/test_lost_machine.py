@@ -14,10 +14,11 @@ from fault_proxy import Fault, FaultProxy
 from swift_server import SwiftServer
 
 from sjc_engine.optimization.checkpoint import read_checkpoint
-from tasks.attempts import asset_attempts
-from tasks.devices import DevicePool
-from tasks.store import Store, open_store
-from tasks.verify import verify_store
+from tasks.devices.pool import DevicePool
+from tasks.records.attempts import asset_attempts
+from tasks.records.verify import verify_store
+from tasks.store import open_store
+from tasks.store.interface import Store
 
 pytestmark = pytest.mark.slow
 

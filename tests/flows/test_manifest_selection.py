@@ -13,10 +13,11 @@ from command_line import Said
 from task_samples import make
 
 from flows.evaluate import prepare
-from tasks.manifest import read_manifest, resolve
-from tasks.runs import finish_run, start_run
+from tasks.manifest.resolve import read_manifest, resolve
+from tasks.records.runs import finish_run, start_run
 from tasks.store import open_store
-from tasks.tables import read_table, record_run
+from tasks.tables.read import read_table
+from tasks.tables.write import record_run
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from flows.estimate import DEFAULT_COST
 from flows.prefect_server.heartbeats import NAME, crash_silent_runs
 from flows.settings import Settings
 from flows.shard import generate_shard
-from tasks.shard_plan import keep_plan
+from tasks.manifest.shards import keep_plan
 from tasks.store import open_store
-from tasks.tables import query
+from tasks.tables.read import query
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "many-machines"

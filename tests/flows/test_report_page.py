@@ -8,13 +8,13 @@ from PIL import Image
 from task_samples import report, spec
 
 from flows.settings import recorded_command
-from tasks.assets import commit_asset
-from tasks.attempts import finish_attempt, start_attempt
-from tasks.manifest import read_manifest, resolve
-from tasks.report import write_report
-from tasks.runs import start_run
+from tasks.manifest.resolve import read_manifest, resolve
+from tasks.pages.report.contents import write_report
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.runs import start_run
 from tasks.store import open_store
-from tasks.tables import record_attempt, record_run
+from tasks.tables.write import record_attempt, record_run
 
 HOSTILE = "</title></script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'> 🦆"
 CONTRAST = """(() => {

@@ -23,10 +23,10 @@ from flows.prefect_server.heartbeats import NAME
 from flows.prefect_server.server import HOST, free_port, healthy
 from flows.settings import Settings
 from sjc_engine.optimization.checkpoint import read_checkpoint
-from tasks.manifest import ManifestError
+from tasks.manifest.resolve import ManifestError
+from tasks.records.verify import verify_store
 from tasks.store import open_store
-from tasks.tables import read_table
-from tasks.verify import verify_store
+from tasks.tables.read import read_table
 
 ROOT = Path(__file__).parents[2]
 SOON = "* * * * * */10"  # Prefect's cron takes seconds as a sixth field

@@ -25,8 +25,9 @@ from sjc_engine import load_prior
 from sjc_engine.evaluation.clip import load_judge
 from sjc_engine.evaluation.lpips import load_lpips
 from sjc_engine.priors.sources import BUILTINS
-from tasks.curate_destination import Destination
-from tasks.store import StoreError, open_store
+from tasks.datasets.destination import Destination
+from tasks.store import open_store
+from tasks.store.interface import StoreError
 
 ROOT = Path(__file__).parents[2]
 KEY, TOKEN = "AKIADISTINCTIVEKEY00", "distinctive-token"

@@ -24,9 +24,10 @@ from soak_ledger import Folder, Ledger
 from soak_processes import MARK, ROOT, Process, marked
 from soak_schedule import Schedule
 
-from tasks.attempts import start_attempt
-from tasks.store import Store, open_store
-from tasks.tables import compact_store
+from tasks.records.attempts import start_attempt
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.write import compact_store
 
 DUCK = f"assets/{spec('a duck').asset_id}"
 

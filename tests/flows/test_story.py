@@ -14,7 +14,7 @@ from flows.progress.results import RESULT_COLUMNS
 from flows.progress.tally import Tally
 from flows.progress.terminal import Lines
 from flows.settings import Settings
-from tasks.artifacts import Board
+from tasks.prefect_ui.artifacts import Board
 
 
 class Clock:

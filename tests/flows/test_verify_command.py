@@ -13,7 +13,7 @@ from task_samples import all_tables, fill, make, spec
 
 from flows.scratch import sole_user
 from tasks.store import open_store
-from tasks.tables import compact_store
+from tasks.tables.write import compact_store
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import boto3
 import pytest
 from task_samples import Write
 
-from tasks.store import Store, open_store
+from tasks.store import open_store
+from tasks.store.interface import Store
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.manifest import Manifest, ManifestError, Resolved, read_entries
+from tasks.manifest.resolve import Manifest, ManifestError, Resolved, read_entries
 
 COLUMNS = ("id", "prompt", "negative_prompt", "seed", "guidance_scale", "tags", "meta.a", "meta.b")
 TEXTS = ("prompt", "negative_prompt", "meta.a", "meta.b")

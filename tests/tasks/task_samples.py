@@ -10,15 +10,16 @@ import pytest
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
-from tasks.assets import commit_asset
-from tasks.attempts import close_interrupted, finish_attempt, start_attempt
-from tasks.documents import asset_manifest
-from tasks.manifest import ManifestError, Resolved, read_entries
-from tasks.rows import REPORT_KEYS
-from tasks.runs import finish_run, start_run
-from tasks.schemas import SCHEMAS
-from tasks.store import Store
-from tasks.tables import query, record_attempt, record_run
+from tasks.manifest.resolve import ManifestError, Resolved, read_entries
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import close_interrupted, finish_attempt, start_attempt
+from tasks.records.documents import asset_manifest
+from tasks.records.runs import finish_run, start_run
+from tasks.store.interface import Store
+from tasks.tables.projection import REPORT_KEYS
+from tasks.tables.read import query
+from tasks.tables.schemas import SCHEMAS
+from tasks.tables.write import record_attempt, record_run
 
 Write = Callable[..., Path]
 

@@ -15,8 +15,14 @@ import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from tasks import artifacts
-from tasks.artifacts import Board, ProgressArtifact, artifact_key, board_of_run, show_preview
+from tasks.prefect_ui import artifacts
+from tasks.prefect_ui.artifacts import (
+    Board,
+    ProgressArtifact,
+    artifact_key,
+    board_of_run,
+    show_preview,
+)
 
 
 class Api(ThreadingHTTPServer):
@@ -90,7 +96,7 @@ def test_a_server_that_hangs_holds_up_nobody(api: Api, monkeypatch: pytest.Monke
 
 def test_failures_are_logged_once(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     api.status = 500
-    with caplog.at_level(logging.WARNING, "tasks.artifacts"), Board() as board:
+    with caplog.at_level(logging.WARNING, "tasks.prefect_ui.artifacts"), Board() as board:
         for number in range(5):
             board.create("progress", f"a-{number}", 0.0, "")
     assert len(told(api)) == 5

@@ -12,10 +12,11 @@ import torch
 from task_samples import make, spec
 
 from sjc_engine.optimization.checkpoint import read_checkpoint, write_checkpoint
-from tasks import checkpoint_copy
-from tasks.checkpoint_copy import CheckpointCopy
-from tasks.store import Store, StoredFile, StoreError, open_store
-from tasks.verify import Finding, repair_store, verify_store
+from tasks.records.verify import Finding, repair_store, verify_store
+from tasks.store import checkpoints as checkpoint_copy
+from tasks.store import open_store
+from tasks.store.checkpoints import CheckpointCopy
+from tasks.store.interface import Store, StoredFile, StoreError
 
 DUCK = spec()
 

@@ -13,19 +13,20 @@ import pytest
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
-from tasks.assets import commit_asset
-from tasks.attempts import (
+from tasks.manifest.resolve import read_manifest, resolve
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import (
     asset_attempts,
     close_interrupted,
     finish_attempt,
     start_attempt,
 )
-from tasks.columns import RowError
-from tasks.documents import asset_manifest
-from tasks.layout import attempt_number
-from tasks.manifest import read_manifest, resolve
-from tasks.runs import finish_run, new_run_id, start_run
-from tasks.store import AlreadyCommitted, Store, StoreError, open_store
+from tasks.records.documents import asset_manifest
+from tasks.records.runs import finish_run, new_run_id, start_run
+from tasks.store import open_store
+from tasks.store.interface import AlreadyCommitted, Store, StoreError
+from tasks.store.layout import attempt_number
+from tasks.tables.columns import RowError
 
 ROOT = Path(__file__).parents[2]
 SPEC = AssetSpec("a duck", "", None, 0, "toybox", "r", Recipe.for_prior("toybox", "draft"))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.csv_text import FORMULAS, to_csv
+from tasks.datasets.csv_text import FORMULAS, to_csv
 
 
 def read(text: str) -> list[list[str]]:

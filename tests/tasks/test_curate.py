@@ -21,12 +21,20 @@ from markdown_it import MarkdownIt
 from task_samples import make, make_run, plan, spec
 
 from sjc_engine.recipes import Recipe
-from tasks.curate import MANIFEST, UNFINISHED, CopyProgress, DatasetRequest, SelectionError, freeze
-from tasks.curate_selection import SPLITS, candidate_rows, split_of
-from tasks.documents import asset_manifest
-from tasks.store import Store, StoreError, open_store
-from tasks.table_reader import QueryError
-from tasks.tables import rebuild_tables
+from tasks.datasets.freeze import (
+    MANIFEST,
+    UNFINISHED,
+    CopyProgress,
+    DatasetRequest,
+    SelectionError,
+    freeze,
+)
+from tasks.datasets.select import SPLITS, candidate_rows, split_of
+from tasks.records.documents import asset_manifest
+from tasks.store import open_store
+from tasks.store.interface import Store, StoreError
+from tasks.tables.read import QueryError
+from tasks.tables.write import rebuild_tables
 
 HOSTILE = '=HYPERLINK("http://x") </script><script>alert(1)</script> `|` ![x](y) <b>*bold*</b> 🦆'
 ROWS = "duck,a duck,animal,v\npig,a pig,animal,\ncar,a car,vehicle,\nDUCK,A duck!,big,w\n"
@@ -224,7 +232,7 @@ def test_an_interrupted_one_goes_on_with_its_shards(local: Store, tmp_path: Path
 
 KILLED = """
 import os, signal, sys
-from tasks.curate import DatasetRequest, freeze
+from tasks.datasets.freeze import DatasetRequest, freeze
 from tasks.store import open_store
 def kill(progress):
     if progress.assets == 2:

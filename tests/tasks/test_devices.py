@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sjc_engine.memory import MOST_SCENES
-from tasks.devices import DevicePool
-from tasks.scene_job import SceneError
+from tasks.devices.job import SceneError
+from tasks.devices.pool import DevicePool
 
 # An engine process without an engine: each scene says in its prompt how it behaves, counts
 # its steps in its checkpoint, and every message it sends is also written to a journal.
@@ -355,7 +355,7 @@ exec({STUB!r})
     parent = f"""
 import sys, pathlib
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from tasks.devices import DevicePool
+from tasks.devices.pool import DevicePool
 tmp = pathlib.Path({str(tmp_path)!r})
 pool = DevicePool(["cpu"], tmp, command=(sys.executable, "-c", {stub!r}))
 spec = {{"prompt": "endless", "prior": "p", "prior_revision": None}}

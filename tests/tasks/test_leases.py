@@ -17,19 +17,20 @@ from typing import Any
 import pytest
 from task_samples import all_tables, report, spec
 
-from tasks import leases as module
-from tasks.assets import commit_asset
-from tasks.attempts import (
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import (
     asset_attempts,
     close_interrupted,
     finish_attempt,
     start_attempt,
 )
-from tasks.documents import asset_manifest
-from tasks.leases import ObjectLeases, leases
-from tasks.store import AlreadyCommitted, Store, StoreError, open_store
-from tasks.tables import projection, record_attempt
-from tasks.verify import verify_store
+from tasks.records.documents import asset_manifest
+from tasks.records.verify import verify_store
+from tasks.store import leases as module
+from tasks.store import open_store
+from tasks.store.interface import AlreadyCommitted, Store, StoreError
+from tasks.store.leases import ObjectLeases, leases
+from tasks.tables.write import projection, record_attempt
 
 ROOT = Path(__file__).parents[2]
 A, B = "a" * 16, "b" * 16
@@ -57,7 +58,7 @@ def test_of_many_that_ask_at_once_one_has_it(store: Store) -> None:
 
 HOLDER = """
 import sys, time
-from tasks.leases import leases
+from tasks.store.leases import leases
 from tasks.store import open_store
 url, owner, asset_id = sys.argv[1:]
 with leases(open_store(url), owner) as held:

@@ -19,7 +19,7 @@ from PIL import Image
 from task_samples import Write, plan, problems
 
 from sjc_engine.recipes import Recipe
-from tasks.manifest import ManifestError, Problem, read_manifest
+from tasks.manifest.resolve import ManifestError, Problem, read_manifest
 
 # --- what is accepted --------------------------------------------------------------------------
 

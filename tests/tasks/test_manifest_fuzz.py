@@ -13,9 +13,9 @@ import pytest
 from manifest_fuzzer import KINDS, fuzz, parse
 from task_samples import Write, plan, problems
 
-from tasks import manifest_files
-from tasks.manifest import ManifestError, read_manifest
-from tasks.manifest_sources import read_sources
+from tasks.manifest import files as manifest_files
+from tasks.manifest.locations import read_sources
+from tasks.manifest.resolve import ManifestError, read_manifest
 
 
 def test_bad_manifests_are_refused_and_right_cells_come_out_verbatim(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_parser_of_the_oracle() -> None:
 
 MEASURE = """
 import resource, sys
-from tasks.manifest_sources import read_sources
+from tasks.manifest.locations import read_sources
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 [records] = read_sources(sys.argv[1])
 count = sum(1 for record in records)
@@ -106,7 +106,7 @@ def test_what_resolving_says_of_rows(write: Write) -> None:
 
 @pytest.mark.parametrize("rows", ["a,\n" * 10, "a,0-3\nb,0-3\n", "a,wrong\n" * 10])
 def test_a_manifest_has_a_limit(write: Write, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.manifest_reading.MAX_ROWS", 7)
+    monkeypatch.setattr("tasks.manifest.reading.MAX_ROWS", 7)
     line = 3 if "-" in rows else 9
     assert problems(write("prompt,seed\n" + rows)) == [
         f"m.csv:{line}: row: exceeds the limit of 7 rows of a manifest (each seed of a range is"
@@ -116,7 +116,7 @@ def test_a_manifest_has_a_limit(write: Write, rows: str, monkeypatch: pytest.Mon
 
 
 def test_as_many_rows_as_the_limit_are_right(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.manifest_reading.MAX_ROWS", 7)
+    monkeypatch.setattr("tasks.manifest.reading.MAX_ROWS", 7)
     assert len(plan(write("prompt,seed\n" + "a,\n" * 3 + "b,0-3\n")).entries) == 7
 
 

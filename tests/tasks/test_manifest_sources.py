@@ -9,10 +9,11 @@ import boto3
 import pytest
 from task_samples import Write, plan, problems
 
-from tasks.manifest import ManifestError, read_manifest
-from tasks.runs import finish_run, start_run
+from tasks.manifest.resolve import ManifestError, read_manifest
+from tasks.records.runs import finish_run, start_run
 from tasks.store import open_store
-from tasks.tables import query, record_run
+from tasks.tables.read import query
+from tasks.tables.write import record_run
 
 FILES = {
     "b.csv": "id,prompt\nduck,a duck\nmug,a mug\n",

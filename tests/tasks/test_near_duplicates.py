@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.near_duplicates import near_duplicates, normalised, without_near_duplicates
+from tasks.datasets.near_duplicates import near_duplicates, normalised, without_near_duplicates
 
 WORDS = ["a", "photo", "of", "red", "blue", "green", "duck", "ducks", "chair", "DSLR", "3D"]
 PROMPTS = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=7).map(" ".join))

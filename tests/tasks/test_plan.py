@@ -10,7 +10,7 @@ from task_samples import Write, plan, problems
 from sjc_engine.presets import PAPER_EXCEPTIONS
 from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
-from tasks.manifest import ManifestError, read_entries
+from tasks.manifest.resolve import ManifestError, read_entries
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 

@@ -14,13 +14,15 @@ from tiny_clip import save_tiny_clip
 
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
-from tasks.assets import commit_asset
-from tasks.attempts import asset_attempts, finish_attempt, start_attempt
-from tasks.documents import asset_manifest
-from tasks.judges import Judges
-from tasks.reevaluate import evaluation_recipe, reevaluate
-from tasks.store import Damaged, Store, StoreError, open_store
-from tasks.tables import TableWriter, query, read_table, rebuild_tables, record_attempt
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import asset_attempts, finish_attempt, start_attempt
+from tasks.records.documents import asset_manifest
+from tasks.stages.judges import Judges
+from tasks.stages.reevaluate import evaluation_recipe, reevaluate
+from tasks.store import open_store
+from tasks.store.interface import Damaged, Store, StoreError
+from tasks.tables.read import query, read_table
+from tasks.tables.write import TableWriter, rebuild_tables, record_attempt
 
 REPORT = {"steps": 800, "vertices": 12, "genus": 1, "clip_score": 1.0, "field_mesh_lpips": 0.5}
 CHANGES: dict[str, Any] = {"evaluation_size": 32}

@@ -12,12 +12,10 @@ import pytest
 from PIL import Image
 from task_samples import make, make_run, report, spec
 
-from tasks.assets import commit_asset
-from tasks.attempts import close_interrupted, finish_attempt, start_attempt
-from tasks.documents import run_ids
-from tasks.html import duration
-from tasks.manifest import read_manifest, resolve
-from tasks.report import (
+from tasks.manifest.resolve import read_manifest, resolve
+from tasks.pages.html import duration
+from tasks.pages.report.charts import histogram, histogram_sheet
+from tasks.pages.report.contents import (
     MOST_SHOWN,
     MOST_TILES,
     RunReport,
@@ -28,12 +26,15 @@ from tasks.report import (
     sample,
     write_report,
 )
-from tasks.report.charts import histogram, histogram_sheet
-from tasks.report.page import device_hours, report_page, seconds_of
-from tasks.runs import start_run
-from tasks.schemas import COLUMNS
-from tasks.store import NotInStore, Store, open_store
-from tasks.tables import rebuild_tables, record_attempt, record_run
+from tasks.pages.report.page import device_hours, report_page, seconds_of
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import close_interrupted, finish_attempt, start_attempt
+from tasks.records.documents import run_ids
+from tasks.records.runs import start_run
+from tasks.store import open_store
+from tasks.store.interface import NotInStore, Store
+from tasks.tables.schemas import COLUMNS
+from tasks.tables.write import rebuild_tables, record_attempt, record_run
 
 HOSTILE = "</script><script>pwned()</script><img src=x onerror=pwned()>\u2028 \"&\" 'x'"
 SETTINGS = {

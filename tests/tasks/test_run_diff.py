@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from task_samples import fill, make, make_run, report, spec
 
-from tasks.attempts import asset_attempts
-from tasks.documents import asset_manifest
-from tasks.manifest import read_manifest, resolve
-from tasks.run_diff import Difference, UnknownRun, diff_runs
-from tasks.runs import finish_run, start_run
-from tasks.store import Store, open_store
-from tasks.tables import record_attempt, record_run
+from tasks.manifest.resolve import read_manifest, resolve
+from tasks.records.attempts import asset_attempts
+from tasks.records.documents import asset_manifest
+from tasks.records.runs import finish_run, start_run
+from tasks.store import open_store
+from tasks.store.interface import Store
+from tasks.tables.diff import Difference, UnknownRun, diff_runs
+from tasks.tables.write import record_attempt, record_run
 
 
 def changes(difference: Difference) -> dict[str, str]:

@@ -10,12 +10,12 @@ import pytest
 from synthetic_fields import TOTEM, centers, make_field, soft_density
 from task_samples import spec
 
-from tasks import extract as module
-from tasks.asset import Asset
-from tasks.extract import extract
-from tasks.scene_job import SceneError
+from tasks.devices.job import SceneError
+from tasks.stages import extract as module
+from tasks.stages.asset import Asset
+from tasks.stages.extract import extract
 from tasks.store import open_store
-from tasks.tables import TableWriter
+from tasks.tables.write import TableWriter
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from task_samples import Write, plan, spec
 
-from tasks.manifest import Entry
-from tasks.shard_plan import (
+from tasks.manifest.resolve import Entry
+from tasks.manifest.shards import (
     MOST_ASSETS,
     PlanError,
     ShardPlan,
@@ -28,7 +28,8 @@ from tasks.shard_plan import (
     make_plan_file,
     read_plan,
 )
-from tasks.store import Store, open_store
+from tasks.store import open_store
+from tasks.store.interface import Store
 
 
 def planned(entries: list[Entry], target: float = 25.0, each: float = 10.0) -> ShardPlan:

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from tasks import store_local
-from tasks.store import (
+from tasks.store import local as store_local
+from tasks.store import open_store
+from tasks.store.interface import (
     AlreadyCommitted,
     Damaged,
     NotInStore,
@@ -27,7 +28,6 @@ from tasks.store import (
     StoreError,
     damaged,
     is_damage,
-    open_store,
 )
 
 ROOT = Path(__file__).parents[2]

@@ -19,9 +19,10 @@ from fault_proxy import Fault, FaultProxy
 from swift_server import SwiftServer
 from task_samples import fill
 
-from tasks import s3_client, store_s3
-from tasks.store import StoredFile, StoreError, open_store
-from tasks.tables import query
+from tasks.store import open_store, s3_client
+from tasks.store import s3 as store_s3
+from tasks.store.interface import StoredFile, StoreError
+from tasks.tables.read import query
 
 pytestmark = pytest.mark.slow
 

@@ -16,15 +16,15 @@ import boto3
 import pytest
 from fault_proxy import Fault, FaultProxy
 
-from tasks import s3_client, store_s3
-from tasks.store import (
+from tasks.store import open_store, s3_client
+from tasks.store import s3 as store_s3
+from tasks.store.interface import (
     AlreadyCommitted,
     Damaged,
     NotInStore,
     Store,
     StoreError,
     bytes_digest,
-    open_store,
     read_checked,
 )
 

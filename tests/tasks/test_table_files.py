@@ -29,24 +29,25 @@ from tasks.commit import (
     start_run,
 )
 
-from tasks import table_reader, tables
-from tasks.columns import RowError
-from tasks.documents import asset_manifest, read_document
-from tasks.rows import attempt_row, view_rows
-from tasks.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMAS
-from tasks.store import Damaged, NewerStore, Store, StoreError, open_store
-from tasks.tables import (
+from tasks import tables
+from tasks.records.documents import asset_manifest, read_document
+from tasks.records.verify import verify_store
+from tasks.store import open_store
+from tasks.store.interface import Damaged, NewerStore, Store, StoreError
+from tasks.tables import read as table_reader
+from tasks.tables.columns import RowError
+from tasks.tables.projection import attempt_row, view_rows
+from tasks.tables.read import query, read_table
+from tasks.tables.schemas import COMPACTED_SCHEMAS, FILE_SCHEMAS, SCHEMAS
+from tasks.tables.write import (
     TableWriter,
     compact_store,
     projection,
-    query,
-    read_table,
     rebuild_tables,
     record_attempt,
     record_run,
     unrecorded_attempts,
 )
-from tasks.verify import verify_store
 
 ROOT = Path(__file__).parents[2]
 ONE_EACH = dict.fromkeys(SCHEMAS, 1)

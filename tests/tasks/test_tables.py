@@ -14,18 +14,15 @@ import pytest
 from task_samples import make, make_run, spec
 
 from sjc_engine.spec import AssetSpec
-from tasks import table_reader
-from tasks.attempts import finish_attempt, start_attempt
-from tasks.columns import RowError
-from tasks.documents import asset_manifest
-from tasks.rows import asset_row
-from tasks.schemas import FILE_SCHEMAS, SCHEMAS, TABLES, check_row, to_arrow
-from tasks.store import Store, StoreError, open_store
-from tasks.table_reader import QueryError
-from tasks.tables import (
-    query,
-    read_table,
-)
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.documents import asset_manifest
+from tasks.store import open_store
+from tasks.store.interface import Store, StoreError
+from tasks.tables import read as table_reader
+from tasks.tables.columns import RowError
+from tasks.tables.projection import asset_row
+from tasks.tables.read import QueryError, query, read_table
+from tasks.tables.schemas import FILE_SCHEMAS, SCHEMAS, TABLES, check_row, to_arrow
 
 ROOT = Path(__file__).parents[2]
 # The page that fixes the names of columns, word for word, with its groups written out; and what

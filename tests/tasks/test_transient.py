@@ -20,9 +20,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
 from sjc_engine.mesh import unwrap
-from tasks.publish import publish_asset
-from tasks.store import AlreadyCommitted, NotInStore, StoreError, WrongBytes
-from tasks.transient import RETRY, is_transient
+from tasks.stages.publish import publish_asset
+from tasks.stages.retries import RETRY, is_transient
+from tasks.store.interface import AlreadyCommitted, NotInStore, StoreError, WrongBytes
 
 # xatlas's process, in which somebody kills it as often as the file has letters.
 KILLED = """

@@ -17,19 +17,21 @@ import pytest
 from task_samples import all_tables, fill, make, make_run, spec
 
 from flows.plan import asset_states
-from tasks.attempts import asset_attempts, close_interrupted, finish_attempt
-from tasks.curate import DatasetRequest, freeze
-from tasks.documents import (
+from tasks.datasets.freeze import DatasetRequest, freeze
+from tasks.records.attempts import asset_attempts, close_interrupted, finish_attempt
+from tasks.records.documents import (
     asset_manifest,
     check_usable,
     committed_attempt,
     mark_format,
     run_ids,
 )
-from tasks.schemas import SCHEMA_VERSION
-from tasks.store import Damaged, NewerStore, NotInStore, Store, StoreError, open_store
-from tasks.tables import compact_store, read_table
-from tasks.verify import Finding, plan_repairs, repair_store, unreadable, verify_store
+from tasks.records.verify import Finding, plan_repairs, repair_store, unreadable, verify_store
+from tasks.store import open_store
+from tasks.store.interface import Damaged, NewerStore, NotInStore, Store, StoreError
+from tasks.tables.read import read_table
+from tasks.tables.schemas import SCHEMA_VERSION
+from tasks.tables.write import compact_store
 
 DUCK = spec().asset_id
 

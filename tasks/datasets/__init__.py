@@ -1,0 +1,1 @@
+"""Curation: selecting assets, exporting them as a dataset, its card, near duplicates."""

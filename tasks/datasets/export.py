@@ -1,0 +1,269 @@
+"""The data of a dataset: verified copies of the store's files, as files, tar shards or Parquet.
+
+Several parts are written at a time, until all are there or one fails.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.datasets.destination import Destination, Digesting
+from tasks.datasets.select import SPLITS, Sample, Selection, sample_json
+from tasks.records.documents import read_file
+from tasks.store.interface import Store, StoredFile
+from tasks.tables.columns import TEXT, TEXT_MAP, TEXTS
+from tasks.tables.schemas import SCHEMAS
+
+# What each format holds by default; a loader's samples should be small.
+INCLUDED = {
+    "files": ("mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4", "views/*.png"),
+    "webdataset": ("mesh.glb", "preview.png"),
+    "parquet": ("mesh.glb", "preview.png"),
+}
+AHEAD = 16  # samples that are read while others are written
+GROUP_BYTES = 64 << 20  # of a Parquet row group: what a reader holds at once
+_METADATA = [field for field in SCHEMAS["assets"] if not field.name.startswith("uri_")]
+ROW_SCHEMA = pa.schema(
+    [
+        *_METADATA,
+        pa.field("tags", TEXTS),
+        pa.field("meta", TEXT_MAP),
+        pa.field("licence", TEXT),
+        pa.field("licence_of_prompt", TEXT),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of the dataset with these samples; of format `files`, a folder."""
+
+    key: str
+    samples: list[Sample]
+
+    @property
+    def bytes(self) -> int:
+        return sum(sample.bytes for sample in self.samples)
+
+
+def plan_parts(selection: Selection, format: str, most_bytes: int, most_samples: int) -> list[Part]:
+    """Where each sample goes. Shards hold one split and at least one sample, in order."""
+    if format == "files":
+        return [Part(f"data/{sample.asset_id}", [sample]) for sample in selection.samples]
+    suffix = "tar" if format == "webdataset" else "parquet"
+    parts: list[Part] = []
+    for split in SPLITS:
+        shards: list[list[Sample]] = []
+        size = 0
+        for sample in selection.of(split):
+            if not shards or len(shards[-1]) >= most_samples or size + sample.bytes > most_bytes:
+                shards.append([])
+                size = 0
+            shards[-1].append(sample)
+            size += sample.bytes
+        parts += [
+            Part(f"data/{split}-{number:05}.{suffix}", samples)
+            for number, samples in enumerate(shards)
+        ]
+    return parts
+
+
+def member(name: str) -> str:
+    """What stands behind the asset id in a tar: glb for mesh.glb, mesh_0.png for views/mesh_0.png.
+
+    The files that there is one of go by their ending alone, as WebDataset wants it.
+    """
+    path = PurePosixPath(name)
+    alone = {"mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4"}
+    return path.suffix[1:] if name in alone else path.name
+
+
+def column(name: str) -> str:
+    """The name of a file's column in Parquet: glb, png, mesh_0_png."""
+    return re.sub(r"\W", "_", member(name))
+
+
+def write_tar(target: Digesting, found: Iterator[tuple[Sample, dict[str, bytes]]]) -> None:
+    """A tar whose samples are contiguous; owner, mode and time are always the same."""
+    for sample, files in found:
+        members = {member(name): data for name, data in files.items()}
+        for name, data in {**members, "json": sample_json(sample)}.items():
+            about = tarfile.TarInfo(f"{sample.asset_id}.{name}")
+            about.size = len(data)
+            target.write(about.tobuf(tarfile.USTAR_FORMAT))
+            target.write(data)
+            target.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+    target.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+def write_parquet(
+    target: Digesting,
+    samples: Sequence[Sample],
+    found: Iterator[tuple[Sample, dict[str, bytes]]],
+    linked: Store | None = None,
+) -> None:
+    """Rows with the files' bytes in binary columns, in row groups of about 64 MB.
+
+    With `linked`, the store of the files: their addresses there, and their SHA-256, instead.
+    """
+    names = sorted({name for sample in samples for name in sample.files})
+    if linked:
+        ends = ("uri", "sha256")
+        about_files = [pa.field(f"{column(name)}_{end}", TEXT) for name in names for end in ends]
+    else:
+        about_files = [pa.field(column(name), pa.binary()) for name in names]
+    schema = pa.schema([*ROW_SCHEMA, pa.field("split", TEXT), *about_files])
+    compressed = dict.fromkeys(schema.names, "zstd") | {column(name): "none" for name in names}
+    with pq.ParquetWriter(
+        target,
+        schema,
+        compression=compressed,
+        use_dictionary=["prior", "prior_revision", "recipe", "licence"],
+        write_page_checksum=True,
+    ) as writer:
+        rows, size = [], 0
+        for sample, files in found:
+            row = {**sample.row, "split": sample.split}
+            row |= {column(name): data for name, data in files.items()}
+            if linked:
+                for name, file in sample.files.items():
+                    row[f"{column(name)}_uri"] = linked.uri(file.key)
+                    row[f"{column(name)}_sha256"] = file.stored.sha256
+            rows.append(row)
+            size += sum(map(len, files.values()))
+            if size >= GROUP_BYTES:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows, size = [], 0
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+SHARDS = 2  # written at a time
+READS = 16  # of files of the store, at a time
+
+
+@dataclass(frozen=True)
+class CopyProgress:
+    """How much of the data is written."""
+
+    assets: int
+    assets_total: int
+    bytes: int
+    bytes_total: int
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user gave up."""
+
+
+class Copy:
+    """The data, several parts at a time.
+
+    format: files, webdataset or parquet. linked: the store that Parquet files only point into.
+    done: shards that an interrupted run wrote; `keep` hears of all whenever there is one more.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        destination: Destination,
+        format: str,
+        linked: Store | None,
+        done: dict[str, StoredFile],
+        keep: Callable[[dict[str, StoredFile]], None],
+        on_progress: Callable[[CopyProgress], None],
+    ) -> None:
+        self.store, self.destination = store, destination
+        self.format, self.linked = format, linked
+        self.done, self.keep, self.on_progress = done, keep, on_progress
+        self.progress = CopyProgress(0, 0, 0, 0)
+        self.lock, self.stop = threading.Lock(), threading.Event()
+
+    def run(self, parts: Sequence[Part]) -> dict[str, StoredFile]:
+        """Size and SHA-256 of every file by key. Raises `StoreError` for a damaged one."""
+        assets = sum(len(part.samples) for part in parts)
+        self.progress = CopyProgress(0, assets, 0, sum(part.bytes for part in parts))
+        whole = self.format == "files"
+        write = self._write_files if whole else self._write_shard
+        files: dict[str, StoredFile] = {}
+        with (
+            ThreadPoolExecutor(READS) as reads,
+            ThreadPoolExecutor(READS if whole else SHARDS) as pool,
+        ):
+            futures = [pool.submit(write, part, reads) for part in parts]
+            try:
+                for future in futures:
+                    files |= future.result()
+            except BaseException:
+                self.stop.set()
+                pool.shutdown(cancel_futures=True)
+                for future in futures:  # the first failure's reason, not that others stopped
+                    if not future.cancelled() and not isinstance(future.exception(), _Stopped):
+                        future.result()
+                raise
+        return files
+
+    def _write_files(self, part: Part, reads: Executor) -> dict[str, StoredFile]:
+        """An asset's folder; what an interrupted run wrote of it stays."""
+        (sample,) = part.samples
+        about = sample_json(sample)
+        self._check()
+        made = {f"{part.key}/{name}": file.stored for name, file in sample.files.items()}
+        if not all(self.destination.holds(key, stored) for key, stored in made.items()):
+            for name, file in sample.files.items():
+                self.destination.put(f"{part.key}/{name}", read_file(self.store, file))
+        self._report([sample])
+        key = f"{part.key}/asset.json"
+        return made | {key: self.destination.put(key, about)}
+
+    def _write_shard(self, part: Part, reads: Executor) -> dict[str, StoredFile]:
+        stored = self.done.get(part.key)
+        if stored and self.destination.holds(part.key, stored):
+            self._report(part.samples)
+            return {part.key: stored}
+        with self.destination.new_file(part.key) as target:
+            if self.format == "webdataset":
+                write_tar(target, self._found(part, reads))
+            else:
+                write_parquet(target, part.samples, self._found(part, reads), self.linked)
+        with self.lock:
+            self.done[part.key] = target.stored()
+            self.keep(self.done)
+        return {part.key: target.stored()}
+
+    def _found(self, part: Part, reads: Executor) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+        """Each sample with its files, read ahead."""
+        left = iter(part.samples)
+        while some := list(islice(left, AHEAD)):
+            for sample, files in zip(some, reads.map(self._read, some), strict=True):
+                self._check()
+                yield sample, files
+                self._report([sample])
+
+    def _read(self, sample: Sample) -> dict[str, bytes]:
+        if self.linked:
+            return {}
+        return {name: read_file(self.store, file) for name, file in sample.files.items()}
+
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+
+    def _report(self, samples: Sequence[Sample]) -> None:
+        with self.lock:
+            now = self.progress
+            size = sum(sample.bytes for sample in samples)
+            self.progress = CopyProgress(
+                now.assets + len(samples), now.assets_total, now.bytes + size, now.bytes_total
+            )
+            self.on_progress(self.progress)

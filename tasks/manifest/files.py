@@ -1,0 +1,279 @@
+"""Manifest files as records: CSV, JSON lines or Parquet, with the physical line of every row.
+
+Files are read as a stream, however long they are. Only their own rules are checked here: encoding,
+header, cell counts. What the cells mean is `tasks.manifest.entries`' business.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sjc_engine.recipes import RECIPE_KEYS
+from tasks.store.interface import stream_digest
+
+COLUMNS = ("prompt", "id", "negative_prompt", "image", "seed", "prior", "recipe", "tags")
+META = "meta."
+MAX_FIELD = 10_000_000  # characters of a CSV field that are read before giving up
+MAX_LINE = 4 * MAX_FIELD  # bytes
+BATCH = 4096  # rows of a Parquet file at a time
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a manifest, and what to do about it.
+
+    `line` is physical and the header is 1; None where no line is at fault, as for an option of the
+    command line.
+    """
+
+    file: str
+    line: int | None
+    column: str
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.column}: {self.problem}; {self.fix}"
+
+
+class ManifestError(ValueError):
+    """Everything that is wrong with a manifest, one line each."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = list(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row as the file has it. Cells are text in CSV, and JSON values otherwise."""
+
+    line: int
+    cells: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Records:
+    """The records of one manifest file, one after the other, and what is wrong so far.
+
+    folder: where its pictures' paths start from, None on S3. sha256: of its bytes, "" while they
+    have not been read. open: gives them from their beginning; without it there are no records.
+    """
+
+    file: str
+    folder: Path | None
+    sha256: str = ""
+    open: Callable[[], BinaryIO] | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    def add_problem(self, line: int, column: str, problem: str, fix: str) -> None:
+        self.problems.append(Problem(self.file, line, column, problem, fix))
+
+    def __iter__(self) -> Iterator[Record]:
+        """The rows. What is wrong with the file becomes a problem and is never raised."""
+        if self.open is None or self.problems:
+            return
+        reader = READERS.get(PurePosixPath(self.file).suffix.lower())
+        if reader is None:
+            ends = ", ".join(READERS)
+            self.add_problem(1, "file", f"its name ends in none of {ends}", "rename or convert it")
+            return
+        empty = True
+        with self.open() as content:
+            for record in reader(content, self):
+                empty = False
+                yield record
+        if empty and not self.problems:
+            self.add_problem(1, "file", "has no rows", "add at least one prompt")
+
+
+def examine(content: BinaryIO, records: Records) -> None:
+    """Takes the SHA-256 of a file's bytes; reports a text that cannot be read as such."""
+    if records.file.lower().endswith(".parquet"):
+        records.sha256 = stream_digest(content).sha256
+        return
+    digest, number = hashlib.sha256(), 0
+    while line := content.readline(MAX_LINE + 1):
+        number += 1
+        digest.update(line)
+        if not records.problems:
+            _check_line(number, line, records)
+    records.sha256 = digest.hexdigest()
+
+
+def _check_line(number: int, line: bytes, records: Records) -> None:
+    if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        records.add_problem(1, "file", "is UTF-16", "save it as UTF-8")
+    elif len(line) > MAX_LINE:
+        fix = "write one row on each line, as text"
+        records.add_problem(number, "row", f"is longer than {MAX_LINE:,} bytes", fix)
+    else:
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            problem = f"byte 0x{line[error.start]:02X} is not UTF-8"
+            records.add_problem(number, "file", problem, "save it as UTF-8")
+
+
+def _read_csv(content: BinaryIO, records: Records) -> Iterator[Record]:
+    # newline="" keeps line ends as they are: csv must see which of them are quoted.
+    with io.TextIOWrapper(content, "utf-8-sig", newline="") as text:
+        reader = csv.reader(text, strict=True)
+        header: list[str] | None = None
+        known: list[tuple[int, str]] = []
+        while True:
+            line = reader.line_num + 1
+            limit = csv.field_size_limit(MAX_FIELD)  # a global of csv's: for no longer than needed
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except (csv.Error, UnicodeDecodeError) as error:
+                # After this it is unknown where the next row begins.
+                fix = 'put a cell with commas, quotes or line breaks in "...", with "" for a quote'
+                records.add_problem(line, "row", f"is not CSV ({error})", fix)
+                return
+            finally:
+                csv.field_size_limit(limit)
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                if not _check_header(header, line, records):
+                    return
+                known = [(k, c) for k, c in enumerate(header) if _column_problem(c) is None]
+            elif len(cells) != len(header):
+                problem = f"{len(cells)} cells, and the header has {len(header)}"
+                fix = 'write one cell for each column, and put a cell with commas in "..."'
+                records.add_problem(line, "row", problem, fix)
+            else:
+                yield Record(line, {name: cells[k] for k, name in known})
+
+
+def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
+    """Whether the rows can be read; unknown columns are reported, and their cells left out."""
+    doubled = False
+    if "prompt" not in header:
+        apart = [mark for mark in ";\t|" if "prompt" in header[0].split(mark)]
+        if apart:
+            records.add_problem(
+                line, "header", f"cells are separated by {apart[0]!r}", "use commas"
+            )
+            return False
+        records.add_problem(line, "header", "there is no column 'prompt'", "add it")
+    for position, name in enumerate(header):
+        if header.index(name) < position:
+            doubled = True
+            records.add_problem(
+                line, shown(name), "is in the header twice", "keep one of the columns"
+            )
+        elif problem := _column_problem(name):
+            records.add_problem(line, shown(name) or f"column {position + 1}", *problem)
+    return "prompt" in header and not doubled
+
+
+def shown(text: str) -> str:
+    """`text` on one short line."""
+    short = text if len(text) <= 60 else text[:57] + "..."
+    return short if short.isprintable() else ascii(short)
+
+
+@lru_cache(1024)  # of few names, asked for in every row
+def _column_problem(name: str) -> tuple[str, str] | None:
+    """What is wrong with a column's name, and the fix."""
+    if name in COLUMNS or name in RECIPE_KEYS:
+        return None
+    if name.startswith(META) and name != META and name.isprintable():
+        return None
+    if not name.strip():
+        return "has no name", "name it, or remove the column"
+    known = [*COLUMNS, *RECIPE_KEYS]
+    close = difflib.get_close_matches(name.strip().lower(), known, n=1, cutoff=0.6)
+    fix = f"did you mean {close[0]!r}?" if close else f"remove it, or call it {META}NAME"
+    return "is an unknown column", fix
+
+
+def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
+    fix = "write one JSON object per line"
+    # Bytes end at line feeds alone: JSON strings may hold U+2028 and its like.
+    for line, data in enumerate(content, start=1):
+        try:
+            text = data.decode("utf-8-sig" if line == 1 else "utf-8")
+            if not text.strip():
+                continue
+            row = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            records.add_problem(line, "row", f"is not JSON ({error})", fix)
+            continue
+        if not isinstance(row, dict):
+            records.add_problem(line, "row", "is not a JSON object", fix)
+            continue
+        for name in row:
+            if problem := _column_problem(name):
+                records.add_problem(line, shown(name) or "row", *problem)
+        yield Record(line, _present(row))
+
+
+def _present(row: dict[str, Any]) -> dict[str, Any]:
+    """The known cells that are not null."""
+    return {
+        name: value
+        for name, value in row.items()
+        if value is not None and _column_problem(name) is None
+    }
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise ValueError("a key is there twice")
+    return row
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
+    try:
+        file = pq.ParquetFile(content)
+        schema = file.schema_arrow
+        if not _check_header(schema.names, 1, records):
+            return
+        for name, kind in zip(schema.names, schema.types, strict=True):
+            if not (_is_plain(kind) or (pa.types.is_list(kind) and _is_plain(kind.value_type))):
+                records.add_problem(1, shown(name), f"has the type {kind}", "store it as text")
+                return
+        batches = file.iter_batches(BATCH, use_threads=False)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for line, row in enumerate(rows, start=2):
+            yield Record(line, _present(row))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = shown(str(error))
+        records.add_problem(
+            1, "file", f"is not a readable Parquet file ({reason})", "write it again"
+        )
+
+
+READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_null)
+    return any(test(kind) for test in (*plain, pa.types.is_floating, pa.types.is_boolean))

@@ -1,0 +1,122 @@
+"""Where a manifest's rows are: in one file, in all files of a folder, or in either on S3."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from tasks.manifest.files import READERS, ManifestError, Problem, Records, examine
+from tasks.store import open_store
+from tasks.store.interface import StoreError
+
+S3 = "s3://"
+
+
+def read_sources(manifest: str) -> list[Records]:
+    """Every file of a manifest, in the order of their names; their rows are read later.
+
+    manifest: a file; a folder, for the manifests directly in it; s3://bucket/key or
+    s3://bucket/prefix. Problems of the files stay in their records; raises ManifestError when
+    there is no file to read.
+    """
+    if manifest.startswith(S3):
+        return _read_s3(manifest)
+    path = Path(manifest)
+    if not os.path.isdir(path):  # False, too, when it cannot be found out
+        return [_read(path)]
+    try:
+        paths = sorted(p for p in path.iterdir() if _is_manifest(p.name) and p.is_file())
+    except OSError as error:
+        raise _unreadable(manifest, str(error.strerror), "fix its permissions") from error
+    if not paths:
+        raise _unreadable(manifest, "holds no manifest", _ADD)
+    return [_read(p) for p in paths]
+
+
+def digest(sources: Sequence[Records]) -> str:
+    """The SHA-256 of a manifest: of its file or, for several, of the list of theirs."""
+    if len(sources) == 1:
+        return sources[0].sha256
+    lines = [f"{s.sha256}  {PurePosixPath(s.file).name}\n" for s in sources]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digests(manifest: str | Path) -> list[str]:
+    """The SHA-256 of each of a manifest's files, by which table `entries` knows their rows.
+
+    Raises ManifestError for what cannot be read; the rows are not checked.
+    """
+    sources = read_sources(str(manifest))
+    unread = [problem for source in sources if not source.sha256 for problem in source.problems]
+    if unread:
+        raise ManifestError(unread)
+    return [source.sha256 for source in sources]
+
+
+_ADD = f"add a file whose name ends in {', '.join(READERS)}"
+
+
+def _is_manifest(name: str) -> bool:
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in READERS
+
+
+def _read(path: Path) -> Records:
+    records = Records(path.as_posix(), path.parent)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            fix = "name a CSV, JSONL or Parquet file"
+            records.add_problem(1, "file", "is not a regular file", fix)
+            return records
+        with path.open("rb") as content:
+            records.open = partial(_reopen, path, os.fstat(content.fileno()))
+            examine(content, records)
+    except (FileNotFoundError, NotADirectoryError):
+        records.add_problem(1, "file", "does not exist", "check the path")
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        records.add_problem(1, "file", problem, "fix its permissions")
+    return records
+
+
+def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
+    """The file again: its rows must be those whose digest is known."""
+    content = path.open("rb")
+    now = os.fstat(content.fileno())
+    if (now.st_size, now.st_mtime_ns) != (about.st_size, about.st_mtime_ns):
+        content.close()
+        raise _unreadable(path.as_posix(), "was changed while it was read", "try again")
+    return content
+
+
+def _read_s3(manifest: str) -> list[Records]:
+    bucket, _, key = manifest.removeprefix(S3).partition("/")
+    single = _is_manifest(PurePosixPath(key).name)
+    folder = key.rpartition("/")[0] if single else key.rstrip("/")
+    try:
+        store = open_store(f"{S3}{bucket}/{folder}", writable=False)
+        if single:
+            names = [PurePosixPath(key).name]
+        else:
+            names = [name for name in store.list() if "/" not in name and _is_manifest(name)]
+        if not names:
+            raise _unreadable(manifest, "holds no manifest", _ADD)
+        files = [(store.uri(name), store.get_bytes(name)) for name in sorted(names)]
+    except StoreError as error:
+        problem, _, fix = str(error).rstrip(".").partition("; ")
+        raise _unreadable(manifest, problem, fix) from error
+    found = []
+    for name, data in files:
+        records = Records(name, None, open=partial(io.BytesIO, data))
+        examine(io.BytesIO(data), records)
+        found.append(records)
+    return found
+
+
+def _unreadable(manifest: str, problem: str, fix: str) -> ManifestError:
+    return ManifestError([Problem(manifest, None, "file", problem, fix)])

@@ -1,0 +1,144 @@
+"""The rows of a manifest's files, each entry under a unique id."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tasks.manifest.entries import Memo, Row, RowReader
+from tasks.manifest.files import ManifestError, Problem, Records
+from tasks.manifest.locations import digest, read_sources
+
+MAX_ROWS = 300_000  # of a manifest: a run holds all of them in memory
+
+Place = tuple[str, int]  # file and line
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as it was read.
+
+    name: as the user named it: a file, or a folder of files, here or on S3. sha256: that of the
+    file, or of the list of its files'. rows: those without problems.
+    """
+
+    name: str
+    sha256: str
+    rows: list[Row]
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """A record's entries. Without a given id, `row_id` is "" and theirs are its seeds' endings."""
+
+    row_id: str
+    rows: list[Row]
+    valid: bool
+    records: Records
+
+
+def read_manifest(manifest: str | Path) -> Manifest:
+    """A manifest whose rows have no problems; raises `ManifestError` with every problem."""
+    found = read_rows(manifest)
+    if found.problems:
+        raise ManifestError(found.problems)
+    return found
+
+
+def read_rows(manifest: str | Path) -> Manifest:
+    """The rows of a manifest, and what is wrong with the others, in the order of files and lines.
+
+    manifest: a CSV, JSONL or Parquet file, a folder of them, s3://bucket/key or s3://bucket/prefix.
+    Raises `ManifestError` when there is nothing to read or too much, and when a file changes
+    meanwhile.
+    """
+    name = manifest.as_posix() if isinstance(manifest, Path) else manifest
+    sources = read_sources(name)
+    found: list[_Entries] = []
+    given: dict[str, Place] = {}
+    count = 0
+    for records in sources:
+        memo = Memo()
+        for record in records:
+            reader = RowReader(record, records, memo)
+            place, row_id = (records.file, record.line), reader.row_id()
+            if row_id and (first := given.setdefault(row_id, place)) != place:
+                reader.add_problem("id", *_is_taken(row_id, first, place[0]))
+            rows = reader.rows(row_id)
+            found.append(_Entries(row_id, rows, not reader.failed, records))
+            count += len(rows)
+            if count > MAX_ROWS:
+                raise ManifestError([_too_many(*place)])
+    rows = _with_ids(found, set(given))
+    problems = [
+        problem
+        for records in sources
+        for problem in sorted(records.problems, key=lambda problem: problem.line or 0)
+    ]
+    return Manifest(name, digest(sources), rows, problems)
+
+
+def _too_many(file: str, line: int) -> Problem:
+    return Problem(
+        file,
+        line,
+        "row",
+        f"exceeds the limit of {MAX_ROWS:,} rows of a manifest (each seed of a range is one)",
+        "split the list into shards, which are separate manifests, and give each to `sjc run`,"
+        " or to `sjc plan` and `sjc dispatch`, with the same --store",
+    )
+
+
+def _with_ids(found: list[_Entries], taken: set[str]) -> list[Row]:
+    """The valid rows, those without an id under one that is made from the prompt.
+
+    taken: all given ids. A seed range may give an entry the id of another, which is a problem.
+    """
+    rows: list[Row] = []
+    holders: dict[str, Place] = {}
+    repeats: Counter[str] = Counter()
+    for entries in found:
+        made, valid = entries.rows, entries.valid
+        if not entries.row_id:
+            if not valid:
+                continue
+            row_id = _free_id(_slug(made[0].prompt), taken, repeats)
+            made = [replace(row, row_id=row_id + row.row_id) for row in made]
+        for row in made:
+            place = (row.file, row.line)
+            if (first := holders.setdefault(row.row_id, place)) != place and valid:
+                valid = False
+                wrong = _is_taken(row.row_id, first, row.file)
+                entries.records.add_problem(row.line, "id", *wrong)
+        if valid:
+            rows += made
+    return rows
+
+
+def _slug(prompt: str) -> str:
+    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    sha256 = hashlib.sha256(prompt.encode()).hexdigest()
+    return "-".join(words)[:60].strip("-") or f"prompt-{sha256[:8]}"
+
+
+def _free_id(slug: str, taken: set[str], repeats: Counter[str]) -> str:
+    """An id like `slug` that is not taken, and is from now on."""
+    row_id = slug
+    while row_id in taken:
+        repeats[slug] += 1
+        row_id = f"{slug}-{repeats[slug] + 1}"
+    taken.add(row_id)
+    return row_id
+
+
+def _is_taken(row_id: str, first: Place, here: str) -> tuple[str, str]:
+    return f"{row_id!r} is the id of {line_in(*first, here)} too", "make it unique"
+
+
+def line_in(file: str, line: int, here: str) -> str:
+    """A line of a manifest, as a message about the file `here` names it."""
+    return f"line {line}" if file == here else f"{file}:{line}"

@@ -1,0 +1,342 @@
+"""From a manifest to the assets it asks for: its rows under a command line and the priors' presets.
+
+`read_entries` is the whole way, for `sjc check`, a dry run and a run. Every problem is reported at
+once, and no prompt is ever changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sjc_engine.presets import Value
+from sjc_engine.priors.conditioning import NO_SILHOUETTE, mismatches, read_image
+from sjc_engine.priors.sources import takes_image
+from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
+from sjc_engine.spec import AssetSpec
+from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
+from tasks.manifest.entries import (
+    WEIGHTS,
+    Memo,
+    Row,
+    key_problems,
+    keys_named_in,
+    prior_problem,
+    recipe_problem,
+    split_error,
+)
+from tasks.manifest.files import ManifestError, Problem
+from tasks.manifest.reading import Manifest, line_in, read_manifest, read_rows
+
+__all__ = [
+    "Entry", "Manifest", "ManifestError", "Problem", "Resolved", "Row", "read_entries",
+    "read_manifest", "recipe_diff", "resolve",
+]  # fmt: skip
+
+DEFAULT_PRIOR = "toybox"
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One manifest row and the asset that it points at.
+
+    manifest, manifest_sha256: the row's own file; `line` is the line in it.
+    duplicate_of: the index of the first entry with the same asset, on later ones.
+    prior_coverage: in [0, 1], for the embedded prior alone.
+    """
+
+    manifest: str
+    manifest_sha256: str
+    line: int
+    row_id: str
+    spec: AssetSpec
+    tags: list[str]
+    meta: dict[str, str]
+    duplicate_of: int | None
+    prior_coverage: float | None
+    image_path: Path | None
+
+
+# What an entry takes from its row as it is.
+FROM_ROW = ("manifest", "manifest_sha256", "line", "row_id", "tags", "meta")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What rows ask for. entries: in their order, meaningless if there are problems."""
+
+    entries: list[Entry]
+    problems: list[Problem]
+    warnings: list[str]
+
+    @property
+    def assets(self) -> int:
+        """How many different assets the entries ask for."""
+        return sum(entry.duplicate_of is None for entry in self.entries)
+
+
+def read_entries(
+    manifest: str | Path,
+    *,
+    prior_revision: Callable[[str], str | None],
+    prior: str | None = None,
+    recipe: str | None = None,
+    overrides: Mapping[str, Value] | None = None,
+) -> tuple[Manifest, Resolved]:
+    """The manifest and what its rows ask for, as `resolve` finds out.
+
+    Raises `ManifestError` with every problem of the rows and of the options.
+    """
+    found = read_rows(manifest)
+    resolved = resolve(
+        found.rows, prior_revision=prior_revision, prior=prior, recipe=recipe, overrides=overrides
+    )
+    if problems := found.problems + resolved.problems:
+        order = {file: place for place, file in enumerate(dict.fromkeys(p.file for p in problems))}
+        raise ManifestError(sorted(problems, key=lambda p: (order[p.file], p.line or 0)))
+    return found, resolved
+
+
+def resolve(
+    rows: Iterable[Row],
+    *,
+    prior_revision: Callable[[str], str | None],
+    prior: str | None = None,
+    recipe: str | None = None,
+    overrides: Mapping[str, Value] | None = None,
+) -> Resolved:
+    """The assets that rows ask for. A row's value wins, then the command line's, then the preset's.
+
+    `prior`, `recipe` and `overrides` are the command line's. `prior_revision` returns a prior's
+    revision, or raises ValueError.
+    """
+    resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
+    entries: list[Entry] = []
+    first: dict[str, int] = {}
+    for row in rows:
+        spec = resolver.spec(row)
+        index = first.setdefault(spec.asset_id, len(entries))
+        entries.append(
+            Entry(
+                manifest=row.file,
+                manifest_sha256=row.file_sha256,
+                line=row.line,
+                row_id=row.row_id,
+                spec=spec,
+                tags=row.tags,
+                meta=row.meta,
+                duplicate_of=None if index == len(entries) else index,
+                prior_coverage=coverage(row.prompt) if spec.prior == DEFAULT_PRIOR else None,
+                image_path=row.image_path,
+            )
+        )
+    resolver.check_unused()
+    warnings = [warning for entry in entries for warning in _warnings(entry, entries)]
+    warnings += resolver.unused_options() if entries else []
+    return Resolved(entries, list(dict.fromkeys(resolver.problems)), list(dict.fromkeys(warnings)))
+
+
+def _warnings(entry: Entry, entries: list[Entry]) -> list[str]:
+    """What to know of an entry before it runs. Seeds of one row have the same."""
+    place, found = f"{entry.manifest}:{entry.line}", []
+    if entry.duplicate_of is not None:
+        first = entries[entry.duplicate_of]
+        other = line_in(first.manifest, first.line, entry.manifest)
+        found.append(
+            f"{place}: id: {entry.row_id} is the same asset as {first.row_id} ({other}); "
+            "it is made once"
+        )
+    covered = entry.prior_coverage
+    if covered == 0:
+        found.append(
+            f"{place}: prompt: the prior {DEFAULT_PRIOR!r} has no such object "
+            f"({', '.join(NOUNS)}); expect nonsense, or use another prior"
+        )
+    elif covered is not None and covered < 1:
+        words = ", ".join(repr(w) for w in dict.fromkeys(unknown_words(entry.spec.prompt)))
+        found.append(
+            f"{place}: prompt: the prior {DEFAULT_PRIOR!r} does not know {words}; "
+            "it will leave that out"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """A recipe, and what is wrong with it: column or recipe key, problem, fix."""
+
+    recipe: Recipe
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+class _Resolver:
+    """Rows to specs under one command line; collects what is wrong."""
+
+    def __init__(
+        self,
+        prior_revision: Callable[[str], str | None],
+        prior: str | None,
+        recipe: str | None,
+        overrides: Mapping[str, Value],
+    ) -> None:
+        self.prior_revision = prior_revision
+        self.prior, self.recipe = prior, recipe
+        self.overrides = {k: v for k, v in overrides.items() if k in RECIPE_KEYS}
+        self.problems: list[Problem] = []
+        self.memo = Memo()
+        self._used: set[str] = set()  # options that decide something
+        for key in overrides.keys() - self.overrides.keys():
+            try:
+                Recipe().override({key: overrides[key]})
+            except ValueError as error:
+                self._add_problem(None, f"--set {key}", *split_error(error))
+
+    def spec(self, row: Row) -> AssetSpec:
+        """What the row asks for, meaningless if there are problems."""
+        prior = row.prior or (DEFAULT_PRIOR if self.prior is None else self.prior)
+        # repr: True, 1 and 1.0 are equal, and are not the same in a recipe.
+        question = (
+            row.prior, row.recipe, repr(row.overrides), row.image is None, not row.negative_prompt
+        )  # fmt: skip
+        revision, wrong = self.memo.get(("revision", prior), self._revision, prior)
+        settled: _Settled = self.memo.get(question, self._settle, row, prior)
+        problems = [("prior", *wrong)] if wrong else []
+        problems += settled.problems
+        if settled.recipe.optimize.silhouette_weight and row.image_path and takes_image(prior):
+            problems += self.memo.get(("silhouette", row.image), _silhouette, row.image_path)
+        for column, problem, fix in problems:
+            self._add_problem(*self._origin(row, column), problem, fix)
+        return AssetSpec(
+            prompt=row.prompt,
+            negative_prompt=row.negative_prompt,
+            image=row.image,
+            seed=row.seed,
+            prior=prior,
+            prior_revision=revision,
+            recipe=settled.recipe,
+        )
+
+    def unused_options(self) -> list[str]:
+        """Warnings of options without effect, since every row has its own value."""
+        given = {f"--set {key}" for key in self.overrides}
+        given |= {o for o, value in (("--prior", self.prior), ("--recipe", self.recipe)) if value}
+        return [
+            f"{COMMAND_LINE}: {option}: changes nothing, every row says its own"
+            for option in sorted(given - self._used)
+        ]
+
+    def check_unused(self) -> None:
+        """Adds the problems of options that no row needed."""
+        reported = {problem.column for problem in self.problems if problem.file == COMMAND_LINE}
+        found = {f"--set {key}": key_problems(key, value) for key, value in self.overrides.items()}
+        if self.prior and (wrong := self._prior_problem(self.prior)):
+            found["--prior"] = [wrong]
+        if self.recipe and (wrong := recipe_problem(None, self.recipe)):
+            found["--recipe"] = [wrong]
+        for option in (option for option in found if option not in reported):
+            for problem, fix in found[option]:
+                self._add_problem(None, option, problem, fix)
+
+    def _add_problem(self, row: Row | None, column: str, problem: str, fix: str) -> None:
+        """A problem of a row or, without one, of the command line."""
+        file, line = (COMMAND_LINE, None) if row is None else (row.file, row.line)
+        self.problems.append(Problem(file, line, column, problem, fix))
+
+    def _origin(self, row: Row, column: str) -> tuple[Row | None, str]:
+        """Where a value comes from: a column of the row, or an option of the command line."""
+        if column == "prior" and not row.prior:
+            return None, "--prior"
+        if column == "recipe" and not row.recipe:
+            return (row, "prior") if row.prior else (None, "--recipe")
+        if column in self.overrides and column not in row.overrides:
+            return None, f"--set {column}"
+        return row, column
+
+    def _prior_problem(self, prior: str) -> tuple[str, str] | None:
+        problem: tuple[str, str] | None = self.memo.get(("prior", prior), prior_problem, prior)
+        return problem
+
+    def _revision(self, prior: str) -> tuple[str, tuple[str, str] | None]:
+        """The prior's revision, "" with what is wrong; it may read all weights, or ask the hub."""
+        if wrong := self._prior_problem(prior):
+            return "", wrong
+        try:
+            return self.prior_revision(prior) or "", None
+        except ValueError as error:
+            return "", split_error(error)
+
+    def _settle(self, row: Row, prior: str) -> _Settled:
+        """A row's recipe, and what does not go together: prior, picture, settings for pictures."""
+        self._used |= {f"--set {key}" for key in self.overrides.keys() - row.overrides.keys()}
+        self._used |= {
+            o for o, own in (("--prior", row.prior), ("--recipe", row.recipe)) if not own
+        }
+        name = row.recipe or self.recipe
+        if self._prior_problem(prior):  # which presets fit it is unknown
+            wrong = recipe_problem(None, name) if name and not row.recipe else None
+            return _Settled(Recipe(), [("recipe", *wrong)] if wrong else [])
+        try:
+            preset = Recipe.for_prior(prior, name)
+        except ValueError as error:
+            recipe, problems = Recipe(), [("recipe", *split_error(error))]
+        else:
+            recipe, problems = self._override(preset, row)
+        for key, problem_of in WEIGHTS.items():
+            wrong = problem_of(getattr(recipe.evaluate, key))
+            if wrong and key not in row.overrides:
+                problems.append((key, *wrong))
+        found = mismatches(
+            prior, takes_image(prior), row.image is not None, row.negative_prompt, recipe.optimize
+        )
+        problems += [(key, *split_error(problem)) for key, problem in found]
+        return _Settled(recipe, problems)
+
+    def _override(self, recipe: Recipe, row: Row) -> tuple[Recipe, list[tuple[str, str, str]]]:
+        """The preset with the command line's values and then the row's, and what is wrong.
+
+        The engine stops at the first mistake; leaving it out finds the next one.
+        """
+        values = {**self.overrides, **row.overrides}
+        problems: list[tuple[str, str, str]] = []
+        while True:
+            try:
+                return recipe.override(values), problems
+            except ValueError as error:
+                named = [key for key in keys_named_in(error) if key in values]
+                key = next((key for key in named if key in row.overrides), named[0])
+                problems.append((key, *split_error(error, key)))
+                del values[key]
+
+
+def _silhouette(picture: Path) -> list[tuple[str, str, str]]:
+    """What is wrong with a picture whose silhouette is asked for."""
+    if read_image(picture).opacity is not None:
+        return []
+    return [("silhouette_weight", *split_error(NO_SILHOUETTE))]
+
+
+def recipe_diff(prior: str, recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The inverse of `resolve`: a preset's name, and the keys of a recipe that differ from it.
+
+    The preset is today's; one that an older version had is replaced by the prior's default.
+    """
+    name, values = _preset(prior, recipe["name"])
+    return name, {
+        key: value
+        for part in PARTS
+        for key, value in recipe[part].items()
+        if key not in values[part] or value != values[part][key]
+    }
+
+
+@lru_cache
+def _preset(prior: str, name: str) -> tuple[str, dict[str, Any]]:
+    try:
+        preset = Recipe.for_prior(prior, name)
+    except ValueError:
+        preset = Recipe.for_prior(prior)
+    return preset.name, preset.to_json()

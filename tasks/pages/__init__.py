@@ -1,0 +1,1 @@
+"""Pictures and pages for people: run reports, the gallery, the sheet of a run."""

@@ -1,0 +1,1 @@
+"""A static web page over a store, with a 3D viewer."""

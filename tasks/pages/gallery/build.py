@@ -1,0 +1,234 @@
+"""A static web page over a store: a wall of thumbnails, and a page with a 3D viewer per asset.
+
+The pages need no server and no network: everything they show is beside them. Text from manifests
+is escaped or set as text, and a content security policy forbids whatever else it might become.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sjc_engine.files import write_atomically
+from tasks.manifest.resolve import recipe_diff
+from tasks.pages.html import PAGE_CSS, escaped, page, source_hash
+from tasks.records.documents import CommittedFile, committed_files, finished_manifest
+from tasks.store.interface import Store
+from tasks.tables.columns import FLAG, REAL, TIME, WHOLE, Column
+from tasks.tables.read import query
+from tasks.tables.schemas import COLUMNS
+
+_FILES = Path(__file__).parent
+_INDEX_JS, _ASSET_JS = ((_FILES / name).read_text("utf-8") for name in ("index.js", "asset.js"))
+VIEWER = "model-viewer-umd.min.js"
+FOLDER = "assets"
+# Of an asset's files, those that its page shows.
+SHOWN = ("thumbnail.webp", "mesh.glb", "turntable.mp4", "preview.png")
+# Columns that a wall of thumbnails has no use for: long, or the same for all.
+_LEFT_OUT = {"spec_json", "uri_mesh", "uri_preview", "uri_turntable", "uri_field", "sha256_mesh"}
+_KINDS = {WHOLE: "number", REAL: "number", FLAG: "flag"}
+_SQL = """
+SELECT a.*, (SELECT string_agg(DISTINCT row_id || ' ' || array_to_string(tags, ' '), ' ')
+             FROM entries e WHERE e.asset_id = a.asset_id) AS entries
+FROM best_assets a {where} ORDER BY started_at, asset_id
+"""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What was written."""
+
+    index: Path
+    assets: int
+    copied: int  # files; those of an earlier gallery in the folder are kept
+
+
+def build_gallery(
+    store: Store,
+    out: Path,
+    where: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Gallery:
+    """Writes OUT/index.html, a folder per asset and the viewer; `where` is SQL over best assets.
+
+    Files that are there already in the right size are not copied again. The index comes last, so
+    that it never names what is not there. Raises QueryError for wrong SQL.
+    """
+    table = query(store, _SQL.format(where=f"WHERE {where}" if where else ""))
+    rows = table.to_pylist()
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_FILES / "vendor" / VIEWER, out / VIEWER)
+    copied = 0
+    for done, row in enumerate(rows, 1):
+        copied += _write_asset(store, out / FOLDER / row["asset_id"], row)
+        on_progress(done, len(rows))
+    index = out / "index.html"
+    write_atomically(index, index_page(rows).encode())
+    return Gallery(index, len(rows), copied)
+
+
+def index_page(rows: list[dict[str, Any]]) -> str:
+    """The wall. Its data is in the page as JSON, which pages opened as files may read too."""
+    columns = [column for column in COLUMNS["assets"] if column.name not in _LEFT_OUT]
+    described = [_described(column) for column in columns]
+    described.append({"name": "entries", "kind": "text", "about": "", "sorts": False})
+    names = [column["name"] for column in described]
+    data = {
+        "columns": described,
+        "folder": FOLDER,
+        "rows": [[_plain(row[name]) for name in names] for row in rows],
+    }
+    body = f"""<header><h1>Assets <small id="count"></small></h1>
+<div class="tools">
+<input type="search" id="search" placeholder="Search prompts, ids and tags" autofocus>
+<select id="status" title="Outcome"><option value="">any status</option></select>
+<label>sort by <select id="sort"></select></label>
+<button id="down"></button>
+<button id="add">add filter</button>
+</div><div class="filters" id="filters"></div></header>
+<div id="grid"><p class="empty" hidden>Nothing matches.</p></div>
+<script type="application/json" id="data">{_json(data)}</script>
+<script>{_INDEX_JS}</script>"""
+    # The cards are placed by scripts that set single properties, which a policy lets be.
+    policy = (
+        "default-src 'none'; img-src 'self' data:;"
+        f" style-src {source_hash(PAGE_CSS)}; script-src {source_hash(_INDEX_JS)}"
+    )
+    return page("Assets", body, policy, PAGE_CSS)
+
+
+def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Iterable[str]) -> str:
+    """One asset. `files` are the manifest's, by name within the attempt; `kept` are beside it."""
+    kept = set(kept)
+    pictures = []
+    if "turntable.mp4" in kept:
+        pictures.append('<video src="turntable.mp4" autoplay loop muted playsinline></video>')
+    if row["error"]:
+        pictures.append(f"<pre>{escaped(row['error_type'])}: {escaped(row['error'])}</pre>")
+    viewer = (
+        '<model-viewer camera-controls auto-rotate shadow-intensity="0" exposure="1"'
+        f' alt="{escaped(row["prompt"])}"></model-viewer>'
+        if "mesh.glb" in kept
+        else ""
+    )
+    sheet = '<h2>Views</h2><img class="sheet" src="preview.png" alt="">'
+    body = f"""<main><p><a href="../../index.html">All assets</a></p>
+<p class="prompt-title" dir="auto">{escaped(row["prompt"])}</p>
+<p class="note">{escaped(row["asset_id"])} · {escaped(row["status"])} · seed {row["seed"]}
+ · {escaped(row["prior"])} · recipe {escaped(row["recipe"])}</p>
+<div class="first"><div>{viewer}</div><div>{"".join(pictures)}
+<h2>Make it again</h2><pre>{escaped(command(row))}</pre></div></div>
+{sheet if "preview.png" in kept else ""}
+<h2>What is known of it</h2><div class="columns">{_metrics(row)}</div>
+<h2>Files</h2>{_files(files, kept)}
+<h2>Recipe and all else it depends on</h2><pre>{escaped(_pretty(row["spec_json"]))}</pre>
+</main>
+<script src="../../{VIEWER}"></script><script>{_ASSET_JS}</script>"""
+    # The viewer styles its own parts, decodes in workers, and reads the mesh by fetch.
+    policy = (
+        "default-src 'none'; img-src 'self' data: blob:; media-src 'self';"
+        " connect-src 'self' data: blob:; worker-src blob:; style-src 'unsafe-inline';"
+        f" script-src 'self' 'wasm-unsafe-eval' {source_hash(_ASSET_JS)}"
+    )
+    return page(row["prompt"], body, policy, PAGE_CSS)
+
+
+def command(row: dict[str, Any]) -> str:
+    """The command line that makes the asset again, without a store."""
+    spec = json.loads(row["spec_json"])
+    parts = ["sjc", "generate", spec["prompt"], "-o", row["asset_id"], "--prior", spec["prior"]]
+    preset, changes = recipe_diff(spec["prior"], spec["recipe"])
+    parts += ["--recipe", preset, "--seed", str(spec["seed"])]
+    if spec["image"]:
+        parts += ["--image", "PICTURE"]
+    for key, value in changes.items():
+        parts += ["--set", f"{key}={value}"]
+    return shlex.join(parts)
+
+
+def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:
+    """The asset's folder; returns how many files were copied."""
+    folder.mkdir(exist_ok=True)
+    files: dict[str, CommittedFile] = {}
+    copied = 0
+    if row["status"] == "ok":
+        files = committed_files(row["asset_id"], finished_manifest(store, row["asset_id"]))
+        for name in SHOWN:
+            if name in files and not _there(folder / name, files[name].stored.bytes):
+                store.download(files[name].key, folder / name, files[name].stored.sha256)
+                copied += 1
+        mesh = folder / "mesh.glb"
+        if mesh.exists() and not (folder / "mesh.js").exists():
+            text = base64.b64encode(mesh.read_bytes()).decode()
+            script = f'window.MESH = "data:model/gltf-binary;base64,{text}";\n'
+            write_atomically(folder / "mesh.js", script.encode())
+    kept = [name for name in SHOWN if (folder / name).exists()]
+    write_atomically(folder / "index.html", asset_page(row, files, kept).encode())
+    return copied
+
+
+def _there(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
+
+
+def _described(column: Column) -> dict[str, Any]:
+    about = column.meaning
+    if column.better:
+        about += f" Better: {column.better}."
+    kind = _KINDS.get(column.type, "text")
+    if column.choices and column.name != "status":  # which has its own control
+        kind = "choice"
+    sorts = kind != "text" or column.type == TIME or column.name in ("prompt", "status", "asset_id")
+    choices = {"choices": column.choices} if kind == "choice" else {}
+    return {"name": column.name, "kind": kind, "about": about, "sorts": sorts, **choices}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, with no more digits than are read."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    return value.isoformat(sep=" ", timespec="seconds") if hasattr(value, "isoformat") else value
+
+
+def _metrics(row: dict[str, Any]) -> str:
+    lines = []
+    for column in COLUMNS["assets"]:
+        value = _plain(row[column.name])
+        if column.name in _LEFT_OUT or value is None or column.name in ("prompt", "error"):
+            continue
+        number = " class='number'" if isinstance(value, int | float) else ""
+        shown = f"{value:,}" if type(value) is int else value
+        lines.append(
+            f'<tr title="{escaped(_described(column)["about"])}"><td>{column.name}</td>'
+            f"<td{number}>{escaped(shown)} {escaped(column.unit)}</td></tr>"
+        )
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _files(files: dict[str, CommittedFile], kept: set[str]) -> str:
+    if not files:
+        return "<p class='note'>None.</p>"
+    lines = ["<tr><th>file</th><th>bytes</th><th>SHA-256</th></tr>"]
+    for name, file in files.items():
+        shown = f'<a href="{escaped(name)}">{escaped(name)}</a>' if name in kept else escaped(name)
+        lines.append(
+            f'<tr><td>{shown}</td><td class="number">{file.stored.bytes:,}</td>'
+            f'<td class="hash">{file.stored.sha256}</td></tr>'
+        )
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _json(data: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _pretty(spec_json: str) -> str:
+    return json.dumps(json.loads(spec_json), indent=1, ensure_ascii=False)

@@ -1,0 +1,153 @@
+"""A report per run, `runs/{run_id}/report.html`: one file that shows what a run made, and how well.
+
+It is a view: everything in it is in the store's tables and files, and `sjc report` makes it again.
+Links lead to the files beside it; the pictures are inside, so that it can be sent to somebody.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from tasks.pages.html import data_uri
+from tasks.pages.report.page import Row, RunReport, Thumbnail, report_page
+from tasks.pages.run_sheet import read_picture
+from tasks.records.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
+from tasks.store.interface import Damaged, NotInStore, Store
+from tasks.store.layout import report_key
+from tasks.tables.read import query
+
+MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture takes 1 kB
+MOST_SHOWN = 6  # best and worst assets
+PICTURES = ("views/mesh_1.png", "thumbnail.webp")  # from its left front; else from the front
+TILE_PIXELS, LARGE_PIXELS = 112, 208
+
+
+class CommandLine(Protocol):
+    """How the command of a run is written; only `flows` knows the options."""
+
+    def __call__(self, store: str, run: Mapping[str, Any], *, retry: bool) -> str: ...
+
+
+# What the run did for each asset: its own row, or for a reused one the row that it had.
+_SQL = """
+WITH mine AS (
+    SELECT * FROM assets
+    WHERE asset_id IN (SELECT asset_id FROM entries WHERE run_id = '{run_id}')
+    QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY (run_id = '{run_id}') DESC,
+        (status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC) = 1
+)
+SELECT e.row_id, e.asset_id,
+    -- a run that was killed left no outcomes, but its rows are there
+    coalesce(e.outcome, CASE WHEN m.run_id <> '{run_id}' THEN NULL WHEN m.status = 'ok'
+        THEN 'computed' WHEN m.status <> 'interrupted' THEN 'failed' END) AS outcome,
+    m.* EXCLUDE (asset_id)
+FROM entries e LEFT JOIN mine m USING (asset_id)
+WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
+ORDER BY e.line, e.row_id
+"""
+
+
+def latest_run(store: Store) -> str:
+    """The last run of a manifest; raises `NotInStore` when there is none.
+
+    An evaluation of finished assets is a run too, of no manifest's rows.
+    """
+    for run_id in reversed(run_ids(store)):
+        if read_run(store, run_id)["entries"]:
+            return run_id
+    raise NotInStore(f"There is no run in {store.url}; check --store, or run `sjc run`.")
+
+
+def write_report(store: Store, run_id: str, command_line: CommandLine) -> str:
+    """Writes the run's report in place of an earlier one; returns where it is.
+
+    command_line: writes the command of a run. Raises `NotInStore` when there is no such run, and
+    `StoreError`.
+    """
+    page = report_page(read_report(store, run_id, command_line))
+    store.put_bytes(report_key(run_id), page.encode(), replace=True)
+    return store.uri(report_key(run_id))
+
+
+def read_report(store: Store, run_id: str, command_line: CommandLine) -> RunReport:
+    """Everything that the page of a run shows."""
+    try:
+        run = read_run(store, run_id)
+    except NotInStore as error:
+        raise NotInStore(
+            f"There is no run {run_id} in {store.url}; list them with"
+            " `sjc query 'SELECT run_id, manifest FROM runs'`."
+        ) from error
+    if not run["entries"]:
+        raise NotInStore(f"Run {run_id} made no assets: it has no report; see `sjc assets`.")
+    found = query(store, _SQL.format(run_id=run_id)).to_pylist()
+    rows = list({row["asset_id"]: row for row in reversed(found)}.values())[::-1]
+    wall = sample(rows, MOST_TILES)
+    best, worst = extremes(rows, MOST_SHOWN)
+    tiles, versions = pictures(store, wall, TILE_PIXELS)
+    large, _ = pictures(store, [*best, *worst], LARGE_PIXELS)
+    command, retry_command = (command_line(store.url, run, retry=retry) for retry in (False, True))
+    return RunReport(
+        run, store.url, rows, wall, best, worst, tiles, large, versions, command, retry_command
+    )
+
+
+def sample(rows: Sequence[Row], most: int) -> list[Row]:
+    """All rows, or `most` of them at even distances."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[k * len(rows) // most] for k in range(most)]
+
+
+def extremes(rows: Iterable[Row], most: int) -> tuple[list[Row], list[Row]]:
+    """The best and the worst assets by the judge's score, none twice, the best and worst first.
+
+    Scores of different judges don't compare: only the judge of most assets counts.
+    """
+    scored = [row for row in rows if row["status"] == "ok" and row["clip_score"] is not None]
+    judges = Counter((row["evaluator"], row["evaluator_revision"]) for row in scored)
+    if not judges:
+        return [], []
+    judge = judges.most_common(1)[0][0]
+    same = [row for row in scored if (row["evaluator"], row["evaluator_revision"]) == judge]
+    same.sort(key=lambda row: row["clip_score"], reverse=True)
+    few = min(most, len(same) // 2)
+    return same[: min(most, len(same) - few)], same[len(same) - few :][::-1]
+
+
+def pictures(
+    store: Store, rows: Sequence[Row], size: int
+) -> tuple[dict[str, Thumbnail], dict[str, str]]:
+    """Pictures of finished assets by id, and the versions of what made the last one.
+
+    A picture that is missing or damaged is left out: a report is no place to fail for it. Raises
+    `StoreError` for one that could not be read.
+    """
+
+    def load(row: Row) -> tuple[Thumbnail | None, dict[str, str]]:
+        try:
+            manifest = asset_manifest(store, row["asset_id"])
+            if manifest is None:
+                return None, {}
+            files = committed_files(row["asset_id"], manifest)
+            small = next((files[name] for name in PICTURES if name in files), None)
+            if small is None:
+                return None, manifest["versions"]
+            data = data_uri(read_picture(store, small.key, size))
+        except (Damaged, NotInStore):
+            return None, {}
+        large = files.get("preview.png", small)
+        return Thumbnail(data, f"../../{large.key}"), manifest["versions"]
+
+    finished = [row for row in rows if row["status"] == "ok"]
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        found = list(pool.map(load, finished))
+    versions = next((made for _, made in reversed(found) if made), {})
+    return {
+        row["asset_id"]: picture
+        for row, (picture, _) in zip(finished, found, strict=True)
+        if picture is not None
+    }, versions

@@ -1,0 +1,1 @@
+"""What tasks show on Prefect's pages, and cancelling from there."""

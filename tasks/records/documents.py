@@ -1,0 +1,371 @@
+"""The store's JSON documents: what each must hold, how it is read, and how one is set aside.
+
+Every reader gets its documents here. One that is torn, or is valid JSON with impossible content, is
+therefore `Damaged` everywhere and never a traceback further on. Unknown keys are accepted: later
+versions add some.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from tasks.store import layout
+from tasks.store.interface import (
+    Damaged,
+    NewerStore,
+    NotInStore,
+    Store,
+    StoredFile,
+    StoreError,
+    bytes_digest,
+    check_key,
+    read_checked,
+    read_committed,
+)
+from tasks.tables.projection import asset_row, attempt_row, check_known, entry_rows, run_row
+from tasks.tables.schemas import SCHEMA_VERSION, check_row
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Document = dict[str, Any]
+
+LOOKUPS = 8  # assets whose documents are read at a time
+# Of the keys and documents, and of the tables' columns. Format 2 has other files in the tables: a
+# program of format 1 would take some of them for damaged, or for rows that are there twice.
+OURS = {"format": 2, "tables": SCHEMA_VERSION}
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(kw_only=True)
+class _Recipe:
+    name: str
+    evaluate: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class _Spec:
+    prompt: str
+    negative_prompt: str
+    image: str | None
+    seed: int
+    prior: str
+    prior_revision: str
+    recipe: _Recipe
+
+
+@dataclass(kw_only=True)
+class _File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class _Results:
+    report: dict[str, Any]
+    timings: dict[str, float]
+    versions: dict[str, str]
+
+
+@dataclass(kw_only=True)
+class CommitMarker(_Results):
+    """`assets/{asset_id}/manifest.json`: the files of the attempt that counts."""
+
+    spec: _Spec
+    files: dict[str, _File]
+
+
+@dataclass(kw_only=True)
+class Attempt(_Results):
+    """`assets/{asset_id}/{attempt}/attempt.json`."""
+
+    asset_id: str
+    field_id: str
+    attempt: str
+    run_id: str
+    spec: _Spec
+    prior_coverage: float | None
+    status: Literal["running", "ok", "failed", "diverged", "timeout", "cancelled", "interrupted"]
+    started_at: str
+    ended_at: str | None
+    error_type: str | None
+    error: str | None
+    device: str | None
+    first_step: int | None
+    last_step: int | None
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    manifest: str = ""  # else that of the run
+    manifest_sha256: str = ""
+    line: int
+    row_id: str
+    asset_id: str
+    tags: list[str]
+    meta: dict[str, str]
+    outcome: Literal["computed", "reused", "duplicate", "failed"] | None
+
+
+@dataclass(kw_only=True)
+class Run:
+    """`runs/{run_id}.json`."""
+
+    run_id: str
+    manifest: str
+    manifest_sha256: str
+    flow_run_id: str | None
+    settings: dict[str, Any]
+    started_at: str
+    ended_at: str | None
+    entries: list[_Entry]
+
+
+@dataclass(frozen=True)
+class CommittedFile:
+    """A file that a commit marker names: its key in the store, and its content."""
+
+    key: str
+    stored: StoredFile
+
+
+@dataclass(kw_only=True)
+class _Format:
+    """`store.json`: versions of the documents and keys, and of the tables' columns."""
+
+    format: int
+    tables: int
+
+
+def now() -> str:
+    """The time as all documents write it: ISO 8601, microseconds, UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def write_json(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1, sort_keys=True)
+    return text.encode("utf-8")
+
+
+def write(store: Store, key: str, document: Document, *, replace: bool = False) -> None:
+    """Puts a document into the store; raises `AlreadyCommitted` unless it may `replace` another."""
+    store.put_bytes(key, write_json(document), replace=replace)
+
+
+def read_document(store: Store, key: str) -> Document:
+    """Any JSON object; raises `NotInStore`, and `Damaged`."""
+    return read_checked(store, key, _object)
+
+
+def read_attempt(store: Store, key: str, *, committed: bool = False) -> Document:
+    """An `attempt.json`; raises `NotInStore`, and `Damaged`.
+
+    committed: whether a commit marker names it, so that it must be there.
+    """
+    _, asset_id, attempt, _ = key.split("/")
+
+    def check(data: bytes) -> Document:
+        document = _checked(Attempt, data)
+        _same(document, asset_id=asset_id, attempt=attempt)
+        ended = {"status": "interrupted", "ended_at": document["started_at"]}
+        row = document | ended if document["status"] == "running" else document
+        check_row("assets", asset_row(store, row, {}))
+        check_row("attempts", attempt_row(row))
+        check_known(document["report"], document["timings"])
+        return document
+
+    return (read_committed if committed else read_checked)(store, key, check)
+
+
+def attempt_keys(store: Store, asset_id: str) -> list[str]:
+    """The keys of all `attempt.json` of an asset."""
+    keys = store.list(f"{layout.asset_folder(asset_id)}/a")
+    return [k for k in keys if layout.is_attempt_document(k) and k.endswith(".json")]
+
+
+def read_run(store: Store, run_id: str) -> Document:
+    """The document of a run; raises `NotInStore`, and `Damaged`."""
+
+    def check(data: bytes) -> Document:
+        document = _checked(Run, data)
+        _same(document, run_id=run_id)
+        check_row("runs", run_row(document))
+        for row in entry_rows(document):
+            check_row("entries", row)
+        return document
+
+    return read_checked(store, layout.run_key(run_id), check)
+
+
+def asset_manifest(store: Store, asset_id: str) -> Document | None:
+    """The commit marker, or None while the asset is not finished; raises `Damaged`."""
+    try:
+        return read_checked(store, layout.marker_key(asset_id), parse_marker)
+    except NotInStore:
+        return None
+
+
+def finished_manifest(store: Store, asset_id: str) -> Document:
+    """The commit marker of an asset that the tables call finished; `StoreError` without one."""
+    manifest = asset_manifest(store, asset_id)
+    if manifest is None:
+        raise NotInStore(
+            f"{store.uri(layout.marker_key(asset_id))} is missing although the tables say that the"
+            f" asset is finished; see what `sjc verify --store {store.url}` finds."
+        )
+    return manifest
+
+
+def committed_attempt(manifest: Mapping[str, Any]) -> str:
+    """The attempt whose files a commit marker names, such as "a01"."""
+    return str(min(manifest["files"])).partition("/")[0]
+
+
+def committed_files(asset_id: str, manifest: Mapping[str, Any]) -> dict[str, CommittedFile]:
+    """A finished asset's files by name within the attempt, such as "views/mesh_0.png", in order."""
+    return {
+        name.partition("/")[2]: CommittedFile(
+            layout.file_key(asset_id, name), StoredFile(about["bytes"], about["sha256"])
+        )
+        for name, about in sorted(manifest["files"].items())
+    }
+
+
+def read_file(store: Store, file: CommittedFile) -> bytes:
+    """The content of a committed file; raises `Damaged` unless it is what was committed."""
+
+    def check(data: bytes) -> bytes:
+        found = bytes_digest(data)
+        if found.bytes != file.stored.bytes:
+            raise ValueError(f"{found.bytes:,} bytes instead of {file.stored.bytes:,}")
+        if found != file.stored:
+            raise ValueError("not what was committed")
+        return data
+
+    return read_committed(store, file.key, check)
+
+
+def run_ids(store: Store) -> list[str]:
+    """Every run of the store, the oldest first. Its picture and its report are beside its JSON."""
+    return [run_id for run_id in map(layout.run_of, store.list(layout.RUNS)) if run_id]
+
+
+def check_usable(store: Store) -> None:
+    """Raises `StoreError` for a store that must be left alone, before anything is written to it.
+
+    That is one of a newer format, and one whose tables are there and whose assets are not: a part
+    of it is not mounted, or not copied yet.
+    """
+    found = _format(store) or OURS
+    for name, version in OURS.items():
+        if found[name] > version:
+            raise NewerStore(
+                f"{store.url} has {name} version {found[name]} and this program knows up to "
+                f"{version}; nothing was written, use a newer sjc."
+            )
+    for name in ("assets", "runs"):
+        if _is_empty(store, f"{name}/") and not _is_empty(store, f"tables/{name}/"):
+            raise StoreError(
+                f"{store.uri(name)} is empty although the tables list {name}; nothing was written."
+                " Mount or copy all of the store; if this was deleted on purpose, delete "
+                f"{store.uri('tables')} too."
+            )
+
+
+def mark_format(store: Store) -> None:
+    """Leaves this program's versions in a store that has none, or older ones."""
+    found = _format(store)
+    if found is None or any(found[name] < version for name, version in OURS.items()):
+        write(store, layout.FORMAT, OURS, replace=True)
+
+
+def _format(store: Store) -> Document | None:
+    """The versions of a store, None for one from before there was such a file, and a new one."""
+    try:
+        return read_checked(store, layout.FORMAT, partial(_checked, _Format))
+    except NotInStore:
+        return None
+    except Damaged as error:
+        raise StoreError(
+            f"{store.uri(layout.FORMAT)} is damaged ({error.problem}), so nobody knows which"
+            " version wrote the store; nothing was written. Delete it if no newer sjc ever did."
+        ) from error
+
+
+def set_document_aside(store: Store, key: str, why: str) -> None:
+    """Moves a damaged file away, bytes as they are, and leaves its reason beside it.
+
+    ``a02/attempt.json`` becomes ``a02/attempt.TIME.damaged``, with ``a02/attempt.TIME.reason``.
+    """
+    moment = datetime.now(UTC)
+    stem = f"{key.rpartition('.')[0]}.{moment:%Y%m%dT%H%M%S%f}"
+    reason = f"{moment.isoformat(timespec='seconds')} {key} was set aside: {why}\n"
+    store.put_bytes(f"{stem}.reason", reason.encode())
+    store.move(key, f"{stem}.damaged")
+
+
+def _is_empty(store: Store, prefix: str) -> bool:
+    return next(store.list(prefix), None) is None
+
+
+def _object(data: bytes) -> Document:
+    try:
+        document = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(document, dict):
+        raise ValueError("it is not a JSON object")
+    return document
+
+
+def _checked(kind: type, data: bytes) -> Document:
+    """The JSON object, with the keys and types of `kind`; `ValueError` that names the first."""
+    from pydantic import ValidationError
+
+    document = _object(data)
+    try:
+        _schema(kind).validate_json(data, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}") from error
+    return document
+
+
+@cache
+def _schema(kind: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # a tenth of a second that many commands need not pay
+
+    return TypeAdapter(kind)
+
+
+def _same(document: Document, **expected: str) -> None:
+    for key, value in expected.items():
+        if document[key] != value:
+            raise ValueError(f"{key}: it is {document[key]!r} in the place of {value!r}")
+
+
+def parse_marker(data: bytes) -> Document:
+    """A commit marker from its JSON; `ValueError` for one that no finished asset can have."""
+    document = _checked(CommitMarker, data)
+    check_known(document["report"], document["timings"])
+    for name, about in document["files"].items():
+        try:
+            check_key(name)
+        except StoreError as error:
+            raise ValueError(f"files: {error}") from error
+        if about["bytes"] < 0 or not _SHA256.fullmatch(about["sha256"]):
+            raise ValueError(f"files: {name}: not a size and a SHA-256")
+    attempts = {name.partition("/")[0] for name in document["files"]}
+    if len(attempts) != 1 or not layout.ATTEMPT.fullmatch(*attempts):
+        raise ValueError("files: not the files of one attempt")
+    if f"{attempts.pop()}/mesh.glb" not in document["files"]:
+        raise ValueError("files: mesh.glb is not among them")
+    return document

@@ -1,0 +1,266 @@
+"""Whether a store is whole: files against their checksums, tables against the JSON behind them.
+
+What is damaged may be repaired. What could not be read is reported as such, and while there is
+any of it nothing is repaired at all (`tasks.store.interface` defines both).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from tasks.records import documents
+from tasks.records.assets import set_aside
+from tasks.records.attempts import confirm_attempt, is_needed
+from tasks.store import layout
+from tasks.store.checkpoints import finished_copies
+from tasks.store.interface import Damaged, NewerStore, NotInStore, Store, StoreError
+from tasks.tables.read import query
+from tasks.tables.schemas import SCHEMAS
+from tasks.tables.write import projection, rebuild_tables
+
+COMMITTED = ("ok", "running")  # the second until a later run closes the attempt
+ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
+GONE = "the tables list it and nothing of it is there; mount its disk, if one is missing"
+ENOUGH = 20  # files that could not be read: then the store is at fault, and the rest is not tried
+
+OnProgress = Callable[[int, int], None]  # done, of how many
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    kind: asset, attempt, run, table or leftover; gone, of an asset that only tables know; or
+    unreadable, of which nothing else is known.
+    """
+
+    kind: str
+    key: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What `repair_store` would do. assets, documents: those to set aside, with the reason."""
+
+    assets: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
+    attempts: list[str] = field(default_factory=list)
+    tables: bool = False
+
+    @property
+    def losses(self) -> int:
+        """How many things are no longer where they were."""
+        return len(self.assets) + len(self.documents) + len(self.gone)
+
+    def lines(self) -> list[str]:
+        """One line for each."""
+        lines = [f"assets/{asset_id}: set aside ({why})" for asset_id, why in self.assets.items()]
+        lines += [f"{key}: set aside" for key in self.documents]
+        lines += [f"{key}: taken out of the tables" for key in self.gone]
+        lines += [f"{key}: ended as ok" for key in self.attempts]
+        return [*lines, "tables: made again from the store's JSON"] if self.tables else lines
+
+
+def verify_store(
+    store: Store,
+    on_progress: OnProgress = lambda done, total: None,
+    abandoned: timedelta = ABANDONED,
+) -> list[Finding]:
+    """Reads everything once and writes nothing. Not while a run is active: its rows come later.
+
+    Raises `StoreError` for a store that cannot be listed, is of a newer format, or has tables and
+    no assets.
+    """
+    documents.check_usable(store)
+    asset_ids = asset_ids_of(store)
+    findings: list[Finding] = []
+    with ThreadPoolExecutor(documents.LOOKUPS) as pool:
+        for done, found in enumerate(pool.map(partial(_check_asset, store), asset_ids), 1):
+            findings += found
+            on_progress(done, len(asset_ids))
+            if len(unreadable(findings)) >= ENOUGH:
+                rest = f"the {len(asset_ids) - done} assets after it were not read"
+                return [*findings, Finding("unreadable", store.url, rest)]
+    for run_id in documents.run_ids(store):
+        read = partial(documents.read_run, store, run_id)
+        findings += _problems("run", layout.run_key(run_id), read)[1]
+    findings += _check_tables(store, comparable=not findings)  # they are made from the documents
+    if unreadable(findings):
+        return findings
+    needless = finished_copies(store, asset_ids)
+    findings += [Finding("leftover", key, "is of a finished asset") for key in needless]
+    left = store.leftovers(abandoned, remove=False)
+    return findings + [Finding("leftover", name, "was never finished") for name in left]
+
+
+def unreadable(findings: Iterable[Finding]) -> list[Finding]:
+    """Those of something that could not be read, which prove nothing about the store."""
+    return [finding for finding in findings if finding.kind == "unreadable"]
+
+
+def asset_ids_of(store: Store) -> list[str]:
+    """Every asset that was ever begun."""
+    keys = (key.split("/") for key in store.list(layout.ASSETS))
+    return sorted({parts[1] for parts in keys if layout.ASSET_ID.fullmatch(parts[1])})
+
+
+def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
+    """What to do about findings; writes nothing.
+
+    A damaged asset is set aside, so that the next run of its manifest makes it again; so is a
+    damaged document of an attempt that does not count, or of a run, and nothing else with it.
+    Raises `StoreError` if anything could not be read: it may be all that the other findings are.
+    """
+    findings = list(findings)
+    if unread := unreadable(findings):
+        raise StoreError(
+            f"{len(unread)} files of {store.url} could not be read, so nothing was repaired; the "
+            f"first is {unread[0]}"
+        )
+    assets: dict[str, str] = {}
+    aside: dict[str, str] = {}
+    for finding in findings:
+        if finding.kind == "asset" and is_needed(store, finding.key):
+            assets.setdefault(finding.key.split("/")[1], str(finding))
+        elif finding.kind in ("asset", "run"):
+            aside.setdefault(finding.key, finding.problem)
+    aside = {k: why for k, why in aside.items() if k.split("/")[1] not in assets}
+    gone, attempts = ([f.key for f in findings if f.kind == kind] for kind in ("gone", "attempt"))
+    tables = bool({finding.kind for finding in findings} - {"leftover"})
+    return Repairs(assets, aside, gone, attempts, tables)
+
+
+def repair_store(
+    store: Store, findings: Iterable[Finding], abandoned: timedelta = ABANDONED
+) -> list[str]:
+    """Mends what can be mended; returns what was done, a line each.
+
+    Nothing is lost by it: what is set aside is moved. Each asset is read once more before that,
+    and left alone if it is whole by then. Raises `StoreError` as `plan_repairs` and `verify_store`
+    do.
+    """
+    repairs = plan_repairs(store, findings)
+    documents.check_usable(store)
+    plan_repairs(store, _check_tables(store, comparable=False))  # read them all, or write nothing
+    done = []
+    again = plan_repairs(store, [f for k in repairs.assets for f in _check_asset(store, k)]).assets
+    for asset_id in repairs.assets:
+        if asset_id in again:
+            set_aside(store, asset_id, again[asset_id])
+            done.append(f"assets/{asset_id}: set aside; run its manifest to make it again")
+        else:
+            done.append(f"assets/{asset_id}: left as it is; read again, it is whole")
+    for key, why in repairs.documents.items():
+        if store.exists(key):
+            documents.set_document_aside(store, key, why)
+            done.append(f"{key}: set aside")
+    for key in repairs.attempts:
+        _, asset_id, attempt, _ = key.split("/")
+        confirm_attempt(store, asset_id, attempt)
+        done.append(f"{key}: ended as ok")
+    if repairs.tables:
+        rebuild_tables(store)
+        done.append("tables: made again from the store's JSON")
+    removed = [*store.leftovers(abandoned, remove=True)]
+    for key in finished_copies(store, asset_ids_of(store)):
+        store.delete(key)
+        removed.append(key)
+    return done + [f"{name}: removed" for name in removed]
+
+
+def _check_asset(store: Store, asset_id: str) -> list[Finding]:
+    """The commit marker, every file that it names, and every attempt's document.
+
+    Ends at the first thing that cannot be read: the asset cannot be judged then.
+    """
+    try:
+        keys = documents.attempt_keys(store, asset_id)
+    except StoreError as error:
+        return [Finding("unreadable", layout.asset_folder(asset_id), str(error))]
+    findings: list[Finding] = []
+    for key in keys:
+        findings += _problems("asset", key, partial(documents.read_attempt, store, key))[1]
+    marker = partial(documents.asset_manifest, store, asset_id)
+    manifest, found = _problems("asset", layout.marker_key(asset_id), marker)
+    findings += found
+    if manifest is None:
+        return findings
+    for file in documents.committed_files(asset_id, manifest).values():
+        if unreadable(findings):
+            return findings
+        findings += _problems("asset", file.key, partial(documents.read_file, store, file))[1]
+    key = layout.attempt_key(asset_id, documents.committed_attempt(manifest))
+    attempt, found = _problems(
+        "asset", key, partial(documents.read_attempt, store, key, committed=True)
+    )
+    if key not in keys:  # else it is among the findings already
+        findings += found
+    if attempt and attempt["spec"] != manifest["spec"]:
+        findings.append(Finding("asset", key, "is of another spec than manifest.json"))
+    elif attempt and attempt["status"] not in COMMITTED and not findings:
+        problem = f"is {attempt['status']}, and its files are committed"
+        findings.append(Finding("attempt", key, problem))
+    return findings
+
+
+def _problems(kind: str, key: str, read: Callable[[], T]) -> tuple[T | None, list[Finding]]:
+    """What `read` returns, or what its error says about `key`."""
+    try:
+        return read(), []
+    except NewerStore:
+        raise
+    except NotInStore:
+        return None, [Finding(kind, key, "is missing")]
+    except Damaged as error:
+        return None, [Finding(kind, key, f"is damaged: {error.problem}")]
+    except StoreError as error:
+        return None, [Finding("unreadable", key, str(error))]
+
+
+def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
+    """Each table's rows against those that follow from the JSON, if that is `comparable`."""
+    findings = []
+    wanted = projection(store) if comparable else {}
+    for table in SCHEMAS:
+        key, read = f"tables/{table}", partial(query, store, f"SELECT * FROM {table}")
+        content, found = _problems("table", key, read)
+        findings += found
+        if content is None or not comparable:
+            continue
+        rows = wanted[table]
+        if table == "assets":
+            known = rows["asset_id"].unique().to_pylist()
+            gone = set(content["asset_id"].unique().to_pylist()).difference(known)
+            findings += [
+                Finding("gone", layout.asset_folder(asset_id), GONE) for asset_id in sorted(gone)
+            ]
+        missing, extra = _differences(_rows(rows), _rows(content))
+        if missing or extra:
+            problem = f"{missing} rows are missing and {extra} have nothing behind them"
+            findings.append(Finding("table", key, problem))
+    return findings
+
+
+def _rows(table: pa.Table) -> Counter[str]:
+    """The rows as text, however often each is there."""
+    names = sorted(table.column_names)
+    rows: list[dict[str, Any]] = table.select(names).to_pylist(maps_as_pydicts="strict")
+    return Counter(map(repr, rows))
+
+
+def _differences(wanted: Counter[str], found: Counter[str]) -> tuple[int, int]:
+    return (wanted - found).total(), (found - wanted).total()

@@ -1,0 +1,1 @@
+"""An asset's way: optimize, extract, evaluate, publish, and measuring it again."""

@@ -1,0 +1,45 @@
+"""Stage 3: metrics, view pictures and the contact sheet of an asset."""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sjc_engine.evaluation.metrics import evaluate as measure
+from sjc_engine.evaluation.pictures import contact_sheet, take_pictures, to_image
+from sjc_engine.evaluation.turntable import write_turntable
+from tasks.prefect_ui.artifacts import show_preview
+from tasks.stages.asset import Asset
+from tasks.stages.judges import Judges
+from tasks.stages.retries import RETRY
+from tasks.tables.projection import view_file
+
+
+def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
+    """Puts all pictures of the asset into its folder and returns the metrics."""
+    assert asset.field is not None
+    assert asset.mesh is not None
+    recipe, prompt = asset.spec.recipe.evaluate, asset.spec.prompt
+    with asset.timed("evaluate"):
+        pictures = take_pictures(asset.field, asset.mesh, recipe.evaluation_size)
+        judge, lpips = judges.get(recipe)
+        report = measure(asset.field, asset.mesh, prompt, judge, recipe, pictures, lpips)
+        contact_sheet(asset.field, asset.mesh, prompt, pictures).save(asset.folder / "preview.png")
+        (asset.folder / "views").mkdir(exist_ok=True)
+        for source, views in (("field", pictures.field), ("mesh", pictures.mesh)):
+            for number, view in enumerate(views):
+                to_image(view).save(asset.folder / view_file(source, number))
+        if recipe.turntable_frames:
+            write_turntable(asset.mesh, asset.folder, recipe)
+    made = [path for path in sorted(asset.folder.rglob("*")) if path.is_file()]
+    asset.files = {path.relative_to(asset.folder).as_posix(): path for path in made}
+    asset.files["field.safetensors"] = asset.field_path
+    asset.report |= {**report.metrics, "views": report.views}
+    return report.metrics
+
+
+@task(name="evaluate", task_run_name="evaluate-{asset.name}", cache_policy=NO_CACHE, **RETRY)
+def evaluate_asset(asset: Asset, judges: Judges) -> dict[str, Any]:
+    metrics = evaluate(asset, judges)
+    show_preview(asset.name, asset.folder / "preview.png", asset.spec.prompt)
+    return metrics

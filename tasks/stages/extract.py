@@ -1,0 +1,39 @@
+"""Stage 2: a mesh from a field."""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sjc_engine.fields.kinds import load_field
+from sjc_engine.mesh.extract import extract_mesh, mesh_statistics, write_mesh
+from tasks.devices.job import scratch_lost
+from tasks.stages.asset import Asset
+from tasks.stages.retries import RETRY
+
+
+def extract(asset: Asset) -> dict[str, Any]:
+    """Puts the mesh's files into the asset's folder and returns its statistics.
+
+    Raises MeshError: EmptyField, OpaqueField, NonFinite, UnwrapTimeout or UnwrapKilled.
+    """
+    with asset.timed("extract"):
+        try:
+            asset.field = load_field(asset.field_path)
+        except ValueError as error:
+            if isinstance(error.__cause__, RuntimeError):  # no memory, or of another shape
+                raise
+            asset.drop_field()  # torn, in the scratch folder
+            raise scratch_lost(error) from error
+        recipe = asset.spec.recipe.mesh
+        asset.mesh = extract_mesh(asset.field, recipe)
+        asset.folder.mkdir(parents=True, exist_ok=True)
+        write_mesh(asset.mesh, asset.folder, recipe, asset.spec.extras())
+        statistics = mesh_statistics(asset.mesh)
+    asset.report |= statistics
+    return statistics
+
+
+@task(name="extract", task_run_name="extract-{asset.name}", cache_policy=NO_CACHE, **RETRY)
+def extract_asset(asset: Asset) -> dict[str, Any]:
+    return extract(asset)

@@ -1,0 +1,55 @@
+"""The store, opened by its address; `tasks.store.interface` defines it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.store.interface import (
+    AlreadyCommitted,
+    Damaged,
+    NewerStore,
+    NotInStore,
+    Store,
+    StoredFile,
+    StoreError,
+    TakesNoMore,
+    WrongBytes,
+    bytes_digest,
+    check_address,
+    check_endpoint,
+    check_key,
+    damaged,
+    is_damage,
+    read_checked,
+    read_committed,
+    stream_digest,
+)  # fmt: skip
+from tasks.store.local import LocalStore
+
+__all__ = [
+    "AlreadyCommitted", "Damaged", "NewerStore", "NotInStore", "Store", "StoreError",
+    "StoredFile", "TakesNoMore", "WrongBytes", "bytes_digest", "check_address",
+    "check_endpoint", "check_key", "damaged", "is_damage", "open_store", "read_checked",
+    "read_committed", "stream_digest",
+]  # fmt: skip
+
+
+def open_store(url: str | Path, *, writable: bool = True, option: str = "--store") -> Store:
+    """Open the store at `url`: a directory, or ``s3://bucket/prefix``.
+
+    With `writable` a local directory is made when it is missing, and one small write proves that
+    results can be kept: an unusable store is found here, before any work. option: what named the
+    store on the command line, for messages.
+    """
+    text = str(url)
+    check_address(text, "a store's address", f"{option} s3://bucket/prefix")
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return LocalStore(Path(text), writable=writable, option=option)
+    if scheme == "s3":
+        # boto3 takes half a second to import; a local store does not pay for it.
+        from tasks.store.s3 import S3Store
+
+        bucket, _, prefix = rest.partition("/")
+        return S3Store(bucket, prefix, writable=writable)
+    raise StoreError(f"{text} is not a store; use a directory or s3://bucket/prefix.")

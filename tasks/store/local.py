@@ -1,0 +1,335 @@
+"""The local store: a directory, written through temporary files.
+
+A write goes to a temporary name that starts with a dot, is flushed to the disk, and then appears
+under its key in one step. `os.link` fails when the key exists, so that of two writers exactly one
+wins and neither can overwrite the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from sjc_engine.files import is_refusal
+from tasks.store.disk import disk_advice
+from tasks.store.interface import (
+    TRANSFERS,
+    AlreadyCommitted,
+    Listed,
+    NotInStore,
+    Readable,
+    StoredFile,
+    StoreError,
+    TakesNoMore,
+    WrongBytes,
+    check_key,
+    damaged,
+    stream_digest,
+)
+
+T = TypeVar("T")
+
+# What file systems without hard links answer (exFAT, some network and container mounts).
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # the names of `_write_temporary`
+
+
+class LocalStore:
+    """A store in the directory `root`. option: what named it, for messages."""
+
+    def __init__(self, root: Path, *, writable: bool = True, option: str = "--store") -> None:
+        self._option = option
+        self.root = Path(os.path.abspath(root.expanduser()))
+        with self._explained("use", self.root):
+            if writable:
+                self.root.mkdir(parents=True, exist_ok=True)
+                probe = self._write_temporary(self.root / "probe", io.BytesIO(b"sjc"))[0]
+                probe.unlink()
+            elif not self.root.exists():
+                raise StoreError(
+                    f"There is no store at {self.root}; check {option}, or run `sjc run`."
+                )
+            elif not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def uri(self, key: str) -> str:
+        return str(self._path(key))
+
+    def put_file(self, key: str, path: Path, *, replace: bool = False) -> StoredFile:
+        with path.open("rb") as source:
+            return self._put(key, source, replace)
+
+    def put_bytes(self, key: str, data: bytes, *, replace: bool = False) -> StoredFile:
+        return self._put(key, io.BytesIO(data), replace)
+
+    def get_bytes(self, key: str) -> bytes:
+        with self._explained("read", self._path(key)), self._open(key) as source:
+            data = source.read()
+            self._check_complete(key, source, len(data))
+        return data
+
+    def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
+        with self._explained("read", self._path(key)):
+            source = self._open(key)
+        reader = _Reader(source, self._path(key), self._option)
+        with source, _explained("write", path, "folder"):
+            temporary, stored = self._write_temporary(path, reader)
+            with _removed_on_error(temporary):
+                self._check_complete(key, source, stored.bytes)
+                if sha256 is not None and stored.sha256 != sha256:
+                    problem = f"its SHA-256 is {stored.sha256} and should be {sha256}"
+                    raise damaged(self, key, problem)
+                os.replace(temporary, path)
+        return stored
+
+    def exists(self, key: str) -> bool:
+        path = self._path(key)
+        with self._explained("read", path):
+            try:
+                return stat.S_ISREG(self._looked_up(path, path.stat).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
+    def listed(self, key: str) -> Listed | None:
+        path = self._path(key)
+        with self._explained("list", path.parent):
+            try:
+                with os.scandir(path.parent) as entries:
+                    if all(entry.name != path.name for entry in entries):
+                        return None
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"Cannot list {path.parent}: the folder is not there; if a disk is missing,"
+                    " mount it again, and if it was deleted on purpose, delete all of the asset."
+                ) from error
+        with self._explained("read", path):
+            return Listed(path.lstat().st_size)
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        folder = prefix.rpartition("/")[0]
+        start = self._path(folder) if folder else self.root
+        with self._explained("list", start):
+            for key in self._walk(start, folder):
+                if key.startswith(prefix):
+                    yield key
+
+    def move(self, key: str, to: str) -> None:
+        path, target = self._path(key), self._path(to)
+        with self._explained("move", path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, target)
+            _flush_directory(target.parent)
+
+    def delete(self, key: str) -> None:
+        with self._explained("delete", self._path(key)):
+            self._path(key).unlink(missing_ok=True)
+
+    def leftovers(self, older: timedelta, *, remove: bool) -> Sequence[str]:
+        found = []
+        with self._explained("list", self.root):
+            for path in sorted(self.root.rglob(".*")):
+                age = time.time() - path.lstat().st_mtime
+                if _TEMPORARY.fullmatch(path.name) and age > older.total_seconds():
+                    found.append(path.relative_to(self.root).as_posix())
+                    if remove:
+                        path.unlink(missing_ok=True)
+        return found
+
+    def _path(self, key: str) -> Path:
+        path = self.root / check_key(key)
+        # A valid key cannot climb out by itself; a symbolic link inside the store could.
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except RuntimeError:  # a link that leads to itself
+            inside = False
+        if not inside:
+            raise StoreError(f"{path} leaves the store through a symbolic link; remove the link.")
+        return path
+
+    def _open(self, key: str) -> BinaryIO:
+        path = self._path(key)
+        return self._looked_up(path, lambda: path.open("rb"))
+
+    def _looked_up(self, path: Path, look: Callable[[], T]) -> T:
+        """What `look` finds at `path`; that it is not there is believed of its folder alone.
+
+        A network mount that comes and goes knows a name in one call and not in the next.
+        """
+        for _ in range(TRANSFERS):
+            try:
+                return look()
+            except (FileNotFoundError, NotADirectoryError):
+                if path == self.root or not self._is_listed(path):
+                    raise
+        raise self._hidden(path)
+
+    def _is_listed(self, path: Path) -> bool:
+        """Whether its folder lists `path`, and if that is not there the folder above it, and so on.
+
+        A folder that is listed and not found is an error, as is a store that is gone.
+        """
+        for _ in range(TRANSFERS):  # another process may make the folder between two looks
+            try:
+                with os.scandir(path.parent) as entries:
+                    return any(entry.name == path.name for entry in entries)
+            except NotADirectoryError:
+                return False
+            except FileNotFoundError as error:
+                if path.parent == self.root:
+                    raise StoreError(
+                        f"Cannot read {path}: the store's folder {self.root} is gone; mount its "
+                        f"disk again or check {self._option}."
+                    ) from error
+                if not self._is_listed(path.parent):
+                    return False
+        raise self._hidden(path.parent)
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
+        """Keys of the files under `folder`, in the order in which S3 lists them."""
+        entries = self._entries(folder)
+        for entry in sorted(entries, key=lambda e: e.name + "/" * e.is_dir(follow_symlinks=False)):
+            key = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(folder / entry.name, key)
+            elif entry.is_file(follow_symlinks=False):
+                yield key
+
+    def _entries(self, folder: Path) -> Sequence[os.DirEntry[str]]:
+        """What is in a folder; nothing in one that is not there, if the folder above agrees."""
+
+        def scan() -> Sequence[os.DirEntry[str]]:
+            with os.scandir(folder) as entries:
+                return tuple(entries)
+
+        try:
+            return self._looked_up(folder, scan)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+
+    def _hidden(self, path: Path) -> StoreError:
+        return StoreError(
+            f"Cannot read {path}: its folder lists it and it cannot be opened; check the disk."
+        )
+
+    def _check_complete(self, key: str, source: BinaryIO, size: int) -> None:
+        """Raises `WrongBytes` if the file was not read to its end."""
+        whole = os.fstat(source.fileno()).st_size
+        if size != whole:
+            raise WrongBytes(
+                f"Cannot read {self.uri(key)}: only {size:,} of its {whole:,} bytes arrive; check "
+                "the disk and try again."
+            )
+
+    def _explained(self, verb: str, path: Path) -> contextlib.AbstractContextManager[None]:
+        """The operating system's errors about a file of the store as `StoreError`s."""
+        return _explained(verb, path, self._option)
+
+    def _put(self, key: str, source: BinaryIO, replace: bool) -> StoredFile:
+        path = self._path(key)
+        with self._explained("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary, stored = self._write_temporary(path, source)
+            with _removed_on_error(temporary):
+                if replace:
+                    os.replace(temporary, path)
+                elif not _appear(temporary, path):
+                    temporary.unlink()
+                    with path.open("rb") as existing:
+                        found = stream_digest(existing)
+                        self._check_complete(key, existing, found.bytes)
+                        if found != stored:
+                            raise AlreadyCommitted(
+                                f"{path} is already committed with other content; nothing was "
+                                "changed, use a new attempt."
+                            )
+            _flush_directory(path.parent)
+        return stored
+
+    def _write_temporary(self, path: Path, source: Readable) -> tuple[Path, StoredFile]:
+        """Copy `source` to a flushed temporary file next to `path`."""
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with _removed_on_error(temporary), temporary.open("xb") as target:
+            stored = stream_digest(source, copy_to=target)
+            target.flush()
+            os.fsync(target.fileno())
+        return temporary, stored
+
+
+def _appear(temporary: Path, path: Path) -> bool:
+    """Give `temporary` the name `path` unless that name is taken; whether it was free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Without hard links two writers may both see a free name and the later one stays. The
+        # store is still right: each writer's manifest names its own attempt's files.
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+        return True
+    temporary.unlink()
+    return True
+
+
+def _flush_directory(folder: Path) -> None:
+    """Make a new name in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Reader:
+    """A file whose errors are those of reading it, while it is copied to another."""
+
+    def __init__(self, file: BinaryIO, path: Path, option: str) -> None:
+        self._file, self._path, self._option = file, path, option
+
+    def read(self, size: int, /) -> bytes:
+        with _explained("read", self._path, self._option):
+            return self._file.read(size)
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    """Leave no temporary file behind when the block fails, whatever it fails with."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _explained(verb: str, path: Path, option: str) -> Iterator[None]:
+    """Turn the operating system's error into one sentence with the fix."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and verb in ("read", "move"):
+            raise NotInStore(f"Cannot {verb} {path}: it does not exist; check {option}.") from error
+        refused = verb == "write" and option != "folder" and is_refusal(error)
+        kind = TakesNoMore if refused else StoreError
+        raise kind(f"Cannot {verb} {path}: {disk_advice(error, option)}.") from error

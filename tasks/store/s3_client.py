@@ -1,0 +1,152 @@
+"""The way to an S3 server: a boto3 client that is known to work, and errors with their fix.
+
+Settings are boto3's own: credentials from its default chain, the endpoint from
+``AWS_ENDPOINT_URL_S3``, trusted authorities from ``AWS_CA_BUNDLE``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    SSLError,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
+
+from tasks.store.interface import NotInStore, StoreError
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+ATTEMPTS, READ_SECONDS = 5, 60  # of one request; botocore waits longer before each attempt
+FIRST_ATTEMPTS, FIRST_READ_SECONDS = 3, 10  # before there is work that could be lost
+CONNECT_SECONDS = 10
+MISSING = {"NoSuchKey", "404"}
+
+# What the network, or a server that is not S3, makes of a request. ValueError: a malformed
+# endpoint; HTTPError: urllib3's that botocore lets through, such as a record that TLS refuses.
+NETWORK_ERRORS = (
+    BotoCoreError, ResponseParserError, HTTPError, ValueError, ConnectionError, TimeoutError,
+)  # fmt: skip
+
+_CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_EXPIRED = "the credentials have expired; renew them and run the same command again"
+_REGION = "the bucket is in another region; set AWS_DEFAULT_REGION to it"
+_ADVICE = {
+    "NoSuchBucket": "the bucket does not exist; create it or correct its name",
+    "AccessDenied": "these credentials may not do that; allow them to read, write and delete there",
+    "403": "these credentials are wrong or may not do that; " + _CREDENTIALS,
+    "InvalidAccessKeyId": "the access key is unknown there; " + _CREDENTIALS,
+    "SignatureDoesNotMatch": "the secret key is wrong; " + _CREDENTIALS,
+    "ExpiredToken": _EXPIRED,
+    "InvalidToken": "the session token is wrong; renew the credentials",
+    "RequestExpired": _EXPIRED,
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it and run the same command again",
+    "AuthorizationHeaderMalformed": _REGION,
+    "PermanentRedirect": _REGION,
+}
+
+
+def connect(session: boto3.Session, bucket: str, prefix: str, *, writable: bool) -> S3Client:
+    """A client for `bucket`, after a look whether it can be used.
+
+    With `writable` a small object is written, read and removed. A server that refuses or garbles
+    what botocore sends with a checksum (in a trailer, over HTTPS) is sent none from then on: TLS
+    guards the way to it, and each download is held against its SHA-256. botocore's errors.
+    """
+    first = Config(
+        retries={"mode": "standard", "total_max_attempts": FIRST_ATTEMPTS},
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=FIRST_READ_SECONDS,
+        signature_version="s3v4",
+    )
+    client: S3Client = session.client("s3", config=first)
+    _check_access(client, bucket, prefix)
+    work = Config(
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, read_timeout=READ_SECONDS
+    )
+    if writable and not _keeps_files(client, bucket, prefix):
+        plain = Config(request_checksum_calculation="when_required")
+        first, work = first.merge(plain), work.merge(plain)
+        if not _keeps_files(session.client("s3", config=first), bucket, prefix, sure=True):
+            raise StoreError(f"Cannot use s3://{bucket}/{prefix}: what is written there is read "
+                             "back as something else; use another server.")  # fmt: skip
+    return session.client("s3", config=first.merge(work))
+
+
+def _check_access(client: S3Client, bucket: str, prefix: str) -> None:
+    try:
+        client.head_bucket(Bucket=bucket)
+    except ClientError:
+        # The reply to a HEAD has no body that distinguishes a wrong clock from a wrong key.
+        client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+
+
+def _keeps_files(client: S3Client, bucket: str, prefix: str, *, sure: bool = False) -> bool:
+    """Whether a small object comes back as it was written.
+
+    Without `sure` a request that the server does not understand is a no and not an error.
+    """
+    # The name starts with a dot: a probe that is left behind shows in no listing.
+    key, content = f"{prefix}.probe-{secrets.token_hex(4)}", secrets.token_bytes(64)
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=content)
+        found = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    except ClientError as error:
+        if sure or error.response["ResponseMetadata"]["HTTPStatusCode"] not in (400, 411, 501):
+            raise
+        return False
+    client.delete_object(Bucket=bucket, Key=key)
+    return found == content
+
+
+def error_code(error: Exception) -> str:
+    """The code of an S3 error, such as "NoSuchKey"; empty for other errors."""
+    return error.response["Error"].get("Code", "") if isinstance(error, ClientError) else ""
+
+
+@contextlib.contextmanager
+def explained(verb: str, where: str) -> Iterator[None]:
+    """Turn botocore's error into one sentence with the fix."""
+    try:
+        yield
+    except (ClientError, OSError, *NETWORK_ERRORS) as error:
+        if error_code(error) in MISSING and verb != "list":  # a listing names no key
+            reason = "it does not exist; check the address"
+            raise NotInStore(f"Cannot {verb} {where}: {reason}.") from error
+        raise StoreError(f"Cannot {verb} {where}: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, and the fix."""
+    text = " ".join(str(error).split())[:300]
+    match error:
+        case ClientError():
+            code = error_code(error)
+            return _ADVICE.get(code) or f"the server answers {code}; try again later"
+        case NoCredentialsError() | PartialCredentialsError():
+            return f"there are no complete AWS credentials; {_CREDENTIALS}"
+        case CredentialRetrievalError() | SSOError() | TokenRetrievalError():
+            return f"{text}; renew the credentials and run the same command again"
+        case ParamValidationError():
+            return "this is not a valid bucket; use s3://bucket/prefix"
+        case SSLError():
+            authority = "name the file of the server's certificate authority in AWS_CA_BUNDLE"
+            return f"{text}; {authority}, or correct AWS_ENDPOINT_URL_S3"
+    if isinstance(error, NETWORK_ERRORS):
+        return f"{text}; check AWS_ENDPOINT_URL_S3 and the network"
+    return f"{text}; check the local disk"

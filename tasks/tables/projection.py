@@ -1,0 +1,224 @@
+"""Table rows from the store's JSON documents, and from nothing else.
+
+`attempt` is an ended `attempt.json`, `manifest` the asset's `manifest.json` ({} if there is none),
+`run` a `runs/{run_id}.json`. So every table can be made again from the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sjc_engine.spec import canonical_json
+from tasks.store.interface import Store
+from tasks.tables.columns import RowError
+from tasks.tables.schemas import COLUMNS, OUTCOMES, STAGES, Row
+
+Document = Mapping[str, Any]
+
+_ASSET_COLUMNS = {column.name: column for column in COLUMNS["assets"]}
+_VIEW_COLUMNS = {column.name: column for column in COLUMNS["views"]}
+_ENTRY_COLUMNS = [column.name for column in COLUMNS["entries"]]
+_names = list(_ASSET_COLUMNS)
+# What the engine reports of an asset: from its memory to its last metric, and two more.
+REPORT_KEYS = (
+    "steps",
+    "device",
+    *_names[_names.index("peak_memory_bytes") : _names.index("foreground_fraction") + 1],
+)
+VIEW_KEYS = tuple(name for name in _VIEW_COLUMNS if name not in ("asset_id", "run_id", "uri"))
+FILE_COLUMNS = {
+    "uri_mesh": "mesh.glb",
+    "uri_preview": "preview.png",
+    "uri_turntable": "turntable.mp4",
+    "uri_field": "field.safetensors",
+}
+
+
+def check_report(report: Document, timings: Document, versions: Document) -> None:
+    """Raises `RowError` unless the columns of `assets` and `views` can hold all of it."""
+    for key, value in report.items():
+        if key == "views":
+            continue
+        if key not in REPORT_KEYS:
+            raise RowError(f"report: unknown key {key!r}; known: {', '.join(REPORT_KEYS)}, views")
+        _ASSET_COLUMNS[key].check(value)
+    for view in report.get("views", []):
+        if set(view) - set(VIEW_KEYS):
+            wrong = ", ".join(sorted(set(view) - set(VIEW_KEYS)))
+            raise RowError(f"report: views: unknown key {wrong}; known: {', '.join(VIEW_KEYS)}")
+        for key in VIEW_KEYS:
+            _VIEW_COLUMNS[key].check(view.get(key))
+    for stage, seconds in timings.items():
+        if stage not in STAGES:
+            raise RowError(f"timings: unknown stage {stage!r}; known: {', '.join(STAGES)}")
+        _ASSET_COLUMNS[f"seconds_{stage}"].check(seconds)
+    for name, version in versions.items():
+        if not isinstance(version, str):
+            raise RowError(f"versions: {name}: {version!r} is not text")
+
+
+def check_known(report: Document, timings: Document) -> None:
+    """Raises `RowError` for a value that its column cannot hold; ignores keys without a column.
+
+    For documents that were read: a later version may know more columns.
+    """
+    for key in REPORT_KEYS:
+        _ASSET_COLUMNS[key].check(report.get(key))
+    for stage in STAGES:
+        _ASSET_COLUMNS[f"seconds_{stage}"].check(timings.get(stage))
+    views = report.get("views", [])
+    if not isinstance(views, list) or not all(isinstance(view, dict) for view in views):
+        raise RowError("report: views: not a list of objects")
+    for view in views:
+        for key in VIEW_KEYS:
+            _VIEW_COLUMNS[key].check(view.get(key))
+
+
+def view_file(source: str, view: int) -> str:
+    """The name of a view's picture among an attempt's files: "views/mesh_0.png"."""
+    return f"views/{source}_{view}.png"
+
+
+def rows_of_attempt(store: Store, attempt: Document, manifest: Document) -> dict[str, list[Row]]:
+    """Its rows in each table. A row in the last, `assets`, says that it has those in the others."""
+    return {
+        "views": view_rows(store, attempt, manifest),
+        "attempts": [attempt_row(attempt)],
+        "assets": [asset_row(store, attempt, manifest)],
+    }
+
+
+def rows_of_run(run: Document) -> dict[str, list[Row]]:
+    """Its rows in each table."""
+    return {"entries": entry_rows(run), "runs": [run_row(run)]}
+
+
+def asset_row(store: Store, attempt: Document, manifest: Document) -> Row:
+    """The row of table `assets` for the outcome of one attempt."""
+    spec = attempt["spec"]
+    recipe = spec["recipe"]
+    report, timings, versions = (
+        _result(attempt, manifest, part) for part in ("report", "timings", "versions")
+    )
+    files = _files(attempt, manifest)
+    keys = {name.partition("/")[2]: f"assets/{attempt['asset_id']}/{name}" for name in files}
+    values = {key: value for key, value in recipe.items() if key != "name"}
+    return {
+        "asset_id": attempt["asset_id"],
+        "field_id": attempt["field_id"],
+        "run_id": attempt["run_id"],
+        "attempt": attempt["attempt"],
+        "status": attempt["status"],
+        "error_type": attempt["error_type"],
+        "error": attempt["error"],
+        "prompt": spec["prompt"],
+        "negative_prompt": spec["negative_prompt"],
+        "image": spec["image"],
+        "seed": spec["seed"],
+        "prior": spec["prior"],
+        "prior_revision": spec["prior_revision"],
+        "prior_coverage": attempt["prior_coverage"],
+        "recipe": recipe["name"],
+        "recipe_hash": hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()[:16],
+        "spec_json": canonical_json(spec),
+        **{f"seconds_{stage}": timings.get(stage) for stage in STAGES},
+        **{key: report.get(key) for key in REPORT_KEYS},
+        "steps": report.get("steps", attempt["last_step"]),
+        "device": report.get("device", attempt["device"]),
+        **{
+            column: store.uri(keys[name]) if name in keys else None
+            for column, name in FILE_COLUMNS.items()
+        },
+        "bytes_total": sum(file["bytes"] for file in files.values()) if files else None,
+        "sha256_mesh": next(
+            (file["sha256"] for name, file in files.items() if name.endswith("/mesh.glb")), None
+        ),
+        "code_version": versions.get("code"),
+        "engine_version": versions.get("engine"),
+        "started_at": _time(attempt["started_at"]),
+        "ended_at": _time(attempt["ended_at"]),
+    }
+
+
+def view_rows(store: Store, attempt: Document, manifest: Document) -> list[Row]:
+    """The rows of table `views` for one attempt; none unless it is ok."""
+    if attempt["status"] != "ok":
+        return []
+    keys = {
+        name.partition("/")[2]: f"assets/{attempt['asset_id']}/{name}"
+        for name in _files(attempt, manifest)
+    }
+    rows = []
+    for view in _result(attempt, manifest, "report").get("views", []):
+        picture = keys.get(view_file(view["source"], view["view"]))
+        rows.append(
+            {
+                "asset_id": attempt["asset_id"],
+                "run_id": attempt["run_id"],
+                **{key: view.get(key) for key in VIEW_KEYS},
+                "uri": None if picture is None else store.uri(picture),
+            }
+        )
+    return rows
+
+
+def attempt_row(attempt: Document) -> Row:
+    """The row of table `attempts`."""
+    same = ("asset_id", "attempt", "run_id", "status", "error", "device", "first_step", "last_step")
+    return {
+        **{key: attempt[key] for key in same},
+        "started_at": _time(attempt["started_at"]),
+        "ended_at": _time(attempt["ended_at"]),
+    }
+
+
+def entry_rows(run: Document) -> list[Row]:
+    """The rows of table `entries` for one run."""
+    return [
+        {key: entry.get(key, run.get(key)) for key in _ENTRY_COLUMNS} | {"run_id": run["run_id"]}
+        for entry in run["entries"]
+    ]
+
+
+def run_row(run: Document) -> Row:
+    """The row of table `runs`."""
+    started, ended = _time(run["started_at"]), _time(run["ended_at"])
+    outcomes = Counter(entry["outcome"] for entry in run["entries"])
+    return {
+        "run_id": run["run_id"],
+        "manifest": run["manifest"],
+        "count_entries": len(run["entries"]),
+        "count_assets": len({entry["asset_id"] for entry in run["entries"]}),
+        **{f"count_{outcome}": outcomes[outcome] for outcome in OUTCOMES},
+        "started_at": started,
+        "ended_at": ended,
+        "seconds_total": (ended - started).total_seconds() if ended and started else None,
+        "flow_run_id": run["flow_run_id"],
+        "settings": canonical_json(run["settings"]),
+    }
+
+
+def _files(attempt: Document, manifest: Document) -> dict[str, dict[str, Any]]:
+    """The asset's files if this attempt ended well; a later evaluation shares them."""
+    return manifest.get("files", {}) if attempt["status"] == "ok" else {}
+
+
+def _result(attempt: Document, manifest: Document, part: str) -> dict[str, Any]:
+    """The attempt's own report, timings or versions, or those that were committed with it."""
+    if attempt[part] or attempt["status"] != "ok":
+        return dict(attempt[part])
+    return dict(manifest.get(part, {}))
+
+
+def _time(text: str | None) -> datetime | None:
+    """`ValueError` for what is no time with a zone."""
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return moment

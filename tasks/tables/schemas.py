@@ -1,0 +1,342 @@
+"""The five tables: their columns, their Arrow schemas, and the check of a row before it is written.
+
+`docs/tables.md` is this file for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.tables.columns import (
+    FLAG,
+    REAL,
+    TEXT,
+    TEXT_MAP,
+    TEXTS,
+    TIME,
+    WHOLE,
+    Column,
+    RowError,
+    count,
+    required,
+    seconds,
+    share,
+)
+
+# Version 2 has more columns: coverage, field_mesh_lpips, lpips_weights; version 3 has rolled_back.
+# Files of older versions are read as if they held nulls there.
+SCHEMA_VERSION = 3
+
+STATUSES = ("ok", "failed", "diverged", "timeout", "cancelled", "interrupted")
+COVERAGES = ("good", "small", "cropped")
+OUTCOMES = ("computed", "reused", "duplicate", "failed")
+STAGES = ("queue", "optimize", "extract", "evaluate", "publish")
+
+Row = dict[str, Any]
+
+_ASSET_ID = required("asset_id", "Id of the asset: first 16 hex digits of its spec's SHA-256.")
+_RUN_ID = required("run_id", "The run. Kept as the folder name `run_id=...`, not in the file.")
+_ATTEMPT = required("attempt", "Attempt at this asset: `a01`, `a02`, ...")
+_STATUS = required("status", "How it ended.", choices=STATUSES)
+_STARTED = required("started_at", "When the attempt started (UTC).", TIME)
+_ENDED = required("ended_at", "When the attempt ended (UTC).", TIME)
+_IOU = share("field_mesh_iou", "Overlap (IoU) of the mesh's and the field's silhouettes.", "higher")
+_PSNR = Column(
+    "field_mesh_psnr",
+    REAL,
+    "Likeness of the mesh's and the field's pictures, on the pixels of either silhouette.",
+    unit="dB",
+    low=0,
+    high=100,
+    better="higher",
+)
+_LPIPS = Column(
+    "field_mesh_lpips",
+    REAL,
+    "LPIPS distance of the mesh's pictures from the field's; null without `lpips` weights.",
+    low=0,
+    better="lower",
+)
+_CLIP = Column(
+    "clip_score",
+    REAL,
+    "100 max(cos, 0) of picture and prompt, as the judge sees them. Only comparable between rows "
+    "of the same evaluator and revision.",
+    low=0,
+    high=100,
+    better="higher",
+)
+
+TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
+    "assets": (
+        "One row per asset per run that worked on it: its outcome. A run that finds an asset "
+        "finished writes no row here, only in `entries`.",
+        (
+            _ASSET_ID,
+            required("field_id", "Id of the field: assets that share it differ after it only."),
+            _RUN_ID,
+            _ATTEMPT,
+            _STATUS,
+            Column("error_type", TEXT, "Class of the error; null when ok."),
+            Column("error", TEXT, "Message of the error; null when ok."),
+            required("prompt", "The prompt, verbatim."),
+            required("negative_prompt", "The negative prompt; empty for none."),
+            Column("image", TEXT, "SHA-256 of the conditioning image; null for none."),
+            required("seed", "Seed of the scene's random generator.", WHOLE, low=0),
+            required("prior", "The 2D diffusion model: builtin name, folder or hub id."),
+            required("prior_revision", "Its revision; for a folder the digest of its weights."),
+            share(
+                "prior_coverage",
+                "Share of the prompt's content words that the embedded prior knows; null for "
+                "priors without a fixed vocabulary.",
+                "higher",
+            ),
+            required("recipe", "The preset it began as."),
+            required("recipe_hash", "First 16 hex digits of the SHA-256 of all recipe values."),
+            required("spec_json", "The whole spec as canonical JSON: enough to make it again."),
+            count("steps", "Optimisation steps done."),
+            Column("device", TEXT, "Device of the optimisation, such as `cpu` or `cuda:0`."),
+            seconds("seconds_queue", "Wait for a device."),
+            seconds("seconds_optimize", "Optimisation, earlier interrupted attempts included."),
+            seconds("seconds_extract", "Mesh extraction."),
+            seconds("seconds_evaluate", "Evaluation."),
+            seconds("seconds_publish", "Upload to the store."),
+            count("peak_memory_bytes", "Peak memory of the engine process or device.", "bytes"),
+            Column("loss_first", REAL, "Loss of the first step."),
+            Column("loss_last", REAL, "Loss of the last step."),
+            Column("loss_min", REAL, "Smallest loss of a step."),
+            Column(
+                "rolled_back",
+                FLAG,
+                "Whether a step was not finite once: the scene went back to its last snapshot, and"
+                " on at half the learning rate.",
+                better="lower",
+            ),
+            count("vertices", "Vertices of the mesh."),
+            count("faces", "Triangles of the mesh."),
+            count("components", "Connected parts of the mesh. Most things are one.", "", "lower"),
+            Column("watertight", FLAG, "Whether the mesh is closed and oriented.", better="higher"),
+            Column("genus", WHOLE, "Handles, summed over the parts; a sphere has 0."),
+            Column("area", REAL, "Surface area.", unit="world units²", low=0),
+            Column("volume", REAL, "Signed volume; negative: inside out.", unit="world units³"),
+            *(
+                Column(
+                    f"bbox_{end}_{axis}",
+                    REAL,
+                    f"Bounding box of the exported file (front +Z, up +Y): {end}imum {axis}.",
+                    unit="world units",
+                )
+                for end in ("min", "max")
+                for axis in "xyz"
+            ),
+            count("degenerate_faces", "Triangles of (almost) no area.", "", "lower"),
+            Column("single_color", FLAG, "95% of the surface has one colour.", better="lower"),
+            Column("evaluator", TEXT, "The judge: builtin name, folder or hub id."),
+            Column("evaluator_revision", TEXT, "The judge's revision."),
+            Column("distractors_sha256", TEXT, "SHA-256 of the captions that it chose among."),
+            _CLIP,
+            share(
+                "clip_r_precision",
+                "Share of the eight views whose best caption, among the prompt and the "
+                "distractors, is the prompt.",
+                "higher",
+            ),
+            share("geometry_r_precision", "The same on pictures without colours.", "higher"),
+            share(
+                "janus_score",
+                "Share of the five views from azimuth 90 to 270 degrees whose picture is nearer "
+                "(cosine, by the judge) to 'front view of PROMPT' than to 'side view of PROMPT' "
+                "and 'backside view of PROMPT'. Says nothing about round objects.",
+                "lower",
+            ),
+            _IOU,
+            _PSNR,
+            _LPIPS,
+            Column("lpips_weights", TEXT, "The LPIPS weights: folder@revision."),
+            Column(
+                "coverage",
+                TEXT,
+                "How the field lies in its nine pictures: `cropped` if it reaches a border, "
+                "`small` if it covers less than 2% of the pixels, else `good`.",
+                choices=COVERAGES,
+            ),
+            share("opacity_mean", "Mean opacity of the field's pictures."),
+            share("foreground_fraction", "Share of their pixels with opacity above 0.5."),
+            *(
+                Column(f"uri_{name}", TEXT, f"Where {file} is: a path or s3://; null if not made.")
+                for name, file in (
+                    ("mesh", "mesh.glb"),
+                    ("preview", "preview.png"),
+                    ("turntable", "turntable.mp4"),
+                    ("field", "field.safetensors"),
+                )
+            ),
+            count("bytes_total", "Size of all the asset's files.", "bytes"),
+            Column("sha256_mesh", TEXT, "SHA-256 of mesh.glb."),
+            Column("code_version", TEXT, "Version of the pipeline."),
+            Column("engine_version", TEXT, "Version of the engine."),
+            _STARTED,
+            _ENDED,
+        ),
+    ),
+    "views": (
+        "One row per evaluation view of an asset, from the field and from the mesh.",
+        (
+            _ASSET_ID,
+            _RUN_ID,
+            required("view", "Number: 0 to 7 go around, 8 is from above.", WHOLE, low=0),
+            required(
+                "azimuth_deg",
+                "0 sees the front, 90 the object's own left side.",
+                REAL, unit="degrees", low=0, high=360,
+            ),
+            required(
+                "elevation_deg", "Above the horizon.", REAL, unit="degrees", low=-90, high=90
+            ),
+            required("source", "What the picture shows.", choices=("field", "mesh")),
+            _CLIP,
+            Column("top_caption", TEXT, "The caption that the judge likes best."),
+            _IOU,
+            _PSNR,
+            _LPIPS,
+            Column("uri", TEXT, "Where the picture is; null if not kept."),
+        ),
+    ),
+    "entries": (
+        "One row per manifest entry per run. Many entries may point at one asset.",
+        (
+            _RUN_ID,
+            required("manifest", "The row's manifest file, here or on S3."),
+            required("manifest_sha256", "SHA-256 of that file."),
+            required("line", "Physical line of its row; the header is 1.", WHOLE, low=1),
+            required("row_id", "The row's id, given or derived."),
+            _ASSET_ID,
+            required("tags", "Its tags.", TEXTS),
+            required("meta", "Its `meta.*` cells, without that prefix.", TEXT_MAP),
+            Column(
+                "outcome",
+                TEXT,
+                "What the run did for it; null while the run goes on, or if it was killed.",
+                choices=OUTCOMES,
+            ),
+        ),
+    ),
+    "attempts": (
+        "One row per ended attempt at an asset.",
+        (
+            _ASSET_ID,
+            _ATTEMPT,
+            _RUN_ID,
+            _STATUS,
+            Column("error", TEXT, "Message of the error; null when ok."),
+            Column("device", TEXT, "Device of the optimisation; null if it got none."),
+            count("first_step", "Steps that earlier attempts had done."),
+            count("last_step", "Steps done at the end."),
+            _STARTED,
+            _ENDED,
+        ),
+    ),
+    "runs": (
+        "One row per run.",
+        (
+            _RUN_ID,
+            required("manifest", "The manifest as the user named it."),
+            required("count_entries", "Entries of the manifest.", WHOLE, low=0),
+            required("count_assets", "Different assets among them.", WHOLE, low=0),
+            *(
+                required(f"count_{outcome}", f"Entries with outcome `{outcome}`.", WHOLE, low=0)
+                for outcome in OUTCOMES
+            ),
+            required("started_at", "When the run started (UTC).", TIME),
+            Column("ended_at", TIME, "When it ended (UTC); null if it was killed."),
+            seconds("seconds_total", "Time between both."),
+            Column("flow_run_id", TEXT, "Id of the Prefect flow run."),
+            required("settings", "The flow's parameters, as JSON."),
+        ),
+    ),
+}  # fmt: skip
+
+COLUMNS: dict[str, tuple[Column, ...]] = {name: columns for name, (_, columns) in TABLES.items()}
+
+
+def _schema(table: str) -> pa.Schema:
+    fields = [pa.field(c.name, c.type, nullable=not c.required) for c in COLUMNS[table]]
+    return pa.schema(fields, {"sjc.table": table, "sjc.version": str(SCHEMA_VERSION)})
+
+
+SCHEMAS: dict[str, pa.Schema] = {table: _schema(table) for table in TABLES}
+# In the files the run is the folder's name alone: a column too, and pandas and pyarrow could not
+# read the folder as the hive-partitioned table that it is.
+FILE_SCHEMAS: dict[str, pa.Schema] = {
+    table: schema.remove(schema.get_field_index("run_id")) for table, schema in SCHEMAS.items()
+}
+# A compacted file has the rows of many runs, and so the column: as a dictionary, which is what
+# pandas makes of the folders' names too. It is in no run's folder.
+COMPACTED_SCHEMAS: dict[str, pa.Schema] = {
+    table: schema.set(
+        position, pa.field("run_id", pa.dictionary(pa.int32(), pa.string()), nullable=False)
+    )
+    for table, schema in SCHEMAS.items()
+    for position in (schema.get_field_index("run_id"),)
+}
+
+# What tells a run's rows of a table apart.
+ROW_KEYS = {
+    "assets": ("asset_id",),
+    "attempts": ("asset_id", "attempt"),
+    "views": ("asset_id", "source", "view"),
+    "entries": ("row_id",),
+    "runs": ("manifest",),
+}
+# Which of several rows with the same key counts: the first in this order, as SQL. A run that was
+# taken for dead may still write the true end of an attempt, so `interrupted` gives way. Attempts
+# are numbered, since the clocks of machines differ.
+COUNTS_FIRST = {
+    "assets": ("try_cast(attempt[2:] AS INT) DESC", "status = 'interrupted'", "ended_at DESC"),
+    "attempts": ("status = 'interrupted'", "ended_at DESC"),
+    "views": (),
+    "entries": ("outcome IS NULL",),
+    "runs": ("ended_at IS NULL",),
+}
+
+
+def is_file_schema(table: str, schema: pa.Schema, version: int, *, compacted: bool) -> bool:
+    """Whether files of the table have, or had in an earlier version, these columns.
+
+    Versions only ever add columns that may be null.
+    """
+    today = (COMPACTED_SCHEMAS if compacted else FILE_SCHEMAS)[table]
+    if version < SCHEMA_VERSION:
+        today = pa.schema([f for f in today if f.name in schema.names or not f.nullable])
+    return bool(schema.equals(today, check_metadata=False))
+
+
+def check_row(table: str, row: Mapping[str, Any]) -> None:
+    """Raises `RowError` unless `row` has exactly the table's columns with values that fit."""
+    columns = COLUMNS[table]
+    names = [column.name for column in columns]
+    for problem, keys in (
+        ("unknown", sorted(row.keys() - set(names))),
+        ("missing", [name for name in names if name not in row]),
+    ):
+        if keys:
+            raise RowError(f"table {table}: {problem} column {', '.join(keys)}")
+    for column in columns:
+        try:
+            column.check(row[column.name])
+        except RowError as error:
+            raise RowError(f"table {table}: {error}") from error.__cause__
+
+
+def to_arrow(table: str, run_id: str | None, rows: Iterable[Row]) -> pa.Table:
+    """Rows as a file's content, of one run, or of many with their `run_id`; raises `RowError`."""
+    rows = list(rows)
+    for row in rows:
+        check_row(table, row)
+        if run_id not in (None, row["run_id"]):
+            raise RowError(f"table {table}: run_id: {row['run_id']!r} in the part of {run_id!r}")
+    schema = (FILE_SCHEMAS if run_id else SCHEMAS)[table]
+    return pa.Table.from_pylist([{f: row[f] for f in schema.names} for row in rows], schema)
