@@ -16,55 +16,16 @@ FREE = {  # what no limit holds
     "commands",  # `sjc X` is commands/x.py: the folder is its own index
     "kernels.py",  # Numba's cache does not see changes in another file
 }
-MAX_CODE_LINES = 18_960  # goal: 17,000
+MAX_CODE_LINES = 17_750  # goal: 17,000
 MIN_PROSE = 0.14  # lines for each line of code
 # What is counted: its goal, and today's offenders with the most that each may have.
 LIMITS: dict[str, tuple[int, dict[str, int]]] = {
-    "modules of a folder": (
-        12,
-        {
-            "flows": 37,
-            "tasks": 54,
-        },
-    ),
-    "lines of a module": (
-        400,
-        {},
-    ),
-    "lines of a function": (
-        60,
-        {
-            "flows/single.py:_make": 70,
-            "sjc_engine/evaluation/metrics.py:evaluate": 85,
-            "sjc_engine/glb.py:glb_bytes": 117,
-            "sjc_engine/rendering/volume.py:render_views": 74,
-            "sjc_engine/toybox/training/train.py:train": 78,
-            "sjc_engine/toybox/training/train_judge.py:train": 61,
-            "tasks/datasets/card.py:_readme": 71,
-        },
-    ),
-    "complexity of a function": (
-        10,
-        {
-            "flows/deploy.py:check": 12,
-            "flows/errors.py:reported": 12,
-            "flows/experiments.py:sample2d": 13,
-            "flows/story.py:command": 11,
-            "flows/verify.py:run": 14,
-            "sjc_engine/optimization/loop.py:try_step": 12,
-            "sjc_engine/glb.py:glb_bytes": 11,
-            "sjc_engine/toybox/training/train.py:train": 14,
-            "tasks/tables/projection.py:check_report": 11,
-        },
-    ),
+    "modules of a folder": (12, {}),
+    "lines of a module": (400, {}),
+    "lines of a function": (60, {}),
+    "complexity of a function": (10, {"tasks/tables/projection.py:check_report": 11}),
 }
-CIRCLES = {  # modules that import each other, in functions and under TYPE_CHECKING too; goal: none
-    frozenset({"sjc_engine.rendering.camera", "sjc_engine.guidance.view_prompts"}),
-    frozenset(f"sjc_engine.{name}" for name in ("level", "mesh", "raster", "texture")),
-    frozenset({"tasks.devices.pool", "tasks.devices.engine"}),
-    frozenset({"tasks.pages.report.contents", "tasks.pages.report.page"}),
-    frozenset(f"tasks.{name}" for name in ("s3_client", "store", "store_local", "store_s3")),
-}
+CIRCLES: set[frozenset[str]] = set()  # in functions and under TYPE_CHECKING too
 # Package -> what none of its modules imports, wherever the import stands
 UNKNOWN_TO = {
     "flows": (),

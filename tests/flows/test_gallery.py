@@ -31,7 +31,8 @@ from sjc_engine.recipes import MeshRecipe, Recipe
 from sjc_engine.rendering.camera import orbit
 from sjc_engine.rendering.rasterize import rasterize
 from sjc_engine.spec import AssetSpec
-from tasks.pages.gallery.build import RESOURCES, VIEWER, build_gallery, command, index_page
+from tasks.pages.gallery import build
+from tasks.pages.gallery.build import VIEWER, build_gallery, command, index_page
 from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.store import open_store
@@ -289,7 +290,9 @@ def test_a_browser_draws_a_file_as_the_rasteriser_does(tmp_path: Path, page: Pag
     mesh = extract_mesh(field, MeshRecipe(mesh_resolution=64, texture_size=512, iso_level=20.0))
     mesh.export(tmp_path / "mesh.glb")
     glb = base64.b64encode((tmp_path / "mesh.glb").read_bytes()).decode()
-    (tmp_path / "viewer.js").write_bytes((RESOURCES / "vendor" / VIEWER).read_bytes())
+    (tmp_path / "viewer.js").write_bytes(
+        Path(build.__file__).with_name("vendor").joinpath(VIEWER).read_bytes()
+    )
     (tmp_path / "index.html").write_text(VIEWER_PAGE.format(glb=glb))
     page.size(512, 512)
     page.open(f"file://{tmp_path}/index.html")

@@ -20,21 +20,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from task_samples import all_tables, fill, make, make_run, report, spec
-from tasks.commit import (
+
+from tasks.records.attempts import (
     asset_attempts,
     close_interrupted,
     finish_attempt,
-    finish_run,
     start_attempt,
-    start_run,
 )
-
-from tasks import tables
 from tasks.records.documents import asset_manifest, read_document
+from tasks.records.runs import finish_run, start_run
 from tasks.records.verify import verify_store
 from tasks.store import open_store
 from tasks.store.interface import Damaged, NewerStore, Store, StoreError
 from tasks.tables import read as table_reader
+from tasks.tables import write as tables
 from tasks.tables.columns import RowError
 from tasks.tables.projection import attempt_row, view_rows
 from tasks.tables.read import query, read_table
