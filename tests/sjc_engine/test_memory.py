@@ -188,7 +188,7 @@ class Replies(io.StringIO):
         return super().write(line)
 
 
-def drive(engine: worker.Engine, folder: Path, steps: int) -> list[dict[str, Any]]:
+def drive(engine: worker.Worker, folder: Path, steps: int) -> list[dict[str, Any]]:
     """Runs scenes a and b to their end, and adds one that is returned when the other has ended."""
     told: list[dict[str, Any]] = []
     ended: set[str] = set()
