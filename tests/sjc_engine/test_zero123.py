@@ -20,7 +20,7 @@ from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.priors.conditioning import InputImage
 from sjc_engine.priors.denoiser import Cond, load_prior
-from sjc_engine.priors.families.zero123 import relative_pose
+from sjc_engine.priors.families.zero123 import Zero123Prior, relative_pose
 from sjc_engine.recipes import Recipe
 from sjc_engine.rendering.camera import orbit
 
@@ -322,12 +322,15 @@ def test_a_picture_becomes_a_field_in_rgb(prior, monkeypatch):
         optimize(["a", "b"], prior, small(prior), images=[ball()])
 
 
-class Content:
+class Content(Zero123Prior):
     """An image prior on pixels that likes every picture as it is: its score is 0."""
 
     id, revision, latent, guided, channels, resolution = "content", "0", False, True, 3, 16
     device = torch.device("cpu")
     sigmas = torch.linspace(0.1, 2.0, 1000, dtype=torch.float64)
+
+    def __init__(self):
+        """There is nothing to load."""
 
     def encode(self, image, camera):
         self.camera = camera
