@@ -98,7 +98,7 @@ def test_the_summary_of_a_run(plan: Plan, clock: Clock) -> None:
     assert "# toys.csv: 2 assets \\(2 new\\)" in texts[0]
     assert "| 0 | 0 | 0 | 2 |" in texts[-1]
     # 149 steps at 50 in 36 s are 107 s; 2 devices for 36 s and then for 143 s, at 3 an hour
-    assert "**About 2 min left.**" in texts[-1]
+    assert "**About 1 min 47 s left.**" in texts[-1]
     assert "36 s on cpu, cpu: 0.02 device-hours, cost 0.06 at 3 an hour" in texts[-1]
     assert "about 0.24 in the end" in texts[-1]
     told.progress("duck", 99, 100, None)
