@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS = 300_000  # the most of a manifest
-WANTED_SECONDS, WANTED_MB = 60, 500
+WANTED_SECONDS, WANTED_MB = 60, 1000
 COLORS = ("red", "green", "blue", "golden", "wooden", "tiny", "huge", "old")
 NOUNS = ("duck", "mug", "car", "house", "robot", "teapot", "castle", "fish", "pig", "tree")
 BATCH = 10_000
