@@ -89,21 +89,21 @@ def test_what_others_import_is_there(folder: str) -> None:
     files = counts.read_modules([folder])
     assert files
     wrong = [
-        f"{file.path}:{line}: {target}"
+        f"{file.path}:{line}: {target}: {problem}"
         for file in files
         for target, line in file.imports.items()
-        if target.partition(".")[0] in counts.PACKAGES and not exists(target)
+        if target.partition(".")[0] in counts.PACKAGES and (problem := why_not(target))
     ]
     assert not wrong
 
 
-def exists(name: str) -> bool:
-    """Whether this dotted name is a module, or something in one."""
+def why_not(name: str) -> str:
+    """Why this dotted name is neither a module nor something in one; empty if it is."""
     try:
         pkgutil.resolve_name(name)
-    except (ImportError, AttributeError):
-        return False
-    return True
+    except (ImportError, AttributeError) as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize("title", LIMITS)
