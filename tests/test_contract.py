@@ -31,8 +31,8 @@ def test_the_contract_holds(kind: str) -> None:
     now = contract.FACTS[kind]()
     diff = list(difflib.unified_diff(contract.held(kind), now, "held", "now", n=0, lineterm=""))
     if diff:
-        advice = "Is this wanted? Then run python scripts/contract.py, and say it in the changelog."
-        pytest.fail("\n".join([f"tests/contract/{kind}.txt", *diff, advice]), pytrace=False)
+        advice = "If this is wanted, `python scripts/contract.py` writes it down."
+        pytest.fail("\n".join([f"tests/contract/{kind}.txt:", *diff, advice]), pytrace=False)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -40,8 +40,8 @@ def test_help_names_every_option(name: str) -> None:
     shown = CliRunner().invoke(app, [name, "--help"])
     assert shown.exit_code == 0
     words = set(shown.output.replace(",", " ").split())
-    options = {flag for p in COMMANDS[name].params if not p.hidden for flag in p.opts}
-    assert not {flag for flag in options if flag.startswith("-")} - words
+    flags = {flag for p in COMMANDS[name].params if not p.hidden for flag in p.opts}
+    assert not {flag for flag in flags if flag.startswith("-")} - words
 
 
 @pytest.mark.parametrize("fact", contract.held("names"))
