@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -40,25 +40,20 @@ FILE_COLUMNS = {
 
 def check_report(report: Document, timings: Document, versions: Document) -> None:
     """Raises `RowError` unless the columns of `assets` and `views` can hold all of it."""
-    for key, value in report.items():
-        if key == "views":
-            continue
-        if key not in REPORT_KEYS:
-            raise RowError(f"report: unknown key {key!r}; known: {', '.join(REPORT_KEYS)}, views")
-        _ASSET_COLUMNS[key].check(value)
+    _check_keys("report", report, (*REPORT_KEYS, "views"))
     for view in report.get("views", []):
-        if set(view) - set(VIEW_KEYS):
-            wrong = ", ".join(sorted(set(view) - set(VIEW_KEYS)))
-            raise RowError(f"report: views: unknown key {wrong}; known: {', '.join(VIEW_KEYS)}")
-        for key in VIEW_KEYS:
-            _VIEW_COLUMNS[key].check(view.get(key))
-    for stage, seconds in timings.items():
-        if stage not in STAGES:
-            raise RowError(f"timings: unknown stage {stage!r}; known: {', '.join(STAGES)}")
-        _ASSET_COLUMNS[f"seconds_{stage}"].check(seconds)
+        _check_keys("report: views", view, VIEW_KEYS)
+    _check_keys("timings", timings, STAGES)
     for name, version in versions.items():
         if not isinstance(version, str):
             raise RowError(f"versions: {name}: {version!r} is not text")
+    check_known(report, timings)
+
+
+def _check_keys(part: str, found: Iterable[str], known: Sequence[str]) -> None:
+    unknown = ", ".join(sorted(set(found) - set(known)))
+    if unknown:
+        raise RowError(f"{part}: unknown key {unknown}; known: {', '.join(known)}")
 
 
 def check_known(report: Document, timings: Document) -> None:

@@ -137,13 +137,13 @@ def test_the_first_commit_counts(store: Store, files: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("report", {"clip": 1.0}, "unknown key 'clip'"),
+        ("report", {"clip": 1.0}, "unknown key clip"),
         ("report", {"clip_score": float("nan")}, "clip_score: nan is not finite"),
         ("report", {"clip_score": 101.0}, "clip_score: 101.0 is outside 0 to 100"),
         ("report", {"faces": "many"}, "faces: 'many' is not int64"),
         ("report", {"views": [{"view": 0}]}, "azimuth_deg: null is not allowed"),
         ("report", {"views": [dict(REPORT["views"][0], score=1)]}, "views: unknown key score"),
-        ("timings", {"upload": 1.0}, "unknown stage 'upload'"),
+        ("timings", {"upload": 1.0}, "unknown key upload"),
         ("timings", {"publish": -1.0}, "seconds_publish: -1.0 is outside"),
         ("versions", {"code": 1}, "versions: code: 1 is not text"),
     ],
