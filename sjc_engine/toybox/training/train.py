@@ -26,14 +26,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from sjc_engine.priors.denoiser import tokenize
 from sjc_engine.priors.sources import BUILTINS
 from sjc_engine.toybox.training.dataset import STUDIO, cached_toys, on_backgrounds
-from sjc_engine.toybox.training.loop import (
+from sjc_engine.toybox.training.tokenizer import MAX_TOKENS, build_tokenizer
+from sjc_engine.toybox.training.training_loop import (
     Draws,
     Training,
     TrainingOptions,
     option_parser,
     warm_start,
 )
-from sjc_engine.toybox.training.tokenizer import MAX_TOKENS, build_tokenizer
 
 SIZE, FOLD = 32, 2  # image side in pixels; pixels folded into channels along each side
 SHIPPED = BUILTINS["toybox"]

@@ -22,15 +22,15 @@ from sjc_engine.guidance.view_prompts import view_prompts
 from sjc_engine.priors.denoiser import tokenize
 from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.training.dataset import OUTDOORS, cached_toys, on_backgrounds
-from sjc_engine.toybox.training.loop import (
+from sjc_engine.toybox.training.objects.catalogue import CATEGORIES
+from sjc_engine.toybox.training.tokenizer import MAX_TOKENS, build_tokenizer
+from sjc_engine.toybox.training.training_loop import (
     Draws,
     Training,
     TrainingOptions,
     option_parser,
     warm_start,
 )
-from sjc_engine.toybox.training.objects.catalogue import CATEGORIES
-from sjc_engine.toybox.training.tokenizer import MAX_TOKENS, build_tokenizer
 
 SHIPPED = BUILTINS["toybox"]
 SIZE = 48
