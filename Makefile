@@ -1,6 +1,8 @@
 # make demo      the paper's six prompts -> ./store, with the embedded prior
 # make test      the tests that need nothing but pip
 # make test-all  everything: check, test and the suites that need Debian or npm packages
+# make test-fast the tests without engine processes, kills and trainings: minutes
+# make soak      MINUTES of faults on a folder and on Swift: kills, broken requests, full disks
 # make check     ruff and mypy
 # make sweep     every file of a store, every read fault, every command: about an hour
 # make audit     known vulnerabilities of the pinned packages; asks PyPI
@@ -14,10 +16,11 @@ READY  := $(VENV)/.ready
 DEVICES ?= cpu,cpu
 # Test files that run at the same time; many of their tests wait for processes and clocks.
 JOBS ?= 2
+MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all sweep check audit format clean
+.PHONY: demo test test-all test-fast soak sweep check audit format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -28,6 +31,14 @@ test: $(READY)
 test-all: check
 	scripts/install-system-packages
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not system"
+
+soak: $(READY)
+	scripts/install-system-packages
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --store folder
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --store swift
 
 sweep: $(READY)
 	SWEEP=all $(BIN)/python -m pytest -q -n $(JOBS) tests/flows/test_read_faults.py

@@ -21,6 +21,7 @@ from sjc_engine.spec import AssetSpec
 
 Message = dict[str, Any]
 
+FIRST_CHECKPOINT_SECONDS = 1.0  # after a scene has started
 CHECKPOINT_SECONDS = 5.0  # at least, between two checkpoints of a scene
 CHECKPOINT_SHARE = 0.02  # at most, of the time
 
@@ -63,7 +64,7 @@ class RunningScene:
         if self.first_step or again:
             place = f"from step {self.first_step}, {again} steps again"
             log(f"{self.key} goes on {place}")
-        self.next_save = time.monotonic() + CHECKPOINT_SECONDS
+        self.next_save = time.monotonic() + FIRST_CHECKPOINT_SECONDS
         self.last_report = 0.0
         self.unsaved: str | None = None
 

@@ -461,7 +461,7 @@ def command_of(pid: int) -> bytes:
 def test_after_ctrl_c_the_next_run_does_nothing_twice(
     judge: str, prefect_api: str, tmp_path: Path
 ) -> None:
-    lines = ["id,prompt,steps", "duck,a yellow duck,900", "tank,a toy tank,900"]
+    lines = ["id,prompt,steps", "duck,a yellow duck,300", "tank,a toy tank,300"]
     (tmp_path / "m.csv").write_text("\n".join(lines))
     assets = tmp_path / "store" / "assets"
     fields = tmp_path / ".sjc" / "fields"
@@ -486,7 +486,7 @@ def test_after_ctrl_c_the_next_run_does_nothing_twice(
     attempts = read_table(store, "attempts")
     other = attempts[attempts.asset_id != finished].sort_values("attempt")
     assert list(other.status) == ["interrupted", "ok"]
-    assert 0 < other.first_step.iloc[1] < other.last_step.iloc[1] == 900
+    assert 0 < other.first_step.iloc[1] < other.last_step.iloc[1] == 300
     outcomes = read_table(store, "entries").groupby("asset_id").outcome.agg(list)
     assert outcomes[finished] == ["computed", "reused"]
 
@@ -496,7 +496,7 @@ def test_kill_9_leaves_no_process_and_costs_no_checkpoint(
     judge: str, prefect_api: str, tmp_path: Path
 ) -> None:
     """The run alone is killed, while its engine is at work."""
-    (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,900\n")
+    (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,300\n")
     run = start(tmp_path, judge, prefect_api)
     try:
         while not list((tmp_path / ".sjc" / "fields").glob("*.checkpoint")):
@@ -515,7 +515,7 @@ def test_kill_9_leaves_no_process_and_costs_no_checkpoint(
     assert second.returncode == 0, err
     attempts = read_table(tmp_path / "store", "attempts").sort_values("attempt")
     assert list(attempts.status) == ["interrupted", "ok"]
-    assert 0 < attempts.first_step.iloc[1] < attempts.last_step.iloc[1] == 900
+    assert 0 < attempts.first_step.iloc[1] < attempts.last_step.iloc[1] == 300
 
 
 def alive_in_group(group: int) -> list[str]:

@@ -209,7 +209,7 @@ def test_pictures_become_assets(run: Any, tmp_path: Path) -> None:
 
 def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, judge: str) -> None:
     """The field of the interrupted asset is, bit for bit, that of one that was never touched."""
-    overrides = {"steps": 1000}  # longer than the five seconds to the first checkpoint
+    overrides = {"steps": 300}  # longer than the second to the first checkpoint
     resumed = []
 
     def kill_once() -> None:
@@ -227,9 +227,9 @@ def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, j
     assert resumed, "nothing was killed: the test has tested nothing"
     assert state.name == "Completed"
     (asset,) = tables(tmp_path)["assets"].to_dict("records")
-    assert (asset["attempt"], asset["steps"]) == ("a01", 1000)
+    assert (asset["attempt"], asset["steps"]) == ("a01", 300)
     (attempt,) = tables(tmp_path)["attempts"].to_dict("records")
-    assert (attempt["first_step"], attempt["last_step"]) == (0, 1000)
+    assert (attempt["first_step"], attempt["last_step"]) == (0, 300)
     (log,) = (tmp_path / "scratch" / "logs").glob("engine-*.log")
     assert "goes on from step" in log.read_text()
 

@@ -169,7 +169,7 @@ def test_workers_that_are_killed_with_their_run_and_without_it(
 ) -> None:
     """First both at once: nobody is left who could tell. Then the worker of the run that follows,
     whose own process goes on without it."""
-    command = [*SJC, "deploy", "lists", "--devices", "cpu", *tiny(judge), "--set", "steps=600"]
+    command = [*SJC, "deploy", "lists", "--devices", "cpu", *tiny(judge), "--set", "steps=200"]
     command += ["--name", "killed", "--on-collision", "enqueue", "--pool", "killed"]
     subprocess.run(command, capture_output=True, check=True)
     deployment = call(api, "GET", "/deployments/name/generate/killed")

@@ -148,10 +148,10 @@ def test_every_kind_strikes_once_before_any_strikes_again(
 @pytest.mark.system
 @pytest.mark.parametrize("store", ["folder", "swift"])
 def test_nothing_is_lost(store: str, tmp_path: Path) -> None:
-    """Two minutes of benchmarks/soak.py, one on each store; its command prints the rest."""
+    """A minute of benchmarks/soak.py, half on each store; `make soak` takes longer."""
     if store == "swift" and (reason := unavailable(tmp_path)):
         pytest.skip(reason)
-    command = [sys.executable, ROOT / "benchmarks/soak.py", "--minutes", "1", "--kinds", "8"]
+    command = [sys.executable, ROOT / "benchmarks/soak.py", "--minutes", "0.5", "--kinds", "5"]
     command += ["--store", store]
     ended = subprocess.run(
         [*command, "--ahead", "4", "--seed", "3", "--folder", tmp_path, "--json"],
@@ -162,6 +162,6 @@ def test_nothing_is_lost(store: str, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     facts = json.loads(ended.stdout)
     assert facts["violations"] == []
-    assert facts["kinds"] >= 8
-    assert facts["assets"] >= 4
+    assert facts["kinds"] >= 5
+    assert facts["assets"] >= 2
     assert list(tmp_path.iterdir()) == [], "evidence is kept for violations alone"

@@ -176,7 +176,7 @@ def test_a_torn_checkpoint_is_not_used(start: Callable[[], Engine]) -> None:
     engine.add("duck", spec("a yellow duck"))
     done = engine.ended("duck")["duck"]
     assert (done["type"], done["first_step"]) == ("done", 0)
-    assert "begins anew" in (engine.folder / "log").read_text()
+    assert "starts again" in (engine.folder / "log").read_text()
 
 
 def test_a_killed_process_leaves_word_of_the_steps_that_are_done_again(
