@@ -89,8 +89,7 @@ class TableWriter:
             # `assets` comes last: whoever sees a row there may count on those in the others.
             for place in sorted(self._changed, key=lambda place: place[0] == "assets"):
                 rows = self._rows[place]
-                folder = "tables/{}/run_id={}".format(*place)
-                key = f"{folder}/{self._number:06d}-{self._name}.parquet"
+                key = f"tables/{place[0]}/run_id={place[1]}/{self._number:06d}-{self._name}.parquet"
                 self._store.put_bytes(key, _parquet(pa.concat_tables(rows.values())))
                 before, self._keys[place] = self._keys.get(place), key
                 del self._changed[place]
@@ -124,9 +123,8 @@ def unrecorded_attempts(
     asset with an `ok` row is not looked at: what came before was recorded before it was made.
     """
     finished, unfinished = set(finished), set(unfinished)
-    if not finished | unfinished:
-        return []
-    rows = query(store, "SELECT asset_id, attempt, status = 'ok' AS good FROM assets").to_pylist()
+    sql = "SELECT asset_id, attempt, status = 'ok' AS good FROM assets"
+    rows = query(store, sql).to_pylist() if finished | unfinished else []
     known = {(row["asset_id"], row["attempt"]) for row in rows}
     good = {row["asset_id"] for row in rows if row["good"]}
     return [
@@ -229,7 +227,7 @@ def projection(store: Store) -> dict[str, pa.Table]:
 
 
 def _replace(store: Store, table: str, rows: pa.Table, keys: Iterable[str]) -> None:
-    """Write rows of many runs, with their `run_id`, and delete the files in whose place they are."""
+    """Write rows of many runs, with their `run_id`, and delete the files that they replace."""
     if rows.num_rows:
         content = rows.sort_by("run_id").cast(COMPACTED_SCHEMAS[table])
         store.put_bytes(f"tables/{table}/compacted/{new_run_id()}.parquet", _parquet(content))
