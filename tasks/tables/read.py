@@ -172,13 +172,17 @@ def read_file(store: Store, table: str, key: str, *, whole: bool = False) -> ds.
             raise ValueError("it is not in a run's folder")
         [run] = place.groups()  # None of a compacted file, which has rows of many
         partition = ds.field("run_id") == run if run else None
-        with _as_value_error():
+        try:
             fragment = _FORMAT.make_fragment(pa.py_buffer(data), partition_expression=partition)
             version = _version(store.uri(key), fragment.physical_schema)
             if not is_file_schema(table, fragment.physical_schema, version, compacted=not run):
                 raise ValueError(f"its columns are not those of table {table}")
             rows = ds.FileSystemDataset([fragment], SCHEMAS[table], _FORMAT)
             return ds.dataset(rows.to_table()) if whole else rows
+        except (pa.ArrowMemoryError, pa.ArrowCancelled):  # say nothing about the file
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(str(error).partition("\n")[0]) from error
 
     return read_checked(store, key, parse)
 
@@ -192,17 +196,6 @@ def _version(where: str, schema: pa.Schema) -> int:
             "use a newer sjc."
         )
     return int(found)
-
-
-@contextlib.contextmanager
-def _as_value_error() -> Iterator[None]:
-    """Arrow's errors about a file's content, in one line; others say nothing about it."""
-    try:
-        yield
-    except (pa.ArrowMemoryError, pa.ArrowCancelled):
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error).partition("\n")[0]) from error
 
 
 # --- rows -------------------------------------------------------------------------------------
@@ -234,16 +227,23 @@ def row_keys(table: str, rows: pa.Table) -> set[tuple[object, ...]]:
 def _dataset(connection: Connection, table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
     """Files as one table without repeats.
 
-    Only files with rows of the same run can repeat each other. They are decoded here; of the
-    others, such as a compacted file, only the columns that a query needs ever are.
+    Only files with rows of the same run can repeat each other. If some do, they are decoded here;
+    of all others, such as a compacted file, only the columns that a query needs ever are.
     """
     schema = SCHEMAS[table]
     runs = {key: _runs(key, file) for key, file in files.items()} if len(files) > 1 else {}
     counts = Counter(run for found in runs.values() for run in found)
     mixed = {key for key, found in runs.items() if any(counts[run] > 1 for run in found)}
+
+    def read(names: Sequence[str]) -> pa.Table:
+        found = (files[key].to_table(names) for key in sorted(mixed))
+        return pa.concat_tables([schema.empty_table().select(names), *found])
+
+    keys = read(["run_id", *ROW_KEYS[table]])
+    if keys.group_by(keys.column_names).aggregate([]).num_rows == keys.num_rows:
+        mixed.clear()  # parts of a run have different assets
+    memory = last_rows(connection, table, read(schema.names)) if mixed else schema.empty_table()
     alone = [file for key, file in files.items() if key not in mixed]
-    rows = pa.concat_tables([schema.empty_table(), *(files[k].to_table() for k in sorted(mixed))])
-    memory = last_rows(connection, table, rows) if mixed else rows
     return ds.UnionDataset(schema, [*alone, ds.dataset(memory)])
 
 

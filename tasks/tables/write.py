@@ -86,8 +86,7 @@ class TableWriter:
             # `assets` comes last: whoever sees a row there may count on those in the others.
             for place in sorted(self._changed, key=lambda place: place[0] == "assets"):
                 rows = self._rows[place]
-                folder = "tables/{}/run_id={}".format(*place)
-                key = f"{folder}/{self._number:06d}-{self._name}.parquet"
+                key = f"tables/{place[0]}/run_id={place[1]}/{self._number:06d}-{self._name}.parquet"
                 self._store.put_bytes(key, _parquet(pa.concat_tables(rows.values())))
                 before, self._keys[place] = self._keys.get(place), key
                 del self._changed[place]
@@ -121,9 +120,8 @@ def unrecorded_attempts(
     asset with an `ok` row is not looked at: what came before was recorded before it was made.
     """
     finished, unfinished = set(finished), set(unfinished)
-    if not finished | unfinished:
-        return []
-    rows = query(store, "SELECT asset_id, attempt, status = 'ok' AS good FROM assets").to_pylist()
+    sql = "SELECT asset_id, attempt, status = 'ok' AS good FROM assets"
+    rows = query(store, sql).to_pylist() if finished | unfinished else []
     known = {(row["asset_id"], row["attempt"]) for row in rows}
     good = {row["asset_id"] for row in rows if row["good"]}
     return [
