@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "flows"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 import asyncpg
 from fleet import deploy, descendants, flow_run_of, start_workers

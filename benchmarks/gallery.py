@@ -21,7 +21,7 @@ from statistics import median
 from PIL import Image
 from report import Report
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "flows"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from browser import browser
 
 from sjc_engine.toybox.captions import NOUNS

@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "tasks"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from soak_course import Soak
 

@@ -1,8 +1,7 @@
 """What users type, import, query and deploy stays as tests/contract/ says, one fact a line.
 
-Exit codes that take a run to see are proved elsewhere: 1 in tests/flows/test_cli.py (a run into a
-bucket, with an asset that fails) and tests/flows/test_verify_command.py (damage), 130 in
-tests/flows/test_cli.py (Ctrl-C and SIGTERM during a run) and tests/flows/test_schedules.py.
+Exit codes that take a run to see are proved in tests/flows/commands/: 1 by test_run.py (an asset
+that fails) and test_verify.py (damage), 130 by test_run.py (Ctrl-C and SIGTERM during a run).
 """
 
 import difflib

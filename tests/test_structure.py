@@ -45,6 +45,18 @@ def test_imports_run_one_way(package: str) -> None:
     assert not wrong, f"{package} must not know {', '.join(UNKNOWN_TO[package])}: {wrong}"
 
 
+def test_what_is_not_in_the_wheel_is_imported_by_nobody_in_it() -> None:
+    training = "sjc_engine/toybox/training/"
+    wrong = [
+        f"{module.path}:{line}: {target}"
+        for module in MODULES
+        if not module.path.startswith(training)
+        for target, line in module.imports.items()
+        if target.startswith(training.replace("/", "."))
+    ]
+    assert not wrong
+
+
 def test_imports_form_no_circle() -> None:
     found = counts.circles(counts.import_graph(MODULES))
     new, gone = (sorted(map(sorted, some)) for some in (found - CIRCLES, CIRCLES - found))

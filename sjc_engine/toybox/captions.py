@@ -9,6 +9,26 @@ import numpy as np
 
 from sjc_engine.guidance.view_prompts import view_prompts
 
+# What captions name, in RGB from 0 to 1
+COLORS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.12, 0.10),
+    "blue": (0.12, 0.25, 0.85),
+    "green": (0.15, 0.60, 0.20),
+    "yellow": (0.98, 0.82, 0.10),
+    "orange": (0.96, 0.50, 0.08),
+    "purple": (0.50, 0.15, 0.65),
+    "pink": (0.97, 0.50, 0.65),
+    "white": (0.95, 0.95, 0.95),
+    "black": (0.10, 0.10, 0.11),
+    "gray": (0.50, 0.50, 0.52),
+    "brown": (0.45, 0.26, 0.13),
+}
+FLAVOURS = {
+    "chocolate": (0.30, 0.15, 0.07),
+    "vanilla": (0.97, 0.92, 0.75),
+    "strawberry": (0.96, 0.55, 0.62),
+    "mint": (0.60, 0.90, 0.70),
+}
 NOUNS: dict[str, tuple[str, ...]] = {
     "burger": ("burger", "hamburger", "delicious burger", "cheeseburger"),
     "duck": ("duck", "rubber duck", "toy duck"),
@@ -89,9 +109,6 @@ def coverage(prompt: str) -> float:
 @cache
 def vocabulary() -> frozenset[str]:
     """Every lower-case word of the grammar."""
-    from sjc_engine.toybox.training.objects.food_and_plants import FLAVOURS
-    from sjc_engine.toybox.training.objects.palette import COLORS
-
     phrases = [noun for nouns in NOUNS.values() for noun in nouns]
     phrases += [*TEMPLATES, *COLORS, *FLAVOURS]
     return frozenset(word for phrase in phrases for word in _words(phrase))

@@ -40,7 +40,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     try:
         assert all(said), "the server does not start"
         lines = (line.removeprefix("export ").strip().partition("=") for line in said)
-        paths = os.pathsep.join(str(ROOT / p) for p in ("", "tests/flows", "tests/tasks"))
+        paths = os.pathsep.join(str(ROOT / p) for p in ("", "tests/support"))
         yield os.environ | {name: value for name, _, value in lines} | {
             "PYTHONPATH": paths, "SJC_SCRATCH": str(scratch), "SJC_STUB_SECONDS": "0.5",
         }  # fmt: skip

@@ -6,15 +6,10 @@ import math
 
 import numpy as np
 
+from sjc_engine.toybox.captions import FLAVOURS
 from sjc_engine.toybox.training.objects.palette import COLORS, pick, usual, vary
 from sjc_engine.toybox.training.shapes import WAFFLE, Builder, Pattern, rotation
 
-FLAVOURS = {
-    "chocolate": (0.30, 0.15, 0.07),
-    "vanilla": (0.97, 0.92, 0.75),
-    "strawberry": (0.96, 0.55, 0.62),
-    "mint": (0.60, 0.90, 0.70),
-}
 LEAF = (0.12, 0.45, 0.12)
 
 

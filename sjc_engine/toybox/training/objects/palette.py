@@ -6,21 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sjc_engine.toybox.captions import COLORS
 from sjc_engine.toybox.training.shapes import Array
 
-COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.85, 0.12, 0.10),
-    "blue": (0.12, 0.25, 0.85),
-    "green": (0.15, 0.60, 0.20),
-    "yellow": (0.98, 0.82, 0.10),
-    "orange": (0.96, 0.50, 0.08),
-    "purple": (0.50, 0.15, 0.65),
-    "pink": (0.97, 0.50, 0.65),
-    "white": (0.95, 0.95, 0.95),
-    "black": (0.10, 0.10, 0.11),
-    "gray": (0.50, 0.50, 0.52),
-    "brown": (0.45, 0.26, 0.13),
-}
 INK = (0.03, 0.03, 0.03)
 
 

@@ -32,7 +32,7 @@ from tasks.store.interface import AlreadyCommitted, Store, StoreError
 from tasks.store.leases import ObjectLeases, leases
 from tasks.tables.write import projection, record_attempt
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 A, B = "a" * 16, "b" * 16
 
 

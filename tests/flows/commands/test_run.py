@@ -24,7 +24,7 @@ from tasks.records.documents import asset_manifest
 from tasks.store import open_store
 from tasks.tables.read import read_table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOOD = "id,prompt\nduck,a yellow duck\n"
 BAD_INPUTS: dict[str, tuple[str, str, int, str]] = {  # manifest, options, exit code, message
     "no manifest": ("", "", 2, "manifest.csv"),

@@ -1,6 +1,6 @@
 """Thousands of manifests, most of them bad, against an oracle that knows which and where.
 
-    python tests/tasks/manifest_fuzzer.py [--seed 0] [--count 10000]
+    python tests/support/manifest_fuzzer.py [--seed 0] [--count 10000]
 
 Each case is a right manifest of random cells and at most one mistake, so that what must come out is
 known from how it was made: every cell letter by letter, or a refusal that names the line. Cases of

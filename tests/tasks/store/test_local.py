@@ -30,7 +30,7 @@ from tasks.store.interface import (
     is_damage,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def digest(data: bytes) -> StoredFile:

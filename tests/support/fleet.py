@@ -30,7 +30,7 @@ def start_workers(
     pool: str, count: int, variables: Mapping[str, str], log: Path
 ) -> Iterator["list[subprocess.Popen[bytes]]"]:
     """Workers that take one flow run at a time; they end with the block."""
-    paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests/flows", "tests/tasks"))
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests/support"))
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", "1"]
     with log.open("ab") as output:
         workers = [

@@ -48,7 +48,7 @@ from tasks.tables.write import (
     unrecorded_attempts,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ONE_EACH = dict.fromkeys(SCHEMAS, 1)
 
 
@@ -185,7 +185,7 @@ def test_the_rows_of_a_killed_process_are_written_by_the_next_run(tmp_path: Path
     store = open_store(tmp_path / "store")
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "sys.path.insert(0, 'tests/tasks'); from task_samples import *\n"
+        "sys.path.insert(0, 'tests/support'); from task_samples import *\n"
         "import tasks.tables as tables\n"
         "from tasks.store import open_store\n"
         "store, folder = open_store(sys.argv[1]), Path(sys.argv[2])\n"

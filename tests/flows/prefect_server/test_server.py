@@ -53,7 +53,7 @@ def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(tmp_pat
     environment = os.environ | {"PREFECT_HOME": str(tmp_path / "home")}
     environment.pop("PREFECT_API_URL", None)
     (tmp_path / "schedule.py").write_text(SCHEDULE)  # Prefect deploys flows of files only
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     run = subprocess.Popen(
         [sys.executable, "schedule.py"],
         cwd=tmp_path,

@@ -24,7 +24,7 @@ from tasks.store.interface import Store
 from tasks.tables.write import record_run
 
 Call = Callable[..., Said]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

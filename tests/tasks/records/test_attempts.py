@@ -28,7 +28,7 @@ from tasks.store.interface import AlreadyCommitted, Store, StoreError
 from tasks.store.layout import attempt_number
 from tasks.tables.columns import RowError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPEC = AssetSpec("a duck", "", None, 0, "toybox", "r", Recipe.for_prior("toybox", "draft"))
 REPORT: dict[str, Any] = {
     "steps": 300,

@@ -11,72 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stub_engine
 
 from sjc_engine.memory import MOST_SCENES
 from tasks.devices.job import SceneError
 from tasks.devices.pool import DevicePool
 
-# An engine process without an engine: each scene says in its prompt how it behaves, counts
-# its steps in its checkpoint, and every message it sends is also written to a journal.
-STUB = """
-import json, os, pathlib, queue, signal, sys, threading, time
-journal = open(os.environ["STUB_JOURNAL"], "a", buffering=1)
-commands, scenes, ending, measured = queue.Queue(), {}, False, False
-def read():
-    for line in sys.stdin: commands.put(json.loads(line))
-    commands.put(None)
-threading.Thread(target=read, daemon=True).start()
-signal.signal(signal.SIGTERM, lambda *_: commands.put(None))
-def say(kind, scene, **fields):
-    message = {"type": kind, "scene": scene, **fields}
-    journal.write(json.dumps(message | {"pid": os.getpid()}) + "\\n")
-    print(json.dumps(message), flush=True)
-while not ending:
-    while scenes or commands.qsize() or not ending:
-        try: command = commands.get(block=not scenes, timeout=5)
-        except queue.Empty: break
-        if command is None: ending = True; break
-        if command["type"] == "load":
-            journal.write(json.dumps(command | {"scene": None}) + "\\n")
-            continue
-        if command["type"] == "drop":
-            scenes.pop(command["scene"], None)
-            continue
-        assert len({s["spec"]["prior"] for s in scenes.values()} | {command["spec"]["prior"]}) == 1
-        path = pathlib.Path(command["checkpoint"])
-        step = int(path.read_text()) if path.exists() else 0
-        if not measured and "STUB_ROOM" in os.environ:
-            measured = True
-            room = {"type": "room", "scenes": int(os.environ["STUB_ROOM"]), "why": "so"}
-            print(json.dumps(room), flush=True)
-        scenes[command["scene"]] = command | {"step": step, "first": step}
-        note = {"type": "add", "scene": command["scene"], "step": step, "pid": os.getpid()}
-        note["image"] = command["image"]
-        journal.write(json.dumps(note) + "\\n")
-    if len(scenes) > int(os.environ.get("STUB_FITS", 100)):
-        left = len(scenes) // 2
-        for key in list(scenes)[left:][::-1]:
-            scene = scenes.pop(key)
-            place = {"step": scene["step"], "first_step": scene["first"]}
-            say("returned", key, scenes=left, error="full", **place)
-    for key, scene in list(scenes.items()):
-        prompt = scene["spec"]["prompt"]
-        if prompt == "hang": time.sleep(600)
-        if prompt == "garbage": print("not json", flush=True)
-        scene["step"] += 1
-        pathlib.Path(scene["checkpoint"]).write_text(str(scene["step"]))
-        place = {"step": scene["step"], "first_step": scene["first"]}
-        if prompt == "die" or prompt == f"die at {scene['step']}": os.kill(os.getpid(), 9)
-        if prompt == "diverge" and scene["step"] == 3:
-            say("failed", key, error_type="Diverged", error="NaN", **place)
-            del scenes[key]
-        elif scene["step"] == 6 and prompt != "endless":
-            pathlib.Path(scene["field"]).write_text(prompt)
-            say("done", key, resident=len(scenes), **place)
-            del scenes[key]
-        else: say("progress", key, loss=1.0, resident=len(scenes), **place)
-    time.sleep(0.02)
-"""
+STUB = (sys.executable, stub_engine.__file__)
 
 
 @pytest.fixture
@@ -88,7 +29,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pool(tmp_path: Path, devices: list[str], **options: Any) -> DevicePool:
-    return DevicePool(devices, tmp_path, command=(sys.executable, "-c", STUB), **options)
+    return DevicePool(devices, tmp_path, command=STUB, **options)
 
 
 def run(pool: DevicePool, tmp_path: Path, prompt: str, name: str = "", **options: Any) -> Any:
@@ -345,23 +286,17 @@ def test_an_error_in_the_watcher_frees_the_device(tmp_path: Path, journal: Path)
 
 
 def test_the_engine_dies_with_its_parent(tmp_path: Path, journal: Path) -> None:
-    """SIGKILL on the parent: no orphan goes on. The stub stands in through the lifeline."""
-    stub = f"""
-import sys
-from sjc_engine.worker.parent_death import die_with_parent
-die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
-exec({STUB!r})
-"""
+    """SIGKILL on the parent: no orphan goes on."""
     parent = f"""
 import sys, pathlib
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from tasks.devices.pool import DevicePool
 tmp = pathlib.Path({str(tmp_path)!r})
-pool = DevicePool(["cpu"], tmp, command=(sys.executable, "-c", {stub!r}))
+pool = DevicePool(["cpu"], tmp, command={STUB!r})
 spec = {{"prompt": "endless", "prior": "p", "prior_revision": None}}
 pool.run(spec, field=tmp / "f", checkpoint=tmp / "ck")
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", parent], environment)
     while not events(journal):
         time.sleep(0.05)

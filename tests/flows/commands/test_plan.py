@@ -26,7 +26,7 @@ from tasks.manifest.shards import keep_plan
 from tasks.store import open_store
 from tasks.tables.read import query
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs" / "many-machines"
 
 

@@ -12,7 +12,7 @@ from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
 from tasks.manifest.resolve import ManifestError, read_entries
 
-MANIFESTS = Path(__file__).parents[2] / "manifests"
+MANIFESTS = Path(__file__).parents[3] / "manifests"
 
 
 def test_a_row_goes_before_the_command_line_and_that_before_the_preset(write: Write) -> None:

@@ -246,7 +246,7 @@ freeze(open_store(sys.argv[1]), sys.argv[2], request, kill)
 def test_a_killed_one_can_be_run_again(local: Store, tmp_path: Path, format: str) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED, local.url, str(out), format]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     died = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert died.returncode == -signal.SIGKILL
     assert MANIFEST not in tree(out)

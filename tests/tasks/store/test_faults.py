@@ -26,7 +26,7 @@ from tasks.tables.read import query
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BUCKET = "bucket"
 PART = 5 << 20
 CONTENT = os.urandom(300_000)

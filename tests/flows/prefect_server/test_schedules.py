@@ -28,7 +28,7 @@ from tasks.records.verify import verify_store
 from tasks.store import open_store
 from tasks.tables.read import read_table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOON = "* * * * * */10"  # Prefect's cron takes seconds as a sixth field
 
 

@@ -14,7 +14,7 @@ import trimesh
 from sjc_engine.mesh.gltf import TO_GLTF, Mesh, Texture, glb_bytes, srgb_to_linear
 from sjc_engine.mesh.isosurface import vertex_normals
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VALIDATE = """
 const fs = require("fs");
 const validator = require("gltf-validator");

@@ -24,7 +24,7 @@ from tasks.tables.projection import asset_row
 from tasks.tables.read import QueryError, query, read_table
 from tasks.tables.schemas import FILE_SCHEMAS, SCHEMAS, TABLES, check_row, to_arrow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # The page that fixes the names of columns, word for word, with its groups written out; and what
 # later versions added.
 DESIGN = {
