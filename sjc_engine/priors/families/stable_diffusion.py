@@ -25,7 +25,8 @@ class StableDiffusionPrior(SchedulePrior):
         scheduler = source.component(DDPMScheduler, "scheduler")
         self._tokenizer = source.component(CLIPTokenizer, "tokenizer")
         # Text encoder and VAE stay in float32: they run rarely, and SD's VAE overflows in float16.
-        self._text_encoder = frozen(source.text_model(CLIPTextModel, torch.float32), device)
+        encoder = source.encoder(CLIPTextModel, "text_encoder", torch.float32)
+        self._text_encoder = frozen(encoder, device)
         self.latent = (source.index().get("vae") or [None])[0] is not None
         self._vae = None
         if self.latent:

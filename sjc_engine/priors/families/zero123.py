@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
-from sjc_engine.priors.sources import PriorSource, no_progress_bar
+from sjc_engine.priors.sources import PriorSource
 from sjc_engine.rendering.camera import Camera
 
 POSE = 4  # numbers in a relative pose
@@ -53,10 +53,7 @@ class Zero123Prior(SchedulePrior):
         scheduler = source.component(DDPMScheduler, "scheduler")
         vae = source.network(AutoencoderKL, "vae", full)
         projection = _pose_projection(source)
-        with no_progress_bar():
-            image_encoder = source.component(
-                CLIPVisionModelWithProjection, "image_encoder", use_safetensors=True, dtype=full
-            )
+        image_encoder = source.encoder(CLIPVisionModelWithProjection, "image_encoder", full)
         channels: int = vae.config.latent_channels
         width = image_encoder.config.projection_dim
         if unet.config.in_channels != 2 * channels or projection.in_features != width + POSE:
