@@ -171,11 +171,9 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     meshed = time.process_time()
     judge = load_judge("toybox")
     pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
-    report = evaluate(field, mesh, prompt, judge, recipe.evaluate, pictures)
+    report = evaluate(pictures, mesh, prompt, judge)
     evaluated = time.process_time()
-    contact_sheet(field, mesh, f"{prompt} (seed {seed})", pictures).save(
-        out / f"{category}-{seed}.png"
-    )
+    contact_sheet(pictures, f"{prompt} (seed {seed})").save(out / f"{category}-{seed}.png")
     mesh_masks = torch.stack(
         [rasterize(mesh, camera, SIZE, SIZE).opacity > 0.5 for camera in ring()]
     )

@@ -30,19 +30,12 @@ TOYBOX: dict[str, Value] = {
     "emptiness_weight": 250.0,
     "binary_weight": 100.0,
 }
-# Half the time for the same shapes, but for thin ones (docs/benchmarks.md)
-TOYBOX_FAST: dict[str, Value] = {**TOYBOX, "steps": 500}
 TOYBOX_DRAFT: dict[str, Value] = {
     **TOYBOX,
     "steps": 300,
     "views_per_step": 1,
     "grid_size": 32,
     "ray_step": 0.03,
-}
-PIXEL_PRESETS: dict[str, dict[str, Value]] = {
-    "toybox": TOYBOX,
-    "fast": TOYBOX_FAST,
-    "draft": TOYBOX_DRAFT,
 }
 
 # What the 24 published commands change; the rest of each is the paper's default.
@@ -73,15 +66,6 @@ PAPER_EXCEPTIONS: dict[str, dict[str, Value]] = {
     "zelda": {"variance_reduction": False},
 }
 DRAFT: dict[str, Value] = {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128}
-LATENT_PRESETS: dict[str, dict[str, Value]] = {
-    "paper": {},
-    # What makes the toybox fast, and a coarse grid at first; not measured with these models
-    "fast": {"steps": 5000, "tick_end": 500, "grid_start": 50},
-    "draft": DRAFT,
-    **{f"paper-{name}": changes for name, changes in PAPER_EXCEPTIONS.items()},
-}
-
-
 # DreamFusion's own loss on the prior at hand; its field and camera stay SJC's.
 SDS: dict[str, Value] = {"score": "sds"}
 # 64 x 64 pixels from T5: DreamFusion's setting.
@@ -119,8 +103,21 @@ ZERO123: dict[str, Value] = {
     "smooth_weight": 1e4,
 }
 PRESETS: dict[str, dict[str, dict[str, Value]]] = {
-    "toybox": {**PIXEL_PRESETS, "sds": {**TOYBOX, **SDS}},
-    "stable_diffusion": {**LATENT_PRESETS, "sds": SDS},
+    "toybox": {
+        "toybox": TOYBOX,
+        # Half the time for the same shapes, but for thin ones (docs/benchmarks.md)
+        "fast": {**TOYBOX, "steps": 500},
+        "draft": TOYBOX_DRAFT,
+        "sds": {**TOYBOX, **SDS},
+    },
+    "stable_diffusion": {
+        "paper": {},
+        # What makes the toybox fast, and a coarse grid at first; not measured with these models
+        "fast": {"steps": 5000, "tick_end": 500, "grid_start": 50},
+        "draft": DRAFT,
+        **{f"paper-{name}": changes for name, changes in PAPER_EXCEPTIONS.items()},
+        "sds": SDS,
+    },
     "deepfloyd": {"if": IF, "draft": {**IF, **DRAFT, "ray_step": 0.022}},
     "unconditional": {"annealed": ANNEALED, "draft": {**ANNEALED, **DRAFT}},
     "toybox_unconditional": {
@@ -131,13 +128,11 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
 }
 
 
-def preset_names(prior_id: str) -> list[str]:
-    """The presets that fit this prior, the default first."""
-    return list(presets_of(prior_id))
-
-
 def presets_of(prior_id: str) -> dict[str, dict[str, Value]]:
-    """The presets of the prior's family; a small pixel model without a VAE counts as a toybox."""
+    """The presets of the prior's family by name, the default first.
+
+    A small pixel model without a VAE counts as a toybox.
+    """
     family, index = family_of(prior_id)
     if family == "stable_diffusion" and not (index.get("vae") or [None])[0]:
         family = "toybox"

@@ -13,9 +13,9 @@ DEVICES = ("cpu", "cpu,cpu", "cuda:0", "cuda:0,cuda:1")
 
 def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
     """The presets that fit the prior named so far."""
-    from sjc_engine.presets import preset_names
+    from sjc_engine.presets import presets_of
 
-    return [n for n in preset_names(_prior(ctx)) if n.startswith(incomplete)]
+    return [n for n in presets_of(_prior(ctx)) if n.startswith(incomplete)]
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:

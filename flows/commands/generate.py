@@ -184,8 +184,8 @@ def _make(
             raise RunError(f"no asset: {error}") from error
         watch.stage("asset", "evaluate")
         pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
-        metrics = evaluate(field, mesh, prompt, judge, recipe.evaluate, pictures, lpips).metrics
-        contact_sheet(field, mesh, prompt, pictures).save(folder / "preview.png")
+        metrics = evaluate(pictures, mesh, prompt, judge, lpips).metrics
+        contact_sheet(pictures, prompt).save(folder / "preview.png")
         if recipe.evaluate.turntable_frames:
             write_turntable(mesh, folder, recipe.evaluate)
     sha256 = image.sha256 if image else None

@@ -12,11 +12,9 @@ from torch import Tensor
 from sjc_engine.evaluation.clip import Judge
 from sjc_engine.evaluation.distractors import DISTRACTORS_SHA256, rivals
 from sjc_engine.evaluation.lpips import Lpips
-from sjc_engine.evaluation.pictures import AROUND, Pictures, take_pictures
-from sjc_engine.fields.field import Field
+from sjc_engine.evaluation.pictures import AROUND, Pictures
 from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.mesh.iso_level import iou
-from sjc_engine.recipes import EvaluateRecipe
 
 MAX_PSNR = 100.0  # dB, for identical pictures
 SINGLE_COLOR_SHARE, SINGLE_COLOR_RADIUS = 0.95, 0.15  # of the area; of RGB in [0, 1]
@@ -37,17 +35,9 @@ class Evaluation:
 
 
 def evaluate(
-    field: Field,
-    mesh: Mesh,
-    prompt: str,
-    judge: Judge,
-    recipe: EvaluateRecipe | None = None,
-    pictures: Pictures | None = None,
-    lpips: Lpips | None = None,
+    pictures: Pictures, mesh: Mesh, prompt: str, judge: Judge, lpips: Lpips | None = None
 ) -> Evaluation:
-    """Every metric of an asset. `pictures` saves the rendering where they were taken already."""
-    recipe = recipe or EvaluateRecipe()
-    pictures = pictures or take_pictures(field, mesh, recipe.evaluation_size)
+    """Every metric of an asset, from its pictures and its mesh."""
     agreement, agreements = measure_agreement(pictures, lpips)
     judgement, judgements = judge_pictures(pictures, prompt, judge)
     metrics = judgement | agreement | {"single_color": single_color(mesh)}
@@ -67,7 +57,7 @@ def evaluate(
 
 
 def measure_agreement(
-    pictures: Pictures, lpips: Lpips | None = None
+    pictures: Pictures, lpips: Lpips | None
 ) -> tuple[Metrics, list[dict[str, Any]]]:
     """How the mesh agrees with its field, over all nine views and in each.
 

@@ -22,9 +22,8 @@ from sjc_engine.rendering.volume import composite, render
 AROUND = 8  # the first views are a ring, 45 degrees apart, the first one from the front
 WHITE = 1.0
 
-# The contact sheet, in pixels; the pictures are larger, so that shrinking smooths their edges
+# The contact sheet, in pixels; the pictures are mostly larger, so that shrinking smooths edges
 TILE = 144
-PICTURE = 256
 MARGIN, GAP, LABELS, TITLE, HEADER = 16, 4, 64, 34, 20
 INK, FAINT, FRAME = (32, 32, 36), (120, 120, 128), (232, 232, 236)
 SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}
@@ -45,7 +44,7 @@ class Pictures:
 
 
 @torch.no_grad()
-def take_pictures(field: Field, mesh: Mesh, size: int = 256) -> Pictures:
+def take_pictures(field: Field, mesh: Mesh, size: int) -> Pictures:
     """Render field and mesh from `evaluation_cameras`, size x size pixels, on the field's device.
 
     The field is sampled once per voxel: half that step changes a picture by 0.2 of 255 grey levels
@@ -101,16 +100,12 @@ def _nearness(raster: Raster, camera: Camera) -> Tensor:
     return ((2 * near - 1) * raster.opacity).expand(3, -1, -1)
 
 
-def contact_sheet(
-    field: Field, mesh: Mesh, prompt: str = "", pictures: Pictures | None = None
-) -> Image.Image:
+def contact_sheet(pictures: Pictures, prompt: str) -> Image.Image:
     """An RGB picture: the prompt, then rows for the field and the mesh, its shape and more.
 
-    `pictures` saves the rendering where they were taken already. A prompt that is too long for the
-    sheet is cut short. The built-in font knows ASCII: accents are dropped, and what remains
-    unknown shows as boxes.
+    A prompt that is too long for the sheet is cut short. The built-in font knows ASCII: accents
+    are dropped, and what remains unknown shows as boxes.
     """
-    pictures = pictures or take_pictures(field, mesh, PICTURE)
     rows = {
         "field": pictures.field,
         "mesh": pictures.mesh,

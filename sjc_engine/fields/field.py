@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +37,11 @@ class ConeSamples:
 class Field(nn.Module, ABC):
     """A radiance field with a learned background.
 
-    A subclass sets `kind` and implements `create`, `sample`, `config` and `groups`.
+    A subclass sets `kind` and implements `create`, `sample` and `groups`.
     """
 
     kind: ClassVar[str]
+    default_sizes: ClassVar[dict[str, int]] = {}  # what the kind has beyond the resolution
     grid_names: ClassVar[tuple[str, ...]] = ()  # of parameters (B, C, ...) whose cells are places
     needs_cones: ClassVar[bool] = False  # whether `sample` makes use of a ConeSamples
     background: nn.Parameter
@@ -54,9 +55,18 @@ class Field(nn.Module, ABC):
         space: Space = "rgb",
         color_init: float = 1.0,
         generator: torch.Generator | None = None,
+        **sizes: int,
     ) -> None:
-        """Colours and background start with a standard deviation of `color_init`."""
+        """Colours and background start with a standard deviation of `color_init`.
+
+        `sizes` are some or all of `default_sizes`.
+        """
         super().__init__()
+        if unknown := sizes.keys() - self.default_sizes.keys():
+            raise TypeError(f"a field of kind {self.kind!r} has no {', '.join(sorted(unknown))}")
+        self.sizes = self.default_sizes | sizes
+        if any(size < 1 for size in self.sizes.values()):
+            raise ValueError(f"sizes must be at least 1: {self.sizes}")
         if resolution < 2 or channels < 1 or half_length <= 0:
             raise ValueError(
                 f"a field needs resolution >= 2, channels >= 1 and half_length > 0,"
@@ -80,10 +90,6 @@ class Field(nn.Module, ABC):
 
         Without `cones` the colour is that of no direction in particular, of a mere point.
         """
-
-    def config(self) -> dict[str, int]:
-        """The constructor's arguments beyond `resolution`, `channels`, `half_length`, `space`."""
-        return {}
 
     @abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:
@@ -135,7 +141,7 @@ class Field(nn.Module, ABC):
         texture = F.grid_sample(self.background, uv, align_corners=False)
         return self._activate_color(texture.view(self.channels, -1)).T
 
-    def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    def save(self, path: str | Path) -> None:
         """Write fp16 safetensors; the same field always gives the same bytes.
 
         Raises OverflowError when a value does not fit half precision.
@@ -153,8 +159,8 @@ class Field(nn.Module, ABC):
             "channels": self.channels,
             "half_length": self.half_length,
             "space": self.space,
-            "config": self.config(),
-            "metadata": metadata or {},
+            "config": self.sizes,
+            "metadata": {},  # never used; without it the same field would have other bytes
         }
         # One entry holds it all, since safetensors writes several in random order.
         text = {"field": json.dumps(header, sort_keys=True)}
@@ -188,9 +194,3 @@ def resized(grid: Tensor, resolution: int) -> Tensor:
     size = [1 if cells == 1 else resolution for cells in grid.shape[2:]]
     mode = "trilinear" if len(size) == 3 else "bilinear"
     return F.interpolate(grid, size=size, mode=mode, align_corners=False)
-
-
-def header_of(metadata: dict[str, str] | None) -> dict[str, Any]:
-    """What `Field.save` wrote beside the tensors. Raises KeyError when there is nothing."""
-    header: dict[str, Any] = json.loads((metadata or {})["field"])
-    return header

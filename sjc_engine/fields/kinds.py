@@ -1,4 +1,4 @@
-"""Radiance fields: one small protocol (`Field`), four ways to keep one, and their files."""
+"""Radiance fields: one small base class (`Field`), four ways to keep one, and their files."""
 
 from __future__ import annotations
 
@@ -9,28 +9,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sjc_engine.fields.field import ConeSamples, Field, Space, header_of
+from sjc_engine.fields.field import Field, Space
 from sjc_engine.fields.mlp import MLPField
 from sjc_engine.fields.plenoxels import PlenoxelField
 from sjc_engine.fields.tensorf import TensorField
-from sjc_engine.fields.voxel import VoxelField, voxelize
+from sjc_engine.fields.voxel import VoxelField
 
 if TYPE_CHECKING:
     from sjc_engine.recipes import OptimizeRecipe
-
-__all__ = [
-    "KINDS",
-    "ConeSamples",
-    "Field",
-    "MLPField",
-    "PlenoxelField",
-    "TensorField",
-    "VoxelField",
-    "field_metadata",
-    "load_field",
-    "make_field",
-    "voxelize",
-]
 
 KINDS: dict[str, type[Any]] = {
     field.kind: field for field in (VoxelField, TensorField, PlenoxelField, MLPField)
@@ -41,11 +27,11 @@ def make_field(
     recipe: OptimizeRecipe, channels: int, space: Space, generator: torch.Generator
 ) -> Field:
     """The field that a recipe begins with."""
-    extra: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     if recipe.field == "tensorf":
-        extra = {"density_rank": recipe.density_rank, "color_rank": recipe.color_rank}
+        sizes = {"density_rank": recipe.density_rank, "color_rank": recipe.color_rank}
     elif recipe.field == "mlp":
-        extra = {"width": recipe.mlp_width, "frequencies": recipe.mlp_frequencies}
+        sizes = {"width": recipe.mlp_width, "frequencies": recipe.mlp_frequencies}
     field: Field = KINDS[recipe.field](
         recipe.grid_start or recipe.grid_size,
         channels,
@@ -53,7 +39,7 @@ def make_field(
         space=space,
         color_init=recipe.color_init,
         generator=generator,
-        **extra,
+        **sizes,
     )
     return field
 
@@ -62,7 +48,7 @@ def load_field(path: str | Path) -> Field:
     """Read a field written by `Field.save`; ValueError when the file is not one."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = header_of(file.metadata())
+            header = json.loads((file.metadata() or {})["field"])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         if header["space"] not in get_args(Space):
             raise KeyError(header["space"])
@@ -77,10 +63,3 @@ def load_field(path: str | Path) -> Field:
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a field: {error}") from error
     return field
-
-
-def field_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata given to `Field.save`."""
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] = header_of(file.metadata())["metadata"]
-    return metadata

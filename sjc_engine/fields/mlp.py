@@ -8,12 +8,13 @@ coarse renderings do not alias.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.field import ConeSamples, Field, Space
+from sjc_engine.fields.field import ConeSamples, Field
 
 # DreamFusion (appendix A.2) adds a density of lambda (1 - |x| / c): an object in the middle.
 BLOB_DENSITY, BLOB_RADIUS = 5.0, 0.5
@@ -28,37 +29,15 @@ class MLPField(Field):
 
     kind = "mlp"
     needs_cones = True
-
-    def __init__(
-        self,
-        resolution: int,
-        channels: int = 3,
-        half_length: float = 1.0,
-        *,
-        space: Space = "rgb",
-        color_init: float = 1.0,
-        width: int = 64,
-        frequencies: int = 6,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """He initialisation; the last layer's colours start with a deviation of `color_init`."""
-        if width < 1 or frequencies < 1:
-            raise ValueError(f"width and frequencies must be at least 1: {width}, {frequencies}")
-        self.width, self.frequencies = width, frequencies
-        super().__init__(
-            resolution,
-            channels,
-            half_length,
-            space=space,
-            color_init=color_init,
-            generator=generator,
-        )
+    default_sizes: ClassVar = {"width": 64, "frequencies": 6}
 
     def create(self, color_init: float, generator: torch.Generator | None) -> None:
-        sizes = [6 * self.frequencies, self.width, self.width, 1 + self.channels]
+        """He initialisation; the last layer's colours start with a deviation of `color_init`."""
+        width = self.sizes["width"]
+        layers = [6 * self.sizes["frequencies"], width, width, 1 + self.channels]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in pairwise(sizes):
+        for fan_in, fan_out in pairwise(layers):
             weight = (2 / fan_in) ** 0.5 * torch.randn(fan_out, fan_in, generator=generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(fan_out)))
@@ -81,7 +60,8 @@ class MLPField(Field):
         The variance along each axis of a Gaussian around a ray: along^2 d^2 + across^2 (1 - d^2).
         """
         unit = (points / self.half_length).to(self.dtype)
-        scale = 2.0 ** torch.arange(self.frequencies, device=unit.device, dtype=unit.dtype)
+        octaves = torch.arange(self.sizes["frequencies"], device=unit.device, dtype=unit.dtype)
+        scale = 2.0**octaves
         angle = (unit[:, None] * scale[:, None]).flatten(1)  # (n, 3 L)
         if cones is None:
             return torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -91,9 +71,6 @@ class MLPField(Field):
         spread = (spread / self.half_length**2).to(unit.dtype)
         damping = torch.exp(-0.5 * (spread[:, None] * scale.square()[:, None]).flatten(1))
         return torch.cat([damping * angle.sin(), damping * angle.cos()], dim=1)
-
-    def config(self) -> dict[str, int]:
-        return {"width": self.width, "frequencies": self.frequencies}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {"network": [*self.weights, *self.biases], "background": [self.background]}

@@ -5,11 +5,13 @@ A density grid of N^3 values becomes 3 R (N^2 + N) of them, and is smooth by con
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjc_engine.fields.field import ConeSamples, Field, Space, grid_density
+from sjc_engine.fields.field import ConeSamples, Field, grid_density
 
 # The axes of each plane, and of the line that goes with it (x, y, z = 0, 1, 2)
 PLANES = ((0, 1), (0, 2), (1, 2))
@@ -29,45 +31,22 @@ class TensorField(Field):
 
     kind = "tensorf"
     grid_names = ("density_plane", "density_line", "color_plane", "color_line")
-
-    def __init__(
-        self,
-        resolution: int,
-        channels: int = 3,
-        half_length: float = 1.0,
-        *,
-        space: Space = "rgb",
-        color_init: float = 1.0,
-        density_rank: int = 8,
-        color_rank: int = 16,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Density starts close to that of value 0, colours with a deviation of `color_init`."""
-        if density_rank < 1 or color_rank < 1:
-            raise ValueError(f"ranks must be at least 1, not {density_rank} and {color_rank}")
-        self.density_rank, self.color_rank = density_rank, color_rank
-        super().__init__(
-            resolution,
-            channels,
-            half_length,
-            space=space,
-            color_init=color_init,
-            generator=generator,
-        )
+    default_sizes: ClassVar = {"density_rank": 8, "color_rank": 16}
 
     def create(self, color_init: float, generator: torch.Generator | None) -> None:
-        n = self.resolution
+        """Density starts close to that of value 0, colours with a deviation of `color_init`."""
+        n, rank, color_rank = self.resolution, self.sizes["density_rank"], self.sizes["color_rank"]
 
         def factor(deviation: float, rank: int, *shape: int) -> nn.Parameter:
             return nn.Parameter(deviation * torch.randn(3, rank, *shape, generator=generator))
 
-        self.density_plane = factor(DENSITY_INIT, self.density_rank, n, n)
-        self.density_line = factor(DENSITY_INIT, self.density_rank, n, 1)
-        self.color_plane = factor(COLOR_INIT, self.color_rank, n, n)
-        self.color_line = factor(COLOR_INIT, self.color_rank, n, 1)
+        self.density_plane = factor(DENSITY_INIT, rank, n, n)
+        self.density_line = factor(DENSITY_INIT, rank, n, 1)
+        self.color_plane = factor(COLOR_INIT, color_rank, n, n)
+        self.color_line = factor(COLOR_INIT, color_rank, n, 1)
         # 3 * rank products of two factors: this gives colours of color_init.
-        spread = color_init / (COLOR_INIT**2 * (3 * self.color_rank) ** 0.5)
-        basis = torch.randn(self.channels, 3 * self.color_rank, generator=generator)
+        spread = color_init / (COLOR_INIT**2 * (3 * color_rank) ** 0.5)
+        basis = torch.randn(self.channels, 3 * color_rank, generator=generator)
         self.basis = nn.Parameter(spread * basis)
         self.d_scale = nn.Parameter(torch.zeros(()))
 
@@ -83,9 +62,6 @@ class TensorField(Field):
         unit = (points / self.half_length).to(self.dtype)
         value = self._products(self.density_plane, self.density_line, unit).sum(0)
         return grid_density(value, self.d_scale)
-
-    def config(self) -> dict[str, int]:
-        return {"density_rank": self.density_rank, "color_rank": self.color_rank}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {

@@ -67,7 +67,8 @@ class Mesh:
         if suffix not in (".glb", ".ply", ".obj"):
             raise ValueError(f"cannot write {path.name}: use .glb, .ply or .obj")
         if suffix == ".glb":
-            files = {path.name: self._glb(path.stem, extras)}
+            name = (extras or {}).get("asset_id", path.stem)
+            files = {path.name: glb_bytes(self, name, extras)}
         elif suffix == ".ply" or self.texture is None:
             files = {path.name: _bytes(self._solid().export(file_type=suffix[1:]))}
         else:
@@ -75,16 +76,6 @@ class Mesh:
         # The file that names the others comes last, so that it never names what is not there.
         for name in sorted(files, key=lambda name: name == path.name):
             write_atomically(path.with_name(name), files[name])
-
-    def _glb(self, stem: str, extras: dict[str, str] | None) -> bytes:
-        vertices, faces, normals = self.vertices @ TO_GLTF.T, self.faces, self.normals @ TO_GLTF.T
-        surface: dict[str, Any] = {"colors": self.colors}
-        if self.texture:
-            corners, faces = self.texture.corners, self.texture.faces
-            vertices, normals = vertices[corners], normals[corners]
-            surface = {"uv": self.texture.uv, "image": self.texture.image}
-        name = (extras or {}).get("asset_id", stem)
-        return glb_bytes(vertices, faces, normals, **surface, name=name, extras=extras)
 
     def _solid(self) -> trimesh.Trimesh:
         return trimesh.Trimesh(
@@ -156,46 +147,37 @@ class _Buffer:
         return self.add_array(array.astype("<f4"), _FLOAT, f"VEC{array.shape[1]}", _ARRAY_BUFFER)
 
 
-def glb_bytes(
-    vertices: NDArray[np.floating],
-    faces: NDArray[np.integer],
-    normals: NDArray[np.floating],
-    *,
-    colors: NDArray[np.floating] | None = None,
-    uv: NDArray[np.floating] | None = None,
-    image: NDArray[np.uint8] | None = None,
-    name: str = "asset",
-    extras: dict[str, str] | None = None,
-) -> bytes:
-    """A .glb file of vertices (V, 3), faces (F, 3), unit normals (V, 3), and their colours.
+def glb_bytes(mesh: Mesh, name: str, extras: dict[str, str] | None = None) -> bytes:
+    """A .glb file of a mesh with its texture, or else with its colours.
 
-    Either sRGB `colors` (V, 3) in [0, 1], or `uv` (V, 2) from the upper left corner of an sRGB
-    `image` (T, T, 3). Axes are taken as they come (glTF: +Y up, +Z front, counter-clockwise faces).
-    `extras` lands in asset.extras. Raises ValueError for no faces, wrong shapes, or values that are
-    not finite.
+    `extras` lands in asset.extras. Raises ValueError for no faces, or values that are not finite.
     """
-    _check(len(faces), vertices, normals, colors, uv, image)
+    vertices, faces, normals = mesh.vertices @ TO_GLTF.T, mesh.faces, mesh.normals @ TO_GLTF.T
+    if mesh.texture:
+        corners, faces = mesh.texture.corners, mesh.texture.faces
+        vertices, normals = vertices[corners], normals[corners]
+        surface = {"TEXCOORD_0": mesh.texture.uv}
+    else:
+        surface = {"COLOR_0": srgb_to_linear(mesh.colors.clip(0, 1))}
+    vectors = {"POSITION": vertices, "NORMAL": normals, **surface}
+    if not len(faces) or not all(np.isfinite(values).all() for values in vectors.values()):
+        raise ValueError("a glTF mesh needs at least one face, and finite values")
     buffer = _Buffer()
-    attributes = {"POSITION": buffer.add_vectors(vertices), "NORMAL": buffer.add_vectors(normals)}
-    if colors is not None:
-        attributes["COLOR_0"] = buffer.add_vectors(srgb_to_linear(colors.clip(0, 1)))
-    if uv is not None:
-        attributes["TEXCOORD_0"] = buffer.add_vectors(uv)
-    positions = vertices.astype("<f4")  # the bounds must be those of the stored values
+    attributes = {key: buffer.add_vectors(values) for key, values in vectors.items()}
     buffer.accessors[attributes["POSITION"]] |= {
-        "min": positions.min(axis=0).tolist(),
-        "max": positions.max(axis=0).tolist(),
+        "min": vertices.min(axis=0).tolist(),
+        "max": vertices.max(axis=0).tolist(),
     }
     # The largest 16-bit index is reserved (primitive restart).
     type_, component = ("<u2", _UINT16) if len(vertices) <= 0xFFFF else ("<u4", _UINT32)
     indices = buffer.add_array(
         faces.ravel().astype(type_), component, "SCALAR", _ELEMENT_ARRAY_BUFFER
     )
-    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
+    shading: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
     pictures: dict[str, Any] = {}
-    if image is not None:
-        surface["baseColorTexture"] = {"index": 0}
-        view = buffer.add(jpeg_bytes(image))
+    if mesh.texture:
+        shading["baseColorTexture"] = {"index": 0}
+        view = buffer.add(jpeg_bytes(mesh.texture.image))
         pictures = {
             "images": [{"bufferView": view, "mimeType": "image/jpeg"}],
             # Linear, and between halvings of the picture linear too; charts end at its border.
@@ -203,32 +185,18 @@ def glb_bytes(
             "textures": [{"source": 0, "sampler": 0}],
         }
     primitive = {"attributes": attributes, "indices": indices, "material": 0}
-    document = _document(name, extras, primitive, surface) | pictures
+    document = _document(name, extras, primitive, shading) | pictures
     return _container(document, buffer)
 
 
-def _check(faces: int, vertices: NDArray[Any], *others: NDArray[Any] | None) -> None:
-    """Raises ValueError for what `glb_bytes` does not take."""
-    normals, colors, uv, image = others
-    if faces == 0:
-        raise ValueError("a glTF mesh needs at least one face")
-    if (colors is None) == (uv is None) or (uv is None) != (image is None):
-        raise ValueError("a mesh has either colors, or uv and image")
-    for values, width in ((vertices, 3), (normals, 3), (colors, 3), (uv, 2)):
-        if values is None:
-            continue
-        if values.shape != (len(vertices), width) or not np.isfinite(values).all():
-            raise ValueError("vertices, normals, colors and uv must be finite, (V, 3) or (V, 2)")
-
-
 def _document(
-    name: str, extras: dict[str, str] | None, primitive: dict[str, Any], surface: dict[str, Any]
+    name: str, extras: dict[str, str] | None, primitive: dict[str, Any], shading: dict[str, Any]
 ) -> dict[str, Any]:
     """The JSON of a scene with one mesh of one unlit material."""
     asset = {"version": "2.0", "generator": GENERATOR} | ({"extras": extras} if extras else {})
     material = {
         "name": "field colours",
-        "pbrMetallicRoughness": surface,
+        "pbrMetallicRoughness": shading,
         "extensions": {"KHR_materials_unlit": {}},
     }
     return {

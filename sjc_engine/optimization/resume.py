@@ -54,11 +54,6 @@ class Snapshot:
     step: int
     tensors: dict[str, Tensor]
 
-    @classmethod
-    def take(cls, step: int, field: Field, optimizer: torch.optim.Optimizer) -> Snapshot:
-        state = state_tensors(field, optimizer)
-        return cls(step, {name: value.detach().clone() for name, value in state.items()})
-
 
 class DeferredScalars:
     """A step's numbers on their way from the device; nobody waits before they are asked for."""
@@ -108,7 +103,8 @@ class Recovery:
         """Takes a snapshot when one is due."""
         due = step % SNAPSHOT_STEPS == 0 or self.snapshot is None
         if due and not self.rolled_back:
-            self.snapshot = Snapshot.take(step, field, optimizer)
+            state = state_tensors(field, optimizer)
+            self.snapshot = Snapshot(step, {k: v.detach().clone() for k, v in state.items()})
 
     def accept(self, scalars: DeferredScalars) -> bool:
         """Notes what a step measured, if all of it is finite."""

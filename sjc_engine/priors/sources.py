@@ -29,8 +29,6 @@ HUB_FAMILIES = {
     "google/ncsnpp-": "unconditional",
     "kxic/zero123-": "zero123",
 }
-# Families whose models start from a picture; all others take words only
-FROM_IMAGES = {"zero123"}
 # Hub ids that papers and tutorials still name, and where the same weights are today
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -70,10 +68,10 @@ class PriorSource:
         """A diffusers network from `weights`."""
         return self.weights(cls, name, low_cpu_mem_usage=False, torch_dtype=dtype)
 
-    def text_model(self, cls: Any, dtype: Any) -> Any:
-        """The transformers model of folder "text_encoder" from `weights`."""
+    def encoder(self, cls: Any, name: str, dtype: Any) -> Any:
+        """A transformers model from `weights`."""
         with no_progress_bar():
-            return self.weights(cls, "text_encoder", dtype=dtype)
+            return self.weights(cls, name, dtype=dtype)
 
     def weights(self, cls: Any, name: str, **options: Any) -> Any:
         """A model from safetensors: those of full precision, else variant "fp16"."""
@@ -133,8 +131,8 @@ def family_of(id: str) -> tuple[str, dict[str, Any]]:
 
 
 def takes_image(id: str) -> bool:
-    """Whether this prior starts from a picture, from its name alone."""
-    return family_of(id)[0] in FROM_IMAGES
+    """Whether this prior starts from a picture, from its name alone; all others take words only."""
+    return family_of(id)[0] == "zero123"
 
 
 # Licences of weights on the hub, by how their ids begin (after MOVED)

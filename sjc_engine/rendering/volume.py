@@ -69,20 +69,10 @@ def random_background(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def render(
-    field: Field,
-    camera: Camera,
-    height: int,
-    width: int,
-    *,
-    step: float | None = None,
-    generator: torch.Generator | None = None,
-    emptiness_scale: float = 0.0,
+    field: Field, camera: Camera, height: int, width: int, *, step: float | None = None
 ) -> Rendering:
-    """Render one view. See `render_views`."""
-    scale = emptiness_scale
-    stack = render_views(
-        field, [camera], height, width, step=step, generator=generator, emptiness_scale=scale
-    )
+    """Render one view through pixel centres. See `render_views`."""
+    stack = render_views(field, [camera], height, width, step=step)
     return Rendering(*(getattr(stack, name)[0] for name in Rendering.__dataclass_fields__))
 
 

@@ -23,8 +23,8 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
     with asset.timed("evaluate"):
         pictures = take_pictures(asset.field, asset.mesh, recipe.evaluation_size)
         judge, lpips = judges.get(recipe)
-        report = measure(asset.field, asset.mesh, prompt, judge, recipe, pictures, lpips)
-        contact_sheet(asset.field, asset.mesh, prompt, pictures).save(asset.folder / "preview.png")
+        report = measure(pictures, asset.mesh, prompt, judge, lpips)
+        contact_sheet(pictures, prompt).save(asset.folder / "preview.png")
         (asset.folder / "views").mkdir(exist_ok=True)
         for source, views in (("field", pictures.field), ("mesh", pictures.mesh)):
             for number, view in enumerate(views):

@@ -109,7 +109,7 @@ def _measure(
     judge, lpips = judges.get(recipe)
     field = field.to(judges.device)
     pictures = take_pictures(field, mesh, recipe.evaluation_size)
-    found = evaluate(field, mesh, spec["prompt"], judge, recipe, pictures, lpips)
+    found = evaluate(pictures, mesh, spec["prompt"], judge, lpips)
     return {**found.metrics, "views": found.views}
 
 

@@ -4,7 +4,7 @@ import json
 import pytest
 from tiny_priors import build_latent_prior, build_pixel_prior
 
-from sjc_engine.presets import PAPER_EXCEPTIONS, preset_names
+from sjc_engine.presets import PAPER_EXCEPTIONS, presets_of
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import (
     PARTS,
@@ -70,7 +70,7 @@ def test_there_is_a_preset_for_each_published_prompt():
 
 @pytest.mark.parametrize("prior", ["toybox", HUB])
 def test_every_preset_is_valid_and_draft_is_everywhere(prior):
-    names = preset_names(prior)
+    names = list(presets_of(prior))
     assert "draft" in names
     assert Recipe.for_prior(prior) == Recipe.for_prior(prior, names[0])
     for name in names:
@@ -81,8 +81,8 @@ def test_every_preset_is_valid_and_draft_is_everywhere(prior):
 def test_folders_get_the_presets_of_their_layout(tmp_path):
     pixel = str(build_pixel_prior(tmp_path / "pixel"))
     latent = str(build_latent_prior(tmp_path / "latent"))
-    assert preset_names(pixel) == preset_names("toybox")
-    assert preset_names(latent) == preset_names(HUB)
+    assert presets_of(pixel) == presets_of("toybox")
+    assert presets_of(latent) == presets_of(HUB)
     assert Recipe.for_prior(load_prior(pixel)).name == "toybox"
     assert Recipe.for_prior(load_prior(latent)).name == "paper"
 

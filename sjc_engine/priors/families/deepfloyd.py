@@ -33,11 +33,11 @@ class DeepFloydPrior(SchedulePrior):
         # AutoTokenizer would want a config.json, which the folder lacks, and ask the hub for it
         self._tokenizer = source.component(T5Tokenizer, "tokenizer")
         encoder_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        text_encoder = source.text_model(T5EncoderModel, encoder_dtype)
+        text_encoder = source.encoder(T5EncoderModel, "text_encoder", encoder_dtype)
         self._text_encoder = frozen(text_encoder, torch.device("cpu"))
 
     @torch.no_grad()
-    def _embed(self, prompts: Sequence[str]) -> Cond:
+    def condition(self, prompts: Sequence[str]) -> Cond:
         """In lower case, as in training."""
         lower = [prompt.lower().strip() for prompt in prompts]
         tokens = tokenize(self._tokenizer, lower, MAX_TOKENS)

@@ -25,19 +25,20 @@ class StableDiffusionPrior(SchedulePrior):
         scheduler = source.component(DDPMScheduler, "scheduler")
         self._tokenizer = source.component(CLIPTokenizer, "tokenizer")
         # Text encoder and VAE stay in float32: they run rarely, and SD's VAE overflows in float16.
-        self._text_encoder = frozen(source.text_model(CLIPTextModel, torch.float32), device)
+        encoder = source.encoder(CLIPTextModel, "text_encoder", torch.float32)
+        self._text_encoder = frozen(encoder, device)
         self.latent = (source.index().get("vae") or [None])[0] is not None
         self._vae = None
         if self.latent:
             self._vae = frozen(source.network(AutoencoderKL, "vae", torch.float32), device)
-        channels: int = self._vae.config.latent_channels if self._vae else 3
+        super().__init__(source, unet, scheduler, device, dtype)
+        self.channels = self._vae.config.latent_channels if self._vae else 3
         # A network of more channels sees each f x f block of the image as channels.
-        self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, channels)
-        side = unet.config.sample_size * self.unshuffle
-        super().__init__(source, unet, scheduler, device, dtype, channels=channels, resolution=side)
+        self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, self.channels)
+        self.resolution = unet.config.sample_size * self.unshuffle
 
     @torch.no_grad()
-    def _embed(self, prompts: Sequence[str]) -> Cond:
+    def condition(self, prompts: Sequence[str]) -> Cond:
         tokens = tokenize(self._tokenizer, prompts, self._tokenizer.model_max_length)
         return Cond(self._text_encoder(tokens.input_ids.to(self.device)).last_hidden_state)
 

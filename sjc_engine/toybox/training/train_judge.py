@@ -7,7 +7,6 @@ backgrounds, and images that were blurred, shifted, faded or stripped of their c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,6 @@ PAPER_WEIGHT = 2.0
 VIEWS = view_prompts("sided")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What B captions (or images) say: indices into CATEGORIES, colours and VIEWS; -1 = silent."""
-
-    category: Tensor
-    color: Tensor
-    view: Tensor
-
-
 def build_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Random weights in the shape of the shipped judge, whose config.json says it all."""
     config: Any = CLIPConfig.from_pretrained(SHIPPED)
@@ -56,12 +46,13 @@ def build_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-def matches(captions: Labels, images: Labels) -> Tensor:
-    """(texts, images) bool: a caption fits every image that it says nothing wrong about."""
-    same = captions.category[:, None] == images.category
-    for stated, seen in ((captions.color, images.color), (captions.view, images.view)):
-        same &= (stated[:, None] == -1) | (stated[:, None] == seen)
-    return same
+def matches(stated: Tensor, seen: Tensor) -> Tensor:
+    """(texts, images) bool: a caption fits every image that it says nothing wrong about.
+
+    What B captions say and B images show: category, colour and view (3, B), as numbers; -1: silent.
+    """
+    stated = stated[:, :, None]
+    return ((stated == -1) | (stated == seen[:, None])).all(0)
 
 
 def contrastive_loss(similarity: Tensor, positive: Tensor) -> Tensor:
@@ -98,15 +89,10 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, 
             chosen, seen_view, names_color, names_view, strict=True
         )
     ]
-    category = torch.from_numpy(toys.category[chosen])
-    stated = Labels(
-        category,
-        torch.from_numpy(np.where(names_color, seen_color, -1)),
-        torch.from_numpy(np.where(names_view, seen_view, -1)),
-    )
-    seen = Labels(
-        category, torch.from_numpy(np.where(gray, -2, seen_color)), torch.from_numpy(seen_view)
-    )
+    category = toys.category[chosen]
+    said = np.where(names_color, seen_color, -1), np.where(names_view, seen_view, -1)
+    stated = torch.from_numpy(np.stack([category, *said]))
+    seen = torch.from_numpy(np.stack([category, np.where(gray, -2, seen_color), seen_view]))
     return image, tokenize(tokenizer, texts, MAX_TOKENS).input_ids, matches(stated, seen)
 
 

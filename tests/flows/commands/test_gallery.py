@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from flows.commands.main import app
 from sjc_engine.evaluation.turntable import write_video
 from sjc_engine.mesh.extract import extract_mesh
-from sjc_engine.mesh.gltf import glb_bytes
+from sjc_engine.mesh.gltf import TO_GLTF, Mesh
 from sjc_engine.recipes import MeshRecipe, Recipe
 from sjc_engine.rendering.camera import orbit
 from sjc_engine.rendering.rasterize import rasterize
@@ -62,8 +62,8 @@ def commit(store: Store, folder: Path, spec: AssetSpec, **metrics: Any) -> None:
     files = {}
     for name in ("mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4", "views/mesh_1.png"):
         files[name] = folder / name.replace("/", "-")
-    data = glb_bytes(vertices, np.asarray(solid.faces), vertices / 0.4, colors=abs(vertices))
-    files["mesh.glb"].write_bytes(data)
+    placed, faces = vertices @ TO_GLTF, np.asarray(solid.faces)
+    Mesh(placed, faces, placed / np.float32(0.4), abs(vertices)).export(files["mesh.glb"])
     for name in ("preview.png", "thumbnail.webp", "views/mesh_1.png"):
         Image.new("RGB", (128, 128), (200, 60, 40)).save(files[name])
     write_video(np.zeros((4, 32, 32, 3), np.uint8), files["turntable.mp4"])

@@ -21,10 +21,9 @@ from sjc_engine.evaluation.metrics import MAX_PSNR, coverage_flag, evaluate, psn
 from sjc_engine.evaluation.pictures import Pictures, take_pictures
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.mesh.gltf import Mesh
-from sjc_engine.recipes import EvaluateRecipe, MeshRecipe
+from sjc_engine.recipes import MeshRecipe
 
 PROMPT = "a red zebra"
-SMALL = EvaluateRecipe(evaluation_size=64)
 RED, BLUE = [0.9, -0.9, -0.9], [-0.9, -0.9, 0.9]
 
 
@@ -81,11 +80,11 @@ def asset() -> tuple[Any, Mesh]:
 
 
 def judged(pictures: Pictures, judge: Any, asset: tuple[Any, Mesh]) -> dict[str, Any]:
-    return evaluate(*asset, PROMPT, judge, SMALL, pictures).metrics
+    return evaluate(pictures, asset[1], PROMPT, judge).metrics
 
 
 def test_a_field_and_its_mesh_agree(asset: tuple[Any, Mesh]) -> None:
-    report = evaluate(*asset, PROMPT, RednessJudge(), SMALL)
+    report = evaluate(take_pictures(*asset, 64), asset[1], PROMPT, RednessJudge())
     metrics = report.metrics
     assert metrics["field_mesh_iou"] > 0.97
     assert metrics["field_mesh_psnr"] > 20
@@ -176,7 +175,7 @@ def test_there_is_a_row_for_every_view_and_source(
     two_faced: Pictures, asset: tuple[Any, Mesh]
 ) -> None:
     swapped = replace(two_faced, field=two_faced.field.flip(1))  # red and blue: not what it shows
-    rows = evaluate(*asset, PROMPT, RednessJudge(), SMALL, swapped).views
+    rows = evaluate(swapped, asset[1], PROMPT, RednessJudge()).views
     assert [(row["source"], row["view"]) for row in rows] == [
         (source, view) for source in ("field", "mesh") for view in range(9)
     ]
@@ -219,13 +218,13 @@ def test_lpips_is_of_the_mesh_against_the_field(red: Pictures, asset: tuple[Any,
 
     off = torch.arange(9) / 100
     pictures = replace(red, mesh=red.field + off[:, None, None, None])
-    report = evaluate(*asset, PROMPT, RednessJudge(), SMALL, pictures, Brightness())  # type: ignore[arg-type]
+    report = evaluate(pictures, asset[1], PROMPT, RednessJudge(), Brightness())  # type: ignore[arg-type]
     assert report.metrics["field_mesh_lpips"] == pytest.approx(0.04)
     assert report.metrics["lpips_weights"] == "brightness@0123456789ab"
     assert [row["field_mesh_lpips"] for row in report.views] == pytest.approx(
         2 * off.tolist(), abs=1e-6
     )
-    without = evaluate(*asset, PROMPT, RednessJudge(), SMALL, pictures)
+    without = evaluate(pictures, asset[1], PROMPT, RednessJudge())
     assert "field_mesh_lpips" not in without.metrics
     assert without.views[0]["field_mesh_lpips"] is None
 
@@ -249,14 +248,14 @@ def test_a_clip_checkpoint_judges_and_its_revision_is_recorded(
 ) -> None:
     save_tiny_clip(tmp_path)
     judge = load_judge(str(tmp_path))
-    report = evaluate(*asset, PROMPT, judge, SMALL, two_faced)
+    report = evaluate(two_faced, asset[1], PROMPT, judge)
     assert report.metrics["evaluator"] == str(tmp_path)
     assert report.metrics["evaluator_revision"] == judge.revision
     assert report.metrics["distractors_sha256"] == DISTRACTORS_SHA256
     for row in report.views:
         assert 0 <= row["clip_score"] <= 100
         assert row["top_caption"] in {PROMPT, *DISTRACTORS}
-    again = evaluate(*asset, PROMPT, judge, SMALL, two_faced)
+    again = evaluate(two_faced, asset[1], PROMPT, judge)
     assert (again.metrics, again.views) == (report.metrics, report.views)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sjc_engine.fields.kinds import field_metadata, load_field
+from sjc_engine.fields.kinds import load_field
 from sjc_engine.fields.voxel import VoxelField
 
 
@@ -87,11 +87,10 @@ def test_same_generator_same_field():
 
 def test_saving_is_bit_stable(tmp_path):
     field = random_field(4, "latent")
-    field.save(tmp_path / "a", {"asset": "x"})
+    field.save(tmp_path / "a")
     loaded = load_field(tmp_path / "a")
-    loaded.save(tmp_path / "b", {"asset": "x"})
+    loaded.save(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert field_metadata(tmp_path / "a") == {"asset": "x"}
     assert (loaded.space, loaded.half_length, loaded.channels) == ("latent", 0.7, 4)
     torch.testing.assert_close(loaded.density_grid(), field.density_grid(), atol=2e-3, rtol=2e-3)
     assert loaded.d_scale == field.d_scale

@@ -30,6 +30,11 @@ def colored_ball(subdivisions: int) -> Mesh:
     return Mesh(vertices, faces, vertex_normals(vertices, faces), np.abs(vertices) * 2)
 
 
+def triangle() -> Mesh:
+    corners = np.eye(3, dtype=np.float32)
+    return Mesh(corners, np.array([[0, 1, 2]]), corners, np.full((3, 3), 0.5, np.float32))
+
+
 def document(data: bytes) -> dict[str, Any]:
     magic, version, total, length, kind = struct.unpack("<4sIII4s", data[:20])
     assert (magic, version, total, kind) == (b"glTF", 2, len(data), b"JSON")
@@ -75,8 +80,7 @@ def test_colours_are_stored_linear() -> None:
     srgb = np.array([0.0, 0.04, 0.5, 1.0])
     # Reference values of IEC 61966-2-1.
     assert srgb_to_linear(srgb) == pytest.approx([0.0, 0.0030960, 0.2140411, 1.0], abs=1e-6)
-    corners = np.eye(3, dtype=np.float32)
-    data = glb_bytes(corners, np.array([[0, 1, 2]]), corners, colors=np.full((3, 3), 0.5))
+    data = glb_bytes(triangle(), "gray")
     assert struct.pack("<f", 0.21404114) * 9 in data
     assert len(data) % 4 == 0  # three 16-bit indices need padding
 
@@ -104,26 +108,23 @@ def test_the_document_says_what_the_mesh_is(tmp_path: Path) -> None:
 
 def test_many_vertices_get_wide_indices() -> None:
     solid = trimesh.creation.icosphere(subdivisions=7)  # 163,842 vertices
-    vertices = np.asarray(solid.vertices)
-    gltf = document(glb_bytes(vertices, np.asarray(solid.faces), vertices, colors=np.abs(vertices)))
+    vertices = np.asarray(solid.vertices, np.float32)
+    mesh = Mesh(vertices, np.asarray(solid.faces), vertices, np.abs(vertices))
+    gltf = document(glb_bytes(mesh, "ball"))
     indices = gltf["accessors"][gltf["meshes"][0]["primitives"][0]["indices"]]
     assert indices == {"bufferView": 3, "componentType": 5125, "count": solid.faces.size,
                        "type": "SCALAR"}  # fmt: skip
 
 
-def test_bad_arrays_are_refused() -> None:
-    corners = np.eye(3, dtype=np.float32)
-    faces = np.array([[0, 1, 2]])
-    with pytest.raises(ValueError, match="at least one face"):
-        glb_bytes(corners, faces[:0], corners, colors=corners)
-    with pytest.raises(ValueError, match="finite"):
-        glb_bytes(corners, faces, corners, colors=corners[:2])
-    with pytest.raises(ValueError, match="finite"):
-        glb_bytes(corners * np.nan, faces, corners, colors=corners)
-    with pytest.raises(ValueError, match="either colors, or uv and image"):
-        glb_bytes(corners, faces, corners)
-    with pytest.raises(ValueError, match="either colors, or uv and image"):
-        glb_bytes(corners, faces, corners, uv=corners[:, :2])
+@pytest.mark.parametrize("name", ["vertices", "normals", "colors"])
+def test_bad_arrays_are_refused(name: str) -> None:
+    mesh = triangle()
+    with pytest.raises(ValueError, match="at least one face, and finite"):
+        glb_bytes(replace(mesh, faces=mesh.faces[:0]), "none")
+    broken = getattr(mesh, name).copy()
+    broken[1, 2] = np.nan
+    with pytest.raises(ValueError, match="at least one face, and finite"):
+        glb_bytes(replace(mesh, **{name: broken}), "nan")
 
 
 @pytest.mark.system

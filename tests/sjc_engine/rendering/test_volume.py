@@ -45,7 +45,7 @@ def chord_lengths(camera, size, half):
 def test_constant_density_has_the_exact_transmittance(step, density, jittered):
     field, camera = constant_field(density), orbit(25, 17, fov_deg=60)
     generator = torch.Generator().manual_seed(0) if jittered else None
-    rendering = render(field, camera, 8, 8, step=step, generator=generator)
+    rendering = render_views(field, [camera], 8, 8, step=step, generator=generator)
     if jittered:
         jitter = torch.Generator().manual_seed(0)
         torch.rand((), generator=jitter, dtype=torch.float64)
@@ -55,9 +55,9 @@ def test_constant_density_has_the_exact_transmittance(step, density, jittered):
     else:
         length = chord_lengths(camera, 8, 0.7)
     expected = 1 - torch.exp(-density * length)
-    torch.testing.assert_close(rendering.opacity, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(rendering.opacity[0], expected, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(rendering.weights.sum(-1).view(8, 8), expected)
-    torch.testing.assert_close(rendering.rgb, (0.5 * expected).expand(3, 8, 8))
+    torch.testing.assert_close(rendering.rgb[0], (0.5 * expected).expand(3, 8, 8))
 
 
 class Analytic(VoxelField):
@@ -280,7 +280,8 @@ def test_training_cameras_render_finite_pictures_from_inside_the_papers_box():
     field = VoxelField(8, 4, 1.0, space="latent")
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        rendering = render(field, sample_camera(generator), 8, 8, step=0.02, generator=generator)
+        camera = sample_camera(generator)
+        rendering = render_views(field, [camera], 8, 8, step=0.02, generator=generator)
         assert torch.isfinite(rendering.rgb).all()
         assert (rendering.opacity >= 0).all()
         assert (rendering.opacity <= 1).all()

@@ -94,9 +94,8 @@ def test_rate_warms_up_and_decays(step, progress, rate):
 
 
 def test_judges_targets_count_only_what_a_caption_says():
-    index = torch.tensor
-    said = train_judge.Labels(index([0, 0, 1]), index([-1, 2, -1]), index([-1, -1, 3]))
-    seen = train_judge.Labels(index([0, 0, 1]), index([1, 2, 1]), index([0, 3, 3]))
+    said = torch.tensor([[0, 0, 1], [-1, 2, -1], [-1, -1, 3]])  # category, colour, view
+    seen = torch.tensor([[0, 0, 1], [1, 2, 1], [0, 3, 3]])
     expected = [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     assert train_judge.matches(said, seen).int().tolist() == expected
 

@@ -9,7 +9,8 @@ import numpy as np
 from sjc_engine.toybox.training.objects import animals, food_and_plants, things, vehicles
 from sjc_engine.toybox.training.shapes import Builder, Toy
 
-Maker = Callable[[np.random.Generator], tuple[Builder, str | None]]
+# Adds a random toy's primitives; returns the colour word of `make_toy`
+Maker = Callable[[Builder, np.random.Generator], str | None]
 
 MAKERS: dict[str, Maker] = {
     "burger": food_and_plants.burger,
@@ -46,5 +47,6 @@ def make_toy(category: str, rng: np.random.Generator) -> tuple[Toy, str | None]:
 
     The toy is centred on the origin inside a sphere of radius 0.55 to 0.60.
     """
-    builder, color = MAKERS[category](rng)
+    builder = Builder()
+    color = MAKERS[category](builder, rng)
     return builder.build(rng.uniform(0.55, 0.60)), color

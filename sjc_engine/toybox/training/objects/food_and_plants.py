@@ -13,8 +13,7 @@ from sjc_engine.toybox.training.shapes import WAFFLE, Builder, Pattern, rotation
 LEAF = (0.12, 0.45, 0.12)
 
 
-def burger(rng: np.random.Generator) -> tuple[Builder, str | None]:
-    toy = Builder()
+def burger(toy: Builder, rng: np.random.Generator) -> str | None:
     bun = vary(rng, (0.82, 0.52, 0.20), 0.02)
     height = rng.uniform(0.18, 0.24)
     toy.cone((0, 0, 0), height / 2, 0.92, 0.98, bun)
@@ -39,16 +38,15 @@ def burger(rng: np.random.Generator) -> tuple[Builder, str | None]:
     toy.ellipsoid((0, y, 0), (1.0, dome, 1.0), bun)
     for _ in range(9):
         turn, rise = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 1.4)
-        seed = _on_ellipsoid((1.0, dome, 1.0), turn, rise)
-        toy.ellipsoid((seed[0], seed[1] + y, seed[2]), (0.06, 0.035, 0.06), (0.98, 0.92, 0.75))
-    return toy, None
+        seed = _on_ellipsoid(y, (1.0, dome, 1.0), turn, rise)
+        toy.ellipsoid(seed, (0.06, 0.035, 0.06), (0.98, 0.92, 0.75))
+    return None
 
 
-def icecream(rng: np.random.Generator) -> tuple[Builder, str | None]:
+def icecream(toy: Builder, rng: np.random.Generator) -> str | None:
     flavour = list(FLAVOURS)[rng.integers(4)] if rng.random() < 0.6 else "chocolate"
     scoop = vary(rng, FLAVOURS[flavour], 0.02)
     waffle = vary(rng, (0.85, 0.60, 0.28), 0.02)
-    toy = Builder()
     depth, radius = rng.uniform(0.52, 0.62), rng.uniform(0.35, 0.39)
     lines = Pattern(WAFFLE, (0.62, 0.38, 0.14), 4.0)
     toy.cone((0, -depth, 0), depth, 0.02, radius * 0.95, waffle, pattern=lines)
@@ -56,13 +54,12 @@ def icecream(rng: np.random.Generator) -> tuple[Builder, str | None]:
     toy.cone((0, 0.0, 0), 0.06, radius * 1.1, radius * 1.15, scoop)
     if rng.random() < 0.35:
         toy.ellipsoid((0, 0.52, 0), radius * 0.82, scoop)
-    return toy, flavour
+    return flavour
 
 
-def mushroom(rng: np.random.Generator) -> tuple[Builder, str | None]:
+def mushroom(toy: Builder, rng: np.random.Generator) -> str | None:
     names = ("red", "brown", "orange", "purple", "blue", "white")
     name, cap = usual(rng, COLORS["red"], 0.4, names)
-    toy = Builder()
     stem = rng.uniform(0.38, 0.48)
     toy.cone((0, 0, 0), stem, rng.uniform(0.20, 0.26), 0.16, (0.93, 0.90, 0.82))
     width, height = rng.uniform(0.52, 0.62), rng.uniform(0.32, 0.42)
@@ -72,18 +69,15 @@ def mushroom(rng: np.random.Generator) -> tuple[Builder, str | None]:
     if name != "white":
         for i in range(9):
             turn, rise = i * 2.4 + rng.uniform(-0.2, 0.2), rng.uniform(0.25, 1.4)
-            spot = _on_ellipsoid((width, height, width), turn, rise)
-            toy.ellipsoid(
-                (spot[0], spot[1] + stem, spot[2]), rng.uniform(0.06, 0.10), (0.97, 0.95, 0.90)
-            )
-    return toy, name
+            spot = _on_ellipsoid(stem, (width, height, width), turn, rise)
+            toy.ellipsoid(spot, rng.uniform(0.06, 0.10), (0.97, 0.95, 0.90))
+    return name
 
 
-def ficus(rng: np.random.Generator) -> tuple[Builder, str | None]:
+def ficus(toy: Builder, rng: np.random.Generator) -> str | None:
     """The colour, if named, is the pot's."""
     names = ("white", "orange", "gray", "blue", "red", "black")
     name, pot = usual(rng, (0.62, 0.30, 0.16), 0.7, names)
-    toy = Builder()
     height, radius = rng.uniform(0.24, 0.29), rng.uniform(0.30, 0.35)
     toy.cone((0, 0, 0), height, radius * 0.72, radius, pot)
     toy.cone((0, height + 0.03, 0), 0.06, radius * 1.1, radius * 1.1, pot)
@@ -94,16 +88,15 @@ def ficus(rng: np.random.Generator) -> tuple[Builder, str | None]:
     for i in range(14):
         turn, rise = i * 2.4 + rng.uniform(-0.3, 0.3), rng.uniform(-0.6, 1.3)
         out = crown * rng.uniform(0.55, 0.80)
-        center = np.array([0, top + crown * 0.6, 0]) + _on_ellipsoid((out, out, out), turn, rise)
+        center = _on_ellipsoid(top + crown * 0.6, (out, out, out), turn, rise)
         half = (rng.uniform(0.18, 0.24), rng.uniform(0.15, 0.20), rng.uniform(0.18, 0.24))
         toy.ellipsoid(center, half, vary(rng, np.array(LEAF) * rng.uniform(0.8, 1.5)))
     toy.ellipsoid((0, top + crown * 0.6, 0), crown * 0.75, np.array(LEAF) * 0.8)
-    return toy, name
+    return name
 
 
-def cactus(rng: np.random.Generator) -> tuple[Builder, str | None]:
+def cactus(toy: Builder, rng: np.random.Generator) -> str | None:
     name, skin = usual(rng, (0.20, 0.50, 0.22), 0.7)
-    toy = Builder()
     height, radius = rng.uniform(0.60, 0.72), rng.uniform(0.17, 0.21)
     toy.cone((0, 0, 0), height, radius, radius, skin)
     toy.ellipsoid((0, height, 0), radius, skin)
@@ -116,13 +109,12 @@ def cactus(rng: np.random.Generator) -> tuple[Builder, str | None]:
         toy.rod(elbow, tip, arm, arm, skin)
         toy.ellipsoid(tip, arm, skin)
     toy.cone((0, -height - 0.04, 0), 0.05, 0.42, 0.36, (0.80, 0.65, 0.40))
-    return toy, name
+    return name
 
 
-def tree(rng: np.random.Generator) -> tuple[Builder, str | None]:
+def tree(toy: Builder, rng: np.random.Generator) -> str | None:
     """A conifer, so that its outline is not the ficus's."""
     name, needles = usual(rng, (0.10, 0.38, 0.16), 0.7)
-    toy = Builder()
     toy.cone((0, -0.75, 0), 0.20, 0.10, 0.09, (0.40, 0.25, 0.14))
     width = rng.uniform(0.50, 0.58)
     for i in range(3):
@@ -130,12 +122,12 @@ def tree(rng: np.random.Generator) -> tuple[Builder, str | None]:
         toy.cone((0, -0.32 + 0.36 * i, 0), 0.28, radius, 0.05, needles * (0.9 + 0.1 * i))
     if rng.random() < 0.3:
         toy.ellipsoid((0, 0.72, 0), 0.07, pick(rng, ("yellow", "red"))[1])
-    return toy, name
+    return name
 
 
-def _on_ellipsoid(half: tuple[float, float, float], turn: float, rise: float) -> np.ndarray:
-    """The surface point at azimuth `turn` and elevation `rise` (radians) of a centred ellipsoid."""
-    flat = math.cos(rise)
-    return np.array(
-        [half[0] * math.cos(turn) * flat, half[1] * math.sin(rise), half[2] * math.sin(turn) * flat]
-    )
+def _on_ellipsoid(
+    height: float, half: tuple[float, float, float], turn: float, rise: float
+) -> tuple[float, float, float]:
+    """The point at azimuth `turn` and elevation `rise` (radians) of an ellipsoid on the y axis."""
+    flat, y = math.cos(rise), height + half[1] * math.sin(rise)
+    return half[0] * math.cos(turn) * flat, y, half[2] * math.sin(turn) * flat
