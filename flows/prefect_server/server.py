@@ -28,7 +28,6 @@ from sjc_engine.worker.parent_death import die_with_parent
 from tasks.store.disk import disk_advice
 
 HOST = "127.0.0.1"
-UI_PORT = 4200
 START_SECONDS = 120.0  # for our own; 5 to 15 s measured on a quiet machine of two cores
 ANSWER_SECONDS = 10.0  # for one that should be up
 _ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .+", re.MULTILINE)  # ends a traceback

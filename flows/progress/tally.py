@@ -19,6 +19,7 @@ class Tally:
         self.outcomes: Counter[str] = Counter()
         self._left = dict(work or {})  # steps, of the assets that are not through
         self._step: dict[str, int] = {}  # the last one reported
+        self._first: dict[str, tuple[float, int]] = {}  # when the first one was, and which
         self._made = 0  # assets of `work` that are through
         self._steps_done = 0  # since the first report
         self._since: float | None = None  # the first report
@@ -27,8 +28,9 @@ class Tally:
 
     def progress(self, name: str, step: int, steps: int) -> None:
         with self._lock:
-            if self._since is None:
-                self._since = time.monotonic()
+            now = time.monotonic()
+            self._since = now if self._since is None else self._since
+            self._first.setdefault(name, (now, step))
             # An asset's first report is where it resumes, which is no work of this run.
             self._steps_done += max(0, step - self._step.get(name, step))
             self._step[name], self._left[name] = step, steps - step
@@ -79,3 +81,10 @@ class Tally:
                 pace = (time.monotonic() - self._since) / self._steps_done
                 return pace * sum(self._left.values())
             return self.elapsed / self._made * len(self._left) if self._made else None
+
+    def seconds_left_of(self, name: str) -> float | None:
+        """The same for one asset's optimisation, at its own pace."""
+        with self._lock:
+            began, first = self._first.get(name, (0.0, 0))
+            done = self._step.get(name, first) - first
+            return (time.monotonic() - began) / done * self._left.get(name, 0) if done > 0 else None
