@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from flows.errors import UsageError, disk_errors
+from flows.errors import UsageError, disk_errors, usage_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.priors.sources import find_prior
@@ -112,13 +112,11 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
     assert settings.plan is not None
     assert settings.shard is not None
     store = open_store(settings.store, writable=False)
-    try:
+    with usage_errors(ValueError):
         plan = load_plan(store, settings.plan)
         entries = plan.entries(settings.shard, Path(settings.scratch, "images"))
         for prior, wanted in {(e.spec.prior, e.spec.prior_revision) for e in entries}:
             find_prior(prior, wanted)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     return Manifest(plan.manifest, plan.manifest_sha256, [], []), entries
 
 

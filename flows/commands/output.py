@@ -109,3 +109,12 @@ def counter(text: str, *, quiet: bool, every: int = 100) -> Callable[[int, int],
             print(f"{done} of {total} {text}", file=sys.stderr, flush=True)
 
     return report
+
+
+def size_text(size: float) -> str:
+    """Bytes as a person reads them, such as 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

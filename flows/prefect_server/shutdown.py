@@ -52,6 +52,8 @@ def brief_shutdown(*, part: bool = False) -> Iterator[None]:
 
     part: this is a sub-flow, and its run still has work to do after it.
     """
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
     try:
         yield
     except BaseException as error:
@@ -59,20 +61,15 @@ def brief_shutdown(*, part: bool = False) -> Iterator[None]:
         # Ctrl-C is a KeyboardInterrupt, and SIGTERM within a flow Prefect's TerminationSignal.
         if end is not None and (end.begun or not isinstance(error, Exception)):
             if not end.begun:
-                end.brief.enter_context(_few_retries())
+                # For this thread alone: others may be in the middle of more.
+                few = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES})
+                end.brief.enter_context(few)
             if not part:
                 timer = threading.Timer(SECONDS, _exit_now)
                 timer.daemon = True
                 timer.start()
             end.begun = True
         raise
-
-
-def _few_retries() -> contextlib.AbstractContextManager[object]:
-    """For this thread alone: others may be in the middle of more."""
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-
-    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES})
 
 
 def _exit_now() -> None:
