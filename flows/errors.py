@@ -146,9 +146,11 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def fail(message: str, code: int) -> NoReturn:
+    """Ends the command with a message on stderr and an exit code."""
     print(message, file=sys.stderr)
     raise typer.Exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is handled as Ctrl-C is: work is left so that the next run resumes."""
     raise KeyboardInterrupt

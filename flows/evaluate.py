@@ -35,6 +35,7 @@ AT_ONCE = 2  # while one is downloaded, another is measured
 
 
 def _run_name() -> str:
+    """What Prefect's pages call the flow run."""
     return f"evaluate {runtime.flow_run.parameters.get('where') or 'all assets'}"
 
 
@@ -117,6 +118,7 @@ def evaluate_part(
     flying: deque[tuple[str, float, PrefectFuture[Any]]] = deque()
 
     def land(asset_id: str, began: float, future: PrefectFuture[Any]) -> None:
+        """Counts an asset whose task has ended, or waits for its end."""
         future.wait()
         held.free(asset_id)
         outcome = "ok" if future.state.is_completed() else "failed"

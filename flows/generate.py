@@ -43,6 +43,7 @@ def _run_name() -> str:
 
 
 def _part_name() -> str:
+    """What Prefect's pages call a part: the manifest, its size, and whose part it is."""
     parameters = runtime.flow_run.parameters
     name = manifest_name(parameters["settings"]["manifest"])
     return f"{name}: {len(parameters['asset_ids'])} assets of run {parameters['run_id']}"

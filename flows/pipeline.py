@@ -108,6 +108,7 @@ class _Pipeline:
         self._ended.put(None)
 
     def run(self) -> Outcomes:
+        """Until every asset is through; returns their outcomes. Raises RunCancelled."""
         self._fill()
         while self._waiting or self._optimizing or self._made or self._behind:
             with suppress(Empty):  # then it is time to ask for assets of other runs again
@@ -131,6 +132,7 @@ class _Pipeline:
                 self._submit(asset, "optimize")
 
     def _has_room(self) -> bool:
+        """Whether another asset may begin: not when devices or the stages after have a queue."""
         slots = self._pool.slots + AHEAD
         return len(self._optimizing) < slots and len(self._made) < slots
 
@@ -175,6 +177,7 @@ class _Pipeline:
         return status
 
     def _submit(self, asset: Asset, stage: str) -> None:
+        """Begins a stage of an asset; `run` hears of its end."""
         self._watch.stage(asset.name, "queue" if stage == "optimize" else stage)
         arguments: dict[str, tuple[Any, ...]] = {
             "optimize": (
@@ -234,6 +237,7 @@ def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
 
 
 def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Asset:
+    """A manifest's entry as the stages know it: where its files are and what it may reuse."""
     return Asset(
         entry.row_id,
         entry.spec,
@@ -248,6 +252,8 @@ def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Ass
 
 
 def _progress_reporter(watch: Watcher, name: str) -> Any:
+    """What an engine calls after a step: passes the progress of an asset on to the watcher."""
+
     def report(event: dict[str, Any]) -> None:
         watch.progress(name, event["step"], event["steps"], event["loss"])
         if event.get("unsaved"):

@@ -157,6 +157,7 @@ def select(entries: list[Entry], where: str | None, limit: int | None) -> list[E
 
 
 def _matching(entries: list[Entry], where: str) -> list[int]:
+    """Which entries `where` lets through; UsageError, with the columns, for SQL that is wrong."""
     import duckdb
     import pyarrow as pa
 

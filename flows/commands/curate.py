@@ -148,6 +148,7 @@ def _progress_lines(quiet: bool) -> Callable[[CopyProgress], None]:
 
 
 def _summary(frozen: Frozen) -> str:
+    """What was made, in one line for a person."""
     document = frozen.document
     splits = ", ".join(f"{s['assets']} {name}" for name, s in document["splits"].items())
     return (

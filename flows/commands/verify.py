@@ -70,6 +70,7 @@ def verify(
 
 
 def show_findings(store: Store, findings: list[Finding], *, repair: bool) -> None:
+    """Prints what was found, and on stderr what follows from it."""
     from tasks.records.verify import unreadable
 
     for finding in findings:

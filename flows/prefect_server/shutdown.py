@@ -20,6 +20,8 @@ RETRIES = 1  # of a request, after 2 seconds
 
 @dataclass
 class _End:
+    """Whether the end of the run has begun, and what is undone after it."""
+
     brief: contextlib.ExitStack
     begun: bool = False
 
@@ -73,6 +75,7 @@ def brief_shutdown(*, part: bool = False) -> Iterator[None]:
 
 
 def _exit_now() -> None:
+    """Ends the process while Prefect still waits for its server."""
     with contextlib.suppress(OSError):
         print("sjc: Prefect's server does not answer: its pages miss the end", file=sys.stderr)
         sys.stderr.flush()

@@ -80,10 +80,12 @@ class PrefectSummary(Watcher):
     def _table(
         self, key: str, columns: Mapping[str, str], rows: list[dict[str, Any]], about: str
     ) -> None:
+        """Publishes rows as a table artifact; columns: its headings, by the names of the rows."""
         table = [{title: cell(row[name]) for name, title in columns.items()} for row in rows[:ROWS]]
         self._board.create("table", key, json.dumps(table), about)
 
     def _refresh(self) -> None:
+        """Publishes a new summary unless the last one is recent."""
         now = time.monotonic()
         if self._summary is not None and now - self._updated >= SUMMARY_SECONDS:
             self._updated = now
@@ -160,6 +162,7 @@ def spent(plan: RunPlan, seconds: float, left: float | None, made: int) -> str:
 
 
 def _cut(rows: list[dict[str, Any]]) -> str:
+    """Says so when a table does not show all rows."""
     return f", the first {ROWS} of {len(rows)}" if len(rows) > ROWS else ""
 
 
@@ -171,6 +174,7 @@ def _plain(text: str) -> str:
 
 
 def _block(text: str) -> str:
+    """A command to copy, as it is."""
     return f"```\n{text}\n```"
 
 

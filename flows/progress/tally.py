@@ -27,6 +27,7 @@ class Tally:
         self._lock = threading.Lock()
 
     def progress(self, name: str, step: int, steps: int) -> None:
+        """An asset's optimisation came this far."""
         with self._lock:
             now = time.monotonic()
             self._since = now if self._since is None else self._since
@@ -36,11 +37,13 @@ class Tally:
             self._step[name], self._left[name] = step, steps - step
 
     def stage(self, name: str, stage: str) -> None:
+        """Any stage after the optimisation means that all its steps are done."""
         if stage not in ("queue", "optimize"):
             with self._lock:
                 self._optimized(name)
 
     def finished(self, name: str, outcome: str) -> None:
+        """An asset is through, whichever way."""
         with self._lock:
             if outcome in GOOD:
                 self._optimized(name)
@@ -48,6 +51,7 @@ class Tally:
             self.outcomes[outcome] += 1
 
     def _optimized(self, name: str) -> None:
+        """No step of this asset is left; with the lock held."""
         if name in self._step:  # a field that was there already took no work
             self._steps_done += self._left.get(name, 0)
         if name in self._left:
@@ -60,6 +64,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
+        """Assets that are through, without being made or reused."""
         return sum(number for outcome, number in self.outcomes.items() if outcome not in GOOD)
 
     @property

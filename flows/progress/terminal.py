@@ -28,6 +28,7 @@ class Watcher:
 
     @cached_property
     def tally(self) -> Tally:
+        """The counts of the run, empty until it has begun."""
         return Tally()
 
     def __enter__(self) -> Self:
@@ -87,6 +88,7 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 
 
 def watcher() -> Watcher:
+    """Who follows the present run; without `watched_by` one that only counts."""
     return _WATCHER.get() or Watcher()
 
 
@@ -154,6 +156,7 @@ class Screen(Watcher):
         self._console.print(Text.assemble(mark, f" {name} {outcome}{took}"))
 
     def _draw(self) -> Table:
+        """The running assets, and below them how far the run is."""
         table = Table.grid(padding=(0, 2))
         for name, (stage, step, steps, loss) in list(self._rows.items()):
             if stage == "queue":
