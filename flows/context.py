@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flows.errors import usage_errors
 from flows.plan import RunPlan
-from tasks.devices.pool import DevicePool, Log
+from tasks.devices.pool import DevicePool
 
 if TYPE_CHECKING:
     from sjc_engine.recipes import EvaluateRecipe
@@ -32,12 +31,7 @@ _CONTEXT: ContextVar[RunContext | None] = ContextVar("context", default=None)
 
 
 @contextlib.contextmanager
-def start_devices(
-    plan: RunPlan,
-    log: Log = logging.getLogger(__name__),  # noqa: B008
-    *,
-    warm: bool = True,
-) -> Iterator[RunContext]:
+def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[RunContext]:
     """The devices' processes, which start at once; `run_context` within uses them.
 
     To be begun before what takes seconds, such as the import of the flows. warm: False where the
@@ -49,7 +43,6 @@ def start_devices(
         Path(settings.scratch).resolve(),
         scenes_per_device=settings.scenes_per_device,
         compiled=settings.compiled,
-        log=log,
     ) as pool:
         if warm:
             pool.warm_up([entry.spec.to_json() for entry in plan.todo.values()])
@@ -73,10 +66,8 @@ def run_context(plan: RunPlan) -> Iterator[None]:
     from prefect import get_run_logger
 
     with contextlib.ExitStack() as stack:
-        if found := _CONTEXT.get():
-            found.pool.report_to(get_run_logger())
-        else:
-            found = stack.enter_context(start_devices(plan, get_run_logger()))
+        found = _CONTEXT.get() or stack.enter_context(start_devices(plan))
+        found.pool.report_to(get_run_logger())
         load_judges(found.judges, (entry.spec.recipe.evaluate for entry in plan.todo.values()))
         yield
 

@@ -19,7 +19,6 @@ from flows.errors import RunError, UsageError, disk_errors, reported, usage_erro
 if TYPE_CHECKING:
     from sjc_engine.priors.conditioning import InputImage
     from sjc_engine.spec import AssetSpec
-    from tasks.manifest.files import Problem
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
@@ -120,14 +119,15 @@ def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSp
     rows = RowReader(Record(1, cells), records, Memo()).rows("asset")
     resolved = resolve(rows, prior_revision=lambda prior: "", **options)
     if problems := records.problems or resolved.problems:
-        raise ManifestError([_option_problem(problem, COMMAND_LINE) for problem in problems])
+        # Its columns are options here.
+        options_of = {"seed": "--seed", "image": "--image"}
+        raise ManifestError(
+            [
+                replace(p, file=COMMAND_LINE, line=None, column=options_of.get(p.column, p.column))
+                for p in problems
+            ]
+        )
     return resolved.entries[0].spec
-
-
-def _option_problem(problem: Problem, source: str) -> Problem:
-    """A row's problem as one of the command line, whose options are named after the columns."""
-    option = f"--{problem.column}" if problem.column in ("seed", "image") else problem.column
-    return replace(problem, file=source, line=None, column=option)
 
 
 def _make(
