@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.errors import UsageError
+from flows.errors import usage_errors
 from flows.plan import RunPlan
-from tasks.devices.pool import DevicePool, Log
+from tasks.devices.pool import DevicePool
 
 if TYPE_CHECKING:
     from sjc_engine.recipes import EvaluateRecipe
@@ -21,23 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
+    """The devices and judges of a run, which all its parts share."""
+
     pool: DevicePool
     judges: Judges
 
 
-# A run's parts are sub-flows, whose parameters are JSON: pool and judges come in by this side door.
+# The flows' parameters are JSON: pool and judges come in by this side door.
 _CONTEXT: ContextVar[RunContext | None] = ContextVar("context", default=None)
-_POOL: ContextVar[DevicePool | None] = ContextVar("pool", default=None)
 
 
 @contextlib.contextmanager
-def start_devices(
-    plan: RunPlan,
-    log: Log = logging.getLogger(__name__),  # noqa: B008
-    *,
-    warm: bool = True,
-) -> Iterator[DevicePool]:
-    """The devices' processes, which start at once; `run_context` within takes them over.
+def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[RunContext]:
+    """The devices' processes, which start at once; `run_context` within uses them.
 
     To be begun before what takes seconds, such as the import of the flows. warm: False where the
     run may have to wait, and others need the devices' memory: processes start with their scenes.
@@ -48,57 +43,49 @@ def start_devices(
         Path(settings.scratch).resolve(),
         scenes_per_device=settings.scenes_per_device,
         compiled=settings.compiled,
-        log=log,
     ) as pool:
         if warm:
             pool.warm_up([entry.spec.to_json() for entry in plan.todo.values()])
-        token = _POOL.set(pool)
+        from tasks.stages.judges import Judges
+
+        context = RunContext(pool, Judges())
+        token = _CONTEXT.set(context)
         try:
-            yield pool
+            yield context
         finally:
-            _POOL.reset(token)
+            _CONTEXT.reset(token)
 
 
 @contextlib.contextmanager
-def run_context(plan: RunPlan) -> Iterator[RunContext]:
-    """Those of the run around this one, if there are any; else new ones, until the run ends.
+def run_context(plan: RunPlan) -> Iterator[None]:
+    """The devices started around this, if there are any, else new ones; with the plan's judges.
 
     Processes start at once, before the judges are loaded. Raises UsageError for a judge that cannot
     be loaded.
     """
     from prefect import get_run_logger
 
-    if found := _CONTEXT.get():
-        try:
-            yield found
-        except BaseException:
-            found.pool.close()  # else this flow would wait for threads that wait for devices
-            raise
-        return
     with contextlib.ExitStack() as stack:
-        pool = _POOL.get()
-        if pool is None:
-            pool = stack.enter_context(start_devices(plan, get_run_logger()))
-        else:
-            stack.callback(pool.close)
-            pool.report_to(get_run_logger())
-        judged = (entry.spec.recipe.evaluate for entry in plan.todo.values())
-        made = RunContext(pool, load_judges(judged))
-        token = _CONTEXT.set(made)
-        try:
-            yield made
-        finally:
-            _CONTEXT.reset(token)
+        found = _CONTEXT.get() or stack.enter_context(start_devices(plan))
+        found.pool.report_to(get_run_logger())
+        load_judges(found.judges, (entry.spec.recipe.evaluate for entry in plan.todo.values()))
+        yield
 
 
-def load_judges(recipes: Iterable[EvaluateRecipe], device: str = "cpu") -> Judges:
-    """The judges of these recipes; UsageError for one that cannot be loaded."""
-    from tasks.stages.judges import Judges
-
-    judges = Judges(device)
+@contextlib.contextmanager
+def shared_context() -> Iterator[RunContext]:
+    """That of the run, for the flow or the part of it that works on assets."""
+    found = _CONTEXT.get()
+    assert found is not None, "not within `run_context`"
     try:
+        yield found
+    except BaseException:
+        found.pool.close()  # else this flow would wait for threads that wait for devices
+        raise
+
+
+def load_judges(judges: Judges, recipes: Iterable[EvaluateRecipe]) -> None:
+    """Loads what these recipes name; UsageError for a judge that cannot be loaded."""
+    with usage_errors(ValueError):
         for recipe in set(recipes):
             judges.get(recipe)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return judges

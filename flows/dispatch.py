@@ -19,11 +19,12 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Completed, Failed, State
+from prefect.states import State
 
 from flows.errors import UsageError
 from flows.plan import asset_states
 from flows.prefect_server.heartbeats import crash_silent_runs
+from flows.progress.results import final_state
 from flows.progress.terminal import watcher
 from tasks.manifest.shards import ShardPlan, load_plan
 from tasks.prefect_ui.artifacts import Board, ProgressArtifact, board_of_run
@@ -272,8 +273,4 @@ def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Bo
     for row in rows:
         watcher().note(f"shard {row['shard']} is given up: {row['ended']}")
     counts = count_outcomes(plan, store)
-    message = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    if not counts["ok"]:
-        return Failed(message=message)
-    name = "Completed" if counts["ok"] == sum(counts.values()) else "CompletedWithErrors"
-    return Completed(name=name, message=message, data={"plan": plan.id, "counts": counts})
+    return final_state(counts, counts["ok"], {"plan": plan.id, "counts": counts})

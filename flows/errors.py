@@ -68,6 +68,18 @@ def _flush_stdout() -> OSError | None:
 
 
 @contextlib.contextmanager
+def usage_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
+    """Errors of these kinds within are mistakes of the user: a UsageError with the same message.
+
+    about: what the message is put behind, such as the option that was wrong.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise UsageError(f"{about}{error}") from error
+
+
+@contextlib.contextmanager
 def disk_errors(option: str, path: Path, *, only_refusals: bool = False) -> Iterator[None]:
     """A disk's error within is a UsageError about the option that names `path`.
 
@@ -134,9 +146,11 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def fail(message: str, code: int) -> NoReturn:
+    """Ends the command with a message on stderr and an exit code."""
     print(message, file=sys.stderr)
     raise typer.Exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is handled as Ctrl-C is: work is left so that the next run resumes."""
     raise KeyboardInterrupt

@@ -20,6 +20,7 @@ class Cost:
     rest: float
 
     def seconds(self, entry: Entry) -> float:
+        """The time of an entry's whole asset."""
         return entry.spec.recipe.optimize.steps * self.step + self.rest
 
 

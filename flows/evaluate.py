@@ -5,18 +5,17 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, Failed, State
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.states import State
 
 from flows.context import load_judges
-from flows.errors import RunError, UsageError
+from flows.errors import RunError, UsageError, usage_errors
+from flows.generate import PART, THREADS
 from flows.plan import check_devices
-from flows.progress.results import selection, where_errors
+from flows.progress.results import final_state, selection, where_errors
 from flows.progress.terminal import watcher
 from flows.scratch import make_private
 from sjc_engine.presets import Value
@@ -32,12 +31,11 @@ from tasks.store.leases import leases
 from tasks.tables.read import query
 from tasks.tables.write import TableWriter, record_run
 
-PART = 300  # assets of one flow run, as in flows.generate
 AT_ONCE = 2  # while one is downloaded, another is measured
-THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=AT_ONCE)
 
 
 def _run_name() -> str:
+    """What Prefect's pages call the flow run."""
     return f"evaluate {runtime.flow_run.parameters.get('where') or 'all assets'}"
 
 
@@ -95,11 +93,8 @@ def evaluate(
         kind = RunError if damage else StoreError
         words = "have damaged files" if damage else "could not be read"
         raise kind(f"{len(problems)} assets {words}; the first: {problems[0]}")
-    message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-    if not outcomes["ok"]:
-        return Failed(message=message)
-    name = "CompletedWithErrors" if outcomes["failed"] else "Completed"
-    return Completed(name=name, message=message, data={"run_id": run["run_id"], **outcomes})
+    data = {"run_id": run["run_id"], **outcomes}
+    return final_state(dict(sorted(outcomes.items())), outcomes["ok"], data)
 
 
 @flow(name="evaluate-part", task_runner=THREADS)
@@ -116,38 +111,36 @@ def evaluate_part(
     Returns how many ended how, and the errors of those whose files are damaged, or could not be
     read: they get no row.
     """
-    opened, watch, folder = open_store(store), watcher(), Path(scratch).resolve()
+    opened, folder, judges = open_store(store), Path(scratch).resolve(), Judges(device)
     make_private(folder)
-    judges = Judges(device)
-    waiting, flying, outcomes = deque(assets.items()), 0, Counter[str]()
-    ended: SimpleQueue[tuple[str, float, PrefectFuture[Any]]] = SimpleQueue()
+    outcomes: Counter[str] = Counter()
     problems: list[StoreError] = []
+    flying: deque[tuple[str, float, PrefectFuture[Any]]] = deque()
 
-    def submit(asset_id: str, name: str) -> None:
-        began = time.perf_counter()
-        watch.stage(name, "evaluate")
-        future: PrefectFuture[Any] = reevaluate_asset.submit(
-            name, opened, asset_id, run_id, changes, judges, folder, rows
-        )
-        future.add_done_callback(lambda done: ended.put((asset_id, began, done)))
+    def land(asset_id: str, began: float, future: PrefectFuture[Any]) -> None:
+        """Counts an asset whose task has ended, or waits for its end."""
+        future.wait()
+        held.free(asset_id)
+        outcome = "ok" if future.state.is_completed() else "failed"
+        problem = future.result(raise_on_failure=False)
+        if isinstance(problem, StoreError):
+            outcome = "not read"
+            problems.append(problem)
+        outcomes[outcome] += 1
+        watcher().finished(assets[asset_id], outcome, time.perf_counter() - began)
 
     with leases(opened, run_id) as held, TableWriter(opened) as rows:
-        while waiting or flying:
-            while waiting and flying < AT_ONCE:
-                held.take(waiting[0][0])  # a run must not take this attempt for an abandoned one
-                submit(*waiting.popleft())
-                flying += 1
-            asset_id, began, future = ended.get()
-            future.wait()  # it has ended: this only makes its state the final one
-            held.free(asset_id)
-            flying -= 1
-            outcome = "ok" if future.state.is_completed() else "failed"
-            problem = future.result(raise_on_failure=False)
-            if isinstance(problem, StoreError):
-                outcome = "not read"
-                problems.append(problem)
-            outcomes[outcome] += 1
-            watch.finished(assets[asset_id], outcome, time.perf_counter() - began)
+        for asset_id, name in assets.items():
+            if len(flying) == AT_ONCE:
+                land(*flying.popleft())
+            held.take(asset_id)  # a run must not take this attempt for an abandoned one
+            watcher().stage(name, "evaluate")
+            future: PrefectFuture[Any] = reevaluate_asset.submit(
+                name, opened, asset_id, run_id, changes, judges, folder, rows
+            )
+            flying.append((asset_id, time.perf_counter(), future))
+        while flying:
+            land(*flying.popleft())
     return dict(outcomes), problems
 
 
@@ -170,7 +163,8 @@ def prepare(
         rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
-    load_judges((evaluation_recipe(json.loads(r["spec_json"]), changes) for r in rows), device)
+    recipes = (evaluation_recipe(json.loads(row["spec_json"]), changes) for row in rows)
+    load_judges(Judges(device), recipes)
     assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}
     writable = open_store(store)
     mark_format(writable)
@@ -182,8 +176,6 @@ def check_changes(overrides: dict[str, Any]) -> dict[str, Value]:
     for key in overrides:
         if key not in SETTINGS:
             raise UsageError(f"--set {key}: an evaluation has {', '.join(SETTINGS)} only")
-    try:
+    with usage_errors(ValueError, about="--set: "):
         recipe = Recipe().override(overrides).evaluate
-    except ValueError as error:
-        raise UsageError(f"--set: {error}") from error
     return {key: getattr(recipe, key) for key in overrides}

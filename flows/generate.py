@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Cancelled, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.context import run_context
@@ -18,7 +18,7 @@ from flows.pipeline import Outcomes, RunCancelled, run_pipeline
 from flows.plan import RunPlan, asset_states, make_plan
 from flows.prefect_server.shutdown import brief_shutdown
 from flows.progress.prefect_summary import manifest_name, report_to_prefect
-from flows.progress.results import results
+from flows.progress.results import final_state, results
 from flows.progress.terminal import watcher
 from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command
@@ -43,6 +43,7 @@ def _run_name() -> str:
 
 
 def _part_name() -> str:
+    """What Prefect's pages call a part: the manifest, its size, and whose part it is."""
     parameters = runtime.flow_run.parameters
     name = manifest_name(parameters["settings"]["manifest"])
     return f"{name}: {len(parameters['asset_ids'])} assets of run {parameters['run_id']}"
@@ -77,37 +78,29 @@ def generate(
     price_per_hour: of one device. gallery: folder or address of the store's gallery, to link to.
     checkpoint_to_store: so that another machine can resume. compiled: by torch.compile.
     """
-    scratch = os.path.expandvars(scratch)
+    # Every parameter is the setting of its name.
     settings = Settings(
-        manifest=manifest,
-        store=store,
-        prior=prior,
-        recipe=recipe,
-        overrides=overrides or {},
-        limit=limit,
-        where=where,
-        devices=devices,
-        scenes_per_device=scenes_per_device,
-        scratch=scratch,
-        retry_failed=retry_failed,
-        timeout=timeout,
-        price_per_hour=price_per_hour,
-        gallery=gallery,
-        checkpoint_to_store=checkpoint_to_store,
-        compiled=compiled,
+        **locals() | {"overrides": overrides or {}, "scratch": os.path.expandvars(scratch)}
     )
     plan = make_plan(settings)
     for warning in plan.warnings:
         get_run_logger().warning(warning)
-    with brief_shutdown(), sole_user(Path(scratch), wait=partial(_waiting, scratch)) as waited:
+    with (
+        brief_shutdown(),
+        sole_user(Path(settings.scratch), wait=partial(_waiting, settings)) as waited,
+    ):
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
         with report_to_prefect(plan), run_context(plan):
             return run_plan(plan, run_pipeline)
 
 
-def _waiting(scratch: str) -> None:
-    text = f"another run uses {scratch}; waiting for it (--scratch FOLDER would work beside it)"
+def _waiting(settings: Settings) -> None:
+    """Reports that the run has to wait, on the terminal and on Prefect's pages."""
+    text = (
+        f"another run uses {settings.scratch}; waiting for it"
+        " (--scratch FOLDER would work beside it)"
+    )
     watcher().note(text)
     get_run_logger().info(text)
 
@@ -227,10 +220,5 @@ def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes) -> State[An
         watcher().note(f"no report: {error}")
         get_run_logger().error("no report: %s", error)
     watcher().ended(results(store, run_id))
-    order = [outcome for outcome in ("ok", "reused") if counts[outcome]]
-    order += sorted(counts.keys() - set(order))
-    message = ", ".join(f"{counts[outcome]} {outcome}" for outcome in order)
-    if not good:
-        return Failed(message=message)
-    name = "Completed" if len(good) == len(outcomes) else "CompletedWithErrors"
-    return Completed(name=name, message=message, data={"run_id": run_id, "counts": dict(counts)})
+    ordered = {outcome: counts[outcome] for outcome in ("ok", "reused", *sorted(counts))}
+    return final_state(ordered, len(good), {"run_id": run_id, "counts": dict(counts)})

@@ -3,15 +3,16 @@
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from prefect import get_run_logger
+from prefect import Task, get_run_logger
 from prefect.futures import PrefectFuture
 
-from flows.context import RunContext, run_context
+from flows.context import RunContext, shared_context
 from flows.plan import RunPlan
 from flows.progress.terminal import Watcher, watcher
 from flows.scratch import scratch_id
@@ -37,7 +38,14 @@ BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked a
 # Between two looks at an asset that another run works on: at first, and after minutes, since many
 # runs would ask for many assets.
 ASK_SECONDS, SLOW_ASK_SECONDS = 2.0, 30.0
-NEXT = {"optimize": "extract", "extract": "evaluate", "evaluate": "publish"}
+# An asset's way: the task of each stage, and the stage after it.
+STAGES: dict[str, Task[..., Any]] = {
+    "optimize": optimize,
+    "extract": extract_asset,
+    "evaluate": evaluate_asset,
+    "publish": publish_asset,
+}
+NEXT = dict(pairwise(STAGES))
 
 Outcomes = dict[str, str]  # asset id -> ok, reused, interrupted or one of FAILURES
 
@@ -60,11 +68,11 @@ def run_pipeline(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
     scratch = Path(plan.settings.scratch).resolve()
     with (
         leases(plan.store, scratch_id(scratch)) as held,
-        run_context(plan) as shared,
+        shared_context() as shared,
         TableWriter(plan.store) as rows,
     ):
         assets = [_asset(plan, plan.assets[k], scratch, rows) for k in asset_ids]
-        pipeline = _Pipeline(assets, run_id, plan.settings.timeout, plan.settled, held, shared)
+        pipeline = _Pipeline(plan, assets, run_id, held, shared)
         with watch_cancels(pipeline.cancel, pipeline.stop):
             return pipeline.run()
 
@@ -73,18 +81,11 @@ class _Pipeline:
     """The assets of one call of `run_pipeline`. All but `cancel` and `stop` run in one thread."""
 
     def __init__(
-        self,
-        assets: list[Asset],
-        run_id: str,
-        timeout: float | None,
-        settled: Mapping[str, int],
-        held: Leases,
-        shared: RunContext,
+        self, plan: RunPlan, assets: list[Asset], run_id: str, held: Leases, shared: RunContext
     ) -> None:
-        self._run_id, self._timeout, self._held = run_id, timeout, held
+        self._plan, self._run_id, self._held = plan, run_id, held
         self._pool, self._judges = shared.pool, shared.judges
         self._watch, self._log = watcher(), get_run_logger()
-        self._settled = settled  # by asset id: attempts up to this one are known, and have rows
         self._assets = {asset.name: asset for asset in assets}
         self._waiting = deque(assets)
         # By the names of assets of other runs: since when, and when to ask again
@@ -107,13 +108,11 @@ class _Pipeline:
         self._ended.put(None)
 
     def run(self) -> Outcomes:
+        """Until every asset is through; returns their outcomes. Raises RunCancelled."""
         self._fill()
         while self._waiting or self._optimizing or self._made or self._behind:
-            try:
+            with suppress(Empty):  # then it is time to ask for assets of other runs again
                 ended = self._ended.get(timeout=ASK_SECONDS if self._waiting else None)
-            except Empty:
-                pass
-            else:
                 if ended is None:
                     raise RunCancelled("cancelled; the next run goes on")
                 self._after(*ended)
@@ -133,6 +132,7 @@ class _Pipeline:
                 self._submit(asset, "optimize")
 
     def _has_room(self) -> bool:
+        """Whether another asset may begin: not when devices or the stages after have a queue."""
         slots = self._pool.slots + AHEAD
         return len(self._optimizing) < slots and len(self._made) < slots
 
@@ -148,7 +148,8 @@ class _Pipeline:
             if self._held.take(asset.id):
                 self._waiting.remove(asset)
                 if asset.name in self._later:  # of a run that has ended, or died: close for it
-                    _close_attempts(asset)
+                    for attempt, manifest in close_interrupted(asset.store, [asset.id]):
+                        record_attempt(asset.store, attempt, manifest)
                 return asset
             if asset.name not in self._later:
                 self._watch.note(f"{asset.name}: another run works on it")
@@ -160,7 +161,7 @@ class _Pipeline:
         """How another run has ended the asset since this one began; None if there is work to do."""
         if asset_manifest(asset.store, asset.id) is not None:
             return "reused"
-        settled = self._settled.get(asset.id, 0)
+        settled = self._plan.settled.get(asset.id, 0)
         later = [
             attempt
             for attempt in asset_attempts(asset.store, asset.id)
@@ -176,18 +177,18 @@ class _Pipeline:
         return status
 
     def _submit(self, asset: Asset, stage: str) -> None:
+        """Begins a stage of an asset; `run` hears of its end."""
         self._watch.stage(asset.name, "queue" if stage == "optimize" else stage)
-        future: PrefectFuture[Any]
-        match stage:
-            case "optimize":
-                progress = _progress_reporter(self._watch, asset.name)
-                future = optimize.submit(asset, self._run_id, self._pool, self._timeout, progress)
-            case "extract":
-                future = extract_asset.submit(asset)
-            case "evaluate":
-                future = evaluate_asset.submit(asset, self._judges)
-            case _:
-                future = publish_asset.submit(asset)
+        arguments: dict[str, tuple[Any, ...]] = {
+            "optimize": (
+                self._run_id,
+                self._pool,
+                self._plan.settings.timeout,
+                _progress_reporter(self._watch, asset.name),
+            ),
+            "evaluate": (self._judges,),
+        }
+        future = STAGES[stage].submit(asset, *arguments.get(stage, ()))
         future.add_done_callback(lambda done: self._ended.put((asset, stage, done)))
 
     def _after(self, asset: Asset, stage: str, future: PrefectFuture[Any]) -> None:
@@ -195,16 +196,13 @@ class _Pipeline:
         future.wait()  # it has ended: this only makes its state the final one
         if stage == "optimize":
             self._optimizing.remove(asset.spec.field_id)
-        continues = future.state.is_completed() and stage in NEXT and not asset.cancelled.is_set()
-        if continues and stage == "optimize":
+        if not future.state.is_completed() or stage not in NEXT or asset.cancelled.is_set():
+            self._behind -= stage != "optimize"
+            self._land(asset, _outcome(asset, stage, future))
+        elif stage == "optimize":
             self._made.append(asset)
-            return
-        if continues:
+        else:
             self._submit(asset, NEXT[stage])
-            return
-        if stage != "optimize":
-            self._behind -= 1
-        self._land(asset, _outcome(asset, stage, future))
 
     def _land(self, asset: Asset, outcome: str) -> None:
         """An asset is through."""
@@ -216,12 +214,6 @@ class _Pipeline:
         self._outcomes[asset.id] = outcome
         self._watch.finished(asset.name, outcome, asset.seconds)
         self._log.info("%s: %s after %.0f s", asset.name, outcome, asset.seconds)
-
-
-def _close_attempts(asset: Asset) -> None:
-    """Ends the attempts of an asset whose processes died, and writes their rows."""
-    for attempt, manifest in close_interrupted(asset.store, [asset.id]):
-        record_attempt(asset.store, attempt, manifest)
 
 
 def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
@@ -245,6 +237,7 @@ def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
 
 
 def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Asset:
+    """A manifest's entry as the stages know it: where its files are and what it may reuse."""
     return Asset(
         entry.row_id,
         entry.spec,
@@ -259,6 +252,8 @@ def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Ass
 
 
 def _progress_reporter(watch: Watcher, name: str) -> Any:
+    """What an engine calls after a step: passes the progress of an asset on to the watcher."""
+
     def report(event: dict[str, Any]) -> None:
         watch.progress(name, event["step"], event["steps"], event["loss"])
         if event.get("unsaved"):

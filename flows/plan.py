@@ -3,14 +3,17 @@
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-from flows.errors import UsageError, disk_errors
+from flows.errors import UsageError, disk_errors, usage_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.priors.sources import find_prior
+from sjc_engine.recipes import RECIPE_VERSION
+from sjc_engine.spec import AssetSpec
 from tasks.manifest.resolve import Entry, Manifest, Resolved
 from tasks.manifest.resolve import read_entries as read_manifest_entries
 from tasks.manifest.shards import load_plan
@@ -84,9 +87,9 @@ def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
         mark_format(store)
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
-    unfinished = [e.spec.field_id for e in entries if states[e.spec.asset_id] != "finished"]
-    reusable_fields = find_reusable_fields(store, unfinished)
-    return RunPlan(settings, manifest, entries, warnings, store, states, reusable_fields, devices)
+    plan = RunPlan(settings, manifest, entries, warnings, store, states, {}, devices)
+    fields, made_again = find_related_assets(store, [e.spec for e in plan.todo.values()])
+    return replace(plan, reusable_fields=fields, warnings=warnings + made_again)
 
 
 def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Manifest, Resolved]:
@@ -109,13 +112,11 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
     assert settings.plan is not None
     assert settings.shard is not None
     store = open_store(settings.store, writable=False)
-    try:
+    with usage_errors(ValueError):
         plan = load_plan(store, settings.plan)
         entries = plan.entries(settings.shard, Path(settings.scratch, "images"))
         for prior, wanted in {(e.spec.prior, e.spec.prior_revision) for e in entries}:
             find_prior(prior, wanted)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     return Manifest(plan.manifest, plan.manifest_sha256, [], []), entries
 
 
@@ -156,6 +157,7 @@ def select(entries: list[Entry], where: str | None, limit: int | None) -> list[E
 
 
 def _matching(entries: list[Entry], where: str) -> list[int]:
+    """Which entries `where` lets through; UsageError, with the columns, for SQL that is wrong."""
     import duckdb
     import pyarrow as pa
 
@@ -198,12 +200,47 @@ def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
         return dict(zip(asset_ids, pool.map(partial(asset_state, store), asset_ids), strict=True))
 
 
-def find_reusable_fields(store: Store, field_ids: Sequence[str]) -> dict[str, str]:
-    """Finished assets by the fields that they have: only mesh or judge settings differ."""
-    if not field_ids:
-        return {}
+def find_related_assets(
+    store: Store, specs: Sequence[AssetSpec]
+) -> tuple[dict[str, str], list[str]]:
+    """What finished assets with other ids mean for the assets of these specs.
+
+    Returns the finished assets by the fields that they have, where only mesh or judge settings
+    differ, and a warning if assets will be made again since the engine's recipe version has risen.
+    An older asset counts when it was made from the same prompt, picture, seed, prior and recipe.
+    """
+    if not specs:
+        return {}, []
     from tasks.tables.read import query
 
-    rows = query(store, "SELECT field_id, asset_id FROM best_assets WHERE status = 'ok'")
-    known = dict(zip(rows["field_id"].to_pylist(), rows["asset_id"].to_pylist(), strict=True))
-    return {field_id: known[field_id] for field_id in field_ids if field_id in known}
+    rows = query(
+        store,
+        r"SELECT field_id, asset_id,"
+        r" TRY_CAST(regexp_extract(engine_version, '\+recipe(\d+)$', 1) AS INTEGER) AS version,"
+        r" prompt, negative_prompt, image, seed, prior, prior_revision, recipe"
+        r" FROM best_assets WHERE status = 'ok'",
+    )
+    fields: dict[str, str] = {}
+    versions: dict[tuple[Any, ...], int] = {}  # by request: the newest that has made it
+    for field_id, asset_id, version, *request in zip(*rows.to_pydict().values(), strict=True):
+        fields[field_id] = asset_id
+        key = tuple(request)
+        versions[key] = max(version or 0, versions.get(key, 0))
+    reusable = {s.field_id: fields[s.field_id] for s in specs if s.field_id in fields}
+    found = [versions.get(_request(spec), 0) for spec in specs]
+    older = [version for version in found if 0 < version < RECIPE_VERSION]
+    if not older:
+        return reusable, []
+    count = f"{len(older)} assets were" if len(older) > 1 else "1 asset was"
+    return reusable, [
+        f"{count} made by recipe version {', '.join(map(str, sorted(set(older))))} and will be"
+        f" made again by version {RECIPE_VERSION}; CHANGELOG.md says why"
+    ]
+
+
+def _request(spec: AssetSpec) -> tuple[Any, ...]:
+    """What a user asks for, as the columns of the table `assets`; settings of the recipe aside."""
+    return (
+        spec.prompt, spec.negative_prompt, spec.image, spec.seed, spec.prior, spec.prior_revision,
+        spec.recipe.name,
+    )  # fmt: skip

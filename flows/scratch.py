@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from flows.errors import UsageError, disk_errors
 
@@ -25,20 +26,16 @@ def sole_user(scratch: Path, wait: Callable[[], object] | None = None) -> Iterat
         opened = (scratch / "lock").open("a")
     with opened as lock:
         waited = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if wait is None:
-                    raise UsageError(
-                        f"another run uses {scratch}; wait for it, or name another folder with"
-                        " --scratch"
-                    ) from error
-                if not waited:
-                    wait()
-                waited = True
-                time.sleep(ASK_SECONDS)
+        while not _locked(lock):
+            if wait is None:
+                raise UsageError(
+                    f"another run uses {scratch}; wait for it, or name another folder with"
+                    " --scratch"
+                )
+            if not waited:
+                wait()
+            waited = True
+            time.sleep(ASK_SECONDS)
         if not os.fstat(lock.fileno()).st_size:  # the first user: the folder gets its name
             lock.write(secrets.token_hex(8))
             lock.flush()
@@ -49,12 +46,18 @@ def in_use(scratch: Path) -> bool:
     """Whether a run has the folder now; not whether it will have it in a moment."""
     try:
         with (scratch / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not _locked(lock)
     except OSError:  # no folder yet, or none that can be used
-        pass
-    return False
+        return False
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Takes the lock of an open file; False while another process has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def scratch_id(scratch: Path) -> str:

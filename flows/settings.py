@@ -86,6 +86,7 @@ def default(option: Field[Any]) -> Any:
 
 
 def _option_words(name: str, value: Any) -> list[str]:
+    """An option and its value as words of a command line."""
     flag = f"--{name.replace('_', '-')}"
     match value:
         case True:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.states import State
 
 from flows.context import run_context
@@ -18,12 +18,7 @@ from flows.settings import Settings
 from tasks.manifest.shards import fetch_images
 
 
-def _run_name() -> str:
-    parameters = runtime.flow_run.parameters
-    return f"shard {parameters['shard']} of {parameters['plan']}"
-
-
-@flow(name="generate-shard", flow_run_name=_run_name, task_runner=THREADS)
+@flow(name="generate-shard", flow_run_name="shard {shard} of {plan}", task_runner=THREADS)
 def generate_shard(
     plan: str,
     shard: int,
@@ -42,21 +37,9 @@ def generate_shard(
     several workers share a machine, and the next flow run of the shard goes on from there. By
     default `SJC_SCRATCH`, else ~/.cache/sjc. The rest is as in the flow `generate`.
     """
-    return run_shard(
-        Settings(
-            manifest=plan,
-            store=store,
-            devices=devices,
-            scenes_per_device=scenes_per_device,
-            scratch=str(shard_scratch(scratch, plan, shard)),
-            retry_failed=retry_failed,
-            timeout=timeout,
-            checkpoint_to_store=checkpoint_to_store,
-            compiled=compiled,
-            plan=plan,
-            shard=shard,
-        )
-    )
+    # Every parameter is the setting of its name; the plan replaces the manifest.
+    settings = locals() | {"manifest": plan, "scratch": str(shard_scratch(scratch, plan, shard))}
+    return run_shard(Settings(**settings))
 
 
 def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:

@@ -43,9 +43,11 @@ class Manual(TyperGroup):
     """Lists the commands in `GROUPS`, whichever module is imported first."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of `GROUPS`, not of the alphabet."""
         return [name for names in GROUPS.values() for name in names]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Under the headings of `GROUPS`, with one width for all names."""
         width = max(map(len, self.list_commands(ctx)))
         for group, names in GROUPS.items():
             with formatter.section(group):

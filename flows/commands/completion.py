@@ -42,6 +42,7 @@ def priors(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
+    """The usual choices: a shell must not wait for torch to count GPUs."""
     return [name for name in DEVICES if name.startswith(incomplete)]
 
 
@@ -53,5 +54,6 @@ def runs(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _prior(ctx: typer.Context) -> str:
+    """The prior that the line has so far, which decides about presets and keys."""
     chosen = ctx.params.get("prior")
     return chosen if isinstance(chosen, str) and chosen else "toybox"

@@ -14,7 +14,8 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import app, examples
-from flows.errors import UsageError, reported
+from flows.commands.output import size_text
+from flows.errors import UsageError, reported, usage_errors
 from flows.progress.results import where_errors
 
 if TYPE_CHECKING:
@@ -121,11 +122,8 @@ def _freeze(store: str, out: str, request: DatasetRequest, *, quiet: bool) -> Fr
     if request.links and request.format != DataFormat.parquet:
         raise UsageError(f"--links: goes with --format parquet, not {request.format}")
     opened = open_store(store, writable=False)
-    try:
-        with where_errors():
-            return freeze(opened, out, request, _progress_lines(quiet))
-    except SelectionError as error:
-        raise UsageError(str(error)) from error
+    with usage_errors(SelectionError), where_errors():
+        return freeze(opened, out, request, _progress_lines(quiet))
 
 
 def _progress_lines(quiet: bool) -> Callable[[CopyProgress], None]:
@@ -138,10 +136,10 @@ def _progress_lines(quiet: bool) -> Callable[[CopyProgress], None]:
         if quiet or (now - last < LINE_SECONDS and progress.assets < progress.assets_total):
             return
         last = now
-        rate = progress.bytes / max(now - began, 1e-3)
+        rate = size_text(progress.bytes / max(now - began, 1e-3))
         print(
             f"{progress.assets} of {progress.assets_total} assets, "
-            f"{_size(progress.bytes)} of {_size(progress.bytes_total)}, {_size(rate)}/s",
+            f"{size_text(progress.bytes)} of {size_text(progress.bytes_total)}, {rate}/s",
             file=sys.stderr,
             flush=True,
         )
@@ -150,19 +148,11 @@ def _progress_lines(quiet: bool) -> Callable[[CopyProgress], None]:
 
 
 def _summary(frozen: Frozen) -> str:
+    """What was made, in one line for a person."""
     document = frozen.document
     splits = ", ".join(f"{s['assets']} {name}" for name, s in document["splits"].items())
     return (
         f"{'was there already, ' if frozen.was_there else ''}{document['assets']} assets of "
-        f"{document['prompts']} prompts ({splits}), {_size(document['bytes'])}, "
+        f"{document['prompts']} prompts ({splits}), {size_text(document['bytes'])}, "
         f"near-duplicate pairs of prompts: {document['near_duplicates']['pairs']}"
     )
-
-
-def _size(number: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -113,6 +114,8 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     file: where the configuration stands, if it does. Raises UsageError and ManifestError before
     anything is made, and RunError.
     """
+    import tempfile
+
     from flows.prefect_server import environment, server
 
     environment.apply()
@@ -123,38 +126,26 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
         raise UsageError("there is no Prefect server; start `sjc ui`, or set PREFECT_API_URL")
     os.environ["PREFECT_API_URL"] = api_url
     server.Server(api_url, None).wait()
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    # What has imported Prefect before the server was known would look for another one.
-    with temporary_settings({PREFECT_API_URL: api_url}):
-        _put(config, file, api_url)
-
-
-def _put(config: Config, file: Path | None, api_url: str) -> None:
-    """Makes what is checked, and prints it."""
-    import tempfile
-
     import yaml
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.prefect_server.heartbeats import crash_silent_runs
 
-    pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
-    for pool in pools:
-        _make_pool(pool)
-    if file is not None:
-        _prefect_deploy(file)
-    else:
+    # What has imported Prefect before the server was known would look for another one.
+    with temporary_settings({PREFECT_API_URL: api_url}):
+        pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
+        for pool in pools:
+            _make_pool(pool)
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as written:
-            yaml.safe_dump(config, written)
-            written.flush()
-            _prefect_deploy(Path(written.name))
-    crash_silent_runs()  # one that is lost would hold up those that wait for it
-    for deployment in config["deployments"]:
-        _print_deployment(deployment, api_url)
+            if file is None:
+                yaml.safe_dump(config, written)
+                written.flush()
+            _prefect_deploy(file or Path(written.name))
+        crash_silent_runs()  # one that is lost would hold up those that wait for it
+        for deployment in config["deployments"]:
+            _print_deployment(deployment, api_url)
     for pool in pools:
-        print(f"\nwork pool {pool}; one worker for each GPU of each machine:")
-        for command in _worker_commands(pool, api_url):
-            print(f"  {command}")
+        _print_workers(pool, api_url)
 
 
 def validate(deployment: Config, where: str) -> None:
@@ -209,11 +200,8 @@ def _make_pool(name: str) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
-    with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        except ObjectAlreadyExists:
-            return
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
 
 
 def _prefect_deploy(file: Path) -> None:
@@ -245,12 +233,13 @@ def _print_deployment(deployment: Config, api_url: str) -> None:
         print(f"  {line}")
 
 
-def _worker_commands(pool: str, api_url: str) -> list[str]:
+def _print_workers(pool: str, api_url: str) -> None:
     """What to start on this machine, and likewise on others."""
     import torch
 
-    return [
-        f"PREFECT_API_URL={api_url} CUDA_VISIBLE_DEVICES={gpu} "
-        f"prefect worker start --pool {pool} --name gpu{gpu} --limit 1"
-        for gpu in range(max(1, torch.cuda.device_count()))
-    ]
+    print(f"\nwork pool {pool}; one worker for each GPU of each machine:")
+    for gpu in range(max(1, torch.cuda.device_count())):
+        print(
+            f"  PREFECT_API_URL={api_url} CUDA_VISIBLE_DEVICES={gpu} "
+            f"prefect worker start --pool {pool} --name gpu{gpu} --limit 1"
+        )

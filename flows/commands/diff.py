@@ -7,7 +7,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import app, examples
 from flows.commands.output import show
-from flows.errors import FAILED, UsageError, reported
+from flows.errors import FAILED, reported, usage_errors
 from flows.progress.results import HEADINGS
 
 # What a person wants to see of an entry that changed, and its heading.
@@ -30,26 +30,18 @@ def diff(
 ) -> None:
     """Show what changed between two runs; exit code 1 if something new fails."""
     with reported():
-        raise typer.Exit(print_diff(run_a, run_b, store, format))
+        import pyarrow.compute as pc
 
+        from tasks.store import open_store
+        from tasks.tables.diff import UnknownRun, diff_runs
 
-def print_diff(run_a: str, run_b: str, store: str, format: options.RowFormat) -> int:
-    """Prints what changed; a `table` leaves out the rest. Returns 1 for new failures, else 0."""
-    import pyarrow.compute as pc
-
-    from tasks.store import open_store
-    from tasks.tables.diff import UnknownRun, diff_runs
-
-    try:
-        found = diff_runs(open_store(store, writable=False), run_a, run_b)
-    except UnknownRun as error:
-        raise UsageError(str(error)) from error
-    rows = found.rows
-    if format == options.RowFormat.table:
-        counts = ", ".join(f"{count} {change}" for change, count in found.counts().items())
-        print(f"{found.run_a} -> {found.run_b}: {counts}")
-        rows = rows.filter(pc.not_equal(rows["change"], "same"))
-        if not rows.num_rows:
-            return 0
-    show(rows, format, DIFF_COLUMNS)
-    return FAILED if found.new_failures() else 0
+        with usage_errors(UnknownRun):
+            found = diff_runs(open_store(store, writable=False), run_a, run_b)
+        rows = found.rows
+        if format == options.RowFormat.table:  # for people: without what is the same
+            counts = ", ".join(f"{count} {change}" for change, count in found.counts().items())
+            print(f"{found.run_a} -> {found.run_b}: {counts}")
+            rows = rows.filter(pc.not_equal(rows["change"], "same"))
+        if rows.num_rows or format != options.RowFormat.table:
+            show(rows, format, DIFF_COLUMNS)
+        raise typer.Exit(FAILED if found.new_failures() else 0)

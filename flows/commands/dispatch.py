@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from flows.commands import options
 from flows.commands.app import app, examples
 from flows.commands.output import print_places, print_table
-from flows.errors import FAILED, UsageError, reported
-
-if TYPE_CHECKING:
-    from tasks.manifest.shards import ShardPlan
-    from tasks.store.interface import Store
+from flows.errors import FAILED, UsageError, reported, usage_errors
 
 
 @app.command(epilog=examples("sjc dispatch plan.parquet --store s3://bucket/first --workers 8"))
@@ -46,35 +42,37 @@ def dispatch(
         check_timeout(timeout)
         names = ("deployment", "workers", *SHARD_OPTIONS)
         parameters = {name: context.params[name] for name in names}
-        code = run_flow(_read_plan(plan), store, parameters, quiet=quiet, as_json=json_)
-        raise typer.Exit(code)
-
-
-def _read_plan(path: Path) -> ShardPlan:
-    """The plan of a file; UsageError when there is none."""
-    from tasks.manifest.shards import PlanError, read_plan
-
-    try:
-        return read_plan(path.read_bytes(), os.fspath(path))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
-    except PlanError as error:
-        raise UsageError(str(error)) from error
+        raise typer.Exit(run_flow(plan, store, parameters, quiet=quiet, as_json=json_))
 
 
 def run_flow(
-    plan: ShardPlan, store: str, parameters: dict[str, Any], *, quiet: bool, as_json: bool
+    path: Path, store: str, parameters: dict[str, Any], *, quiet: bool, as_json: bool
 ) -> int:
-    """Runs the flow and prints what came of it; returns the exit code."""
-    from flows.prefect_server import environment, server
+    """Puts the plan of a file into the store, where workers find it, and runs the flow.
 
+    Prints what came of it; returns the exit code.
+    """
+    from flows.prefect_server import environment, server
+    from tasks.manifest.shards import PlanError, keep_plan, read_plan
+    from tasks.records.documents import check_usable
+    from tasks.store import open_store
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
+    with usage_errors(PlanError):
+        plan = read_plan(data, os.fspath(path))
     environment.apply(console_level="CRITICAL")
     if not (os.environ.get("PREFECT_API_URL") or server.ui_server()):
         raise UsageError(
             "workers have to reach Prefect's server, and none is known; set PREFECT_API_URL "
             "(docs/many-machines.md), or start `sjc ui` for workers on this machine"
         )
-    opened = _store_with(plan, store)
+    opened = open_store(store)
+    check_usable(opened)
+    with usage_errors(PlanError):
+        keep_plan(opened, plan)
     connection = server.connect(Path(os.devnull))
 
     from flows.commands.flow_result import raise_error, watching
@@ -92,18 +90,3 @@ def run_flow(
         print_table([facts])
         print_places(places)
     return 0 if counts["ok"] == facts["assets"] else FAILED
-
-
-def _store_with(plan: ShardPlan, url: str) -> Store:
-    """The store, in which workers find the plan."""
-    from tasks.manifest.shards import PlanError, keep_plan
-    from tasks.records.documents import check_usable
-    from tasks.store import open_store
-
-    store = open_store(url)
-    check_usable(store)
-    try:
-        keep_plan(store, plan)
-    except PlanError as error:
-        raise UsageError(str(error)) from error
-    return store

@@ -23,6 +23,7 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import app, examples
+from flows.commands.output import size_text
 from flows.errors import FAILED
 
 if TYPE_CHECKING:
@@ -116,17 +117,14 @@ def examine(checks: dict[str, Callable[[], Results]], deadline: float = DEADLINE
 
 def show(results: list[Check]) -> None:
     """One line for each result; below those that are not ok, what to do."""
-    from rich.console import Console
-    from rich.text import Text
-
-    styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+    colours = {"ok": "green", "warning": "yellow", "problem": "red"}
     width = max(len(result.check) for result in results)
-    console = Console(highlight=False, soft_wrap=True)
     for result in results:
-        status = (f"{result.status:<8}", styles[result.status])
-        console.print(Text.assemble(status, (f"{result.check:<{width}}  ", "bold"), result.detail))
+        status = typer.style(f"{result.status:<8}", fg=colours[result.status])
+        check = typer.style(f"{result.check:<{width}}  ", bold=True)
+        typer.echo(f"{status}{check}{result.detail}")
         if result.fix:
-            console.print(Text(f"{'':<{8 + width}}  -> {result.fix}"))
+            typer.echo(f"{'':<{8 + width}}  -> {result.fix}")
 
 
 def versions() -> Results:
@@ -166,7 +164,7 @@ def devices() -> Results:
         for k in range(count):
             name = torch.cuda.get_device_properties(k).name
             free, total = torch.cuda.mem_get_info(k)
-            yield Check(f"cuda:{k}", "ok", f"{name}, {_gib(free)} of {_gib(total)} free")
+            yield Check(f"cuda:{k}", "ok", f"{name}, {size_text(free)} of {size_text(total)} free")
     elif not (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
         detail = f"{torch.__version__}, no GPU: engines run on the CPU; --devices cpu,cpu makes two"
         yield Check("torch", "ok", detail)
@@ -200,7 +198,7 @@ def machine() -> Results:
     threads = os.environ.get("OMP_NUM_THREADS") or "not set"
     yield Check("cpu", "ok", f"{cores} cores, OMP_NUM_THREADS: {threads}")
     free = free_memory()
-    detail = "not known on this system" if free is None else f"{_gib(free)} free"
+    detail = "not known on this system" if free is None else f"{size_text(free)} free"
     little = free is not None and free < LITTLE_MEMORY
     fix = "close other programs, or use one engine (--devices cpu)" if little else ""
     yield Check("memory", "warning" if little else "ok", detail, fix)
@@ -215,39 +213,36 @@ def embedded() -> Results:
     judges = BUILTINS["toybox"].with_name("judge")
     for name, folder in {**BUILTINS, "judge toybox": judges}.items():
         files = sorted(folder.rglob("*.safetensors"))
-        problem = "" if files else f"no weights in {folder}"
         try:
+            if not files:
+                raise FileNotFoundError(f"no weights in {folder}")
             for path in files:
                 with safe_open(path, "numpy"):  # checks that the file is as long as it says
                     pass
-        except SafetensorError as error:
-            problem = str(error)
-        if problem:
+        except (SafetensorError, FileNotFoundError) as error:
             fix = "install the package again; with git, `git lfs pull` or `git checkout` them"
-            yield Check(name, "problem", problem, fix)
-            continue
-        megabytes = sum(path.stat().st_size for path in files) / 1e6
-        yield Check(name, "ok", f"{megabytes:.0f} MB, revision {folder_digest(folder)[:12]}")
+            yield Check(name, "problem", str(error), fix)
+        else:
+            megabytes = sum(path.stat().st_size for path in files) / 1e6
+            yield Check(name, "ok", f"{megabytes:.0f} MB, revision {folder_digest(folder)[:12]}")
 
 
 def programs() -> Results:
-    """What is started as a separate program: ffmpeg for videos, xatlas for textures."""
-    import imageio_ffmpeg
-
-    version = "import xatlas; from importlib.metadata import version; print(version('xatlas'))"
-    for name, package, lost, setting, command in (
-        ("ffmpeg", "imageio-ffmpeg", "videos", "turntable_frames",
-         lambda: [imageio_ffmpeg.get_ffmpeg_exe(), "-version"]),
-        ("xatlas", "xatlas", "textures", "texture_size", lambda: [sys.executable, "-c", version]),
-    ):  # fmt: skip
-        try:
-            ran = subprocess.run(
-                command(), capture_output=True, text=True, check=True, timeout=DEADLINE
-            )
-            yield Check(name, "ok", " ".join(ran.stdout.split()[:3]))
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    """What is not only Python, where a broken library could end us: ffmpeg, and xatlas."""
+    ffmpeg = "import imageio_ffmpeg; print('ffmpeg version', imageio_ffmpeg.get_ffmpeg_version())"
+    xatlas = "import xatlas; from importlib.metadata import version; print(version('xatlas'))"
+    for name, code, lost, package, setting in (
+        ("ffmpeg", ffmpeg, "videos", "imageio-ffmpeg", "turntable_frames"),
+        ("xatlas", xatlas, "textures", "xatlas", "texture_size"),
+    ):
+        command = [sys.executable, "-c", code]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+        if ran.returncode:
+            reason = ran.stderr.rstrip().rpartition("\n")[2] or f"exit code {ran.returncode}"
             fix = f"pip install --force-reinstall {package}, or --set {setting}=0"
-            yield Check(name, "problem", f"no {lost}: {error}", fix)
+            yield Check(name, "problem", f"no {lost}: {reason}", fix)
+        else:
+            yield Check(name, "ok", ran.stdout.strip())
 
 
 def local_store(folder: Path) -> Results:
@@ -255,15 +250,14 @@ def local_store(folder: Path) -> Results:
     from tasks.store import open_store
     from tasks.store.interface import StoreError
 
-    detail = "not there yet; a run makes it"
-    if folder.exists():
-        detail = "can be read and written"
-        try:
+    try:
+        if there := folder.exists():
             open_store(folder)  # one small write, which goes away again
-        except StoreError as error:
-            yield _unusable("store", error)
-            return
-    yield from disk("store", folder, "choose another --store", f": {detail}")
+    except StoreError as error:
+        yield _unusable("store", error)
+    else:
+        detail = "can be read and written" if there else "not there yet; a run makes it"
+        yield from disk("store", folder, "choose another --store", f": {detail}")
 
 
 def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Results:
@@ -278,7 +272,7 @@ def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Results:
     free = shutil.disk_usage(nearest).free
     status = "ok" if free >= LITTLE_DISK else "warning" if free >= NO_DISK else "problem"
     fix = "" if status == "ok" else f"free space there, or {remedy}"
-    yield Check(name, status, f"{place}{detail}; {_gib(free)} free", fix)
+    yield Check(name, status, f"{place}{detail}; {size_text(free)} free", fix)
 
 
 def s3_store(url: str) -> Results:
@@ -299,17 +293,15 @@ def s3_store(url: str) -> Results:
         check_endpoint()
         if not url.startswith("s3://"):
             raise StoreError(f"{url} is not a store; use a folder or s3://bucket/prefix")
-        check = "credentials"
         with explained("use", url):
+            check = "credentials"
             session = boto3.Session()
             found = session.get_credentials()
             if found is None:
                 raise NoCredentialsError
-        yield Check(check, "ok", f"from {found.method}")
-        check = "endpoint"
-        with explained("use", url):
-            answer = _endpoint(session, urlsplit(url).netloc)
-        yield answer
+            yield Check(check, "ok", f"from {found.method}")
+            check = "endpoint"
+            yield _endpoint(session, urlsplit(url).netloc)
         check = "store"
         open_store(url)
         yield Check(check, "ok", f"{url} can be read and written")
@@ -318,6 +310,7 @@ def s3_store(url: str) -> Results:
 
 
 def _unusable(check: str, error: Exception) -> Check:
+    """A store's error, whose sentence ends with what to do."""
     problem, _, fix = str(error).rpartition("; ")
     return Check(check, "problem", problem or str(error), fix or "check --store")
 
@@ -335,14 +328,14 @@ def _endpoint(session: boto3.Session, bucket: str) -> Check:
     )  # fmt: skip
     client = session.client("s3", config=config)
     try:
-        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
+        answer = client.head_bucket(Bucket=bucket)
     except ClientError as refused:
-        headers = refused.response["ResponseMetadata"]["HTTPHeaders"]
-    url = client.meta.endpoint_url
-    if "date" not in headers:
-        return Check("endpoint", "ok", f"{url} answers without a date")
-    skew = abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time())
-    detail = f"{url} answers; clocks differ by {skew:.0f} s"
+        answer = refused.response
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if date is None:
+        return Check("endpoint", "ok", f"{client.meta.endpoint_url} answers without a date")
+    skew = abs(parsedate_to_datetime(date).timestamp() - time.time())
+    detail = f"{client.meta.endpoint_url} answers; clocks differ by {skew:.0f} s"
     if skew > SKEW:
         return Check("endpoint", "problem", detail, "set this machine's clock (NTP)")
     return Check("endpoint", "ok", detail)
@@ -355,20 +348,19 @@ def prefect_server() -> Results:
     from flows.scratch import can_hold_files
 
     home, given = prefect_home(), os.environ.get("PREFECT_API_URL")
-    status, fix = "ok", ""
     if not can_hold_files(home):
-        status, detail = "problem", f"{home} cannot be written"
         fix = "set PREFECT_HOME to a folder that can be written"
-    elif given and healthy(given, REACH):
-        detail = f"PREFECT_API_URL: {given} answers"
-    elif given:
-        status, detail = "problem", f"PREFECT_API_URL: {given} gives no answer"
+        yield Check("Prefect", "problem", f"{home} cannot be written", fix)
+    elif given and not healthy(given, REACH):
         fix = "start it, or unset PREFECT_API_URL: a run then brings its own"
+        yield Check("Prefect", "problem", f"PREFECT_API_URL: {given} gives no answer", fix)
+    elif given:
+        yield Check("Prefect", "ok", f"PREFECT_API_URL: {given} answers")
     elif url := ui_server():
-        detail = f"that of `sjc ui`: {url.removesuffix('/api')}"
+        yield Check("Prefect", "ok", f"that of `sjc ui`: {url.removesuffix('/api')}")
     else:
         detail = f"no server is up: each run brings its own ({home}); `sjc ui` starts one"
-    yield Check("Prefect", status, detail, fix)
+        yield Check("Prefect", "ok", detail)
 
 
 def hub() -> Results:
@@ -394,7 +386,3 @@ def hub() -> Results:
     else:
         token = "a token is set" if get_token() else "no token (`hf auth login`, for gated models)"
         yield Check("model hub", "ok", f"{host} answers; {kept}; {token}")
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size < 100 * GIB else f"{size / GIB:,.0f} GiB"

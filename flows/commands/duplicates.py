@@ -28,21 +28,15 @@ def duplicates(
     with reported():
         from tasks.datasets.frozen_tables import pair_rows
         from tasks.datasets.near_duplicates import near_duplicates
-        from tasks.datasets.select import FRACTIONS
+        from tasks.datasets.select import FRACTIONS, candidate_rows
+        from tasks.manifest.resolve import read_manifest
+        from tasks.store import open_store
 
-        uses = Counter(_prompts(manifest, store, where))
+        if manifest is not None:
+            uses = Counter(row.prompt for row in read_manifest(manifest).rows)
+        else:
+            with where_errors():
+                rows = candidate_rows(open_store(store, writable=False), where)
+            uses = Counter(row["prompt"] for row in rows)
         pairs = pair_rows(near_duplicates(list(uses), similar), uses, FRACTIONS)
         show(pairs.drop_columns("left_out"), format)
-
-
-def _prompts(manifest: str | None, store: str, where: str | None) -> list[str]:
-    """Those of a manifest, or without one of the finished assets of the store."""
-    from tasks.datasets.select import candidate_rows
-    from tasks.manifest.resolve import read_manifest
-    from tasks.store import open_store
-
-    if manifest is not None:
-        return [row.prompt for row in read_manifest(manifest).rows]
-    with where_errors():
-        rows = candidate_rows(open_store(store, writable=False), where)
-    return [row["prompt"] for row in rows]

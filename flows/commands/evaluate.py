@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,38 +36,35 @@ def evaluate(
 ) -> None:
     """Measure finished assets again, with another judge perhaps; nothing is optimised again."""
     with reported("what was measured so far is recorded"):
+        from flows.prefect_server import environment, server
+
+        environment.apply(console_level="CRITICAL")
+        from flows.commands.flow_result import raise_error, watching
+        from flows.evaluate import evaluate as evaluate_flow
+        from flows.evaluate import prepare
+        from tasks.store.interface import StoreError
+        from tasks.tables.read import query
+
         overrides = options.parse_overrides(set_) | ({"judge": judge} if judge else {})
-        what = (store, where, manifest, overrides, device)
-        raise typer.Exit(run_flow(what, scratch, quiet=quiet, as_json=json_))
-
-
-def run_flow(what: tuple[Any, ...], scratch: str, *, quiet: bool, as_json: bool) -> int:
-    """Runs the flow and prints the new rows; returns the exit code. what: as for `prepare`."""
-    from flows.prefect_server import environment, server
-
-    environment.apply(console_level="CRITICAL")
-    from flows.commands.flow_result import raise_error, watching
-    from flows.evaluate import evaluate, prepare
-    from tasks.store.interface import StoreError
-    from tasks.tables.read import query
-
-    chosen = prepare(*what)
-    connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
-    with watching(connection, quiet=quiet) as watch:
-        state = evaluate(*what, scratch, return_state=True)
-    problem = None
-    try:
-        raise_error(state)
-    except (RunError, StoreError) as error:  # of some assets; the others have new rows
-        problem = error
-        if not watch.run_id:  # it ended before its run began
-            raise
-    sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"
-    rows = query(chosen.store, f"{sql} ORDER BY started_at, asset_id")
-    failed = [row for row in rows.to_pylist() if row["status"] != "ok"]
-    show(rows, "json" if as_json else "table", ASSET_COLUMNS)
-    for row in failed:
-        print(f"{row['asset_id']}: {row['error']}", file=sys.stderr)
-    if problem:
-        raise problem
-    return FAILED if failed else 0
+        chosen = prepare(store, where, manifest, overrides, device)
+        connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
+        with watching(connection, quiet=quiet) as watch:
+            state = evaluate_flow(
+                store, where, manifest, overrides, device, scratch, return_state=True
+            )
+        problem = None
+        try:
+            raise_error(state)
+        except (RunError, StoreError) as error:  # of some assets; the others have new rows
+            problem = error
+            if not watch.run_id:  # it ended before its run began
+                raise
+        sql = f"SELECT *, {SECONDS} AS seconds FROM assets WHERE run_id = '{watch.run_id}'"
+        rows = query(chosen.store, f"{sql} ORDER BY started_at, asset_id")
+        failed = [row for row in rows.to_pylist() if row["status"] != "ok"]
+        show(rows, "json" if json_ else "table", ASSET_COLUMNS)
+        for row in failed:
+            print(f"{row['asset_id']}: {row['error']}", file=sys.stderr)
+        if problem:
+            raise problem
+        raise typer.Exit(FAILED if failed else 0)

@@ -8,18 +8,17 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands import completion, options
 from flows.commands.app import app, examples
-from flows.errors import RunError, UsageError, disk_errors, reported
+from flows.errors import RunError, UsageError, disk_errors, reported, usage_errors
 
 if TYPE_CHECKING:
     from sjc_engine.priors.conditioning import InputImage
-    from sjc_engine.recipes import Recipe
-    from tasks.manifest.files import Problem
+    from sjc_engine.spec import AssetSpec
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
@@ -27,19 +26,6 @@ FILES = (
     "mesh.glb", "mesh.ply", "mesh.obj", "field.safetensors", "preview.png", "turntable.mp4",
     "thumbnail.webp", "report.json",
 )  # fmt: skip
-
-
-class AssetRequest(NamedTuple):
-    """What to make, and where to put it."""
-
-    prompt: str
-    out: Path
-    prior: str
-    recipe: str | None
-    overrides: dict[str, Any]
-    seed: int
-    image: Path | None
-    device: str | None
 
 
 @app.command(
@@ -64,32 +50,38 @@ def generate(
 ) -> None:
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     with reported():
+        from sjc_engine.priors.conditioning import ImageError, read_image
+
         overrides = options.parse_overrides(set_)
-        request = AssetRequest(prompt, out, prior, recipe, overrides, seed, image, device)
-        make_asset(request, quiet=quiet, as_json=json_)
+        with usage_errors(ImageError, about="--image: "):
+            picture = read_image(image) if image else None
+        spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
+        make_asset(spec, picture, out, device, quiet=quiet, as_json=json_)
 
 
-def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
-    """Writes the asset's files into the folder, all of them or none.
+def make_asset(
+    spec: AssetSpec,
+    picture: InputImage | None,
+    out: Path,
+    device: str | None,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Writes the asset's files into the folder, all of them or none, and prints what was made.
 
-    Raises UsageError for what cannot be made.
+    Raises UsageError for what cannot be made, and RunError.
     """
     import tempfile
 
     from flows.plan import check_devices
-    from sjc_engine.priors.conditioning import ImageError, read_image
 
-    try:
-        image = read_image(request.image) if request.image else None
-    except ImageError as error:
-        raise UsageError(f"--image: {error}") from error
-    recipe, out = _recipe(request), request.out
     taken = [name for name in FILES if (out / name).exists()]
     if taken:
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file; name a folder")
-    device = check_devices(None if request.device is None else [request.device], "--device")[0]
+    chosen = check_devices(None if device is None else [device], "--device")[0]
     home = out if out.is_dir() else out.parent
     with disk_errors("-o", out):
         home.mkdir(parents=True, exist_ok=True)
@@ -98,7 +90,7 @@ def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
     with temporary as folder, disk_errors("-o", out, only_refusals=True):
         if free < ROOM:
             raise OSError(errno.ENOSPC, "No space left on device")
-        report = _make(request, recipe, image, device, Path(folder), quiet)
+        report = _make(spec, picture, chosen, Path(folder), quiet)
         out.mkdir(exist_ok=True)
         names = sorted(path.name for path in Path(folder).iterdir())
         for name in names:
@@ -110,44 +102,41 @@ def make_asset(request: AssetRequest, *, quiet: bool, as_json: bool) -> None:
             print(out / name)
 
 
-def _recipe(request: AssetRequest) -> Recipe:
-    """What the request's options say; ManifestError with everything that is wrong with it."""
+def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSpec:
+    """The asset that the options ask for, read and checked like one row of a manifest.
+
+    Raises ManifestError with everything that is wrong. The prior's revision is left empty: loading
+    the prior asks the hub.
+    """
     from tasks.manifest.entries import Memo, RowReader
     from tasks.manifest.files import ManifestError, Record, Records
     from tasks.manifest.resolve import COMMAND_LINE, resolve
 
     records = Records(COMMAND_LINE, Path())
-    cells: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed}
-    if request.image is not None:
-        cells["image"] = str(request.image)
+    cells: dict[str, Any] = {"prompt": prompt, "seed": seed}
+    if image is not None:
+        cells["image"] = str(image)
     rows = RowReader(Record(1, cells), records, Memo()).rows("asset")
-    resolved = resolve(
-        rows,
-        prior=request.prior,
-        recipe=request.recipe,
-        overrides=request.overrides,
-        prior_revision=lambda prior: "",  # loading it asks the hub
-    )
+    resolved = resolve(rows, prior_revision=lambda prior: "", **options)
     if problems := records.problems or resolved.problems:
-        raise ManifestError([_option_problem(problem, COMMAND_LINE) for problem in problems])
-    return resolved.entries[0].spec.recipe
-
-
-def _option_problem(problem: Problem, source: str) -> Problem:
-    """A row's problem as one of the command line, whose options are named after the columns."""
-    option = f"--{problem.column}" if problem.column in ("seed", "image") else problem.column
-    return replace(problem, file=source, line=None, column=option)
+        # Its columns are options here.
+        options_of = {"seed": "--seed", "image": "--image"}
+        raise ManifestError(
+            [
+                replace(p, file=COMMAND_LINE, line=None, column=options_of.get(p.column, p.column))
+                for p in problems
+            ]
+        )
+    return resolved.entries[0].spec
 
 
 def _make(
-    request: AssetRequest,
-    recipe: Recipe,
-    image: InputImage | None,
-    device: str,
-    folder: Path,
-    quiet: bool,
+    spec: AssetSpec, picture: InputImage | None, device: str, folder: Path, quiet: bool
 ) -> dict[str, Any]:
-    """The asset's files, in `folder`, and the content of `report.json`."""
+    """The asset's files, in `folder`, and the content of `report.json`.
+
+    The stages of a run in their order: optimize, extract, evaluate.
+    """
     from flows.progress.terminal import terminal_watcher
     from sjc_engine.evaluation.metrics import evaluate
     from sjc_engine.evaluation.pictures import contact_sheet, take_pictures
@@ -157,25 +146,22 @@ def _make(
     from sjc_engine.optimization.loop import optimize
     from sjc_engine.optimization.scene import Diverged, Scene, StepStats
     from sjc_engine.priors.denoiser import load_prior
-    from sjc_engine.spec import AssetSpec
     from tasks.stages.judges import Judges
 
     started = time.perf_counter()
-    prompt, seed = request.prompt, request.seed
-    try:
+    prompt, recipe = spec.prompt, spec.recipe
+    with usage_errors(ValueError):
         judge, lpips = Judges().get(recipe.evaluate)
-        prior = load_prior(request.prior, device=device)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        prior = load_prior(spec.prior, device=device)
+    images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
 
         def on_step(scene: Scene, stats: StepStats) -> None:
             watch.progress("asset", stats.step, stats.steps, stats.loss)
 
         try:
-            images = [image] if image else None
             (field,) = optimize(
-                [prompt], prior, recipe, seeds=[seed], on_step=on_step, images=images
+                [prompt], prior, recipe, seeds=[spec.seed], on_step=on_step, images=images
             )
             field = field.cpu()
             watch.stage("asset", "extract")
@@ -188,8 +174,7 @@ def _make(
         contact_sheet(pictures, prompt).save(folder / "preview.png")
         if recipe.evaluate.turntable_frames:
             write_turntable(mesh, folder, recipe.evaluate)
-    sha256 = image.sha256 if image else None
-    spec = AssetSpec(prompt, "", sha256, seed, prior.id, prior.revision, recipe)
+    spec = replace(spec, prior=prior.id, prior_revision=prior.revision)
     field.save(folder / "field.safetensors")
     write_mesh(mesh, folder, recipe.mesh, spec.extras())
     report = {"asset_id": spec.asset_id, **spec.to_json()}

@@ -11,5 +11,6 @@ for _names in GROUPS.values():
 
 
 def main() -> None:
+    """The entry point of the program `sjc`."""
     with standard_streams():
         app()

@@ -37,6 +37,7 @@ def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) 
 
 
 def _write_parquet(rows: pa.Table) -> None:
+    """Rows as one Parquet file on stdout, for a file or another program behind a pipe."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -97,6 +98,7 @@ def print_places(places: Mapping[str, str | None]) -> None:
 
 
 def print_warnings(warnings: Iterable[str]) -> None:
+    """One line each on stderr, so that stdout stays what another program reads."""
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -109,3 +111,12 @@ def counter(text: str, *, quiet: bool, every: int = 100) -> Callable[[int, int],
             print(f"{done} of {total} {text}", file=sys.stderr, flush=True)
 
     return report
+
+
+def size_text(size: float) -> str:
+    """Bytes as a person reads them, such as 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

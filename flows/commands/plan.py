@@ -109,6 +109,7 @@ def _write(plan: ShardPlan, out: Path) -> None:
 
 
 def _show(plan: ShardPlan, path: Path, *, as_json: bool) -> None:
+    """Prints how many assets and hours each shard has, as a table or as JSON."""
     shards = plan.shards()
     hours = {number: sum(assets.values()) / 3600 for number, assets in shards.items()}
     facts = {

@@ -7,7 +7,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import app, examples
 from flows.commands.output import show
-from flows.errors import UsageError, reported
+from flows.errors import reported, usage_errors
 
 
 @app.command(
@@ -26,8 +26,6 @@ def query(
         from tasks import tables
         from tasks.store import open_store
 
-        try:
+        with usage_errors(tables.QueryError):
             rows = tables.query(open_store(store, writable=False), sql)
-        except tables.QueryError as error:
-            raise UsageError(str(error)) from error
         show(rows, format)

@@ -106,6 +106,7 @@ def print_plan(settings: Settings, *, as_json: bool) -> None:
 
 
 def _intent(plan: RunPlan, asset_id: str) -> str:
+    """What the run will do with an asset, in the words of the plan's table."""
     state = plan.states[asset_id]
     if state == "failed":
         return "try again" if plan.settings.retry_failed else "failed (needs --retry-failed)"

@@ -10,7 +10,7 @@ import typer
 from flows.commands import completion, options
 from flows.commands.app import app, examples
 from flows.commands.output import counter
-from flows.errors import UsageError, disk_errors, fail, reported
+from flows.errors import UsageError, disk_errors, fail, reported, usage_errors
 
 
 @app.command(epilog=examples('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png'))
@@ -38,7 +38,27 @@ def sample2d(
             fail(f"sjc: --guidance {guidance!r}: write numbers with commas between", 2)
         priors = prior or ["toybox", "toybox-duck"]
         _check(out, priors, scales)
-        draw(prompt, out, priors, scales, steps, seed, device, quiet=quiet)
+        from flows.plan import check_devices
+
+        chosen = check_devices(None if device is None else [device], "--device")[0]
+        partial = out.with_name(f".{out.name}.partial")
+        with disk_errors("-o", out):
+            partial.touch()  # a folder that cannot be written is found before the work
+        try:
+            from sjc_engine.paper2d import experiments
+            from sjc_engine.priors.denoiser import load_prior
+
+            with usage_errors(ValueError):
+                loaded = [load_prior(prior, device=chosen) for prior in priors]
+            on_done = counter("parts", quiet=quiet, every=1)
+            picture = experiments(
+                loaded, prompt, guidance=scales, steps=steps, seed=seed, on_done=on_done
+            )
+            with disk_errors("-o", out):
+                picture.save(partial, "PNG", optimize=True)
+                partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
         print(out)
 
 
@@ -58,40 +78,3 @@ def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:
             raise UsageError(f"--prior: {'; '.join(problem)}")
         if takes_image(prior):
             raise UsageError(f"--prior: {prior!r} starts from an image; name one that does not")
-
-
-def draw(
-    prompt: str,
-    out: Path,
-    priors: Sequence[str],
-    guidance: Sequence[float],
-    steps: int,
-    seed: int,
-    device: str | None,
-    *,
-    quiet: bool,
-) -> None:
-    """Writes the picture. Raises UsageError for what cannot be made."""
-    from flows.plan import check_devices
-
-    chosen = check_devices(None if device is None else [device], "--device")[0]
-    partial = out.with_name(f".{out.name}.partial")
-    with disk_errors("-o", out):
-        partial.touch()  # a folder that cannot be written is found before the work
-    try:
-        from sjc_engine.paper2d import experiments
-        from sjc_engine.priors.denoiser import load_prior
-
-        try:
-            loaded = [load_prior(prior, device=chosen) for prior in priors]
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        on_done = counter("parts", quiet=quiet, every=1)
-        picture = experiments(
-            loaded, prompt, guidance=guidance, steps=steps, seed=seed, on_done=on_done
-        )
-        with disk_errors("-o", out):
-            picture.save(partial, "PNG", optimize=True)
-            partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from flows.commands.output import counter
 from flows.errors import FAILED, STORE, reported
 
 if TYPE_CHECKING:
-    from tasks.records.verify import Finding, Repairs
+    from tasks.records.verify import Finding
     from tasks.store.interface import Store
 
 MOST = 1  # things that a repair takes from their place without being asked again
@@ -49,7 +49,7 @@ def verify(
 ) -> None:
     """Check every file against its checksum and every table against the JSON behind it."""
     with reported("nothing is half done; run it again"):
-        from tasks.records.verify import verify_store
+        from tasks.records.verify import unreadable, verify_store
         from tasks.store import open_store
 
         opened = open_store(store, writable=repair)
@@ -58,7 +58,7 @@ def verify(
         if not json_:
             show_findings(opened, findings, repair=repair)
         planned, done, left = list[str](), list[str](), findings
-        if repair:
+        if repair and not unreadable(findings):
             planned, done, left = mend(
                 opened, findings, abandoned, Path(scratch), yes=yes, quiet=json_
             )
@@ -66,10 +66,11 @@ def verify(
             listed = {"findings": findings, "left": left}
             lists = {name: [vars(finding) for finding in found] for name, found in listed.items()}
             print(json.dumps({**lists, "planned": planned, "done": done}, indent=1))
-        raise typer.Exit(exit_code(left))
+        raise typer.Exit(STORE if unreadable(left) else FAILED if left else 0)
 
 
 def show_findings(store: Store, findings: list[Finding], *, repair: bool) -> None:
+    """Prints what was found, and on stderr what follows from it."""
     from tasks.records.verify import unreadable
 
     for finding in findings:
@@ -96,51 +97,40 @@ def mend(
     yes: bool,
     quiet: bool,
 ) -> tuple[list[str], list[str], list[Finding]]:
-    """Repairs the store and tidies the scratch folder, unless some file could not be read.
+    """Repairs the store, of which every file could be read, and tidies the scratch folder.
 
-    abandoned: the age from which an unfinished file no longer has a writer. yes: set
-    aside however many assets are damaged. Returns what was planned, what was done, and what is
-    left, and prints it unless `quiet`.
+    abandoned: the age from which an unfinished file no longer has a writer. yes: set aside however
+    many assets are damaged. Returns what was planned, what was done, and what is left, and prints
+    it unless `quiet`.
     """
     from tasks.records.documents import mark_format
-    from tasks.records.verify import plan_repairs, repair_store, unreadable, verify_store
+    from tasks.records.verify import plan_repairs, repair_store, verify_store
 
-    if unreadable(findings):
-        return [], [], findings
+    def report(line: str) -> None:
+        if not quiet:
+            print(line, flush=True)
+
     repairs = plan_repairs(store, findings)
     planned = repairs.lines()
-    _print_lines([f"to do: {line}" for line in planned], quiet=quiet)
+    for line in planned:
+        report(f"to do: {line}")
     if repairs.losses > MOST and not yes:
-        _refuse(repairs)
+        print(
+            f"nothing was repaired: {len(repairs.assets)} assets and {len(repairs.documents)} other"
+            f" documents would be set aside, and {len(repairs.gone)} assets taken out of the"
+            " tables; if that is right, `sjc verify --repair --yes`",
+            file=sys.stderr,
+        )
         return planned, [], findings
     done = repair_store(store, findings, abandoned)
     mark_format(store)
     done += tidy_scratch(store, scratch)
     left = verify_store(store, abandoned=abandoned) if findings else findings
-    _print_lines([*done, *([f"{len(left)} problems are left"] if left else [])], quiet=quiet)
+    for line in done:
+        report(line)
+    if left:
+        report(f"{len(left)} problems are left")
     return planned, done, left
-
-
-def _print_lines(lines: list[str], *, quiet: bool) -> None:
-    for line in () if quiet else lines:
-        print(line, flush=True)
-
-
-def _refuse(repairs: Repairs) -> None:
-    print(
-        f"nothing was repaired: {len(repairs.assets)} assets and {len(repairs.documents)} other"
-        f" documents would be set aside, and {len(repairs.gone)} assets taken out of the"
-        " tables; if that is right, `sjc verify --repair --yes`",
-        file=sys.stderr,
-    )
-
-
-def exit_code(left: list[Finding]) -> int:
-    from tasks.records.verify import unreadable
-
-    if unreadable(left):
-        return STORE
-    return FAILED if left else 0
 
 
 def tidy_scratch(store: Store, scratch: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """Cron schedules of runs: checked before they are made, and shown as their next times."""
 
 import asyncio
-from datetime import datetime
 from pathlib import PurePosixPath
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -10,8 +9,11 @@ from flows.errors import UsageError
 SHOWN = 3  # times that are printed
 
 
-def next_times(cron: str, timezone: str) -> list[datetime]:
-    """The next times of a schedule; UsageError for a wrong cron line or time zone."""
+def format_times(cron: str, timezone: str) -> str:
+    """The next times of a schedule as a person reads them.
+
+    Raises UsageError for a wrong cron line or time zone.
+    """
     from prefect.server.schemas.schedules import CronSchedule
 
     try:
@@ -21,18 +23,12 @@ def next_times(cron: str, timezone: str) -> list[datetime]:
         raise UsageError(f"--timezone {timezone!r} is unknown; {fix}") from error
     try:
         schedule = CronSchedule(cron=cron, timezone=timezone)
-        times: list[datetime] = list(asyncio.run(schedule.get_dates(SHOWN)))
+        times = asyncio.run(schedule.get_dates(SHOWN))
     except ValueError as error:  # of which pydantic's is one
         fix = 'write minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night'
         raise UsageError(f"--cron {cron!r} is no cron line; {fix}") from error
     if not times:
         raise UsageError(f"--cron {cron!r} never comes; check its day and month")
-    return times
-
-
-def format_times(cron: str, timezone: str) -> str:
-    """The next times as a person reads them."""
-    times = next_times(cron, timezone)
     return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times) + f" ({timezone})"
 
 

@@ -28,7 +28,6 @@ from sjc_engine.worker.parent_death import die_with_parent
 from tasks.store.disk import disk_advice
 
 HOST = "127.0.0.1"
-UI_PORT = 4200
 START_SECONDS = 120.0  # for our own; 5 to 15 s measured on a quiet machine of two cores
 ANSWER_SECONDS = 10.0  # for one that should be up
 _ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .+", re.MULTILINE)  # ends a traceback
@@ -148,6 +147,7 @@ def connect(log: Path, *, ui: bool = False) -> Server:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Stops our server process; one that does not stop is killed."""
     process.terminate()
     try:
         process.wait(timeout=10)
@@ -157,6 +157,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def free_port() -> int:
+    """A port that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -178,6 +179,8 @@ def serve(port: int, ui: bool) -> None:
     from prefect.server.api.server import create_app
 
     class LockedStart(uvicorn.Server):
+        """Gives the lock free once the database is migrated."""
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             lock.close()
@@ -201,6 +204,7 @@ def serve_ui(port: int) -> None:
 
 
 def main() -> None:
+    """The server process of a run, which ends with its parent."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")

@@ -20,6 +20,8 @@ RETRIES = 1  # of a request, after 2 seconds
 
 @dataclass
 class _End:
+    """Whether the end of the run has begun, and what is undone after it."""
+
     brief: contextlib.ExitStack
     begun: bool = False
 
@@ -52,6 +54,8 @@ def brief_shutdown(*, part: bool = False) -> Iterator[None]:
 
     part: this is a sub-flow, and its run still has work to do after it.
     """
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
     try:
         yield
     except BaseException as error:
@@ -59,7 +63,9 @@ def brief_shutdown(*, part: bool = False) -> Iterator[None]:
         # Ctrl-C is a KeyboardInterrupt, and SIGTERM within a flow Prefect's TerminationSignal.
         if end is not None and (end.begun or not isinstance(error, Exception)):
             if not end.begun:
-                end.brief.enter_context(_few_retries())
+                # For this thread alone: others may be in the middle of more.
+                few = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES})
+                end.brief.enter_context(few)
             if not part:
                 timer = threading.Timer(SECONDS, _exit_now)
                 timer.daemon = True
@@ -68,14 +74,8 @@ def brief_shutdown(*, part: bool = False) -> Iterator[None]:
         raise
 
 
-def _few_retries() -> contextlib.AbstractContextManager[object]:
-    """For this thread alone: others may be in the middle of more."""
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-
-    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES})
-
-
 def _exit_now() -> None:
+    """Ends the process while Prefect still waits for its server."""
     with contextlib.suppress(OSError):
         print("sjc: Prefect's server does not answer: its pages miss the end", file=sys.stderr)
         sys.stderr.flush()

@@ -12,7 +12,7 @@ from typing import Any
 from flows.plan import RunPlan
 from flows.progress.results import RESULT_COLUMNS, cell
 from flows.progress.tally import GOOD
-from flows.progress.terminal import Watcher, Watchers, watched_by, watcher
+from flows.progress.terminal import Watcher, watched_by, watcher
 from tasks.pages.html import duration
 from tasks.prefect_ui.artifacts import Artifact, Board, board_of_run, name_run
 
@@ -25,31 +25,41 @@ LETTERS = 200  # of a reason
 @contextlib.contextmanager
 def report_to_prefect(plan: RunPlan) -> Iterator[None]:
     """Reports what happens within to Prefect's pages, besides the present watcher."""
-    with board_of_run() as board, watched_by(Watchers(watcher(), PrefectSummary(plan, board))):
+    with board_of_run() as board, watched_by(PrefectSummary(plan, board, watcher())):
         yield
 
 
 class PrefectSummary(Watcher):
-    """Puts a run on Prefect's pages. Every asset's own progress and preview come from its tasks."""
+    """Puts a run on Prefect's pages. Every asset's own progress and preview come from its tasks.
 
-    def __init__(self, plan: RunPlan, board: Board) -> None:
-        self._plan, self._board = plan, board
+    also: hears of everything first; what a person sees on the terminal.
+    """
+
+    def __init__(self, plan: RunPlan, board: Board, also: Watcher) -> None:
+        self._plan, self._board, self._also = plan, board, also
         self._failures: dict[str, str] = {}  # name -> how it failed
         self._summary: Artifact | None = None
         self._updated = 0.0
 
     def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
-        super().begun(run_id, total, work)
+        self._also.begun(run_id, total, work)
+        self.run_id, self.tally = run_id, self._also.tally
         name_run(run_name(self._plan))
         # Here, in the flow's thread: the first report might come from a task's.
         self._summary = self._board.create("markdown", "summary", self._text(), f"Run {run_id}")
 
+    def note(self, text: str) -> None:
+        self._also.note(text)
+
+    def stage(self, name: str, stage: str) -> None:
+        self._also.stage(name, stage)
+
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
-        super().progress(name, step, steps, loss)
+        self._also.progress(name, step, steps, loss)
         self._refresh()
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
-        super().finished(name, outcome, seconds)
+        self._also.finished(name, outcome, seconds)
         if outcome not in GOOD:
             self._failures[name] = outcome
         self._refresh()
@@ -70,10 +80,12 @@ class PrefectSummary(Watcher):
     def _table(
         self, key: str, columns: Mapping[str, str], rows: list[dict[str, Any]], about: str
     ) -> None:
+        """Publishes rows as a table artifact; columns: its headings, by the names of the rows."""
         table = [{title: cell(row[name]) for name, title in columns.items()} for row in rows[:ROWS]]
         self._board.create("table", key, json.dumps(table), about)
 
     def _refresh(self) -> None:
+        """Publishes a new summary unless the last one is recent."""
         now = time.monotonic()
         if self._summary is not None and now - self._updated >= SUMMARY_SECONDS:
             self._updated = now
@@ -150,6 +162,7 @@ def spent(plan: RunPlan, seconds: float, left: float | None, made: int) -> str:
 
 
 def _cut(rows: list[dict[str, Any]]) -> str:
+    """Says so when a table does not show all rows."""
     return f", the first {ROWS} of {len(rows)}" if len(rows) > ROWS else ""
 
 
@@ -161,6 +174,7 @@ def _plain(text: str) -> str:
 
 
 def _block(text: str) -> str:
+    """A command to copy, as it is."""
     return f"```\n{text}\n```"
 
 

@@ -6,12 +6,14 @@ Whatever is slow to import is imported within the functions: commands need the c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flows.errors import UsageError
 
 if TYPE_CHECKING:
+    from prefect.states import State
+
     from tasks.store.interface import Store
 
 # Headings of columns that are not called by their names.
@@ -95,3 +97,17 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return plain(value)
+
+
+def final_state(counts: Mapping[str, int], good: int, data: dict[str, Any]) -> State[Any]:
+    """The state of a flow that made something of everything: good if all is, failed if nothing is.
+
+    counts: how many of each outcome, in the order of the message. data: the state's result.
+    """
+    from prefect.states import Completed, Failed
+
+    message = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    if not good:
+        return Failed(message=message)
+    name = "Completed" if good == sum(counts.values()) else "CompletedWithErrors"
+    return Completed(name=name, message=message, data=data)

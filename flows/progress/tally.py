@@ -19,6 +19,7 @@ class Tally:
         self.outcomes: Counter[str] = Counter()
         self._left = dict(work or {})  # steps, of the assets that are not through
         self._step: dict[str, int] = {}  # the last one reported
+        self._first: dict[str, tuple[float, int]] = {}  # when the first one was, and which
         self._made = 0  # assets of `work` that are through
         self._steps_done = 0  # since the first report
         self._since: float | None = None  # the first report
@@ -26,19 +27,23 @@ class Tally:
         self._lock = threading.Lock()
 
     def progress(self, name: str, step: int, steps: int) -> None:
+        """An asset's optimisation came this far."""
         with self._lock:
-            if self._since is None:
-                self._since = time.monotonic()
+            now = time.monotonic()
+            self._since = now if self._since is None else self._since
+            self._first.setdefault(name, (now, step))
             # An asset's first report is where it resumes, which is no work of this run.
             self._steps_done += max(0, step - self._step.get(name, step))
             self._step[name], self._left[name] = step, steps - step
 
     def stage(self, name: str, stage: str) -> None:
+        """Any stage after the optimisation means that all its steps are done."""
         if stage not in ("queue", "optimize"):
             with self._lock:
                 self._optimized(name)
 
     def finished(self, name: str, outcome: str) -> None:
+        """An asset is through, whichever way."""
         with self._lock:
             if outcome in GOOD:
                 self._optimized(name)
@@ -46,6 +51,7 @@ class Tally:
             self.outcomes[outcome] += 1
 
     def _optimized(self, name: str) -> None:
+        """No step of this asset is left; with the lock held."""
         if name in self._step:  # a field that was there already took no work
             self._steps_done += self._left.get(name, 0)
         if name in self._left:
@@ -58,6 +64,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
+        """Assets that are through, without being made or reused."""
         return sum(number for outcome, number in self.outcomes.items() if outcome not in GOOD)
 
     @property
@@ -79,3 +86,10 @@ class Tally:
                 pace = (time.monotonic() - self._since) / self._steps_done
                 return pace * sum(self._left.values())
             return self.elapsed / self._made * len(self._left) if self._made else None
+
+    def seconds_left_of(self, name: str) -> float | None:
+        """The same for one asset's optimisation, at its own pace."""
+        with self._lock:
+            began, first = self._first.get(name, (0.0, 0))
+            done = self._step.get(name, first) - first
+            return (time.monotonic() - began) / done * self._left.get(name, 0) if done > 0 else None

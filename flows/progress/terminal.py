@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flows.progress.tally import Tally
+from flows.progress.tally import GOOD, Tally
 from tasks.pages.html import duration
 
 LINE_SECONDS = 10.0  # between two plain lines of one asset
@@ -28,6 +28,7 @@ class Watcher:
 
     @cached_property
     def tally(self) -> Tally:
+        """The counts of the run, empty until it has begun."""
         return Tally()
 
     def __enter__(self) -> Self:
@@ -65,37 +66,6 @@ class Watcher:
         """The run is over; rows: what `results` has of its assets."""
 
 
-class Watchers(Watcher):
-    """Several watchers as one."""
-
-    def __init__(self, *watchers: Watcher) -> None:
-        self._watchers = watchers
-
-    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
-        for watcher in self._watchers:
-            watcher.begun(run_id, total, work)
-
-    def note(self, text: str) -> None:
-        for watcher in self._watchers:
-            watcher.note(text)
-
-    def stage(self, name: str, stage: str) -> None:
-        for watcher in self._watchers:
-            watcher.stage(name, stage)
-
-    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
-        for watcher in self._watchers:
-            watcher.progress(name, step, steps, loss)
-
-    def finished(self, name: str, outcome: str, seconds: float) -> None:
-        for watcher in self._watchers:
-            watcher.finished(name, outcome, seconds)
-
-    def ended(self, rows: list[dict[str, Any]]) -> None:
-        for watcher in self._watchers:
-            watcher.ended(rows)
-
-
 def terminal_watcher(*, quiet: bool) -> Watcher:
     """What suits stderr."""
     if quiet:
@@ -118,19 +88,8 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 
 
 def watcher() -> Watcher:
+    """Who follows the present run; without `watched_by` one that only counts."""
     return _WATCHER.get() or Watcher()
-
-
-class Pace:
-    """Steps a second since the first report, hence the time that is left."""
-
-    def __init__(self, step: int) -> None:
-        self.first, self.started = step, time.monotonic()
-
-    def left(self, step: int, steps: int) -> float | None:
-        """Seconds, or None while nothing is known."""
-        done = step - self.first
-        return (time.monotonic() - self.started) / done * (steps - step) if done > 0 else None
 
 
 class Lines(Watcher):
@@ -138,7 +97,6 @@ class Lines(Watcher):
 
     def __init__(self) -> None:
         self._printed: dict[str, float] = {}
-        self._paces: dict[str, Pace] = {}
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -150,12 +108,11 @@ class Lines(Watcher):
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
         super().progress(name, step, steps, loss)
-        pace = self._paces.setdefault(name, Pace(step))
         now = time.monotonic()
         if now - self._printed.setdefault(name, now) >= LINE_SECONDS:
             self._printed[name] = now
-            parts = [f"{name}: step {step}/{steps}", _loss(loss), _left(pace.left(step, steps))]
-            self.note(", ".join(filter(None, parts)))
+            left = _left(self.tally.seconds_left_of(name))
+            self.note(_joined(f"{name}: step {step}/{steps}", _loss(loss), left))
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         super().finished(name, outcome, seconds)
@@ -168,7 +125,7 @@ class Screen(Watcher):
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._rows: dict[str, tuple[str, int, int, float | None, Pace | None]] = {}
+        self._rows: dict[str, tuple[str, int, int, float | None]] = {}  # the stage, its progress
         self._live = Live(
             console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True
         )
@@ -185,34 +142,32 @@ class Screen(Watcher):
 
     def stage(self, name: str, stage: str) -> None:
         super().stage(name, stage)
-        _, step, steps, loss, pace = self._rows.get(name, ("", 0, 0, None, None))
-        self._rows[name] = (stage, step, steps, loss, pace)
+        self._rows[name] = (stage, 0, 0, None)
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
         super().progress(name, step, steps, loss)
-        pace = self._rows.get(name, ("", 0, 0, None, None))[4] or Pace(step)
-        self._rows[name] = ("optimize", step, steps, loss, pace)
+        self._rows[name] = ("optimize", step, steps, loss)
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         self._rows.pop(name, None)
         super().finished(name, outcome, seconds)
-        mark = ("✓", "green") if outcome in ("ok", "reused") else ("✗", "red")
+        mark = ("✓", "green") if outcome in GOOD else ("✗", "red")
         took = f" {seconds:.0f} s" if seconds else ""
         self._console.print(Text.assemble(mark, f" {name} {outcome}{took}"))
 
     def _draw(self) -> Table:
+        """The running assets, and below them how far the run is."""
         table = Table.grid(padding=(0, 2))
-        for name, (stage, step, steps, loss, pace) in list(self._rows.items()):
+        for name, (stage, step, steps, loss) in list(self._rows.items()):
             if stage == "queue":
                 continue
-            running = stage == "optimize" and steps
             table.add_row(
                 Text(name, style="bold", overflow="ellipsis", no_wrap=True),
                 Text(stage),
-                ProgressBar(total=steps, completed=step, width=24) if running else "",
-                Text(f"{step}/{steps}" if running else ""),
-                Text(_loss(loss) if running else ""),
-                Text(_left(pace.left(step, steps)) if running and pace else ""),
+                ProgressBar(total=steps, completed=step, width=24) if steps else "",
+                Text(f"{step}/{steps}" if steps else ""),
+                Text(_loss(loss)),
+                Text(_left(self.tally.seconds_left_of(name)) if steps else ""),
             )
         seconds = int(self.tally.elapsed)
         clock = f"{seconds // 60}:{seconds % 60:02d}"
@@ -222,7 +177,12 @@ class Screen(Watcher):
 
 def _run(tally: Tally) -> str:
     """How far the whole run is."""
-    parts = [f"{tally.done}/{tally.total} done", f"{tally.to_go} to go", _left(tally.seconds_left)]
+    done = f"{tally.done}/{tally.total} done"
+    return _joined(done, f"{tally.to_go} to go", _left(tally.seconds_left))
+
+
+def _joined(*parts: str) -> str:
+    """The parts that are not empty."""
     return ", ".join(filter(None, parts))
 
 

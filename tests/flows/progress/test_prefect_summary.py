@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from task_samples import report
 
 from flows.plan import RunPlan, make_plan
 from flows.progress import prefect_summary, tally
 from flows.progress.prefect_summary import PrefectSummary, run_name, spent
 from flows.progress.results import RESULT_COLUMNS
 from flows.progress.tally import Tally
-from flows.progress.terminal import Lines
+from flows.progress.terminal import Lines, Watcher
 from flows.settings import Settings
 from tasks.prefect_ui.artifacts import Board
+from tasks.records.assets import commit_asset
+from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.tables.write import record_attempt
 
 
 class Clock:
@@ -89,7 +93,7 @@ class Shown(Board):
 
 def test_the_summary_of_a_run(plan: RunPlan, clock: Clock) -> None:
     board = Shown()
-    told = PrefectSummary(plan, board)
+    told = PrefectSummary(plan, board, Watcher())
     told.begun("run1", 2, {"duck": 100, "pig": 100})
     told.progress("duck", 1, 100, None)
     clock.now += 36
@@ -150,3 +154,29 @@ def test_lines_tell_the_time_left(clock: Clock, capfd: pytest.CaptureFixture[str
     lines.progress("a", 51, 100, None)
     lines.finished("a", "ok", 11.0)
     assert capfd.readouterr().err.endswith("a: ok after 11 s (1/2 done, 1 to go, 10 s left)\n")
+
+
+def test_assets_of_an_older_recipe_version_are_a_warning(
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only those that this plan makes again: the pig is new, and the duck was made by version 1."""
+    duck = next(iter(plan.assets.values())).spec
+    versions = {"code": "1.0", "engine": "0.1.0+recipe1"}
+    attempt = start_attempt(plan.store, duck, "run1")["attempt"]
+    made = tmp_path / "mesh.glb"
+    made.write_bytes(b"x")
+    manifest = commit_asset(
+        plan.store, duck.asset_id, attempt, {made.name: made}, duck, report(), {}, versions
+    )
+    record_attempt(plan.store, finish_attempt(plan.store, duck.asset_id, attempt, "ok"), manifest)
+    assert make_plan(plan.settings).warnings == plan.warnings
+
+    monkeypatch.setattr("flows.plan.RECIPE_VERSION", 2)
+    monkeypatch.setattr("sjc_engine.spec.RECIPE_VERSION", 2)
+    again = make_plan(plan.settings)
+    assert again.counts()["new"] == 2
+    assert again.warnings == [
+        *plan.warnings,
+        "1 asset was made by recipe version 1 and will be made again by version 2; CHANGELOG.md"
+        " says why",
+    ]
