@@ -34,6 +34,10 @@ STATUSES = ("ok", "failed", "diverged", "timeout", "cancelled", "interrupted")
 COVERAGES = ("good", "small", "cropped")
 OUTCOMES = ("computed", "reused", "duplicate", "failed")
 STAGES = ("queue", "optimize", "extract", "evaluate", "publish")
+LINKED_FILES = {  # an asset's files with a column `uri_...` of their own
+    "mesh": "mesh.glb", "preview": "preview.png", "turntable": "turntable.mp4",
+    "field": "field.safetensors",
+}  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -167,12 +171,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             share("foreground_fraction", "Share of their pixels with opacity above 0.5."),
             *(
                 Column(f"uri_{name}", TEXT, f"Where {file} is: a path or s3://; null if not made.")
-                for name, file in (
-                    ("mesh", "mesh.glb"),
-                    ("preview", "preview.png"),
-                    ("turntable", "turntable.mp4"),
-                    ("field", "field.safetensors"),
-                )
+                for name, file in LINKED_FILES.items()
             ),
             count("bytes_total", "Size of all the asset's files.", "bytes"),
             Column("sha256_mesh", TEXT, "SHA-256 of mesh.glb."),
