@@ -26,7 +26,7 @@ from tasks.records.runs import finish_run, new_run_id, start_run
 from tasks.stages.judges import Judges
 from tasks.stages.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
 from tasks.store import open_store
-from tasks.store.interface import Store, StoreError, is_damage
+from tasks.store.interface import Damaged, NotInStore, Store, StoreError
 from tasks.store.leases import leases
 from tasks.tables.read import query
 from tasks.tables.write import TableWriter, record_run
@@ -89,7 +89,7 @@ def evaluate(
     finally:
         record_run(chosen.store, finish_run(chosen.store, run, {}))
     if problems:
-        damage = all(is_damage(problem) for problem in problems)
+        damage = all(isinstance(problem, Damaged | NotInStore) for problem in problems)
         kind = RunError if damage else StoreError
         words = "have damaged files" if damage else "could not be read"
         raise kind(f"{len(problems)} assets {words}; the first: {problems[0]}")

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from tasks.store import open_store
-from tasks.store.disk import disk_advice
-from tasks.store.interface import StoredFile, StoreError, stream_digest
-from tasks.store.local import LocalStore
-
-
-class Digesting:
-    """A binary file that is written once, from front to back, and hashed on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self._size = file, hashlib.sha256(), 0
-        self.closed = False  # pyarrow asks
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        self._size += len(data)
-        return self._file.write(data)
-
-    def tell(self) -> int:
-        return self._size
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def stored(self) -> StoredFile:
-        return StoredFile(self._size, self._digest.hexdigest())
+from tasks.store.interface import StoredFile, stream_digest
+from tasks.store.local import LocalStore, explained
 
 
 class Destination:
@@ -60,32 +35,37 @@ class Destination:
         except FileNotFoundError:
             return False
 
-    @contextlib.contextmanager
-    def new_file(self, key: str) -> Iterator[Digesting]:
-        """A file that appears under `key` when the block ends well."""
-        with contextlib.ExitStack() as cleanup:
-            if self._root is None:
-                folder = Path(cleanup.enter_context(TemporaryDirectory(prefix="sjc-curate-")))
-                option = "TMPDIR"
-            else:
-                folder, option = (self._root / key).parent, "-o"
-            path = folder / f".{PurePosixPath(key).name}.{secrets.token_hex(4)}"
+    def put_new(self, key: str, write: Callable[[BinaryIO], None]) -> StoredFile:
+        """A file of any size that appears under `key` once it is written, in place of another."""
+        if self._root is None:
+            with TemporaryDirectory(prefix="sjc-curate-") as folder:
+                path = Path(folder, PurePosixPath(key).name)
+                with explained("write", path, "TMPDIR"):
+                    _write(path, write)
+                return self.store.put_file(key, path, replace=True)
+        target = self._root / key
+        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        with explained("write", path, "-o"):
+            target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                cleanup.callback(path.unlink, missing_ok=True)
-                with path.open("xb") as file:
-                    yield Digesting(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if self._root is not None:
-                    os.replace(path, self._root / key)
-            except OSError as error:
-                raise StoreError(f"Cannot write {path}: {disk_advice(error, option)}.") from error
-            if self._root is None:
-                self.store.put_file(key, path, replace=True)
+                stored = _write(path, write)
+                os.replace(path, target)
+            finally:
+                path.unlink(missing_ok=True)
+        return stored
 
     def sweep(self) -> None:
         """Remove what a process that was killed left half-written on this disk."""
         for path in self._root.rglob(".*") if self._root else ():
             if path.is_file():
                 path.unlink(missing_ok=True)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None]) -> StoredFile:
+    """A new file, flushed to the disk."""
+    with path.open("x+b") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        return stream_digest(file)

@@ -10,14 +10,15 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.datasets.destination import Destination, Digesting
+from tasks.datasets.destination import Destination
 from tasks.datasets.select import SPLITS, Sample, Selection, sample_json
 from tasks.records.documents import read_file
 from tasks.store.interface import Store, StoredFile
@@ -32,7 +33,7 @@ INCLUDED = {
 }
 AHEAD = 16  # samples that are read while others are written
 GROUP_BYTES = 64 << 20  # of a Parquet row group: what a reader holds at once
-_METADATA = [field for field in SCHEMAS["assets"] if not field.name.startswith("uri_")]
+_METADATA = [f for f in SCHEMAS["assets"] if not f.name.startswith("uri_")]
 ROW_SCHEMA = pa.schema(
     [
         *_METADATA,
@@ -93,7 +94,7 @@ def column(name: str) -> str:
     return re.sub(r"\W", "_", member(name))
 
 
-def write_tar(target: Digesting, found: Iterator[tuple[Sample, dict[str, bytes]]]) -> None:
+def write_tar(target: BinaryIO, found: Iterator[tuple[Sample, dict[str, bytes]]]) -> None:
     """A tar whose samples are contiguous; owner, mode and time are always the same."""
     for sample, files in found:
         members = {member(name): data for name, data in files.items()}
@@ -107,7 +108,7 @@ def write_tar(target: Digesting, found: Iterator[tuple[Sample, dict[str, bytes]]
 
 
 def write_parquet(
-    target: Digesting,
+    target: BinaryIO,
     samples: Sequence[Sample],
     found: Iterator[tuple[Sample, dict[str, bytes]]],
     linked: Store | None = None,
@@ -166,6 +167,7 @@ class _Stopped(Exception):
     """Another thread failed, or the user gave up."""
 
 
+@dataclass(eq=False)
 class Copy:
     """The data, several parts at a time.
 
@@ -173,21 +175,16 @@ class Copy:
     done: shards that an interrupted run wrote; `keep` hears of all whenever there is one more.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        destination: Destination,
-        format: str,
-        linked: Store | None,
-        done: dict[str, StoredFile],
-        keep: Callable[[dict[str, StoredFile]], None],
-        on_progress: Callable[[CopyProgress], None],
-    ) -> None:
-        self.store, self.destination = store, destination
-        self.format, self.linked = format, linked
-        self.done, self.keep, self.on_progress = done, keep, on_progress
-        self.progress = CopyProgress(0, 0, 0, 0)
-        self.lock, self.stop = threading.Lock(), threading.Event()
+    store: Store
+    destination: Destination
+    format: str
+    linked: Store | None
+    done: dict[str, StoredFile]
+    keep: Callable[[dict[str, StoredFile]], None]
+    on_progress: Callable[[CopyProgress], None]
+    progress: CopyProgress = CopyProgress(0, 0, 0, 0)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, parts: Sequence[Part]) -> dict[str, StoredFile]:
         """Size and SHA-256 of every file by key. Raises `StoreError` for a damaged one."""
@@ -231,15 +228,18 @@ class Copy:
         if stored and self.destination.holds(part.key, stored):
             self._report(part.samples)
             return {part.key: stored}
-        with self.destination.new_file(part.key) as target:
+
+        def write(target: BinaryIO) -> None:
             if self.format == "webdataset":
                 write_tar(target, self._found(part, reads))
             else:
                 write_parquet(target, part.samples, self._found(part, reads), self.linked)
+
+        stored = self.destination.put_new(part.key, write)
         with self.lock:
-            self.done[part.key] = target.stored()
+            self.done[part.key] = stored
             self.keep(self.done)
-        return {part.key: target.stored()}
+        return {part.key: stored}
 
     def _found(self, part: Part, reads: Executor) -> Iterator[tuple[Sample, dict[str, bytes]]]:
         """Each sample with its files, read ahead."""

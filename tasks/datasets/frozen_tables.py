@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tasks.datasets.csv_text import FORMULAS, to_csv
 from tasks.datasets.export import ROW_SCHEMA, Part
@@ -15,6 +13,7 @@ from tasks.datasets.near_duplicates import Pair
 from tasks.datasets.select import Sample, Selection, split_of
 from tasks.manifest.resolve import recipe_diff
 from tasks.tables.columns import REAL, TEXT, TEXT_MAP, WHOLE
+from tasks.tables.write import parquet_bytes
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -108,20 +107,8 @@ def pair_rows(
 
 def _manifest(parts: Sequence[Part]) -> bytes:
     rows = [
-        {
-            **sample.row,
-            "split": sample.split,
-            "path": part.key,
-            "sha256": sample.sha256,
-        }
+        {**sample.row, "split": sample.split, "path": part.key, "sha256": sample.sha256}
         for part in parts
         for sample in part.samples
     ]
-    data = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pylist(rows, MANIFEST_SCHEMA),
-        data,
-        compression="zstd",
-        write_page_checksum=True,
-    )
-    return data.getvalue()
+    return parquet_bytes(pa.Table.from_pylist(rows, MANIFEST_SCHEMA))

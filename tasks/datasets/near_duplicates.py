@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,10 +48,7 @@ def near_duplicates(prompts: Sequence[str], similar: float = SIMILAR) -> list[Pa
     """
     texts = sorted(set(prompts))
     sets = [_trigrams(text) for text in texts]
-    use: dict[str, int] = {}
-    for trigrams in sets:
-        for trigram in trigrams:
-            use[trigram] = use.get(trigram, 0) + 1
+    use = Counter(trigram for trigrams in sets for trigram in trigrams)
     rank = {t: k for k, t in enumerate(sorted(use, key=lambda trigram: (use[trigram], trigram)))}
     ranked = [np.sort([rank[trigram] for trigram in trigrams]) for trigrams in sets]
     incidence = _incidence(ranked, len(rank))

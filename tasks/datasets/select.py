@@ -125,7 +125,8 @@ def select(
         dropped = scores.keys() - without_near_duplicates(scores, pairs)
     rows = [row for row in rows if row["prompt"] not in dropped]
     with ThreadPoolExecutor(FILES) as pool:
-        found = list(pool.map(lambda row: _files(store, row["asset_id"]), rows))
+        manifests = pool.map(lambda row: finished_manifest(store, row["asset_id"]), rows)
+        found = [committed_files(r["asset_id"], m) for r, m in zip(rows, manifests, strict=True)]
     names = {name for files in found for name in files}
     wanted = {name for name in names for pattern in include if fnmatchcase(name, pattern)}
     if not wanted:
@@ -145,10 +146,6 @@ def select(
         for row, files in zip(rows, found, strict=True)
     ]
     return Selection(samples, uses, pairs, dropped)
-
-
-def _files(store: Store, asset_id: str) -> dict[str, CommittedFile]:
-    return committed_files(asset_id, finished_manifest(store, asset_id))
 
 
 def split_of(prompt: str, fractions: Sequence[float] = FRACTIONS) -> str:

@@ -24,6 +24,7 @@ Watcher = Callable[[Event], None]
 Log = logging.Logger | logging.LoggerAdapter[Any]
 
 ENGINE = (sys.executable, "-m", "sjc_engine.worker")
+GRACE = 60.0  # seconds for the engines to write their checkpoints and end
 # By an engine's error_type: what is not the scene's own fault is tried again by the next run.
 _STATUS = {"Diverged": "diverged", "ScratchFull": "interrupted", "ScratchLost": "interrupted"}
 
@@ -66,7 +67,6 @@ class DevicePool:
         threads: int = 1,
         restarts: int = 2,
         silence: float = 900.0,
-        grace: float = 60.0,
         command: Sequence[str] = ENGINE,
         log: Log = logging.getLogger(__name__),  # noqa: B008
     ) -> None:
@@ -75,7 +75,6 @@ class DevicePool:
         self.threads = threads
         self.restarts = restarts
         self.silence = silence
-        self.grace = grace
         self.command = tuple(command)
         self._changed = threading.Condition()  # the one lock; notified when a device has work
         self._closing = False
@@ -213,7 +212,7 @@ class DevicePool:
             for engine in self._engines.values():
                 engine.stop()
             self._changed.notify_all()
-        deadline = time.monotonic() + self.grace
+        deadline = time.monotonic() + GRACE
         for engine in self._engines.values():
             engine.thread.join(max(0.0, deadline - time.monotonic()))
             if engine.thread.is_alive():

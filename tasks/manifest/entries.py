@@ -31,8 +31,8 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 class Row:
     """One entry as the manifest asks for it; a seed range makes one Row for each seed."""
 
-    file: str
-    file_sha256: str
+    manifest: str  # its file
+    manifest_sha256: str
     line: int
     row_id: str
     prompt: str
@@ -101,8 +101,8 @@ class RowReader:
         image_path, image = self._image()
         prior = self._prior()
         row = Row(
-            file=self.records.file,
-            file_sha256=self.records.sha256,
+            manifest=self.records.file,
+            manifest_sha256=self.records.sha256,
             line=self.line,
             row_id=row_id,
             prompt=self._prompt(),

@@ -109,10 +109,10 @@ def _with_ids(found: list[_Entries], taken: set[str]) -> list[Row]:
             row_id = _free_id(_slug(made[0].prompt), taken, repeats)
             made = [replace(row, row_id=row_id + row.row_id) for row in made]
         for row in made:
-            place = (row.file, row.line)
+            place = (row.manifest, row.line)
             if (first := holders.setdefault(row.row_id, place)) != place and valid:
                 valid = False
-                wrong = _is_taken(row.row_id, first, row.file)
+                wrong = _is_taken(row.row_id, first, row.manifest)
                 entries.records.add_problem(row.line, "id", *wrong)
         if valid:
             rows += made

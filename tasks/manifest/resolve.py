@@ -7,7 +7,7 @@ once, and no prompt is ever changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -122,13 +122,8 @@ def resolve(
         index = first.setdefault(spec.asset_id, len(entries))
         entries.append(
             Entry(
-                manifest=row.file,
-                manifest_sha256=row.file_sha256,
-                line=row.line,
-                row_id=row.row_id,
+                **{key: getattr(row, key) for key in FROM_ROW},
                 spec=spec,
-                tags=row.tags,
-                meta=row.meta,
                 duplicate_of=None if index == len(entries) else index,
                 prior_coverage=coverage(row.prompt) if spec.prior == DEFAULT_PRIOR else None,
                 image_path=row.image_path,
@@ -165,12 +160,8 @@ def _warnings(entry: Entry, entries: list[Entry]) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class _Settled:
-    """A recipe, and what is wrong with it: column or recipe key, problem, fix."""
-
-    recipe: Recipe
-    problems: list[tuple[str, str, str]] = field(default_factory=list)
+# A recipe, and what is wrong with it: column or recipe key, problem, fix.
+_Settled = tuple[Recipe, list[tuple[str, str, str]]]
 
 
 class _Resolver:
@@ -204,9 +195,9 @@ class _Resolver:
         )  # fmt: skip
         revision, wrong = self.memo.get(("revision", prior), self._revision, prior)
         settled: _Settled = self.memo.get(question, self._settle, row, prior)
-        problems = [("prior", *wrong)] if wrong else []
-        problems += settled.problems
-        if settled.recipe.optimize.silhouette_weight and row.image_path and takes_image(prior):
+        recipe, found = settled
+        problems = [("prior", *wrong), *found] if wrong else [*found]
+        if recipe.optimize.silhouette_weight and row.image_path and takes_image(prior):
             problems += self.memo.get(("silhouette", row.image), _silhouette, row.image_path)
         for column, problem, fix in problems:
             self._add_problem(*self._origin(row, column), problem, fix)
@@ -217,7 +208,7 @@ class _Resolver:
             seed=row.seed,
             prior=prior,
             prior_revision=revision,
-            recipe=settled.recipe,
+            recipe=recipe,
         )
 
     def unused_options(self) -> list[str]:
@@ -243,7 +234,7 @@ class _Resolver:
 
     def _add_problem(self, row: Row | None, column: str, problem: str, fix: str) -> None:
         """A problem of a row or, without one, of the command line."""
-        file, line = (COMMAND_LINE, None) if row is None else (row.file, row.line)
+        file, line = (COMMAND_LINE, None) if row is None else (row.manifest, row.line)
         self.problems.append(Problem(file, line, column, problem, fix))
 
     def _origin(self, row: Row, column: str) -> tuple[Row | None, str]:
@@ -278,7 +269,7 @@ class _Resolver:
         name = row.recipe or self.recipe
         if self._prior_problem(prior):  # which presets fit it is unknown
             wrong = recipe_problem(None, name) if name and not row.recipe else None
-            return _Settled(Recipe(), [("recipe", *wrong)] if wrong else [])
+            return Recipe(), [("recipe", *wrong)] if wrong else []
         try:
             preset = Recipe.for_prior(prior, name)
         except ValueError as error:
@@ -293,7 +284,7 @@ class _Resolver:
             prior, takes_image(prior), row.image is not None, row.negative_prompt, recipe.optimize
         )
         problems += [(key, *split_error(problem)) for key, problem in found]
-        return _Settled(recipe, problems)
+        return recipe, problems
 
     def _override(self, recipe: Recipe, row: Row) -> tuple[Recipe, list[tuple[str, str, str]]]:
         """The preset with the command line's values and then the row's, and what is wrong.

@@ -50,9 +50,8 @@ class Artifact:
 class Board:
     """The artifacts of a run. Of what has not been sent yet only the newest counts."""
 
-    def __init__(self, update_seconds: float = UPDATE_SECONDS) -> None:
+    def __init__(self) -> None:
         self.previews = 0
-        self._update_seconds = update_seconds
         self._waiting: dict[Artifact, None] = {}  # a queue: the first is next
         self._changed = threading.Condition()
         self._deadline: float | None = None  # set when the run has ended
@@ -115,7 +114,7 @@ class Board:
                 if self._deadline is not None and (not self._waiting or now > self._deadline):
                     return None
                 due = {
-                    artifact: max(artifact.sent + self._update_seconds, self._sent + PAUSE_SECONDS)
+                    artifact: max(artifact.sent + UPDATE_SECONDS, self._sent + PAUSE_SECONDS)
                     for artifact in self._waiting
                 }
                 for artifact, when in due.items():

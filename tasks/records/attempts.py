@@ -5,6 +5,7 @@ Every attempt writes under its own folder, so that two runs of one asset never m
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -47,12 +48,10 @@ def last_attempt(store: Store, keys: Iterable[str]) -> tuple[int, str] | None:
     if not keys:
         return None
     key = max(keys, key=lambda key: (layout.attempt_number(key), key.endswith(".json")))
-    try:
-        status = (
-            documents.read_attempt(store, key)["status"] if key.endswith(".json") else "interrupted"
-        )
-    except Damaged:
-        status = "interrupted"
+    status = "interrupted"
+    if key.endswith(".json"):
+        with contextlib.suppress(Damaged):
+            status = documents.read_attempt(store, key)["status"]
     return layout.attempt_number(key), status
 
 
@@ -64,10 +63,8 @@ def settled_attempts(store: Store, asset_ids: Iterable[str]) -> dict[str, int]:
     """
 
     def settled(asset_id: str) -> int:
-        number, status = last_attempt(store, store.list(f"{layout.asset_folder(asset_id)}/a")) or (
-            0,
-            "",
-        )
+        keys = store.list(f"{layout.asset_folder(asset_id)}/a")
+        number, status = last_attempt(store, keys) or (0, "")
         return number - 1 if status == "running" else number
 
     ids = list(asset_ids)
@@ -107,14 +104,8 @@ def _claim(store: Store, about: Mapping[str, Any], run_id: str) -> Document:
         "status": "running",
         "started_at": documents.now(),
         "ended_at": None,
-        "error_type": None,
-        "error": None,
-        "device": None,
-        "first_step": None,
-        "last_step": None,
-        "report": {},
-        "timings": {},
-        "versions": {},
+        **dict.fromkeys(("error_type", "error", "device", "first_step", "last_step")),
+        **{key: {} for key in ("report", "timings", "versions")},
         "token": secrets.token_hex(8),
     }
     while True:
@@ -174,13 +165,9 @@ def finish_attempt(
 def confirm_attempt(store: Store, asset_id: str, attempt: str) -> None:
     """Ends an attempt as ok, since its files are committed; its other values stay."""
     key = layout.attempt_key(asset_id, attempt)
-    document = documents.read_document(store, key) | {
-        "status": "ok",
-        "error": None,
-        "error_type": None,
-    }
-    if document["ended_at"] is None:
-        document["ended_at"] = documents.now()
+    document = documents.read_document(store, key)
+    document |= {"status": "ok", "error": None, "error_type": None}
+    document["ended_at"] = document["ended_at"] or documents.now()
     documents.write(store, key, document, replace=True)
 
 

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import Any
 
 from tasks.store import layout
 from tasks.store.interface import (
@@ -31,9 +31,6 @@ from tasks.store.interface import (
 from tasks.tables.projection import asset_row, attempt_row, check_known, entry_rows, run_row
 from tasks.tables.schemas import SCHEMA_VERSION, check_row
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
 Document = dict[str, Any]
 
 LOOKUPS = 8  # assets whose documents are read at a time
@@ -44,88 +41,33 @@ OURS = {"format": 2, "tables": SCHEMA_VERSION}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(kw_only=True)
-class _Recipe:
-    name: str
-    evaluate: dict[str, Any]
-
-
-@dataclass(kw_only=True)
-class _Spec:
-    prompt: str
-    negative_prompt: str
-    image: str | None
-    seed: int
-    prior: str
-    prior_revision: str
-    recipe: _Recipe
-
-
-@dataclass(kw_only=True)
-class _File:
-    bytes: int
-    sha256: str
-
-
-@dataclass(kw_only=True)
-class _Results:
-    report: dict[str, Any]
-    timings: dict[str, float]
-    versions: dict[str, str]
-
-
-@dataclass(kw_only=True)
-class CommitMarker(_Results):
-    """`assets/{asset_id}/manifest.json`: the files of the attempt that counts."""
-
-    spec: _Spec
-    files: dict[str, _File]
-
-
-@dataclass(kw_only=True)
-class Attempt(_Results):
-    """`assets/{asset_id}/{attempt}/attempt.json`."""
-
-    asset_id: str
-    field_id: str
-    attempt: str
-    run_id: str
-    spec: _Spec
-    prior_coverage: float | None
-    status: Literal["running", "ok", "failed", "diverged", "timeout", "cancelled", "interrupted"]
-    started_at: str
-    ended_at: str | None
-    error_type: str | None
-    error: str | None
-    device: str | None
-    first_step: int | None
-    last_step: int | None
-
-
-@dataclass(kw_only=True)
-class _Entry:
-    manifest: str = ""  # else that of the run
-    manifest_sha256: str = ""
-    line: int
-    row_id: str
-    asset_id: str
-    tags: list[str]
-    meta: dict[str, str]
-    outcome: Literal["computed", "reused", "duplicate", "failed"] | None
-
-
-@dataclass(kw_only=True)
-class Run:
-    """`runs/{run_id}.json`."""
-
-    run_id: str
-    manifest: str
-    manifest_sha256: str
-    flow_run_id: str | None
-    settings: dict[str, Any]
-    started_at: str
-    ended_at: str | None
-    entries: list[_Entry]
+# The keys of each document with their types. Values that become rows are checked more strictly, by
+# the columns of the tables.
+_RESULTS = dict.fromkeys(("report", "timings", "versions"), dict)
+_SPEC = {
+    **dict.fromkeys(("prompt", "negative_prompt", "prior", "prior_revision"), str),
+    "image": str | None,
+    "seed": int,
+    "recipe": {"name": str, "evaluate": dict},
+}
+_FILE = {"bytes": int, "sha256": str}
+_MARKER = {**_RESULTS, "spec": _SPEC, "files": dict}
+_ATTEMPT = {
+    **_RESULTS,
+    **dict.fromkeys(("asset_id", "field_id", "attempt", "run_id", "status", "started_at"), str),
+    **dict.fromkeys(("ended_at", "error_type", "error", "device"), str | None),
+    **dict.fromkeys(("first_step", "last_step"), int | None),
+    "spec": _SPEC,
+    "prior_coverage": int | float | None,
+}
+_ENTRY = {"line": int, "row_id": str, "asset_id": str, "tags": list, "meta": dict,
+          "outcome": str | None}  # fmt: skip
+_RUN = {
+    **dict.fromkeys(("run_id", "manifest", "manifest_sha256", "started_at"), str),
+    **dict.fromkeys(("flow_run_id", "ended_at"), str | None),
+    "settings": dict,
+    "entries": list,
+}
 
 
 @dataclass(frozen=True)
@@ -134,14 +76,6 @@ class CommittedFile:
 
     key: str
     stored: StoredFile
-
-
-@dataclass(kw_only=True)
-class _Format:
-    """`store.json`: versions of the documents and keys, and of the tables' columns."""
-
-    format: int
-    tables: int
 
 
 def now() -> str:
@@ -161,7 +95,7 @@ def write(store: Store, key: str, document: Document, *, replace: bool = False) 
 
 def read_document(store: Store, key: str) -> Document:
     """Any JSON object; raises `NotInStore`, and `Damaged`."""
-    return read_checked(store, key, _object)
+    return read_checked(store, key, partial(_object, types={}))
 
 
 def read_attempt(store: Store, key: str, *, committed: bool = False) -> Document:
@@ -172,13 +106,13 @@ def read_attempt(store: Store, key: str, *, committed: bool = False) -> Document
     _, asset_id, attempt, _ = key.split("/")
 
     def check(data: bytes) -> Document:
-        document = _checked(Attempt, data)
+        document = _object(data, _ATTEMPT)
         _same(document, asset_id=asset_id, attempt=attempt)
         ended = {"status": "interrupted", "ended_at": document["started_at"]}
         row = document | ended if document["status"] == "running" else document
         check_row("assets", asset_row(store, row, {}))
         check_row("attempts", attempt_row(row))
-        check_known(document["report"], document["timings"])
+        _check_results(document)
         return document
 
     return (read_committed if committed else read_checked)(store, key, check)
@@ -194,7 +128,9 @@ def read_run(store: Store, run_id: str) -> Document:
     """The document of a run; raises `NotInStore`, and `Damaged`."""
 
     def check(data: bytes) -> Document:
-        document = _checked(Run, data)
+        document = _object(data, _RUN)
+        for entry in document["entries"]:
+            _check_types(entry, _ENTRY, "entries.")
         _same(document, run_id=run_id)
         check_row("runs", run_row(document))
         for row in entry_rows(document):
@@ -289,7 +225,7 @@ def mark_format(store: Store) -> None:
 def _format(store: Store) -> Document | None:
     """The versions of a store, None for one from before there was such a file, and a new one."""
     try:
-        return read_checked(store, layout.FORMAT, partial(_checked, _Format))
+        return read_checked(store, layout.FORMAT, partial(_object, types=dict.fromkeys(OURS, int)))
     except NotInStore:
         return None
     except Damaged as error:
@@ -315,35 +251,32 @@ def _is_empty(store: Store, prefix: str) -> bool:
     return next(store.list(prefix), None) is None
 
 
-def _object(data: bytes) -> Document:
+def _object(data: bytes, types: Mapping[str, Any]) -> Document:
+    """The JSON object, with keys of these types; `ValueError` for anything else."""
     try:
         document = json.loads(data)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if not isinstance(document, dict):
-        raise ValueError("it is not a JSON object")
-    return document
+    _check_types(document, types)
+    return dict(document)
 
 
-def _checked(kind: type, data: bytes) -> Document:
-    """The JSON object, with the keys and types of `kind`; `ValueError` that names the first."""
-    from pydantic import ValidationError
+def _check_types(found: Any, types: Mapping[str, Any], where: str = "") -> None:
+    """`ValueError`, which names the first wrong key, unless `found` is an object of these types."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where or 'it'} is not an object")
+    for key, kind in types.items():
+        if key not in found:
+            raise ValueError(f"{where}{key} is missing")
+        if isinstance(kind, dict):
+            _check_types(found[key], kind, f"{where}{key}.")
+        elif not isinstance(found[key], kind) or isinstance(found[key], bool):
+            raise ValueError(f"{where}{key}: it is {type(found[key]).__name__}")
 
-    document = _object(data)
-    try:
-        _schema(kind).validate_json(data, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg']}") from error
-    return document
 
-
-@cache
-def _schema(kind: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter  # a tenth of a second that many commands need not pay
-
-    return TypeAdapter(kind)
+def _check_results(document: Document) -> None:
+    _check_types(document["versions"], dict.fromkeys(document["versions"], str), "versions.")
+    check_known(document["report"], document["timings"])
 
 
 def _same(document: Document, **expected: str) -> None:
@@ -354,13 +287,14 @@ def _same(document: Document, **expected: str) -> None:
 
 def parse_marker(data: bytes) -> Document:
     """A commit marker from its JSON; `ValueError` for one that no finished asset can have."""
-    document = _checked(CommitMarker, data)
-    check_known(document["report"], document["timings"])
+    document = _object(data, _MARKER)
+    _check_results(document)
     for name, about in document["files"].items():
         try:
             check_key(name)
         except StoreError as error:
             raise ValueError(f"files: {error}") from error
+        _check_types(about, _FILE, f"files: {name}: ")
         if about["bytes"] < 0 or not _SHA256.fullmatch(about["sha256"]):
             raise ValueError(f"files: {name}: not a size and a SHA-256")
     attempts = {name.partition("/")[0] for name in document["files"]}

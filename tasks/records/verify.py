@@ -248,9 +248,12 @@ def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
             findings += [
                 Finding("gone", layout.asset_folder(asset_id), GONE) for asset_id in sorted(gone)
             ]
-        missing, extra = _differences(_rows(rows), _rows(content))
+        made, stored = _rows(rows), _rows(content)
+        missing, extra = made - stored, stored - made
         if missing or extra:
-            problem = f"{missing} rows are missing and {extra} have nothing behind them"
+            problem = (
+                f"{missing.total()} rows are missing and {extra.total()} have nothing behind them"
+            )
             findings.append(Finding("table", key, problem))
     return findings
 
@@ -260,7 +263,3 @@ def _rows(table: pa.Table) -> Counter[str]:
     names = sorted(table.column_names)
     rows: list[dict[str, Any]] = table.select(names).to_pylist(maps_as_pydicts="strict")
     return Counter(map(repr, rows))
-
-
-def _differences(wanted: Counter[str], found: Counter[str]) -> tuple[int, int]:
-    return (wanted - found).total(), (found - wanted).total()

@@ -4,34 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.store.interface import (
-    AlreadyCommitted,
-    Damaged,
-    NewerStore,
-    NotInStore,
-    Store,
-    StoredFile,
-    StoreError,
-    TakesNoMore,
-    WrongBytes,
-    bytes_digest,
-    check_address,
-    check_endpoint,
-    check_key,
-    damaged,
-    is_damage,
-    read_checked,
-    read_committed,
-    stream_digest,
-)  # fmt: skip
+from tasks.store.interface import Store, StoreError, check_address
 from tasks.store.local import LocalStore
-
-__all__ = [
-    "AlreadyCommitted", "Damaged", "NewerStore", "NotInStore", "Store", "StoreError",
-    "StoredFile", "TakesNoMore", "WrongBytes", "bytes_digest", "check_address",
-    "check_endpoint", "check_key", "damaged", "is_damage", "open_store", "read_checked",
-    "read_committed", "stream_digest",
-]  # fmt: skip
 
 
 def open_store(url: str | Path, *, writable: bool = True, option: str = "--store") -> Store:

@@ -189,11 +189,6 @@ def damaged(store: Store, key: str, problem: str) -> Damaged:
     )
 
 
-def is_damage(error: BaseException) -> bool:
-    """Whether an error says that a file is damaged or missing, rather than could not be read."""
-    return isinstance(error, Damaged | NotInStore)
-
-
 def check_address(url: str, what: str, instead: str) -> None:
     """Raises `StoreError`, which keeps the secret, for an address with credentials in it.
 

@@ -87,7 +87,7 @@ class LocalStore:
         with self._explained("read", self._path(key)):
             source = self._open(key)
         reader = _Reader(source, self._path(key), self._option)
-        with source, _explained("write", path, "folder"):
+        with source, explained("write", path, "folder"):
             temporary, stored = self._write_temporary(path, reader)
             with _removed_on_error(temporary):
                 self._check_complete(key, source, stored.bytes)
@@ -239,7 +239,7 @@ class LocalStore:
 
     def _explained(self, verb: str, path: Path) -> contextlib.AbstractContextManager[None]:
         """The operating system's errors about a file of the store as `StoreError`s."""
-        return _explained(verb, path, self._option)
+        return explained(verb, path, self._option)
 
     def _put(self, key: str, source: BinaryIO, replace: bool) -> StoredFile:
         path = self._path(key)
@@ -307,7 +307,7 @@ class _Reader:
         self._file, self._path, self._option = file, path, option
 
     def read(self, size: int, /) -> bytes:
-        with _explained("read", self._path, self._option):
+        with explained("read", self._path, self._option):
             return self._file.read(size)
 
 
@@ -323,7 +323,7 @@ def _removed_on_error(temporary: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(verb: str, path: Path, option: str) -> Iterator[None]:
+def explained(verb: str, path: Path, option: str) -> Iterator[None]:
     """Turn the operating system's error into one sentence with the fix."""
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -32,8 +33,8 @@ class Column:
     """One column. `low` and `high` are inclusive; `better` is "higher", "lower" or ""."""
 
     name: str
-    type: pa.DataType
     meaning: str
+    type: pa.DataType = TEXT
     required: bool = False
     unit: str = ""
     low: float | None = None
@@ -76,26 +77,8 @@ class Column:
         return f"{self.low:g} to {self.high:g}" if self.high is not None else f"≥ {self.low:g}"
 
 
-def share(name: str, meaning: str, better: str = "") -> Column:
-    return Column(name, REAL, meaning, low=0, high=1, better=better)
-
-
-def count(name: str, meaning: str, unit: str = "", better: str = "") -> Column:
-    return Column(name, WHOLE, meaning, unit=unit, low=0, better=better)
-
-
-def seconds(name: str, meaning: str) -> Column:
-    return Column(name, REAL, meaning, unit="s", low=0, better="lower")
-
-
-def required(
-    name: str,
-    meaning: str,
-    type: pa.DataType = TEXT,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Column:
-    return Column(name, type, meaning, True, unit, low, high, choices=choices)
+# A share of something; a number of things; a duration; a value that is always there.
+share = partial(Column, type=REAL, low=0, high=1)
+count = partial(Column, type=WHOLE, low=0)
+seconds = partial(Column, type=REAL, unit="s", low=0, better="lower")
+required = partial(Column, required=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 from sjc_engine.spec import canonical_json
 from tasks.store.interface import Store
+from tasks.store.layout import file_key
 from tasks.tables.columns import RowError
-from tasks.tables.schemas import COLUMNS, OUTCOMES, STAGES, Row
+from tasks.tables.schemas import COLUMNS, LINKED_FILES, OUTCOMES, STAGES, Row
 
 Document = Mapping[str, Any]
 
@@ -30,12 +31,11 @@ REPORT_KEYS = (
     *_names[_names.index("peak_memory_bytes") : _names.index("foreground_fraction") + 1],
 )
 VIEW_KEYS = tuple(name for name in _VIEW_COLUMNS if name not in ("asset_id", "run_id", "uri"))
-FILE_COLUMNS = {
-    "uri_mesh": "mesh.glb",
-    "uri_preview": "preview.png",
-    "uri_turntable": "turntable.mp4",
-    "uri_field": "field.safetensors",
-}
+# Columns that have their value from the attempt as it is, and from its spec.
+_OF_ATTEMPT = (
+    "asset_id", "field_id", "run_id", "attempt", "status", "error_type", "error", "prior_coverage",
+)  # fmt: skip
+_OF_SPEC = ("prompt", "negative_prompt", "image", "seed", "prior", "prior_revision")
 
 
 def check_report(report: Document, timings: Document, versions: Document) -> None:
@@ -99,24 +99,11 @@ def asset_row(store: Store, attempt: Document, manifest: Document) -> Row:
     report, timings, versions = (
         _result(attempt, manifest, part) for part in ("report", "timings", "versions")
     )
-    files = _files(attempt, manifest)
-    keys = {name.partition("/")[2]: f"assets/{attempt['asset_id']}/{name}" for name in files}
+    files, uris = _files(attempt, manifest), _uris(store, attempt, manifest)
     values = {key: value for key, value in recipe.items() if key != "name"}
     return {
-        "asset_id": attempt["asset_id"],
-        "field_id": attempt["field_id"],
-        "run_id": attempt["run_id"],
-        "attempt": attempt["attempt"],
-        "status": attempt["status"],
-        "error_type": attempt["error_type"],
-        "error": attempt["error"],
-        "prompt": spec["prompt"],
-        "negative_prompt": spec["negative_prompt"],
-        "image": spec["image"],
-        "seed": spec["seed"],
-        "prior": spec["prior"],
-        "prior_revision": spec["prior_revision"],
-        "prior_coverage": attempt["prior_coverage"],
+        **{key: attempt[key] for key in _OF_ATTEMPT},
+        **{key: spec[key] for key in _OF_SPEC},
         "recipe": recipe["name"],
         "recipe_hash": hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()[:16],
         "spec_json": canonical_json(spec),
@@ -124,10 +111,7 @@ def asset_row(store: Store, attempt: Document, manifest: Document) -> Row:
         **{key: report.get(key) for key in REPORT_KEYS},
         "steps": report.get("steps", attempt["last_step"]),
         "device": report.get("device", attempt["device"]),
-        **{
-            column: store.uri(keys[name]) if name in keys else None
-            for column, name in FILE_COLUMNS.items()
-        },
+        **{f"uri_{column}": uris.get(name) for column, name in LINKED_FILES.items()},
         "bytes_total": sum(file["bytes"] for file in files.values()) if files else None,
         "sha256_mesh": next(
             (file["sha256"] for name, file in files.items() if name.endswith("/mesh.glb")), None
@@ -143,22 +127,16 @@ def view_rows(store: Store, attempt: Document, manifest: Document) -> list[Row]:
     """The rows of table `views` for one attempt; none unless it is ok."""
     if attempt["status"] != "ok":
         return []
-    keys = {
-        name.partition("/")[2]: f"assets/{attempt['asset_id']}/{name}"
-        for name in _files(attempt, manifest)
-    }
-    rows = []
-    for view in _result(attempt, manifest, "report").get("views", []):
-        picture = keys.get(view_file(view["source"], view["view"]))
-        rows.append(
-            {
-                "asset_id": attempt["asset_id"],
-                "run_id": attempt["run_id"],
-                **{key: view.get(key) for key in VIEW_KEYS},
-                "uri": None if picture is None else store.uri(picture),
-            }
-        )
-    return rows
+    uris = _uris(store, attempt, manifest)
+    return [
+        {
+            "asset_id": attempt["asset_id"],
+            "run_id": attempt["run_id"],
+            **{key: view.get(key) for key in VIEW_KEYS},
+            "uri": uris.get(view_file(view["source"], view["view"])),
+        }
+        for view in _result(attempt, manifest, "report").get("views", [])
+    ]
 
 
 def attempt_row(attempt: Document) -> Row:
@@ -200,6 +178,14 @@ def run_row(run: Document) -> Row:
 def _files(attempt: Document, manifest: Document) -> dict[str, dict[str, Any]]:
     """The asset's files if this attempt ended well; a later evaluation shares them."""
     return manifest.get("files", {}) if attempt["status"] == "ok" else {}
+
+
+def _uris(store: Store, attempt: Document, manifest: Document) -> dict[str, str]:
+    """Where those are, by name within the attempt."""
+    return {
+        name.partition("/")[2]: store.uri(file_key(attempt["asset_id"], name))
+        for name in _files(attempt, manifest)
+    }
 
 
 def _result(attempt: Document, manifest: Document, part: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import pyarrow as pa
 from tasks.tables.columns import (
     FLAG,
     REAL,
-    TEXT,
     TEXT_MAP,
     TEXTS,
     TIME,
@@ -34,6 +33,10 @@ STATUSES = ("ok", "failed", "diverged", "timeout", "cancelled", "interrupted")
 COVERAGES = ("good", "small", "cropped")
 OUTCOMES = ("computed", "reused", "duplicate", "failed")
 STAGES = ("queue", "optimize", "extract", "evaluate", "publish")
+LINKED_FILES = {  # an asset's files with a column `uri_...` of their own
+    "mesh": "mesh.glb", "preview": "preview.png", "turntable": "turntable.mp4",
+    "field": "field.safetensors",
+}  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -43,11 +46,13 @@ _ATTEMPT = required("attempt", "Attempt at this asset: `a01`, `a02`, ...")
 _STATUS = required("status", "How it ended.", choices=STATUSES)
 _STARTED = required("started_at", "When the attempt started (UTC).", TIME)
 _ENDED = required("ended_at", "When the attempt ended (UTC).", TIME)
-_IOU = share("field_mesh_iou", "Overlap (IoU) of the mesh's and the field's silhouettes.", "higher")
+_IOU = share(
+    "field_mesh_iou", "Overlap (IoU) of the mesh's and the field's silhouettes.", better="higher"
+)
 _PSNR = Column(
     "field_mesh_psnr",
-    REAL,
     "Likeness of the mesh's and the field's pictures, on the pixels of either silhouette.",
+    REAL,
     unit="dB",
     low=0,
     high=100,
@@ -55,16 +60,16 @@ _PSNR = Column(
 )
 _LPIPS = Column(
     "field_mesh_lpips",
-    REAL,
     "LPIPS distance of the mesh's pictures from the field's; null without `lpips` weights.",
+    REAL,
     low=0,
     better="lower",
 )
 _CLIP = Column(
     "clip_score",
-    REAL,
     "100 max(cos, 0) of picture and prompt, as the judge sees them. Only comparable between rows "
     "of the same evaluator and revision.",
+    REAL,
     low=0,
     high=100,
     better="higher",
@@ -80,11 +85,11 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             _RUN_ID,
             _ATTEMPT,
             _STATUS,
-            Column("error_type", TEXT, "Class of the error; null when ok."),
-            Column("error", TEXT, "Message of the error; null when ok."),
+            Column("error_type", "Class of the error; null when ok."),
+            Column("error", "Message of the error; null when ok."),
             required("prompt", "The prompt, verbatim."),
             required("negative_prompt", "The negative prompt; empty for none."),
-            Column("image", TEXT, "SHA-256 of the conditioning image; null for none."),
+            Column("image", "SHA-256 of the conditioning image; null for none."),
             required("seed", "Seed of the scene's random generator.", WHOLE, low=0),
             required("prior", "The 2D diffusion model: builtin name, folder or hub id."),
             required("prior_revision", "Its revision; for a folder the digest of its weights."),
@@ -92,73 +97,74 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
                 "prior_coverage",
                 "Share of the prompt's content words that the embedded prior knows; null for "
                 "priors without a fixed vocabulary.",
-                "higher",
+                better="higher",
             ),
             required("recipe", "The preset it began as."),
             required("recipe_hash", "First 16 hex digits of the SHA-256 of all recipe values."),
             required("spec_json", "The whole spec as canonical JSON: enough to make it again."),
             count("steps", "Optimisation steps done."),
-            Column("device", TEXT, "Device of the optimisation, such as `cpu` or `cuda:0`."),
+            Column("device", "Device of the optimisation, such as `cpu` or `cuda:0`."),
             seconds("seconds_queue", "Wait for a device."),
             seconds("seconds_optimize", "Optimisation, earlier interrupted attempts included."),
             seconds("seconds_extract", "Mesh extraction."),
             seconds("seconds_evaluate", "Evaluation."),
             seconds("seconds_publish", "Upload to the store."),
-            count("peak_memory_bytes", "Peak memory of the engine process or device.", "bytes"),
-            Column("loss_first", REAL, "Loss of the first step."),
-            Column("loss_last", REAL, "Loss of the last step."),
-            Column("loss_min", REAL, "Smallest loss of a step."),
+            count(
+                "peak_memory_bytes", "Peak memory of the engine process or device.", unit="bytes"
+            ),
+            Column("loss_first", "Loss of the first step.", REAL),
+            Column("loss_last", "Loss of the last step.", REAL),
+            Column("loss_min", "Smallest loss of a step.", REAL),
             Column(
                 "rolled_back",
-                FLAG,
                 "Whether a step was not finite once: the scene went back to its last snapshot, and"
-                " on at half the learning rate.",
+                " on at half the learning rate.", FLAG,
                 better="lower",
             ),
             count("vertices", "Vertices of the mesh."),
             count("faces", "Triangles of the mesh."),
-            count("components", "Connected parts of the mesh. Most things are one.", "", "lower"),
-            Column("watertight", FLAG, "Whether the mesh is closed and oriented.", better="higher"),
-            Column("genus", WHOLE, "Handles, summed over the parts; a sphere has 0."),
-            Column("area", REAL, "Surface area.", unit="world units²", low=0),
-            Column("volume", REAL, "Signed volume; negative: inside out.", unit="world units³"),
+            count(
+                "components", "Connected parts of the mesh. Most things are one.", better="lower"
+            ),
+            Column("watertight", "Whether the mesh is closed and oriented.", FLAG, better="higher"),
+            Column("genus", "Handles, summed over the parts; a sphere has 0.", WHOLE),
+            Column("area", "Surface area.", REAL, unit="world units²", low=0),
+            Column("volume", "Signed volume; negative: inside out.", REAL, unit="world units³"),
             *(
                 Column(
                     f"bbox_{end}_{axis}",
-                    REAL,
-                    f"Bounding box of the exported file (front +Z, up +Y): {end}imum {axis}.",
+                    f"Bounding box of the exported file (front +Z, up +Y): {end}imum {axis}.", REAL,
                     unit="world units",
                 )
                 for end in ("min", "max")
                 for axis in "xyz"
             ),
-            count("degenerate_faces", "Triangles of (almost) no area.", "", "lower"),
-            Column("single_color", FLAG, "95% of the surface has one colour.", better="lower"),
-            Column("evaluator", TEXT, "The judge: builtin name, folder or hub id."),
-            Column("evaluator_revision", TEXT, "The judge's revision."),
-            Column("distractors_sha256", TEXT, "SHA-256 of the captions that it chose among."),
+            count("degenerate_faces", "Triangles of (almost) no area.", better="lower"),
+            Column("single_color", "95% of the surface has one colour.", FLAG, better="lower"),
+            Column("evaluator", "The judge: builtin name, folder or hub id."),
+            Column("evaluator_revision", "The judge's revision."),
+            Column("distractors_sha256", "SHA-256 of the captions that it chose among."),
             _CLIP,
             share(
                 "clip_r_precision",
                 "Share of the eight views whose best caption, among the prompt and the "
                 "distractors, is the prompt.",
-                "higher",
+                better="higher",
             ),
-            share("geometry_r_precision", "The same on pictures without colours.", "higher"),
+            share("geometry_r_precision", "The same on pictures without colours.", better="higher"),
             share(
                 "janus_score",
                 "Share of the five views from azimuth 90 to 270 degrees whose picture is nearer "
                 "(cosine, by the judge) to 'front view of PROMPT' than to 'side view of PROMPT' "
                 "and 'backside view of PROMPT'. Says nothing about round objects.",
-                "lower",
+                better="lower",
             ),
             _IOU,
             _PSNR,
             _LPIPS,
-            Column("lpips_weights", TEXT, "The LPIPS weights: folder@revision."),
+            Column("lpips_weights", "The LPIPS weights: folder@revision."),
             Column(
                 "coverage",
-                TEXT,
                 "How the field lies in its nine pictures: `cropped` if it reaches a border, "
                 "`small` if it covers less than 2% of the pixels, else `good`.",
                 choices=COVERAGES,
@@ -166,18 +172,13 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             share("opacity_mean", "Mean opacity of the field's pictures."),
             share("foreground_fraction", "Share of their pixels with opacity above 0.5."),
             *(
-                Column(f"uri_{name}", TEXT, f"Where {file} is: a path or s3://; null if not made.")
-                for name, file in (
-                    ("mesh", "mesh.glb"),
-                    ("preview", "preview.png"),
-                    ("turntable", "turntable.mp4"),
-                    ("field", "field.safetensors"),
-                )
+                Column(f"uri_{name}", f"Where {file} is: a path or s3://; null if not made.")
+                for name, file in LINKED_FILES.items()
             ),
-            count("bytes_total", "Size of all the asset's files.", "bytes"),
-            Column("sha256_mesh", TEXT, "SHA-256 of mesh.glb."),
-            Column("code_version", TEXT, "Version of the pipeline."),
-            Column("engine_version", TEXT, "Version of the engine."),
+            count("bytes_total", "Size of all the asset's files.", unit="bytes"),
+            Column("sha256_mesh", "SHA-256 of mesh.glb."),
+            Column("code_version", "Version of the pipeline."),
+            Column("engine_version", "Version of the engine."),
             _STARTED,
             _ENDED,
         ),
@@ -198,11 +199,11 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             ),
             required("source", "What the picture shows.", choices=("field", "mesh")),
             _CLIP,
-            Column("top_caption", TEXT, "The caption that the judge likes best."),
+            Column("top_caption", "The caption that the judge likes best."),
             _IOU,
             _PSNR,
             _LPIPS,
-            Column("uri", TEXT, "Where the picture is; null if not kept."),
+            Column("uri", "Where the picture is; null if not kept."),
         ),
     ),
     "entries": (
@@ -218,7 +219,6 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             required("meta", "Its `meta.*` cells, without that prefix.", TEXT_MAP),
             Column(
                 "outcome",
-                TEXT,
                 "What the run did for it; null while the run goes on, or if it was killed.",
                 choices=OUTCOMES,
             ),
@@ -231,8 +231,8 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             _ATTEMPT,
             _RUN_ID,
             _STATUS,
-            Column("error", TEXT, "Message of the error; null when ok."),
-            Column("device", TEXT, "Device of the optimisation; null if it got none."),
+            Column("error", "Message of the error; null when ok."),
+            Column("device", "Device of the optimisation; null if it got none."),
             count("first_step", "Steps that earlier attempts had done."),
             count("last_step", "Steps done at the end."),
             _STARTED,
@@ -251,9 +251,9 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
                 for outcome in OUTCOMES
             ),
             required("started_at", "When the run started (UTC).", TIME),
-            Column("ended_at", TIME, "When it ended (UTC); null if it was killed."),
+            Column("ended_at", "When it ended (UTC); null if it was killed.", TIME),
             seconds("seconds_total", "Time between both."),
-            Column("flow_run_id", TEXT, "Id of the Prefect flow run."),
+            Column("flow_run_id", "Id of the Prefect flow run."),
             required("settings", "The flow's parameters, as JSON."),
         ),
     ),

@@ -87,7 +87,7 @@ class TableWriter:
             for place in sorted(self._changed, key=lambda place: place[0] == "assets"):
                 rows = self._rows[place]
                 key = f"tables/{place[0]}/run_id={place[1]}/{self._number:06d}-{self._name}.parquet"
-                self._store.put_bytes(key, _parquet(pa.concat_tables(rows.values())))
+                self._store.put_bytes(key, parquet_bytes(pa.concat_tables(rows.values())))
                 before, self._keys[place] = self._keys.get(place), key
                 del self._changed[place]
                 if len(rows) >= PART:
@@ -138,7 +138,7 @@ def record_run(store: Store, run: Mapping[str, Any]) -> None:
     name = "ended" if run["ended_at"] else "begun"
     for table, rows in rows_of_run(run).items():
         folder = f"tables/{table}/run_id={run['run_id']}"
-        content = _parquet(to_arrow(table, run["run_id"], rows))
+        content = parquet_bytes(to_arrow(table, run["run_id"], rows))
         store.put_bytes(f"{folder}/{name}.parquet", content, replace=True)  # the same rows again
         if run["ended_at"]:
             store.delete(f"{folder}/begun.parquet")
@@ -227,12 +227,12 @@ def _replace(store: Store, table: str, rows: pa.Table, keys: Iterable[str]) -> N
     """Write rows of many runs, with their `run_id`, and delete the files that they replace."""
     if rows.num_rows:
         content = rows.sort_by("run_id").cast(COMPACTED_SCHEMAS[table])
-        store.put_bytes(f"tables/{table}/compacted/{new_run_id()}.parquet", _parquet(content))
+        store.put_bytes(f"tables/{table}/compacted/{new_run_id()}.parquet", parquet_bytes(content))
     with ThreadPoolExecutor(table_reader.FILES) as pool:
         list(pool.map(store.delete, keys))
 
 
-def _parquet(content: pa.Table) -> bytes:
+def parquet_bytes(content: pa.Table) -> bytes:
     """A table's file: compressed, with checksums."""
     sink = pa.BufferOutputStream()
     pq.write_table(content, sink, compression="zstd", write_page_checksum=True)

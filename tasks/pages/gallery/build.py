@@ -106,6 +106,7 @@ def index_page(rows: list[dict[str, Any]]) -> str:
 def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Iterable[str]) -> str:
     """One asset. `files` are the manifest's, by name within the attempt; `kept` are beside it."""
     kept = set(kept)
+    spec = json.dumps(json.loads(row["spec_json"]), indent=1, ensure_ascii=False)
     pictures = []
     if "turntable.mp4" in kept:
         pictures.append('<video src="turntable.mp4" autoplay loop muted playsinline></video>')
@@ -127,7 +128,7 @@ def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Itera
 {sheet if "preview.png" in kept else ""}
 <h2>What is known of it</h2><div class="columns">{_metrics(row)}</div>
 <h2>Files</h2>{_files(files, kept)}
-<h2>Recipe and all else it depends on</h2><pre>{escaped(_pretty(row["spec_json"]))}</pre>
+<h2>Recipe and all else it depends on</h2><pre>{escaped(spec)}</pre>
 </main>
 <script src="../../{VIEWER}"></script><script>{_ASSET_JS}</script>"""
     # The viewer styles its own parts, decodes in workers, and reads the mesh by fetch.
@@ -160,8 +161,9 @@ def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:
     if row["status"] == "ok":
         files = committed_files(row["asset_id"], finished_manifest(store, row["asset_id"]))
         for name in SHOWN:
-            if name in files and not _there(folder / name, files[name].stored.bytes):
-                store.download(files[name].key, folder / name, files[name].stored.sha256)
+            file, path = files.get(name), folder / name
+            if file and not (path.exists() and path.stat().st_size == file.stored.bytes):
+                store.download(file.key, path, file.stored.sha256)
                 copied += 1
         mesh = folder / "mesh.glb"
         if mesh.exists() and not (folder / "mesh.js").exists():
@@ -171,10 +173,6 @@ def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:
     kept = [name for name in SHOWN if (folder / name).exists()]
     write_atomically(folder / "index.html", asset_page(row, files, kept).encode())
     return copied
-
-
-def _there(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
 
 
 def _described(column: Column) -> dict[str, Any]:
@@ -228,7 +226,3 @@ def _json(data: Any) -> str:
     """JSON that cannot end the element it stands in."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _pretty(spec_json: str) -> str:
-    return json.dumps(json.loads(spec_json), indent=1, ensure_ascii=False)

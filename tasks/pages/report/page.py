@@ -81,14 +81,9 @@ page with a 3D viewer for each asset: <code>sjc gallery -o pages --store
 
 def state(row: Row) -> str:
     """What became of an asset: ok, reused, how it failed, or unfinished."""
-    match row["outcome"]:
-        case "computed":
-            return "ok"
-        case "reused":
-            return "reused"
-        case None:
-            return "unfinished"
-    return str(row["status"] or "failed")
+    if row["outcome"] == "failed":
+        return str(row["status"] or "failed")
+    return {"computed": "ok", "reused": "reused", None: "unfinished"}[row["outcome"]]
 
 
 def _finished(rows: Iterable[Row]) -> list[Row]:
@@ -214,14 +209,10 @@ def _extremes(report: RunReport) -> str:
 
 def _histograms(rows: list[Row]) -> Iterable[str]:
     columns = {column.name: column for column in COLUMNS["assets"]}
-    drawn = False
-    for name in HISTOGRAMS:
-        values = [row[name] for row in _finished(rows) if row[name] is not None]
-        if values:
-            drawn = True
-            yield histogram(columns[name], values)
-    if not drawn:
-        yield '<p class="note">None: no asset is finished.</p>'
+    finished = _finished(rows)
+    known = {name: [r[name] for r in finished if r[name] is not None] for name in HISTOGRAMS}
+    drawn = [histogram(columns[name], values) for name, values in known.items() if values]
+    return drawn or ['<p class="note">None: no asset is finished.</p>']
 
 
 def _failures(rows: list[Row]) -> str:

@@ -69,7 +69,7 @@ def test_all_files_make_one_manifest(where: str, request: pytest.FixtureRequest)
 def test_one_file_on_s3(prefix: str) -> None:
     manifest = read_manifest(f"{prefix}/b.csv")
     assert manifest.sha256 == hashlib.sha256(FILES["b.csv"].encode()).hexdigest()
-    assert [(row.file, row.line) for row in manifest.rows] == [
+    assert [(row.manifest, row.line) for row in manifest.rows] == [
         (f"{prefix}/b.csv", n) for n in (2, 3)
     ]
 

@@ -27,7 +27,6 @@ from tasks.store.interface import (
     StoredFile,
     StoreError,
     damaged,
-    is_damage,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -289,7 +288,7 @@ def test_what_cannot_be_written_is_no_missing_file(tmp_path: Path) -> None:
     store.put_bytes("x", b"content")
     with pytest.raises(StoreError, match="Cannot write") as caught:
         store.download("x", tmp_path / "gone" / "x")
-    assert not is_damage(caught.value)
+    assert not isinstance(caught.value, Damaged | NotInStore)
 
 
 def test_a_store_whose_folder_goes_away_is_not_empty(tmp_path: Path) -> None:
@@ -298,7 +297,7 @@ def test_a_store_whose_folder_goes_away_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "store").rename(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=r"the store's folder .* is gone; mount") as caught:
         store.get_bytes("a/x")
-    assert not is_damage(caught.value)
+    assert not isinstance(caught.value, Damaged | NotInStore)
 
 
 def test_errors_survive_a_process(tmp_path: Path) -> None:
