@@ -328,10 +328,10 @@ def _endpoint(session: boto3.Session, bucket: str) -> Check:
     )  # fmt: skip
     client = session.client("s3", config=config)
     try:
-        answer = client.head_bucket(Bucket=bucket)
+        metadata = client.head_bucket(Bucket=bucket)["ResponseMetadata"]
     except ClientError as refused:
-        answer = refused.response
-    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        metadata = refused.response["ResponseMetadata"]
+    date = metadata["HTTPHeaders"].get("date")
     if date is None:
         return Check("endpoint", "ok", f"{client.meta.endpoint_url} answers without a date")
     skew = abs(parsedate_to_datetime(date).timestamp() - time.time())
