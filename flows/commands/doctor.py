@@ -328,10 +328,10 @@ def _endpoint(session: boto3.Session, bucket: str) -> Check:
     )  # fmt: skip
     client = session.client("s3", config=config)
     try:
-        metadata = client.head_bucket(Bucket=bucket)["ResponseMetadata"]
+        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
     except ClientError as refused:
-        metadata = refused.response["ResponseMetadata"]
-    date = metadata["HTTPHeaders"].get("date")
+        headers = refused.response["ResponseMetadata"]["HTTPHeaders"]
+    date = headers.get("date")
     if date is None:
         return Check("endpoint", "ok", f"{client.meta.endpoint_url} answers without a date")
     skew = abs(parsedate_to_datetime(date).timestamp() - time.time())
