@@ -19,7 +19,7 @@ from torch import Tensor
 from sjc_engine.priors.sources import BUILTINS
 from sjc_engine.toybox.training.dataset import STUDIO, on_backgrounds, render_toys
 from sjc_engine.toybox.training.objects.catalogue import CATEGORIES
-from sjc_engine.toybox.training.train import SIZE, noise_loss, save_pipeline
+from sjc_engine.toybox.training.train_prior import SIZE, noise_loss, save_pipeline
 from sjc_engine.toybox.training.training_loop import Draws, Training, TrainingOptions, option_parser
 
 SHIPPED = BUILTINS["toybox-duck"]

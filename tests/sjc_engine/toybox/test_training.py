@@ -21,7 +21,7 @@ from sjc_engine.priors.sources import BUILTINS as PRIORS
 from sjc_engine.toybox.training import train_judge, train_unconditional
 from sjc_engine.toybox.training.dataset import on_backgrounds, render_toys
 from sjc_engine.toybox.training.tokenizer import MAX_TOKENS, build_tokenizer
-from sjc_engine.toybox.training.train import train
+from sjc_engine.toybox.training.train_prior import train
 from sjc_engine.toybox.training.training_loop import TrainingOptions, cosine_rate, log_row
 
 TINY = TrainingOptions(out=Path(), steps=6, minutes=None, batch=8, images=64, rate=1e-3)

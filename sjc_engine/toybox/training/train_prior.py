@@ -1,4 +1,4 @@
-"""Trains the embedded prior: `python -m sjc_engine.toybox.training.train --out FOLDER`.
+"""Trains the embedded prior: `python -m sjc_engine.toybox.training.train_prior --out FOLDER`.
 
 An epsilon-predicting text-to-image diffusion model of about 5M parameters: 32x32 RGB, folded to
 12x16x16 (space to depth), a `UNet2DConditionModel` that attends to the caption at 4x4 and takes
