@@ -97,7 +97,9 @@ def start_evaluation(store: Store, committed: Mapping[str, Any], run_id: str) ->
 def _claim(store: Store, about: Mapping[str, Any], run_id: str) -> Document:
     asset_id = about["asset_id"]
     keys = store.list(f"{layout.asset_folder(asset_id)}/a")
-    number = 1 + max(map(layout.attempt_number, filter(layout.is_attempt_file, keys)), default=0)
+    number = 1 + max(
+        map(layout.attempt_number, filter(layout.ATTEMPT_FILE.fullmatch, keys)), default=0
+    )
     document: Document = {
         **about,
         "run_id": run_id,

@@ -9,7 +9,7 @@ ASSETS, RUNS, CHECKPOINTS = "assets/", "runs/", "checkpoints/"
 
 ASSET_ID = re.compile(r"[0-9a-f]{16}")
 ATTEMPT = re.compile(r"a\d{2,}")
-_ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a\d{2,}/.+")
+ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a\d{2,}/.+")
 # Of an attempt: its document, or what is left of one that was set aside.
 _ATTEMPT_DOCUMENT = re.compile(r"assets/[0-9a-f]{16}/a\d{2,}/attempt\.(json|(.+\.)?damaged)")
 _RUN = re.compile(r"runs/([^/]+)\.json")
@@ -31,10 +31,6 @@ def file_key(asset_id: str, name: str) -> str:
 
 def attempt_key(asset_id: str, attempt: str) -> str:
     return file_key(asset_id, f"{attempt}/attempt.json")
-
-
-def is_attempt_file(key: str) -> bool:
-    return _ATTEMPT_FILE.fullmatch(key) is not None
 
 
 def is_attempt_document(key: str) -> bool:

@@ -108,7 +108,7 @@ class S3Store:
                 time.sleep(pause)
                 if self._head(key) is not None:
                     return True
-                if not self._is_listed(key):
+                if self._entry(key) is None:
                     return False
         raise self._hidden(key)
 
@@ -254,7 +254,7 @@ class S3Store:
             try:
                 reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
             except ClientError as refused:
-                if error_code(refused) not in MISSING or not self._is_listed(key):
+                if error_code(refused) not in MISSING or self._entry(key) is None:
                     raise
                 error = self._hidden(key)
                 continue
@@ -280,9 +280,6 @@ class S3Store:
         with explained("list", self.uri(key)):
             page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=full, MaxKeys=1)
         return next((entry for entry in page.get("Contents", []) if entry["Key"] == full), None)
-
-    def _is_listed(self, key: str) -> bool:
-        return self._entry(key) is not None
 
     def _has_md5(self, key: str) -> bool:
         """Whether the ETag is an MD5 of the content: not of what a key of the user's encrypts."""
