@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior
 from sjc_engine.priors.sources import PriorSource
+from sjc_engine.rendering.camera import Camera
 
 TOKENS = 77
 # unet/config.json of stable-diffusion-v1-5; whatever is left out is diffusers' default
@@ -55,7 +56,12 @@ class ShapedPrior(SchedulePrior):
         super().__init__(source, unet.to(dtype), schedule, device, dtype)
         self.width: int = shape["cross_attention_dim"]
 
-    def condition(self, prompts: Sequence[str]) -> Cond:
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
         return Cond(torch.randn(len(prompts), TOKENS, self.width, device=self.device))
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.priors.sources import FAMILIES, PriorSource, find_prior
+from sjc_engine.rendering.camera import Camera
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -63,12 +64,16 @@ class Prior(ABC):
         sigmas: Tensor,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        channels: int | None = None,
+        resolution: int | None = None,
     ) -> None:
+        """`channels` and `resolution` are those of the images; default: the network's own."""
         self.id = source.id
         self.revision = source.revision
         self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
-        self.channels: int = network.config.in_channels  # of images, where a family has no other
-        self.resolution: int = network.config.sample_size
+        self.channels: int = channels or network.config.in_channels
+        self.resolution: int = resolution or network.config.sample_size
         self._unet = frozen(network, device)
         self.device = device
         self.dtype = dtype  # of the network's weights and activations; images stay float32
@@ -83,9 +88,16 @@ class Prior(ABC):
             raise ValueError(f"{len(x)} images, {len(sigma)} sigmas, {len(cond)} conditions")
         return self._denoised(x, sigma.to(self.device, torch.float64), cond).float()
 
-    def condition(self, prompts: Sequence[str]) -> Cond:
-        """Prompts for the network; nothing, once for each, where they mean nothing to it."""
-        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
+        """Embed prompts, or pictures (3, H, W) in [-1, 1] of which `cameras` are the views."""
+        if images is not None:
+            raise ValueError(f"prior {self.id!r} takes text only, not images")
+        return self._embed(prompts)
 
     def decode(self, latents: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
@@ -99,6 +111,10 @@ class Prior(ABC):
         from sjc_engine.priors.compiled import CompiledNetwork
 
         self._unet = CompiledNetwork(self._unet)
+
+    def _embed(self, prompts: Sequence[str]) -> Cond:
+        """Prompts for the network; nothing, once for each, where they mean nothing to it."""
+        return Cond(torch.zeros(len(prompts), 1, 1, device=self.device))
 
     @abstractmethod
     def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -115,6 +131,9 @@ class SchedulePrior(Prior):
         scheduler: Any,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        channels: int | None = None,
+        resolution: int | None = None,
     ) -> None:
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
@@ -125,7 +144,8 @@ class SchedulePrior(Prior):
         abar = scheduler.alphas_cumprod.double()
         # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
         sigmas = ((1 - abar) / abar).sqrt()[abar > 0]
-        super().__init__(source, network, sigmas, device, dtype)
+        size = {"channels": channels, "resolution": resolution}
+        super().__init__(source, network, sigmas, device, dtype, **size)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The network's (fractional) timestep for sigma (B,): linear in log sigma between ticks.

@@ -30,7 +30,7 @@ class Prior:
     device = torch.device("cpu")
     sigmas = torch.tensor(transcription.stable_diffusion_sigmas(), dtype=torch.float64)
 
-    def condition(self, prompts):
+    def condition(self, prompts, images=None, cameras=None):
         self.prompts = list(prompts)
         return Cond(torch.arange(len(prompts), dtype=torch.float64).view(-1, 1, 1))
 

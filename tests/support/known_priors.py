@@ -45,7 +45,7 @@ class KnownPrior:
         low, high = (math.log10(level) for level in levels)
         self.sigmas = torch.logspace(low, high, 1000, dtype=torch.float64)
 
-    def condition(self, prompts) -> Cond:
+    def condition(self, prompts, images=None, cameras=None) -> Cond:
         numbers = [self.names.index(p) if p in self.names else -1 for p in prompts]
         return Cond(torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1))
 

@@ -37,7 +37,7 @@ class DeepFloydPrior(SchedulePrior):
         self._text_encoder = frozen(text_encoder, torch.device("cpu"))
 
     @torch.no_grad()
-    def condition(self, prompts: Sequence[str]) -> Cond:
+    def _embed(self, prompts: Sequence[str]) -> Cond:
         """In lower case, as in training."""
         lower = [prompt.lower().strip() for prompt in prompts]
         tokens = tokenize(self._tokenizer, lower, MAX_TOKENS)

@@ -31,14 +31,14 @@ class StableDiffusionPrior(SchedulePrior):
         self._vae = None
         if self.latent:
             self._vae = frozen(source.network(AutoencoderKL, "vae", torch.float32), device)
-        super().__init__(source, unet, scheduler, device, dtype)
-        self.channels = self._vae.config.latent_channels if self._vae else 3
+        channels: int = self._vae.config.latent_channels if self._vae else 3
         # A network of more channels sees each f x f block of the image as channels.
-        self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, self.channels)
-        self.resolution = unet.config.sample_size * self.unshuffle
+        self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, channels)
+        side = unet.config.sample_size * self.unshuffle
+        super().__init__(source, unet, scheduler, device, dtype, channels=channels, resolution=side)
 
     @torch.no_grad()
-    def condition(self, prompts: Sequence[str]) -> Cond:
+    def _embed(self, prompts: Sequence[str]) -> Cond:
         tokens = tokenize(self._tokenizer, prompts, self._tokenizer.model_max_length)
         return Cond(self._text_encoder(tokens.input_ids.to(self.device)).last_hidden_state)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
 from sjc_engine.priors.sources import PriorSource
-from sjc_engine.rendering.camera import Camera
+from sjc_engine.rendering.camera import Camera, orbit
 
 POSE = 4  # numbers in a relative pose
 # OpenAI's CLIP, which the model was trained with; its feature extractor's settings are these too.
@@ -62,8 +62,7 @@ class Zero123Prior(SchedulePrior):
                 f" channels beside latents of {channels}, a projection of"
                 f" {projection.in_features} numbers beside an embedding of {width}"
             )
-        super().__init__(source, unet, scheduler, device, dtype)
-        self.channels = channels
+        super().__init__(source, unet, scheduler, device, dtype, channels=channels)
         self._vae = frozen(vae, device)
         self._image_encoder = frozen(image_encoder, device)
         self._projection = frozen(projection, device)
@@ -99,8 +98,25 @@ class Zero123Prior(SchedulePrior):
             torch.zeros(count, self.channels, side, side, device=self.device),
         )
 
-    def condition(self, prompts: Sequence[str]) -> Cond:
-        raise ValueError(f"prior {self.id!r} starts from an image: use `encode` and `views`")
+    def condition(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor] | None = None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> Cond:
+        """Views of pictures (3, H, W) in [-1, 1]; the prompts are labels, and say nothing to it.
+
+        The pictures count as taken from the front, level, from their camera's distance; for
+        another place call `encode`. Without cameras the wanted view is the picture's own.
+        """
+        if images is None:
+            raise ValueError(f"prior {self.id!r} starts from an image; give one for each prompt")
+        wanted = [orbit(0.0, 0.0)] * len(images) if cameras is None else list(cameras)
+        if not len(prompts) == len(images) == len(wanted):
+            raise ValueError(f"{len(prompts)} prompts, {len(images)} images, {len(wanted)} cameras")
+        fronts = [orbit(0.0, 0.0, _distance(camera)) for camera in wanted]
+        pairs = zip(images, fronts, wanted, strict=True)
+        return Cond.cat([self.views(self.encode(image, front), [c]) for image, front, c in pairs])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class KnownAnswer:
     def __init__(self, color):
         self.color = torch.tensor(color).view(1, 3, 1, 1)
 
-    def condition(self, prompts):
+    def condition(self, prompts, images=None, cameras=None):
         return Cond(torch.zeros(len(prompts), 1, 1))
 
     def denoise(self, x, sigma, cond):
@@ -439,7 +439,7 @@ class Recording(KnownAnswer):
         super().__init__([0.0, 0.0, 0.0])
         self.sigmas_asked, self.conds = [], []
 
-    def condition(self, prompts):
+    def condition(self, prompts, images=None, cameras=None):
         self.prompts = list(prompts)
         return Cond(torch.arange(len(prompts), dtype=torch.float32).view(-1, 1, 1))
 

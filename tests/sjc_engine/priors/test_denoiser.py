@@ -181,6 +181,12 @@ def test_channels_that_do_not_fit_are_refused(tmp_path):
         load_prior(str(folder))
 
 
+def test_a_text_prior_takes_no_images(pixel_folder):
+    prior = load_prior(str(pixel_folder))
+    with pytest.raises(ValueError, match="text only"):
+        prior.condition(["a duck"], images=[torch.zeros(3, 8, 8)])
+
+
 def test_batches_of_unequal_parts_are_refused(pixel_folder):
     prior = load_prior(str(pixel_folder))
     with pytest.raises(ValueError, match="2 images, 1 sigmas, 1 conditions"):

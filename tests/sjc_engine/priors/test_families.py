@@ -234,6 +234,8 @@ def test_deepfloyd_embeds_in_lower_case_and_masks_the_padding(deepfloyd):
         expected = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
     cond = prior.condition([" A Toy TANK ", ""])
     torch.testing.assert_close(cond.hidden[:1], expected)
+    with pytest.raises(ValueError, match="takes text only"):
+        prior.condition(["x"], images=[torch.zeros(3, 8, 8)])
 
 
 def test_an_early_repository_has_its_network_in_the_root(tmp_path, priors):

@@ -54,13 +54,6 @@ def small(prior, **changes):
     return Recipe.for_prior(prior).override(SMALL | changes)
 
 
-def seen_from(prior, pictures, cameras):
-    """The condition of each picture, taken level from the front, and its camera."""
-    pairs = zip(pictures, cameras, strict=True)
-    front = orbit(0, 0, 2.0)
-    return Cond.cat([prior.views(prior.encode(p, front), [camera]) for p, camera in pairs])
-
-
 def parameters(scene):
     return [p.detach().clone() for p in scene.field.parameters()]
 
@@ -124,7 +117,7 @@ def test_denoising_is_the_schedulers_own_x0_of_the_components(folder, prior):
             projection["projection.weight"],
             projection["projection.bias"],
         )
-    cond = seen_from(prior, [picture], [camera])
+    cond = prior.condition(["a thing"], [picture], [camera])
     for tick in TICKS:
         sigma = prior.sigmas[[tick]]
         assert prior.timestep(sigma).item() == pytest.approx(tick, abs=1e-6)
@@ -141,7 +134,7 @@ def test_denoising_is_the_schedulers_own_x0_of_the_components(folder, prior):
 def test_guidance_runs_from_no_picture_and_no_pose_to_both(prior):
     z, sigma = noise(2), torch.tensor([0.5, 4.0], dtype=torch.float64)
     pictures = [ball().rgb, ball((-0.5, 0.5, 0.5)).rgb]
-    cond = seen_from(prior, pictures, [orbit(30, 0, 2.0), orbit(200, 40, 2.0)])
+    cond = prior.condition(["", ""], pictures, [orbit(30, 0, 2.0), orbit(200, 40, 2.0)])
     uncond = prior.unconditional(2)
     assert uncond.hidden.abs().max() == uncond.concat.abs().max() == 0
     ends = [prior.denoise(z, sigma, c) for c in (uncond, cond)]
@@ -149,14 +142,14 @@ def test_guidance_runs_from_no_picture_and_no_pose_to_both(prior):
     for scale, end in zip((0.0, 1.0), ends, strict=True):
         guided = guide(prior, z, sigma, cond, uncond, torch.full((2,), scale))
         torch.testing.assert_close(guided, end, atol=1e-4, rtol=1e-4)
-    other = seen_from(prior, pictures, [orbit(31, 0, 2.0), orbit(200, 41, 2.0)])
+    other = prior.condition(["", ""], pictures, [orbit(31, 0, 2.0), orbit(200, 41, 2.0)])
     assert (prior.denoise(z, sigma, other) - ends[1]).abs().amax((1, 2, 3)).min() > 0
 
 
 def test_samples_of_a_batch_have_their_own_sigma_picture_and_pose(prior):
     z, sigma = noise(4), prior.sigmas[TICKS]
     cameras = [orbit(90 * k, 10 * k, 2.0) for k in range(4)]
-    cond = seen_from(prior, [ball((k / 4, 0, 0)).rgb for k in range(4)], cameras)
+    cond = prior.condition([""] * 4, [ball((k / 4, 0, 0)).rgb for k in range(4)], cameras)
     together = prior.denoise(z, sigma, cond)
     for k in range(4):
         alone = prior.denoise(z[[k]], sigma[[k]], cond[[k]])
@@ -168,19 +161,24 @@ def test_half_precision_is_within_its_bound(folder, prior, dtype, bound):
     """Relative to sigma, which multiplies the network's error."""
     half = load_prior(str(folder), dtype=dtype)
     z, sigma = noise(4), prior.sigmas[TICKS]
-    cond = seen_from(prior, [ball().rgb] * 4, [orbit(50, 0, 2.0)] * 4)
+    cond = prior.condition([""] * 4, [ball().rgb] * 4, [orbit(50, 0, 2.0)] * 4)
     error = (half.denoise(z, sigma, cond) - prior.denoise(z, sigma, cond)).abs().amax((1, 2, 3))
     assert error.max() > 0
     assert (error / sigma).max() <= bound
 
 
 def test_what_it_is_not_told_it_asks_for(prior):
-    with pytest.raises(ValueError, match="starts from an image: use `encode` and `views`"):
+    picture = ball().rgb
+    with pytest.raises(ValueError, match="starts from an image; give one for each prompt"):
         prior.condition(["a duck"])
+    with pytest.raises(ValueError, match="2 prompts, 1 images, 1 cameras"):
+        prior.condition(["a", "b"], [picture], [orbit(0, 0)])
     with pytest.raises(ValueError, match=r"\(3, H, W\), not \(1, 8, 8\)"):
-        prior.encode(torch.zeros(1, 8, 8), orbit(0, 0))
+        prior.condition(["a"], [torch.zeros(1, 8, 8)])
     with pytest.raises(ValueError, match="asked without an image"):
         prior.denoise(noise(1), torch.ones(1), Cond(torch.zeros(1, 1, 768)))
+    own = prior.condition(["a"], [picture])
+    assert torch.equal(own.hidden, prior.condition(["a"], [picture], [orbit(0, 0, 2.0)]).hidden)
 
 
 def test_another_network_is_refused(tmp_path, folder):
