@@ -297,9 +297,9 @@ def test_every_field_is_meshed(kind):
 
 
 def test_impossible_fields_are_refused():
-    with pytest.raises(ValueError, match="sizes must be at least 1.*density_rank"):
+    with pytest.raises(ValueError, match=r"sizes must be at least 1.*density_rank"):
         TensorField(8, density_rank=0)
-    with pytest.raises(ValueError, match="sizes must be at least 1.*width"):
+    with pytest.raises(ValueError, match=r"sizes must be at least 1.*width"):
         MLPField(8, width=0)
     with pytest.raises(TypeError, match="kind 'mlp' has no density_rank"):
         MLPField(8, density_rank=2)
