@@ -43,16 +43,16 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # The keys of each document with their types. Values that become rows are checked more strictly, by
 # the columns of the tables.
-_RESULTS = dict.fromkeys(("report", "timings", "versions"), dict)
-_SPEC = {
+_RESULTS: dict[str, Any] = dict.fromkeys(("report", "timings", "versions"), dict)
+_SPEC: dict[str, Any] = {
     **dict.fromkeys(("prompt", "negative_prompt", "prior", "prior_revision"), str),
     "image": str | None,
     "seed": int,
     "recipe": {"name": str, "evaluate": dict},
 }
-_FILE = {"bytes": int, "sha256": str}
-_MARKER = {**_RESULTS, "spec": _SPEC, "files": dict}
-_ATTEMPT = {
+_FILE: dict[str, Any] = {"bytes": int, "sha256": str}
+_MARKER: dict[str, Any] = {**_RESULTS, "spec": _SPEC, "files": dict}
+_ATTEMPT: dict[str, Any] = {
     **_RESULTS,
     **dict.fromkeys(("asset_id", "field_id", "attempt", "run_id", "status", "started_at"), str),
     **dict.fromkeys(("ended_at", "error_type", "error", "device"), str | None),
@@ -60,9 +60,9 @@ _ATTEMPT = {
     "spec": _SPEC,
     "prior_coverage": int | float | None,
 }
-_ENTRY = {"line": int, "row_id": str, "asset_id": str, "tags": list, "meta": dict,
+_ENTRY: dict[str, Any] = {"line": int, "row_id": str, "asset_id": str, "tags": list, "meta": dict,
           "outcome": str | None}  # fmt: skip
-_RUN = {
+_RUN: dict[str, Any] = {
     **dict.fromkeys(("run_id", "manifest", "manifest_sha256", "started_at"), str),
     **dict.fromkeys(("flow_run_id", "ended_at"), str | None),
     "settings": dict,

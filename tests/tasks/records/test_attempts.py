@@ -182,7 +182,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from sjc_engine.spec import AssetSpec
-from tasks import assets, attempts
+from tasks.records import assets, attempts
 from tasks.store import open_store
 url, puts, spec, files, result = (json.loads(text) for text in sys.argv[1:])
 spec, store, left = AssetSpec.from_json(spec), open_store(url), [puts]

@@ -179,7 +179,7 @@ def test_other_schemes_are_refused(url: str) -> None:
 
 def test_an_unwritable_directory_is_found_at_once() -> None:
     code = (
-        "import os, sys; from tasks import store_local; from tasks.store import *\n"
+        "import os, sys; from tasks.store import *\n"
         "if os.getuid() == 0: os.setuid(65534)  # root may write anywhere\n"
         "try: open_store(sys.argv[1])\n"
         "except StoreError as error: sys.exit(str(error))"
@@ -226,7 +226,8 @@ def test_without_hard_links_the_rule_still_holds(
 
 def test_a_killed_write_leaves_no_visible_file(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from tasks import store_local\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tasks.store import local as store_local\n"
         "store = store_local.LocalStore(Path(sys.argv[1]))\n"
         "store_local.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store.put_bytes('a/manifest.json', b'x' * 100_000)"

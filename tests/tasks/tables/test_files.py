@@ -340,9 +340,10 @@ def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
     make(store, tmp_path, spec(), "run1", "failed")
     before = all_tables(store)
     code = (
-        "import os, signal, sys; from tasks import store_local; from tasks.store import *\n"
-        "from tasks.tables import *\n"
-        "from tasks.commit import asset_attempts\n"
+        "import os, signal, sys; from tasks.store import *\n"
+        "from tasks.store import local as store_local\n"
+        "from tasks.tables.write import record_attempt\n"
+        "from tasks.records.attempts import asset_attempts\n"
         "store = open_store(sys.argv[1])\n"
         "[attempt] = asset_attempts(store, sys.argv[2])\n"
         "store_local.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
