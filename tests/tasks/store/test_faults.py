@@ -306,7 +306,7 @@ def test_a_server_that_garbles_everything_is_refused(network: FaultProxy, url: s
 
 def test_a_killed_upload_is_invisible_and_swept(network: FaultProxy, url: str, large: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tasks import store_s3\n"
+        "import sys; from pathlib import Path; from tasks.store import s3 as store_s3\n"
         f"store_s3.MULTIPART_BYTES = {PART}\n"
         "store_s3.S3Store(*sys.argv[1].split('/')[2:]).put_file('a/mesh.glb', Path(sys.argv[2]))"
     )

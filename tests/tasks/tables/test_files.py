@@ -778,7 +778,7 @@ def test_the_remedy_that_errors_name_works(tmp_path: Path) -> None:
         read_table(store, "assets")
     command = str(caught.value).partition("`")[2].partition("`")[0].split()
     assert command[:2] == ["sjc", "verify"]
-    code = "from flows.cli import main; main()"
+    code = "from flows.commands.main import main; main()"
     subprocess.run([sys.executable, "-c", code, *command[1:]], cwd=ROOT, check=True)
     assert all_tables(store) == before
 
