@@ -137,9 +137,9 @@ def fill(store: Store, assets: int) -> None:
             "spec": other.to_json(),
         }  # fmt: skip
         rows.append(asset_row(store, document, about))
-    data = io.BytesIO()
-    pq.write_table(to_arrow("assets", RUN, rows), data, compression="zstd")
-    store.put_bytes(f"tables/assets/run_id={RUN}/000001-benchmark.parquet", data.getvalue())
+    table = io.BytesIO()
+    pq.write_table(to_arrow("assets", RUN, rows), table, compression="zstd")
+    store.put_bytes(f"tables/assets/run_id={RUN}/000001-benchmark.parquet", table.getvalue())
 
 
 def _spec(number: int) -> AssetSpec:

@@ -26,13 +26,15 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from report import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sjc_engine.rendering.camera import Camera
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "paper.csv"
 CATEGORY_OF_ID = {"burger", "duck", "ficus", "tank", "icecream", "giraffe"}
@@ -62,7 +64,7 @@ class Result:
     no_mesh: str = ""
 
 
-def ring():
+def ring() -> list[Camera]:
     from sjc_engine.rendering.camera import evaluation_cameras
 
     return evaluation_cameras()[:8]
@@ -264,9 +266,8 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(settings.processes, maxtasksperchild=1) as pool:
         masks = pool.map(instance_masks, CATEGORIES)
-        np.savez_compressed(
-            settings.out / "instances.npz", **dict(zip(CATEGORIES, masks, strict=True))
-        )
+        named: dict[str, Any] = dict(zip(CATEGORIES, masks, strict=True))
+        np.savez_compressed(settings.out / "instances.npz", **named)
         results = []
         for result in pool.imap_unordered(make, jobs):
             show(result)

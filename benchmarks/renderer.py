@@ -102,7 +102,10 @@ def disagreement(field: VoxelField, camera: Camera, size: int, score: Tensor) ->
     gradients = []
     for fused in (True, False):
         our_step(field, camera, size, score, fused)
-        gradients.append([p.grad.clone() for p in (field.density, field.color)])
+        density, color = field.density.grad, field.color.grad
+        assert density is not None
+        assert color is not None
+        gradients.append([density.clone(), color.clone()])
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*gradients, strict=True))
 
 
@@ -222,7 +225,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        print_added_memory(*args.memory_of, args.size, args.device)
+        name, state = args.memory_of
+        print_added_memory(name, state, args.size, args.device)
         return
     settings = {"rays": args.size**2, "voxels": SIDE**3, "channels": CHANNELS, "step": STEP}
     report = Report("renderer", {**settings, "rounds": args.rounds, "device": args.device})

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -115,7 +116,7 @@ def main() -> None:
     for way, one_call in ways.items():
         for count in numbers:
             name = f"{way}, {count}"
-            memory[name] = added(lambda count=count: scenes(count), prior, one_call)
+            memory[name] = added(partial(scenes, count), prior, one_call)
             board = scenes(count)
             works[name] = steps_of(board, prior, settings.steps, one_call)
             works[f"{name}, denoiser"] = calls_of(board, prior, settings.steps, one_call)

@@ -53,7 +53,8 @@ class ShapedPrior(SchedulePrior):
             unet = UNet2DConditionModel(**shape)
         schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         source = PriorSource("random/sd15", "", "random", False, True)
-        super().__init__(source, unet.to(dtype), schedule, device, dtype)
+        network = unet.to(dtype)  # type: ignore[attr-defined]
+        super().__init__(source, network, schedule, device, dtype)
         self.width: int = shape["cross_attention_dim"]
 
     def condition(

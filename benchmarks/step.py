@@ -28,6 +28,7 @@ from renderer import put_ball
 from report import Report, interleaved, ratio
 from shaped_prior import SD15, SMALL, ShapedPrior
 
+from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.guidance.score import guide
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
@@ -47,7 +48,7 @@ def load(unet: str, device: torch.device) -> tuple[Prior, Recipe]:
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    fits, render.fits = render.fits, lambda field: False
+    fits, render.fits = render.fits, lambda field: False  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -101,6 +102,7 @@ def main() -> None:
         for state in ("init", "converged"):
             scene = Scene("a thing", "", 0, recipe, prior)
             if state == "converged":
+                assert isinstance(scene.field, VoxelField)
                 put_ball(scene.field)
             works[f"{state}, fused"] = steps_of(scene, settings.steps, fused=True)
             works[f"{state}, torch"] = steps_of(scene, settings.steps, fused=False)

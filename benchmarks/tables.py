@@ -116,11 +116,11 @@ def fill(store: Store, assets: int, views: int, runs: int, layout: str) -> None:
                 continue
             part = rows.num_rows if name == "entries" else PART * rows.num_rows // each
             for start in range(0, rows.num_rows, part):
-                place = f"run_id={run_id}/{start + 1:06d}-benchmark"
-                put(store, name, place, rows.slice(start, part))
-    for name, made in whole.items():
-        if made:
-            put(store, name, "compacted/benchmark", pa.concat_tables(made).unify_dictionaries())
+                name_of_file = f"run_id={run_id}/{start + 1:06d}-benchmark"
+                put(store, name, name_of_file, rows.slice(start, part))
+    for name, parts in whole.items():
+        if parts:
+            put(store, name, "compacted/benchmark", pa.concat_tables(parts).unify_dictionaries())
 
 
 def table(

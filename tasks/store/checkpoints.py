@@ -19,8 +19,8 @@ from pathlib import Path
 
 from sjc_engine.optimization.checkpoint import CheckpointError, read_checkpoint
 from tasks.records.documents import LOOKUPS, asset_manifest, committed_attempt, read_attempt
-from tasks.store.layout import CHECKPOINTS, attempt_key, checkpoint_keys
 from tasks.store.interface import Damaged, NotInStore, Store, StoreError
+from tasks.store.layout import CHECKPOINTS, attempt_key, checkpoint_keys
 
 LEAST_SECONDS = 5.0  # between two copies of one scene; its engine writes no more often
 SHARE = 0.25  # at most, of the time: a slow store gets fewer copies

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import IO, Protocol, Self
 
-from tasks.store.disk import disk_advice
 from tasks.records.documents import read_document
-from tasks.store.layout import lease_key
+from tasks.store.disk import disk_advice
 from tasks.store.interface import AlreadyCommitted, Damaged, NotInStore, Store, StoreError
+from tasks.store.layout import lease_key
 from tasks.store.local import LocalStore
 
 EXPIRE_SECONDS = 90.0  # after its holder's last heartbeat an object counts for nothing

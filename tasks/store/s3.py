@@ -25,7 +25,6 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from tasks.store.s3_client import MISSING, connect, error_code, explained
 from tasks.store.interface import (
     CHUNK,
     AlreadyCommitted,
@@ -39,6 +38,7 @@ from tasks.store.interface import (
     damaged,
     stream_digest,
 )
+from tasks.store.s3_client import MISSING, connect, error_code, explained
 
 if TYPE_CHECKING:
     from types_boto3_s3.type_defs import CopySourceTypeDef, ObjectTypeDef, PutObjectRequestTypeDef

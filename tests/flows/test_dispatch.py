@@ -94,7 +94,7 @@ def test_two_workers_make_a_plan_and_one_is_killed(
 
 def test_the_simulation_reaches_its_figures(variables: dict[str, str]) -> None:
     """A small version of benchmarks/dispatch.py, which prints them."""
-    small = [ROOT / "benchmarks/dispatch.py", "--only", "simulation", "--assets", "64"]
+    small = [str(ROOT / "benchmarks/dispatch.py"), "--only", "simulation", "--assets", "64"]
     ended = subprocess.run(
         [sys.executable, *small],
         env=variables | {"SJC_STUB_SECONDS": "0"},

@@ -320,7 +320,11 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
     monkeypatch.setattr(flows.generate, "PART", 2)
     started: list[str] = []
     start = tasks.devices.engine.EngineProcess._run_process
-    spy = lambda engine, log: (started.append(engine.device), start(engine, log))[1]  # noqa: E731
+
+    def spy(engine: Any, log: Any) -> Any:
+        started.append(engine.device)
+        return start(engine, log)
+
     monkeypatch.setattr(tasks.devices.engine.EngineProcess, "_run_process", spy)
     state = run("prompt,seed", "a yellow duck,0-2", timeout=0.001)
     assert started == ["cpu"], "both parts use one process, which loads the prior once"

@@ -69,7 +69,7 @@ def killed_run(point: str, parameters: dict[str, Any]) -> None:
                 left[0] -= 1
             return put(self, key, *arguments)
 
-        LocalStore._put = watched  # type: ignore[method-assign]
+        LocalStore._put = watched  # type: ignore[assignment, method-assign]
     flows.generate.generate(**parameters, return_state=True)
 
 

@@ -97,7 +97,7 @@ def test_credentials_that_expire_end_the_run_and_lose_nothing(
 ) -> None:
     """Not even the asset's failure can be written any more; its field waits in the scratch."""
     store = open_store(os.environ["SJC_STORE"])
-    expired = {"times": None, "status": 403, "code": "ExpiredToken"}
+    expired: dict[str, Any] = {"times": None, "status": 403, "code": "ExpiredToken"}
     network.add(Fault("status", r"^PUT .*/assets/.*/(mesh|preview)", **expired))
     network.add(Fault("status", r"^PUT .*/attempt\.json", skip=1, **expired))
     said = sjc(*command(judge, 20, "--checkpoint-to-store"))

@@ -151,10 +151,11 @@ def test_nothing_is_lost(store: str, tmp_path: Path) -> None:
     """A minute of benchmarks/soak.py, half on each store; `make soak` takes longer."""
     if store == "swift" and (reason := unavailable(tmp_path)):
         pytest.skip(reason)
-    command = [sys.executable, ROOT / "benchmarks/soak.py", "--minutes", "0.5", "--kinds", "5"]
+    command = [sys.executable, str(ROOT / "benchmarks/soak.py"), "--minutes", "0.5"]
+    command += ["--kinds", "5"]
     command += ["--store", store]
     ended = subprocess.run(
-        [*command, "--ahead", "4", "--seed", "3", "--folder", tmp_path, "--json"],
+        [*command, "--ahead", "4", "--seed", "3", "--folder", str(tmp_path), "--json"],
         capture_output=True,
         text=True,
         check=False,

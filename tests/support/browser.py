@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 
 class Page:
     """One tab. `complaints` are errors of the console, of scripts, and of the security policy."""
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: Connection) -> None:
         self._socket, self._number = socket, 0
         self.complaints: list[str] = []
         for domain in ("Page", "Runtime", "Log"):

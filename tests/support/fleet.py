@@ -20,9 +20,10 @@ def deploy(pool: str, name: str = "shards") -> None:
 
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-    generate_shard.to_deployment(
+    deployment = generate_shard.to_deployment(
         name, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH
-    ).apply()
+    )
+    deployment.apply()  # type: ignore[union-attr]  # outside an event loop
 
 
 @contextlib.contextmanager

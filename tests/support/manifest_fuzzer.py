@@ -141,9 +141,8 @@ class Maker:
             line = io.StringIO(newline="")
             # The csv module leaves a cell with the other line end unquoted; readers end it there.
             odd = any(LINE_END.search(cell) for cell in row)
-            csv.writer(
-                line, lineterminator=end, quoting=csv.QUOTE_ALL if odd else quoting
-            ).writerow(row)
+            quotes: Any = csv.QUOTE_ALL if odd else quoting
+            csv.writer(line, lineterminator=end, quoting=quotes).writerow(row)
             text += line.getvalue()
         if self.random.random() < 0.3:
             text = text.removesuffix(end)

@@ -55,7 +55,7 @@ _FILTERS = ("catch_errors", "gatekeeper", "listing_formats", "bulk", "slo", "dlo
 def unavailable(folder: Path) -> str:
     """Why there can be no server with its data in `folder`; empty if there can."""
     try:
-        import swift  # type: ignore[import-untyped]  # noqa: F401
+        import swift  # noqa: F401
     except ImportError:
         return "Swift is not installed (it is for Linux)"
     probe = folder / "xattr-probe"
@@ -127,13 +127,13 @@ class SwiftServer:
 
 def serve(folder: Path, port: int) -> None:
     """All four servers of Swift as green threads of this process, until stdin ends."""
-    from swift.common import utils  # type: ignore[import-untyped]
-    from swift.common.wsgi import SwiftHttpProtocol, loadapp  # type: ignore[import-untyped]
+    from swift.common import utils
+    from swift.common.wsgi import SwiftHttpProtocol, loadapp
 
     utils.eventlet_monkey_patch()
     import eventlet.tpool
     import eventlet.wsgi
-    from swift.common.ring import RingBuilder  # type: ignore[import-untyped]
+    from swift.common.ring import RingBuilder
     from swift.common.utils import NullLogger
 
     names = {"proxy": port, "object": 0, "container": 0, "account": 0}

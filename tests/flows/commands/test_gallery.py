@@ -261,7 +261,7 @@ def test_the_viewer_shows_the_mesh(
 
 
 def test_ten_thousand_rows_are_a_page_of_a_few_megabytes() -> None:
-    row = {column.name: None for column in COLUMNS["assets"]}
+    row: dict[str, Any] = dict.fromkeys(column.name for column in COLUMNS["assets"])
     row |= {"asset_id": "0" * 16, "prompt": "a duck", "status": "ok", "entries": "duck"}
     assert len(index_page([row | {"clip_score": 31.23456789} for _ in range(10_000)])) < 8e6
 

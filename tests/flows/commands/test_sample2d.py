@@ -1,18 +1,20 @@
 """`sjc sample2d`, as a user types it."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from flows.commands.main import app
 
 
-def sample2d(*arguments):
+def sample2d(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["sample2d", "a duck", *map(str, arguments)])
 
 
 @pytest.mark.slow
-def test_one_picture_of_both_embedded_priors(tmp_path):
+def test_one_picture_of_both_embedded_priors(tmp_path: Path) -> None:
     out = tmp_path / "experiments.png"
     result = sample2d("-o", out, "--steps", 2, "--guidance", "1")
     assert result.exit_code == 0, result.output
@@ -33,7 +35,9 @@ def test_one_picture_of_both_embedded_priors(tmp_path):
         (["-o", "picture.png", "--device", "cuda:9"], "cuda:9"),
     ],
 )
-def test_mistakes_are_told_before_any_work(tmp_path, monkeypatch, arguments, message):
+def test_mistakes_are_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = sample2d(*arguments)
     assert result.exit_code == 2

@@ -213,7 +213,7 @@ class Dying(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self.path.endswith("/health"):
-            self.server.socket.close()
+            self.server.socket.close()  # type: ignore[attr-defined]
             self.close_connection = True
             return
         self.send_response(200)

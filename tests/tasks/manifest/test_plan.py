@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from task_samples import Write, plan, problems
@@ -63,7 +64,9 @@ def test_the_command_line_is_checked_where_no_row_needs_it(write: Write) -> None
 
 def test_what_the_command_line_says_in_vain_is_a_warning(write: Write) -> None:
     path = write("prompt,prior,recipe,steps\na,toybox,draft,5\nb,toybox,draft,\n")
-    asked = {"prior": "owner/name", "recipe": "fast", "overrides": {"steps": 7, "lr": 0.1}}
+    asked: dict[str, Any] = {
+        "prior": "owner/name", "recipe": "fast", "overrides": {"steps": 7, "lr": 0.1}
+    }  # fmt: skip
     said = [text for text in plan(path, **asked).warnings if text.startswith("command line")]
     assert said == [
         "command line: --prior: changes nothing, every row says its own",

@@ -198,11 +198,12 @@ def test_best_and_worst_are_of_one_judge_and_none_is_both() -> None:
 
 def test_a_histogram_holds_every_value() -> None:
     columns = {column.name: column for column in COLUMNS["assets"]}
-    for name, values in {
+    samples: dict[str, list[float]] = {
         "clip_score": [10.0, 20.0, 20.0, 35.0],
         "clip_r_precision": [0.0, 1.0, 1.0, 0.5],
         "faces": [7, 7, 7],
-    }.items():
+    }
+    for name, values in samples.items():
         drawn = histogram(columns[name], values)
         counts = [int(n) for n in re.findall(r": (\d+)</title>", drawn)]
         assert sum(counts) == len(values)

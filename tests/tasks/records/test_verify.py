@@ -473,7 +473,7 @@ def test_a_store_that_is_empty_although_its_tables_are_not_is_refused(
     before = everything(whole)
     for refused in (verify_store, compact_store, partial(repair_store, findings=[])):
         with pytest.raises(StoreError, match="is empty although the tables list"):
-            refused(whole)  # type: ignore[operator]
+            refused(whole)
     assert everything(whole) == before
 
 
@@ -489,7 +489,7 @@ def test_a_newer_store_is_refused(whole: Store) -> None:
         before = everything(whole)
         for refused in (verify_store, compact_store, partial(repair_store, findings=[])):
             with pytest.raises(kind, match=message):
-                refused(whole)  # type: ignore[operator]
+                refused(whole)
         assert everything(whole) == before
 
 

@@ -55,7 +55,7 @@ PASSES = [
 ]  # fmt: skip
 STAYS = [
     reply(403, "AccessDenied"), reply(404, "NoSuchBucket"), reply(400, "ExpiredToken"),
-    reply(501, "NotImplemented"), NoCredentialsError(), SSLError(**URL, error="certificate"),
+    reply(501, "NotImplemented"), NoCredentialsError(), SSLError(**URL, error=OSError("TLS")),
     OSError(errno.ENOSPC, "full"), PermissionError(), MemoryError(), ValueError("a bug"),
     AlreadyCommitted("x"), NotInStore("x"), StoreError("x"),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from fault_proxy import KINDS, Fault, FaultProxy
+from fault_proxy import KINDS, Fault, FaultProxy, Kind
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -104,7 +104,7 @@ def test_a_fault_takes_the_requests_that_it_names(proxy: FaultProxy) -> None:
 
 
 @pytest.mark.parametrize("kind", ["reset-request", "lose-reply", "hang"])
-def test_the_connection_breaks(proxy: FaultProxy, kind: str) -> None:
+def test_the_connection_breaks(proxy: FaultProxy, kind: Kind) -> None:
     assert kind in KINDS
     proxy.add(Fault(kind, after=1000, seconds=0.1))
     with pytest.raises((ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected)):
@@ -114,7 +114,7 @@ def test_the_connection_breaks(proxy: FaultProxy, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["reset-reply", "truncate-reply", "shorten-reply"])
-def test_the_reply_is_cut(proxy: FaultProxy, kind: str) -> None:
+def test_the_reply_is_cut(proxy: FaultProxy, kind: Kind) -> None:
     Handler.kept["/x"] = CONTENT
     proxy.add(Fault(kind, after=1000))
     if kind == "shorten-reply":

@@ -171,7 +171,7 @@ def test_a_404_for_what_is_listed_is_not_believed(
     store: Store, faulty: FaultProxy, tmp_path: Path
 ) -> None:
     store.put_bytes("a/x", b"content")
-    missing = {"times": None, "status": 404, "code": "NoSuchKey"}
+    missing: dict[str, Any] = {"times": None, "status": 404, "code": "NoSuchKey"}
     faulty.add(Fault("status", r"^(GET|HEAD) .*/a/x ", **missing))
     for read in (store.get_bytes, store.exists, lambda key: store.download(key, tmp_path / "x")):
         with pytest.raises(StoreError, match="answers 404 and lists it all the same") as caught:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def test_a_store_that_fails_for_a_while_costs_no_row(
 ) -> None:
     monkeypatch.setattr(tables, "WRITE_SECONDS", 0.02)
     store = open_store(tmp_path / "store")
-    put, failed = type(store).put_bytes, []
+    put, failed = type(store).put_bytes, list[str]()
 
     def failing(self: Store, key: str, *rest: Any, **options: Any) -> Any:
         if key.startswith("tables/assets") and len(failed) < 3:
@@ -265,7 +265,8 @@ def test_the_true_end_of_an_attempt_counts(store: Store, tmp_path: Path) -> None
     for attempt, manifest in closed:
         record_attempt(store, attempt, manifest)
     compact_store(store)
-    for writes in ([(true_end, {})], closed):
+    ends: list[Sequence[Any]] = [[(true_end, {})], closed]
+    for writes in ends:
         for attempt, manifest in writes:
             record_attempt(store, attempt, manifest)
         for _ in range(2):
@@ -585,8 +586,9 @@ def test_other_readers_of_the_folders(tmp_path: Path) -> None:
     compact_store(store)
     folder = tmp_path / "store/tables/attempts"
     expected = sorted((row["run_id"], row["asset_id"], row["attempt"]) for row in before)
-    rows = duckdb.sql(f"SELECT run_id, asset_id, attempt FROM '{folder}/*/*.parquet'").fetchall()
-    assert sorted(rows) == expected
+    rows = duckdb.sql(f"SELECT run_id, asset_id, attempt FROM '{folder}/*/*.parquet'")
+    assert rows is not None
+    assert sorted(rows.fetchall()) == expected
     make(store, tmp_path, spec("a pen"), "run9", "failed")
     frame = pd.read_parquet(folder)
     assert set(frame["run_id"]) == {"run1", "run2", "run9"}
@@ -742,10 +744,13 @@ def test_a_torn_or_foreign_file_names_itself(store: Store, tmp_path: Path) -> No
     with pytest.raises(Damaged, match=rf"{key} is damaged \(its columns are not those of"):
         read_table(store, "assets")
     write_file(store, key, pq.read_table(pa.BufferReader(good)), version="99")
-    for read in (partial(read_table, store, "assets"), partial(compact_store, store),
-                 partial(rebuild_tables, store)):  # fmt: skip
+    readers: list[Callable[[], object]] = [
+        partial(read_table, store, "assets"), partial(compact_store, store),
+        partial(rebuild_tables, store),
+    ]  # fmt: skip
+    for reader in readers:
         with pytest.raises(NewerStore, match=rf"{key} has schema version 99 and this program"):
-            read()
+            reader()
     damage(store, key, good)
     damage(store, "tables/assets/loose.parquet", good)
     with pytest.raises(Damaged, match=r"loose\.parquet is damaged \(it is not in a run's folder"):

@@ -90,7 +90,7 @@ def test_a_row_has_exactly_the_columns() -> None:
         check_row("attempts", {**row, "extra": 1})
     with pytest.raises(RowError, match="table attempts: missing column error, device"):
         check_row("attempts", {k: v for k, v in row.items() if k not in ("error", "device")})
-    for change, message in [
+    changes: list[tuple[dict[str, object], str]] = [
         ({"asset_id": None}, "asset_id: null is not allowed"),
         ({"status": "fine"}, "status: 'fine' is not one of ok, failed"),
         ({"first_step": 1.5}, r"first_step: 1\.5 is not int64"),
@@ -100,9 +100,10 @@ def test_a_row_has_exactly_the_columns() -> None:
         ({"error": 5}, "error: 5 is not string"),
         ({"error": "\ud83e"}, "error: .* is not string"),
         ({"started_at": "now"}, "started_at: 'now' is not timestamp"),
-    ]:
+    ]
+    for change, message in changes:
         with pytest.raises(RowError, match=f"table attempts: {message}"):
-            check_row("attempts", {**row, **change})
+            check_row("attempts", row | change)
     with pytest.raises(RowError, match="run_id: 'r' in the part of 'other'"):
         to_arrow("attempts", "other", [row])
 
@@ -142,7 +143,7 @@ def test_a_whole_asset_comes_back(store: Store, tmp_path: Path) -> None:
     assert duck["asset_id"] == spec().asset_id
     assert duck["field_id"] == spec().field_id
     assert (duck["run_id"], duck["attempt"], duck["status"]) == ("run1", "a01", "ok")
-    assert AssetSpec.from_json(json.loads(duck["spec_json"])) == spec()
+    assert AssetSpec.from_json(json.loads(str(duck["spec_json"]))) == spec()
     assert (duck["steps"], duck["device"], duck["watertight"]) == (3, "x", True)
     assert duck["seconds_optimize"] == 40.0
     assert pd.isna(duck["seconds_publish"])
@@ -262,7 +263,8 @@ def test_other_tools_read_the_folders(tmp_path: Path) -> None:
     folder = tmp_path / "store" / "tables" / "assets"
     assert sorted(pd.read_parquet(folder)["run_id"]) == ["run-1", "run-2"]
     assert pq.read_table(folder).num_rows == 2
-    found = duckdb.sql(f"SELECT run_id FROM '{folder}/*/*.parquet' ORDER BY 1").fetchall()
+    sql = f"SELECT run_id FROM '{folder}/*/*.parquet' ORDER BY 1"
+    found = duckdb.connect().execute(sql).fetchall()
     assert found == [("run-1",), ("run-2",)]
     [part] = (folder / "run_id=run-2").iterdir()
     assert re.fullmatch(r"\d{6}-[\w-]+\.parquet", part.name)
