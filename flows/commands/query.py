@@ -23,9 +23,10 @@ def query(
 ) -> None:
     """Ask the tables assets, views, entries, attempts and runs, and the view best_assets."""
     with reported():
-        from tasks import tables
         from tasks.store import open_store
+        from tasks.tables.read import QueryError
+        from tasks.tables.read import query as run_query
 
-        with usage_errors(tables.QueryError):
-            rows = tables.query(open_store(store, writable=False), sql)
+        with usage_errors(QueryError):
+            rows = run_query(open_store(store, writable=False), sql)
         show(rows, format)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.store.interface import Store, StoreError, check_address
+from tasks.store.interface import Damaged, NotInStore, Store, StoreError, check_address
 from tasks.store.local import LocalStore
+
+__all__ = ["Damaged", "NotInStore", "Store", "StoreError", "open_store"]
 
 
 def open_store(url: str | Path, *, writable: bool = True, option: str = "--store") -> Store:

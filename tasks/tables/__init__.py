@@ -6,13 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.tables.read import query, read_table
+    from tasks.tables.read import QueryError, query, read_table
+    from tasks.tables.schemas import SCHEMAS
+    from tasks.tables.write import rebuild_tables
 
-__all__ = ["query", "read_table"]
+__all__ = ["SCHEMAS", "QueryError", "query", "read_table", "rebuild_tables"]
 
+_HOMES = {"SCHEMAS": "schemas", "rebuild_tables": "write"}  # the others are in `read`
 
-def __getattr__(name: str) -> Any:
-    """Imports what users import at its first use: it takes pyarrow and DuckDB along."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.read"), name)
+if not TYPE_CHECKING:  # which would take every name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Imports what users import at its first use: it takes pyarrow and DuckDB along."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'read')}")
+        return getattr(home, name)
