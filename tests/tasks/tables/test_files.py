@@ -186,7 +186,7 @@ def test_the_rows_of_a_killed_process_are_written_by_the_next_run(tmp_path: Path
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "sys.path.insert(0, 'tests/support'); from task_samples import *\n"
-        "import tasks.tables as tables\n"
+        "from tasks.tables import write as tables\n"
         "from tasks.store import open_store\n"
         "store, folder = open_store(sys.argv[1]), Path(sys.argv[2])\n"
         "rows = tables.TableWriter(store).__enter__()\n"
