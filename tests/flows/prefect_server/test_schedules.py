@@ -248,6 +248,8 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
             deployment = call(own, "GET", found)
             until(lambda: runs_of(own, deployment["id"], "COMPLETED"))
             assert "<html" in httpx.get(f"{pages[1]}/").text
+            # A run's own process that is about to end would say that it was interrupted.
+            until(lambda: not any(map(flow_run_of, descendants(serving.pid))))
         os.killpg(serving.pid, signal.SIGINT)  # as a terminal sends it: to all of the group
         assert serving.wait(60) == 130
     said = Path("log").read_text()
