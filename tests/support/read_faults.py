@@ -140,11 +140,15 @@ def fill(url: str, folder: Path) -> None:
     plan = make_plan(Settings(str(folder / "m.csv"), store=url, scratch=str(folder / "scratch")))
     a, b, c, d = plan.entries
     _run(store, plan, "run1", [a], files)
-    compact_store(store)
-    _run(store, plan, "run2", [b, c], files)
-    _run(store, plan, "run3", [], files, failed=d)
+    _run(store, plan, "run2", [b], files)
+    compact_store(store)  # of a single file for each table it would leave that one
+    _run(store, plan, "run3", [c], files)
+    _run(store, plan, "run4", [], files, failed=d)
     lease = b'{"owner": "nobody", "expires_at": 1}'
     store.put_bytes(f"leases/{a.spec.asset_id}.json", lease)
+    found = list(store.list())
+    for kind in KINDS.keys() - {"listing"}:
+        assert any(re.fullmatch(KINDS[kind], key) for key in found), f"no file of kind {kind}"
 
 
 def _run(
