@@ -6,7 +6,7 @@ any of it nothing is repaired at all (`tasks.store.interface` defines both).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -89,12 +89,17 @@ def verify_store(
     asset_ids = asset_ids_of(store)
     findings: list[Finding] = []
     with ThreadPoolExecutor(documents.LOOKUPS) as pool:
-        for done, found in enumerate(pool.map(partial(_check_asset, store), asset_ids), 1):
-            findings += found
+        ahead = deque(pool.submit(_check_asset, store, k) for k in asset_ids[: documents.LOOKUPS])
+        for done in range(1, len(asset_ids) + 1):
+            findings += ahead.popleft().result()
             on_progress(done, len(asset_ids))
             if len(unreadable(findings)) >= ENOUGH:
                 rest = f"the {len(asset_ids) - done} assets after it were not read"
                 return [*findings, Finding("unreadable", store.url, rest)]
+            # No further ahead: a store that answers nothing is not asked for all of its files.
+            if done + documents.LOOKUPS <= len(asset_ids):
+                following = asset_ids[done + documents.LOOKUPS - 1]
+                ahead.append(pool.submit(_check_asset, store, following))
     for run_id in documents.run_ids(store):
         read = partial(documents.read_run, store, run_id)
         findings += _problems("run", layout.run_key(run_id), read)[1]
