@@ -87,12 +87,14 @@ def test_what_is_not_further_or_not_whole_is_left(tmp_path: Path) -> None:
 
 
 def test_nothing_waits_for_a_slow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, go = open_store(tmp_path / "store"), threading.Event()
+    store = open_store(tmp_path / "store")
+    asked, go = threading.Event(), threading.Event()
     put_file, calls = store.put_file, []
 
     def slow(key: str, path: Path, *, replace: bool = False) -> StoredFile:
         calls.append(key)
-        assert go.wait(10)
+        asked.set()
+        assert go.wait(60)
         return put_file(key, path, replace=replace)
 
     monkeypatch.setattr(store, "put_file", slow)
@@ -100,8 +102,12 @@ def test_nothing_waits_for_a_slow_store(tmp_path: Path, monkeypatch: pytest.Monk
     copy = copy_of(store, tmp_path / "a")
     started = time.monotonic()
     copy.offer()
+    offered = time.monotonic() - started
+    assert asked.wait(60)  # the file that is copied stands still from here on
     path = write(tmp_path / "a", 10)  # the engine goes on under it
+    started = time.monotonic()
     copy.offer()
+    assert offered < 1
     assert time.monotonic() - started < 1
     go.set()
     copy.settle()
