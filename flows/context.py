@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.errors import usage_errors
 from flows.plan import RunPlan
 from tasks.devices.pool import DevicePool
 
@@ -60,8 +59,8 @@ def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[RunContext]:
 def run_context(plan: RunPlan) -> Iterator[None]:
     """The devices started around this, if there are any, else new ones; with the plan's judges.
 
-    Processes start at once, before the judges are loaded. Raises UsageError for a judge that cannot
-    be loaded.
+    Processes start at once, before the judges are loaded. Raises SettingError for a judge that
+    cannot be loaded.
     """
     from prefect import get_run_logger
 
@@ -85,7 +84,6 @@ def shared_context() -> Iterator[RunContext]:
 
 
 def load_judges(judges: Judges, recipes: Iterable[EvaluateRecipe]) -> None:
-    """Loads what these recipes name; UsageError for a judge that cannot be loaded."""
-    with usage_errors(ValueError):
-        for recipe in set(recipes):
-            judges.get(recipe)
+    """Loads what these recipes name; SettingError for a judge that cannot be loaded."""
+    for recipe in set(recipes):
+        judges.get(recipe)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from sjc_engine.errors import SettingError
 from sjc_engine.files import is_refusal
 from tasks.store.disk import disk_advice
 
@@ -68,15 +69,12 @@ def _flush_stdout() -> OSError | None:
 
 
 @contextlib.contextmanager
-def usage_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
-    """Errors of these kinds within are mistakes of the user: a UsageError with the same message.
-
-    about: what the message is put behind, such as the option that was wrong.
-    """
+def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds within are mistakes of the user: a UsageError with the same message."""
     try:
         yield
     except kinds as error:
-        raise UsageError(f"{about}{error}") from error
+        raise UsageError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -123,6 +121,8 @@ def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
 
     if isinstance(error, ManifestError):
         return str(error), USAGE
+    if isinstance(error, SettingError):
+        return f"sjc: {option_of(error.key)}: {error.problem}; {error.fix}", USAGE
     for kind, code in ((UsageError, USAGE), (StoreError, STORE), (RunError, FAILED)):
         if isinstance(error, kind):
             return f"sjc: {error}", code
@@ -134,6 +134,13 @@ def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     if _is_interrupt(error):
         return f"sjc: interrupted; {interrupted}", INTERRUPTED
     return None
+
+
+def option_of(key: str) -> str:
+    """The option that sets `key` of a SettingError."""
+    from sjc_engine.recipes import RECIPE_KEYS
+
+    return f"--set {key}" if key in RECIPE_KEYS else f"--{key.replace('_', '-')}"
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

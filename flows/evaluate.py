@@ -12,7 +12,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import State
 
 from flows.context import load_judges
-from flows.errors import RunError, UsageError, usage_errors
+from flows.errors import RunError, UsageError
 from flows.generate import PART, THREADS
 from flows.plan import check_devices
 from flows.progress.results import final_state, selection, where_errors
@@ -172,10 +172,9 @@ def prepare(
 
 
 def check_changes(overrides: dict[str, Any]) -> dict[str, Value]:
-    """The settings of an evaluation among recipe keys; UsageError for others and wrong values."""
+    """The settings of an evaluation; UsageError for other keys, SettingError for wrong values."""
     for key in overrides:
         if key not in SETTINGS:
             raise UsageError(f"--set {key}: an evaluation has {', '.join(SETTINGS)} only")
-    with usage_errors(ValueError, about="--set: "):
-        recipe = Recipe().override(overrides).evaluate
+    recipe = Recipe().override(overrides).evaluate
     return {key: getattr(recipe, key) for key in overrides}

@@ -16,7 +16,7 @@ from sjc_engine.recipes import RECIPE_VERSION
 from sjc_engine.spec import AssetSpec
 from tasks.manifest.resolve import Entry, Manifest, Resolved
 from tasks.manifest.resolve import read_entries as read_manifest_entries
-from tasks.manifest.shards import load_plan
+from tasks.manifest.shards import PlanError, load_plan
 from tasks.records.assets import asset_state
 from tasks.records.documents import LOOKUPS, check_usable, mark_format
 from tasks.store import open_store
@@ -65,8 +65,9 @@ class RunPlan:
 def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
     """Reads and checks everything that a run depends on.
 
-    Raises ManifestError for the manifest, UsageError for a wrong option, and StoreError. With
-    `writable` the store is made when it is missing, but only after all else is found right.
+    Raises ManifestError for the manifest, SettingError and UsageError for a wrong option, and
+    StoreError. With `writable` the store is made when it is missing, but only after all else is
+    found right.
     """
     settings.check()
     devices = check_devices(settings.devices)
@@ -112,7 +113,7 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
     assert settings.plan is not None
     assert settings.shard is not None
     store = open_store(settings.store, writable=False)
-    with usage_errors(ValueError):
+    with usage_errors(PlanError):
         plan = load_plan(store, settings.plan)
         entries = plan.entries(settings.shard, Path(settings.scratch, "images"))
         for prior, wanted in {(e.spec.prior, e.spec.prior_revision) for e in entries}:
@@ -121,7 +122,7 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
 
 
 def revision(prior: str) -> str:
-    """The revision of a prior's weights; ValueError when there is no such prior."""
+    """The revision of a prior's weights; SettingError when there is no such prior."""
     return find_prior(prior).revision
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from flows.errors import UsageError
+from sjc_engine.errors import SettingError
 from tasks.store.interface import check_address
 
 # What `sjc dispatch` passes on to every shard; the plan has fixed everything else.
@@ -47,14 +47,16 @@ class Settings:
         check_address(self.manifest, "the manifest's address", "s3://bucket/prefix")
 
     def check(self) -> None:
-        """Raises `UsageError` for a number out of range."""
-        if self.scenes_per_device is not None and self.scenes_per_device < 1:
-            raise UsageError("--scenes-per-device: use a whole number above 0, or auto")
-        check_timeout(self.timeout)
-        if self.price_per_hour is not None and not 0 <= self.price_per_hour < float("inf"):
-            raise UsageError("--price-per-hour: use a number from 0")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError("--limit: use a whole number above 0")
+        """Raises `SettingError` for a number out of range."""
+        for name, allowed, fix in (
+            ("scenes_per_device", lambda n: n >= 1, "use a whole number above 0, or auto"),
+            ("timeout", lambda n: n > 0, "use a number of seconds above 0"),
+            ("price_per_hour", lambda n: 0 <= n < float("inf"), "use a number from 0"),
+            ("limit", lambda n: n >= 1, "use a whole number above 0"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not allowed(value):
+                raise SettingError(name, f"{value} is out of range", fix)
 
     def to_json(self) -> dict[str, Any]:
         """The parameters of the flow; plan and shard only for a shard."""
@@ -98,12 +100,6 @@ def _option_words(name: str, value: Any) -> list[str]:
                 word for key, setting in value.items() for word in ("--set", f"{key}={setting}")
             ]
     return [flag, str(value)]
-
-
-def check_timeout(timeout: float | None) -> None:
-    """Raises `UsageError` unless there is no timeout or a positive one."""
-    if timeout is not None and not timeout > 0:
-        raise UsageError("--timeout: use a number of seconds above 0")
 
 
 def recorded_command(store: str, run: Mapping[str, Any], *, retry: bool = False) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
 
@@ -122,32 +124,7 @@ class OptimizeRecipe:
     silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
-        if self.tick_min > min(self.tick_max, self.tick_end or self.tick_max):
-            end = f" or tick_end = {self.tick_end}" if self.tick_end else ""
-            raise ValueError(
-                f"tick_min = {self.tick_min} must not exceed tick_max = {self.tick_max}{end}"
-            )
-        for name in ("fov", "elevation"):
-            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
-            if low > high:
-                raise ValueError(f"{name}_min = {low} exceeds {name}_max = {high}")
-        if self.radius_spread >= self.radius:
-            raise ValueError(
-                f"radius_spread = {self.radius_spread} must be below radius = {self.radius}"
-            )
-        if self.field == "mlp" and self.tv_weight:
-            raise ValueError("tv_weight: the field 'mlp' has no grid to smooth; use 0")
-        if self.field == "mlp" and self.grid_start:
-            raise ValueError("grid_start: the field 'mlp' has no grid to grow; use 0")
-        if self.perp_neg_weight and self.view_style == "none":
-            raise ValueError(
-                "perp_neg_weight: view_style = 'none' names no front to keep away from; use 0"
-            )
-        if self.grid_start and not 4 <= self.grid_start <= self.grid_size:
-            raise ValueError(
-                f"grid_start = {self.grid_start} must be 0 or 4...grid_size = {self.grid_size}"
-            )
+        _raise_first(_problems(vars(self), OptimizeRecipe))
 
 
 @dataclass(frozen=True)
@@ -164,7 +141,7 @@ class MeshRecipe:
     also_write: Literal["none", "ply", "obj", "ply+obj"] = _choice("none", "beside mesh.glb")
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        _raise_first(_problems(vars(self), MeshRecipe))
 
 
 @dataclass(frozen=True)
@@ -178,13 +155,7 @@ class EvaluateRecipe:
     lpips: str = _choice("none", '"none", or a folder of LPIPS weights (docs/tables.md)')
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
-        if self.lpips != "none" and self.evaluation_size < 32:
-            raise ValueError(
-                f"evaluation_size = {self.evaluation_size} is too small for lpips; use 32 or more"
-            )
-        if self.turntable_size % 2:
-            raise ValueError(f"turntable_size = {self.turntable_size} must be even")
+        _raise_first(_problems(vars(self), EvaluateRecipe))
 
 
 @dataclass(frozen=True)
@@ -200,37 +171,45 @@ class Recipe:
     def for_prior(cls, prior: Prior | str, preset: str | None = None) -> Recipe:
         """The preset of this name for this prior, or the prior's default preset.
 
-        `prior` is a loaded prior or its id. Raises ValueError, naming the presets that fit.
+        `prior` is a loaded prior or its id. Raises SettingError, naming the presets that fit.
         """
         prior_id = prior if isinstance(prior, str) else prior.id
         presets = presets_of(prior_id)
         name = next(iter(presets)) if preset is None else preset
         if name not in presets:
-            families = [family for family, known in PRESETS.items() if name in known]
-            homes = dict.fromkeys(family.removeprefix("toybox_") for family in families)
-            if homes:
-                problem = f"recipe {name!r} does not fit {prior_id!r}"
-                hint = f" (it is for {' and '.join(homes)} priors)"
-            else:
-                problem, hint = f"recipe {name!r} is unknown", _suggestion(name, presets)
-            raise ValueError(f"{problem}{hint}; presets for {prior_id!r}: {', '.join(presets)}")
+            raise _preset_error(prior_id, name, presets)
         return cls(name=name).override(presets[name])
 
     def override(self, values: Mapping[str, Value]) -> Recipe:
         """A copy with some flat keys changed; text is read as the key's type.
 
-        Raises ValueError for an unknown key (with a suggestion), a wrong type or a bad range.
+        Raises SettingError for an unknown key (with a suggestion), a wrong type or a bad range.
         """
-        for key in values:
-            if key not in RECIPE_KEYS:
-                raise ValueError(f"unknown recipe key {key!r}{_suggestion(key, RECIPE_KEYS)}")
-        parts: dict[str, Any] = {}
-        for part in PARTS:
-            old = getattr(self, part)
-            names = {f.name for f in fields(old)}
-            changes = {k: _convert(k, v) for k, v in values.items() if k in names}
-            parts[part] = replace(old, **changes)
+        changes, problems = self._read(values)
+        _raise_first(problems)
+        parts = {part: getattr(self, part) for part in PARTS}
+        for part, old in parts.items():
+            parts[part] = replace(old, **{k: v for k, v in changes.items() if k in vars(old)})
         return replace(self, **parts)
+
+    def problems(self, values: Mapping[str, Value]) -> list[SettingError]:
+        """Everything that keeps `override` from these values; none if it will not raise."""
+        changes, problems = self._read(values)
+        for part, kind in PARTS.items():
+            old = vars(getattr(self, part))
+            problems += _problems({key: changes.get(key, old[key]) for key in old}, kind)
+        return problems
+
+    @staticmethod
+    def _read(values: Mapping[str, Value]) -> tuple[dict[str, Value], list[SettingError]]:
+        """The values as their keys' types, and errors of those that are not."""
+        changes, problems = {}, []
+        for key, value in values.items():
+            try:
+                changes[key] = _convert(key, value)
+            except SettingError as error:
+                problems.append(error)
+        return changes, problems
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -268,23 +247,73 @@ RECIPE_KEYS: dict[str, type] = {
 }
 
 
-def _check_ranges(part: Any) -> None:
+def _raise_first(problems: Iterable[SettingError]) -> None:
+    for problem in problems:
+        raise problem
+
+
+def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:
+    """What is wrong with the values of a part; one that is out of range conflicts with no other."""
+    wrong = set()
     for f in fields(part):
-        value, hint = getattr(part, f.name), _HINTS[f.name]
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                allowed = ", ".join(get_args(hint))
-                raise ValueError(f"{f.name} = {value!r} is unknown; use one of {allowed}")
-        elif "range" in f.metadata:
-            low, high = f.metadata["range"]
-            if not low <= value <= high:  # also false for NaN
-                raise ValueError(
-                    f"{f.name} = {value} is out of range; use {low:,.10g} to {high:,.10g}"
-                )
+        value, hint = values[f.name], _HINTS[f.name]
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            wrong.add(f.name)
+            fix = f"use one of {', '.join(get_args(hint))}"
+            yield SettingError(f.name, f"{value!r} is unknown", fix)
+        low, high = f.metadata.get("range", (None, None))
+        if low is not None and not low <= value <= high:  # also false for NaN
+            wrong.add(f.name)
+            yield SettingError(
+                f.name, f"{value} is out of range", f"use {low:,.10g} to {high:,.10g}"
+            )
+    if part in _CONFLICTS:
+        for error in _CONFLICTS[part](SimpleNamespace(**values)):
+            if wrong.isdisjoint((error.key, *error.conflicts)):
+                yield error
+
+
+# Values of a part that are right, each alone.
+
+
+def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
+    for low, high in (
+        ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("fov_min", "fov_max"),
+        ("elevation_min", "elevation_max"),
+    ):  # fmt: skip
+        first, last = getattr(r, low), getattr(r, high)
+        if first > last and not (high == "tick_end" and last == 0):  # 0: as tick_max
+            yield SettingError(low, f"{first} exceeds {high} = {last}", "swap them", (high,))
+    if r.radius_spread >= r.radius:
+        problem = f"{r.radius_spread} is not below radius = {r.radius}"
+        yield SettingError("radius_spread", problem, "use less", ("radius",))
+    for key in ("tv_weight", "grid_start"):
+        if r.field == "mlp" and getattr(r, key):
+            yield SettingError(key, "the field 'mlp' has no grid", "use 0", ("field",))
+    if r.perp_neg_weight and r.view_style == "none":
+        problem = "view_style = 'none' names no front to keep away from"
+        yield SettingError("perp_neg_weight", problem, "use 0", ("view_style",))
+    if r.grid_start and not 4 <= r.grid_start <= r.grid_size:
+        fix = f"use 0, or 4 to grid_size = {r.grid_size}"
+        yield SettingError("grid_start", f"{r.grid_start} is out of range", fix, ("grid_size",))
+
+
+def _evaluate_conflicts(r: Any) -> Iterator[SettingError]:
+    if r.lpips != "none" and r.evaluation_size < 32:
+        problem = f"{r.evaluation_size} is too small for lpips"
+        yield SettingError("evaluation_size", problem, "use 32 or more", ("lpips",))
+    if r.turntable_size % 2:
+        yield SettingError("turntable_size", f"{r.turntable_size} is odd", "use an even number")
+
+
+_CONFLICTS = {OptimizeRecipe: _optimize_conflicts, EvaluateRecipe: _evaluate_conflicts}
 
 
 def _convert(key: str, value: Value) -> Value:
     """The value as the key's own type, so that 800 and 800.0 and "800" make one identity."""
+    if key not in RECIPE_KEYS:
+        fix = suggestion(key, RECIPE_KEYS) or "see docs/manifests.md for the keys"
+        raise SettingError(key, "is not a recipe key", fix)
     wanted, plain = RECIPE_KEYS[key], value.strip() if isinstance(value, str) else value
     try:
         if wanted is str and isinstance(plain, str):
@@ -297,12 +326,31 @@ def _convert(key: str, value: Value) -> Value:
                 return wanted(number)
     except (KeyError, OverflowError, TypeError, ValueError):
         pass
-    raise ValueError(f"{key} = {value!r} is wrong; write {_TYPE_NAMES[wanted]}")
+    raise SettingError(key, f"{value!r} is wrong", f"write {_TYPE_NAMES[wanted]}")
 
 
-def _suggestion(name: str, known: Mapping[str, Any]) -> str:
+def check_preset(name: str) -> None:
+    """Raises SettingError for a preset that no family has."""
+    known = dict.fromkeys(name for family in PRESETS.values() for name in family)
+    if name not in known:
+        fix = suggestion(name, known) or f"use one of {', '.join(known)}"
+        raise SettingError("recipe", f"{name!r} is unknown", fix)
+
+
+def _preset_error(prior: str, name: str, presets: Mapping[str, Any]) -> SettingError:
+    families = [family for family, known in PRESETS.items() if name in known]
+    homes = " and ".join(dict.fromkeys(family.removeprefix("toybox_") for family in families))
+    fix = f"use one of {', '.join(presets)}"
+    if homes:
+        problem = f"{name!r} is for {homes} priors and does not fit {prior!r}"
+        return SettingError("recipe", problem, fix)
+    return SettingError("recipe", f"{name!r} is unknown", suggestion(name, presets) or fix)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, as a question; "" if none is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}

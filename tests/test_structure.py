@@ -4,6 +4,7 @@
 that nothing joins it, and whatever is mended has to leave the list.
 """
 
+import ast
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import counts
 import pytest
 
+ROOT = counts.ROOT
 MODULES = counts.read_modules()
 FREE = {  # what no limit holds
     "commands",  # `sjc X` is commands/x.py: the folder is its own index
@@ -55,6 +57,52 @@ def test_what_is_not_in_the_wheel_is_imported_by_nobody_in_it() -> None:
         if target.startswith(training.replace("/", "."))
     ]
     assert not wrong
+
+
+# What only the text of another library's error says.
+FOREIGN_TEXTS = {
+    "flows/errors.py": 1,  # pydantic wraps a Ctrl-C in an error of its own
+    "sjc_engine/memory.py": 1,  # CUDA's libraries have no class for "out of memory"
+    "tasks/tables/read.py": 3,  # DuckDB's Ctrl-C and its excerpt of the SQL, Arrow's first line
+}
+
+
+def test_no_error_text_is_taken_apart() -> None:
+    """Errors are data: what code has to know of one is a field of it."""
+    found = {m.path: n for m in MODULES if (n := len(_parsed_errors(ROOT / m.path)))}
+    assert found == FOREIGN_TEXTS
+
+
+def _parsed_errors(path: Path) -> list[int]:
+    """Lines in which the text of an error is searched, split or changed."""
+    lines = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        match node:
+            case ast.Compare(ops=[ast.In() | ast.NotIn()], comparators=[text]):
+                pass
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="re")), args=[*_, text]):
+                pass
+            case ast.Call(func=ast.Attribute(value=text, attr=attr), args=[*args]):
+                if not args or attr not in TAKES_APART:  # `.split()` alone joins lines
+                    continue
+            case _:
+                continue
+        if any(_is_error_text(part) for part in ast.walk(text)):
+            lines.append(node.lineno)
+    return lines
+
+
+TAKES_APART = {
+    "partition", "rpartition", "split", "rsplit", "replace", "removeprefix", "removesuffix",
+    "startswith", "endswith", "find", "index",
+}  # fmt: skip
+
+
+def _is_error_text(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id="str"), args=[ast.Name(id="error" | "caught" | "self")]):
+            return True
+    return False
 
 
 def test_imports_form_no_circle() -> None:

@@ -20,6 +20,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import app, examples
 from flows.errors import RunError, UsageError, fail, reported
+from sjc_engine.errors import SettingError
 
 ENTRYPOINT = "flows.generate.generate"
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}  # without it a lost run is never noticed
@@ -157,19 +158,18 @@ def validate(deployment: Config, where: str) -> None:
     if not isinstance(pool, dict) or not isinstance(pool.get("name"), str):
         raise UsageError(f"{where}: work_pool has no name; write work_pool: {{name: gpu}}")
     schedules = deployment.get("schedules") or []
+    own = deployment.get("parameters") or {}
+    runs = [own | (schedule.get("parameters") or {}) for schedule in schedules] or [own]
     try:
         _next_times(schedules)
-    except UsageError as error:
-        raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
-    if deployment["entrypoint"] != ENTRYPOINT:
-        return
-    own = deployment.get("parameters") or {}
-    for parameters in [own | (schedule.get("parameters") or {}) for schedule in schedules] or [own]:
-        _check_parameters(parameters, where, scheduled=bool(schedules))
+        for parameters in runs if deployment["entrypoint"] == ENTRYPOINT else []:
+            _check_parameters(parameters, where, scheduled=bool(schedules))
+    except SettingError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def _next_times(schedules: list[Config]) -> list[str]:
-    """Of each cron schedule, its name and its next times. UsageError for a wrong one."""
+    """Of each cron schedule, its name and its next times. SettingError for a wrong one."""
     from flows.prefect_server.schedule import format_times
 
     return [
@@ -189,7 +189,9 @@ def _check_parameters(parameters: Config, where: str, *, scheduled: bool) -> Non
     for name in parameters.keys() - known:
         raise UsageError(f"{where}: parameter {name!r} is unknown; use {', '.join(sorted(known))}")
     if "manifest" in parameters:
-        read_entries(Settings(**parameters), lambda prior: "")  # the worker finds the weights
+        settings = Settings(**parameters)
+        settings.check()
+        read_entries(settings, lambda prior: "")  # the worker finds the weights
     elif scheduled:
         raise UsageError(f"{where}: parameter manifest is missing; name one")
 

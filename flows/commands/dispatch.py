@@ -35,11 +35,11 @@ def dispatch(
 ) -> None:
     """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
     with reported("shards at the pool go on; run the same command again to follow them"):
-        from flows.settings import SHARD_OPTIONS, check_timeout
+        from flows.settings import SHARD_OPTIONS, Settings
 
         if workers is not None and workers < 1:
             raise UsageError("--workers: use a whole number above 0")
-        check_timeout(timeout)
+        Settings("", timeout=timeout).check()
         names = ("deployment", "workers", *SHARD_OPTIONS)
         parameters = {name: context.params[name] for name in names}
         raise typer.Exit(run_flow(plan, store, parameters, quiet=quiet, as_json=json_))

@@ -254,7 +254,7 @@ def local_store(folder: Path) -> Results:
         if there := folder.exists():
             open_store(folder)  # one small write, which goes away again
     except StoreError as error:
-        yield _unusable("store", error)
+        yield Check("store", "problem", error.problem, error.fix)
     else:
         detail = "can be read and written" if there else "not there yet; a run makes it"
         yield from disk("store", folder, "choose another --store", f": {detail}")
@@ -292,7 +292,7 @@ def s3_store(url: str) -> Results:
         check_address(url, "--store", "s3://bucket/prefix")
         check_endpoint()
         if not url.startswith("s3://"):
-            raise StoreError(f"{url} is not a store; use a folder or s3://bucket/prefix")
+            raise StoreError(f"{url} is not a store", "use a folder or s3://bucket/prefix")
         with explained("use", url):
             check = "credentials"
             session = boto3.Session()
@@ -306,13 +306,7 @@ def s3_store(url: str) -> Results:
         open_store(url)
         yield Check(check, "ok", f"{url} can be read and written")
     except StoreError as error:
-        yield _unusable(check, error)
-
-
-def _unusable(check: str, error: Exception) -> Check:
-    """A store's error, whose sentence ends with what to do."""
-    problem, _, fix = str(error).rpartition("; ")
-    return Check(check, "problem", problem or str(error), fix or "check --store")
+        yield Check(check, "problem", error.problem, error.fix)
 
 
 def _endpoint(session: boto3.Session, bucket: str) -> Check:

@@ -14,7 +14,7 @@ import typer
 
 from flows.commands import completion, options
 from flows.commands.app import app, examples
-from flows.errors import RunError, UsageError, disk_errors, reported, usage_errors
+from flows.errors import RunError, UsageError, disk_errors, reported
 
 if TYPE_CHECKING:
     from sjc_engine.priors.conditioning import InputImage
@@ -50,11 +50,10 @@ def generate(
 ) -> None:
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     with reported():
-        from sjc_engine.priors.conditioning import ImageError, read_image
+        from sjc_engine.priors.conditioning import read_image
 
         overrides = options.parse_overrides(set_)
-        with usage_errors(ImageError, about="--image: "):
-            picture = read_image(image) if image else None
+        picture = read_image(image) if image else None
         spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
         make_asset(spec, picture, out, device, quiet=quiet, as_json=json_)
 
@@ -70,7 +69,7 @@ def make_asset(
 ) -> None:
     """Writes the asset's files into the folder, all of them or none, and prints what was made.
 
-    Raises UsageError for what cannot be made, and RunError.
+    Raises UsageError or SettingError for what cannot be made, and RunError.
     """
     import tempfile
 
@@ -103,29 +102,24 @@ def make_asset(
 
 
 def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSpec:
-    """The asset that the options ask for, read and checked like one row of a manifest.
+    """The asset that the options ask for, checked as one row of a manifest is.
 
-    Raises ManifestError with everything that is wrong. The prior's revision is left empty: loading
-    the prior asks the hub.
+    Raises UsageError or ManifestError for what is wrong. The prior's revision is left empty:
+    loading the prior asks the hub.
     """
     from tasks.manifest.entries import Memo, RowReader
-    from tasks.manifest.files import ManifestError, Record, Records
+    from tasks.manifest.files import ManifestError
     from tasks.manifest.resolve import COMMAND_LINE, resolve
 
-    records = Records(COMMAND_LINE, Path())
-    cells: dict[str, Any] = {"prompt": prompt, "seed": seed}
-    if image is not None:
-        cells["image"] = str(image)
-    rows = RowReader(Record(1, cells), records, Memo()).rows("asset")
+    given = {"prompt": prompt, "seed": seed, "image": str(image or "")}
+    reader = RowReader(given, Path(), Memo())
+    rows = reader.rows("asset", COMMAND_LINE, "", 0)
+    for error in reader.errors:
+        raise UsageError(f"{error.key}: {error.problem}; {error.fix}")
     resolved = resolve(rows, prior_revision=lambda prior: "", **options)
-    if problems := records.problems or resolved.problems:
-        # Its columns are options here.
-        options_of = {"seed": "--seed", "image": "--image"}
+    if resolved.problems:
         raise ManifestError(
-            [
-                replace(p, file=COMMAND_LINE, line=None, column=options_of.get(p.column, p.column))
-                for p in problems
-            ]
+            [replace(p, column="--image") if p.column == "image" else p for p in resolved.problems]
         )
     return resolved.entries[0].spec
 
@@ -150,9 +144,8 @@ def _make(
 
     started = time.perf_counter()
     prompt, recipe = spec.prompt, spec.recipe
-    with usage_errors(ValueError):
-        judge, lpips = Judges().get(recipe.evaluate)
-        prior = load_prior(spec.prior, device=device)
+    judge, lpips = Judges().get(recipe.evaluate)
+    prior = load_prior(spec.prior, device=device)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
 

@@ -27,8 +27,8 @@ def _scenes(text: str) -> int | None:
     """A number of scenes, or None for `auto`."""
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        fail("sjc: --scenes-per-device: use a whole number above 0, or auto", 2)
+    if not text.isdecimal():
+        fail(f"sjc: --scenes-per-device: {text!r} is wrong; use a whole number above 0, or auto", 2)
     return int(text)
 
 

@@ -76,9 +76,8 @@ def print_plan(settings: Settings, *, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as empty:
         fresh = "://" not in settings.store and not Path(settings.store).exists()
         if fresh and not can_hold_files(Path(settings.store)):
-            raise StoreError(
-                f"Cannot use {settings.store}: it cannot be made; choose another --store"
-            )
+            problem = f"Cannot use {settings.store}: it cannot be made"
+            raise StoreError(problem, "choose another --store")
         plan = make_plan(replace(settings, store=empty) if fresh else settings, writable=False)
         seconds = seconds_expected(plan)
     if as_json:

@@ -10,7 +10,7 @@ import typer
 from flows.commands import completion, options
 from flows.commands.app import app, examples
 from flows.commands.output import counter
-from flows.errors import UsageError, disk_errors, fail, reported, usage_errors
+from flows.errors import UsageError, disk_errors, fail, reported
 
 
 @app.command(epilog=examples('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png'))
@@ -48,8 +48,7 @@ def sample2d(
             from sjc_engine.paper2d import experiments
             from sjc_engine.priors.denoiser import load_prior
 
-            with usage_errors(ValueError):
-                loaded = [load_prior(prior, device=chosen) for prior in priors]
+            loaded = [load_prior(prior, device=chosen) for prior in priors]
             on_done = counter("parts", quiet=quiet, every=1)
             picture = experiments(
                 loaded, prompt, guidance=scales, steps=steps, seed=seed, on_done=on_done
@@ -63,9 +62,8 @@ def sample2d(
 
 
 def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:
-    """Raises UsageError for an option that cannot be right, before any work."""
-    from sjc_engine.priors.sources import takes_image
-    from tasks.manifest.entries import prior_problem
+    """Raises UsageError or SettingError for an option that cannot be right, before any work."""
+    from sjc_engine.priors.sources import prior_error, takes_image
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"-o {out}: name a .png file")
@@ -74,7 +72,7 @@ def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:
     if not all(math.isfinite(scale) for scale in guidance):
         raise UsageError("--guidance: use finite numbers")
     for prior in priors:
-        if problem := prior_problem(prior):
-            raise UsageError(f"--prior: {'; '.join(problem)}")
+        if error := prior_error(prior):
+            raise error
         if takes_image(prior):
             raise UsageError(f"--prior: {prior!r} starts from an image; name one that does not")

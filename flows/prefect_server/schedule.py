@@ -4,7 +4,7 @@ import asyncio
 from pathlib import PurePosixPath
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from flows.errors import UsageError
+from sjc_engine.errors import SettingError
 
 SHOWN = 3  # times that are printed
 
@@ -12,7 +12,7 @@ SHOWN = 3  # times that are printed
 def format_times(cron: str, timezone: str) -> str:
     """The next times of a schedule as a person reads them.
 
-    Raises UsageError for a wrong cron line or time zone.
+    Raises SettingError for a wrong cron line or time zone.
     """
     from prefect.server.schemas.schedules import CronSchedule
 
@@ -20,15 +20,15 @@ def format_times(cron: str, timezone: str) -> str:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         fix = "use a name such as UTC or Europe/Berlin"
-        raise UsageError(f"--timezone {timezone!r} is unknown; {fix}") from error
+        raise SettingError("timezone", f"{timezone!r} is unknown", fix) from error
     try:
         schedule = CronSchedule(cron=cron, timezone=timezone)
         times = asyncio.run(schedule.get_dates(SHOWN))
     except ValueError as error:  # of which pydantic's is one
         fix = 'write minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night'
-        raise UsageError(f"--cron {cron!r} is no cron line; {fix}") from error
+        raise SettingError("cron", f"{cron!r} is not a cron line", fix) from error
     if not times:
-        raise UsageError(f"--cron {cron!r} never comes; check its day and month")
+        raise SettingError("cron", f"{cron!r} never comes", "check its day and month")
     return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times) + f" ({timezone})"
 
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sjc_engine.priors.sources import HUB_ID, folder_digest, hub_file, no_progress_bar
+from sjc_engine.errors import SettingError
+from sjc_engine.priors.sources import HUB_ID, folder_digest, hub_file, no_progress_bar, unknown
 
 BUILTINS = {"toybox": Path(__file__).parents[1] / "toybox" / "weights" / "judge"}
 SETTINGS = "preprocessor_config.json"
@@ -92,7 +93,7 @@ class Judge:
 def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
     """Load "toybox", a folder in transformers' CLIPModel layout, or a hub id.
 
-    The revision is a folder's digest, or the hub's commit. Raises ValueError, saying what is
+    The revision is a folder's digest, or the hub's commit. Raises SettingError, saying what is
     missing and how to get it.
     """
     from transformers import CLIPModel, CLIPTokenizer
@@ -102,19 +103,14 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
         location, revision, settings = str(folder), folder_digest(folder), folder / SETTINGS
         pinned: dict[str, Any] = {"local_files_only": True}
     elif id in BUILTINS:
-        raise ValueError(
-            f"judge {id!r}: its weights are not in {folder}; install the package again, or name"
-            " another judge with --set judge=FOLDER"
-        )
+        fix = "install the package again, or name the folder of another judge"
+        raise SettingError("judge", f"the weights of {id!r} are not in {folder}", fix)
     elif HUB_ID.fullmatch(id):
         settings = hub_file("judge", id, SETTINGS)
         location, revision = id, settings.parent.name
         pinned = {"revision": revision}
     else:
-        raise ValueError(
-            f"unknown judge {id!r}: use {', '.join(BUILTINS)}, a folder in CLIPModel layout that"
-            " exists, or a hub id such as openai/clip-vit-large-patch14"
-        )
+        raise unknown("judge", id)
     try:
         preprocessing = read_preprocessing(settings)
         with no_progress_bar():
@@ -123,14 +119,15 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
             )
         tokenizer = CLIPTokenizer.from_pretrained(location, **pinned)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"judge {id!r} cannot be loaded from {location}: {error}") from error
+        problem = f"{id!r} cannot be loaded from {location} ({error})"
+        raise SettingError("judge", problem, "download it again, or name another") from error
     return Judge(id, revision, model.to(device), tokenizer, preprocessing)
 
 
 def read_preprocessing(path: Path) -> Preprocessing:
     """Read preprocessor_config.json, of old files (`size: 224`) and new ones alike.
 
-    Raises ValueError for a setting that this module does not follow.
+    Raises SettingError for a setting that this module does not follow.
     """
     config = json.loads(path.read_text())
     size, crop = config["size"], config.get("crop_size")
@@ -140,7 +137,8 @@ def read_preprocessing(path: Path) -> Preprocessing:
         crop = crop["height"]
     mode = _RESAMPLING.get(config.get("resample", 3))
     if mode is None or not isinstance(size, int):
-        raise ValueError(f"{path}: only bilinear and bicubic resizing to a square is known")
+        problem = f"{path} asks for another resizing than bilinear or bicubic, to a square"
+        raise SettingError("judge", problem, "name another judge")
     return Preprocessing(
         size=size,
         crop=crop if crop and config.get("do_center_crop", True) else size,

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sjc_engine.errors import SettingError
 from sjc_engine.priors.sources import folder_digest
 
 # The stack of torchvision's `features` and the width of its pooling windows: a layer is
@@ -85,7 +86,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def load_lpips(id: str) -> Lpips:
-    """Load a folder of `save_lpips`; ValueError, saying what is missing and how to get it."""
+    """Load a folder of `save_lpips`; SettingError, saying what is missing and how to get it."""
     folder = Path(id)
     problem = "there is no such folder"
     try:
@@ -96,10 +97,8 @@ def load_lpips(id: str) -> Lpips:
             return Lpips(id, folder_digest(folder), network, weights)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         problem = str(error) or type(error).__name__
-    raise ValueError(
-        f"LPIPS weights {id!r} cannot be loaded ({problem}); make the folder as docs/tables.md"
-        " says under LPIPS, or write lpips = none"
-    )
+    fix = "make the folder as docs/tables.md says under LPIPS, or write none"
+    raise SettingError("lpips", f"the weights {id!r} cannot be loaded ({problem})", fix)
 
 
 def save_lpips(

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sjc_engine.errors import SettingError
 from sjc_engine.fields.field import Field
 from sjc_engine.rendering.volume import Rendering
 
@@ -94,7 +95,9 @@ def total_variation(field: Field) -> Tensor:
         if grid.shape[axis] > 1
     ]
     if not terms:
-        raise ValueError(f"a field of kind {field.kind!r} has no grid: use tv_weight = 0")
+        raise SettingError(
+            "tv_weight", f"the field {field.kind!r} has no grid", "use 0", ("field",)
+        )
     return torch.stack(terms).sum()
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.optimization.losses import depth_smoothness, input_view, silhouette
-from sjc_engine.priors.conditioning import NO_SILHOUETTE, InputImage
+from sjc_engine.priors.conditioning import InputImage, no_silhouette
 from sjc_engine.priors.denoiser import Cond
 from sjc_engine.priors.families.zero123 import Zero123Prior
 from sjc_engine.recipes import OptimizeRecipe
@@ -49,7 +49,7 @@ class ReferenceView:
         self._opacity: Tensor | None = None
         if recipe.silhouette_weight:
             if image.opacity is None:
-                raise ValueError(NO_SILHOUETTE)
+                raise no_silhouette()
             mask = image.opacity[None, None].to(self._latents)
             self._opacity = F.interpolate(mask, size, mode="bilinear", antialias=True)[0]
 

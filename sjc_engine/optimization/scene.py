@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sjc_engine.errors import SettingError
 from sjc_engine.fields.field import Field, Space
 from sjc_engine.fields.kinds import make_field
 from sjc_engine.guidance.schedules import guidance_at, sigma_at
@@ -108,14 +109,14 @@ class Scene:
     ) -> None:
         r = recipe.optimize
         starts_from_image = isinstance(prior, Zero123Prior)
-        for _, problem in mismatches(
-            prior.id, starts_from_image, image is not None, negative_prompt, r
-        ):
-            raise ValueError(problem)
+        for error in mismatches(prior.id, starts_from_image, bool(image), negative_prompt, r):
+            raise error
         if not prior.guided and (negative_prompt or r.perp_neg_weight):
-            raise ValueError(f"prior {prior.id!r} takes no words: no negative prompt, no Perp-Neg")
+            key = "negative_prompt" if negative_prompt else "perp_neg_weight"
+            raise SettingError(key, f"prior {prior.id!r} takes no words", "leave it out")
         if prior.latent and not starts_from_image and r.background != "learned":
-            raise ValueError(f"background = {r.background!r} needs a prior that works on pixels")
+            problem = f"{r.background!r} needs a prior of RGB images"
+            raise SettingError("background", problem, "use learned")
         self.prompt, self.negative_prompt, self.seed = prompt, negative_prompt, seed
         self.image_sha256 = image.sha256 if image else None
         self.recipe, self.prior = recipe, prior

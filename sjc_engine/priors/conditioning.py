@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sjc_engine.errors import SettingError
 from sjc_engine.priors.sources import family_of
 
 if TYPE_CHECKING:
@@ -24,17 +26,12 @@ MAX_BYTES = 64 * 2**20
 SIDES = (16, 8192)  # pixels: less shows nothing, and more is a mistake
 KEPT_SIDE = 1024  # pixels; models take 256
 WHITE_ABOVE = 0.95  # of [0, 1], in each channel: a studio's white has shadows and noise
+_NAME_ONE = "name a PNG, JPEG or WebP file"
 TOUCHES_BORDER = 0.02  # at most this share of an object's outermost pixels is the object
 
 
-NO_SILHOUETTE = (
-    "the picture has neither transparency nor a white border, and so no silhouette; cut its object"
-    " out, or use silhouette_weight = 0"
-)
-
-
-class ImageError(ValueError):
-    """This file is no usable picture: what is wrong; what to do."""
+class ImageError(SettingError):
+    """A file that cannot be used as an input image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,29 +68,33 @@ def read_image(path: str | Path) -> InputImage:
 
 def mismatches(
     prior: str, takes_image: bool, has_image: bool, negative_prompt: str, recipe: OptimizeRecipe
-) -> list[tuple[str, str]]:
-    """What does not go together with a prior of this name: setting, and "problem; fix"."""
-    found = []
+) -> Iterator[SettingError]:
+    """What does not go together with a prior of this name."""
     if takes_image and not has_image:
-        problem = f"prior {prior!r} starts from an image, and there is none; name one"
-        found.append(("image", problem))
+        yield SettingError("image", f"prior {prior!r} needs an image", "name one")
     if not takes_image:
+        text_only = f"prior {prior!r} takes text only, not images"
         for key in ("input_view_weight", "silhouette_weight"):
-            if value := getattr(recipe, key):
-                problem = f"{key} = {value:g} wants an input image, and prior {prior!r}"
-                found.append((key, problem + " takes text only; use 0"))
+            if getattr(recipe, key):
+                yield SettingError(key, text_only, "use 0")
         if has_image:
-            problem = f"prior {prior!r} takes text only, not images; leave the image out, or"
-            found.append(("image", problem + " use a prior such as kxic/zero123-xl"))
+            fix = "leave the image out, or use a prior such as kxic/zero123-xl"
+            yield SettingError("image", text_only, fix)
     if takes_image or family_of(prior)[0] == "unconditional":
+        no_words = f"prior {prior!r} takes no words"
         if negative_prompt:
-            found.append(("negative_prompt", f"prior {prior!r} takes no words; leave it out"))
+            yield SettingError("negative_prompt", no_words, "leave it out")
         if recipe.perp_neg_weight:
-            found.append(("perp_neg_weight", f"prior {prior!r} takes no words; use 0"))
+            yield SettingError("perp_neg_weight", no_words, "use 0")
     if takes_image and recipe.background == "random":
-        problem = "'random' contradicts an image on white; use white or learned"
-        found.append(("background", problem))
-    return found
+        problem = "'random' contradicts an image on white"
+        yield SettingError("background", problem, "use white or learned")
+
+
+def no_silhouette() -> SettingError:
+    """The error for a silhouette that is asked of an image without one."""
+    problem = "the image has neither transparency nor a white border, so it has no silhouette"
+    return SettingError("silhouette_weight", problem, "cut the object out, or use 0")
 
 
 def check_image(path: str | Path) -> str:
@@ -111,17 +112,14 @@ def _read(path: str | Path) -> bytes:
     try:
         if not path.is_file():
             problem = "is a directory" if path.is_dir() else "does not exist"
-            raise ImageError(f"picture {path} {problem}; name a PNG, JPEG or WebP file")
+            raise ImageError("image", f"{path} {problem}", _NAME_ONE)
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise ImageError(
-                f"picture {path} has {size / 2**20:.0f} MiB, and the limit is"
-                f" {MAX_BYTES >> 20}; save it smaller"
-            )
+            problem = f"{path} has {size / 2**20:.0f} MiB, and the limit is {MAX_BYTES >> 20}"
+            raise ImageError("image", problem, "save it smaller")
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(
-            f"picture {path} cannot be read ({error.strerror}); fix its permissions"
-        ) from error
+        problem = f"{path} cannot be read ({error.strerror})"
+        raise ImageError("image", problem, "fix its permissions") from error
 
 
 def _decode(data: bytes, path: Path) -> PILImage.Image:
@@ -134,21 +132,20 @@ def _decode(data: bytes, path: Path) -> PILImage.Image:
             warnings.simplefilter("ignore")  # of many pixels: counted below; of odd metadata
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as file:
                 if not low <= min(file.size) <= max(file.size) <= high:
-                    size = f"{file.width} x {file.height}"
-                    raise ImageError(
-                        f"picture {path} has {size} pixels; use {low} to {high} a side"
-                    )
+                    problem = f"{path} has {file.width} x {file.height} pixels"
+                    raise ImageError("image", problem, f"use {low} to {high} a side")
                 if file.mode[0] in "IF":
-                    raise ImageError(f"picture {path} has 16-bit greys; save it with 8 bits")
+                    raise ImageError("image", f"{path} has 16-bit greys", "save it with 8 bits")
                 return ImageOps.exif_transpose(file).convert("RGBA")
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"picture {path} is no picture; name a PNG, JPEG or WebP file") from error
+        raise ImageError("image", f"{path} is not an image", _NAME_ONE) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"picture {path}: {error}; use at most {high} pixels a side") from error
+        fix = f"use at most {high} pixels a side"
+        raise ImageError("image", f"{path}: {error}", fix) from error
     except (OSError, SyntaxError, EOFError, ValueError) as error:  # what PIL has for damage
-        raise ImageError(f"picture {path} is damaged ({error}); save it again") from error
+        raise ImageError("image", f"{path} is damaged ({error})", "save it again") from error
 
 
 def _square(picture: PILImage.Image) -> PILImage.Image:

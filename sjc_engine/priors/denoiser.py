@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sjc_engine.errors import SettingError
 from sjc_engine.priors.sources import FAMILIES, PriorSource, find_prior
 from sjc_engine.rendering.camera import Camera
 
@@ -137,10 +138,8 @@ class SchedulePrior(Prior):
     ) -> None:
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"prior {source.id!r} predicts {self.prediction!r};"
-                f" this engine knows {', '.join(PREDICTIONS)}"
-            )
+            problem = f"{source.id!r} predicts {self.prediction!r}"
+            raise SettingError("prior", problem, f"use one of {', '.join(PREDICTIONS)}")
         abar = scheduler.alphas_cumprod.double()
         # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
         sigmas = ((1 - abar) / abar).sqrt()[abar > 0]
@@ -187,8 +186,8 @@ def load_prior(
     2^-11 for float16 and 2^-8 for bfloat16, and g, what D multiplies the network's output of order
     1 with, is sigma for eps and score models, sigma / sqrt(1 + sigma^2) for v and 1 for samples. A
     network that overflows in float16 wants bfloat16. Only safetensors are read, those of variant
-    "fp16" where there are no others. Raises ValueError with the reason when there is no such prior,
-    the engine does not know its kind, or a folder's digest is not the given `revision`.
+    "fp16" where there are no others. Raises SettingError when there is no such prior, the engine
+    does not know its kind, or a folder's digest is not the given `revision`.
     """
     source = find_prior(id, revision, local_files_only)
     device = torch.device(device)
@@ -196,14 +195,14 @@ def load_prior(
         dtype = torch.float32 if device.type == "cpu" else torch.float16
     pipeline = source.index().get("_class_name")
     if pipeline not in FAMILIES:
-        raise ValueError(
-            f"prior {id!r} is a {pipeline}; this engine loads {', '.join(sorted(FAMILIES))}"
-        )
+        fix = f"use one of {', '.join(sorted(FAMILIES))}"
+        raise SettingError("prior", f"{id!r} is a {pipeline}", fix)
     home = importlib.import_module(f"sjc_engine.priors.families.{FAMILIES[pipeline]}")
     try:
         prior: Prior = home.load(source, device, dtype)
     except OSError as error:
-        raise ValueError(f"prior {id!r} cannot be loaded: {error}") from error
+        fix = "download it again, or name another"
+        raise SettingError("prior", f"{id!r} cannot be loaded ({error})", fix) from error
     return prior
 
 

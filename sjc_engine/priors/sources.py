@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sjc_engine.errors import SettingError
+
 _WEIGHTS = Path(__file__).parents[1] / "toybox" / "weights"
 BUILTINS = {"toybox": _WEIGHTS / "prior", "toybox-duck": _WEIGHTS / "duck"}
 # model_index.json's _class_name -> the module of `sjc_engine.priors` that loads such a model
@@ -95,24 +97,45 @@ class PriorSource:
 def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> PriorSource:
     """Resolve a prior's name to its weights without loading them.
 
-    Raises ValueError when the name is neither a builtin, an existing folder nor "owner/name", or
+    Raises SettingError when the name is neither a builtin, an existing folder nor "owner/name", or
     when the hub has no such model at this revision.
     """
+    if error := prior_error(id):
+        raise error
     folder = BUILTINS.get(id, Path(id))
     if folder.is_dir():
-        if not (folder / INDEX).is_file():
-            raise ValueError(f"prior {id!r}: no model_index.json; not a diffusers model folder")
         digest = folder_digest(folder)
         if revision not in (None, digest):
-            raise ValueError(f"prior {id!r} has revision {digest}, not the wanted {revision}")
+            problem = f"{id!r} has revision {digest}, not the wanted {revision}"
+            raise SettingError("prior", problem, "restore those weights, or plan again")
         return PriorSource(id, str(folder), digest, on_hub=False, local_files_only=True)
-    if not HUB_ID.fullmatch(id):
-        raise ValueError(
-            f"unknown prior {id!r}: use {', '.join(BUILTINS)}, a folder in diffusers layout"
-            " that exists, or a hub id such as owner/name"
-        )
     commit = hub_file("prior", id, INDEX, revision, local_files_only).parent.name
     return PriorSource(id, id, commit, on_hub=True, local_files_only=local_files_only)
+
+
+def prior_error(id: str) -> SettingError | None:
+    """What is wrong with a prior's name, as far as this machine knows; the hub is not asked."""
+    folder = BUILTINS.get(id, Path(id))
+    if not folder.is_dir():
+        return None if HUB_ID.fullmatch(id) else unknown("prior", id)
+    fix = "name a diffusers model folder"
+    if not (folder / INDEX).is_file():
+        return SettingError("prior", f"the folder {folder} has no {INDEX}", fix)
+    try:
+        kind = str(json.loads((folder / INDEX).read_text("utf-8")).get("_class_name"))
+    except (AttributeError, OSError, ValueError):
+        return SettingError("prior", f"{folder / INDEX} is not readable", fix)
+    if kind in FAMILIES:
+        return None
+    fix = f"use one with {', '.join(FAMILIES)}"
+    return SettingError("prior", f"the folder {folder} has a {kind!r:.60}", fix)
+
+
+def unknown(key: str, id: str) -> SettingError:
+    """The error for the name of a model that is neither embedded, a folder nor on the hub."""
+    embedded = ", ".join(BUILTINS) if key == "prior" else "toybox"
+    fix = f"use {embedded}, an existing folder, or owner/name on the hub"
+    return SettingError(key, f"{id!r:.60} is unknown", fix)
 
 
 def family_of(id: str) -> tuple[str, dict[str, Any]]:
@@ -191,7 +214,7 @@ def hub_file(
 ) -> Path:
     """A file of a prior or judge in the local cache; its folder is named after the commit.
 
-    Raises ValueError, saying what to do, when the hub has no such model at this revision.
+    Raises SettingError, with `kind` as its key, when the hub has no such model at this revision.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
@@ -199,13 +222,10 @@ def hub_file(
     try:
         return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
     except GatedRepoError as error:
-        raise ValueError(
-            f"{kind} {id!r} asks you to accept its licence first: do so on"
-            f" https://huggingface.co/{id}, then run `hf auth login` here"
-        ) from error
+        fix = f"do so on https://huggingface.co/{id}, then run `hf auth login` here"
+        raise SettingError(kind, f"{id!r} asks you to accept its licence first", fix) from error
     except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        hint = f"; its weights are now at {MOVED[id]}" if id in MOVED else ""
-        raise ValueError(
-            f"{kind} {id!r} is neither an existing folder nor available from the hub{hint}"
-            f" ({error}); on a machine with access run: hf download {MOVED.get(id, id)}"
-        ) from error
+        hint = f", and its weights are now at {MOVED[id]}" if id in MOVED else ""
+        problem = f"{id!r} is neither an existing folder nor available from the hub{hint} ({error})"
+        fix = f"on a machine with access run: hf download {MOVED.get(id, id)}"
+        raise SettingError(kind, problem, fix) from error

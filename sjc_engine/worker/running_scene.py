@@ -137,5 +137,5 @@ def _image(path: str | None, spec: AssetSpec) -> InputImage | None:
     """The picture that the spec means. Raises ImageError."""
     image = None if path is None else read_image(path)
     if (image and image.sha256) != spec.image:
-        raise ImageError(f"picture {path} has changed since this run was planned; run it again")
+        raise ImageError("image", f"{path} has changed since this run was planned", "run it again")
     return image

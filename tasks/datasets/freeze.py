@@ -133,7 +133,7 @@ def _begin(
             continue
         except Damaged as error:
             raise SelectionError(
-                f"-o {store.url}: {name} is damaged ({error.problem}); name another folder"
+                f"-o {store.url}: {name} is damaged ({error.flaw}); name another folder"
             ) from error
         if found.get("selection") != digest:
             kind = "a" if name == MANIFEST else "an unfinished"

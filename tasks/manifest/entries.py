@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.presets import PRESETS, Value
+from sjc_engine.errors import SettingError
+from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import ImageError, check_image
-from sjc_engine.priors.sources import BUILTINS, FAMILIES, HUB_ID
-from sjc_engine.recipes import RECIPE_KEYS, Recipe
-from tasks.manifest.files import META, Record, Records, shown
+from sjc_engine.priors.sources import HUB_ID, prior_error, unknown
+from sjc_engine.recipes import RECIPE_KEYS, Recipe, check_preset
+from tasks.manifest.files import META, shown
 
 MAX_CELL = 100_000  # characters
 MAX_ID = 128
@@ -29,7 +28,10 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Row:
-    """One entry as the manifest asks for it; a seed range makes one Row for each seed."""
+    """One entry as the manifest asks for it; a seed range makes one Row for each seed.
+
+    line: physical, 0 for what the command line asks for.
+    """
 
     manifest: str  # its file
     manifest_sha256: str
@@ -61,14 +63,16 @@ class Memo:
 
 
 class RowReader:
-    """Reads the cells of one record. Problems go to `records`, and set `failed`."""
+    """Reads the cells of one row; what is wrong with them goes to `errors`, under its column.
 
-    def __init__(self, record: Record, records: Records, memo: Memo) -> None:
-        self.cells = record.cells
+    folder: where paths of images start, None if the manifest is on S3.
+    """
+
+    def __init__(self, cells: Mapping[str, Any], folder: Path | None, memo: Memo) -> None:
+        self.cells = cells
+        self.folder = folder
         self.memo = memo
-        self.line = record.line
-        self.records = records
-        self.failed = False
+        self.errors: list[SettingError] = []
         self.given: dict[str, Any] = {}  # the cells that are not blank
         for column, value in self.cells.items():
             if value != "":
@@ -76,9 +80,8 @@ class RowReader:
                 if not (isinstance(value, str) and value.isspace()):
                     self.given[column] = value
 
-    def add_problem(self, column: str, problem: str, fix: str) -> None:
-        self.records.add_problem(self.line, column, problem, fix)
-        self.failed = True
+    def add_error(self, column: str, problem: str, fix: str) -> None:
+        self.errors.append(SettingError(column, problem, fix))
 
     def row_id(self) -> str:
         """The given id; "" if there is none or it is not valid."""
@@ -86,24 +89,24 @@ class RowReader:
         if value is None:
             return ""
         if not isinstance(value, str) and type(value) is not int:
-            self.add_problem("id", *_not_text(value))
+            self.add_error("id", *_not_text(value))
             return ""
         text = str(value)
         if not _ID.fullmatch(text) or text in (".", ".."):
             fix = "use 1 to 128 of A-Z a-z 0-9 . _ - (and not . or .. alone)"
-            self.add_problem("id", f"{shown(text)!r} is no id", fix)
+            self.add_error("id", f"{shown(text)!r} is no id", fix)
             return ""
         return text
 
-    def rows(self, row_id: str) -> list[Row]:
-        """The record's entries under this id, which mean nothing if it has `failed`."""
+    def rows(self, row_id: str, manifest: str, manifest_sha256: str, line: int) -> list[Row]:
+        """The row's entries under this id, which mean nothing if there are `errors`."""
         seeds, ranged = self._seeds()
         image_path, image = self._image()
         prior = self._prior()
         row = Row(
-            manifest=self.records.file,
-            manifest_sha256=self.records.sha256,
-            line=self.line,
+            manifest=manifest,
+            manifest_sha256=manifest_sha256,
+            line=line,
             row_id=row_id,
             prompt=self._prompt(),
             negative_prompt=self._text("negative_prompt"),
@@ -118,9 +121,7 @@ class RowReader:
         )
         rows = [replace(row, seed=s, row_id=f"{row_id}-s{s}") for s in seeds] if ranged else [row]
         if any(len(row.row_id) > MAX_ID for row in rows):
-            self.add_problem(
-                "id", f"is longer than {MAX_ID} characters with its seed", "shorten it"
-            )
+            self.add_error("id", f"is longer than {MAX_ID} characters with its seed", "shorten it")
         return rows
 
     def _text(self, column: str) -> str:
@@ -128,7 +129,7 @@ class RowReader:
         value = self.given.get(column)
         if value is None or isinstance(value, str):
             return value or ""
-        self.add_problem(column, *_not_text(value))
+        self.add_error(column, *_not_text(value))
         return ""
 
     def _check_characters(self, column: str, value: Any) -> None:
@@ -137,14 +138,14 @@ class RowReader:
                 continue
             if len(text) > MAX_CELL:
                 problem = f"has {len(text):,} characters, and the limit is {MAX_CELL:,}"
-                self.add_problem(shown(column), problem, "shorten it; a quote may not be closed")
+                self.add_error(shown(column), problem, "shorten it; a quote may not be closed")
             elif found := _CONTROL.search(text):
                 problem = f"has the control character {found[0]!a}"
-                self.add_problem(shown(column), problem, "remove it, or write a space")
+                self.add_error(shown(column), problem, "remove it, or write a space")
 
     def _prompt(self) -> str:
         if self.given.get("prompt") is None:
-            self.add_problem("prompt", "is blank", "write what to make, or remove the row")
+            self.add_error("prompt", "is blank", "write what to make, or remove the row")
         return self._text("prompt")
 
     def _seeds(self) -> tuple[list[int], bool]:
@@ -157,16 +158,16 @@ class RowReader:
         found = _SEEDS.fullmatch(value.strip()) if isinstance(value, str) else None
         if found is None:
             fix = "write a whole number from 0, or a range such as 0-3"
-            self.add_problem("seed", f"{shown(str(value))!r} is no seed", fix)
+            self.add_error("seed", f"{shown(str(value))!r} is no seed", fix)
             return [0], False
         first, last = int(found[1]), int(found[2] or found[1])
         if last > MAX_SEED:
-            self.add_problem("seed", f"{last} is too large", f"use at most {MAX_SEED}")
+            self.add_error("seed", f"{last} is too large", f"use at most {MAX_SEED}")
         elif last < first:
-            self.add_problem("seed", f"{value} counts down", f"write {last}-{first}")
+            self.add_error("seed", f"{value} counts down", f"write {last}-{first}")
         elif last - first >= MAX_SEEDS:
             problem = f"{value} is {last - first + 1:,} seeds"
-            self.add_problem("seed", problem, f"write at most {MAX_SEEDS:,} in one row")
+            self.add_error("seed", problem, f"write at most {MAX_SEEDS:,} in one row")
         else:
             return list(range(first, last + 1)), found[2] is not None
         return [0], False
@@ -175,47 +176,44 @@ class RowReader:
         text = self._text("image")
         if not text:
             return None, None
-        if self.records.folder is None and not Path(text).is_absolute():
+        if self.folder is None and not Path(text).is_absolute():
             fix = "copy manifest and pictures into a folder, or give a path on this machine"
-            self.add_problem("image", "pictures beside a manifest on S3 are not read", fix)
+            self.add_error("image", "pictures beside a manifest on S3 are not read", fix)
             return None, None
-        path = (self.records.folder or Path()) / text
+        path = (self.folder or Path()) / text
         try:
             return path, self.memo.get(("image", text), check_image, path)
         except ImageError as error:
-            problem, fix = split_error(error)
-            if not path.exists():
-                fix = "give its path from the manifest's folder"
-            self.add_problem("image", problem, fix)
+            fix = error.fix if path.exists() else "give its path from the manifest's folder"
+            self.add_error("image", error.problem, fix)
             return None, None
 
     def _prior(self) -> str | None:
         text = self._text("prior").strip()
-        if text and (problem := self.memo.get(("prior", text), prior_problem, text)):
-            self.add_problem("prior", *problem)
+        if text and (error := self.memo.get(("prior", text), prior_error, text)):
+            self.errors.append(error)
             return None
         return text or None
 
     def _recipe(self, prior: str | None) -> str | None:
         text = self._text("recipe").strip()
         question = "recipe", prior, text
-        if text and (problem := self.memo.get(question, recipe_problem, prior, text)):
-            self.add_problem("recipe", *problem)
+        if text and (error := self.memo.get(question, preset_error, prior, text)):
+            self.errors.append(error)
         return text or None
 
     def _overrides(self) -> dict[str, Value]:
         overrides = {key: value for key, value in self.given.items() if key in RECIPE_KEYS}
         for key, value in overrides.items():
             # True, 1 and 1.0 are equal, and are not the same in a recipe.
-            for problem in self.memo.get((key, repr(value)), key_problems, key, value):
-                self.add_problem(key, *problem)
+            self.errors += self.memo.get((key, repr(value)), key_errors, key, value)
         return overrides
 
     def _tags(self) -> list[str]:
         value = self.given.get("tags")
         tags = value if isinstance(value, list) else self._text("tags").split(";")
         if not all(isinstance(tag, str) for tag in tags):
-            self.add_problem("tags", f"{shown(repr(value))} is not a list of text", 'write "a;b"')
+            self.add_error("tags", f"{shown(repr(value))} is not a list of text", 'write "a;b"')
             return []
         return list(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
 
@@ -225,98 +223,51 @@ class RowReader:
             if not column.startswith(META):
                 continue
             if not isinstance(value, str | int | float):
-                self.add_problem(shown(column), *_not_text(value))
+                self.add_error(shown(column), *_not_text(value))
             text = str(value).lower() if isinstance(value, bool) else str(value)
             meta[column.removeprefix(META)] = text
         return meta
 
 
-def key_problems(key: str, value: Value) -> list[tuple[str, str]]:
-    """What is wrong with a recipe key's value, whatever the preset, and the fixes."""
-    found = []
-    try:
-        Recipe().override({key: value})
-    except ValueError as error:
-        # An error that names two keys depends on the preset, which is not known here.
-        if keys_named_in(error) == [key]:
-            found.append(split_error(error, key))
-    if key in WEIGHTS and isinstance(value, str) and (problem := WEIGHTS[key](value.strip())):
-        found.append(problem)
+def key_errors(key: str, value: Value) -> list[SettingError]:
+    """What is wrong with a recipe key's value, whatever the preset."""
+    # What conflicts with another key may fit the preset's value of it.
+    found = [error for error in Recipe().problems({key: value}) if not error.conflicts]
+    if not found and key in WEIGHTS and (error := WEIGHTS[key](str(value).strip())):
+        found.append(error)
     return found
+
+
+def preset_error(prior: str | None, recipe: str) -> SettingError | None:
+    """What is wrong with a preset's name; without a prior it may be any family's."""
+    try:
+        if prior is None:
+            check_preset(recipe)
+        else:
+            Recipe.for_prior(prior, recipe)
+    except SettingError as error:
+        return error
+    return None
+
+
+def judge_error(judge: str) -> SettingError | None:
+    """What is wrong with a judge's name; neither its files nor the hub are read."""
+    if judge == "toybox" or Path(judge).is_dir() or HUB_ID.fullmatch(judge):
+        return None
+    return unknown("judge", judge)
+
+
+def lpips_error(lpips: str) -> SettingError | None:
+    """The same for LPIPS weights."""
+    if lpips == "none" or Path(lpips).is_dir():
+        return None
+    fix = "write none, or a folder of weights (docs/tables.md)"
+    return SettingError("lpips", f"{lpips!r:.60} is not a folder", fix)
+
+
+# Recipe keys that name what an evaluation loads.
+WEIGHTS = {"judge": judge_error, "lpips": lpips_error}
 
 
 def _not_text(value: Any) -> tuple[str, str]:
     return f"{shown(repr(value))} is not text", "put it in quotes"
-
-
-def prior_problem(prior: str) -> tuple[str, str] | None:
-    """What is wrong with a prior's name, and the fix; the hub is not asked."""
-    if prior in BUILTINS:
-        return None
-    folder = Path(prior)
-    if folder.is_dir():
-        return _index_problem(folder)
-    if HUB_ID.fullmatch(prior):
-        return None
-    fix = f"use {', '.join(BUILTINS)}, an existing folder, or owner/name on the hub"
-    return f"{shown(prior)!r} is unknown", fix
-
-
-def _index_problem(folder: Path) -> tuple[str, str] | None:
-    fix = "name a diffusers model folder"
-    if not (folder / "model_index.json").is_file():
-        return f"the folder {folder} has no model_index.json", fix
-    try:
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        kind = str(index.get("_class_name"))
-    except (AttributeError, OSError, ValueError):
-        return f"{folder}/model_index.json is not readable", fix
-    if kind not in FAMILIES:
-        return f"the folder {folder} has a {shown(kind)}", f"use one with {', '.join(FAMILIES)}"
-    return None
-
-
-def recipe_problem(prior: str | None, recipe: str) -> tuple[str, str] | None:
-    """What is wrong with a preset's name, and the fix; without a prior it may be any family's."""
-    if prior is not None:
-        try:
-            Recipe.for_prior(prior, recipe)
-        except ValueError as error:
-            return split_error(error)
-        return None
-    known = list(dict.fromkeys(name for family in PRESETS.values() for name in family))
-    if recipe in known:
-        return None
-    close = difflib.get_close_matches(recipe, known, n=1)
-    fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
-    return f"{shown(recipe)!r} is unknown", fix
-
-
-def judge_problem(judge: str) -> tuple[str, str] | None:
-    """What is wrong with a judge's name, and the fix; neither its files nor the hub are read."""
-    if judge == "toybox" or Path(judge).is_dir() or HUB_ID.fullmatch(judge):
-        return None
-    fix = "use toybox, an existing folder, or owner/name on the hub"
-    return f"{shown(judge)!r} is unknown", fix
-
-
-def lpips_problem(lpips: str) -> tuple[str, str] | None:
-    """The same for LPIPS weights."""
-    if lpips == "none" or Path(lpips).is_dir():
-        return None
-    return f"{shown(lpips)!r} is no folder", "write none, or a folder of weights (docs/tables.md)"
-
-
-# Recipe keys that name what an evaluation loads.
-WEIGHTS = {"judge": judge_problem, "lpips": lpips_problem}
-
-
-def split_error(error: ValueError | str, key: str = "") -> tuple[str, str]:
-    """The engine's message as problem and fix; `key` names the column, and need not come twice."""
-    problem, _, fix = str(error).partition("; ")
-    return problem.removeprefix(f"{key} = "), fix or "see docs/manifests.md for its values"
-
-
-def keys_named_in(error: ValueError) -> list[str]:
-    """The recipe keys that an error of the engine names, in its order."""
-    return [word for word in re.findall(r"\w+", str(error)) if word in RECIPE_KEYS]

@@ -108,8 +108,7 @@ def _read_s3(manifest: str) -> list[Records]:
             raise _unreadable(manifest, "holds no manifest", _ADD)
         files = [(store.uri(name), store.get_bytes(name)) for name in sorted(names)]
     except StoreError as error:
-        problem, _, fix = str(error).rstrip(".").partition("; ")
-        raise _unreadable(manifest, problem, fix) from error
+        raise _unreadable(manifest, error.problem, error.fix) from error
     found = []
     for name, data in files:
         records = Records(name, None, open=partial(io.BytesIO, data))

@@ -64,12 +64,14 @@ def read_rows(manifest: str | Path) -> Manifest:
     for records in sources:
         memo = Memo()
         for record in records:
-            reader = RowReader(record, records, memo)
+            reader = RowReader(record.cells, records.folder, memo)
             place, row_id = (records.file, record.line), reader.row_id()
             if row_id and (first := given.setdefault(row_id, place)) != place:
-                reader.add_problem("id", *_is_taken(row_id, first, place[0]))
-            rows = reader.rows(row_id)
-            found.append(_Entries(row_id, rows, not reader.failed, records))
+                reader.add_error("id", *_is_taken(row_id, first, place[0]))
+            rows = reader.rows(row_id, records.file, records.sha256, record.line)
+            for error in reader.errors:
+                records.add_problem(record.line, error.key, error.problem, error.fix)
+            found.append(_Entries(row_id, rows, not reader.errors, records))
             count += len(rows)
             if count > MAX_ROWS:
                 raise ManifestError([_too_many(*place)])

@@ -12,9 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
-from sjc_engine.priors.conditioning import NO_SILHOUETTE, mismatches, read_image
-from sjc_engine.priors.sources import takes_image
+from sjc_engine.priors.conditioning import mismatches, no_silhouette, read_image
+from sjc_engine.priors.sources import prior_error, takes_image
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
@@ -22,11 +23,8 @@ from tasks.manifest.entries import (
     WEIGHTS,
     Memo,
     Row,
-    key_problems,
-    keys_named_in,
-    prior_problem,
-    recipe_problem,
-    split_error,
+    key_errors,
+    preset_error,
 )
 from tasks.manifest.files import ManifestError, Problem
 from tasks.manifest.reading import Manifest, line_in, read_manifest, read_rows
@@ -112,7 +110,7 @@ def resolve(
     """The assets that rows ask for. A row's value wins, then the command line's, then the preset's.
 
     `prior`, `recipe` and `overrides` are the command line's. `prior_revision` returns a prior's
-    revision, or raises ValueError.
+    revision, or raises SettingError.
     """
     resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
     entries: list[Entry] = []
@@ -160,10 +158,6 @@ def _warnings(entry: Entry, entries: list[Entry]) -> list[str]:
     return found
 
 
-# A recipe, and what is wrong with it: column or recipe key, problem, fix.
-_Settled = tuple[Recipe, list[tuple[str, str, str]]]
-
-
 class _Resolver:
     """Rows to specs under one command line; collects what is wrong."""
 
@@ -180,11 +174,9 @@ class _Resolver:
         self.problems: list[Problem] = []
         self.memo = Memo()
         self._used: set[str] = set()  # options that decide something
-        for key in overrides.keys() - self.overrides.keys():
-            try:
-                Recipe().override({key: overrides[key]})
-            except ValueError as error:
-                self._add_problem(None, f"--set {key}", *split_error(error))
+        unknown = {k: v for k, v in overrides.items() if k not in RECIPE_KEYS}
+        for error in Recipe().problems(unknown):
+            self._add_problem(None, f"--set {error.key}", error)
 
     def spec(self, row: Row) -> AssetSpec:
         """What the row asks for, meaningless if there are problems."""
@@ -194,13 +186,12 @@ class _Resolver:
             row.prior, row.recipe, repr(row.overrides), row.image is None, not row.negative_prompt
         )  # fmt: skip
         revision, wrong = self.memo.get(("revision", prior), self._revision, prior)
-        settled: _Settled = self.memo.get(question, self._settle, row, prior)
-        recipe, found = settled
-        problems = [("prior", *wrong), *found] if wrong else [*found]
+        recipe, found = self.memo.get(question, self._settle, row, prior)
+        errors = [*wrong, *found]
         if recipe.optimize.silhouette_weight and row.image_path and takes_image(prior):
-            problems += self.memo.get(("silhouette", row.image), _silhouette, row.image_path)
-        for column, problem, fix in problems:
-            self._add_problem(*self._origin(row, column), problem, fix)
+            errors += self.memo.get(("silhouette", row.image), _silhouette, row.image_path)
+        for error in errors:
+            self._add_problem(*self._origin(row, error), error)
         return AssetSpec(
             prompt=row.prompt,
             negative_prompt=row.negative_prompt,
@@ -223,91 +214,83 @@ class _Resolver:
     def check_unused(self) -> None:
         """Adds the problems of options that no row needed."""
         reported = {problem.column for problem in self.problems if problem.file == COMMAND_LINE}
-        found = {f"--set {key}": key_problems(key, value) for key, value in self.overrides.items()}
-        if self.prior and (wrong := self._prior_problem(self.prior)):
-            found["--prior"] = [wrong]
-        if self.recipe and (wrong := recipe_problem(None, self.recipe)):
-            found["--recipe"] = [wrong]
+        found = {f"--set {key}": key_errors(key, value) for key, value in self.overrides.items()}
+        if self.prior and (error := self._prior_error(self.prior)):
+            found["--prior"] = [error]
+        if self.recipe and (error := preset_error(None, self.recipe)):
+            found["--recipe"] = [error]
         for option in (option for option in found if option not in reported):
-            for problem, fix in found[option]:
-                self._add_problem(None, option, problem, fix)
+            for error in found[option]:
+                self._add_problem(None, option, error)
 
-    def _add_problem(self, row: Row | None, column: str, problem: str, fix: str) -> None:
+    def _add_problem(self, row: Row | None, column: str, error: SettingError) -> None:
         """A problem of a row or, without one, of the command line."""
-        file, line = (COMMAND_LINE, None) if row is None else (row.manifest, row.line)
-        self.problems.append(Problem(file, line, column, problem, fix))
+        file, line = (COMMAND_LINE, None) if row is None else (row.manifest, row.line or None)
+        self.problems.append(Problem(file, line, column, error.problem, error.fix))
 
-    def _origin(self, row: Row, column: str) -> tuple[Row | None, str]:
+    def _origin(self, row: Row, error: SettingError) -> tuple[Row | None, str]:
         """Where a value comes from: a column of the row, or an option of the command line."""
-        if column == "prior" and not row.prior:
+        key = error.key
+        if key == "prior" and not row.prior:
             return None, "--prior"
-        if column == "recipe" and not row.recipe:
+        if key == "recipe" and not row.recipe:
             return (row, "prior") if row.prior else (None, "--recipe")
-        if column in self.overrides and column not in row.overrides:
-            return None, f"--set {column}"
-        return row, column
+        # Of values that conflict, one that the user wrote, and the row's before the command line's.
+        keys = (key, *error.conflicts)
+        if own := [key for key in keys if key in row.overrides]:
+            return row, own[0]
+        if given := [key for key in keys if key in self.overrides]:
+            return None, f"--set {given[0]}"
+        return row, key
 
-    def _prior_problem(self, prior: str) -> tuple[str, str] | None:
-        problem: tuple[str, str] | None = self.memo.get(("prior", prior), prior_problem, prior)
-        return problem
+    def _prior_error(self, prior: str) -> SettingError | None:
+        error: SettingError | None = self.memo.get(("prior", prior), prior_error, prior)
+        return error
 
-    def _revision(self, prior: str) -> tuple[str, tuple[str, str] | None]:
+    def _revision(self, prior: str) -> tuple[str, list[SettingError]]:
         """The prior's revision, "" with what is wrong; it may read all weights, or ask the hub."""
-        if wrong := self._prior_problem(prior):
-            return "", wrong
+        if error := self._prior_error(prior):
+            return "", [error]
         try:
-            return self.prior_revision(prior) or "", None
-        except ValueError as error:
-            return "", split_error(error)
+            return self.prior_revision(prior) or "", []
+        except SettingError as error:
+            return "", [error]
 
-    def _settle(self, row: Row, prior: str) -> _Settled:
-        """A row's recipe, and what does not go together: prior, picture, settings for pictures."""
+    def _settle(self, row: Row, prior: str) -> tuple[Recipe, list[SettingError]]:
+        """A row's recipe, and what does not go together: prior, image, settings for images."""
         self._used |= {f"--set {key}" for key in self.overrides.keys() - row.overrides.keys()}
         self._used |= {
             o for o, own in (("--prior", row.prior), ("--recipe", row.recipe)) if not own
         }
         name = row.recipe or self.recipe
-        if self._prior_problem(prior):  # which presets fit it is unknown
-            wrong = recipe_problem(None, name) if name and not row.recipe else None
-            return Recipe(), [("recipe", *wrong)] if wrong else []
+        if self._prior_error(prior):  # which presets fit it is unknown
+            wrong = preset_error(None, name) if name and not row.recipe else None
+            return Recipe(), [wrong] if wrong else []
         try:
-            preset = Recipe.for_prior(prior, name)
-        except ValueError as error:
-            recipe, problems = Recipe(), [("recipe", *split_error(error))]
+            recipe = Recipe.for_prior(prior, name)
+        except SettingError as error:
+            recipe, errors = Recipe(), [error]
         else:
-            recipe, problems = self._override(preset, row)
-        for key, problem_of in WEIGHTS.items():
-            wrong = problem_of(getattr(recipe.evaluate, key))
-            if wrong and key not in row.overrides:
-                problems.append((key, *wrong))
+            values = {**self.overrides, **row.overrides}
+            errors = wrong = recipe.problems(values)
+            while wrong:  # the rest is checked with what is right
+                keys = {key for error in wrong for key in (error.key, *error.conflicts)}
+                values = {key: value for key, value in values.items() if key not in keys}
+                wrong = recipe.problems(values)
+            recipe = recipe.override(values)
+        for key, error_of in WEIGHTS.items():
+            error = error_of(getattr(recipe.evaluate, key))
+            if error and key not in row.overrides:
+                errors.append(error)
         found = mismatches(
             prior, takes_image(prior), row.image is not None, row.negative_prompt, recipe.optimize
         )
-        problems += [(key, *split_error(problem)) for key, problem in found]
-        return recipe, problems
-
-    def _override(self, recipe: Recipe, row: Row) -> tuple[Recipe, list[tuple[str, str, str]]]:
-        """The preset with the command line's values and then the row's, and what is wrong.
-
-        The engine stops at the first mistake; leaving it out finds the next one.
-        """
-        values = {**self.overrides, **row.overrides}
-        problems: list[tuple[str, str, str]] = []
-        while True:
-            try:
-                return recipe.override(values), problems
-            except ValueError as error:
-                named = [key for key in keys_named_in(error) if key in values]
-                key = next((key for key in named if key in row.overrides), named[0])
-                problems.append((key, *split_error(error, key)))
-                del values[key]
+        return recipe, [*errors, *found]
 
 
-def _silhouette(picture: Path) -> list[tuple[str, str, str]]:
-    """What is wrong with a picture whose silhouette is asked for."""
-    if read_image(picture).opacity is not None:
-        return []
-    return [("silhouette_weight", *split_error(NO_SILHOUETTE))]
+def _silhouette(image: Path) -> list[SettingError]:
+    """What is wrong with an image whose silhouette is asked for."""
+    return [no_silhouette()] if read_image(image).opacity is None else []
 
 
 def recipe_diff(prior: str, recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -238,7 +238,7 @@ def load_plan(store: Store, plan_id: str) -> ShardPlan:
             f"{store.url} has no plan {plan_id}; `sjc dispatch` puts it there"
         ) from error
     except Damaged as error:
-        raise PlanError(error.problem) from error
+        raise PlanError(error.flaw) from error
     if plan.id != plan_id:
         raise PlanError(f"{store.uri(plan_key(plan_id))} is damaged; delete it and dispatch again")
     return plan

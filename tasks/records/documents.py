@@ -154,7 +154,8 @@ def finished_manifest(store: Store, asset_id: str) -> Document:
     if manifest is None:
         raise NotInStore(
             f"{store.uri(layout.marker_key(asset_id))} is missing although the tables say that the"
-            f" asset is finished; see what `sjc verify --store {store.url}` finds."
+            " asset is finished",
+            f"see what `sjc verify --store {store.url}` finds",
         )
     return manifest
 
@@ -203,15 +204,16 @@ def check_usable(store: Store) -> None:
     for name, version in OURS.items():
         if found[name] > version:
             raise NewerStore(
-                f"{store.url} has {name} version {found[name]} and this program knows up to "
-                f"{version}; nothing was written, use a newer sjc."
+                f"{store.url} has {name} version {found[name]} and this program knows up to"
+                f" {version}",
+                "nothing was written, use a newer sjc",
             )
     for name in ("assets", "runs"):
         if _is_empty(store, f"{name}/") and not _is_empty(store, f"tables/{name}/"):
             raise StoreError(
-                f"{store.uri(name)} is empty although the tables list {name}; nothing was written."
-                " Mount or copy all of the store; if this was deleted on purpose, delete "
-                f"{store.uri('tables')} too."
+                f"{store.uri(name)} is empty although the tables list {name}; nothing was written",
+                "mount or copy all of the store; if this was deleted on purpose, delete"
+                f" {store.uri('tables')} too",
             )
 
 
@@ -230,8 +232,9 @@ def _format(store: Store) -> Document | None:
         return None
     except Damaged as error:
         raise StoreError(
-            f"{store.uri(layout.FORMAT)} is damaged ({error.problem}), so nobody knows which"
-            " version wrote the store; nothing was written. Delete it if no newer sjc ever did."
+            f"{store.uri(layout.FORMAT)} is damaged ({error.flaw}), so nobody knows which"
+            " version wrote the store; nothing was written",
+            "delete it if no newer sjc ever did",
         ) from error
 
 

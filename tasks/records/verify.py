@@ -133,8 +133,8 @@ def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
     findings = list(findings)
     if unread := unreadable(findings):
         raise StoreError(
-            f"{len(unread)} files of {store.url} could not be read, so nothing was repaired; the "
-            f"first is {unread[0]}"
+            f"{len(unread)} files of {store.url} could not be read, so nothing was repaired; the"
+            f" first is {unread[0]}"
         )
     assets: dict[str, str] = {}
     aside: dict[str, str] = {}
@@ -231,7 +231,7 @@ def _problems(kind: str, key: str, read: Callable[[], T]) -> tuple[T | None, lis
     except NotInStore:
         return None, [Finding(kind, key, "is missing")]
     except Damaged as error:
-        return None, [Finding(kind, key, f"is damaged: {error.problem}")]
+        return None, [Finding(kind, key, f"is damaged: {error.flaw}")]
     except StoreError as error:
         return None, [Finding("unreadable", key, str(error))]
 

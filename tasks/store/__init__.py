@@ -28,4 +28,4 @@ def open_store(url: str | Path, *, writable: bool = True, option: str = "--store
 
         bucket, _, prefix = rest.partition("/")
         return S3Store(bucket, prefix, writable=writable)
-    raise StoreError(f"{text} is not a store; use a directory or s3://bucket/prefix.")
+    raise StoreError(f"{text} is not a store", "use a directory or s3://bucket/prefix")

@@ -8,33 +8,40 @@ import shutil
 from pathlib import Path
 
 _ADVICE = {
-    errno.ENOSPC: "the disk is full; free space there, then run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free space there, then run the same command again",
-    errno.EFBIG: "the file size limit is reached; raise it (ulimit -f)",
-    errno.EACCES: "permission denied; fix its permissions or choose another {place}",
-    errno.EPERM: "the system refuses the write; fix its permissions or choose another {place}",
-    errno.EROFS: "it is on a read-only file system; choose another {place}",
-    errno.ENOENT: "it cannot be made there; choose another {place}",
-    errno.ENOTDIR: "a part of the path is a file; choose another {place}",
-    errno.EEXIST: "it is a file and not a directory; choose another {place}",
-    errno.ENAMETOOLONG: "the path is too long; choose a shorter {place}",
+    errno.ENOSPC: ("the disk is full", "free space there, then run the same command again"),
+    errno.EDQUOT: (
+        "the disk quota is used up",
+        "free space there, then run the same command again",
+    ),
+    errno.EFBIG: ("the file size limit is reached", "raise it (ulimit -f)"),
+    errno.EACCES: ("permission denied", "fix its permissions or choose another {place}"),
+    errno.EPERM: ("the system refuses the write", "fix its permissions or choose another {place}"),
+    errno.EROFS: ("it is on a read-only file system", "choose another {place}"),
+    errno.ENOENT: ("it cannot be made there", "choose another {place}"),
+    errno.ENOTDIR: ("a part of the path is a file", "choose another {place}"),
+    errno.EEXIST: ("it is a file and not a directory", "choose another {place}"),
+    errno.ENAMETOOLONG: ("the path is too long", "choose a shorter {place}"),
 }
 _NO_INODES = (
-    "the file system has no inodes left (`df -i` shows it); delete files there, or choose another"
-    " {place} on a file system with more inodes"
+    "the file system has no inodes left (`df -i` shows it)",
+    "delete files there, or choose another {place} on a file system with more inodes",
 )
 LITTLE = 1 << 20  # bytes: not even a picture fits
 FEW = 16  # inodes, or blocks: what has failed may have given some back by now
 
 
-def disk_advice(error: OSError, place: str = "folder") -> str:
+def disk_problem(error: OSError, place: str = "folder") -> tuple[str, str]:
     """What is wrong, and the fix, for an error of a disk; place: the option to name another."""
     target = error.filename2 or error.filename  # with two, the first is where the data comes from
+    problem, fix = _ADVICE.get(error.errno or 0, (error.strerror or str(error), "check the disk"))
     if error.errno == errno.ENOSPC and isinstance(target, str) and _no_inodes(Path(target)):
-        return _NO_INODES.format(place=place)
-    if known := _ADVICE.get(error.errno or 0):
-        return known.format(place=place)
-    return f"{error.strerror or error}; check the disk"
+        problem, fix = _NO_INODES
+    return problem, fix.format(place=place)
+
+
+def disk_advice(error: OSError, place: str = "folder") -> str:
+    """The same as one phrase."""
+    return "; ".join(disk_problem(error, place))
 
 
 def is_full(folder: Path) -> bool:

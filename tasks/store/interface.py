@@ -34,10 +34,17 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]{0,199}")
 
 
 class StoreError(Exception):
-    """The store, or a file of it, cannot be used; one sentence that ends with what to do.
+    """The store, or a file of it, cannot be used: what is wrong, and what to do.
 
     Says nothing about the content of the store unless it is `Damaged` or `NotInStore`.
     """
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(problem, fix)
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.fix}." if self.fix else self.problem
 
 
 class NotInStore(StoreError):
@@ -45,14 +52,12 @@ class NotInStore(StoreError):
 
 
 class Damaged(StoreError):
-    """A file was read in full, is what the store lists, and its content is wrong: `problem`."""
+    """A file was read in full, is what the store lists, and its content is wrong: `flaw`."""
 
-    def __init__(self, message: str, problem: str) -> None:
-        super().__init__(message)
-        self.problem = problem
-
-    def __reduce__(self) -> tuple[type[Damaged], tuple[str, str]]:
-        return type(self), (str(self), self.problem)
+    def __init__(self, problem: str, fix: str, flaw: str) -> None:
+        super().__init__(problem, fix)
+        self.args = problem, fix, flaw
+        self.flaw = flaw
 
 
 class NewerStore(StoreError):
@@ -162,8 +167,8 @@ def read_checked(store: Store, key: str, check: Callable[[bytes], T]) -> T:
         if listed is not None and listed.agrees(len(data), partial(md5_digest, data)):
             raise damaged(store, key, str(problem)) from problem
     raise WrongBytes(
-        f"Cannot read {store.uri(key)}: what arrives is not what the store lists ({problem}); "
-        "check the network and try again."
+        f"Cannot read {store.uri(key)}: what arrives is not what the store lists ({problem})",
+        "check the network and try again",
     ) from problem
 
 
@@ -182,11 +187,8 @@ def read_committed(store: Store, key: str, check: Callable[[bytes], T]) -> T:
 
 def damaged(store: Store, key: str, problem: str) -> Damaged:
     """The error for a file with wrong content."""
-    return Damaged(
-        f"{store.uri(key)} is damaged ({problem}); mend the store with"
-        f" `sjc verify --repair --store {store.url}`.",
-        problem,
-    )
+    fix = f"mend the store with `sjc verify --repair --store {store.url}`"
+    return Damaged(f"{store.uri(key)} is damaged ({problem})", fix, problem)
 
 
 def check_address(url: str, what: str, instead: str) -> None:
@@ -199,8 +201,9 @@ def check_address(url: str, what: str, instead: str) -> None:
     secret = {"@", ":"} & set(bucket) if scheme == "s3" else "@" in rest  # keys may have an @
     if separator and (secret or "?" in rest):
         raise StoreError(
-            f"There are credentials, or a query, in {what}; use {instead}, and the variables "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE."
+            f"There are credentials, or a query, in {what}",
+            f"use {instead}, and the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or"
+            " AWS_PROFILE",
         )
 
 
@@ -214,7 +217,8 @@ def check_key(key: str) -> str:
     """`key` itself if it is a clean relative path; raises `StoreError` for anything else."""
     if len(key) > 900 or not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):
         raise StoreError(
-            f"{key!r} is not a valid key; use letters, digits and ._=+@- between single slashes."
+            f"{key!r} is not a valid key",
+            "use letters, digits and ._=+@- between single slashes",
         )
     return key
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Protocol, Self
 
 from tasks.records.documents import read_document
-from tasks.store.disk import disk_advice
+from tasks.store.disk import disk_problem
 from tasks.store.interface import AlreadyCommitted, Damaged, NotInStore, Store, StoreError
 from tasks.store.layout import lease_key
 from tasks.store.local import LocalStore
@@ -84,7 +84,8 @@ class FileLeases:
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return True
-            raise StoreError(f"Cannot lock {path}: {disk_advice(error, '--store')}.") from error
+            problem, fix = disk_problem(error, "--store")
+            raise StoreError(f"Cannot lock {path}: {problem}", fix) from error
         self._held[asset_id] = file
         return True
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from sjc_engine.files import is_refusal
-from tasks.store.disk import disk_advice
+from tasks.store.disk import disk_problem
 from tasks.store.interface import (
     TRANSFERS,
     AlreadyCommitted,
@@ -57,9 +57,8 @@ class LocalStore:
                 probe = self._write_temporary(self.root / "probe", io.BytesIO(b"sjc"))[0]
                 probe.unlink()
             elif not self.root.exists():
-                raise StoreError(
-                    f"There is no store at {self.root}; check {option}, or run `sjc run`."
-                )
+                fix = f"check {option}, or run `sjc run`"
+                raise StoreError(f"There is no store at {self.root}", fix)
             elif not self.root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory")
 
@@ -114,8 +113,9 @@ class LocalStore:
                         return None
             except FileNotFoundError as error:
                 raise StoreError(
-                    f"Cannot list {path.parent}: the folder is not there; if a disk is missing,"
-                    " mount it again, and if it was deleted on purpose, delete all of the asset."
+                    f"Cannot list {path.parent}: the folder is not there",
+                    "if a disk is missing, mount it again, and if it was deleted on purpose, delete"
+                    " all of the asset",
                 ) from error
         with self._explained("read", path):
             return Listed(path.lstat().st_size)
@@ -158,7 +158,7 @@ class LocalStore:
         except RuntimeError:  # a link that leads to itself
             inside = False
         if not inside:
-            raise StoreError(f"{path} leaves the store through a symbolic link; remove the link.")
+            raise StoreError(f"{path} leaves the store through a symbolic link", "remove the link")
         return path
 
     def _open(self, key: str) -> BinaryIO:
@@ -192,8 +192,8 @@ class LocalStore:
             except FileNotFoundError as error:
                 if path.parent == self.root:
                     raise StoreError(
-                        f"Cannot read {path}: the store's folder {self.root} is gone; mount its "
-                        f"disk again or check {self._option}."
+                        f"Cannot read {path}: the store's folder {self.root} is gone",
+                        f"mount its disk again or check {self._option}",
                     ) from error
                 if not self._is_listed(path.parent):
                     return False
@@ -224,17 +224,16 @@ class LocalStore:
             return ()
 
     def _hidden(self, path: Path) -> StoreError:
-        return StoreError(
-            f"Cannot read {path}: its folder lists it and it cannot be opened; check the disk."
-        )
+        problem = f"Cannot read {path}: its folder lists it and it cannot be opened"
+        return StoreError(problem, "check the disk")
 
     def _check_complete(self, key: str, source: BinaryIO, size: int) -> None:
         """Raises `WrongBytes` if the file was not read to its end."""
         whole = os.fstat(source.fileno()).st_size
         if size != whole:
             raise WrongBytes(
-                f"Cannot read {self.uri(key)}: only {size:,} of its {whole:,} bytes arrive; check "
-                "the disk and try again."
+                f"Cannot read {self.uri(key)}: only {size:,} of its {whole:,} bytes arrive",
+                "check the disk and try again",
             )
 
     def _explained(self, verb: str, path: Path) -> contextlib.AbstractContextManager[None]:
@@ -256,8 +255,8 @@ class LocalStore:
                         self._check_complete(key, existing, found.bytes)
                         if found != stored:
                             raise AlreadyCommitted(
-                                f"{path} is already committed with other content; nothing was "
-                                "changed, use a new attempt."
+                                f"{path} is already committed with other content",
+                                "nothing was changed, use a new attempt",
                             )
             _flush_directory(path.parent)
         return stored
@@ -329,7 +328,9 @@ def explained(verb: str, path: Path, option: str) -> Iterator[None]:
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError) and verb in ("read", "move"):
-            raise NotInStore(f"Cannot {verb} {path}: it does not exist; check {option}.") from error
+            problem = f"Cannot {verb} {path}: it does not exist"
+            raise NotInStore(problem, f"check {option}") from error
         refused = verb == "write" and option != "folder" and is_refusal(error)
         kind = TakesNoMore if refused else StoreError
-        raise kind(f"Cannot {verb} {path}: {disk_advice(error, option)}.") from error
+        problem, fix = disk_problem(error, option)
+        raise kind(f"Cannot {verb} {path}: {problem}", fix) from error

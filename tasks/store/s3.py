@@ -136,7 +136,8 @@ class S3Store:
             if sizes[0] is None or sizes[0] != sizes[1]:
                 raise StoreError(
                     f"Cannot move {self.uri(key)} to {self.uri(to)}: the copy is not like it, and"
-                    " nothing was deleted; move it by hand."
+                    " nothing was deleted",
+                    "move it by hand",
                 )
             self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
 
@@ -209,8 +210,8 @@ class S3Store:
         found = self._head(key)
         if found not in (None, stored):
             raise AlreadyCommitted(
-                f"{self.uri(key)} is already committed with other content; nothing was changed, "
-                "use a new attempt."
+                f"{self.uri(key)} is already committed with other content",
+                "nothing was changed, use a new attempt",
             )
         return found is not None
 
@@ -289,14 +290,14 @@ class S3Store:
 
     def _hidden(self, key: str) -> StoreError:
         return StoreError(
-            f"Cannot read {self.uri(key)}: the server answers 404 and lists it all the same; check "
-            "AWS_ENDPOINT_URL_S3 and any proxy, and try again later."
+            f"Cannot read {self.uri(key)}: the server answers 404 and lists it all the same",
+            "check AWS_ENDPOINT_URL_S3 and any proxy, and try again later",
         )
 
     def _cut_short(self, key: str, problem: str) -> WrongBytes:
         return WrongBytes(
-            f"Cannot read {self.uri(key)}: it arrives cut short or altered ({problem}); check the "
-            "network and try again."
+            f"Cannot read {self.uri(key)}: it arrives cut short or altered ({problem})",
+            "check the network and try again",
         )
 
 

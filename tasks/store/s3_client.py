@@ -44,21 +44,24 @@ NETWORK_ERRORS = (
 )  # fmt: skip
 
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_EXPIRED = "the credentials have expired; renew them and run the same command again"
-_REGION = "the bucket is in another region; set AWS_DEFAULT_REGION to it"
-_ADVICE = {
-    "NoSuchBucket": "the bucket does not exist; create it or correct its name",
-    "AccessDenied": "these credentials may not do that; allow them to read, write and delete there",
-    "403": "these credentials are wrong or may not do that; " + _CREDENTIALS,
-    "InvalidAccessKeyId": "the access key is unknown there; " + _CREDENTIALS,
-    "SignatureDoesNotMatch": "the secret key is wrong; " + _CREDENTIALS,
+_AGAIN = "and run the same command again"
+_EXPIRED = ("the credentials have expired", f"renew them {_AGAIN}")
+_REGION = ("the bucket is in another region", "set AWS_DEFAULT_REGION to it")
+_ADVICE = {  # by S3's code: what is wrong, and the fix
+    "NoSuchBucket": ("the bucket does not exist", "create it or correct its name"),
+    "AccessDenied": (
+        "these credentials may not do that", "allow them to read, write and delete there"
+    ),
+    "403": ("these credentials are wrong or may not do that", _CREDENTIALS),
+    "InvalidAccessKeyId": ("the access key is unknown there", _CREDENTIALS),
+    "SignatureDoesNotMatch": ("the secret key is wrong", _CREDENTIALS),
     "ExpiredToken": _EXPIRED,
-    "InvalidToken": "the session token is wrong; renew the credentials",
+    "InvalidToken": ("the session token is wrong", "renew the credentials"),
     "RequestExpired": _EXPIRED,
-    "RequestTimeTooSkewed": "this machine's clock is wrong; set it and run the same command again",
+    "RequestTimeTooSkewed": ("this machine's clock is wrong", f"set it {_AGAIN}"),
     "AuthorizationHeaderMalformed": _REGION,
     "PermanentRedirect": _REGION,
-}
+}  # fmt: skip
 
 
 def connect(session: boto3.Session, bucket: str, prefix: str, *, writable: bool) -> S3Client:
@@ -83,8 +86,8 @@ def connect(session: boto3.Session, bucket: str, prefix: str, *, writable: bool)
         plain = Config(request_checksum_calculation="when_required")
         first, work = first.merge(plain), work.merge(plain)
         if not _keeps_files(session.client("s3", config=first), bucket, prefix, sure=True):
-            raise StoreError(f"Cannot use s3://{bucket}/{prefix}: what is written there is read "
-                             "back as something else; use another server.")  # fmt: skip
+            problem = "what is written there is read back as something else"
+            raise StoreError(f"Cannot use s3://{bucket}/{prefix}: {problem}", "use another server")
     return session.client("s3", config=first.merge(work))
 
 
@@ -121,32 +124,33 @@ def error_code(error: Exception) -> str:
 
 @contextlib.contextmanager
 def explained(verb: str, where: str) -> Iterator[None]:
-    """Turn botocore's error into one sentence with the fix."""
+    """Turn botocore's error into a StoreError."""
     try:
         yield
     except (ClientError, OSError, *NETWORK_ERRORS) as error:
         if error_code(error) in MISSING and verb != "list":  # a listing names no key
-            reason = "it does not exist; check the address"
-            raise NotInStore(f"Cannot {verb} {where}: {reason}.") from error
-        raise StoreError(f"Cannot {verb} {where}: {_reason(error)}.") from error
+            problem = f"Cannot {verb} {where}: it does not exist"
+            raise NotInStore(problem, "check the address") from error
+        problem, fix = _problem(error)
+        raise StoreError(f"Cannot {verb} {where}: {problem}", fix) from error
 
 
-def _reason(error: Exception) -> str:
+def _problem(error: Exception) -> tuple[str, str]:
     """What is wrong, and the fix."""
     text = " ".join(str(error).split())[:300]
     match error:
         case ClientError():
             code = error_code(error)
-            return _ADVICE.get(code) or f"the server answers {code}; try again later"
+            return _ADVICE.get(code) or (f"the server answers {code}", "try again later")
         case NoCredentialsError() | PartialCredentialsError():
-            return f"there are no complete AWS credentials; {_CREDENTIALS}"
+            return "there are no complete AWS credentials", _CREDENTIALS
         case CredentialRetrievalError() | SSOError() | TokenRetrievalError():
-            return f"{text}; renew the credentials and run the same command again"
+            return text, f"renew the credentials {_AGAIN}"
         case ParamValidationError():
-            return "this is not a valid bucket; use s3://bucket/prefix"
+            return "this is not a valid bucket", "use s3://bucket/prefix"
         case SSLError():
             authority = "name the file of the server's certificate authority in AWS_CA_BUNDLE"
-            return f"{text}; {authority}, or correct AWS_ENDPOINT_URL_S3"
+            return text, f"{authority}, or correct AWS_ENDPOINT_URL_S3"
     if isinstance(error, NETWORK_ERRORS):
-        return f"{text}; check AWS_ENDPOINT_URL_S3 and the network"
-    return f"{text}; check the local disk"
+        return text, "check AWS_ENDPOINT_URL_S3 and the network"
+    return text, "check the local disk"

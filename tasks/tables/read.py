@@ -155,7 +155,7 @@ def read_files(store: Store, table: str, read: Callable[[Store, str, str], T]) -
             # one that has its rows since. That one was there before the other was deleted.
             if known.keys() >= set(table_keys(store, f"{table}/compacted")):
                 return {key: known[key] for key in keys}
-    raise StoreError(f"The tables in {store.url} change all the time; try again later.")
+    raise StoreError(f"The tables in {store.url} change all the time", "try again later")
 
 
 def read_file(store: Store, table: str, key: str, *, whole: bool = False) -> ds.Dataset:
@@ -192,8 +192,8 @@ def _version(where: str, schema: pa.Schema) -> int:
     found = (schema.metadata or {}).get(b"sjc.version", str(SCHEMA_VERSION).encode()).decode()
     if not found.isdecimal() or int(found) > SCHEMA_VERSION:
         raise NewerStore(
-            f"{where} has schema version {found} and this program reads up to {SCHEMA_VERSION}; "
-            "use a newer sjc."
+            f"{where} has schema version {found} and this program reads up to {SCHEMA_VERSION}",
+            "use a newer sjc",
         )
     return int(found)
 
@@ -279,7 +279,7 @@ def _query_errors(store: Store, files: Mapping[str, Mapping[str, object]]) -> It
     except (MemoryError, duckdb.OutOfMemoryException) as error:
         raise MemoryError(str(error)) from error
     except duckdb.IOException as error:  # of its temporary files: no table is one of its own
-        raise StoreError(f"Cannot query {store.url}: {error}; check TMPDIR's disk.") from error
+        raise StoreError(f"Cannot query {store.url}: {error}", "check TMPDIR's disk") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         for table, found in files.items():
             for key in found:

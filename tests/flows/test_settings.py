@@ -10,10 +10,10 @@ import pytest
 from flows.commands import deploy, run, serve
 from flows.commands.options import parse_overrides, run_settings
 from flows.dispatch import dispatch
-from flows.errors import UsageError
 from flows.generate import generate
 from flows.settings import SHARD_OPTIONS, Settings, default, recorded_command
 from flows.shard import generate_shard
+from sjc_engine.errors import SettingError
 
 OPTIONS = {option.name: default(option) for option in fields(Settings)}
 TYPES = get_type_hints(Settings)
@@ -110,15 +110,15 @@ def test_options_become_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "option"),
+    ("wrong", "key"),
     [
-        ({"limit": 0}, "--limit"),
-        ({"scenes_per_device": 0}, "--scenes-per-device"),
-        ({"timeout": 0.0}, "--timeout"),
-        ({"timeout": float("nan")}, "--timeout"),
-        ({"price_per_hour": -1.0}, "--price-per-hour"),
+        ({"limit": 0}, "limit"),
+        ({"scenes_per_device": 0}, "scenes_per_device"),
+        ({"timeout": 0.0}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"price_per_hour": -1.0}, "price_per_hour"),
     ],
 )
-def test_numbers_out_of_range_are_refused(wrong: dict[str, Any], option: str) -> None:
-    with pytest.raises(UsageError, match=option):
+def test_numbers_out_of_range_are_refused(wrong: dict[str, Any], key: str) -> None:
+    with pytest.raises(SettingError, match=f"^{key}: .* is out of range; use a "):
         Settings("m.csv", **wrong).check()

@@ -1,9 +1,12 @@
 import dataclasses
 import json
+import pickle
+import re
 
 import pytest
 from tiny_priors import build_latent_prior, build_pixel_prior
 
+from sjc_engine.errors import SettingError
 from sjc_engine.presets import PAPER_EXCEPTIONS, presets_of
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import (
@@ -88,9 +91,11 @@ def test_folders_get_the_presets_of_their_layout(tmp_path):
 
 
 def test_a_preset_that_does_not_fit_names_those_that_do():
-    with pytest.raises(ValueError, match=r"does not fit 'toybox'.*: toybox, fast, draft, sds$"):
+    with pytest.raises(
+        ValueError, match=r"does not fit 'toybox'; use one of toybox, fast, draft, sds$"
+    ):
         Recipe.for_prior("toybox", "paper-burger")
-    with pytest.raises(ValueError, match=r"'drat' is unknown .did you mean 'draft'"):
+    with pytest.raises(ValueError, match=r"^recipe: 'drat' is unknown; did you mean 'draft'\?$"):
         Recipe.for_prior("toybox", "drat")
 
 
@@ -115,29 +120,45 @@ def test_text_is_read_as_the_keys_type():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"guidence_scale": 1}, r"unknown recipe key 'guidence_scale' .*'guidance_scale'"),
-        ({"xyzzy": 1}, r"unknown recipe key 'xyzzy'$"),
-        ({"steps": 0}, "steps = 0 is out of range; use 1 to 1,000,000"),
-        ({"steps": 2.5}, "steps = 2.5 is wrong; write a whole number"),
-        ({"steps": "many"}, "steps = 'many' is wrong; write a whole number"),
+        (
+            {"guidence_scale": 1},
+            "guidence_scale: is not a recipe key; did you mean 'guidance_scale'?",
+        ),
+        ({"xyzzy": 1}, "xyzzy: is not a recipe key; see docs/manifests.md for the keys"),
+        ({"steps": 0}, "steps: 0 is out of range; use 1 to 1,000,000"),
+        ({"steps": 2.5}, "steps: 2.5 is wrong; write a whole number"),
+        ({"steps": "many"}, "steps: 'many' is wrong; write a whole number"),
         ({"steps": "inf"}, "write a whole number"),
-        ({"steps": True}, "steps = True is wrong; write a whole number"),
+        ({"steps": True}, "steps: True is wrong; write a whole number"),
         ({"steps": [1]}, "write a whole number"),
-        ({"lr": "nan"}, "lr = nan is out of range"),
-        ({"lr": float("inf")}, "lr = inf is out of range"),
+        ({"lr": "nan"}, "lr: nan is out of range"),
+        ({"lr": float("inf")}, "lr: inf is out of range"),
         ({"variance_reduction": "maybe"}, "write true or false"),
         ({"variance_reduction": 1}, "write true or false"),
-        ({"background": "red"}, "background = 'red' is unknown; use one of learned, random, white"),
-        ({"background": 3}, "background = 3 is wrong; write text"),
-        ({"tick_min": 500, "tick_max": 400}, "tick_min = 500 must not exceed tick_max = 400"),
-        ({"tick_min": 500, "tick_end": 400}, "tick_end = 400"),
-        ({"fov_min": 60, "fov_max": 50}, "fov_min = 60"),
-        ({"grid_start": 200}, "grid_start = 200 must be"),
+        ({"background": "red"}, "background: 'red' is unknown; use one of learned, random, white"),
+        ({"background": 3}, "background: 3 is wrong; write text"),
+        ({"tick_min": 500, "tick_max": 400}, "tick_min: 500 exceeds tick_max = 400; swap them"),
+        ({"tick_min": 500, "tick_end": 400}, "tick_min: 500 exceeds tick_end = 400"),
+        ({"fov_min": 60, "fov_max": 50}, "fov_min: 60"),
+        ({"grid_start": 200}, "grid_start: 200 is out of range; use 0, or 4 to"),
     ],
 )
 def test_bad_values_are_explained(values, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=re.escape(message)):
         Recipe().override(values)
+
+
+def test_all_that_is_wrong_is_found_at_once():
+    values = {"steps": 0, "stepz": 1, "lr": "fast", "fov_min": 70, "fov_max": 60, "max_faces": 9}
+    errors = Recipe().problems(values)
+    assert [(e.key, e.conflicts) for e in errors] == [
+        ("stepz", ()), ("lr", ()), ("steps", ()), ("fov_min", ("fov_max",))
+    ]  # fmt: skip
+    assert errors[3].problem == "70.0 exceeds fov_max = 60.0"
+    assert str(pickle.loads(pickle.dumps(errors[0]))) == str(errors[0])
+    # What is out of range is not held against its neighbours too.
+    assert [e.key for e in Recipe().problems({"fov_min": "180"})] == ["fov_min"]
+    assert Recipe().problems({"steps": "7", "tick_end": 0}) == []
 
 
 def test_keys_are_flat_and_typed():

@@ -58,7 +58,7 @@ def latest_run(store: Store) -> str:
     for run_id in reversed(run_ids(store)):
         if read_run(store, run_id)["entries"]:
             return run_id
-    raise NotInStore(f"There is no run in {store.url}; check --store, or run `sjc run`.")
+    raise NotInStore(f"There is no run in {store.url}", "check --store, or run `sjc run`")
 
 
 def write_report(store: Store, run_id: str, command_line: CommandLine) -> str:
@@ -78,11 +78,11 @@ def read_report(store: Store, run_id: str, command_line: CommandLine) -> RunRepo
         run = read_run(store, run_id)
     except NotInStore as error:
         raise NotInStore(
-            f"There is no run {run_id} in {store.url}; list them with"
-            " `sjc query 'SELECT run_id, manifest FROM runs'`."
+            f"There is no run {run_id} in {store.url}",
+            "list them with `sjc query 'SELECT run_id, manifest FROM runs'`",
         ) from error
     if not run["entries"]:
-        raise NotInStore(f"Run {run_id} made no assets: it has no report; see `sjc assets`.")
+        raise NotInStore(f"Run {run_id} made no assets: it has no report", "see `sjc assets`")
     found = query(store, _SQL.format(run_id=run_id)).to_pylist()
     rows = list({row["asset_id"]: row for row in reversed(found)}.values())[::-1]
     wall = sample(rows, MOST_TILES)

@@ -92,8 +92,8 @@ def test_the_selected_assets_get_new_rows(
     [
         ("--set steps=3", 2, "--set steps: an evaluation has judge, lpips, evaluation_size only"),
         ("--set evaluation_size=1", 2, "evaluation_size = 1 is out of range"),
-        ("--judge nosuch", 2, "unknown judge 'nosuch'"),
-        ("--set lpips=nosuch", 2, "LPIPS weights 'nosuch' cannot be loaded"),
+        ("--judge nosuch", 2, "--set judge: 'nosuch' is unknown; use toybox"),
+        ("--set lpips=nosuch", 2, "--set lpips: the weights 'nosuch' cannot be loaded"),
         ("--where sed=1", 2, "sed"),
         ("--where seed>5", 2, "no finished asset"),
         ("--manifest nosuch.csv", 2, "nosuch.csv:1: file: does not exist"),

@@ -123,10 +123,10 @@ def test_check_shows_every_bad_row_at_once(sjc: Callable[..., Said], tmp_path: P
     assert places == [["m.csv:2", "prompt"], ["m.csv:3", "seed"], ["m.csv:4", "prior"]]
     (tmp_path / "p.csv").write_text("prompt,image\na duck,no.png\na cat,\n")
     said = sjc("check", "p.csv", "--prior", "kxic/zero123-xl")
-    assert said.err.startswith("p.csv:2: image: picture no.png does not exist; give its path from")
+    assert said.err.startswith("p.csv:2: image: no.png does not exist; give its path from")
     (tmp_path / "p.csv").write_text("prompt,image\na duck,\na cat,\n")
     said = sjc("check", "p.csv", "--prior", "kxic/zero123-xl")
-    starts = "prior 'kxic/zero123-xl' starts from an image, and there is none; name one"
+    starts = "prior 'kxic/zero123-xl' needs an image; name one"
     assert (said.code, said.err.splitlines()) == (
         2,
         [f"p.csv:{k}: image: {starts}" for k in (2, 3)],
@@ -145,7 +145,7 @@ BAD_REQUESTS: dict[str, list[str]] = {  # command -> what its lines on stderr be
         "command line: prompt: has the control character"
     ],
     "generate duck -o new --set steps=-1 --set lr=x --set stepz=1 --set judge=nosuch": [
-        "command line: --set stepz: unknown recipe key 'stepz' (did you mean 'steps'?)",
+        "command line: --set stepz: is not a recipe key; did you mean 'steps'?",
         "command line: --set steps: -1 is out of range; use 1 to 1,000,000",
         "command line: --set lr: 'x' is wrong; write a number",
         "command line: --set judge: 'nosuch' is unknown; use toybox",
@@ -271,13 +271,13 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
     ("options", "message"),
     [
         ("--image p.png", "--image: prior 'toybox' takes text only, not images; leave the image"),
-        ("--prior kxic/zero123-xl", "--image: prior 'kxic/zero123-xl' starts from an image, and"),
-        ("--image no.png --prior kxic/zero123-xl", "--image: picture no.png does not exist; name"),
-        ("--image t.png --prior kxic/zero123-xl", "--image: picture t.png is no picture; name a"),
-        ("--set silhouette_weight=1", "--set silhouette_weight: silhouette_weight = 1 wants an"),
+        ("--prior kxic/zero123-xl", "--image: prior 'kxic/zero123-xl' needs an image; name one"),
+        ("--image no.png --prior kxic/zero123-xl", "--image: no.png does not exist; name"),
+        ("--image t.png --prior kxic/zero123-xl", "--image: t.png is not an image; name a"),
+        ("--set silhouette_weight=1", "--set silhouette_weight: prior 'toybox' takes text only"),
         (
             "--image p.png --prior kxic/zero123-xl --set silhouette_weight=1",
-            "--set silhouette_weight: the picture has neither transparency nor",
+            "--set silhouette_weight: the image has neither transparency nor",
         ),
     ],
 )

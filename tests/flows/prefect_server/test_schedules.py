@@ -263,12 +263,12 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
 
 GOOD = "id,prompt\nduck,a yellow duck\n"
 WRONG = {
-    "serve a.csv --cron nope": "--cron 'nope' is no cron line",
-    "serve a.csv --cron @daily --timezone Mars/X": "--timezone 'Mars/X' is unknown",
+    "serve a.csv --cron nope": "--cron: 'nope' is not a cron line",
+    "serve a.csv --cron @daily --timezone Mars/X": "--timezone: 'Mars/X' is unknown",
     "serve a.csv --cron @daily --prior nosuch": "nosuch",
     "serve none.csv --cron @daily": "none.csv:1: file: does not exist",
     "serve a.csv --cron @daily --price-per-hour -1": "--price-per-hour",
-    "deploy a.csv --cron 61": "cron '61' is no cron line",
+    "deploy a.csv --cron 61": "cron: '61' is not a cron line",
     "deploy none.csv --cron @daily": "none.csv:1: file: does not exist",
     "deploy a.csv --cron @daily --recipe drafft": "draft",
     "deploy a.csv --cron @daily": "there is no Prefect server",
@@ -310,7 +310,7 @@ def test_our_prefect_yaml_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"work_pool": {}}, "work_pool has no name"),
         ({"parameters": {"manifest": "a.csv", "stor": "x"}}, "parameter 'stor' is unknown"),
         ({"parameters": {}}, "parameter manifest is missing"),
-        ({"schedules": [{"cron": "x"}]}, "cron 'x' is no cron line"),
+        ({"schedules": [{"cron": "x"}]}, "cron: 'x' is not a cron line"),
         ({"schedules": [{"cron": "@daily", "parameters": {"manifest": "none.csv"}}]}, "none.csv:1"),
     ],
 )

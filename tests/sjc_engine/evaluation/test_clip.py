@@ -105,7 +105,9 @@ def test_settings_of_old_and_new_files(tmp_path: Path) -> None:
 def test_a_judge_without_weights_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"unknown judge 'no such judge'.*openai/clip"):
+    with pytest.raises(
+        ValueError, match=r"judge: 'no such judge' is unknown; use toybox, an existing folder"
+    ):
         load_judge("no such judge")
     monkeypatch.setattr(judge_module, "BUILTINS", {"toybox": tmp_path / "nothing"})
     with pytest.raises(ValueError, match=r"judge 'toybox'.*install"):

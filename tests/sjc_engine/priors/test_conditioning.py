@@ -91,9 +91,9 @@ def test_files_that_are_no_usable_pictures_are_refused(tmp_path, monkeypatch):
         "none.png": "does not exist; ",
         "folder.png": "is a directory; ",
         "torn.png": "is damaged ",
-        "text.png": "is no picture; ",
-        "empty.png": "is no picture; ",
-        "other.bmp": "is no picture; ",
+        "text.png": "is not an image; ",
+        "empty.png": "is not an image; ",
+        "other.bmp": "is not an image; ",
         "wide.png": "has 8193 x 16 pixels; use 16 to 8192 a side",
         "tiny.png": "has 8 x 8 pixels; ",
         "deep.png": "has 16-bit greys; ",
@@ -101,7 +101,7 @@ def test_files_that_are_no_usable_pictures_are_refused(tmp_path, monkeypatch):
         for read in (check_image, read_image):
             with pytest.raises(ImageError) as caught:
                 read(tmp_path / name)
-            assert str(caught.value).startswith(f"picture {tmp_path / name} {problem}")
+            assert str(caught.value).startswith(f"image: {tmp_path / name} {problem}")
     monkeypatch.setattr(input_image, "MAX_BYTES", 2**20)
     (tmp_path / "good.png").write_bytes(whole + bytes(2**21))
     with pytest.raises(ImageError, match="has 2 MiB, and the limit is 1; save it smaller"):

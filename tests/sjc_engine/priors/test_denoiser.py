@@ -102,7 +102,7 @@ def test_pickled_weights_are_not_read(pixel_folder, tmp_path):
     shutil.copytree(pixel_folder, folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match=r"cannot be loaded: .*no file named \S*\.safetensors"):
+    with pytest.raises(ValueError, match=r"cannot be loaded \(.*no file named \S*\.safetensors"):
         load_prior(str(folder))
 
 
@@ -111,7 +111,7 @@ def test_pickled_weights_are_not_read(pixel_folder, tmp_path):
 )
 def test_names_that_are_no_prior_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"unknown prior|no model_index"):
+    with pytest.raises(ValueError, match=r"is unknown|no model_index"):
         load_prior(name)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from task_samples import Write, plan, problems
 
+from sjc_engine.errors import SettingError
 from sjc_engine.presets import PAPER_EXCEPTIONS
 from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
@@ -37,8 +38,8 @@ def test_a_row_goes_before_the_command_line_and_that_before_the_preset(write: Wr
 def test_the_command_line_is_checked_too(write: Write) -> None:
     path = write("prompt\na\nb\n")
     assert problems(path, recipe="paper") == [
-        "command line: --recipe: recipe 'paper' does not fit 'toybox' (it is for stable_diffusion"
-        " priors); presets for 'toybox': toybox, fast, draft, sds"
+        "command line: --recipe: 'paper' is for stable_diffusion priors and does not fit 'toybox';"
+        " use one of toybox, fast, draft, sds"
     ]
     assert problems(path, prior="nonsense")[0].startswith(
         "command line: --prior: 'nonsense' is unknown; use toybox"
@@ -92,7 +93,9 @@ def test_a_recipe_in_a_row_may_be_of_any_family(write: Write) -> None:
     entries = plan(path, prior="google/ddpm-cat-256").entries
     assert [entry.spec.recipe.name for entry in entries] == ["annealed", "draft"]
     [problem] = problems(path)
-    assert problem.startswith("m.csv:2: recipe: recipe 'annealed' does not fit 'toybox' (it is for")
+    assert problem.startswith(
+        "m.csv:2: recipe: 'annealed' is for unconditional priors and does not fit"
+    )
     [problem] = problems(path, prior="nonsense")
     assert problem.startswith("command line: --prior: 'nonsense' is unknown")
     [row, option] = (
@@ -109,8 +112,8 @@ def test_a_recipe_in_a_row_may_be_of_any_family(write: Write) -> None:
     [
         ('{"_class_name":', "model_index.json is not readable; name a diffusers model folder"),
         ("[1]", "model_index.json is not readable"),
-        ('{"_class_name": "FluxPipeline"}', "has a FluxPipeline; use one with StableDiffusion"),
-        ("{}", "has a None; use one with"),
+        ('{"_class_name": "FluxPipeline"}', "has a 'FluxPipeline'; use one with StableDiffusion"),
+        ("{}", "has a 'None'; use one with"),
     ],
 )
 def test_a_folder_that_no_loader_takes(
@@ -156,7 +159,7 @@ def test_a_prior_that_cannot_be_found_is_named_where_it_is_asked_for(write: Writ
         asked.append(prior)
         if prior == "toybox":
             return "r"
-        raise ValueError(f"prior {prior!r} is not available from the hub")
+        raise SettingError("prior", f"{prior!r} is not available from the hub", "try again")
 
     path = write("prompt,prior\na,\nb,owner/name\nc,owner/name\n")
     with pytest.raises(ManifestError) as caught:

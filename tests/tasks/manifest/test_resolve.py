@@ -63,8 +63,8 @@ def test_an_image_row(write: Write, tmp_path: Path) -> None:
     asset_id = entry.spec.asset_id
     Image.new("RGB", (20, 20), "gold").save(picture)
     assert problems(path) == [
-        "m.csv:2: silhouette_weight: the picture has neither transparency nor a white border,"
-        " and so no silhouette; cut its object out, or use silhouette_weight = 0"
+        "m.csv:2: silhouette_weight: the image has neither transparency nor a white border,"
+        " so it has no silhouette; cut the object out, or use 0"
     ]
     Image.new("RGB", (24, 24), "white").save(picture)
     assert plan(path).entries[0].spec.asset_id != asset_id  # the same name, another picture
@@ -75,13 +75,13 @@ def test_an_image_row(write: Write, tmp_path: Path) -> None:
     [
         ("a.png,toybox,,", "image", "prior 'toybox' takes text only, not images; leave the image"),
         ("a.png,owner/name,,", "image", "prior 'owner/name' takes text only"),
-        (",kxic/zero123-xl,,", "image", "prior 'kxic/zero123-xl' starts from an image, and there"),
-        (",toybox,5,", "input_view_weight", "input_view_weight = 5 wants an input image"),
+        (",kxic/zero123-xl,,", "image", "prior 'kxic/zero123-xl' needs an image; name one"),
+        (",toybox,5,", "input_view_weight", "prior 'toybox' takes text only, not images; use 0"),
         ("a.png,kxic/zero123-xl,,blurry", "negative_prompt", "prior 'kxic/zero123-xl' takes no w"),
-        ("none.png,kxic/zero123-xl,,", "image", "picture none.png does not exist; give its"),
-        ("text.png,kxic/zero123-xl,,", "image", "picture text.png is no picture; name a PNG"),
-        ("torn.png,kxic/zero123-xl,,", "image", "picture torn.png is damaged ("),
-        ("long.png,kxic/zero123-xl,,", "image", "picture long.png has 8193 x 16 pixels; use"),
+        ("none.png,kxic/zero123-xl,,", "image", "none.png does not exist; give its"),
+        ("text.png,kxic/zero123-xl,,", "image", "text.png is not an image; name a PNG"),
+        ("torn.png,kxic/zero123-xl,,", "image", "torn.png is damaged ("),
+        ("long.png,kxic/zero123-xl,,", "image", "long.png has 8193 x 16 pixels; use"),
     ],
 )
 def test_an_image_and_its_prior_must_fit(
@@ -251,8 +251,8 @@ def test_every_bad_row_is_named_at_once(write: Write) -> None:
         "id: 'ok' is the id of line 2 too; make it unique",
         "prior: 'nonsense' is unknown; use toybox, toybox-duck, an existing folder, or owner/name",
         "recipe: 'drift' is unknown; did you mean 'draft'?",
-        "recipe: recipe 'paper' does not fit 'toybox' (it is for stable_diffusion priors);"
-        " presets for 'toybox': toybox, fast, draft, sds",
+        "recipe: 'paper' is for stable_diffusion priors and does not fit 'toybox'; use one of"
+        " toybox, fast, draft, sds",
         "seed: '3-1' counts down; write 1-3",
         "row: 2 cells, and the header has 6",
         "row: 7 cells, and the header has 6",

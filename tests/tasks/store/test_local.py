@@ -304,5 +304,5 @@ def test_a_store_whose_folder_goes_away_is_not_empty(tmp_path: Path) -> None:
 def test_errors_survive_a_process(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     error = pickle.loads(pickle.dumps(damaged(store, "x", "it is torn")))
-    assert (type(error), error.problem) == (Damaged, "it is torn")
+    assert (type(error), error.flaw) == (Damaged, "it is torn")
     assert "x is damaged (it is torn); mend" in str(error)

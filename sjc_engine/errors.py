@@ -1,0 +1,18 @@
+"""Errors as data: whoever shows one makes the sentence, and nobody takes it apart again."""
+
+from __future__ import annotations
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used, and what to write instead.
+
+    key: of a recipe, or the name of a parameter such as `prior` or `image`. problem, fix: phrases
+    without the key. conflicts: the keys of other settings that `problem` is about as well.
+    """
+
+    def __init__(self, key: str, problem: str, fix: str, conflicts: tuple[str, ...] = ()) -> None:
+        super().__init__(key, problem, fix, conflicts)
+        self.key, self.problem, self.fix, self.conflicts = key, problem, fix, conflicts
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}; {self.fix}"
