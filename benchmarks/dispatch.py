@@ -44,6 +44,7 @@ from flows.dispatch import dispatch as dispatch_flow
 from flows.generate import close_attempts, entry_outcomes
 from flows.plan import make_plan
 from flows.prefect_server.heartbeats import SILENCE
+from flows.progress.terminal import Watcher
 from flows.scratch import sole_user
 from flows.settings import Settings
 from tasks.manifest.shards import MOST_ASSETS, ShardPlan, keep_plan, make_plan_file
@@ -144,7 +145,7 @@ def record_shard(
     )
     made = make_plan(settings)
     with sole_user(folder):
-        close_attempts(made)
+        close_attempts(made, Watcher())
     todo = list(made.todo)
     run = start_run(
         store, new_run_id(), plan.manifest, plan.manifest_sha256, made.entries, settings.to_json()
@@ -210,7 +211,9 @@ def simulation(folder: Path, assets: int, workers: int, report: Report) -> None:
     def simulated() -> None:
         pool = Pool(plan.id, "generate-shard/simulated", {"store": store.url}, workers)
         fleet.left = time.perf_counter()
-        Dispatcher(plan, store, pool, retry_failed=False, sleep=fleet.sleep).drive()
+        Dispatcher(
+            plan, store, pool, Watcher(), lambda share: None, retry_failed=False, sleep=fleet.sleep
+        ).drive()
 
     simulated()
     grown = database_bytes() - before

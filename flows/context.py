@@ -1,37 +1,69 @@
-"""What a run loads once: the engine processes of its devices, with their priors, and its judges."""
+"""What is around a flow, whose parameters are JSON, and what all assets of a run share."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.plan import RunPlan
+from flows.prefect_server.shutdown import Shutdown
+from flows.progress.terminal import Watcher
 from tasks.devices.pool import DevicePool
 
 if TYPE_CHECKING:
     from sjc_engine.recipes import EvaluateRecipe
+    from tasks.prefect_ui.artifacts import Board
     from tasks.stages.judges import Judges
 
 
 @dataclass(frozen=True)
-class RunContext:
-    """The devices and judges of a run, which all its parts share."""
+class Surroundings:
+    """What a command gives the flow that it calls. A flow on a worker has only the defaults.
 
-    pool: DevicePool
-    judges: Judges
+    pool: the devices, if they were started before the flow. shutdown: if the flow is all that its
+    process is for.
+    """
+
+    watcher: Watcher = field(default_factory=Watcher)
+    pool: DevicePool | None = None
+    shutdown: Shutdown | None = None
 
 
-# The flows' parameters are JSON: pool and judges come in by this side door.
-_CONTEXT: ContextVar[RunContext | None] = ContextVar("context", default=None)
+_SURROUNDINGS: ContextVar[Surroundings | None] = ContextVar("surroundings", default=None)
+
+
+def surroundings() -> Surroundings:
+    """For a flow to ask once, at its beginning: from there on all this is an argument."""
+    return _SURROUNDINGS.get() or Surroundings()
 
 
 @contextlib.contextmanager
-def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[RunContext]:
-    """The devices' processes, which start at once; `run_context` within uses them.
+def surrounded_by(**given: Any) -> Iterator[None]:
+    """Flows that are called within have these fields of `Surroundings`, and those around this."""
+    token = _SURROUNDINGS.set(replace(surroundings(), **given))
+    try:
+        yield
+    finally:
+        _SURROUNDINGS.reset(token)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all assets of a run share: its devices and judges, and where it is reported."""
+
+    pool: DevicePool
+    judges: Judges
+    watcher: Watcher
+    board: Board
+
+
+@contextlib.contextmanager
+def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[DevicePool]:
+    """The devices' processes, which start at once; flows that are called within use them.
 
     To be begun before what takes seconds, such as the import of the flows. warm: False where the
     run may have to wait, and others need the devices' memory: processes start with their scenes.
@@ -45,42 +77,26 @@ def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[RunContext]:
     ) as pool:
         if warm:
             pool.warm_up([entry.spec.to_json() for entry in plan.todo.values()])
-        from tasks.stages.judges import Judges
-
-        context = RunContext(pool, Judges())
-        token = _CONTEXT.set(context)
-        try:
-            yield context
-        finally:
-            _CONTEXT.reset(token)
+        with surrounded_by(pool=pool):
+            yield pool
 
 
 @contextlib.contextmanager
-def run_context(plan: RunPlan) -> Iterator[None]:
-    """The devices started around this, if there are any, else new ones; with the plan's judges.
+def run_context(plan: RunPlan, watcher: Watcher, board: Board) -> Iterator[RunContext]:
+    """The devices that the command has started, else new ones, with the plan's judges loaded.
 
-    Processes start at once, before the judges are loaded. Raises SettingError for a judge that
-    cannot be loaded.
+    Raises SettingError for a judge that cannot be loaded.
     """
     from prefect import get_run_logger
 
+    from tasks.stages.judges import Judges
+
     with contextlib.ExitStack() as stack:
-        found = _CONTEXT.get() or stack.enter_context(start_devices(plan))
-        found.pool.report_to(get_run_logger())
-        load_judges(found.judges, (entry.spec.recipe.evaluate for entry in plan.todo.values()))
-        yield
-
-
-@contextlib.contextmanager
-def shared_context() -> Iterator[RunContext]:
-    """That of the run, for the flow or the part of it that works on assets."""
-    found = _CONTEXT.get()
-    assert found is not None, "not within `run_context`"
-    try:
-        yield found
-    except BaseException:
-        found.pool.close()  # else this flow would wait for threads that wait for devices
-        raise
+        pool = surroundings().pool or stack.enter_context(start_devices(plan))
+        pool.report_to(get_run_logger())
+        judges = Judges()
+        load_judges(judges, (entry.spec.recipe.evaluate for entry in plan.todo.values()))
+        yield RunContext(pool, judges, watcher, board)
 
 
 def load_judges(judges: Judges, recipes: Iterable[EvaluateRecipe]) -> None:

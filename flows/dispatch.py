@@ -21,13 +21,14 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import State
 
+from flows.context import surroundings
 from flows.errors import UsageError
 from flows.plan import asset_states
 from flows.prefect_server.heartbeats import crash_silent_runs
 from flows.progress.results import final_state
-from flows.progress.terminal import watcher
+from flows.progress.terminal import Watcher
 from tasks.manifest.shards import ShardPlan, load_plan
-from tasks.prefect_ui.artifacts import Board, ProgressArtifact, board_of_run
+from tasks.prefect_ui.artifacts import Board, ProgressArtifact
 from tasks.records.documents import check_usable
 from tasks.store import open_store
 from tasks.store.interface import Store
@@ -122,16 +123,19 @@ def dispatch(
         "checkpoint_to_store": checkpoint_to_store,
         "compiled": compiled,
     }
-    pool = Pool(found.id, deployment, parameters, workers)
-    check_deployment(pool)
+    pool, watch = Pool(found.id, deployment, parameters, workers), surroundings().watcher
+    check_deployment(pool, watch)
     crash_silent_runs()
-    dispatcher = Dispatcher(found, opened, pool, retry_failed=retry_failed, sleep=time.sleep)
-    with board_of_run() as board:
+    with Board() as board:
+        progress = ProgressArtifact(board, f"plan {found.id}")
+        dispatcher = Dispatcher(
+            found, opened, pool, watch, progress.update, retry_failed=retry_failed, sleep=time.sleep
+        )
         dispatcher.drive()
-        return conclude(found, opened, dispatcher.given_up.values(), board)
+        return conclude(found, opened, dispatcher.given_up.values(), board, watch)
 
 
-def check_deployment(pool: Pool) -> None:
+def check_deployment(pool: Pool, watch: Watcher) -> None:
     """UsageError unless the server has the deployment; a note if it has no workers."""
     with get_client(sync_client=True) as client:
         try:
@@ -145,7 +149,7 @@ def check_deployment(pool: Pool) -> None:
         raise UsageError(f"--deployment {pool.deployment}: has no work pool; deploy it to one")
     if not pool.size():
         start = f"prefect worker start --pool {found.work_pool_name}"
-        watcher().note(f"nobody works for pool {found.work_pool_name} yet; start `{start}`")
+        watch.note(f"nobody works for pool {found.work_pool_name} yet; start `{start}`")
 
 
 class Dispatcher:
@@ -153,12 +157,22 @@ class Dispatcher:
 
     A shard whose flow run has ended with assets still open goes to the end of the queue, until
     `TRIES` have ended so; one that was cancelled by hand stays so. Interrupting this loses nothing:
-    submitted flow runs continue, and the next dispatch finds them.
+    submitted flow runs continue, and the next dispatch finds them. on_progress: gets the share of
+    the open assets that is done, in [0, 1].
     """
 
     def __init__(
-        self, plan: ShardPlan, store: Store, pool: Pool, *, retry_failed: bool, sleep: Sleep
+        self,
+        plan: ShardPlan,
+        store: Store,
+        pool: Pool,
+        watch: Watcher,
+        on_progress: Callable[[float], object],
+        *,
+        retry_failed: bool,
+        sleep: Sleep,
     ) -> None:
+        self.watch, self.on_progress = watch, on_progress
         self.plan, self.store, self.pool = plan, store, pool
         self.retry_failed, self.sleep = retry_failed, sleep
         self.seconds = {k: s for assets in plan.shards().values() for k, s in assets.items()}
@@ -169,24 +183,23 @@ class Dispatcher:
 
     def drive(self) -> None:
         """Until all is done. The last look is at the rows: a shard may have ended before them."""
-        progress = ProgressArtifact(f"plan {self.plan.id}")
         for again in range(TRIES):
             shards = open_shards(self.plan, self.store, self.retry_failed and not again)
             self.waiting.extend(s for s in shards if s.number not in self.given_up)
             if not self.waiting:
                 break
             count = sum(len(shard.open) for shard in self.waiting)
-            watcher().note(f"{len(self.waiting)} shards with {count} open assets")
+            self.watch.note(f"{len(self.waiting)} shards with {count} open assets")
             while self.waiting or self.running:
                 try:
                     self._fill()
                     self.sleep(POLL_SECONDS)
                     self._collect()
                 except (httpx.TransportError, PrefectHTTPStatusError) as error:
-                    watcher().note(f"Prefect's server does not answer ({error}); trying again")
+                    self.watch.note(f"Prefect's server does not answer ({error}); trying again")
                     self.sleep(POLL_SECONDS)
                 left = sum(len(s.open) for s in [*self.waiting, *self.running.values()])
-                progress.update(1 - left / count)
+                self.on_progress(1 - left / count)
 
     def _fill(self) -> None:
         """Submits shards while fewer than `AHEAD` for each worker are at the pool."""
@@ -202,7 +215,7 @@ class Dispatcher:
         line = f"{len(self.running)} shards at the pool, {len(self.waiting)} to come"
         if line != self._noted:
             hours = seconds / size / 3600
-            watcher().note(f"{line}; about {hours:.1f} hours for {size} workers")
+            self.watch.note(f"{line}; about {hours:.1f} hours for {size} workers")
             self._noted = line
 
     def _collect(self) -> None:
@@ -216,7 +229,7 @@ class Dispatcher:
             shard.seconds = sum(self.seconds[k] for k in shard.open)
             shard.attempt += 1
             how = f"{state.name}: {state.message or ''}".rstrip(": ") if state else "is gone"
-            watcher().note(f"shard {shard.number}: {how}; {len(shard.open)} assets open")
+            self.watch.note(f"shard {shard.number}: {how}; {len(shard.open)} assets open")
             if not shard.open:
                 continue
             shard.ended.append(how)
@@ -261,7 +274,9 @@ def count_outcomes(plan: ShardPlan, store: Store) -> dict[str, int]:
     return {"ok": known["ok"], "failed": failed, "open": left}
 
 
-def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Board) -> State[Any]:
+def conclude(
+    plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Board, watch: Watcher
+) -> State[Any]:
     """The flow's final state, and a table of what is left."""
     rows = [
         {"shard": shard.number, "open assets": len(shard.open), "ended": "; ".join(shard.ended)}
@@ -271,6 +286,6 @@ def conclude(plan: ShardPlan, store: Store, given_up: Iterable[Shard], board: Bo
         about = f"Shards of plan {plan.id} that were given up"
         board.create("table", "given-up", json.dumps(rows), about)
     for row in rows:
-        watcher().note(f"shard {row['shard']} is given up: {row['ended']}")
+        watch.note(f"shard {row['shard']} is given up: {row['ended']}")
     counts = count_outcomes(plan, store)
     return final_state(counts, counts["ok"], {"plan": plan.id, "counts": counts})

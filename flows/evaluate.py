@@ -2,21 +2,22 @@
 
 import json
 import time
-from collections import Counter, deque
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
-from prefect.futures import PrefectFuture
 from prefect.states import State
 
-from flows.context import load_judges
+from flows.context import load_judges, surroundings
 from flows.errors import RunError, UsageError
-from flows.generate import PART, THREADS
+from flows.generate import PART
 from flows.plan import check_devices
 from flows.progress.results import final_state, selection, where_errors
-from flows.progress.terminal import watcher
+from flows.progress.terminal import Watcher
 from flows.scratch import make_private
 from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
@@ -31,6 +32,8 @@ from tasks.store.leases import leases
 from tasks.tables.read import query
 from tasks.tables.write import TableWriter, record_run
 
+# How an asset ended, and the error of one whose files are damaged or could not be read: no row.
+Measured = tuple[str, StoreError | None]
 AT_ONCE = 2  # while one is downloaded, another is measured
 
 
@@ -46,7 +49,7 @@ class EvaluationPlan:
     store: Store
     assets: dict[str, str]  # readable names by asset id
     changes: dict[str, Value]
-    device: str
+    judges: Judges
 
 
 @flow(name="evaluate", flow_run_name=_run_name)
@@ -64,6 +67,7 @@ def evaluate(
     evaluation_size instead of what each asset's recipe says.
     """
     chosen = prepare(store, where, manifest, overrides or {}, device)
+    watch = surroundings().watcher
     with leases(chosen.store, new_run_id()) as held:
         warn, rows = get_run_logger().warning, TableWriter(chosen.store)
         for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take, warn):
@@ -74,18 +78,22 @@ def evaluate(
     flow_run = str(runtime.flow_run.id)
     run = start_run(chosen.store, new_run_id(), title, "", [], settings, flow_run)
     record_run(chosen.store, run)
-    watcher().begun(run["run_id"], len(chosen.assets), {})
+    watch.begun(run["run_id"], len(chosen.assets), {})
+    folder = Path(scratch).resolve()
+    make_private(folder)
     outcomes: Counter[str] = Counter()
     problems: list[StoreError] = []
     ids = list(chosen.assets)
+
+    @flow(name="evaluate-part")
+    def evaluate_part(asset_ids: list[str], run_id: str) -> list[Measured]:
+        return measure(chosen, asset_ids, run_id, folder, watch)
+
     try:
         for start in range(0, len(ids), PART):
-            part = {k: chosen.assets[k] for k in ids[start : start + PART]}
-            counts, met = evaluate_part(
-                store, part, run["run_id"], chosen.changes, chosen.device, scratch
-            )
-            outcomes.update(counts)
-            problems += met
+            for outcome, problem in evaluate_part(ids[start : start + PART], run["run_id"]):
+                outcomes[outcome] += 1
+                problems += [problem] if problem else []
     finally:
         record_run(chosen.store, finish_run(chosen.store, run, {}))
     if problems:
@@ -97,51 +105,38 @@ def evaluate(
     return final_state(dict(sorted(outcomes.items())), outcomes["ok"], data)
 
 
-@flow(name="evaluate-part", task_runner=THREADS)
-def evaluate_part(
-    store: str,
-    assets: dict[str, str],
+def measure(
+    chosen: EvaluationPlan,
+    asset_ids: list[str],
     run_id: str,
-    changes: dict[str, Any],
-    device: str,
-    scratch: str,
-) -> tuple[dict[str, int], list[StoreError]]:
-    """Some of the assets, as a flow run of its own.
+    scratch: Path,
+    watch: Watcher,
+) -> list[Measured]:
+    """Measures some of the assets."""
+    with leases(chosen.store, run_id) as held, TableWriter(chosen.store) as rows:
 
-    Returns how many ended how, and the errors of those whose files are damaged, or could not be
-    read: they get no row.
-    """
-    opened, folder, judges = open_store(store), Path(scratch).resolve(), Judges(device)
-    make_private(folder)
-    outcomes: Counter[str] = Counter()
-    problems: list[StoreError] = []
-    flying: deque[tuple[str, float, PrefectFuture[Any]]] = deque()
-
-    def land(asset_id: str, began: float, future: PrefectFuture[Any]) -> None:
-        """Counts an asset whose task has ended, or waits for its end."""
-        future.wait()
-        held.free(asset_id)
-        outcome = "ok" if future.state.is_completed() else "failed"
-        problem = future.result(raise_on_failure=False)
-        if isinstance(problem, StoreError):
-            outcome = "not read"
-            problems.append(problem)
-        outcomes[outcome] += 1
-        watcher().finished(assets[asset_id], outcome, time.perf_counter() - began)
-
-    with leases(opened, run_id) as held, TableWriter(opened) as rows:
-        for asset_id, name in assets.items():
-            if len(flying) == AT_ONCE:
-                land(*flying.popleft())
+        def one(asset_id: str) -> Measured:
+            name, began = chosen.assets[asset_id], time.perf_counter()
             held.take(asset_id)  # a run must not take this attempt for an abandoned one
-            watcher().stage(name, "evaluate")
-            future: PrefectFuture[Any] = reevaluate_asset.submit(
-                name, opened, asset_id, run_id, changes, judges, folder, rows
-            )
-            flying.append((asset_id, time.perf_counter(), future))
-        while flying:
-            land(*flying.popleft())
-    return dict(outcomes), problems
+            watch.stage(name, "evaluate")
+            state = reevaluate_asset(
+                name, chosen.store, asset_id, run_id, chosen.changes, chosen.judges, scratch,
+                rows,
+                return_state=True,
+            )  # fmt: skip
+            held.free(asset_id)
+            result = state.result(raise_on_failure=False)
+            problem = result if isinstance(result, StoreError) else None
+            outcome = "ok" if state.is_completed() else "not read" if problem else "failed"
+            watch.finished(name, outcome, time.perf_counter() - began)
+            return outcome, problem
+
+        threads = ThreadPoolExecutor(AT_ONCE)
+        try:  # in contexts of the flow: tasks belong to it
+            contexts = [copy_context() for _ in asset_ids]
+            return list(threads.map(lambda context, k: context.run(one, k), contexts, asset_ids))
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def prepare(
@@ -164,11 +159,12 @@ def prepare(
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
     recipes = (evaluation_recipe(json.loads(row["spec_json"]), changes) for row in rows)
-    load_judges(Judges(device), recipes)
+    judges = Judges(device)
+    load_judges(judges, recipes)
     assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}
     writable = open_store(store)
     mark_format(writable)
-    return EvaluationPlan(writable, assets, changes, device)
+    return EvaluationPlan(writable, assets, changes, judges)
 
 
 def check_changes(overrides: dict[str, Any]) -> dict[str, Value]:

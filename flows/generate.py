@@ -11,19 +11,19 @@ from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.states import Cancelled, State
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.context import run_context
+from flows.context import run_context, surroundings
 from flows.pipeline import Outcomes, RunCancelled, run_pipeline
 from flows.plan import RunPlan, asset_states, make_plan
 from flows.prefect_server.shutdown import brief_shutdown
-from flows.progress.prefect_summary import manifest_name, report_to_prefect
+from flows.progress.prefect_summary import PrefectSummary, manifest_name
 from flows.progress.results import final_state, results
-from flows.progress.terminal import watcher
+from flows.progress.terminal import Watcher
 from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command
 from tasks.pages.report.contents import write_report
 from tasks.pages.run_sheet import write_sheet
+from tasks.prefect_ui.artifacts import Board
 from tasks.records.attempts import close_interrupted, settled_attempts
 from tasks.records.runs import finish_run, new_run_id, start_run
 from tasks.store.interface import StoreError
@@ -31,9 +31,8 @@ from tasks.store.leases import leases
 from tasks.tables.write import TableWriter, record_run, record_unended_runs, unrecorded_attempts
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
-# A task that waits for a device holds a thread. Threads are made when they are needed.
-THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1024)
 
+# Turns the assets of these ids into outcomes, for a run.
 Maker = Callable[[RunPlan, list[str], str], Outcomes]
 
 
@@ -42,14 +41,7 @@ def _run_name() -> str:
     return manifest_name(runtime.flow_run.parameters["manifest"])
 
 
-def _part_name() -> str:
-    """What Prefect's pages call a part: the manifest, its size, and whose part it is."""
-    parameters = runtime.flow_run.parameters
-    name = manifest_name(parameters["settings"]["manifest"])
-    return f"{name}: {len(parameters['asset_ids'])} assets of run {parameters['run_id']}"
-
-
-@flow(name="generate", flow_run_name=_run_name, task_runner=THREADS)
+@flow(name="generate", flow_run_name=_run_name)
 def generate(
     manifest: str,
     store: str = "./store",
@@ -82,36 +74,35 @@ def generate(
     settings = Settings(
         **locals() | {"overrides": overrides or {}, "scratch": os.path.expandvars(scratch)}
     )
-    plan = make_plan(settings)
+    plan, around = make_plan(settings), surroundings()
     for warning in plan.warnings:
         get_run_logger().warning(warning)
     with (
-        brief_shutdown(),
-        sole_user(Path(settings.scratch), wait=partial(_waiting, settings)) as waited,
+        brief_shutdown(around.shutdown),
+        sole_user(Path(settings.scratch), partial(_wait, settings, around.watcher)) as waited,
     ):
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
-        with report_to_prefect(plan), run_context(plan):
-            return run_plan(plan, run_pipeline)
+        with Board() as board:
+            watcher = PrefectSummary(plan, board, around.watcher)
+            with run_context(plan, watcher, board) as context:
+                return run_plan(plan, watcher, partial(run_pipeline, context))
 
 
-def _waiting(settings: Settings) -> None:
+def _wait(settings: Settings, watcher: Watcher) -> None:
     """Reports that the run has to wait, on the terminal and on Prefect's pages."""
     text = (
         f"another run uses {settings.scratch}; waiting for it"
         " (--scratch FOLDER would work beside it)"
     )
-    watcher().note(text)
+    watcher.note(text)
     get_run_logger().info(text)
 
 
-def run_plan(plan: RunPlan, make: Maker) -> State[Any]:
-    """Everything that a run writes, from its first row to its final state.
-
-    make: what turns the assets of these ids into outcomes, for a run.
-    """
-    log, watch = get_run_logger(), watcher()
-    plan = replace(plan, settled=close_attempts(plan))
+def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:
+    """Everything that a run writes, from its first row to its final state."""
+    log = get_run_logger()
+    plan = replace(plan, settled=close_attempts(plan, watch))
     record_unended_runs(plan.store)
     run = start_run(
         plan.store,
@@ -139,10 +130,10 @@ def run_plan(plan: RunPlan, make: Maker) -> State[Any]:
         if len(todo) <= PART:
             outcomes |= make(plan, todo, run["run_id"])
         else:
+            generate_part = _part_flow(plan, make)
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]
-                settled = {k: plan.settled.get(k, 0) for k in part}
-                outcomes |= generate_part(plan.settings.to_json(), part, run["run_id"], settled)
+                outcomes |= generate_part(plan.manifest.name, part, run["run_id"])
         complete = True
     except RunCancelled as error:
         return Cancelled(message=str(error))
@@ -156,28 +147,32 @@ def run_plan(plan: RunPlan, make: Maker) -> State[Any]:
         if not complete:  # `conclude` is not reached
             with suppress(StoreError):  # the error that ended the run comes first
                 write_report(plan.store, run["run_id"], recorded_command)
-    return conclude(plan, run, outcomes)
+    return conclude(plan, run, outcomes, watch)
 
 
-@flow(name="generate-part", flow_run_name=_part_name, task_runner=THREADS)
-def generate_part(
-    settings: dict[str, Any], asset_ids: list[str], run_id: str, settled: dict[str, int]
-) -> Outcomes:
-    """A slice of a large manifest, as a separate flow run. settled: as in the run's plan."""
-    plan = replace(make_plan(Settings(**settings)), settled=settled)
-    # Another run may have finished some meanwhile, and the manifest may have lost rows.
-    outcomes = {k: "reused" if k in plan.states else "interrupted" for k in asset_ids}
-    open_ids = [k for k in asset_ids if plan.states.get(k, "finished") != "finished"]
-    with brief_shutdown(part=True):
-        return outcomes | run_pipeline(plan, open_ids, run_id)
+def _part_flow(plan: RunPlan, make: Maker) -> Callable[[str, list[str], str], Outcomes]:
+    """The flow of a slice of a large manifest, whose parameters are there to be seen."""
+    shutdown = surroundings().shutdown
+
+    def name() -> str:
+        parameters = runtime.flow_run.parameters
+        manifest, assets = manifest_name(parameters["manifest"]), len(parameters["asset_ids"])
+        return f"{manifest}: {assets} assets of run {parameters['run_id']}"
+
+    @flow(name="generate-part", flow_run_name=name)
+    def generate_part(manifest: str, asset_ids: list[str], run_id: str) -> Outcomes:
+        with brief_shutdown(shutdown, part=True):
+            return make(plan, asset_ids, run_id)
+
+    return generate_part
 
 
-def close_attempts(plan: RunPlan) -> dict[str, int]:
+def close_attempts(plan: RunPlan, watch: Watcher) -> dict[str, int]:
     """Ends attempts whose process died, and writes the rows that it could not write.
 
     Returns the last attempt of each unfinished asset that has ended by now, and has its rows.
     """
-    log, watch, rows = get_run_logger(), watcher(), TableWriter(plan.store)
+    log, rows = get_run_logger(), TableWriter(plan.store)
 
     def warn(line: str) -> None:  # from any thread
         watch.note(line)
@@ -208,7 +203,7 @@ def entry_outcomes(plan: RunPlan, outcomes: Outcomes) -> dict[str, str]:
     return recorded
 
 
-def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes) -> State[Any]:
+def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes, watch: Watcher) -> State[Any]:
     """The picture of all previews, the report, and the flow's final state."""
     store, run_id = plan.store, run["run_id"]
     counts = Counter(outcomes.values())
@@ -217,8 +212,8 @@ def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes) -> State[An
         write_sheet(store, run_id, good)
         write_report(store, run_id, recorded_command)
     except StoreError as error:  # all assets are made; `sjc report` can be run again
-        watcher().note(f"no report: {error}")
+        watch.note(f"no report: {error}")
         get_run_logger().error("no report: %s", error)
-    watcher().ended(results(store, run_id))
+    watch.ended(results(store, run_id))
     ordered = {outcome: counts[outcome] for outcome in ("ok", "reused", *sorted(counts))}
     return final_state(ordered, len(good), {"run_id": run_id, "counts": dict(counts)})

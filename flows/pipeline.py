@@ -1,20 +1,23 @@
-"""Assets on their way through the stages, a window of them at a time."""
+"""An asset's way through the four stages, and the window of assets that are under way."""
 
 import os
 import time
 from collections import Counter, deque
-from contextlib import suppress
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Event, Semaphore
 from typing import Any
 
 from prefect import Task, get_run_logger
-from prefect.futures import PrefectFuture
 
-from flows.context import RunContext, shared_context
+from flows.context import RunContext
 from flows.plan import RunPlan
-from flows.progress.terminal import Watcher, watcher
+from flows.progress.terminal import Watcher
 from flows.scratch import scratch_id
 from sjc_engine.files import is_refusal
 from tasks.devices.job import SceneError, scratch_full, scratch_lost, store_failed
@@ -38,63 +41,108 @@ BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked a
 # Between two looks at an asset that another run works on: at first, and after minutes, since many
 # runs would ask for many assets.
 ASK_SECONDS, SLOW_ASK_SECONDS = 2.0, 30.0
-# An asset's way: the task of each stage, and the stage after it.
-STAGES: dict[str, Task[..., Any]] = {
-    "optimize": optimize,
-    "extract": extract_asset,
-    "evaluate": evaluate_asset,
-    "publish": publish_asset,
-}
-NEXT = dict(pairwise(STAGES))
 
 Outcomes = dict[str, str]  # asset id -> ok, reused, interrupted or one of FAILURES
+OUTCOMES = {"computed": "ok", "reused": "reused"}  # by what `publish` says
 
 
 class RunCancelled(Exception):
     """Someone has cancelled the flow run; its unfinished assets are left as they are."""
 
 
-def run_pipeline(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
-    """Moves assets through the stages, a window of them at a time, until all are through.
+class _Ended(Exception):
+    """An asset will not pass its next stage; the cause is the error of the last one, if any."""
 
-    An asset's next stage is submitted when the one before has ended, so that a thread waits for
-    a device but never for another task. Fields wait in the scratch folder for the stages after:
-    scenes that end together, as those of one device do, leave their places to the next at once. An
-    asset that fails becomes a row; the others continue. Assets that other runs work on come last:
-    they are reused once those have made them. Raises RunCancelled.
+
+def make_asset(asset: Asset, window: "Window", context: RunContext, run_id: str) -> str:
+    """Takes an asset through the stages, each a Prefect task; returns its outcome.
+
+    In a thread of its own, which waits for a device and then for a place behind them. An asset that
+    fails becomes a row. Raises the error of a store that takes nothing more: the run ends.
+    """
+    report, timeout = progress_reporter(context.watcher, asset.name), window.timeout
+
+    def run(stage: Task[..., Any], *arguments: Any) -> Any:
+        if asset.cancelled.is_set() or window.stopped.is_set():
+            raise _Ended
+        context.watcher.stage(asset.name, "queue" if stage is optimize else stage.name)
+        state = stage(asset, *arguments, return_state=True)
+        result = state.result(raise_on_failure=False)
+        if not state.is_completed():
+            raise _Ended from None if state.is_cancelled() else result
+        return result
+
+    try:
+        with window.at_device(asset):
+            run(optimize, run_id, context.pool, timeout, report, context.board)
+        with window.behind(asset):
+            run(extract_asset)
+            run(evaluate_asset, context.judges, context.board)
+            return OUTCOMES[run(publish_asset)["outcome"]]
+    except _Ended as ended:
+        return end_asset(asset, ended.__cause__)
+
+
+def end_asset(asset: Asset, error: BaseException | None) -> str:
+    """The outcome of an asset that is not made; it becomes its row, unless a later run resumes it.
+
+    error: of its last stage, None when that was interrupted.
+    """
+    if asset.cancelled.is_set():
+        error = SceneError("cancelled", "Cancelled", "cancelled on Prefect's pages")
+    if error is None:
+        return "interrupted"  # a later run closes the attempt
+    if not asset.attempt or isinstance(error, TakesNoMore):
+        raise error  # the store is gone, or full: nothing that follows could be kept
+    if is_refusal(error) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
+        error = scratch_full(error)
+    elif isinstance(error, StoreError):
+        error = store_failed(error)
+    elif problem := asset.lost(error):
+        error = scratch_lost(problem)
+    return record_failure(asset, error)
+
+
+def run_pipeline(context: RunContext, plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
+    """Makes assets, a window of them at a time, until all have an outcome. Raises RunCancelled.
+
+    Assets that other runs work on come last: they are reused once those have made them.
     """
     if not asset_ids:
         return {}
     scratch = Path(plan.settings.scratch).resolve()
-    with (
-        leases(plan.store, scratch_id(scratch)) as held,
-        shared_context() as shared,
-        TableWriter(plan.store) as rows,
-    ):
+    with leases(plan.store, scratch_id(scratch)) as held, TableWriter(plan.store) as rows:
         assets = [_asset(plan, plan.assets[k], scratch, rows) for k in asset_ids]
-        pipeline = _Pipeline(plan, assets, run_id, held, shared)
-        with watch_cancels(pipeline.cancel, pipeline.stop):
-            return pipeline.run()
+        window = Window(plan, assets, held, context, run_id)
+        with watch_cancels(window.cancel, window.cancel_run):
+            return window.run()
 
 
-class _Pipeline:
-    """The assets of one call of `run_pipeline`. All but `cancel` and `stop` run in one thread."""
+class Window:
+    """The assets of a call of `run_pipeline`, and how many of them are under way.
+
+    Each of those has a thread, which moves it on; everything else happens in the flow's thread.
+    Fields wait in the scratch folder for the stages behind the devices: scenes that end together,
+    as those of one device do, leave their places to the next at once.
+    """
 
     def __init__(
-        self, plan: RunPlan, assets: list[Asset], run_id: str, held: Leases, shared: RunContext
+        self, plan: RunPlan, assets: list[Asset], held: Leases, context: RunContext, run_id: str
     ) -> None:
-        self._plan, self._run_id, self._held = plan, run_id, held
-        self._pool, self._judges = shared.pool, shared.judges
-        self._watch, self._log = watcher(), get_run_logger()
+        self.timeout = plan.settings.timeout
+        self.stopped = Event()  # no asset begins another stage
+        self._settled, self._held = plan.settled, held
+        self._context, self._run_id = context, run_id
+        self._watch, self._log = context.watcher, get_run_logger()
         self._assets = {asset.name: asset for asset in assets}
         self._waiting = deque(assets)
         # By the names of assets of other runs: since when, and when to ask again
         self._later: dict[str, tuple[float, float]] = {}
-        self._fields = Counter(asset.spec.field_id for asset in assets)  # unfinished assets of each
-        self._optimizing: set[str] = set()  # field ids: two assets of one field take turns
-        self._made: deque[Asset] = deque()  # their fields are there, and no task has them
-        self._behind = 0  # those past their optimisation that a task has
-        self._ended: SimpleQueue[tuple[Asset, str, PrefectFuture[Any]] | None] = SimpleQueue()
+        self._under_way: dict[Asset, str] = {}  # device, made (waits for a place behind), behind
+        self._places = Semaphore(BEHIND)
+        # An asset whose thread has ended; None: one has moved, or the run was cancelled.
+        self._news: SimpleQueue[tuple[Asset, Future[str]] | None] = SimpleQueue()
+        self._cancelled = False
         self._outcomes = Outcomes()
 
     def cancel(self, task: str) -> None:
@@ -103,44 +151,72 @@ class _Pipeline:
         if asset is not None:
             asset.cancelled.set()
 
-    def stop(self) -> None:
+    def cancel_run(self) -> None:
         """Makes `run` raise RunCancelled."""
-        self._ended.put(None)
+        self._cancelled = True
+        self._news.put(None)
+
+    @contextmanager
+    def at_device(self, asset: Asset) -> Iterator[None]:
+        """Around an asset's optimisation; whatever ends it, another asset may begin."""
+        try:
+            yield
+        finally:
+            self._under_way[asset] = "made"
+            self._news.put(None)
+
+    @contextmanager
+    def behind(self, asset: Asset) -> Iterator[None]:
+        """Around the stages behind the devices, once there is a place."""
+        with self._places:
+            self._under_way[asset] = "behind"
+            self._news.put(None)
+            yield
 
     def run(self) -> Outcomes:
         """Until every asset is through; returns their outcomes. Raises RunCancelled."""
-        self._fill()
-        while self._waiting or self._optimizing or self._made or self._behind:
-            with suppress(Empty):  # then it is time to ask for assets of other runs again
-                ended = self._ended.get(timeout=ASK_SECONDS if self._waiting else None)
-                if ended is None:
-                    raise RunCancelled("cancelled; the next run goes on")
-                self._after(*ended)
-            self._fill()
+        with ThreadPoolExecutor(len(self._assets), "asset") as threads:
+            try:
+                self._fill(threads)
+                while self._waiting or self._under_way:
+                    with suppress(Empty):  # then it is time to ask for assets of other runs again
+                        news = self._news.get(timeout=ASK_SECONDS if self._waiting else None)
+                        if self._cancelled:
+                            raise RunCancelled("cancelled; the next run goes on")
+                        if news is not None:
+                            self._end(news[0], news[1].result())
+                    self._fill(threads)
+            except BaseException:
+                self.stopped.set()
+                self._context.pool.close()  # else the threads would wait for devices
+                raise
         return self._outcomes
 
-    def _fill(self) -> None:
-        """Begins with as many assets, and ends as many, as there is room for."""
-        while self._made and self._behind < BEHIND:
-            self._behind += 1
-            self._submit(self._made.popleft(), "extract")
+    def _fill(self, threads: ThreadPoolExecutor) -> None:
+        """Begins with as many assets as there is room for."""
         while self._has_room() and (asset := self._take()):
             if outcome := self._outcome_elsewhere(asset):
-                self._land(asset, outcome)
-            else:
-                self._optimizing.add(asset.spec.field_id)
-                self._submit(asset, "optimize")
+                self._end(asset, outcome)
+                continue
+            self._under_way[asset] = "device"
+            arguments = (asset, self, self._context, self._run_id)
+            made = threads.submit(copy_context().run, make_asset, *arguments)
+            made.add_done_callback(partial(self._hear, asset))
+
+    def _hear(self, asset: Asset, made: Future[str]) -> None:
+        self._news.put((asset, made))
 
     def _has_room(self) -> bool:
-        """Whether another asset may begin: not when devices or the stages after have a queue."""
-        slots = self._pool.slots + AHEAD
-        return len(self._optimizing) < slots and len(self._made) < slots
+        """Whether another asset may begin: not when devices or the stages behind have a queue."""
+        slots, places = self._context.pool.slots + AHEAD, Counter(self._under_way.values())
+        return places["device"] < slots and places["made"] < slots
 
     def _take(self) -> Asset | None:
         """The first asset that no other run works on, and whose field is not being made here."""
+        optimizing = {a.spec.field_id for a, place in self._under_way.items() if place == "device"}
         for asset in self._waiting:
             moment = time.monotonic()
-            if asset.spec.field_id in self._optimizing:
+            if asset.spec.field_id in optimizing:
                 continue
             since, again = self._later.get(asset.name, (moment, moment))
             if again > moment:
@@ -161,7 +237,7 @@ class _Pipeline:
         """How another run has ended the asset since this one began; None if there is work to do."""
         if asset_manifest(asset.store, asset.id) is not None:
             return "reused"
-        settled = self._plan.settled.get(asset.id, 0)
+        settled = self._settled.get(asset.id, 0)
         later = [
             attempt
             for attempt in asset_attempts(asset.store, asset.id)
@@ -176,64 +252,18 @@ class _Pipeline:
         self._watch.note(f"{asset.name}: another run ended attempt {name} meanwhile as {status}")
         return status
 
-    def _submit(self, asset: Asset, stage: str) -> None:
-        """Begins a stage of an asset; `run` hears of its end."""
-        self._watch.stage(asset.name, "queue" if stage == "optimize" else stage)
-        arguments: dict[str, tuple[Any, ...]] = {
-            "optimize": (
-                self._run_id,
-                self._pool,
-                self._plan.settings.timeout,
-                _progress_reporter(self._watch, asset.name),
-            ),
-            "evaluate": (self._judges,),
-        }
-        future = STAGES[stage].submit(asset, *arguments.get(stage, ()))
-        future.add_done_callback(lambda done: self._ended.put((asset, stage, done)))
-
-    def _after(self, asset: Asset, stage: str, future: PrefectFuture[Any]) -> None:
-        """What follows the end of a task."""
-        future.wait()  # it has ended: this only makes its state the final one
-        if stage == "optimize":
-            self._optimizing.remove(asset.spec.field_id)
-        if not future.state.is_completed() or stage not in NEXT or asset.cancelled.is_set():
-            self._behind -= stage != "optimize"
-            self._land(asset, _outcome(asset, stage, future))
-        elif stage == "optimize":
-            self._made.append(asset)
-        else:
-            self._submit(asset, NEXT[stage])
-
-    def _land(self, asset: Asset, outcome: str) -> None:
+    def _end(self, asset: Asset, outcome: str) -> None:
         """An asset is through."""
-        field = asset.spec.field_id
-        self._fields[field] -= 1
+        self._under_way.pop(asset, None)
         if outcome != "interrupted":  # a retry begins with the field, or its checkpoint
-            asset.clear(field=outcome in ("ok", "reused") and not self._fields[field])
+            field = asset.spec.field_id
+            wanted = any(other.spec.field_id == field for other in self._under_way)
+            wanted |= any(other.spec.field_id == field for other in self._waiting)
+            asset.clear(field=outcome in ("ok", "reused") and not wanted)
         self._held.free(asset.id)
         self._outcomes[asset.id] = outcome
         self._watch.finished(asset.name, outcome, asset.seconds)
         self._log.info("%s: %s after %.0f s", asset.name, outcome, asset.seconds)
-
-
-def _outcome(asset: Asset, stage: str, future: PrefectFuture[Any]) -> str:
-    """The outcome of an asset whose last task has ended; a failure becomes its row here."""
-    result = future.result(raise_on_failure=False)
-    if future.state.is_completed() and stage not in NEXT:
-        return "ok" if result["outcome"] == "computed" else "reused"
-    if asset.cancelled.is_set():
-        result = SceneError("cancelled", "Cancelled", "cancelled on Prefect's pages")
-    elif future.state.is_cancelled():
-        return "interrupted"  # a later run closes the attempt
-    if not asset.attempt or isinstance(result, TakesNoMore):
-        raise result  # the store is gone, or full: nothing that follows could be kept
-    if is_refusal(result) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
-        result = scratch_full(result)
-    elif isinstance(result, StoreError):
-        result = store_failed(result)
-    elif problem := asset.lost(result):
-        result = scratch_lost(problem)
-    return record_failure(asset, result)
 
 
 def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Asset:
@@ -251,7 +281,7 @@ def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Ass
     )
 
 
-def _progress_reporter(watch: Watcher, name: str) -> Any:
+def progress_reporter(watch: Watcher, name: str) -> Callable[[dict[str, Any]], None]:
     """What an engine calls after a step: passes the progress of an asset on to the watcher."""
 
     def report(event: dict[str, Any]) -> None:

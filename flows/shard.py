@@ -1,24 +1,25 @@
 """The flow that workers run: a shard of a plan, with a run document and table parts of its own."""
 
 import os
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.states import State
 
-from flows.context import run_context
-from flows.generate import THREADS, Maker, run_plan
+from flows.context import run_context, surroundings
+from flows.generate import Maker, run_plan
 from flows.pipeline import run_pipeline
 from flows.plan import make_plan
-from flows.progress.prefect_summary import report_to_prefect
+from flows.progress.prefect_summary import PrefectSummary
 from flows.scratch import sole_user
 from flows.settings import Settings
 from tasks.manifest.shards import fetch_images
+from tasks.prefect_ui.artifacts import Board
 
 
-@flow(name="generate-shard", flow_run_name="shard {shard} of {plan}", task_runner=THREADS)
+@flow(name="generate-shard", flow_run_name="shard {shard} of {plan}")
 def generate_shard(
     plan: str,
     shard: int,
@@ -51,7 +52,10 @@ def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
 def run_shard(settings: Settings, make: Maker | None = None) -> State[Any]:
     """What the flow does; `make` as in `run_plan`, by default the real thing."""
     plan = make_plan(settings)
-    with sole_user(Path(settings.scratch)), report_to_prefect(plan):
+    with sole_user(Path(settings.scratch)), Board() as board:
+        watcher = PrefectSummary(plan, board, surroundings().watcher)
         fetch_images(plan.store, list(plan.todo.values()))
-        with nullcontext() if make else run_context(plan):
-            return run_plan(plan, make or run_pipeline)
+        if make:
+            return run_plan(plan, watcher, make)
+        with run_context(plan, watcher, board) as context:
+            return run_plan(plan, watcher, partial(run_pipeline, context))

@@ -28,7 +28,6 @@ FLOWS = (
     "flows.dispatch.dispatch",
     "flows.evaluate.evaluate",
     "flows.generate.generate",
-    "flows.generate.generate_part",
     "flows.maintenance.maintain",
     "flows.shard.generate_shard",
 )

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from flows.context import surrounded_by
 from flows.prefect_server.server import Server
-from flows.progress.terminal import Watcher, terminal_watcher, watched_by
+from flows.progress.terminal import Watcher, terminal_watcher
 
 if TYPE_CHECKING:
     from prefect.states import State
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def watching(server: Server, *, quiet: bool) -> Iterator[Watcher]:
     """Shows the flow that is run within on the terminal; `server` has to be there for it."""
-    with server.available(), terminal_watcher(quiet=quiet) as watch, watched_by(watch):
+    with server.available(), terminal_watcher(quiet=quiet) as watch, surrounded_by(watcher=watch):
         yield watch
 
 

@@ -114,7 +114,7 @@ def _intent(plan: RunPlan, asset_id: str) -> str:
 
 def run_flow(settings: Settings, *, quiet: bool, as_json: bool) -> int:
     """Runs the flow and prints what came of it; returns the exit code."""
-    from flows.context import start_devices
+    from flows.context import start_devices, surrounded_by
     from flows.plan import make_plan
     from flows.prefect_server import environment, server
     from flows.prefect_server.shutdown import exit_when_interrupted
@@ -130,7 +130,11 @@ def run_flow(settings: Settings, *, quiet: bool, as_json: bool) -> int:
         from flows.commands.flow_result import raise_error, watching
         from flows.generate import generate
 
-        with watching(connection, quiet=quiet) as watch, exit_when_interrupted():
+        with (
+            watching(connection, quiet=quiet) as watch,
+            exit_when_interrupted() as shutdown,
+            surrounded_by(shutdown=shutdown),
+        ):
             state = generate(**settings.to_json(), return_state=True)
     raise_error(state)
     return print_results(plan, watch.run_id, as_json=as_json)

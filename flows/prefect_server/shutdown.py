@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from flows.errors import INTERRUPTED
@@ -19,58 +18,52 @@ RETRIES = 1  # of a request, after 2 seconds
 
 
 @dataclass
-class _End:
-    """Whether the end of the run has begun, and what is undone after it."""
+class Shutdown:
+    """Whether the end of a run has begun, and what is undone after it."""
 
-    brief: contextlib.ExitStack
+    undo: contextlib.ExitStack
     begun: bool = False
 
 
-_END: ContextVar[_End | None] = ContextVar("end", default=None)
-
-
 @contextlib.contextmanager
-def exit_when_interrupted() -> Iterator[None]:
+def exit_when_interrupted() -> Iterator[Shutdown]:
     """The run in here is all that this process is for: it ends when the run is interrupted.
 
     Raises KeyboardInterrupt for such an end, also if Prefect stumbles over its server after it.
     """
-    with contextlib.ExitStack() as brief:
-        end = _End(brief)
-        token = _END.set(end)
+    with contextlib.ExitStack() as undo:
+        shutdown = Shutdown(undo)
         try:
-            yield
+            yield shutdown
         except Exception as error:
-            if end.begun:
+            if shutdown.begun:
                 raise KeyboardInterrupt from error
             raise
-        finally:
-            _END.reset(token)
 
 
 @contextlib.contextmanager
-def brief_shutdown(*, part: bool = False) -> Iterator[None]:
+def brief_shutdown(shutdown: Shutdown | None, *, part: bool = False) -> Iterator[None]:
     """Around a flow's own work: once that has been ended by a signal, Prefect has to be brief.
 
-    part: this is a sub-flow, and its run still has work to do after it.
+    shutdown: of the process, None where it has other work to do. part: this is a sub-flow, and its
+    run still has work to do after it.
     """
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     try:
         yield
     except BaseException as error:
-        end = _END.get()
         # Ctrl-C is a KeyboardInterrupt, and SIGTERM within a flow Prefect's TerminationSignal.
-        if end is not None and (end.begun or not isinstance(error, Exception)):
-            if not end.begun:
+        if shutdown is not None and (shutdown.begun or not isinstance(error, Exception)):
+            if not shutdown.begun:
                 # For this thread alone: others may be in the middle of more.
                 few = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES})
-                end.brief.enter_context(few)
+                shutdown.undo.enter_context(few)
             if not part:
                 timer = threading.Timer(SECONDS, _exit_now)
                 timer.daemon = True
                 timer.start()
-            end.begun = True
+            shutdown.begun = True
         raise
 
 

@@ -1,32 +1,24 @@
 """What Prefect's pages show of a run: its name, a live summary, its assets and its failures."""
 
-import contextlib
 import json
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from flows.plan import RunPlan
 from flows.progress.results import RESULT_COLUMNS, cell
 from flows.progress.tally import GOOD
-from flows.progress.terminal import Watcher, watched_by, watcher
+from flows.progress.terminal import Watcher
 from tasks.pages.html import duration
-from tasks.prefect_ui.artifacts import Artifact, Board, board_of_run, name_run
+from tasks.prefect_ui.artifacts import Artifact, Board, name_run
 
 SUMMARY_SECONDS = 10.0  # between two versions of the live summary
 LISTED = 20  # failures in the summary; the table has more
 ROWS = 300  # of a table: pages are slow beyond
 LETTERS = 200  # of a reason
-
-
-@contextlib.contextmanager
-def report_to_prefect(plan: RunPlan) -> Iterator[None]:
-    """Reports what happens within to Prefect's pages, besides the present watcher."""
-    with board_of_run() as board, watched_by(PrefectSummary(plan, board, watcher())):
-        yield
 
 
 class PrefectSummary(Watcher):

@@ -1,10 +1,8 @@
 """What a person sees during a run: live lines on a terminal, plain ones elsewhere."""
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -71,25 +69,6 @@ def terminal_watcher(*, quiet: bool) -> Watcher:
     if quiet:
         return Watcher()
     return Screen() if sys.stderr.isatty() else Lines()
-
-
-# The flow's parameters are JSON; its watcher comes in by this side door.
-_WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
-
-
-@contextlib.contextmanager
-def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Runs of this thread, and of threads that copy its context, report to this watcher."""
-    token = _WATCHER.set(watcher)
-    try:
-        yield
-    finally:
-        _WATCHER.reset(token)
-
-
-def watcher() -> Watcher:
-    """Who follows the present run; without `watched_by` one that only counts."""
-    return _WATCHER.get() or Watcher()
 
 
 class Lines(Watcher):

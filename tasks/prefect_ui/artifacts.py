@@ -5,13 +5,11 @@ A `Board` sends it all from a separate thread, so that no asset ever waits for t
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -139,21 +137,6 @@ class Board:
             )
 
 
-# Tasks' arguments are shown on pages; where they show things comes in by this side door.
-_BOARD: ContextVar[Board | None] = ContextVar("board", default=None)
-
-
-@contextlib.contextmanager
-def board_of_run() -> Iterator[Board]:
-    """Tasks of this run, in threads that copy its context, show things on this board."""
-    with Board() as board:
-        token = _BOARD.set(board)
-        try:
-            yield board
-        finally:
-            _BOARD.reset(token)
-
-
 def artifact_key(kind: str, name: str) -> str:
     """A valid key: lower-case letters, digits and dashes."""
     return re.sub("[^a-z0-9]+", "-", f"{kind}-{name}".lower()).strip("-")
@@ -162,22 +145,19 @@ def artifact_key(kind: str, name: str) -> str:
 class ProgressArtifact:
     """How far an asset's optimisation is, in percent."""
 
-    def __init__(self, name: str) -> None:
-        self._board = _BOARD.get()
-        if self._board is not None:
-            key, description = artifact_key("progress", name), f"Optimising {name}"
-            self._artifact = self._board.create("progress", key, 0.0, description)
+    def __init__(self, board: Board, name: str) -> None:
+        self._board = board
+        key, description = artifact_key("progress", name), f"Optimising {name}"
+        self._artifact = board.create("progress", key, 0.0, description)
 
     def update(self, share: float) -> None:
         """share: of the steps, [0, 1]."""
-        if self._board is not None:
-            self._board.update(self._artifact, 100 * share)
+        self._board.update(self._artifact, 100 * share)
 
 
-def show_preview(name: str, picture: Path, caption: str) -> None:
+def show_preview(board: Board, name: str, picture: Path, caption: str) -> None:
     """An image artifact with the picture inside, so that no bucket has to be reachable."""
-    board = _BOARD.get()
-    if board is None or board.previews >= PREVIEWS:
+    if board.previews >= PREVIEWS:
         return
     board.previews += 1
     with Image.open(picture) as image:

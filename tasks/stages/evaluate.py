@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from sjc_engine.evaluation.metrics import evaluate as measure
 from sjc_engine.evaluation.pictures import contact_sheet, take_pictures, to_image
 from sjc_engine.evaluation.turntable import write_turntable
-from tasks.prefect_ui.artifacts import show_preview
+from tasks.prefect_ui.artifacts import Board, show_preview
 from tasks.stages.asset import Asset
 from tasks.stages.judges import Judges
 from tasks.stages.retries import RETRY
@@ -39,7 +39,7 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
 
 
 @task(name="evaluate", task_run_name="evaluate-{asset.name}", cache_policy=NO_CACHE, **RETRY)
-def evaluate_asset(asset: Asset, judges: Judges) -> dict[str, Any]:
+def evaluate_asset(asset: Asset, judges: Judges, board: Board) -> dict[str, Any]:
     metrics = evaluate(asset, judges)
-    show_preview(asset.name, asset.folder / "preview.png", asset.spec.prompt)
+    show_preview(board, asset.name, asset.folder / "preview.png", asset.spec.prompt)
     return metrics

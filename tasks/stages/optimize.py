@@ -8,7 +8,7 @@ from prefect.states import Cancelled
 
 from tasks.devices.job import SceneError
 from tasks.devices.pool import DevicePool, Watcher
-from tasks.prefect_ui.artifacts import ProgressArtifact
+from tasks.prefect_ui.artifacts import Board, ProgressArtifact
 from tasks.records.attempts import start_attempt
 from tasks.records.documents import asset_manifest, committed_files
 from tasks.stages.asset import Asset
@@ -92,13 +92,18 @@ def _reused_field(asset: Asset) -> dict[str, Any] | None:
 
 @task(name="optimize", task_run_name="optimize-{asset.name}", cache_policy=NO_CACHE, **RETRY)
 def optimize(
-    asset: Asset, run_id: str, pool: DevicePool, timeout: float | None, watcher: Watcher
+    asset: Asset,
+    run_id: str,
+    pool: DevicePool,
+    timeout: float | None,
+    watcher: Watcher,
+    board: Board,
 ) -> Any:
     """Begins the asset's attempt and optimises its field."""
     if not asset.attempt:  # else this task is run again
         attempt = start_attempt(asset.store, asset.spec, run_id, asset.coverage)
         asset.attempt = attempt["attempt"]
-    progress = ProgressArtifact(asset.name)
+    progress = ProgressArtifact(board, asset.name)
 
     def watch(event: dict[str, Any]) -> None:
         watcher(event)

@@ -43,8 +43,9 @@ import flows.context
 import flows.generate
 import tasks.devices.engine
 import tasks.stages.publish
+from flows.context import surrounded_by
 from flows.plan import make_plan
-from flows.progress.terminal import Watcher, watched_by
+from flows.progress.terminal import Watcher
 from flows.scratch import in_use, sole_user
 from flows.settings import Settings
 from sjc_engine import load_field, load_prior, optimize
@@ -337,18 +338,6 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
     assert [*assets.status, *assets.error_type] == ["timeout"] * 3 + ["Timeout"] * 3
 
 
-def test_rows_that_a_manifest_loses_meanwhile_are_left_open(tmp_path: Path, judge: str) -> None:
-    """A part reads the manifest again; what is no longer in it is not made, and breaks nothing."""
-    manifest = tmp_path / "manifest.csv"
-    manifest.write_text("prompt\na yellow duck\n")
-    settings = Settings(
-        str(manifest), str(tmp_path / "store"), scratch=str(tmp_path / "scratch"),
-        devices=["cpu"], overrides={"judge": judge},
-    )  # fmt: skip
-    outcomes = flows.generate.generate_part.fn(settings.to_json(), ["0" * 16], "run1", {})
-    assert outcomes == {"0" * 16: "interrupted"}
-
-
 def test_a_damaged_attempt_is_told_of_and_set_aside(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("prompt\na yellow duck\n")
     settings = Settings(str(tmp_path / "m.csv"), str(tmp_path / "store"), devices=["cpu"])
@@ -368,12 +357,11 @@ def test_a_damaged_attempt_is_told_of_and_set_aside(tmp_path: Path) -> None:
     def close() -> None:
         plan = make_plan(settings)
         with sole_user(Path(settings.scratch)):
-            flows.generate.close_attempts(plan)
+            flows.generate.close_attempts(plan, Notes())
 
     for _ in range(2):
         assert make_plan(settings).counts()["interrupted"] == 1
-        with watched_by(Notes()):
-            close()
+        close()
     assert told == [f"{plan.store.uri(key)} was damaged; its attempt counts as interrupted"]
     assert not plan.store.exists(key)
 
@@ -487,7 +475,7 @@ class Deletes(Watcher):
 def test_a_deleted_scratch_folder_fails_no_asset(run: Any, tmp_path: Path, at: str) -> None:
     """It costs the steps of what was in it, as the docs say, and the next run makes the rest."""
     line = ("id,prompt", "duck,a yellow duck")
-    with watched_by(Deletes(tmp_path / "scratch", at)):
+    with surrounded_by(watcher=Deletes(tmp_path / "scratch", at)):
         run(*line)
     statuses = list(tables(tmp_path)["attempts"].status)
     assert statuses == (["ok"] if at == "progress" else ["interrupted"])

@@ -9,7 +9,6 @@ from typing import Any
 from prefect import flow
 from prefect.states import State
 
-from flows.generate import THREADS
 from flows.pipeline import Outcomes
 from flows.plan import RunPlan
 from flows.settings import Settings
@@ -24,7 +23,7 @@ from tasks.tables.write import TableWriter
 VERSIONS = {"code": "stub", "engine": "stub"}
 
 
-@flow(name="generate-shard", task_runner=THREADS)
+@flow(name="generate-shard")
 def generate_shard(
     plan: str,
     shard: int,

@@ -20,7 +20,6 @@ from tasks.prefect_ui.artifacts import (
     Board,
     ProgressArtifact,
     artifact_key,
-    board_of_run,
     show_preview,
 )
 
@@ -116,13 +115,11 @@ def test_progress_and_previews_go_to_the_board_of_the_run(
 ) -> None:
     picture = tmp_path / "p.png"
     Image.new("RGB", (2000, 400), "red").save(picture)
-    ProgressArtifact("lonely").update(0.5)  # without a run there is nobody to tell
-    show_preview("lonely", picture, "")
     monkeypatch.setattr(artifacts, "PREVIEWS", 2)
-    with board_of_run():
-        ProgressArtifact("A.b").update(0.25)
+    with Board() as board:
+        ProgressArtifact(board, "A.b").update(0.25)
         for name in "abc":
-            show_preview(name, picture, name)
+            show_preview(board, name, picture, name)
     told = [body for _, body in api.asked]
     assert {(b["type"], b["key"]) for b in told} == {
         ("progress", "progress-a-b"), ("image", "preview-a"), ("image", "preview-b"),
