@@ -104,22 +104,21 @@ def make_asset(
 def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSpec:
     """The asset that the options ask for, checked as one row of a manifest is.
 
-    Raises UsageError or ManifestError for what is wrong. The prior's revision is left empty:
+    Raises ManifestError with everything that is wrong. The prior's revision is left empty:
     loading the prior asks the hub.
     """
     from tasks.manifest.entries import Memo, RowReader
-    from tasks.manifest.files import ManifestError
+    from tasks.manifest.files import ManifestError, Problem
     from tasks.manifest.resolve import COMMAND_LINE, resolve
 
     given = {"prompt": prompt, "seed": seed, "image": str(image or "")}
     reader = RowReader(given, Path(), Memo())
     rows = reader.rows("asset", COMMAND_LINE, "", 0)
-    for error in reader.errors:
-        raise UsageError(f"{error.key}: {error.problem}; {error.fix}")
+    problems = [Problem(COMMAND_LINE, None, e.key, e.problem, e.fix) for e in reader.errors]
     resolved = resolve(rows, prior_revision=lambda prior: "", **options)
-    if resolved.problems:
+    if problems := problems or resolved.problems:
         raise ManifestError(
-            [replace(p, column="--image") if p.column == "image" else p for p in resolved.problems]
+            [replace(p, column="--image") if p.column == "image" else p for p in problems]
         )
     return resolved.entries[0].spec
 

@@ -15,6 +15,7 @@ import read_faults
 from command_line import Said
 from fault_proxy import FaultProxy
 from read_faults import MANIFEST, Cell, local_fault, s3_fault, try_cell
+from store_snapshots import restore, snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -36,7 +37,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, byte
     (folder / "m.csv").write_text(MANIFEST)
     url = str(folder / "store")
     read_faults.fill(url, folder)
-    return url, read_faults.snapshot(url)
+    return url, snapshot(url)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def bucket(
         user(patch, s3_endpoint)
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         read_faults.fill(URL, folder)
-        yield read_faults.snapshot(URL, s3_endpoint)
+        yield snapshot(URL, s3_endpoint)
 
 
 def user(patch: pytest.MonkeyPatch, endpoint: str) -> None:
@@ -86,7 +87,7 @@ def test_in_a_folder(
         fault = local_fault(Path(url), cell.kind, cell.fault)
         try_cell(cell, url, sjc, fault, options(cell, judge))
     finally:
-        read_faults.restore(url, files)
+        restore(url, files)
 
 
 @of("s3")
@@ -107,7 +108,7 @@ def test_on_a_server(
             fault = s3_fault(proxy, cell.kind, cell.fault)
             try_cell(cell, URL, sjc, fault, options(cell, judge), s3_endpoint)
         finally:
-            read_faults.restore(URL, bucket, s3_endpoint)
+            restore(URL, bucket, s3_endpoint)
 
 
 def test_the_commands_work_without_a_fault(
@@ -125,4 +126,4 @@ def test_the_commands_work_without_a_fault(
         fault = read_faults.local_fault(Path(url) / "elsewhere", "marker", "EIO")
         struck = try_cell(cell, url, sjc, fault, options(cell, judge))
         assert not struck.times
-    read_faults.restore(url, files)
+    restore(url, files)

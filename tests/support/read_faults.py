@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 from command_line import Said
 from fault_proxy import Fault, FaultProxy
 from PIL import Image
+from store_snapshots import snapshot
 from synthetic_fields import TOTEM, centers, make_field, soft_density
 from task_samples import report
 
@@ -277,34 +277,6 @@ def quick_network(patch: pytest.MonkeyPatch) -> None:
     for name in ("READ_SECONDS", "FIRST_READ_SECONDS"):
         patch.setattr(s3_client, name, 0.3)
     patch.setattr(store_s3, "PAUSES", (0.0, 0.0, 0.0))
-
-
-def snapshot(url: str, endpoint: str = "") -> dict[str, bytes]:
-    """Every file of a store, past all faults."""
-    if not url.startswith("s3://"):
-        root = Path(url)
-        files = (path for path in root.rglob("*") if path.is_file() and ".leases" not in path.parts)
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    client = boto3.client("s3", endpoint_url=endpoint)
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
-    keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-    return {
-        key.removeprefix(f"{prefix}/"): client.get_object(Bucket=bucket, Key=key)["Body"].read()
-        for key in keys
-    }
-
-
-def restore(url: str, files: dict[str, bytes], endpoint: str = "") -> None:
-    """Puts every file of a snapshot back, and removes all others."""
-    now = snapshot(url, endpoint)
-    if now == files:
-        return
-    store = open_store(url)
-    for key in now.keys() - files.keys():
-        store.delete(key)
-    for key in [key for key, data in files.items() if now.get(key) != data]:
-        store.put_bytes(key, files[key], replace=True)
 
 
 def markers(files: dict[str, bytes]) -> dict[str, bytes]:

@@ -98,10 +98,9 @@ def make_run(store: Store, folder: Path, run_id: str, rows: str) -> None:
 
 def all_tables(store: Store) -> dict[str, list[dict[str, Any]]]:
     """Every row of every table, in an order of its own."""
-    return {
-        name: sorted(query(store, f"SELECT * FROM {name}").to_pylist(), key=repr)
-        for name in SCHEMAS
-    }
+    lists = ", ".join(f"(SELECT list({name}) FROM {name}) AS {name}" for name in SCHEMAS)
+    [found] = query(store, f"SELECT {lists}").to_pylist()  # once: a database takes 40 ms
+    return {name: sorted(rows or [], key=repr) for name, rows in found.items()}
 
 
 def fill(store: Store, folder: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import boto3
 import pytest
-from task_samples import Write
+from store_snapshots import Files, restore, snapshot
+from task_samples import Write, fill, make, spec
 
 from tasks.store import open_store
 from tasks.store.interface import Store
@@ -26,6 +27,30 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(tmp_path / "store")
     return open_store(request.getfixturevalue("s3_url"))
+
+
+@pytest.fixture(scope="session")
+def whole_files() -> dict[str, Files]:
+    """What `whole` has made, by address."""
+    return {}
+
+
+@pytest.fixture(params=["local", "s3"])
+def whole(request: pytest.FixtureRequest, tmp_path: Path, whole_files: dict[str, Files]) -> Store:
+    """A store with all that there can be in one, always at the same address."""
+    url = str(tmp_path.parent / "whole-store")
+    if request.param == "s3":
+        request.getfixturevalue("s3_environment")
+        url = "s3://whole-store/some/prefix"
+    if url in whole_files:
+        restore(url, whole_files[url])
+    else:
+        if request.param == "s3":
+            boto3.client("s3").create_bucket(Bucket="whole-store")
+        fill(open_store(url), tmp_path)
+        make(open_store(url), tmp_path, spec(), "run2", "failed")
+        whole_files[url] = snapshot(url)
+    return open_store(url)
 
 
 @pytest.fixture

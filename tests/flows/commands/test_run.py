@@ -50,7 +50,7 @@ BAD_INPUTS: dict[str, tuple[str, str, int, str]] = {  # manifest, options, exit 
     "an empty prior": (GOOD, "--prior=", 2, "--prior"),
     "a preset for an unknown prior": (GOOD, "--prior nosuch/ --recipe toybox", 2, "nosuch/"),
     "a scratch file": (GOOD, "--scratch manifest.csv", 2, "manifest.csv"),
-    "text for a picture": ("prompt,image\na,manifest.csv\n", "", 2, "manifest.csv:2: image: pic"),
+    "text for a picture": ("prompt,image\na,manifest.csv\n", "", 2, "manifest.csv is not an image"),
     "a picture's loss without one": (GOOD, "--set input_view_weight=1", 2, "input_view_weight"),
     "a scratch folder below a file": (GOOD, "--scratch manifest.csv/x", 2, "manifest.csv/x"),
     "a scratch folder that cannot be": (GOOD, "--store . --scratch /proc/x", 2, "/proc/x"),

@@ -580,7 +580,7 @@ def test_every_setting_matters(prior, overrides):
 
 
 def test_latent_priors_keep_their_own_background(latent_prior):
-    with pytest.raises(ValueError, match="background = 'white' needs a prior that works on pixels"):
+    with pytest.raises(ValueError, match="background: 'white' needs a prior of RGB images"):
         Scene("a duck", "", 0, LATENT.override({"background": "white"}), latent_prior)
 
 

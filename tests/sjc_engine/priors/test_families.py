@@ -281,5 +281,5 @@ def test_presets_follow_the_family(deepfloyd, ddpm):
 def test_a_pipeline_that_the_engine_does_not_know_is_named(tmp_path, ddpm):
     folder = shutil.copytree(ddpm, tmp_path / "other")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match=r"is a FluxPipeline; this engine loads .*IFPipeline"):
+    with pytest.raises(ValueError, match=r"has a 'FluxPipeline'; use one with .*IFPipeline"):
         load_prior(str(folder))

@@ -40,15 +40,6 @@ def damage(store: Store, key: str, content: bytes) -> None:
     store.put_bytes(key, content, replace=True)
 
 
-@pytest.fixture
-def whole(store: Store, tmp_path: Path) -> Store:
-    """A store with all that there can be in one."""
-    fill(store, tmp_path)
-    make(store, tmp_path, spec(), "run3", "failed")
-    assert verify_store(store) == []
-    return store
-
-
 def kinds(findings: list[Finding]) -> list[tuple[str, str]]:
     return [(finding.kind, finding.key) for finding in findings]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -93,17 +94,14 @@ def dying(
         yield
 
 
-def deaths(store: Store, action: Callable[[], object]) -> Iterator[int]:
-    """Lets `action` die at its first step, its second and so on, until it comes through."""
-    for at in range(1, 200):
-        try:
-            with dying(store, at):
-                action()
-        except Died:
-            yield at
-        else:
-            return
-    raise AssertionError("it never came through")
+def dies(store: Store, action: Callable[[], object], at: int) -> bool:
+    """Whether `action` dies at its n-th step, and does not come through before."""
+    try:
+        with dying(store, at):
+            action()
+    except Died:
+        return True
+    return False
 
 
 # --- a writer ----------------------------------------------------------------------------------
@@ -151,33 +149,31 @@ def test_a_part_that_is_full_is_not_written_again(
 def test_a_writer_that_dies_anywhere_leaves_whole_rows_and_the_next_run_the_rest(
     store: Store,
 ) -> None:
-    numbers = iter(range(1000))
-    attempts: list[dict[str, Any]] = []
+    for at in itertools.count(1):
+        fresh = open_store(f"{store.url}/{at}")
+        attempts = [ended(fresh, f"run{number % 2}", f"thing {number}") for number in range(4)]
 
-    def work() -> None:
-        rows = TableWriter(store)
-        for number, attempt in enumerate(attempts[-4:]):
-            rows.record(attempt, {})
-            if number % 2:
-                rows.write()
+        def work(store: Store = fresh, attempts: list[dict[str, Any]] = attempts) -> None:
+            rows = TableWriter(store)
+            for number, attempt in enumerate(attempts):
+                rows.record(attempt, {})
+                if number % 2:
+                    rows.write()
 
-    def more() -> None:
-        attempts.extend(ended(store, run, f"{next(numbers)}") for run in ("run1", "dead") * 2)
-
-    more()
-    for at in deaths(store, work):
-        found = {name: query(store, f"SELECT * FROM {name}") for name in ("assets", "attempts")}
+        died = dies(fresh, work, at)
+        found = {name: query(fresh, f"SELECT * FROM {name}") for name in ("assets", "attempts")}
         ids = {name: rows["asset_id"].to_pylist() for name, rows in found.items()}
         assert len(set(ids["assets"])) == len(ids["assets"]), at
         assert set(ids["assets"]) <= set(ids["attempts"]), at
         # What the next run does.
-        for attempt in unrecorded_attempts(store, [], {a["asset_id"] for a in attempts}):
-            record_attempt(store, *attempt)
-        ids = query(store, "SELECT DISTINCT asset_id FROM assets JOIN attempts USING (asset_id)")
-        assert len(ids) == len(attempts), at
-        more()
-    assert at == 12, "four files, and four that replace them"
-    assert all_tables(store) == wanted(store)
+        for attempt in unrecorded_attempts(fresh, [], {a["asset_id"] for a in attempts}):
+            record_attempt(fresh, *attempt)
+        rows = query(fresh, "SELECT DISTINCT asset_id FROM assets JOIN attempts USING (asset_id)")
+        assert len(rows) == len(attempts), at
+        if not died:
+            break
+    assert at == 13, "four files, four that replace them, and these are deleted"
+    assert all_tables(fresh) == wanted(fresh)
 
 
 def test_the_rows_of_a_killed_process_are_written_by_the_next_run(tmp_path: Path) -> None:
@@ -360,9 +356,9 @@ def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
 
 
 def test_compaction_leaves_one_file_of_each_table_with_every_row(
-    store: Store, tmp_path: Path
+    whole: Store, tmp_path: Path
 ) -> None:
-    fill(store, tmp_path)
+    store = whole
     before = all_tables(store)
     assert before == wanted(store)
     for _ in range(2):
@@ -392,16 +388,16 @@ def unrecorded(store: Store, asset_id: str) -> tuple[Any, Any]:
 def test_a_compaction_or_repair_that_dies_anywhere_leaves_the_tables_right(
     store: Store, tmp_path: Path
 ) -> None:
-    fill(store, tmp_path)
-    before = all_tables(store)
+    make_run(store, tmp_path, "run1", "duck,a duck,t,v\n")
     for action in (compact_store, rebuild_tables):
         make(store, tmp_path, spec(f"a late one of {action.__name__}"), "run1")
         before = all_tables(store)
-        count = 0
-        for count in deaths(store, partial(action, store)):  # noqa: B007
+        at = 1
+        while dies(store, partial(action, store), at):
             assert all_tables(store) == before
+            at += 1
         assert all_tables(store) == before
-        assert count > 2
+        assert at > 3
         assert len(files(store)) == len(SCHEMAS)
 
 
@@ -435,10 +431,10 @@ def test_a_file_that_is_replaced_while_it_is_compacted_loses_nothing(
 
 
 def test_two_compactions_at_once_lose_nothing(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sleeps after it has read, for two others with new rows between them."""
-    fill(store, tmp_path)
+    store = whole
     write, seen = tables._replace, list[str]()
 
     def overtaken(store: Store, table: str, *rest: Any) -> None:
@@ -515,10 +511,10 @@ def test_runs_readers_compactions_and_repairs_at_once(
 
 @pytest.mark.parametrize("moment", ["before the listing", "within the listing", "after it"])
 def test_readers_see_every_row_while_files_move(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    whole: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """A listing may pass the compacted files before there is one, and then find nothing else."""
-    fill(store, tmp_path)
+    store = whole
     before, table_keys, listed = all_tables(store), table_reader.table_keys, list[str]()
 
     def moving(store: Store, folder: str) -> list[str]:
@@ -549,8 +545,8 @@ def test_tables_that_never_stand_still_are_an_error(
         query(store, "SELECT * FROM attempts")
 
 
-def test_every_table_can_be_made_again_from_the_json(store: Store, tmp_path: Path) -> None:
-    fill(store, tmp_path)
+def test_every_table_can_be_made_again_from_the_json(whole: Store, tmp_path: Path) -> None:
+    store = whole
     before = all_tables(store)
     rebuild_tables(store)
     assert all_tables(store) == before
@@ -670,9 +666,9 @@ def make_old(store: Store) -> None:
 
 
 def test_stores_of_earlier_versions_stay_readable_and_compactable(
-    store: Store, tmp_path: Path
+    whole: Store, tmp_path: Path
 ) -> None:
-    fill(store, tmp_path)
+    store = whole
     before = all_tables(store)
     make_old(store)
     assert len(files(store)) > 25
