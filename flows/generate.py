@@ -212,7 +212,7 @@ def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes, watch: Watc
         write_sheet(store, run_id, good)
         write_report(store, run_id, recorded_command)
     except StoreError as error:  # all assets are made; `sjc report` can be run again
-        watch.note(f"no report: {error}")
+        watch.problem(f"no report: {error}")
         get_run_logger().error("no report: %s", error)
     watch.ended(results(store, run_id))
     ordered = {outcome: counts[outcome] for outcome in ("ok", "reused", *sorted(counts))}

@@ -43,6 +43,9 @@ class PrefectSummary(Watcher):
     def note(self, text: str) -> None:
         self._also.note(text)
 
+    def problem(self, text: str) -> None:
+        self._also.problem(text)
+
     def stage(self, name: str, stage: str) -> None:
         self._also.stage(name, stage)
 

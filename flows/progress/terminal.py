@@ -42,6 +42,10 @@ class Watcher:
     def note(self, text: str) -> None:
         """One line that stays."""
 
+    def problem(self, text: str) -> None:
+        """What went wrong and is in no row: shown with --quiet too."""
+        print(text, file=sys.stderr, flush=True)
+
     def once(self, text: str) -> None:
         """The same, but each text only once."""
         if text not in self._noted:
@@ -118,6 +122,8 @@ class Screen(Watcher):
 
     def note(self, text: str) -> None:
         self._console.print(Text(text))
+
+    problem = note
 
     def stage(self, name: str, stage: str) -> None:
         super().stage(name, stage)

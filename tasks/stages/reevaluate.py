@@ -62,7 +62,8 @@ def reevaluate(
     `StoreError` is raised before anything is written.
     """
     manifest = finished_manifest(store, asset_id)
-    committed = read_attempt(store, attempt_key(asset_id, committed_attempt(manifest)))
+    key = attempt_key(asset_id, committed_attempt(manifest))
+    committed = read_attempt(store, key, committed=True)
     field, mesh = _read_files(store, asset_id, manifest, scratch)
     attempt = start_evaluation(store, committed, run_id)
     known = {
