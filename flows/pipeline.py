@@ -13,7 +13,8 @@ from queue import Empty, SimpleQueue
 from threading import Event, Semaphore
 from typing import Any
 
-from prefect import Task, get_run_logger
+from prefect import get_run_logger
+from prefect.states import State
 
 from flows.context import RunContext
 from flows.plan import RunPlan
@@ -62,11 +63,11 @@ def make_asset(asset: Asset, window: "Window", context: RunContext, run_id: str)
     """
     report, timeout = progress_reporter(context.watcher, asset.name), window.timeout
 
-    def run(stage: Task[..., Any], *arguments: Any) -> Any:
+    def run(stage: Any, *arguments: Any) -> Any:
         if asset.cancelled.is_set() or window.stopped.is_set():
             raise _Ended
         context.watcher.stage(asset.name, "queue" if stage is optimize else stage.name)
-        state = stage(asset, *arguments, return_state=True)
+        state: State[Any] = stage(asset, *arguments, return_state=True)
         result = state.result(raise_on_failure=False)
         if not state.is_completed():
             raise _Ended from None if state.is_cancelled() else result
@@ -199,8 +200,8 @@ class Window:
                 self._end(asset, outcome)
                 continue
             self._under_way[asset] = "device"
-            arguments = (asset, self, self._context, self._run_id)
-            made = threads.submit(copy_context().run, make_asset, *arguments)
+            make = partial(make_asset, asset, self, self._context, self._run_id)
+            made = threads.submit(copy_context().run, make)
             made.add_done_callback(partial(self._hear, asset))
 
     def _hear(self, asset: Asset, made: Future[str]) -> None:

@@ -267,25 +267,27 @@ class _Resolver:
             wrong = preset_error(None, name) if name and not row.recipe else None
             return Recipe(), [wrong] if wrong else []
         try:
-            recipe = Recipe.for_prior(prior, name)
-        except SettingError as error:
-            recipe, errors = Recipe(), [error]
-        else:
-            values = {**self.overrides, **row.overrides}
-            errors = wrong = recipe.problems(values)
-            while wrong:  # the rest is checked with what is right
-                keys = {key for error in wrong for key in (error.key, *error.conflicts)}
-                values = {key: value for key, value in values.items() if key not in keys}
-                wrong = recipe.problems(values)
-            recipe = recipe.override(values)
+            recipe, errors = self._override(Recipe.for_prior(prior, name), row)
+        except SettingError as unfit:
+            recipe, errors = Recipe(), [unfit]
         for key, error_of in WEIGHTS.items():
-            error = error_of(getattr(recipe.evaluate, key))
-            if error and key not in row.overrides:
-                errors.append(error)
+            wrong = error_of(getattr(recipe.evaluate, key))
+            if wrong and key not in row.overrides:
+                errors.append(wrong)
         found = mismatches(
             prior, takes_image(prior), row.image is not None, row.negative_prompt, recipe.optimize
         )
         return recipe, [*errors, *found]
+
+    def _override(self, recipe: Recipe, row: Row) -> tuple[Recipe, list[SettingError]]:
+        """The preset with those values of the command line and the row that are right."""
+        values = {**self.overrides, **row.overrides}
+        errors = wrong = recipe.problems(values)
+        while wrong:
+            keys = {key for error in wrong for key in (error.key, *error.conflicts)}
+            values = {key: value for key, value in values.items() if key not in keys}
+            wrong = recipe.problems(values)
+        return recipe.override(values), errors
 
 
 def _silhouette(image: Path) -> list[SettingError]:

@@ -413,8 +413,8 @@ def test_the_rows_that_a_dying_run_could_not_write_are_written_by_who_goes_on(
     """It dies after this one has looked for such attempts."""
     close = flows.generate.close_attempts
 
-    def close_and_miss(plan: Any) -> dict[str, int]:
-        settled = close(plan)
+    def close_and_miss(plan: Any, watch: Watcher) -> dict[str, int]:
+        settled = close(plan, watch)
         (entry,) = plan.todo.values()
         attempt = start_attempt(plan.store, entry.spec, "other")["attempt"]
         error = OSError("no room for rows")
