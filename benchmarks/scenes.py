@@ -33,6 +33,7 @@ from sjc_engine.guidance.score import guide
 from sjc_engine.memory import MemoryProbe
 from sjc_engine.optimization.loop import try_step
 from sjc_engine.optimization.scene import Scene, StepStats
+from sjc_engine.optimization.step import draw
 from sjc_engine.priors.denoiser import Prior, load_prior
 from sjc_engine.recipes import Recipe
 
@@ -51,12 +52,12 @@ def steps_of(scenes: list[Scene], prior: Prior, count: int, one_call: bool) -> C
 
 def calls_of(scenes: list[Scene], prior: Prior, count: int, one_call: bool) -> Callable[[], None]:
     """The network calls of the same steps, and nothing else."""
-    draw = scenes[0].draw()
+    inputs = draw(scenes[0])
     many = len(scenes) if one_call else 1
-    z = draw.z.flatten(0, 1).repeat(many, 1, 1, 1)
-    sigma = draw.sigma.repeat(len(draw.z)).repeat(many)
-    every = list(range(len(draw.cond))) * many
-    cond, uncond, scale = draw.cond[every], draw.uncond[every], draw.scale.repeat(many)
+    z = inputs.z.flatten(0, 1).repeat(many, 1, 1, 1)
+    sigma = inputs.sigma.repeat(len(inputs.z)).repeat(many)
+    every = list(range(len(inputs.cond))) * many
+    cond, uncond, scale = inputs.cond[every], inputs.uncond[every], inputs.scale.repeat(many)
 
     def work() -> None:
         for _ in range(count * len(scenes) // many):

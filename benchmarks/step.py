@@ -32,6 +32,7 @@ from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.guidance.score import guide
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
+from sjc_engine.optimization.step import draw
 from sjc_engine.priors.denoiser import Prior, load_prior
 from sjc_engine.recipes import Recipe
 from sjc_engine.rendering import volume as render
@@ -69,8 +70,14 @@ def steps_of(scene: Scene, count: int, *, fused: bool) -> Callable[[], None]:
 
 def calls_of(scene: Scene, count: int) -> Callable[[], None]:
     """The same steps' network calls alone."""
-    draw = scene.draw()
-    asked = draw.z.flatten(0, 1), draw.sigma.repeat(len(draw.z)), draw.cond, draw.uncond, draw.scale
+    inputs = draw(scene)
+    asked = (
+        inputs.z.flatten(0, 1),
+        inputs.sigma.repeat(len(inputs.z)),
+        inputs.cond,
+        inputs.uncond,
+        inputs.scale,
+    )
 
     def work() -> None:
         for _ in range(count):

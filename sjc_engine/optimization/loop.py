@@ -12,7 +12,8 @@ from torch import Tensor
 from sjc_engine.fields.field import Field
 from sjc_engine.guidance.score import guide
 from sjc_engine.memory import out_of_memory
-from sjc_engine.optimization.scene import Diverged, Scene, StepInputs, StepStats
+from sjc_engine.optimization.scene import Diverged, Scene, StepStats
+from sjc_engine.optimization.step import StepInputs, draw, update
 from sjc_engine.priors.conditioning import InputImage
 from sjc_engine.priors.denoiser import Cond, Prior
 from sjc_engine.recipes import Recipe
@@ -59,10 +60,10 @@ def try_step(
         inputs: dict[int, StepInputs] = {}
         for k, scene in enumerate(scenes):
             with _kept(outcomes, k):
-                inputs[k] = scene.draw()
+                inputs[k] = draw(scene)
         for k, denoised in _denoise_all(prior, inputs, outcomes):
             with _kept(outcomes, k):
-                outcomes[k] = scenes[k].update(inputs[k], denoised)
+                outcomes[k] = update(scenes[k], inputs[k], denoised)
     except Exception:
         for k, scene in enumerate(scenes):
             if not isinstance(outcomes.get(k), StepStats):

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.errors import SettingError
 from sjc_engine.fields.field import Field, Space
 from sjc_engine.fields.kinds import make_field
-from sjc_engine.guidance.schedules import guidance_at, sigma_at
-from sjc_engine.guidance.score import average, perturb, weighting
-from sjc_engine.guidance.view_prompts import view_prompt, view_prompts
+from sjc_engine.guidance.view_prompts import view_prompts
 from sjc_engine.optimization.checkpoint import write_checkpoint
 from sjc_engine.optimization.distill import distill_rgb
-from sjc_engine.optimization.losses import (
-    center_depth,
-    depth_smoothness,
-    distortion,
-    emptiness,
-    near_view,
-    opacity_entropy,
-    total_variation,
-)
 from sjc_engine.optimization.optimizer import make_optimizer
-from sjc_engine.optimization.reference_view import ReferenceView, View
+from sjc_engine.optimization.reference_view import ReferenceView
 from sjc_engine.optimization.resume import (
     DeferredScalars,
     Recovery,
@@ -39,17 +26,9 @@ from sjc_engine.optimization.resume import (
     state_tensors,
 )
 from sjc_engine.priors.conditioning import InputImage, mismatches
-from sjc_engine.priors.denoiser import Cond, Prior
+from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
-from sjc_engine.rendering.camera import Camera, nearby, sample_camera
-from sjc_engine.rendering.volume import (
-    Rendering,
-    composite,
-    learned_background,
-    random_background,
-    render_views,
-)
 
 
 @dataclass(frozen=True)
@@ -72,23 +51,6 @@ class Diverged(ArithmeticError):
         self.step = scenes[0].step
         names = ", ".join(f"{scene.prompt!r} at step {scene.step}" for scene in scenes)
         super().__init__(f"not finite any more: {names}")
-
-
-@dataclass(frozen=True, eq=False)
-class StepInputs:
-    """What one scene brings to a step: its rendered views, perturbed, and their conditions."""
-
-    rendering: Rendering  # (V, ...)
-    images: Tensor  # (V, C, H, W) with gradient, at the prior's resolution
-    sigma: Tensor  # (V,)
-    z: Tensor  # (n, V, C, H, W): images plus sigma times noise
-    cond: Cond  # n * V
-    uncond: Cond
-    scale: Tensor  # (n * V,) guidance
-    negatives: list[Cond]  # each n * V, for Perp-Neg
-    weights: Tensor  # (negatives, n * V)
-    near: View | None  # each view again, from a step aside
-    reference: View | None  # the input picture's
 
 
 class Scene:
@@ -129,18 +91,18 @@ class Scene:
         self.intact = True  # False: an optimiser's step has begun and not ended
         # A GPU works while the next step is prepared: what it measured is read a step later.
         self.reads_late = prior.device.type != "cpu"
-        self._reference: ReferenceView | None = None
+        self.reference: ReferenceView | None = None
         if image is not None and isinstance(prior, Zero123Prior):
-            self._reference = ReferenceView(image, prior, r)
-            self._uncond = self._reference.unconditional()
+            self.reference = ReferenceView(image, prior, r)
+            self.uncond = self.reference.unconditional()
             return
         prefixes = view_prompts(r.view_style)
         embedded = prior.condition(
             [f"{prefix} {prompt}".strip() for prefix in prefixes] + [negative_prompt]
         )
-        self._conds = {prefix: embedded[k : k + 1] for k, prefix in enumerate(prefixes)}
-        self._front = prefixes[0]
-        self._uncond = embedded[len(prefixes) :]
+        self.conds = {prefix: embedded[k : k + 1] for k, prefix in enumerate(prefixes)}
+        self.front = prefixes[0]
+        self.uncond = embedded[len(prefixes) :]
 
     @property
     def done(self) -> bool:
@@ -149,106 +111,28 @@ class Scene:
             self._catch_up()  # which may show that there is more to do
         return self.step >= r.steps or self.recovery.on_plateau(r.plateau_tolerance)
 
-    def draw(self) -> StepInputs:
-        """Render this step's views and perturb them."""
-        r, g, device = self.recipe.optimize, self.generator, self.prior.device
-        if r.grid_start and self.field.resolution != r.grid_size and self._progress(r.grid_grow_at):
+    def grow(self) -> None:
+        """Doubles the grid when it is time, and takes a snapshot when one is due."""
+        r = self.recipe.optimize
+        if r.grid_start and self.field.resolution != r.grid_size and self.progress(r.grid_grow_at):
             self.field.resample(r.grid_size)
             self.optimizer = make_optimizer(self.field, r, self.recovery.lr_factor)
             self.recovery.snapshot = None
         self.recovery.keep(self.step, self.field, self.optimizer)
-        count, size = r.views_per_step, r.render_size
-        fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
-        cameras = [sample_camera(g, self._radius(), fov, elevation) for _ in range(count)]
-        views = render_views(
-            self.field,
-            cameras,
-            size,
-            size,
-            step=r.ray_step,
-            generator=g if r.ray_jitter else None,
-            emptiness_scale=r.emptiness_scale,
-        )
-        backdrop = self._background(views)
-        images = self._picture(views, backdrop)
 
-        sigma = sigma_at(self.step, r, self.prior.sigmas, count, g)
-        noise = torch.randn(r.noise_samples, *images.shape, generator=g)
-        noise = noise.to(device, non_blocking=True)
-        if r.score == "naive":
-            noise = torch.zeros_like(noise)
-        many = r.noise_samples * count
-        negatives, weights = [], torch.zeros(0, many, device=device)
-        if r.perp_neg_weight:
-            negatives = [self._conds[self._front].repeat(many)]
-            behind = [(1 - math.cos(math.radians(c.azimuth_deg))) / 2 for c in cameras]
-            weights = r.perp_neg_weight * torch.tensor([behind * r.noise_samples])
-            weights = weights.to(device, non_blocking=True)
-        near = reference = None
-        if r.near_view_weight:
-            same = backdrop if r.background == "random" else None
-            near = self._render_plain([nearby(camera, g) for camera in cameras], same)
-        if self._reference and self._reference.demands:
-            reference = self._render_plain([self._reference.camera])
-        return StepInputs(
-            views,
-            images,
-            sigma,
-            perturb(images.detach(), sigma, noise),
-            Cond.cat([self._condition(cameras)] * r.noise_samples),
-            self._uncond.repeat(many),
-            torch.full((many,), guidance_at(self.step, r), device=device),
-            negatives,
-            weights,
-            near,
-            reference,
-        )
-
-    def update(self, inputs: StepInputs, denoised: Tensor) -> StepStats:
-        """Chain the score at `denoised` (n, V, C, H, W) through the renderer and take a step.
+    def descend(self, loss: Tensor, measured: Sequence[Tensor]) -> StepStats:
+        """Take the optimiser's step down this loss. measured: score, emptiness and opacity, ().
 
         A loss or gradient that is not finite takes the scene back to its last snapshot, at half the
         learning rate, once; the second time it raises Diverged, with the field as it was. A GPU is
         not waited for, but in a scene's first step: later the numbers, and the news of a
         divergence, are the last step's.
         """
-        r, views = self.recipe.optimize, inputs.rendering
-        images = inputs.images
-        score = average(
-            denoised,
-            images.detach(),
-            inputs.z,
-            inputs.sigma,
-            variance_reduction=r.variance_reduction or r.score == "sds",
-        )
-        gradient = weighting(r.score, inputs.sigma).to(score).view(-1, 1, 1, 1) * score
-        # d/dtheta of this is -(weight score) . dx/dtheta: the chain rule that names the method
-        loss = -(gradient * images).sum() / len(images)
-        empty = emptiness(views)
-        rising = r.emptiness_multiplier if self._progress(r.emptiness_step) else 1.0
-        loss = loss + r.emptiness_weight * rising * empty
-        if r.depth_weight:
-            loss = loss + r.depth_weight * center_depth(views.depth, r.depth_loss)
-        if r.binary_weight:
-            loss = loss + r.binary_weight * opacity_entropy(views.opacity)
-        if r.tv_weight:
-            loss = loss + r.tv_weight * total_variation(self.field)
-        if r.distortion_weight:
-            loss = loss + r.distortion_weight * distortion(views)
-        if inputs.near:
-            near = inputs.near
-            change = near_view(images, near.images, views.depth, near.rendering.depth)
-            loss = loss + r.near_view_weight * change
-        if r.smooth_weight and self._progress(r.smooth_start):
-            loss = loss + r.smooth_weight * depth_smoothness(views.depth)
-        if self._reference and inputs.reference:
-            loss = loss + self._reference.loss(inputs.reference)
-
         self.optimizer.zero_grad()
         loss.backward()
-        measured = [loss, gradient.square().mean().sqrt(), empty, views.opacity.mean()]
         slopes = [p.grad.abs().amax() for p in self.field.parameters() if p.grad is not None]
-        scalars = DeferredScalars(torch.stack([*measured, torch.stack(slopes).amax()]).detach())
+        numbers = torch.stack([loss, *measured, torch.stack(slopes).amax()])
+        scalars = DeferredScalars(numbers.detach())
         due: DeferredScalars | None = scalars
         if self.reads_late and self.recovery.measured:
             clear_gradients_unless(scalars.finite(), self.field)
@@ -259,7 +143,7 @@ class Scene:
             self.intact = True
             self.step += 1
         assert self.recovery.measured  # a first step that is not finite raises
-        return StepStats(self.step, r.steps, *self.recovery.measured)
+        return StepStats(self.step, self.recipe.optimize.steps, *self.recovery.measured)
 
     def _accept(self, scalars: DeferredScalars) -> bool:
         """Notes what a step measured; if that is not finite, goes back or raises Diverged."""
@@ -283,7 +167,7 @@ class Scene:
         if not self.prior.latent:
             return self.field
         r = self.recipe.optimize
-        white = self._reference.white if self._reference and r.background == "white" else None
+        white = self.reference.white if self.reference and r.background == "white" else None
         return distill_rgb(self.field, self.prior, r, self.seed, white)
 
     def save(self, path: str | Path) -> None:
@@ -326,51 +210,9 @@ class Scene:
         scene.generator.set_state(tensors["generator"])
         return scene
 
-    def _progress(self, share: float) -> bool:
+    def progress(self, share: float) -> bool:
         """Whether this share of the steps is done."""
         return self.step >= share * self.recipe.optimize.steps
-
-    def _radius(self) -> float:
-        r = self.recipe.optimize
-        if not r.radius_spread:
-            return r.radius
-        draw = float(torch.rand((), generator=self.generator, dtype=torch.float64))
-        return r.radius + (2 * draw - 1) * r.radius_spread
-
-    def _condition(self, cameras: Sequence[Camera]) -> Cond:
-        """The condition of each camera: the picture's object from there, or the prompt's."""
-        if self._reference:
-            return self._reference.condition(cameras)
-        r = self.recipe.optimize
-        prefixes = [
-            view_prompt(c.azimuth_deg, c.elevation_deg, r.view_style, r.overhead_prompt)
-            for c in cameras
-        ]
-        return Cond.cat([self._conds[prefix] for prefix in prefixes])
-
-    def _render_plain(self, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
-        """Views that are not denoised, through pixel centres."""
-        r = self.recipe.optimize
-        views = render_views(self.field, cameras, r.render_size, r.render_size, step=r.ray_step)
-        backdrop = self._background(views) if backdrop is None else backdrop
-        return View(views, self._picture(views, backdrop))
-
-    def _picture(self, views: Rendering, backdrop: Tensor) -> Tensor:
-        """The views over their background, (V, C, H, W) at the prior's resolution."""
-        images = composite(views, backdrop)
-        if images.shape[-1] == self.prior.resolution:
-            return images
-        shape = (self.prior.resolution, self.prior.resolution)
-        return F.interpolate(images, shape, mode="bilinear", antialias=True)
-
-    def _background(self, views: Rendering) -> Tensor:
-        kind = self.recipe.optimize.background
-        if kind == "learned":
-            return learned_background(self.field, views)
-        if kind == "white":
-            white = self._reference.white if self._reference else torch.ones_like(views.rgb)
-            return white.expand_as(views.rgb)
-        return random_background(views.rgb, self.generator)
 
     def _require_finite(self) -> None:
         if not all(bool(torch.isfinite(p).all()) for p in self.field.parameters()):

@@ -5,6 +5,7 @@ import torch
 import transcription
 
 from sjc_engine.fields.voxel import grid_centers
+from sjc_engine.optimization import step
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.priors.denoiser import Cond
@@ -72,7 +73,7 @@ def follow(scene, r, theta, steps):
     for k in range(steps):
         generator.set_state(scene.generator.get_state())
         twin_state = scene.generator.get_state()
-        shown = scene.draw()
+        shown = step.draw(scene)
         scene.generator.set_state(twin_state)  # the step below draws the same again
         uniforms, tick, noise = draw(generator)
         gradient, found = transcription.gradients(
@@ -126,14 +127,14 @@ def test_both_forms_of_center_depth_on_both_sides(depth_loss, side):
     changes = {"depth_loss": depth_loss, "depth_weight": 1e6, "emptiness_weight": 0.0}
     scene, r, _ = start(changes, seed=5)
     state = scene.generator.get_state()
-    outward = scene.draw().rendering.directions[0].mean(0)
+    outward = step.draw(scene).rendering.directions[0].mean(0)
     scene.generator.set_state(state)
     centers = grid_centers(10, 1.0, scene.field.background)
     off = torch.linalg.cross(centers, outward.expand_as(centers)).norm(dim=-1)
     with torch.no_grad():
         dense = off < 0.5 if side == "before" else off > 0.5
         scene.field.density[0, 0] = torch.where(dense, 6.0, -6.0)
-        depth = scene.draw().rendering.depth[0]
+        depth = step.draw(scene).rendering.depth[0]
     scene.generator.set_state(state)
     ahead = depth[1:-1, 1:-1].mean() < torch.cat([depth[0], depth[-1]]).mean()
     assert bool(ahead) == (side == "before")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from known_priors import KnownPrior, gaussian
+from score_formulas import naive, sds
 
-from sjc_engine.guidance.score import guide, naive, paas, perpendicular, sds, weighting
+from sjc_engine.guidance.score import guide, paas, perpendicular, weighting
 from sjc_engine.priors.denoiser import Cond
 
 S = 0.7  # the data's standard deviation

@@ -9,14 +9,16 @@ import textwrap
 
 import pytest
 import torch
+from score_formulas import sds
 from tiny_priors import SMALL, build_latent_prior, build_pixel_prior
 
 from sjc_engine import optimize
-from sjc_engine.guidance.score import guide, sds
+from sjc_engine.guidance.score import guide
 from sjc_engine.optimization import checkpoint
 from sjc_engine.optimization.checkpoint import CheckpointError
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Diverged, Scene
+from sjc_engine.optimization.step import draw, update
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.recipes import Recipe
 
@@ -80,7 +82,7 @@ def test_the_scene_becomes_what_the_prior_expects_to_see():
     scene = Scene("an orange wall", "", 0, recipe, prior)
     distances = []
     for _ in range(300):
-        images = scene.draw().images.detach()
+        images = draw(scene).images.detach()
         centre = images[:, :, 2:6, 2:6]  # the box fills the middle of every view
         distances.append((centre - prior.color).abs().mean().item())
         step_scenes([scene], prior)
@@ -94,7 +96,7 @@ def test_the_gradient_is_sigma_times_the_score_through_the_renderers_jacobian(no
     prior = KnownAnswer([0.6, 0.1, -0.5])
     recipe = PIXEL.override({"emptiness_weight": 0.0, "noise_samples": noise_samples})
     scene, twin = (Scene("x", "", 3, recipe, prior) for _ in range(2))
-    x = twin.draw()
+    x = draw(twin)
     per_view = (prior.color - x.images.detach()) / x.sigma.view(-1, 1, 1, 1)
     expected = torch.autograd.grad(x.images, twin.field.color, -per_view.float() / 2)[0]
     step_scenes([scene], prior)
@@ -384,17 +386,17 @@ def test_sds_in_a_scene_is_the_formula(prior):
     """The gradient at the rendered pictures, whatever `variance_reduction` says."""
     changes = {"score": "sds", "variance_reduction": False, "emptiness_weight": 0.0}
     scene = Scene("a tank", "", 1, PIXEL.override(changes | {"binary_weight": 0.0}), prior)
-    draw = scene.draw()
-    draw.images.retain_grad()
-    x, sigma = draw.images.detach(), draw.sigma
+    inputs = draw(scene)
+    inputs.images.retain_grad()
+    x, sigma = inputs.images.detach(), inputs.sigma
 
     def denoise(z, level):
-        return guide(prior, z, level, draw.cond, draw.uncond, draw.scale)
+        return guide(prior, z, level, inputs.cond, inputs.uncond, inputs.scale)
 
-    noise = (draw.z[0] - x) / sigma.to(x).view(-1, 1, 1, 1)
-    scene.update(draw, denoise(draw.z[0], sigma)[None])
+    noise = (inputs.z[0] - x) / sigma.to(x).view(-1, 1, 1, 1)
+    update(scene, inputs, denoise(inputs.z[0], sigma)[None])
     expected = -sds(denoise, x, sigma, noise) / len(x)
-    torch.testing.assert_close(draw.images.grad, expected.float(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(inputs.images.grad, expected.float(), rtol=1e-3, atol=1e-5)
 
 
 def test_a_diverged_scene_leaves_the_others_alone(prior):
@@ -484,14 +486,14 @@ def test_guidance_moves_from_one_scale_to_the_other(prior):
     scene = Scene("a duck", "", 0, recipe, prior)
     scales = []
     for _ in range(4):
-        scales.append(scene.draw().scale[0].item())
+        scales.append(draw(scene).scale[0].item())
         scene.step += 1
     assert scales == [10.0, 8.0, 6.0, 4.0]
 
 
 def test_the_naive_score_adds_no_noise(prior):
-    draw = Scene("a duck", "", 0, PIXEL.override({"score": "naive"}), prior).draw()
-    assert torch.equal(draw.z[0], draw.images.detach())
+    inputs = draw(Scene("a duck", "", 0, PIXEL.override({"score": "naive"}), prior))
+    assert torch.equal(inputs.z[0], inputs.images.detach())
 
 
 def test_a_field_that_is_not_finite_is_neither_saved_nor_finished(prior, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from tiny_priors import SMALL, build_pixel_prior
 from torch import Tensor
 
+from sjc_engine.optimization import loop
 from sjc_engine.optimization.loop import step_scenes, try_step
 from sjc_engine.optimization.scene import Diverged, Scene, StepStats
+from sjc_engine.optimization.step import StepInputs, draw
 from sjc_engine.priors.denoiser import Cond, Prior, load_prior
 from sjc_engine.recipes import Recipe
 
@@ -91,6 +94,14 @@ def test_one_call_asks_once_for_scenes_that_ask_alike(prior: Prior) -> None:
     assert watched.batches == [2 * (2 + 2 * 2 + 1), 3 * 2]
 
 
+def replace_for(
+    patch: pytest.MonkeyPatch, sick: Scene, name: str, action: Callable[..., Any]
+) -> None:
+    """Puts `action` in the place of a part of the step, for one scene alone."""
+    whole = getattr(loop, name)
+    patch.setattr(loop, name, lambda s, *rest: (action if s is sick else whole)(s, *rest))
+
+
 @pytest.mark.parametrize("one_call", [True, False])
 @pytest.mark.parametrize("bad", ["poisoned", "draw", "update", "question"])
 def test_a_bad_scene_leaves_the_others_as_if_it_was_not_there(
@@ -114,11 +125,14 @@ def test_a_bad_scene_leaves_the_others_as_if_it_was_not_there(
             if (x > 1e6).any():
                 fail()
 
-        draw = sick.draw
-        huge = lambda: (d := draw(), d.z.fill_(1e9))[0]  # noqa: E731
-        monkeypatch.setattr(sick, "draw", huge)
+        def huge(scene: Scene) -> StepInputs:
+            inputs = draw(scene)
+            inputs.z.fill_(1e9)
+            return inputs
+
+        replace_for(monkeypatch, sick, "draw", huge)
     else:
-        monkeypatch.setattr(sick, bad, fail)
+        replace_for(monkeypatch, sick, bad, fail)
     outcomes = try_step(scenes, Watched(prior, mood), one_call=one_call)  # type: ignore[arg-type]
     kind = Diverged if bad == "poisoned" else ValueError
     assert [type(outcome) for outcome in outcomes] == [StepStats, kind, StepStats]
@@ -141,7 +155,7 @@ def test_out_of_memory_is_nobodys_error_and_the_step_can_be_done_again(
     watched = Watched(prior, fail if where == "question" else None)
     with monkeypatch.context() as patch:
         if where != "question":
-            patch.setattr(scenes[1], where, fail)
+            replace_for(patch, scenes[1], where, fail)
         with pytest.raises(torch.OutOfMemoryError):
             try_step(scenes, watched, one_call=True)  # type: ignore[arg-type]
     assert all(scene.intact for scene in scenes)
