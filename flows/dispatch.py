@@ -149,7 +149,7 @@ def check_deployment(pool: Pool, watch: Watcher) -> None:
         raise UsageError(f"--deployment {pool.deployment}: has no work pool; deploy it to one")
     if not pool.size():
         start = f"prefect worker start --pool {found.work_pool_name}"
-        watch.note(f"nobody works for pool {found.work_pool_name} yet; start `{start}`")
+        watch.note(f"pool {found.work_pool_name} has no workers yet; start `{start}`")
 
 
 class Dispatcher:

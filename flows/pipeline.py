@@ -183,7 +183,7 @@ class Window:
                     with suppress(Empty):  # then it is time to ask for assets of other runs again
                         news = self._news.get(timeout=ASK_SECONDS if self._waiting else None)
                         if self._cancelled:
-                            raise RunCancelled("cancelled; the next run goes on")
+                            raise RunCancelled("cancelled; the next run resumes")
                         if news is not None:
                             self._end(news[0], news[1].result())
                     self._fill(threads)
@@ -288,6 +288,6 @@ def progress_reporter(watch: Watcher, name: str) -> Callable[[dict[str, Any]], N
     def report(event: dict[str, Any]) -> None:
         watch.progress(name, event["step"], event["steps"], event["loss"])
         if event.get("unsaved"):
-            watch.once(f"warning: no checkpoints, assets go on without: {event['unsaved']}")
+            watch.once(f"warning: no checkpoints, assets continue without them: {event['unsaved']}")
 
     return report

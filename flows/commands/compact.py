@@ -13,7 +13,7 @@ def compact(
     store: options.Store = "./store", quiet: options.Quiet = False, json_: options.Json = False
 ) -> None:
     """Merge each table's files into one; readers and runs may go on meanwhile."""
-    with reported("the tables are right as they are; run it again to go on"):
+    with reported("the tables are valid as they are; run it again to finish"):
         from tasks.store import open_store
         from tasks.tables.write import compact_store
 

@@ -71,7 +71,7 @@ def curate(
     json_: options.Json = False,
 ) -> None:
     """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
-    with reported("run the same command again to go on"):
+    with reported("run the same command again to continue"):
         from tasks.datasets.freeze import DatasetRequest
         from tasks.manifest.locations import file_digests
 

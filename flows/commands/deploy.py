@@ -49,7 +49,7 @@ def deploy(
     name: Annotated[str | None, typer.Option(help="Default: the manifest's name.")] = None,
     pool: Annotated[str, typer.Option(help="Work pool; made if there is none.")] = "gpu",
     on_collision: Annotated[
-        Collision, typer.Option(help="For a run while the one before still goes on.")
+        Collision, typer.Option(help="What to do when the previous run is still running.")
     ] = Collision.enqueue,
     file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
         "prefect.yaml"

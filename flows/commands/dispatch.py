@@ -34,7 +34,7 @@ def dispatch(
     json_: options.Json = False,
 ) -> None:
     """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
-    with reported("shards at the pool go on; run the same command again to follow them"):
+    with reported("shards at the pool continue; run the same command again to follow them"):
         from flows.settings import SHARD_OPTIONS, Settings
 
         if workers is not None and workers < 1:

@@ -25,7 +25,7 @@ def gallery(
     quiet: options.Quiet = False,
 ) -> None:
     """Write a web page over a store: thumbnails, search, filters, and a 3D viewer per asset."""
-    with reported("what was copied stays; run it again to go on"):
+    with reported("what was copied stays; run it again to continue"):
         from tasks.pages.gallery.build import build_gallery
         from tasks.store import open_store
 

@@ -43,7 +43,9 @@ def generate(
     recipe: options.Recipe = None,
     set_: options.Set = None,
     seed: options.Seed = 0,
-    image: Annotated[Path | None, typer.Option(help="A picture, for priors that take one.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="An input image, for priors that take one.")
+    ] = None,
     device: options.Device = None,
     quiet: options.Quiet = False,
     json_: options.Json = False,

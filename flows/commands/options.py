@@ -89,7 +89,8 @@ Retry = Annotated[bool, typer.Option("--retry-failed", help="Try failed assets a
 Checkpoint = Annotated[
     bool,
     typer.Option(
-        "--checkpoint-to-store", help="Checkpoints into the store too: another machine can go on."
+        "--checkpoint-to-store",
+        help="Copy checkpoints to the store, so that another machine can resume.",
     ),
 ]
 Compiled = Annotated[

@@ -34,7 +34,10 @@ def plan(
     manifest: options.Manifest,
     out: Annotated[Path, typer.Option("-o", "--out", help="The plan to write, a Parquet file.")],
     store: Annotated[
-        str, typer.Option(envvar="SJC_STORE", help="Whose finished assets tell how long it takes.")
+        str,
+        typer.Option(
+            envvar="SJC_STORE", help="Finished assets of this store give the expected time."
+        ),
     ] = "./store",
     prior: options.Prior = None,
     recipe: options.Recipe = None,

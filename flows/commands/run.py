@@ -55,7 +55,7 @@ def run(
     compiled: options.Compiled = False,
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
-    with reported("run the same command again to go on"):
+    with reported("run the same command again to continue"):
         settings = options.run_settings(context.params)
         if dry_run:
             print_plan(settings, as_json=json_)
@@ -109,7 +109,7 @@ def _intent(plan: RunPlan, asset_id: str) -> str:
     state = plan.states[asset_id]
     if state == "failed":
         return "try again" if plan.settings.retry_failed else "failed (needs --retry-failed)"
-    return {"new": "make", "interrupted": "go on", "finished": "reuse"}[state]
+    return {"new": "make", "interrupted": "resume", "finished": "reuse"}[state]
 
 
 def run_flow(settings: Settings, *, quiet: bool, as_json: bool) -> int:

@@ -45,7 +45,7 @@ def serve(
     compiled: options.Compiled = False,
 ) -> None:
     """Run a manifest by the clock, in this process: each run makes what is new."""
-    with reported("finished assets are in the store; the next run goes on"):
+    with reported("finished assets are in the store; the next run resumes"):
         serve_flow(options.run_settings(context.params), cron, timezone)
 
 
@@ -76,7 +76,7 @@ def serve_flow(settings: Settings, cron: str, timezone: str) -> None:
         f"next: {times}",
         f"pages: {connection.api_url.removesuffix('/api')}/deployments, deployment generate/{name}",
         f"store: {plan.store.url}",
-        "Ctrl-C ends it; a run that it cuts off goes on with the next one",
+        "Ctrl-C stops it; a run that is cut off resumes with the next one",
     ):
         print(line, file=sys.stderr, flush=True)
     # What has imported Prefect before there was a server would look for another one.

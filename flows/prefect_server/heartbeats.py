@@ -24,7 +24,7 @@ def crash_silent_runs() -> None:
     heartbeat = "prefect.flow-run.heartbeat"
     Automation(
         name=NAME,
-        description="A machine that is lost cannot tell; another run then does its work.",
+        description="A lost machine cannot report; another run then does its work.",
         trigger=EventTrigger(
             after={heartbeat},
             expect={heartbeat, *ends},

@@ -92,7 +92,7 @@ class Server:
             self._check_process()
             raise RunError(
                 f"the Prefect server at {self.api_url} does not answer any more; start it, then"
-                " run the same command again to go on"
+                " run the same command again to continue"
             ) from error
 
     def _check_process(self) -> None:

@@ -254,7 +254,7 @@ def read_mesh(path: str | Path) -> Mesh:
             return Mesh(positions, faces, normals, colors)
         uv = arrays["TEXCOORD_0"]
     except (KeyError, IndexError, TypeError, struct.error, ValueError, OSError) as error:
-        raise ValueError(f"{path} is no mesh file of ours: {error}") from error
+        raise ValueError(f"{path} is not a mesh file of this program: {error}") from error
     _, first, corners = np.unique(positions, axis=0, return_index=True, return_inverse=True)
     corners = corners.reshape(-1)
     size = len(image)

@@ -63,7 +63,7 @@ class RunningScene:
         again = self._reached() - self.first_step
         if self.first_step or again:
             place = f"from step {self.first_step}, {again} steps again"
-            log(f"{self.key} goes on {place}")
+            log(f"{self.key} resumes {place}")
         self.next_save = time.monotonic() + FIRST_CHECKPOINT_SECONDS
         self.last_report = 0.0
         self.unsaved: str | None = None

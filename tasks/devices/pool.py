@@ -273,7 +273,9 @@ class DevicePool:
             job.deaths += 1
             job.spent += time.monotonic() - job.taken
             if self._closing:
-                job.end("interrupted", "Interrupted", "the run was stopped; run it again to go on")
+                job.end(
+                    "interrupted", "Interrupted", "the run was stopped; run it again to continue"
+                )
             elif job.deaths > self.restarts:
                 job.end("failed", "EngineDied", f"{job.deaths} engine processes ended: {problem}")
             else:
@@ -345,7 +347,7 @@ class DevicePool:
         """Its process is out of memory, and continues with fewer scenes."""
         if event["scenes"] < device.room:
             device.most = device.room = event["scenes"]
-            message = "%s: out of memory; going on with %d scenes at a time: %s"
+            message = "%s: out of memory; continuing with %d scenes at a time: %s"
             self.log.warning(message, device.name, device.room, event["error"])
         if job is not None:
             device.active.remove(job)

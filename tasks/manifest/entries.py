@@ -94,7 +94,7 @@ class RowReader:
         text = str(value)
         if not _ID.fullmatch(text) or text in (".", ".."):
             fix = "use 1 to 128 of A-Z a-z 0-9 . _ - (and not . or .. alone)"
-            self.add_error("id", f"{shown(text)!r} is no id", fix)
+            self.add_error("id", f"{shown(text)!r} is not a valid id", fix)
             return ""
         return text
 
@@ -158,7 +158,7 @@ class RowReader:
         found = _SEEDS.fullmatch(value.strip()) if isinstance(value, str) else None
         if found is None:
             fix = "write a whole number from 0, or a range such as 0-3"
-            self.add_error("seed", f"{shown(str(value))!r} is no seed", fix)
+            self.add_error("seed", f"{shown(str(value))!r} is not a valid seed", fix)
             return [0], False
         first, last = int(found[1]), int(found[2] or found[1])
         if last > MAX_SEED:
@@ -177,8 +177,8 @@ class RowReader:
         if not text:
             return None, None
         if self.folder is None and not Path(text).is_absolute():
-            fix = "copy manifest and pictures into a folder, or give a path on this machine"
-            self.add_error("image", "pictures beside a manifest on S3 are not read", fix)
+            fix = "copy the manifest and its images into a folder, or give a path on this machine"
+            self.add_error("image", "images next to a manifest on S3 are not read", fix)
             return None, None
         path = (self.folder or Path()) / text
         try:

@@ -174,7 +174,7 @@ def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
                 line, "header", f"cells are separated by {apart[0]!r}", "use commas"
             )
             return False
-        records.add_problem(line, "header", "there is no column 'prompt'", "add it")
+        records.add_problem(line, "header", "the column 'prompt' is missing", "add it")
     for position, name in enumerate(header):
         if header.index(name) < position:
             doubled = True

@@ -198,7 +198,7 @@ def read_plan(data: bytes, name: str) -> ShardPlan:
         rows = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         facts = json.loads((rows.schema.metadata or {})[_METADATA])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise PlanError(f"{name} is no shard plan; make one with `sjc plan`") from error
+        raise PlanError(f"{name} is not a shard plan; make one with `sjc plan`") from error
     if facts["version"] != VERSION or not rows.schema.equals(_SCHEMA):
         raise PlanError(f"{name} is a shard plan of another version; make it again")
     digest = hashlib.sha256(data).hexdigest()[:16]
@@ -220,10 +220,10 @@ def keep_plan(store: Store, plan: ShardPlan) -> None:
             data = path.read_bytes()
         except OSError as error:
             raise PlanError(
-                f"picture {path}: {error.strerror}; run this where the plan was made"
+                f"image {path}: {error.strerror}; run this where the plan was made"
             ) from error
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise PlanError(f"picture {path} has changed since the plan was made; make a new plan")
+            raise PlanError(f"image {path} has changed since the plan was made; make a new plan")
         store.put_bytes(key, data)
     store.put_bytes(plan_key(plan.id), plan.data)
 

@@ -232,8 +232,8 @@ def _format(store: Store) -> Document | None:
         return None
     except Damaged as error:
         raise StoreError(
-            f"{store.uri(layout.FORMAT)} is damaged ({error.flaw}), so nobody knows which"
-            " version wrote the store; nothing was written",
+            f"{store.uri(layout.FORMAT)} is damaged ({error.flaw}), so the version that"
+            " wrote the store is unknown; nothing was written",
             "delete it if no newer sjc ever did",
         ) from error
 

@@ -198,7 +198,7 @@ def test_one_warning_tells_that_there_are_no_checkpoints(capfd: Any) -> None:
         progress_reporter(watch, name)(event)
         progress_reporter(watch, name)(event | {"unsaved": None})
     assert capfd.readouterr().err == (
-        "warning: no checkpoints, assets go on without: fields: No space left on device\n"
+        "warning: no checkpoints, assets continue without them: fields: No space left on device\n"
     )
 
 

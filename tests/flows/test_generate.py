@@ -232,7 +232,7 @@ def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, j
     (attempt,) = tables(tmp_path)["attempts"].to_dict("records")
     assert (attempt["first_step"], attempt["last_step"]) == (0, 300)
     (log,) = (tmp_path / "scratch" / "logs").glob("engine-*.log")
-    assert "goes on from step" in log.read_text()
+    assert "resumes from step" in log.read_text()
 
     settings = Settings(
         str(tmp_path / "manifest.csv"),

@@ -106,7 +106,7 @@ def _time(text: str | None) -> datetime | None:
 def _when(run: Row) -> str:
     started, ended = _time(run["started_at"]), _time(run["ended_at"])
     shown = f"{started:%Y-%m-%d %H:%M:%S} to " if started else ""
-    return shown + (f"{ended:%Y-%m-%d %H:%M:%S} UTC" if ended else "an end that nobody recorded")
+    return shown + (f"{ended:%Y-%m-%d %H:%M:%S} UTC" if ended else "no recorded end")
 
 
 def seconds_of(report: RunReport) -> float:
@@ -159,7 +159,7 @@ def _next_step(report: RunReport) -> str:
     notes = []
     if any(row["outcome"] is None for row in report.rows):
         command = report.command
-        notes.append(f"<p>To go on with what is unfinished:</p><pre>{escaped(command)}</pre>")
+        notes.append(f"<p>To resume what is unfinished:</p><pre>{escaped(command)}</pre>")
     if _failed(report.rows):
         command = report.retry_command
         notes.append(

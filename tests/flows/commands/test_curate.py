@@ -119,7 +119,7 @@ def test_ctrl_c_leaves_what_the_next_one_goes_on_with(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err == "sjc: interrupted; run the same command again to go on\n"
+    assert err == "sjc: interrupted; run the same command again to continue\n"
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not list((tmp_path / "out").rglob(".*"))
     made = {path: path.stat().st_ino for path in tmp_path.glob("out/data/*.tar")}

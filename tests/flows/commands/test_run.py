@@ -471,7 +471,7 @@ def test_after_ctrl_c_the_next_run_does_nothing_twice(
 
     interrupt(start(tmp_path, judge, prefect_api), one_is_done_and_one_is_not, group=True)
     (report,) = (tmp_path / "store" / "runs").glob("*/report.html")
-    assert "To go on with what is unfinished" in report.read_text()
+    assert "To resume what is unfinished" in report.read_text()
     store = open_store(tmp_path / "store", writable=False)
     before = {p.name: asset_manifest(store, p.name) for p in assets.iterdir()}
     (finished,) = (name for name, manifest in before.items() if manifest)

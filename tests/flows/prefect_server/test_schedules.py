@@ -257,7 +257,7 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
     assert "next: " in said
     assert "Traceback" not in said
     assert "temporary server" not in said
-    assert said.rstrip().endswith("the next run goes on")
+    assert said.rstrip().endswith("the next run resumes")
     assert "ok" in set(read_table("store", "assets").status)
 
 

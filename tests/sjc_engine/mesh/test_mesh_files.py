@@ -56,7 +56,7 @@ def test_a_texture_comes_back_on_the_same_surface(mesh: Mesh, tmp_path: Path) ->
 
 
 def test_other_files_are_refused(mesh: Mesh, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.glb is no mesh file of ours"):
+    with pytest.raises(ValueError, match=r"a\.glb is not a mesh file of this program"):
         read_mesh(tmp_path / "a.glb")
     trimesh.creation.icosphere().export(tmp_path / "b.glb")
     with pytest.raises(ValueError, match="another program wrote it"):

@@ -195,7 +195,7 @@ def test_a_killed_process_leaves_word_of_the_steps_that_are_done_again(
     second.add("duck", spec("a yellow duck", steps=10**6))
     first = second.until(lambda m: True)["first_step"]
     log = (engine.folder / "log").read_text()
-    assert f"duck goes on from step {first}, {word - first} steps again" in log
+    assert f"duck resumes from step {first}, {word - first} steps again" in log
 
 
 def test_a_process_without_its_parent_ends_at_once() -> None:

@@ -247,7 +247,7 @@ def test_every_bad_row_is_named_at_once(write: Write) -> None:
     text = "\n".join(found)
     for part in [
         "prompt: is blank; write what to make, or remove the row",
-        "id: 'a/b' is no id; use 1 to 128 of A-Z a-z 0-9 . _ -",
+        "id: 'a/b' is not a valid id; use 1 to 128 of A-Z a-z 0-9 . _ -",
         "id: 'ok' is the id of line 2 too; make it unique",
         "prior: 'nonsense' is unknown; use toybox, toybox-duck, an existing folder, or owner/name",
         "recipe: 'drift' is unknown; did you mean 'draft'?",
@@ -265,7 +265,7 @@ def test_every_bad_row_is_named_at_once(write: Write) -> None:
     [
         ("prompt,promt", "promt: is an unknown column; did you mean 'prompt'?"),
         ("prompt,guidance", "guidance: is an unknown column; did you mean 'guidance_end'?"),
-        ("Prompt,id", "header: there is no column 'prompt'; add it"),
+        ("Prompt,id", "header: the column 'prompt' is missing; add it"),
         ("Prompt,id", "Prompt: is an unknown column; did you mean 'prompt'?"),
         ("prompt,zzz", "zzz: is an unknown column; remove it, or call it meta.NAME"),
         ("prompt,meta.", "meta.: is an unknown column"),
@@ -273,7 +273,7 @@ def test_every_bad_row_is_named_at_once(write: Write) -> None:
         ("prompt,", "column 2: has no name; name it, or remove the column"),
         ("prompt;id", "header: cells are separated by ';'; use commas"),
         ("prompt\tid", "header: cells are separated by '\\t'; use commas"),
-        ("id,seed", "header: there is no column 'prompt'; add it"),
+        ("id,seed", "header: the column 'prompt' is missing; add it"),
     ],
 )
 def test_bad_headers(write: Write, header: str, expected: str) -> None:
@@ -307,7 +307,7 @@ def test_a_bad_header_does_not_hide_bad_rows(write: Write) -> None:
         (b"prompt,image\na,..\n", "m.csv:2: image: "),
         (b"prompt,seed\na,9223372036854775808\n", "m.csv:2: seed: 9223372036854775808 is too"),
         (b"prompt,seed\na,0-10000\n", "m.csv:2: seed: 0-10000 is 10,001 seeds"),
-        ("prompt,seed\na,٣\n".encode(), "m.csv:2: seed: '٣' is no seed"),
+        ("prompt,seed\na,٣\n".encode(), "m.csv:2: seed: '٣' is not a valid seed"),
         (b"prompt,steps\na,1e999\n", "m.csv:2: steps: "),
         (b"prompt,guidance_scale\na,inf\n", "m.csv:2: guidance_scale: "),
         (b"prompt,depth_loss\na,both\n", "m.csv:2: depth_loss: "),
@@ -331,11 +331,11 @@ def test_bad_files(write: Write, content: bytes, expected: str) -> None:
         ('{"prompt": "a", "prompt": "b"}', "m.jsonl:1: row: is not JSON (a key is there twice)"),
         ('{"prompt": "a", "promt": 1}', "m.jsonl:1: promt: is an unknown column; did you mean"),
         ('{"prompt": 5}', "m.jsonl:1: prompt: 5 is not text"),
-        ('{"prompt": "a", "seed": true}', "m.jsonl:1: seed: 'True' is no seed"),
-        ('{"prompt": "a", "seed": -1}', "m.jsonl:1: seed: '-1' is no seed"),
-        ('{"prompt": "a", "seed": 1.5}', "m.jsonl:1: seed: '1.5' is no seed"),
+        ('{"prompt": "a", "seed": true}', "m.jsonl:1: seed: 'True' is not a valid seed"),
+        ('{"prompt": "a", "seed": -1}', "m.jsonl:1: seed: '-1' is not a valid seed"),
+        ('{"prompt": "a", "seed": 1.5}', "m.jsonl:1: seed: '1.5' is not a valid seed"),
         ('{"prompt": "a", "seed": NaN}', "m.jsonl:1: row: is not JSON (NaN is not"),
-        ('{"prompt": "a", "seed": 1e999}', "m.jsonl:1: seed: 'inf' is no seed"),
+        ('{"prompt": "a", "seed": 1e999}', "m.jsonl:1: seed: 'inf' is not a valid seed"),
         ('{"prompt": "a", "steps": [5]}', "m.jsonl:1: steps: "),
         ('{"prompt": "a", "steps": {"a": 5}}', "m.jsonl:1: steps: "),
         ('{"prompt": "a", "tags": [5]}', "m.jsonl:1: tags: [5] is not a list of text"),

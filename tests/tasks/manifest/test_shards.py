@@ -134,7 +134,7 @@ def changed(made: ShardPlan, column: str, change: Any) -> bytes:
 def test_what_is_no_plan_of_this_program_is_refused(write: Write, tmp_path: Path) -> None:
     made = planned(plan(write("prompt\na duck\n")).entries)
     for data in (b"", b"PAR1", made.data[:-9], b"prompt\na duck\n"):
-        with pytest.raises(PlanError, match="x is no shard plan; make one with"):
+        with pytest.raises(PlanError, match="x is not a shard plan; make one with"):
             read_plan(data, "x")
 
     def other_recipe(text: str) -> str:

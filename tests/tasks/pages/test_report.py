@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_has_a_report(store: Store, tmp_path: Path) -> Non
     page = report_page(read_report(store, "run1", command_line))
     assert "nobody recorded" in page
     assert page.count("unfinished") >= 3
-    assert "To go on with what is unfinished" in page
+    assert "To resume what is unfinished" in page
     assert "retry-failed" not in page
 
 
