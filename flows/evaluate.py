@@ -106,11 +106,7 @@ def evaluate(
 
 
 def measure(
-    chosen: EvaluationPlan,
-    asset_ids: list[str],
-    run_id: str,
-    scratch: Path,
-    watch: Watcher,
+    chosen: EvaluationPlan, asset_ids: list[str], run_id: str, scratch: Path, watch: Watcher
 ) -> list[Measured]:
     """Measures some of the assets."""
     with leases(chosen.store, run_id) as held, TableWriter(chosen.store) as rows:

@@ -18,7 +18,7 @@ FREE = {  # what no limit holds
     "commands",  # `sjc X` is commands/x.py: the folder is its own index
     "kernels.py",  # Numba's cache does not see changes in another file
 }
-MAX_CODE_LINES = 17_290  # goal: 17,000
+MAX_CODE_LINES = 17_284  # goal: 17,000
 MIN_PROSE = 0.14  # lines for each line of code
 # What is counted: its goal, and today's offenders with the most that each may have.
 LIMITS: dict[str, tuple[int, dict[str, int]]] = {
@@ -57,6 +57,13 @@ def test_what_is_not_in_the_wheel_is_imported_by_nobody_in_it() -> None:
         if target.startswith(training.replace("/", "."))
     ]
     assert not wrong
+
+
+def test_one_context_variable() -> None:
+    """What a command gives a flow past its JSON parameters; all else is an argument."""
+    text = {module.path: (ROOT / module.path).read_text("utf-8") for module in MODULES}
+    assert [path for path, code in text.items() if "ContextVar(" in code] == ["flows/context.py"]
+    assert text["flows/context.py"].count("ContextVar(") == 1
 
 
 # What only the text of another library's error says.

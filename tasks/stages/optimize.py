@@ -20,10 +20,7 @@ _NOTES = (*_OLD_NOTES, "rolled_back")  # which fields of older versions do not h
 
 
 def optimize_field(
-    asset: Asset,
-    pool: DevicePool,
-    timeout: float | None = None,
-    on_progress: Watcher | None = None,
+    asset: Asset, pool: DevicePool, timeout: float | None = None, on_progress: Watcher | None = None
 ) -> dict[str, Any]:
     """Puts the field at `asset.field_path` and returns what is known of its optimisation.
 

@@ -217,8 +217,7 @@ def check_key(key: str) -> str:
     """`key` itself if it is a clean relative path; raises `StoreError` for anything else."""
     if len(key) > 900 or not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):
         raise StoreError(
-            f"{key!r} is not a valid key",
-            "use letters, digits and ._=+@- between single slashes",
+            f"{key!r} is not a valid key", "use letters, digits and ._=+@- between single slashes"
         )
     return key
 

@@ -248,7 +248,7 @@ def test_a_text_scene_has_no_picture_to_resume_with(tmp_path):
         Scene.load(tmp_path / "scene.ckpt", text, ball())
     with pytest.raises(ValueError, match="takes text only, not images"):
         Scene("a ball", "", 0, small("owner/name"), text, ball())
-    with pytest.raises(ValueError, match="^input_view_weight: .* takes text only"):
+    with pytest.raises(ValueError, match=r"^input_view_weight: .* takes text only"):
         Scene("a ball", "", 0, small("owner/name", input_view_weight=1), text)
 
 
