@@ -20,7 +20,7 @@ from tasks.store.interface import Store
 from tasks.tables.read import query
 from tasks.tables.write import projection
 
-_AGAIN = re.compile(r"goes on from step (\d+), (\d+) steps again")
+_AGAIN = re.compile(r"resumes from step (\d+), (\d+) steps again")
 _FINISHED = re.compile(r"^(\S+): (?:ok|reused) ?.*\(\d+/\d+ done", re.M)
 USAGE = 2  # exit code
 

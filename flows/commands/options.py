@@ -61,7 +61,9 @@ Set = Annotated[
         autocompletion=completion.settings,
     ),
 ]
-MANIFEST_HELP = "CSV, JSONL or Parquet file of prompts, or a folder of them; s3:// works too."
+MANIFEST_HELP = (
+    "File of prompts (CSV, TSV, JSONL, Parquet or text; .gz too) or a folder of them; or s3://."
+)
 Manifest = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many entries.")]
 Where = Annotated[str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")]

@@ -44,7 +44,7 @@ def serve(
     checkpoint_to_store: options.Checkpoint = False,
     compiled: options.Compiled = False,
 ) -> None:
-    """Run a manifest by the clock, in this process: each run makes what is new."""
+    """Run a manifest on a schedule, in this process: each run makes what is new."""
     with reported("finished assets are in the store; the next run resumes"):
         serve_flow(options.run_settings(context.params), cron, timezone)
 

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from sjc_engine.errors import SettingError
 
 SHOWN = 3  # times that are printed
+_CRON = 'write minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night'
 
 
 def format_times(cron: str, timezone: str) -> str:
@@ -21,12 +22,13 @@ def format_times(cron: str, timezone: str) -> str:
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         fix = "use a name such as UTC or Europe/Berlin"
         raise SettingError("timezone", f"{timezone!r} is unknown", fix) from error
+    if len(cron.split()) != 5 and not cron.startswith("@"):  # a sixth would be read as seconds
+        raise SettingError("cron", f"{cron!r} does not have five fields", _CRON)
     try:
         schedule = CronSchedule(cron=cron, timezone=timezone)
         times = asyncio.run(schedule.get_dates(SHOWN))
     except ValueError as error:  # of which pydantic's is one
-        fix = 'write minute, hour, day, month, weekday: "0 2 * * *" is 2 o\'clock every night'
-        raise SettingError("cron", f"{cron!r} is not a cron line", fix) from error
+        raise SettingError("cron", f"{cron!r} is not a cron line", _CRON) from error
     if not times:
         raise SettingError("cron", f"{cron!r} never comes", "check its day and month")
     return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times) + f" ({timezone})"

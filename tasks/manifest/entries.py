@@ -21,7 +21,8 @@ MAX_SEED = 2**63 - 1
 MAX_SEEDS = 10_000  # of one row
 
 _ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID}}}")
-_SEEDS = re.compile(r"([0-9]{1,19})(?:\s*-\s*([0-9]{1,19}))?")
+# 3.0 too: what pandas makes of whole numbers beside a blank cell
+_SEEDS = re.compile(r"([0-9]{1,19})(?:\.0+|\s*-\s*([0-9]{1,19}))?")
 # Control characters but for line breaks, and halves of surrogate pairs: neither can be stored.
 _CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 

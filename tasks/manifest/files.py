@@ -1,4 +1,4 @@
-"""Manifest files as records: CSV, JSON lines or Parquet, with the physical line of every row.
+"""Manifest files as records: CSV, TSV, JSON lines, Parquet or text, with each row's physical line.
 
 Files are read as a stream, however long they are. Only their own rules are checked here: encoding,
 header, cell counts. What the cells mean is `tasks.manifest.entries`' business.
@@ -9,14 +9,18 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
-import hashlib
+import gzip
 import io
+import itertools
 import json
+import math
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +30,8 @@ from tasks.store.interface import stream_digest
 
 COLUMNS = ("prompt", "id", "negative_prompt", "image", "seed", "prior", "recipe", "tags")
 META = "meta."
+UNNAMED = ("", "Unnamed: 0")  # pandas' row numbers, where this is the first column of a CSV
+PANDAS_INDEX = "__index_level_"
 MAX_FIELD = 10_000_000  # characters of a CSV field that are read before giving up
 MAX_LINE = 4 * MAX_FIELD  # bytes
 BATCH = 4096  # rows of a Parquet file at a time
@@ -87,32 +93,48 @@ class Records:
         """The rows. What is wrong with the file becomes a problem and is never raised."""
         if self.open is None or self.problems:
             return
-        reader = READERS.get(PurePosixPath(self.file).suffix.lower())
+        reader = READERS.get(kind_of(self.file))
         if reader is None:
-            ends = ", ".join(READERS)
-            self.add_problem(1, "file", f"its name ends in none of {ends}", "rename or convert it")
+            problem = f"its name ends in none of {', '.join(READERS)}, with or without .gz"
+            self.add_problem(1, "file", problem, "rename or convert it")
             return
         empty = True
         with self.open() as content:
-            for record in reader(content, self):
+            for record in reader(_unpacked(content, self.file), self):
                 empty = False
                 yield record
         if empty and not self.problems:
             self.add_problem(1, "file", "has no rows", "add at least one prompt")
 
 
+def kind_of(name: str) -> str:
+    """The ending that says how a file is read, such as `.csv` of `toys.CSV.gz`; "" for none."""
+    path = PurePosixPath(name.lower())
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+
+
+def _unpacked(content: BinaryIO, name: str) -> BinaryIO:
+    if not name.lower().endswith(".gz"):
+        return content
+    return cast(BinaryIO, gzip.GzipFile(fileobj=content))
+
+
 def examine(content: BinaryIO, records: Records) -> None:
     """Takes the SHA-256 of a file's bytes; reports a text that cannot be read as such."""
-    if records.file.lower().endswith(".parquet"):
-        records.sha256 = stream_digest(content).sha256
-        return
-    digest, number = hashlib.sha256(), 0
-    while line := content.readline(MAX_LINE + 1):
-        number += 1
-        digest.update(line)
-        if not records.problems:
+    records.sha256 = stream_digest(content).sha256
+    content.seek(0)
+    text = _unpacked(content, records.file)
+    try:
+        if kind_of(records.file) == ".parquet":
+            text.seek(0, io.SEEK_END)  # unpacks all of it
+            return
+        number = 0
+        while not records.problems and (line := text.readline(MAX_LINE + 1)):
+            number += 1
             _check_line(number, line, records)
-    records.sha256 = digest.hexdigest()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        problem = f"is not a whole gzip file ({shown(str(error))})"
+        records.add_problem(1, "file", problem, "pack it again")
 
 
 def _check_line(number: int, line: bytes, records: Records) -> None:
@@ -129,14 +151,47 @@ def _check_line(number: int, line: bytes, records: Records) -> None:
             records.add_problem(number, "file", problem, "save it as UTF-8")
 
 
-def _read_csv(content: BinaryIO, records: Records) -> Iterator[Record]:
+def _read_tsv(content: BinaryIO, records: Records) -> Iterator[Record]:
+    return _read_csv(content, records, "\t")
+
+
+def _read_csv(content: BinaryIO, records: Records, separator: str = ",") -> Iterator[Record]:
+    rows = _csv_rows(content, records, separator)
+    header_line, header = next(rows, (1, []))
+    width = len(header)
+    while header and not header[-1].strip():
+        header.pop()  # a spreadsheet's blank columns
+    if not header or not _check_header(header, header_line, records):
+        return
+    known = [(k, c) for k, c in enumerate(header) if _column_problem(c) is None]
+    for line, cells in rows:
+        if len(cells) not in (len(header), width):
+            problem = f"{len(cells)} cells, and the header has {width}"
+            fix = 'write one cell for each column, and put a cell with commas in "..."'
+            records.add_problem(line, "row", problem, fix)
+        elif any(map(str.strip, cells[len(header) :])):
+            column, fix = f"column {len(header) + 1}", "name it, or remove the column"
+            records.add_problem(header_line, column, "has no name", fix)
+            return
+        elif header[0] in UNNAMED and not cells[0].isdecimal():
+            problem = f"the column {header[0]!r} holds {shown(cells[0])!r}"
+            records.add_problem(line, "row", problem, "name the column, or remove it")
+        else:
+            yield Record(line, {name: cells[k] for k, name in known})
+
+
+def _csv_rows(
+    content: BinaryIO, records: Records, separator: str
+) -> Iterator[tuple[int, list[str]]]:
+    """The lines and cells of all rows that are not blank, the header's first."""
     # newline="" keeps line ends as they are: csv must see which of them are quoted.
     with io.TextIOWrapper(content, "utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
-        header: list[str] | None = None
-        known: list[tuple[int, str]] = []
+        first = text.readline()
+        chosen = re.fullmatch(r"sep=(.)\r?\n?", first)  # Excel's, before the header
+        lines = text if chosen else itertools.chain([first], text)
+        reader = csv.reader(lines, strict=True, delimiter=chosen[1] if chosen else separator)
         while True:
-            line = reader.line_num + 1
+            line = reader.line_num + (2 if chosen else 1)
             limit = csv.field_size_limit(MAX_FIELD)  # a global of csv's: for no longer than needed
             try:
                 cells = next(reader)
@@ -149,30 +204,18 @@ def _read_csv(content: BinaryIO, records: Records) -> Iterator[Record]:
                 return
             finally:
                 csv.field_size_limit(limit)
-            if not cells:
-                continue
-            if header is None:
-                header = cells
-                if not _check_header(header, line, records):
-                    return
-                known = [(k, c) for k, c in enumerate(header) if _column_problem(c) is None]
-            elif len(cells) != len(header):
-                problem = f"{len(cells)} cells, and the header has {len(header)}"
-                fix = 'write one cell for each column, and put a cell with commas in "..."'
-                records.add_problem(line, "row", problem, fix)
-            else:
-                yield Record(line, {name: cells[k] for k, name in known})
+            if cells:
+                yield line, cells
 
 
 def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
     """Whether the rows can be read; unknown columns are reported, and their cells left out."""
     doubled = False
     if "prompt" not in header:
-        apart = [mark for mark in ";\t|" if "prompt" in header[0].split(mark)]
+        apart = [mark for mark in ",;\t|" if "prompt" in header[0].split(mark)]
         if apart:
-            records.add_problem(
-                line, "header", f"cells are separated by {apart[0]!r}", "use commas"
-            )
+            fix = "use commas, or tabs in a file that ends in .tsv"
+            records.add_problem(line, "header", f"cells are separated by {apart[0]!r}", fix)
             return False
         records.add_problem(line, "header", "the column 'prompt' is missing", "add it")
     for position, name in enumerate(header):
@@ -181,6 +224,8 @@ def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
             records.add_problem(
                 line, shown(name), "is in the header twice", "keep one of the columns"
             )
+        elif (position == 0 and name in UNNAMED) or name.startswith(PANDAS_INDEX):
+            continue  # left out, as pandas itself does
         elif problem := _column_problem(name):
             records.add_problem(line, shown(name) or f"column {position + 1}", *problem)
     return "prompt" in header and not doubled
@@ -229,11 +274,12 @@ def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:
-    """The known cells that are not null."""
+    """The known cells that are not null, which pandas writes as NaN."""
     return {
         name: value
         for name, value in row.items()
-        if value is not None and _column_problem(name) is None
+        if _column_problem(name) is None
+        and not (value is None or (isinstance(value, float) and math.isnan(value)))
     }
 
 
@@ -255,7 +301,9 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
         if not _check_header(schema.names, 1, records):
             return
         for name, kind in zip(schema.names, schema.types, strict=True):
-            if not (_is_plain(kind) or (pa.types.is_list(kind) and _is_plain(kind.value_type))):
+            if not name.startswith(PANDAS_INDEX) and not (
+                _is_plain(kind) or (pa.types.is_list(kind) and _is_plain(kind.value_type))
+            ):
                 records.add_problem(1, shown(name), f"has the type {kind}", "store it as text")
                 return
         batches = file.iter_batches(BATCH, use_threads=False)
@@ -269,7 +317,17 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
         )
 
 
-READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+def _read_text(content: BinaryIO, records: Records) -> Iterator[Record]:
+    with io.TextIOWrapper(content, "utf-8-sig") as text:
+        for number, line in enumerate(text, start=1):
+            if prompt := line.strip():
+                yield Record(number, {"prompt": prompt})
+
+
+READERS = {
+    ".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet,
+    ".txt": _read_text,
+}  # fmt: skip
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from tasks.manifest.files import READERS, ManifestError, Problem, Records, examine
+from tasks.manifest.files import READERS, ManifestError, Problem, Records, examine, kind_of
 from tasks.store import open_store
 from tasks.store.interface import StoreError
 
@@ -59,18 +59,20 @@ def file_digests(manifest: str | Path) -> list[str]:
     return [source.sha256 for source in sources]
 
 
-_ADD = f"add a file whose name ends in {', '.join(READERS)}"
+LISTED = [ending for ending in READERS if ending != ".txt"]
+_ADD = f"add a file whose name ends in {', '.join(LISTED)}"
 
 
 def _is_manifest(name: str) -> bool:
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in READERS
+    """Whether a folder's file is one of its manifests. A text is only where it is named: notes."""
+    return not name.startswith(".") and kind_of(name) in LISTED
 
 
 def _read(path: Path) -> Records:
     records = Records(path.as_posix(), path.parent)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            fix = "name a CSV, JSONL or Parquet file"
+            fix = f"name a file that ends in {', '.join(READERS)}"
             records.add_problem(1, "file", "is not a regular file", fix)
             return records
         with path.open("rb") as content:
@@ -96,7 +98,7 @@ def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
 
 def _read_s3(manifest: str) -> list[Records]:
     bucket, _, key = manifest.removeprefix(S3).partition("/")
-    single = _is_manifest(PurePosixPath(key).name)
+    single = kind_of(key) in READERS
     folder = key.rpartition("/")[0] if single else key.rstrip("/")
     try:
         store = open_store(f"{S3}{bucket}/{folder}", writable=False)

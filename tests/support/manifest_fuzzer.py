@@ -347,12 +347,15 @@ def parse(content: bytes) -> list[tuple[int, Row]] | None:
             table.append((first + 1, row))
     if not table:
         return None
-    header = table[0][1]
+    header, width = table[0][1], len(table[0][1])
+    while header and not header[-1].strip():  # blank columns behind the last one
+        header = header[:-1]
     if len(set(header)) < len(header) or "prompt" not in header:
         return None
-    if any(len(row) != len(header) for _, row in table[1:]):
-        return None
-    return [(line, dict(zip(header, row, strict=True))) for line, row in table[1:]]
+    for _, row in table[1:]:
+        if len(row) not in (len(header), width) or any(map(str.strip, row[len(header) :])):
+            return None
+    return [(line, dict(zip(header, row, strict=False))) for line, row in table[1:]]
 
 
 KINDS: dict[str, Callable[[Maker, str], Case]] = {
@@ -436,7 +439,7 @@ def expected(row: Row) -> dict[str, Any]:
     return {
         "prompt": row["prompt"],
         "negative_prompt": words if words.strip() else "",
-        "seed": int(seed) if seed else 0,
+        "seed": int(seed.partition(".")[0]) if seed else 0,
         "tags": list(dict.fromkeys(tag for tag in tags if tag)),
         "meta": {c.removeprefix("meta."): row[c] for c in row if c.startswith("meta.")},
         "scale": scale if scale.strip() else None,

@@ -20,8 +20,10 @@ from fleet import descendants, flow_run_of
 from flows.commands.deploy import read_file, validate
 from flows.errors import UsageError
 from flows.prefect_server.heartbeats import NAME
+from flows.prefect_server.schedule import format_times
 from flows.prefect_server.server import HOST, free_port, healthy
 from flows.settings import Settings
+from sjc_engine.errors import SettingError
 from sjc_engine.optimization.checkpoint import read_checkpoint
 from tasks.manifest.resolve import ManifestError
 from tasks.records.verify import verify_store
@@ -263,12 +265,12 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
 
 GOOD = "id,prompt\nduck,a yellow duck\n"
 WRONG = {
-    "serve a.csv --cron nope": "--cron: 'nope' is not a cron line",
+    "serve a.csv --cron nope": "--cron: 'nope' does not have five fields",
     "serve a.csv --cron @daily --timezone Mars/X": "--timezone: 'Mars/X' is unknown",
     "serve a.csv --cron @daily --prior nosuch": "nosuch",
     "serve none.csv --cron @daily": "none.csv:1: file: does not exist",
     "serve a.csv --cron @daily --price-per-hour -1": "--price-per-hour",
-    "deploy a.csv --cron 61": "cron: '61' is not a cron line",
+    "deploy a.csv --cron 61": "cron: '61' does not have five fields",
     "deploy none.csv --cron @daily": "none.csv:1: file: does not exist",
     "deploy a.csv --cron @daily --recipe drafft": "draft",
     "deploy a.csv --cron @daily": "there is no Prefect server",
@@ -296,6 +298,12 @@ def test_mistakes_are_one_message_before_anything_starts(
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
+@pytest.mark.parametrize("cron", ["0 0 2 * * *", "0 2 * *", "99 2 * * *", "@never"])
+def test_a_cron_line_that_means_something_else_is_refused(cron: str) -> None:
+    with pytest.raises(SettingError, match="write minute, hour, day, month, weekday"):
+        format_times(cron, "UTC")
+
+
 def test_our_prefect_yaml_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (deployment,) = read_file(ROOT / "prefect.yaml")["deployments"]
@@ -310,7 +318,7 @@ def test_our_prefect_yaml_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"work_pool": {}}, "work_pool has no name"),
         ({"parameters": {"manifest": "a.csv", "stor": "x"}}, "parameter 'stor' is unknown"),
         ({"parameters": {}}, "parameter manifest is missing"),
-        ({"schedules": [{"cron": "x"}]}, "cron: 'x' is not a cron line"),
+        ({"schedules": [{"cron": "x"}]}, "cron: 'x' does not have five fields"),
         ({"schedules": [{"cron": "@daily", "parameters": {"manifest": "none.csv"}}]}, "none.csv:1"),
     ],
 )

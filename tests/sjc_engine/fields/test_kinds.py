@@ -252,7 +252,7 @@ def test_every_field_is_optimised_and_resumes_bit_for_bit(kind, growing, prior, 
     if growing:
         changes |= {"grid_start": 4, "grid_grow_at": 0.25}
     if growing and kind == "mlp":
-        with pytest.raises(ValueError, match="'mlp' has no grid to grow"):
+        with pytest.raises(ValueError, match="grid_start: the field 'mlp' has no grid; use 0"):
             Recipe.for_prior("toybox").override(changes)
         return
     recipe = Recipe.for_prior("toybox").override(changes)

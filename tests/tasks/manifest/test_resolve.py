@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -360,16 +362,16 @@ def test_bad_parquet(write: Write, tmp_path: Path) -> None:
     assert problems(path) == ["m.parquet:1: prompt: has the type binary; store it as text"]
     pq.write_table(pa.table({"prompt": ["a", None], "seed": [1.5, math.nan]}), path)
     assert [text.split(": ")[:2] for text in problems(path)] == [
-        ["m.parquet:2", "seed"], ["m.parquet:3", "seed"], ["m.parquet:3", "prompt"],
+        ["m.parquet:2", "seed"], ["m.parquet:3", "prompt"],
     ]  # fmt: skip
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "m.txt").write_text("prompt\na\n")
+    (tmp_path / "m.xlsx").write_text("prompt\na\n")
     cases = {
         "none.csv": "does not exist; check the path",
-        "m.txt": "its name ends in none of .csv, .jsonl, .parquet; rename or convert it",
-        "m.txt/x.csv": "does not exist",
+        "m.xlsx": "its name ends in none of .csv, .tsv, .jsonl, .parquet, .txt, with or",
+        "m.xlsx/x.csv": "does not exist",
         "x" * 300 + ".csv": "cannot be read (File name too long)",
     }
     for name, expected in cases.items():
@@ -378,6 +380,65 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{tmp_path / name}:1: file: {expected}")
     with pytest.raises(ManifestError, match="is not a regular file"):
         read_manifest("/dev/null")
+
+
+def test_plain_lists_and_what_spreadsheets_and_pandas_write(tmp_path: Path) -> None:
+    ducks = [("a yellow duck", 3), ("a green mug", 0)]
+    table = pd.DataFrame({"prompt": ["a yellow duck", "a green mug"], "seed": [3.0, math.nan]})
+    table.to_csv(tmp_path / "index.csv")  # with a column of row numbers that has no name
+    pd.read_csv(tmp_path / "index.csv").to_csv(tmp_path / "unnamed.csv", index=False)
+    table.set_index(pd.Index([5, 7])).to_parquet(tmp_path / "index.parquet")
+    table.to_csv(tmp_path / "packed.csv.gz", index=False)
+    files = {
+        "list.txt": "\ufeffa yellow duck\n\n  a green mug \n",
+        "tabs.tsv": 'prompt\tseed\n"a yellow duck"\t3\na green mug\t\n',
+        "excel.csv": "sep=;\r\nprompt;seed\r\na yellow duck;3\r\na green mug;\r\n",
+        "columns.csv": "prompt,seed,,\na yellow duck,3,, \na green mug,\n",
+        "floats.csv": "prompt,seed\na yellow duck,3.0\na green mug,0.00\n",
+        "floats.jsonl": '{"prompt": "a yellow duck", "seed": 3.0}\n{"prompt": "a green mug"}\n',
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, "utf-8", newline="")
+    for path in sorted(tmp_path.iterdir()):
+        rows = read_manifest(path).rows
+        wanted = [(p, 0) for p, _ in ducks] if path.suffix == ".txt" else ducks
+        assert [(row.prompt, row.seed) for row in rows] == wanted, path.name
+    lines = {path.name: [r.line for r in read_manifest(path).rows] for path in tmp_path.iterdir()}
+    assert (lines["list.txt"], lines["excel.csv"], lines["packed.csv.gz"]) == (
+        [1, 3],
+        [3, 4],
+        [2, 3],
+    )
+    packed = (tmp_path / "packed.csv.gz").read_bytes()
+    assert read_manifest(tmp_path / "packed.csv.gz").sha256 == hashlib.sha256(packed).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("m.csv", "prompt,seed\na duck, yellow,\n", "m.csv:2: row: 3 cells, and the header has 2"),
+        ("m.csv", "prompt,\na,b\n", "m.csv:1: column 2: has no name; name it"),
+        ("m.csv", ",prompt\nx,a\n", "m.csv:2: row: the column '' holds 'x'; name the column"),
+        ("m.csv", "prompt,\n", "m.csv:1: file: has no rows"),
+        ("m.csv", ",,\n", "m.csv:1: file: has no rows"),
+        ("m.tsv", "prompt,seed\na,1\n", "m.tsv:1: header: cells are separated by ','; use commas,"),
+        ("m.csv", "prompt\tseed\na\t1\n", "m.csv:1: header: cells are separated by '\\t'; use"),
+        ("m.csv.gz", "prompt\na\n", "m.csv.gz:1: file: is not a whole gzip file (Not a gzipped"),
+        ("m.parquet.gz", "PAR1", "m.parquet.gz:1: file: is not a whole gzip file (Not a gzipped"),
+        ("m.csv", "prompt,seed\na,3.5\n", "m.csv:2: seed: '3.5' is not a valid seed"),
+    ],
+)
+def test_what_looks_like_a_spreadsheet_and_is_wrong(
+    write: Write, name: str, content: str, problem: str
+) -> None:
+    assert problems(write(content, name))[0].startswith(problem)
+
+
+def test_a_torn_gzip_file(tmp_path: Path, write: Write) -> None:
+    whole = gzip.compress(b"prompt\n" + b"a yellow duck\n" * 1000)
+    [problem] = problems(write(whole[:-20], "m.csv.gz"))
+    assert problem.startswith("m.csv.gz:1: file: is not a whole gzip file")
+    assert len(read_manifest(write(whole, "m.csv.gz")).rows) == 1000
 
 
 # --- properties --------------------------------------------------------------------------------
@@ -389,7 +450,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     | st.text(alphabet='prompt,id"\n\r;\t\0 meta.x', max_size=80).map(
         lambda text: b"prompt,id\n" + text.encode()
     ),
-    ending=st.sampled_from([".csv", ".jsonl", ".parquet"]),
+    ending=st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet", ".txt", ".csv.gz"]),
 )
 def test_no_content_gives_a_traceback(
     content: bytes, ending: str, tmp_path_factory: pytest.TempPathFactory
