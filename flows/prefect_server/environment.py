@@ -1,10 +1,11 @@
 """The environment Prefect runs in. It has to stand before `prefect` is first imported."""
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
 
-from flows.errors import disk_errors
+from flows.errors import UsageError, disk_errors
 from flows.scratch import make_private
 
 ROOM = 8 << 20  # bytes: a new database takes 3 MB, and its journal as much again
@@ -30,7 +31,25 @@ _DEFAULTS = {
 
 def prefect_home() -> Path:
     """`PREFECT_HOME`, or our own folder so that a user's other Prefect work stays apart."""
-    return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect" / "sjc")
+    if given := os.environ.get("PREFECT_HOME"):
+        return Path(given)
+    try:
+        return Path.home() / ".prefect" / "sjc"
+    except RuntimeError as error:  # in a container: no HOME, and a user without an entry
+        raise UsageError("there is no home folder; set HOME or PREFECT_HOME") from error
+
+
+def _bypass_proxies() -> None:
+    """Lets no proxy come between this process, or its children, and servers on loopback."""
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    missing = [host for host in ("127.0.0.1", "localhost") if host not in hosts.split(",")]
+    if missing and hosts.strip() != "*":
+        hosts = ",".join([*filter(None, [hosts]), *missing])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = hosts
+    if importlib.util.find_spec("socksio") is None:  # without it httpx makes no client at all
+        for name in ("ALL_PROXY", "all_proxy"):
+            if os.environ.get(name, "").startswith("socks"):
+                del os.environ[name]
 
 
 def apply(console_level: str = "WARNING") -> None:
@@ -40,6 +59,7 @@ def apply(console_level: str = "WARNING") -> None:
     the server in any case. Raises UsageError for a home that cannot be written, or has no room: a
     server on it would never answer.
     """
+    _bypass_proxies()
     home = prefect_home()
     with disk_errors("PREFECT_HOME", home):
         make_private(home)

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flows.errors import RunError, UsageError
 from flows.prefect_server.environment import prefect_home
@@ -36,7 +37,10 @@ _ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .+", re.MULTILINE)  # end
 def healthy(api_url: str, timeout: float = 2.0) -> bool:
     """Whether a Prefect API answers there."""
     try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=timeout) as reply:
+        loopback = urlsplit(api_url).hostname in (HOST, "localhost")
+        handlers = [urllib.request.ProxyHandler({})] if loopback else []
+        opener = urllib.request.build_opener(*handlers)
+        with opener.open(f"{api_url.rstrip('/')}/health", timeout=timeout) as reply:
             return bool(reply.status == 200)
     except (OSError, ValueError):  # refused, timed out, HTTP error, not a URL
         return False
