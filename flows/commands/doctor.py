@@ -235,7 +235,7 @@ def programs() -> Results:
         ("ffmpeg", ffmpeg, "videos", "imageio-ffmpeg", "turntable_frames"),
         ("xatlas", xatlas, "textures", "xatlas", "texture_size"),
     ):
-        command = [sys.executable, "-c", code]
+        command = [sys.executable, "-P", "-c", code]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
         if ran.returncode:
             reason = ran.stderr.rstrip().rpartition("\n")[2] or f"exit code {ran.returncode}"

@@ -131,7 +131,7 @@ def connect(log: Path, *, ui: bool = False) -> Server:
         os.environ["PREFECT_API_URL"] = found
         return Server(found, None)
     port = free_port()
-    command = [sys.executable, "-m", "flows.prefect_server.server"]
+    command = [sys.executable, "-P", "-m", "flows.prefect_server.server"]
     command += ["--port", str(port), "--parent", str(os.getpid()), *(["--ui"] if ui else [])]
     try:
         make_private(log.parent.parent)  # the scratch folder

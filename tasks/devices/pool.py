@@ -23,7 +23,8 @@ from tasks.devices.job import Event, Job, SceneError
 Watcher = Callable[[Event], None]
 Log = logging.Logger | logging.LoggerAdapter[Any]
 
-ENGINE = (sys.executable, "-m", "sjc_engine.worker")
+# -P: a folder of the user may have a `tasks.py` or a `sjc_engine`.
+ENGINE = (sys.executable, "-P", "-m", "sjc_engine.worker")
 GRACE = 60.0  # seconds for the engines to write their checkpoints and end
 # By an engine's error_type: what is not the scene's own fault is tried again by the next run.
 _STATUS = {"Diverged": "diverged", "ScratchFull": "interrupted", "ScratchLost": "interrupted"}

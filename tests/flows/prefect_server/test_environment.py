@@ -63,7 +63,9 @@ def test_servers_on_loopback_are_reached_past_any_proxy(
         assert found == wanted if kept == "*" else {"", *found.split(",")} == wanted
 
 
-def test_without_a_home_folder_the_message_names_what_to_set(surroundings: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_the_message_names_what_to_set(
+    surroundings: pytest.MonkeyPatch,
+) -> None:
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import stub_engine
 
 from sjc_engine.memory import MOST_SCENES
 from tasks.devices.job import SceneError
-from tasks.devices.pool import DevicePool
+from tasks.devices.pool import ENGINE, DevicePool
 
 STUB = (sys.executable, stub_engine.__file__)
 
@@ -290,7 +291,7 @@ def test_the_engine_dies_with_its_parent(tmp_path: Path, journal: Path) -> None:
     parent = f"""
 import sys, pathlib
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from tasks.devices.pool import DevicePool
+from tasks.devices.pool import ENGINE, DevicePool
 tmp = pathlib.Path({str(tmp_path)!r})
 pool = DevicePool(["cpu"], tmp, command={STUB!r})
 spec = {{"prompt": "endless", "prior": "p", "prior_revision": None}}
@@ -309,3 +310,10 @@ pool.run(spec, field=tmp / "f", checkpoint=tmp / "ck")
             return
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_the_engine_is_ours_whatever_the_folder_holds(tmp_path: Path) -> None:
+    for name in ("sjc_engine.py", "tasks.py", "flows.py", "torch.py"):
+        (tmp_path / name).write_text("raise SystemExit('somebody else')")
+    said = subprocess.run([*ENGINE, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert (said.returncode, "--device" in said.stdout) == (0, True), said.stderr
