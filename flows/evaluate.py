@@ -67,7 +67,8 @@ def evaluate(
     evaluation_size instead of what each asset's recipe says.
     """
     chosen = prepare(store, where, manifest, overrides or {}, device)
-    watch = surroundings().watcher
+    watch, folder = surroundings().watcher, Path(scratch).resolve()
+    make_private(folder)
     with leases(chosen.store, new_run_id()) as held:
         warn, rows = get_run_logger().warning, TableWriter(chosen.store)
         for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take, warn):
@@ -79,8 +80,6 @@ def evaluate(
     run = start_run(chosen.store, new_run_id(), title, "", [], settings, flow_run)
     record_run(chosen.store, run)
     watch.begun(run["run_id"], len(chosen.assets), {})
-    folder = Path(scratch).resolve()
-    make_private(folder)
     outcomes: Counter[str] = Counter()
     problems: list[StoreError] = []
     ids = list(chosen.assets)

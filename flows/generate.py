@@ -14,7 +14,7 @@ from prefect.states import Cancelled, State
 
 from flows.context import run_context, surroundings
 from flows.pipeline import Outcomes, RunCancelled, run_pipeline
-from flows.plan import RunPlan, asset_states, make_plan
+from flows.plan import RunPlan, asset_states, find_related_assets, make_plan
 from flows.prefect_server.shutdown import brief_shutdown
 from flows.progress.prefect_summary import PrefectSummary, manifest_name
 from flows.progress.results import final_state, results
@@ -161,8 +161,10 @@ def _part_flow(plan: RunPlan, make: Maker) -> Callable[[str, list[str], str], Ou
 
     @flow(name="generate-part", flow_run_name=name)
     def generate_part(manifest: str, asset_ids: list[str], run_id: str) -> Outcomes:
+        # What the parts before this one have made, too.
+        fields, _ = find_related_assets(plan.store, [plan.assets[k].spec for k in asset_ids])
         with brief_shutdown(shutdown, part=True):
-            return make(plan, asset_ids, run_id)
+            return make(replace(plan, reusable_fields=fields), asset_ids, run_id)
 
     return generate_part
 

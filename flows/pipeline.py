@@ -2,6 +2,7 @@
 
 import os
 import time
+from asyncio import CancelledError
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,8 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.states import State
+from prefect.task_engine import run_task_sync
+from prefect.utilities.callables import get_call_parameters
 
 from flows.context import RunContext
 from flows.plan import RunPlan
@@ -42,6 +45,7 @@ BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked a
 # Between two looks at an asset that another run works on: at first, and after minutes, since many
 # runs would ask for many assets.
 ASK_SECONDS, SLOW_ASK_SECONDS = 2.0, 30.0
+STOP_SECONDS = 5.0  # for stages behind the devices, when the run is stopped
 
 Outcomes = dict[str, str]  # asset id -> ok, reused, interrupted or one of FAILURES
 OUTCOMES = {"computed": "ok", "reused": "reused"}  # by what `publish` says
@@ -64,10 +68,13 @@ def make_asset(asset: Asset, window: "Window", context: RunContext, run_id: str)
     report, timeout = progress_reporter(context.watcher, asset.name), window.timeout
 
     def run(stage: Any, *arguments: Any) -> Any:
-        if asset.cancelled.is_set() or window.stopped.is_set():
+        # An attempt has to begin before it can be cancelled.
+        if window.stopped.is_set() or (asset.cancelled.is_set() and stage is not optimize):
             raise _Ended
         context.watcher.stage(asset.name, "queue" if stage is optimize else stage.name)
-        state: State[Any] = stage(asset, *arguments, return_state=True)
+        state = run_stage(stage, window.stopped, asset, *arguments)
+        if state is None:
+            raise _Ended
         result = state.result(raise_on_failure=False)
         if not state.is_completed():
             raise _Ended from None if state.is_cancelled() else result
@@ -80,8 +87,19 @@ def make_asset(asset: Asset, window: "Window", context: RunContext, run_id: str)
             run(extract_asset)
             run(evaluate_asset, context.judges, context.board)
             return OUTCOMES[run(publish_asset)["outcome"]]
-    except _Ended as ended:
-        return end_asset(asset, ended.__cause__)
+    except _Ended as ended:  # what a stop causes is not the asset's own failure
+        return end_asset(asset, None if window.stopped.is_set() else ended.__cause__)
+
+
+def run_stage(stage: Any, stopped: Event, *arguments: Any) -> State[Any] | None:
+    """The state that a stage's task ends in; None if the run stops while it waits for a retry."""
+    parameters = get_call_parameters(stage.fn, arguments, {})
+    try:  # as a task runner does: `stage(...)` itself would sleep on
+        return run_task_sync(
+            stage, parameters=parameters, return_type="state", context={"cancel_event": stopped}
+        )
+    except CancelledError:
+        return None
 
 
 def end_asset(asset: Asset, error: BaseException | None) -> str:
@@ -176,22 +194,33 @@ class Window:
 
     def run(self) -> Outcomes:
         """Until every asset is through; returns their outcomes. Raises RunCancelled."""
-        with ThreadPoolExecutor(len(self._assets), "asset") as threads:
-            try:
+        threads = ThreadPoolExecutor(len(self._assets), "asset")
+        try:
+            self._fill(threads)
+            while self._waiting or self._under_way:
+                with suppress(Empty):  # then it is time to ask for assets of other runs again
+                    news = self._news.get(timeout=ASK_SECONDS if self._waiting else None)
+                    if self._cancelled:
+                        raise RunCancelled("cancelled; the next run resumes")
+                    if news is not None:
+                        self._end(news[0], news[1].result())
                 self._fill(threads)
-                while self._waiting or self._under_way:
-                    with suppress(Empty):  # then it is time to ask for assets of other runs again
-                        news = self._news.get(timeout=ASK_SECONDS if self._waiting else None)
-                        if self._cancelled:
-                            raise RunCancelled("cancelled; the next run resumes")
-                        if news is not None:
-                            self._end(news[0], news[1].result())
-                    self._fill(threads)
-            except BaseException:
-                self.stopped.set()
-                self._context.pool.close()  # else the threads would wait for devices
-                raise
+        except BaseException:
+            self._stop()
+            raise
+        finally:
+            threads.shutdown(wait=False)
         return self._outcomes
+
+    def _stop(self) -> None:
+        """Ends what is under way, but waits for no stage for ever: the run's own end comes next."""
+        self.stopped.set()
+        self._context.pool.close()  # else the threads would wait for devices
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._under_way and (left := deadline - time.monotonic()) > 0:
+            with suppress(Empty):
+                if news := self._news.get(timeout=left):
+                    self._under_way.pop(news[0], None)
 
     def _fill(self, threads: ThreadPoolExecutor) -> None:
         """Begins with as many assets as there is room for."""

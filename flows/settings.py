@@ -55,7 +55,7 @@ class Settings:
             ("limit", lambda n: n >= 1, "use a whole number above 0"),
         ):
             value = getattr(self, name)
-            if value is not None and not allowed(value):
+            if isinstance(value, int | float) and not allowed(value):
                 raise SettingError(name, f"{value} is out of range", fix)
 
     def to_json(self) -> dict[str, Any]:

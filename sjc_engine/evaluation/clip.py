@@ -118,7 +118,9 @@ def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
                 location, use_safetensors=True, dtype=torch.float32, **pinned
             )
         tokenizer = CLIPTokenizer.from_pretrained(location, **pinned)
-    except (OSError, SafetensorError) as error:
+    except SettingError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         problem = f"{id!r} cannot be loaded from {location} ({error})"
         raise SettingError("judge", problem, "download it again, or name another") from error
     return Judge(id, revision, model.to(device), tokenizer, preprocessing)

@@ -60,7 +60,7 @@ def unwrap(vertices: Vertices, faces: Faces, size: int, seconds: float = SECONDS
             f"no UV coordinates for {len(faces)} faces within {seconds:g} s: lower max_faces, or"
             " use texture_size = 0 for vertex colours"
         ) from error
-    if done.returncode == -signal.SIGKILL:
+    if done.returncode in (-signal.SIGKILL, -signal.SIGTERM):  # the latter to all of a service
         raise UnwrapKilled(
             f"xatlas was killed while it unwrapped {len(faces)} faces, as the kernel does when"
             " memory is short: free some, use fewer devices, or lower max_faces"

@@ -5,6 +5,7 @@ imports nothing of the engine, so that it starts at once.
 """
 
 import io
+import signal
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ PADDING = 3  # texels between charts: bilinear filtering and two halvings of the
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process
     mesh = np.load(io.BytesIO(sys.stdin.buffer.read()))
     atlas = xatlas.Atlas()
     atlas.add_mesh(mesh["vertices"], mesh["faces"])

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sjc_engine.errors import SettingError
@@ -200,7 +201,9 @@ def load_prior(
     home = importlib.import_module(f"sjc_engine.priors.families.{FAMILIES[pipeline]}")
     try:
         prior: Prior = home.load(source, device, dtype)
-    except OSError as error:
+    except SettingError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
         fix = "download it again, or name another"
         raise SettingError("prior", f"{id!r} cannot be loaded ({error})", fix) from error
     return prior

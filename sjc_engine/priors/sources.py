@@ -217,14 +217,19 @@ def hub_file(
     Raises SettingError, with `kind` as its key, when the hub has no such model at this revision.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+    )  # fmt: skip
 
     try:
         return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
     except GatedRepoError as error:
         fix = f"do so on https://huggingface.co/{id}, then run `hf auth login` here"
         raise SettingError(kind, f"{id!r} asks you to accept its licence first", fix) from error
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         hint = f", and its weights are now at {MOVED[id]}" if id in MOVED else ""
         problem = f"{id!r} is neither an existing folder nor available from the hub{hint} ({error})"
         fix = f"on a machine with access run: hf download {MOVED.get(id, id)}"

@@ -43,11 +43,14 @@ def watch_cancels(task: Callable[[str], object], run: Callable[[], object]) -> I
     ending = threading.Event()
 
     def poll() -> None:
+        earlier: set[UUID] | None = None  # of a flow run that is run again
         with get_client(sync_client=True) as client:
-            while not ending.wait(ASK_SECONDS):
+            while not ending.wait(ASK_SECONDS if earlier is not None else 0):
                 with contextlib.suppress(httpx.HTTPError, PrefectException):
-                    for name in _cancelled_tasks(client, own):
-                        task(name)
+                    found = _cancelled_tasks(client, own)
+                    earlier = set(found) if earlier is None else earlier
+                    for task_run in found.keys() - earlier:
+                        task(found[task_run])
                     if _is_cancelled(client, [own, root]):
                         run()
                         return
@@ -61,13 +64,13 @@ def watch_cancels(task: Callable[[str], object], run: Callable[[], object]) -> I
         thread.join(2.0)  # a request that hangs is none of ours
 
 
-def _cancelled_tasks(client: SyncPrefectClient, flow_run: UUID) -> list[str]:
+def _cancelled_tasks(client: SyncPrefectClient, flow_run: UUID) -> dict[UUID, str]:
     states = TaskRunFilterState(type=TaskRunFilterStateType(any_=_ENDING))
     found = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
         task_run_filter=TaskRunFilter(state=states),
     )
-    return [run.name for run in found]
+    return {run.id: run.name for run in found}
 
 
 def _is_cancelled(client: SyncPrefectClient, flow_runs: list[UUID]) -> bool:

@@ -300,13 +300,17 @@ def test_out_of_memory_fewer_scenes_run_together_and_only_the_too_large_one_fail
     assert "OutOfMemoryError" in log.read_text()
 
 
-def test_a_field_is_made_once_for_all_its_meshes(run: Any, tmp_path: Path) -> None:
-    """Within a run the field waits in the scratch folder; a later run fetches it from the store."""
-    run("id,prompt,max_faces", "a,a yellow duck,2000", "b,a yellow duck,1000")
-    run("id,prompt,max_faces", "c,a yellow duck,500")
+def test_a_field_is_made_once_for_all_its_meshes(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The field waits in the scratch folder; later parts and runs fetch it from the store."""
+    monkeypatch.setattr(flows.generate, "PART", 2)
+    lines = ["a,a yellow duck,2000", "b,a yellow duck,1000", "c,a yellow duck,500"]
+    run("id,prompt,max_faces", *lines)
+    run("id,prompt,max_faces", "d,a yellow duck,400")
     assets = tables(tmp_path)["assets"]
     faces = sorted(assets.faces)
-    assert faces[0] <= 500 < faces[1] <= 1000 < faces[2] <= 2000
+    assert faces[0] <= 400 < faces[1] <= 500 < faces[2] <= 1000 < faces[3] <= 2000
     assert assets.field_id.nunique() == 1
     assert assets.seconds_optimize.nunique() == 1  # the one optimisation's
     assert assets.seconds_queue.notna().sum() == 1

@@ -1,0 +1,85 @@
+"""How the stages of an asset end when the run around them does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prefect import flow, task
+from task_samples import spec
+
+from flows import pipeline
+from flows.pipeline import end_asset, make_asset, run_stage
+from flows.progress.terminal import Watcher
+from sjc_engine.mesh.isosurface import MeshError
+from tasks.stages.asset import Asset
+from tasks.store import open_store
+from tasks.tables.write import TableWriter
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
+
+
+def test_a_stage_is_not_tried_again_when_the_run_stops_meanwhile() -> None:
+    stopped, calls = Event(), list[float]()
+
+    @task(retries=3, retry_delay_seconds=2)
+    def fails() -> None:
+        calls.append(time.monotonic())
+        stopped.set()
+        raise ConnectionError("no way there")
+
+    @flow
+    def run() -> Any:
+        return run_stage(fails, stopped)
+
+    assert run() is None
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_a_stop_breaks_is_interrupted_and_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """Ctrl-C reaches the helper processes of a stage as well."""
+    store = open_store(tmp_path / "store")
+    asset = Asset("duck", spec(), store, tmp_path / "scratch", TableWriter(store))
+
+    @task
+    def optimize(asset: Asset, *_: object) -> None:
+        asset.attempt = "a01"
+
+    @task
+    def extract(asset: Asset) -> None:
+        window.stopped.set() if stopped else None
+        raise MeshError("xatlas failed (exit -2)")
+
+    monkeypatch.setattr(pipeline, "optimize", optimize)
+    monkeypatch.setattr(pipeline, "extract_asset", extract)
+    monkeypatch.setattr(pipeline, "record_failure", lambda asset, error: f"failed: {error}")
+    window: Any = pipeline.Window.__new__(pipeline.Window)
+    window.timeout, window.stopped = None, Event()
+    window._under_way, window._places = {}, pipeline.Semaphore(1)
+    window._news = pipeline.SimpleQueue()
+    context: Any = SimpleNamespace(watcher=Watcher(), pool=None, judges=None, board=None)
+
+    @flow
+    def run() -> str:
+        return make_asset(asset, window, context, "run1")
+
+    wanted = "interrupted" if stopped else "failed: xatlas failed (exit -2)"
+    assert run() == wanted
+
+
+def test_an_asset_that_is_cancelled_before_its_attempt_is_a_row_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    asset = Asset("duck", spec(), store, tmp_path / "scratch", TableWriter(store))
+    asset.cancelled.set()
+    asset.attempt = "a01"
+    monkeypatch.setattr(pipeline, "record_failure", lambda asset, error: error.status)
+    assert end_asset(asset, None) == "cancelled"
