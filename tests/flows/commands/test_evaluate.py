@@ -91,7 +91,7 @@ def test_the_selected_assets_get_new_rows(
     ("options", "code", "message"),
     [
         ("--set steps=3", 2, "--set steps: an evaluation has judge, lpips, evaluation_size only"),
-        ("--set evaluation_size=1", 2, "evaluation_size = 1 is out of range"),
+        ("--set evaluation_size=1", 2, "--set evaluation_size: 1 is out of range"),
         ("--judge nosuch", 2, "--set judge: 'nosuch' is unknown; use toybox"),
         ("--set lpips=nosuch", 2, "--set lpips: the weights 'nosuch' cannot be loaded"),
         ("--where sed=1", 2, "sed"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from tiny_clip import LENGTH, MEAN, STD, save_tiny_clip
 from transformers import CLIPModel, CLIPTokenizer
 
+from sjc_engine.errors import SettingError
 from sjc_engine.evaluation import clip as judge_module
 from sjc_engine.evaluation.clip import Judge, Preprocessing, load_judge, read_preprocessing
 
@@ -98,7 +100,7 @@ def test_settings_of_old_and_new_files(tmp_path: Path) -> None:
     path.write_text(json.dumps(new))
     assert read_preprocessing(path) == Preprocessing(256, 224, MEAN, STD, "bilinear")
     path.write_text(json.dumps({**old, "resample": 0}))
-    with pytest.raises(ValueError, match="bilinear and bicubic"):
+    with pytest.raises(ValueError, match="than bilinear or bicubic"):
         read_preprocessing(path)
 
 
@@ -110,7 +112,7 @@ def test_a_judge_without_weights_says_what_to_do(
     ):
         load_judge("no such judge")
     monkeypatch.setattr(judge_module, "BUILTINS", {"toybox": tmp_path / "nothing"})
-    with pytest.raises(ValueError, match=r"judge 'toybox'.*install"):
+    with pytest.raises(ValueError, match=r"judge: the weights of .*install"):
         load_judge("toybox")
 
 
@@ -136,3 +138,10 @@ def test_loading_draws_no_progress_bar():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "Loading weights" not in done.stderr
+
+
+def test_broken_settings_name_the_judge(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "judge")
+    (tmp_path / "judge" / "preprocessor_config.json").write_text("{")
+    with pytest.raises(SettingError, match=r"^judge: .* cannot be loaded from"):
+        load_judge(str(tmp_path / "judge"))

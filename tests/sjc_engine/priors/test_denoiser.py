@@ -8,6 +8,7 @@ from huggingface_hub.errors import GatedRepoError
 from tiny_priors import build_latent_prior, build_pixel_prior
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sjc_engine.errors import SettingError
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.priors.sources import find_prior, folder_digest
 
@@ -191,3 +192,8 @@ def test_batches_of_unequal_parts_are_refused(pixel_folder):
     prior = load_prior(str(pixel_folder))
     with pytest.raises(ValueError, match="2 images, 1 sigmas, 1 conditions"):
         prior.denoise(images(prior, 2), torch.ones(1), prior.condition(["a duck"]))
+
+
+def test_a_name_that_the_hub_refuses_names_the_prior():
+    with pytest.raises(SettingError, match=r"^prior: 'a/b--c' is neither an existing folder nor"):
+        load_prior("a/b--c")
