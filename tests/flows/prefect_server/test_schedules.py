@@ -31,7 +31,7 @@ from tasks.store import open_store
 from tasks.tables.read import read_table
 
 ROOT = Path(__file__).parents[3]
-SOON = "* * * * * */10"  # Prefect's cron takes seconds as a sixth field
+SOON = "* * * * *"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def folder(tmp_path: Path, api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def until(condition: Callable[[], Any], seconds: float = 150.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
     """What the condition gives once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -119,7 +119,7 @@ def test_scenes_without_memory_wait_and_fewer_run_together(
     assert returned
     told = [r.message for r in caplog.records if "out of memory" in r.message]
     assert len(told) == len({e["scenes"] for e in returned})
-    assert told[0].startswith("cpu: out of memory; going on with")
+    assert told[0].startswith("cpu: out of memory; continuing with")
 
 
 def test_time_in_the_queue_does_not_count_against_a_returned_scene(
