@@ -81,7 +81,8 @@ def doctor(
             "scratch": lambda: disk("scratch folder", scratch, "name another with --scratch"),
             "prefect": prefect_server,
             "hub": hub,
-        }
+        },
+        DEADLINE,
     )
     if json_:
         print(json.dumps([result._asdict() for result in results], indent=1))
@@ -90,7 +91,7 @@ def doctor(
     raise typer.Exit(FAILED if any(result.status == "problem" for result in results) else 0)
 
 
-def examine(checks: dict[str, Callable[[], Results]], deadline: float = DEADLINE) -> list[Check]:
+def examine(checks: dict[str, Callable[[], Results]], deadline: float) -> list[Check]:
     """The results of all checks, side by side. One that fails, or never ends, is a problem."""
     slow = f"no answer within {deadline:.0f} s"
     fix = "try again; if it stays so, the disk or the network behind it hangs"

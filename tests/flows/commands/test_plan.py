@@ -66,7 +66,7 @@ def test_a_plan_is_written_once_and_never_changed(sjc: Any) -> None:
         ("plan none.csv -o p.parquet", "none.csv"),
         ("plan m.csv -o p.parquet --where nonsense", "--where"),
         ("dispatch none.parquet", "make a plan with `sjc plan`"),
-        ("dispatch m.csv", "m.csv is no shard plan"),
+        ("dispatch m.csv", "m.csv is not a shard plan"),
         ("dispatch m.csv --workers 0", "--workers"),
         ("dispatch m.csv --timeout 0", "--timeout"),
     ],
