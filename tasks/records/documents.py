@@ -152,6 +152,7 @@ def finished_manifest(store: Store, asset_id: str) -> Document:
     """The commit marker of an asset that the tables call finished; `StoreError` without one."""
     manifest = asset_manifest(store, asset_id)
     if manifest is None:
+        store.listed(layout.marker_key(asset_id))  # its folder may be a disk that is not mounted
         raise NotInStore(
             f"{store.uri(layout.marker_key(asset_id))} is missing although the tables say that the"
             " asset is finished",
