@@ -107,8 +107,8 @@ def test_nothing_waits_for_a_slow_store(tmp_path: Path, monkeypatch: pytest.Monk
     path = write(tmp_path / "a", 10)  # the engine goes on under it
     started = time.monotonic()
     copy.offer()
-    assert offered < 10
-    assert time.monotonic() - started < 10
+    assert offered < 1
+    assert time.monotonic() - started < 1
     go.set()
     copy.settle()
     assert len(calls) == 1, "one copy at a time"
