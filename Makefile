@@ -3,6 +3,7 @@
 # make test-all  everything: check, test and the suites that need Debian or npm packages
 # make test-fast the tests without engine processes, kills and trainings: minutes
 # make soak      MINUTES of faults on a folder and on Swift: kills, broken requests, full disks
+# make fuzz      hundreds of broken model folders and manifests: minutes
 # make check     ruff and mypy
 # make sweep     every file of a store, every read fault, every command: about an hour
 # make audit     known vulnerabilities of the pinned packages; asks PyPI
@@ -20,7 +21,7 @@ MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-fast soak sweep check audit format clean
+.PHONY: demo test test-all test-fast soak sweep fuzz check audit format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -42,6 +43,9 @@ soak: $(READY)
 
 sweep: $(READY)
 	SWEEP=all $(BIN)/python -m pytest -q -n $(JOBS) tests/flows/test_read_faults.py
+
+fuzz: $(READY)
+	FUZZ=500 $(BIN)/python -m pytest -q -n $(JOBS) tests/sjc_engine/priors/test_model_fuzz.py tests/tasks/manifest/test_fuzz.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior
-from sjc_engine.priors.sources import PriorSource
+from sjc_engine.priors.sources import ModelSource
 from sjc_engine.rendering.camera import Camera
 
 TOKENS = 77
@@ -52,7 +53,7 @@ class ShapedPrior(SchedulePrior):
         with device:  # 860 million random numbers are made where they are needed
             unet = UNet2DConditionModel(**shape)
         schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        source = PriorSource("random/sd15", "", "random", False, True)
+        source = ModelSource("prior", "random/sd15", Path(), "random", "stable_diffusion")
         network = unet.to(dtype)  # type: ignore[attr-defined]
         super().__init__(source, network, schedule, device, dtype)
         self.width: int = shape["cross_attention_dim"]

@@ -207,8 +207,9 @@ def find_related_assets(
     """What finished assets with other ids mean for the assets of these specs.
 
     Returns the finished assets by the fields that they have, where only mesh or judge settings
-    differ, and a warning if assets will be made again since the engine's recipe version has risen.
-    An older asset counts when it was made from the same prompt, picture, seed, prior and recipe.
+    differ, and warnings if assets will be made again since the engine's recipe version has risen or
+    the prior has another revision. An asset counts when it was made from the same prompt, picture,
+    seed, prior and recipe, whatever their revisions.
     """
     if not specs:
         return {}, []
@@ -218,30 +219,42 @@ def find_related_assets(
         store,
         r"SELECT field_id, asset_id,"
         r" TRY_CAST(regexp_extract(engine_version, '\+recipe(\d+)$', 1) AS INTEGER) AS version,"
-        r" prompt, negative_prompt, image, seed, prior, prior_revision, recipe"
+        r" prompt, negative_prompt, image, seed, prior, recipe, recipe_hash"
         r" FROM best_assets WHERE status = 'ok'",
     )
     fields: dict[str, str] = {}
     versions: dict[tuple[Any, ...], int] = {}  # by request: the newest that has made it
-    for field_id, asset_id, version, *request in zip(*rows.to_pydict().values(), strict=True):
+    equal = set()  # requests, and the hashes of their recipes
+    for field_id, asset_id, version, *key, hashed in zip(*rows.to_pydict().values(), strict=True):
         fields[field_id] = asset_id
-        key = tuple(request)
-        versions[key] = max(version or 0, versions.get(key, 0))
+        request = tuple(key)
+        versions[request] = max(version or 0, versions.get(request, 0))
+        equal.add((*request, hashed))
     reusable = {s.field_id: fields[s.field_id] for s in specs if s.field_id in fields}
-    found = [versions.get(_request(spec), 0) for spec in specs]
-    older = [version for version in found if 0 < version < RECIPE_VERSION]
-    if not older:
-        return reusable, []
-    count = f"{len(older)} assets were" if len(older) > 1 else "1 asset was"
-    return reusable, [
-        f"{count} made by recipe version {', '.join(map(str, sorted(set(older))))} and will be"
-        f" made again by version {RECIPE_VERSION}; CHANGELOG.md says why"
-    ]
+    found = {spec.asset_id: versions.get(_request(spec), 0) for spec in specs}
+    older = [version for version in found.values() if 0 < version < RECIPE_VERSION]
+    newer = [s for s in specs if found[s.asset_id] == RECIPE_VERSION]
+    other = [s for s in newer if (*_request(s), s.recipe.hash) in equal]
+    warnings = []
+    if older:
+        warnings.append(
+            f"{_were(len(older))} made by recipe version {', '.join(map(str, sorted(set(older))))}"
+            f" and will be made again by version {RECIPE_VERSION}; CHANGELOG.md says why"
+        )
+    if other:
+        warnings.append(
+            f"{_were(len(other))} made from another revision of the prior"
+            f" {other[0].prior!r} and will be made again; docs/priors.md says what a revision is"
+        )
+    return reusable, warnings
+
+
+def _were(count: int) -> str:
+    return f"{count} assets were" if count > 1 else "1 asset was"
 
 
 def _request(spec: AssetSpec) -> tuple[Any, ...]:
     """What a user asks for, as the columns of the table `assets`; settings of the recipe aside."""
     return (
-        spec.prompt, spec.negative_prompt, spec.image, spec.seed, spec.prior, spec.prior_revision,
-        spec.recipe.name,
+        spec.prompt, spec.negative_prompt, spec.image, spec.seed, spec.prior, spec.recipe.name,
     )  # fmt: skip

@@ -16,3 +16,25 @@ class SettingError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.key}: {self.problem}; {self.fix}"
+
+
+class PriorError(SettingError):
+    """A prior or a judge that cannot be used.
+
+    component: the part of it, such as `unet`, or "". file: the one to look at, or "". reason: what
+    is wrong with that.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        problem: str,
+        fix: str,
+        conflicts: tuple[str, ...] = (),
+        *,
+        component: str = "",
+        file: str = "",
+        reason: str = "",
+    ) -> None:
+        super().__init__(key, problem, fix, conflicts)
+        self.component, self.file, self.reason = component, file, reason or problem

@@ -7,6 +7,7 @@ A recipe has three frozen parts, whose keys are flat and unique so that a manife
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -218,6 +219,11 @@ class Recipe:
     def canonical(self) -> str:
         """Every setting, and not the name, as the JSON that identities are made from."""
         return canonical_json({key: value for key, value in asdict(self).items() if key in PARTS})
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits of every setting, as column `recipe_hash` has them."""
+        return hashlib.sha256(self.canonical.encode("utf-8")).hexdigest()[:16]
 
     @cached_property
     def canonical_optimize(self) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sjc_engine.priors.sources import licence_of
+from sjc_engine.priors.sources import BUILTINS, licence_of
 from sjc_engine.recipes import RECIPE_VERSION, Recipe, canonical_json
+
+SHA256_DIGITS = 64  # in hex; a hub's commit has 40
 
 
 @dataclass(frozen=True)
@@ -20,14 +22,15 @@ class AssetSpec:
     image: str | None  # sha256 (hex) of the image's bytes
     seed: int
     prior: str  # "toybox", a folder, or a hub id
-    prior_revision: str  # a hub commit; for a folder the digest of its weights
+    prior_revision: str  # a hub commit; for a folder the digest of what is read of it
     recipe: Recipe
 
     @property
     def asset_id(self) -> str:
         """16 hex digits: SHA-256 of the canonical JSON and RECIPE_VERSION.
 
-        The recipe's name stays out of it, since presets of equal values make equal assets.
+        The recipe's name stays out of it, since presets of equal values make equal assets; so does
+        a folder's, since its digest says all of it, wherever it lies.
         """
         return self._digest(self.recipe.canonical)
 
@@ -53,12 +56,16 @@ class AssetSpec:
         """The inverse of `to_json`; ValueError when a recipe key is missing or unknown."""
         return cls(**{**data, "recipe": Recipe.from_json(data["recipe"])})
 
+    @property
+    def _is_folder(self) -> bool:
+        return self.prior not in BUILTINS and len(self.prior_revision) == SHA256_DIGITS
+
     def _digest(self, recipe: str) -> str:
         """Of the canonical JSON of all this, with `recipe` as JSON: keys are in order."""
         text = (
             f'{{"image":{canonical_json(self.image)}'
             f',"negative_prompt":{canonical_json(self.negative_prompt)}'
-            f',"prior":{canonical_json(self.prior)}'
+            f',"prior":{canonical_json(None if self._is_folder else self.prior)}'
             f',"prior_revision":{canonical_json(self.prior_revision)}'
             f',"prompt":{canonical_json(self.prompt)}'
             f',"recipe":{recipe},"recipe_version":{RECIPE_VERSION},"seed":{self.seed}}}'

@@ -25,6 +25,7 @@ from flows.commands import options
 from flows.commands.app import app, examples
 from flows.commands.output import size_text
 from flows.errors import FAILED
+from sjc_engine.errors import PriorError
 
 if TYPE_CHECKING:
     import boto3
@@ -207,25 +208,19 @@ def machine() -> Results:
 
 def embedded() -> Results:
     """The weights that ship with the package."""
-    from safetensors import SafetensorError, safe_open
+    from sjc_engine.priors.sources import BUILTINS, find_judge, find_prior
 
-    from sjc_engine.priors.sources import BUILTINS, folder_digest
-
-    judges = BUILTINS["toybox"].with_name("judge")
-    for name, folder in {**BUILTINS, "judge toybox": judges}.items():
-        files = sorted(folder.rglob("*.safetensors"))
+    for name, find in [*((id, find_prior) for id in BUILTINS), ("judge toybox", find_judge)]:
         try:
-            if not files:
-                raise FileNotFoundError(f"no weights in {folder}")
-            for path in files:
-                with safe_open(path, "numpy"):  # checks that the file is as long as it says
-                    pass
-        except (SafetensorError, FileNotFoundError) as error:
+            source = find(name.removeprefix("judge "))
+            source.check()
+        except PriorError as error:
             fix = "install the package again; with git, `git lfs pull` or `git checkout` them"
-            yield Check(name, "problem", str(error), fix)
+            yield Check(name, "problem", error.problem, fix)
         else:
+            files = source.folder.rglob("*.safetensors")
             megabytes = sum(path.stat().st_size for path in files) / 1e6
-            yield Check(name, "ok", f"{megabytes:.0f} MB, revision {folder_digest(folder)[:12]}")
+            yield Check(name, "ok", f"{megabytes:.0f} MB, revision {source.revision[:12]}")
 
 
 def programs() -> Results:

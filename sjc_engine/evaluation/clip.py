@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
-from sjc_engine.errors import SettingError
-from sjc_engine.priors.sources import HUB_ID, folder_digest, hub_file, no_progress_bar, unknown
+from sjc_engine.errors import PriorError
+from sjc_engine.priors.model_check import DOWNLOAD
+from sjc_engine.priors.sources import find_judge
 
-BUILTINS = {"toybox": Path(__file__).parents[1] / "toybox" / "weights" / "judge"}
-SETTINGS = "preprocessor_config.json"
 BATCH = 32  # images or texts to a call of the network
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor_config.json has them
 
@@ -93,45 +91,30 @@ class Judge:
 def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
     """Load "toybox", a folder in transformers' CLIPModel layout, or a hub id.
 
-    The revision is a folder's digest, or the hub's commit. Raises SettingError, saying what is
+    The revision is a folder's digest, or the hub's commit. Raises PriorError, saying what is
     missing and how to get it.
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    folder = BUILTINS.get(id, Path(id))
-    if folder.is_dir():
-        location, revision, settings = str(folder), folder_digest(folder), folder / SETTINGS
-        pinned: dict[str, Any] = {"local_files_only": True}
-    elif id in BUILTINS:
-        fix = "install the package again, or name the folder of another judge"
-        raise SettingError("judge", f"the weights of {id!r} are not in {folder}", fix)
-    elif HUB_ID.fullmatch(id):
-        settings = hub_file("judge", id, SETTINGS)
-        location, revision = id, settings.parent.name
-        pinned = {"revision": revision}
-    else:
-        raise unknown("judge", id)
-    try:
-        preprocessing = read_preprocessing(settings)
-        with no_progress_bar():
-            model: Any = CLIPModel.from_pretrained(
-                location, use_safetensors=True, dtype=torch.float32, **pinned
-            )
-        tokenizer = CLIPTokenizer.from_pretrained(location, **pinned)
-    except SettingError:
-        raise
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        problem = f"{id!r} cannot be loaded from {location} ({error})"
-        raise SettingError("judge", problem, "download it again, or name another") from error
-    return Judge(id, revision, model.to(device), tokenizer, preprocessing)
+    source = find_judge(id)
+    source.fetch()
+    model: Any = source.encoder(CLIPModel, "model", torch.float32)
+    tokenizer = source.tokenizer(CLIPTokenizer, model.config.text_config.vocab_size)
+    [settings] = source.settings("preprocessor")[:1]
+    return Judge(id, source.revision, model.to(device), tokenizer, read_preprocessing(settings))
 
 
 def read_preprocessing(path: Path) -> Preprocessing:
-    """Read preprocessor_config.json, of old files (`size: 224`) and new ones alike.
+    """Read preprocessor_config.json, of old files (`size: 224`) and new ones alike, or
+    processor_config.json, which transformers 5 writes instead.
 
-    Raises SettingError for a setting that this module does not follow.
+    Raises PriorError for a setting that this module does not follow.
     """
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text("utf-8"))
+    config = config.get("image_processor", config)
+    if missing := sorted({"size", "image_mean", "image_std"} - config.keys()):
+        problem = f"{path} does not say {', '.join(missing)}"
+        raise PriorError("judge", problem, DOWNLOAD, component="preprocessor", file=path.name)
     size, crop = config["size"], config.get("crop_size")
     if isinstance(size, dict):
         size = size.get("shortest_edge") or size.get("height")
@@ -140,7 +123,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
     mode = _RESAMPLING.get(config.get("resample", 3))
     if mode is None or not isinstance(size, int):
         problem = f"{path} asks for another resizing than bilinear or bicubic, to a square"
-        raise SettingError("judge", problem, "name another judge")
+        raise PriorError("judge", problem, "name another judge", file=path.name)
     return Preprocessing(
         size=size,
         crop=crop if crop and config.get("do_center_crop", True) else size,

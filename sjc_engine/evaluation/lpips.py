@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sjc_engine.errors import SettingError
-from sjc_engine.priors.sources import folder_digest
+from sjc_engine.priors.model_files import PARTS, folder_digest
 
 # The stack of torchvision's `features` and the width of its pooling windows: a layer is
 # number, stride and padding of a convolution with a ReLU behind it, or a pooling that halves.
@@ -94,7 +94,7 @@ def load_lpips(id: str) -> Lpips:
             network = json.loads((folder / "config.json").read_text("utf-8"))["network"]
             weights = load_file(folder / "model.safetensors")
             _check(network, weights)
-            return Lpips(id, folder_digest(folder), network, weights)
+            return Lpips(id, folder_digest(folder, PARTS["lpips"]), network, weights)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         problem = str(error) or type(error).__name__
     fix = "make the folder as docs/tables.md says under LPIPS, or write none"

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from sjc_engine.errors import SettingError
-from sjc_engine.priors.sources import FAMILIES, PriorSource, find_prior
+from sjc_engine.errors import PriorError
+from sjc_engine.priors.model_check import DOWNLOAD, broken
+from sjc_engine.priors.sources import ModelSource, find_prior
 from sjc_engine.rendering.camera import Camera
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -61,7 +61,7 @@ class Prior(ABC):
 
     def __init__(
         self,
-        source: PriorSource,
+        source: ModelSource,
         network: Any,
         sigmas: Tensor,
         device: torch.device,
@@ -75,7 +75,7 @@ class Prior(ABC):
         self.revision = source.revision
         self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
         self.channels: int = channels or network.config.in_channels
-        self.resolution: int = resolution or network.config.sample_size
+        self.resolution: int = resolution or sample_size(network.config)
         self._unet = frozen(network, device)
         self.device = device
         self.dtype = dtype  # of the network's weights and activations; images stay float32
@@ -128,7 +128,7 @@ class SchedulePrior(Prior):
 
     def __init__(
         self,
-        source: PriorSource,
+        source: ModelSource,
         network: Any,
         scheduler: Any,
         device: torch.device,
@@ -139,8 +139,9 @@ class SchedulePrior(Prior):
     ) -> None:
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
-            problem = f"{source.id!r} predicts {self.prediction!r}"
-            raise SettingError("prior", problem, f"use one of {', '.join(PREDICTIONS)}")
+            reason = f"predicts {self.prediction!r}"
+            fix = f"use one with {', '.join(PREDICTIONS)}"
+            raise broken(source.id, "scheduler", "scheduler_config.json", reason, fix)
         abar = scheduler.alphas_cumprod.double()
         # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
         sigmas = ((1 - abar) / abar).sqrt()[abar > 0]
@@ -187,26 +188,36 @@ def load_prior(
     2^-11 for float16 and 2^-8 for bfloat16, and g, what D multiplies the network's output of order
     1 with, is sigma for eps and score models, sigma / sqrt(1 + sigma^2) for v and 1 for samples. A
     network that overflows in float16 wants bfloat16. Only safetensors are read, those of variant
-    "fp16" where there are no others. Raises SettingError when there is no such prior, the engine
-    does not know its kind, or a folder's digest is not the given `revision`.
+    "fp16" where there are no others. Raises PriorError, and no other, when there is no such prior,
+    the engine does not know its kind, a folder's digest is not the given `revision`, or any
+    weight, word or setting of the model would not come from its files.
     """
     source = find_prior(id, revision, local_files_only)
+    source.fetch()
     device = torch.device(device)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.float16
-    pipeline = source.index().get("_class_name")
-    if pipeline not in FAMILIES:
-        fix = f"use one of {', '.join(sorted(FAMILIES))}"
-        raise SettingError("prior", f"{id!r} is a {pipeline}", fix)
-    home = importlib.import_module(f"sjc_engine.priors.families.{FAMILIES[pipeline]}")
+    home = importlib.import_module(f"sjc_engine.priors.families.{source.family}")
     try:
         prior: Prior = home.load(source, device, dtype)
-    except SettingError:
+    except PriorError:
         raise
-    except (OSError, SafetensorError, ValueError) as error:
-        fix = "download it again, or name another"
-        raise SettingError("prior", f"{id!r} cannot be loaded ({error})", fix) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # settings that do not fit
+        raise PriorError("prior", f"{id!r} cannot be loaded ({error})", DOWNLOAD) from error
     return prior
+
+
+def sample_size(config: Any) -> int:
+    """Pixels or latents a side that a network was trained with. Raises ValueError."""
+    size = config.sample_size
+    if isinstance(size, list | tuple):
+        if len(set(size)) != 1:
+            raise ValueError(f"its unet is for {size[0]} x {size[1]}, which is not square")
+        size = size[0]
+    # Conversions of Stable Diffusion by diffusers before 0.9 had half the size, as diffusers says.
+    version = str(config.get("_diffusers_version", "9")).split(".")[:2]
+    old = [int(part) for part in version if part.isdigit()] < [0, 9]
+    return 64 if old and size == 32 and config.in_channels == 4 else int(size)
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Any:

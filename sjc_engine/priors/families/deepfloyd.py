@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize
-from sjc_engine.priors.sources import PriorSource
+from sjc_engine.priors.sources import ModelSource
 
 MAX_TOKENS = 77  # T5 would take more; the model was trained with these
 # The cosine schedule ends at sigma = 2e4, where a rendering is nothing: 22 is enough.
@@ -22,18 +22,18 @@ class DeepFloydPrior(SchedulePrior):
     once, and the device keeps its memory for the network.
     """
 
-    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import DDPMScheduler, UNet2DConditionModel
         from transformers import T5EncoderModel, T5Tokenizer
 
         unet = source.network(UNet2DConditionModel, "unet", dtype)
-        scheduler = source.component(DDPMScheduler, "scheduler")
+        scheduler = source.scheduler(DDPMScheduler)
         super().__init__(source, unet, scheduler, device, dtype)
         self.sigmas = self.sigmas[: LAST_TICK + 1]
-        # AutoTokenizer would want a config.json, which the folder lacks, and ask the hub for it
-        self._tokenizer = source.component(T5Tokenizer, "tokenizer")
         encoder_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         text_encoder = source.encoder(T5EncoderModel, "text_encoder", encoder_dtype)
+        # AutoTokenizer would want a config.json, which the folder lacks, and ask the hub for it
+        self._tokenizer = source.tokenizer(T5Tokenizer, text_encoder.config.vocab_size)
         self._text_encoder = frozen(text_encoder, torch.device("cpu"))
 
     @torch.no_grad()

@@ -10,31 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize
-from sjc_engine.priors.sources import PriorSource
+from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, sample_size, tokenize
+from sjc_engine.priors.sources import ModelSource
 
 
 class StableDiffusionPrior(SchedulePrior):
     """CLIP text encoder, `UNet2DConditionModel` and, for latents, an `AutoencoderKL`."""
 
-    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
         unet = source.network(UNet2DConditionModel, "unet", dtype)
-        scheduler = source.component(DDPMScheduler, "scheduler")
-        self._tokenizer = source.component(CLIPTokenizer, "tokenizer")
+        scheduler = source.scheduler(DDPMScheduler)
         # Text encoder and VAE stay in float32: they run rarely, and SD's VAE overflows in float16.
         encoder = source.encoder(CLIPTextModel, "text_encoder", torch.float32)
         self._text_encoder = frozen(encoder, device)
-        self.latent = (source.index().get("vae") or [None])[0] is not None
+        self._tokenizer = source.tokenizer(CLIPTokenizer, encoder.config.vocab_size)
+        self.latent = (source.index.get("vae") or [None])[0] is not None
         self._vae = None
         if self.latent:
             self._vae = frozen(source.network(AutoencoderKL, "vae", torch.float32), device)
         channels: int = self._vae.config.latent_channels if self._vae else 3
         # A network of more channels sees each f x f block of the image as channels.
         self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, channels)
-        side = unet.config.sample_size * self.unshuffle
+        side = sample_size(unet.config) * self.unshuffle
         super().__init__(source, unet, scheduler, device, dtype, channels=channels, resolution=side)
 
     @torch.no_grad()

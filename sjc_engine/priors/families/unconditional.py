@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, Prior, SchedulePrior
-from sjc_engine.priors.sources import PriorSource
+from sjc_engine.priors.sources import ModelSource
 
 VE_TICKS = 1000
 
@@ -22,11 +22,11 @@ class UnconditionalPrior(SchedulePrior):
 
     guided = False
 
-    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import DDPMScheduler, UNet2DModel
 
         unet = source.network(UNet2DModel, "unet", dtype)
-        super().__init__(source, unet, source.component(DDPMScheduler, "scheduler"), device, dtype)
+        super().__init__(source, unet, source.scheduler(DDPMScheduler), device, dtype)
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         output: Tensor = self._unet(scaled, time).sample
@@ -41,14 +41,14 @@ class VEPrior(Prior):
 
     guided = False
 
-    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import ScoreSdeVeScheduler, UNet2DModel
 
         unet = source.network(UNet2DModel, "unet", torch.float32)
         # Its features are sines of up to hundreds of radians: half precision would make them noise.
         for part in unet.children():
             part.to(torch.float32 if part is unet.time_proj else dtype)
-        config = source.component(ScoreSdeVeScheduler, "scheduler").config
+        config = source.scheduler(ScoreSdeVeScheduler).config
         low, high = 2 * config.sigma_min, 2 * config.sigma_max
         ticks = torch.linspace(math.log(low), math.log(high), VE_TICKS, dtype=torch.float64)
         super().__init__(source, unet, ticks.exp(), device, dtype)
@@ -60,6 +60,6 @@ class VEPrior(Prior):
         return 2 * denoised - 1
 
 
-def load(source: PriorSource, device: torch.device, dtype: torch.dtype) -> Prior:
-    exploding = source.index()["_class_name"] == "ScoreSdeVePipeline"
+def load(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Prior:
+    exploding = source.index["_class_name"] == "ScoreSdeVePipeline"
     return (VEPrior if exploding else UnconditionalPrior)(source, device, dtype)

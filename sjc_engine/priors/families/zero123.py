@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
-from sjc_engine.priors.sources import PriorSource
+from sjc_engine.priors.sources import ModelSource
 from sjc_engine.rendering.camera import Camera, orbit
 
 POSE = 4  # numbers in a relative pose
@@ -43,14 +43,14 @@ class Zero123Prior(SchedulePrior):
 
     latent = True
 
-    def __init__(self, source: PriorSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPVisionModelWithProjection
 
         # All but the network stays in float32: it runs once a scene, the VAE overflows in float16.
         full = torch.float32
         unet = source.network(UNet2DConditionModel, "unet", dtype)
-        scheduler = source.component(DDPMScheduler, "scheduler")
+        scheduler = source.scheduler(DDPMScheduler)
         vae = source.network(AutoencoderKL, "vae", full)
         projection = _pose_projection(source)
         image_encoder = source.encoder(CLIPVisionModelWithProjection, "image_encoder", full)
@@ -171,7 +171,7 @@ def _distance(camera: Camera) -> float:
     return float(camera.camera_to_world[:3, 3].norm())
 
 
-def _pose_projection(source: PriorSource) -> Any:
+def _pose_projection(source: ModelSource) -> Any:
     """The linear layer of the community pipeline's own module."""
     from diffusers import ConfigMixin, ModelMixin
     from diffusers.configuration_utils import register_to_config

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from sjc_engine.evaluation.clip import BUILTINS
 from sjc_engine.guidance.view_prompts import view_prompts
 from sjc_engine.priors.denoiser import tokenize
+from sjc_engine.priors.sources import JUDGES
 from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.training.dataset import OUTDOORS, cached_toys, on_backgrounds
 from sjc_engine.toybox.training.objects.catalogue import CATEGORIES
@@ -31,7 +31,7 @@ from sjc_engine.toybox.training.training_loop import (
     warm_start,
 )
 
-SHIPPED = BUILTINS["toybox"]
+SHIPPED = JUDGES["toybox"]
 SIZE = 48
 JUDGE_SEED = 90_000  # far from the prior's data seeds
 GRAY = 0.25  # share of images without colour, for the geometry R-Precision

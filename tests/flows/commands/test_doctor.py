@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -120,11 +121,15 @@ def test_damaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "prior").mkdir()
     (tmp_path / "prior" / "model.safetensors").write_text("version https://git-lfs.github.com/")
     monkeypatch.setattr(sources, "BUILTINS", {"toybox": tmp_path / "prior"})
+    shutil.copytree(sources.JUDGES["toybox"], tmp_path / "judge")
+    (tmp_path / "judge" / "model.safetensors").write_text("version https://git-lfs.github.com/")
+    monkeypatch.setattr(sources, "JUDGES", {"toybox": tmp_path / "judge"})
     found = list(doctor.embedded())
     assert [(f.check, f.status) for f in found] == [
         ("toybox", "problem"),
         ("judge toybox", "problem"),
     ]
+    assert "model.safetensors is a git-lfs pointer" in found[1].detail
 
 
 def test_a_bucket(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flows.progress.results import RESULT_COLUMNS
 from flows.progress.tally import Tally
 from flows.progress.terminal import Lines, Watcher
 from flows.settings import Settings
+from sjc_engine.recipes import RECIPE_VERSION
 from tasks.prefect_ui.artifacts import Board
 from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
@@ -179,4 +181,26 @@ def test_assets_of_an_older_recipe_version_are_a_warning(
         *plan.warnings,
         "1 asset was made by recipe version 1 and will be made again by version 2; CHANGELOG.md"
         " says why",
+    ]
+
+
+def test_assets_of_another_revision_of_the_prior_are_a_warning(
+    plan: RunPlan, tmp_path: Path
+) -> None:
+    duck = next(iter(plan.assets.values())).spec
+    older = replace(duck, prior_revision="0" * 40)
+    made = tmp_path / "mesh.glb"
+    made.write_bytes(b"x")
+    versions = {"engine": f"0.1.0+recipe{RECIPE_VERSION}"}
+    for spec in (older, replace(older, recipe=older.recipe.override({"steps": 7}))):
+        attempt = start_attempt(plan.store, spec, "run1")["attempt"]
+        manifest = commit_asset(
+            plan.store, spec.asset_id, attempt, {made.name: made}, spec, report(), {}, versions
+        )
+        ended = finish_attempt(plan.store, spec.asset_id, attempt, "ok")
+        record_attempt(plan.store, ended, manifest)
+    assert make_plan(plan.settings).warnings == [
+        *plan.warnings,
+        "1 asset was made from another revision of the prior 'toybox' and will be made again;"
+        " docs/priors.md says what a revision is",
     ]

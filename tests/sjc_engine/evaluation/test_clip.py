@@ -18,8 +18,8 @@ from tiny_clip import LENGTH, MEAN, STD, save_tiny_clip
 from transformers import CLIPModel, CLIPTokenizer
 
 from sjc_engine.errors import SettingError
-from sjc_engine.evaluation import clip as judge_module
 from sjc_engine.evaluation.clip import Judge, Preprocessing, load_judge, read_preprocessing
+from sjc_engine.priors import sources
 
 TEXTS = ["a photo of a red car", "duck", "a very long caption of a yellow rubber duck " * 9]
 
@@ -111,7 +111,7 @@ def test_a_judge_without_weights_says_what_to_do(
         ValueError, match=r"judge: 'no such judge' is unknown; use toybox, an existing folder"
     ):
         load_judge("no such judge")
-    monkeypatch.setattr(judge_module, "BUILTINS", {"toybox": tmp_path / "nothing"})
+    monkeypatch.setattr(sources, "JUDGES", {"toybox": tmp_path / "nothing"})
     with pytest.raises(ValueError, match=r"judge: the weights of .*install"):
         load_judge("toybox")
 
@@ -143,5 +143,5 @@ def test_loading_draws_no_progress_bar():
 def test_broken_settings_name_the_judge(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "judge")
     (tmp_path / "judge" / "preprocessor_config.json").write_text("{")
-    with pytest.raises(SettingError, match=r"^judge: .* cannot be loaded from"):
+    with pytest.raises(SettingError, match=r"^judge: .* preprocessor_config\.json is not JSON"):
         load_judge(str(tmp_path / "judge"))

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from sjc_engine.evaluation.clip import BUILTINS as JUDGES
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.priors.sources import BUILTINS as PRIORS
+from sjc_engine.priors.sources import JUDGES
 from sjc_engine.toybox.training import train_judge, train_unconditional
 from sjc_engine.toybox.training.dataset import on_backgrounds, render_toys
 from sjc_engine.toybox.training.tokenizer import MAX_TOKENS, build_tokenizer

@@ -473,7 +473,10 @@ def test_a_newer_store_is_refused(whole: Store) -> None:
     contents = {
         b'{"format": 3, "tables": 1}': (NewerStore, "format version 3 and this program knows up"),
         b'{"format": 1, "tables": 99}': (NewerStore, "tables version 99 and this program knows up"),
-        b'{"format": "?"}': (StoreError, r"store\.json is damaged .* the version that wrote the store is unknown"),
+        b'{"format": "?"}': (
+            StoreError,
+            r"store\.json is damaged .* that wrote the store is unknown",
+        ),
     }
     for content, (kind, message) in contents.items():
         damage(whole, "store.json", content)

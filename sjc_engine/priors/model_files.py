@@ -1,0 +1,180 @@
+"""Which files of a model are read: one answer for those who load, check and identify it.
+
+A prior is a folder in diffusers' layout, a subfolder for each component; a judge is one in
+transformers' layout, with everything in its root. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INDEX = "model_index.json"  # names a pipeline and its components
+SETTINGS = {
+    "network": ("config.json",),
+    "encoder": ("config.json",),
+    "scheduler": ("scheduler_config.json",),
+    "preprocessor": ("preprocessor_config.json", "processor_config.json"),
+    "tokenizer": (
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "vocab.json", "merges.txt", "spiece.model",
+    ),
+}  # fmt: skip
+# The first of these files is enough; without any, tokenizers load as empty ones.
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+_STEMS = {"network": "diffusion_pytorch_model", "encoder": "model"}  # of files of weights
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component: its folder, a key of SETTINGS, and the class that its config may name."""
+
+    name: str
+    kind: str
+    cls: str = ""
+
+    def where(self, names: Collection[str]) -> str:
+        """Its folder with a slash, or "": early repositories have a lone network in their root."""
+        folder = f"{self.name}/"
+        return folder if any(name.startswith(folder) for name in names) else ""
+
+    def settings(self, names: Collection[str]) -> list[str]:
+        folder = self.where(names)
+        return [folder + name for name in SETTINGS[self.kind] if folder + name in names]
+
+    def weights(self, names: Collection[str]) -> tuple[str | None, list[str]]:
+        """The variant and the files of its safetensors: those without a variant, else "fp16".
+
+        A file of all weights, or the index of several and these; diffusers prefers the index,
+        transformers the file.
+        """
+        if self.kind not in _STEMS:
+            return None, []
+        folder, stem = self.where(names), _STEMS[self.kind]
+        for variant in (None, "fp16"):
+            dot = f".{variant}" if variant else ""
+            single = f"{folder}{stem}{dot}.safetensors"
+            index = f"{folder}{stem}.safetensors.index{dot}.json"
+            shard = re.compile(
+                re.escape(folder + stem) + rf"({re.escape(dot)}-\d+-of-\d+|-\d+-of-\d+"
+                rf"{re.escape(dot)})\.safetensors"
+            )
+            shards = [index, *sorted(name for name in names if shard.fullmatch(name))]
+            found = [files for files in ([single], shards) if files[0] in names]
+            if found:
+                return variant, found[-1 if self.kind == "network" else 0]
+        return None, []
+
+    def files(self, names: Collection[str]) -> list[str]:
+        return [*self.settings(names), *self.weights(names)[1]]
+
+    def is_in(self, names: Collection[str]) -> bool:
+        """Whether these names have all kinds of files that it needs."""
+        return bool(self.settings(names) and (self.kind not in _STEMS or self.weights(names)[1]))
+
+
+_UNET = Part("unet", "network", "UNet2DConditionModel")
+_VAE = Part("vae", "network", "AutoencoderKL")
+_SCHEDULER, _TOKENIZER = Part("scheduler", "scheduler"), Part("tokenizer", "tokenizer")
+PARTS: dict[str, tuple[Part, ...]] = {
+    "stable_diffusion": (
+        _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "CLIPTextModel"), _VAE,
+    ),
+    "deepfloyd": (
+        _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "T5EncoderModel"),
+    ),
+    "unconditional": (Part("unet", "network", "UNet2DModel"), _SCHEDULER),
+    "zero123": (
+        _UNET, _SCHEDULER, _VAE, Part("cc_projection", "network", "CCProjection"),
+        Part("image_encoder", "encoder", "CLIPVisionModelWithProjection"),
+    ),
+    "lpips": (Part("model", "encoder"),),
+    "judge": (
+        Part("model", "encoder", "CLIPModel"), _TOKENIZER, Part("preprocessor", "preprocessor"),
+    ),
+}  # fmt: skip
+
+
+def parts_of(family: str, index: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The components of a family's model, without a VAE where model_index.json has none."""
+    no_vae = family == "stable_diffusion" and (index.get("vae") or [None])[0] is None
+    return tuple(part for part in PARTS[family] if not (no_vae and part is _VAE))
+
+
+def list_names(folder: Path) -> set[str]:
+    """The files of a folder and of its folders, linked ones too: `config.json`, `unet/...`."""
+    names = set()
+    for path in folder.iterdir():
+        if path.is_dir():
+            names |= {f"{path.name}/{file.name}" for file in path.iterdir() if file.is_file()}
+        elif path.is_file():
+            names.add(path.name)
+    return names
+
+
+def files_read(parts: Sequence[Part], names: Collection[str]) -> list[str]:
+    """What is read of a model, in order: its index and the files of its parts."""
+    read = {name for part in parts for name in part.files(names)}
+    return sorted(read | ({INDEX} & set(names)))
+
+
+def folder_digest(folder: Path, parts: Sequence[Part]) -> str:
+    """SHA-256 over the names and bytes of what is read of a model. Raises OSError."""
+    paths = [folder / name for name in files_read(parts, list_names(folder))]
+    digest = hashlib.sha256()
+    for path, content in zip(paths, file_digests(paths), strict=True):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
+    return digest.hexdigest()
+
+
+CACHED_FROM = 2**20  # bytes: smaller files are hashed at once
+_SETTLED = 2.0  # seconds: a file that has changed just now may change again unseen
+
+
+def file_digests(paths: Iterable[Path]) -> list[bytes]:
+    """The SHA-256 of files; that of a large one is remembered until the file changes."""
+    store = _cache_file()
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        known = dict(json.loads(store.read_text())) if store else {}
+    digests, new = [], {}
+    for path in paths:
+        about = path.stat()
+        times = (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+        key = " ".join(map(str, (*times, path.resolve())))
+        if (remembered := known.get(key)) and about.st_size >= CACHED_FROM:
+            digests.append(bytes.fromhex(remembered))
+            continue
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+        if about.st_size >= CACHED_FROM and about.st_ctime < time.time() - _SETTLED:
+            new[key] = digests[-1].hex()
+    if new and store:
+        _remember(store, known | new)
+    return digests
+
+
+def _cache_file() -> Path | None:
+    """Where digests are remembered; None where the user has no home."""
+    with suppress(RuntimeError):
+        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(folder, "sjc", "digests.json")
+    return None
+
+
+def _remember(store: Path, known: Mapping[str, str]) -> None:
+    """As a whole, since others read it meanwhile; without a place for it all is hashed again."""
+    with suppress(OSError):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=store.parent, delete=False) as file:
+            json.dump(dict(list(known.items())[-1000:]), file)
+        Path(file.name).replace(store)
