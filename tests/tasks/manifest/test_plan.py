@@ -10,6 +10,7 @@ from task_samples import Write, plan, problems
 
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import PAPER_EXCEPTIONS
+from sjc_engine.priors.sources import JUDGES
 from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
 from tasks.manifest.resolve import ManifestError, read_entries
@@ -131,8 +132,11 @@ def test_a_folder_that_no_loader_takes(
 
 
 def test_a_judge_is_named_where_it_is_asked_for(write: Write, tmp_path: Path) -> None:
-    path = write(f"prompt,judge\na,nosuch\nb,{tmp_path}\nc,owner/name\nd,\n")
-    [row] = problems(path)
+    whole = JUDGES["toybox"]
+    path = write(f"prompt,judge\na,nosuch\nb,{whole}\nc,owner/name\nd,\ne,{tmp_path}\n")
+    row, empty = problems(path)
+    assert "m.csv:6: judge: " in empty
+    assert "its model: config.json is missing; download it again" in empty
     assert row == (
         "m.csv:2: judge: 'nosuch' is unknown; use toybox, an existing folder, or owner/name on"
         " the hub"
@@ -190,9 +194,13 @@ def test_prompts_outside_the_vocabulary_are_warned_of(write: Write) -> None:
     assert [entry.prior_coverage for entry in found.entries] == pytest.approx(
         [1 / 3, 1 / 3, 0.0, None]
     )
-    assert len(found.warnings) == 2, "one warning for each row"
+    assert len(found.warnings) == 3, "one warning for each row, one for the third's prior"
     assert "does not know 'hat'; it" in found.warnings[0]
     assert "has no such object (burger, duck" in found.warnings[1]
+    assert found.warnings[2] == (
+        "prior 'owner/name' is not in this machine's cache; by its name it is taken for a"
+        " StableDiffusionPipeline"
+    )
 
 
 def test_nothing_of_an_asset_depends_on_its_neighbours(write: Write) -> None:
