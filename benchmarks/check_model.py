@@ -74,14 +74,16 @@ def build(folder: Path) -> None:
         text = CLIPTextModel(
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
         )
-    for name, network in (("unet", unet), ("vae", vae)):
+    networks: dict[str, Any] = {"unet": unet, "vae": vae}
+    for name, network in networks.items():
         network.save_config(folder / name)
         sparse(folder / name / "diffusion_pytorch_model.safetensors", network)
     text.config.save_pretrained(folder / "text_encoder")
     sparse(folder / "text_encoder" / "model.safetensors", text)
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_config(
-        folder / "scheduler"
+    scheduler: Any = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     )
+    scheduler.save_config(folder / "scheduler")
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "vocab.json").write_text(json.dumps({f"w{n}": n for n in range(WORDS)}))

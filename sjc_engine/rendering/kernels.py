@@ -25,7 +25,18 @@ from numba.extending import overload
 
 # All of fastmath but what takes NaN and infinity for impossible: a scene may diverge.
 FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
-OPTIONS = {"fastmath": FAST, "error_model": "numpy", "nogil": True, "cache": True}
+
+
+def _has_cache() -> bool:
+    """Whether Numba has a place for compiled code; without one, it is compiled each time."""
+    try:
+        njit(cache=True)(_has_cache)
+    except RuntimeError:  # "no locator available": a read-only installation and home
+        return False
+    return True
+
+
+OPTIONS = {"fastmath": FAST, "error_model": "numpy", "nogil": True, "cache": _has_cache()}
 compiled = njit(**OPTIONS)
 inlined = njit(forceinline=True, **OPTIONS)
 

@@ -13,9 +13,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from sjc_engine import rendering as kernels_folder
 from tasks.devices.job import Event
 
 _LAST_CHARACTERS = 300  # of an engine's last line, in an error
+
+
+def numba_cache(scratch: Path) -> dict[str, str]:
+    """A variable that gives Numba a place for compiled kernels where it would find none.
+
+    In containers the installation is often read-only, and so is the home of a user without one.
+    """
+    home = Path(os.path.expanduser("~"))
+    places = (Path(kernels_folder.__path__[0]), home / ".cache", home)
+    found = "NUMBA_CACHE_DIR" in os.environ or any(os.access(p, os.W_OK) for p in places)
+    return {} if found else {"NUMBA_CACHE_DIR": str(scratch / "numba")}
 
 
 class EngineProcess:

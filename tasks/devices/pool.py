@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.memory import MOST_SCENES
-from tasks.devices.engine import EngineProcess
+from tasks.devices.engine import EngineProcess, numba_cache
 from tasks.devices.job import Event, Job, SceneError
 
 Watcher = Callable[[Event], None]
@@ -99,7 +99,8 @@ class DevicePool:
             [*command, "--compiled"] if self.compiled else command,
             device.name,
             log,
-            {"OMP_NUM_THREADS": str(self.threads)} if device.name == "cpu" else {},
+            numba_cache(log.parent.parent)
+            | ({"OMP_NUM_THREADS": str(self.threads)} if device.name == "cpu" else {}),
             wait_for_work=partial(self._wait_for_work, device),
             on_start=partial(self._on_start, device),
             on_event=partial(self._on_event, device),

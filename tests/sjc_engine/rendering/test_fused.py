@@ -218,6 +218,22 @@ def test_kernels_that_do_not_compile_leave_the_oracle(kernel, monkeypatch):
 
 
 @pytest.mark.slow
+def test_kernels_without_a_place_for_a_cache_are_compiled_each_time():
+    """As in a container whose installation and home are read-only."""
+    said = python("""
+        from numba.core import caching
+        caching.CacheImpl._locator_classes = []
+        from sjc_engine.fields.voxel import VoxelField
+        from sjc_engine.rendering import fused, kernels
+        import torch
+        assert not kernels.OPTIONS["cache"]
+        assert fused.unavailable_reason(VoxelField(4, 3, generator=torch.Generator())) == ""
+        print("fused")
+    """)
+    assert said == "fused\n"
+
+
+@pytest.mark.slow
 def test_without_numba_the_oracle_renders_and_that_is_said_once():
     said = python("""
         import sys

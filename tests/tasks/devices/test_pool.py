@@ -15,6 +15,7 @@ import pytest
 import stub_engine
 
 from sjc_engine.memory import MOST_SCENES
+from tasks.devices.engine import numba_cache
 from tasks.devices.job import SceneError
 from tasks.devices.pool import ENGINE, DevicePool
 
@@ -317,3 +318,14 @@ def test_the_engine_is_ours_whatever_the_folder_holds(tmp_path: Path) -> None:
         (tmp_path / name).write_text("raise SystemExit('somebody else')")
     said = subprocess.run([*ENGINE, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert (said.returncode, "--device" in said.stdout) == (0, True), said.stderr
+
+
+def test_numba_caches_in_the_scratch_folder_where_it_has_no_other_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert numba_cache(tmp_path) == {}
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert numba_cache(tmp_path) == {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/elsewhere")
+    assert numba_cache(tmp_path) == {}
