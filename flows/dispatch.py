@@ -28,7 +28,7 @@ from flows.prefect_server.heartbeats import crash_silent_runs
 from flows.progress.results import final_state
 from flows.progress.terminal import Watcher
 from tasks.manifest.shards import ShardPlan, load_plan
-from tasks.prefect_ui.artifacts import Board, ProgressArtifact
+from tasks.prefect_ui.artifacts import Board, show_progress
 from tasks.records.documents import check_usable
 from tasks.store import open_store
 from tasks.store.interface import Store
@@ -40,8 +40,6 @@ TRIES = 3  # flow runs of a shard that end and leave assets open
 POLL_SECONDS = 5.0
 FAILURES = ("failed", "diverged", "timeout")  # statuses of assets that only --retry-failed opens
 PAGE = 100  # flow runs of one request
-
-Sleep = Callable[[float], None]
 
 
 @dataclass
@@ -127,10 +125,8 @@ def dispatch(
     check_deployment(pool, watch)
     crash_silent_runs()
     with Board() as board:
-        progress = ProgressArtifact(board, f"plan {found.id}")
-        dispatcher = Dispatcher(
-            found, opened, pool, watch, progress.update, retry_failed=retry_failed, sleep=time.sleep
-        )
+        show = show_progress(board, f"plan {found.id}")
+        dispatcher = Dispatcher(found, opened, pool, watch, show, retry_failed)
         dispatcher.drive()
         return conclude(found, opened, dispatcher.given_up.values(), board, watch)
 
@@ -152,6 +148,7 @@ def check_deployment(pool: Pool, watch: Watcher) -> None:
         watch.note(f"pool {found.work_pool_name} has no workers yet; start `{start}`")
 
 
+@dataclass
 class Dispatcher:
     """Keeps a pool in work until no shard of a plan is open.
 
@@ -161,25 +158,21 @@ class Dispatcher:
     the open assets that is done, in [0, 1].
     """
 
-    def __init__(
-        self,
-        plan: ShardPlan,
-        store: Store,
-        pool: Pool,
-        watch: Watcher,
-        on_progress: Callable[[float], object],
-        *,
-        retry_failed: bool,
-        sleep: Sleep,
-    ) -> None:
-        self.watch, self.on_progress = watch, on_progress
-        self.plan, self.store, self.pool = plan, store, pool
-        self.retry_failed, self.sleep = retry_failed, sleep
-        self.seconds = {k: s for assets in plan.shards().values() for k, s in assets.items()}
-        self.waiting: deque[Shard] = deque()
-        self.running: dict[UUID, Shard] = {}
-        self.given_up: dict[int, Shard] = {}
-        self._noted = ""
+    plan: ShardPlan
+    store: Store
+    pool: Pool
+    watch: Watcher
+    on_progress: Callable[[float], object]
+    retry_failed: bool
+    sleep: Callable[[float], None] = time.sleep
+    waiting: deque[Shard] = field(default_factory=deque)
+    running: dict[UUID, Shard] = field(default_factory=dict)
+    given_up: dict[int, Shard] = field(default_factory=dict)
+    _noted: str = ""
+
+    def __post_init__(self) -> None:
+        shards = self.plan.shards().values()
+        self.seconds = {k: s for assets in shards for k, s in assets.items()}
 
     def drive(self) -> None:
         """Until all is done. The last look is at the rows: a shard may have ended before them."""

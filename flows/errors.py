@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -98,7 +97,7 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     interrupted: what to know after a Ctrl-C. Everything else is a defect of ours and keeps its
     traceback.
     """
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C is
     try:
         yield
     except typer.Exit:  # the message is out, whatever error came before it
@@ -156,8 +155,3 @@ def fail(message: str, code: int) -> NoReturn:
     """Ends the command with a message on stderr and an exit code."""
     print(message, file=sys.stderr)
     raise typer.Exit(code)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM is handled as Ctrl-C is: work is left so that the next run resumes."""
-    raise KeyboardInterrupt

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from flows.plan import RunPlan
 from tasks.manifest.resolve import Entry
-from tasks.store import open_store
 from tasks.store.interface import Damaged, Store
 
 
@@ -48,28 +46,20 @@ def seconds_expected(plan: RunPlan) -> float | None:
     None while the store has none for one of its recipes.
     """
     try:
-        costs = known_costs(plan.store)
+        seconds, guessed = seconds_of_assets(plan.todo.values(), known_costs(plan.store))
     except Damaged:  # no reason against a plan
         return None
-    seconds = 0.0
-    for entry in plan.todo.values():
-        cost = costs.get((entry.spec.prior, entry.spec.recipe.name))
-        if cost is None:
-            return None
-        seconds += cost.seconds(entry)
-    return seconds / len(plan.devices)
+    return None if guessed else sum(seconds.values()) / len(plan.devices)
 
 
 def seconds_of_assets(
-    entries: Iterable[Entry], store: str
+    entries: Iterable[Entry], known: Mapping[tuple[str, str], Cost]
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """The seconds that each asset should take, and the priors and recipes where that is a guess.
 
-    A field is optimised once: the later assets that share it cost what comes after.
+    known: what `known_costs` returns. A field is optimised once: the later assets that share it
+    cost what comes after.
     """
-    known = {}
-    if "://" in store or Path(store).exists():
-        known = known_costs(open_store(store, writable=False))
     fields: set[str] = set()
     seconds: dict[str, float] = {}
     guessed: dict[tuple[str, str], None] = {}

@@ -25,12 +25,12 @@ from tasks.records.attempts import close_interrupted
 from tasks.records.documents import check_usable, mark_format
 from tasks.records.runs import finish_run, new_run_id, start_run
 from tasks.stages.judges import Judges
-from tasks.stages.reevaluate import SETTINGS, evaluation_recipe, reevaluate_asset
+from tasks.stages.reevaluate import SETTINGS, evaluation_recipe, reevaluate
 from tasks.store import open_store
 from tasks.store.interface import Damaged, NotInStore, Store, StoreError
 from tasks.store.leases import leases
 from tasks.tables.read import query
-from tasks.tables.write import TableWriter, record_run
+from tasks.tables.write import TableWriter, record_attempts, record_run
 
 # How an asset ended, and the error of one whose files are damaged or could not be read: no row.
 Measured = tuple[str, StoreError | None]
@@ -70,18 +70,16 @@ def evaluate(
     watch, folder = surroundings().watcher, Path(scratch).resolve()
     make_private(folder)
     with leases(chosen.store, new_run_id()) as held:
-        warn, rows = get_run_logger().warning, TableWriter(chosen.store)
-        for attempt, found in close_interrupted(chosen.store, chosen.assets, held.take, warn):
-            rows.record(attempt, found)
-        rows.write()
+        warn = get_run_logger().warning
+        closed = close_interrupted(chosen.store, chosen.assets, held.take, warn)
+        record_attempts(chosen.store, closed)
     title = f"evaluate {where or ''}".strip()
     settings = {"where": where, "manifest": manifest, "overrides": chosen.changes}
     flow_run = str(runtime.flow_run.id)
     run = start_run(chosen.store, new_run_id(), title, "", [], settings, flow_run)
     record_run(chosen.store, run)
     watch.begun(run["run_id"], len(chosen.assets), {})
-    outcomes: Counter[str] = Counter()
-    problems: list[StoreError] = []
+    measured: list[Measured] = []
     ids = list(chosen.assets)
 
     @flow(name="evaluate-part")
@@ -90,16 +88,15 @@ def evaluate(
 
     try:
         for start in range(0, len(ids), PART):
-            for outcome, problem in evaluate_part(ids[start : start + PART], run["run_id"]):
-                outcomes[outcome] += 1
-                problems += [problem] if problem else []
+            measured += evaluate_part(ids[start : start + PART], run["run_id"])
     finally:
         record_run(chosen.store, finish_run(chosen.store, run, {}))
-    if problems:
+    if problems := [problem for _, problem in measured if problem]:
         damage = all(isinstance(problem, Damaged | NotInStore) for problem in problems)
         kind = RunError if damage else StoreError
         words = "have damaged files" if damage else "could not be read"
         raise kind(f"{len(problems)} assets {words}; the first: {problems[0]}")
+    outcomes = Counter(outcome for outcome, _ in measured)
     data = {"run_id": run["run_id"], **outcomes}
     return final_state(dict(sorted(outcomes.items())), outcomes["ok"], data)
 
@@ -114,7 +111,7 @@ def measure(
             name, began = chosen.assets[asset_id], time.perf_counter()
             held.take(asset_id)  # a run must not take this attempt for an abandoned one
             watch.stage(name, "evaluate")
-            state = reevaluate_asset(
+            state = reevaluate(
                 name, chosen.store, asset_id, run_id, chosen.changes, chosen.judges, scratch,
                 rows,
                 return_state=True,

@@ -28,7 +28,12 @@ from tasks.records.attempts import close_interrupted, settled_attempts
 from tasks.records.runs import finish_run, new_run_id, start_run
 from tasks.store.interface import StoreError
 from tasks.store.leases import leases
-from tasks.tables.write import TableWriter, record_run, record_unended_runs, unrecorded_attempts
+from tasks.tables.write import (
+    record_attempts,
+    record_run,
+    record_unended_runs,
+    unrecorded_attempts,
+)
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
 
@@ -83,10 +88,15 @@ def generate(
     ):
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
-        with Board() as board:
-            watcher = PrefectSummary(plan, board, around.watcher)
-            with run_context(plan, watcher, board) as context:
-                return run_plan(plan, watcher, partial(run_pipeline, context))
+        return run_on_devices(plan)
+
+
+def run_on_devices(plan: RunPlan) -> State[Any]:
+    """Runs a plan on this machine's devices, and shows it on Prefect's pages."""
+    with Board() as board:
+        watcher = PrefectSummary(plan, board, surroundings().watcher)
+        with run_context(plan, watcher, board) as context:
+            return run_plan(plan, watcher, partial(run_pipeline, context))
 
 
 def _wait(settings: Settings, watcher: Watcher) -> None:
@@ -174,7 +184,7 @@ def close_attempts(plan: RunPlan, watch: Watcher) -> dict[str, int]:
 
     Returns the last attempt of each unfinished asset that has ended by now, and has its rows.
     """
-    log, rows = get_run_logger(), TableWriter(plan.store)
+    log = get_run_logger()
 
     def warn(line: str) -> None:  # from any thread
         watch.note(line)
@@ -186,9 +196,7 @@ def close_attempts(plan: RunPlan, watch: Watcher) -> dict[str, int]:
         closed = close_interrupted(plan.store, plan.states, held.take, warn)
         settled = settled_attempts(plan.store, unfinished)  # before the look for their rows
         unrecorded = unrecorded_attempts(plan.store, finished, unfinished)
-        for attempt, manifest in unrecorded + closed:
-            rows.record(attempt, manifest)
-        rows.write()
+        record_attempts(plan.store, [*unrecorded, *closed])
     return settled
 
 

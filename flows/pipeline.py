@@ -24,21 +24,21 @@ from flows.plan import RunPlan
 from flows.progress.terminal import Watcher
 from flows.scratch import scratch_id
 from sjc_engine.files import is_refusal
-from tasks.devices.job import SceneError, scratch_full, scratch_lost, store_failed
+from tasks.devices.job import SceneError, interrupted
 from tasks.manifest.resolve import Entry
 from tasks.prefect_ui.cancel import watch_cancels
 from tasks.records.attempts import FAILURES, asset_attempts, close_interrupted
 from tasks.records.documents import asset_manifest
 from tasks.stages.asset import Asset
-from tasks.stages.evaluate import evaluate_asset
-from tasks.stages.extract import extract_asset
+from tasks.stages.evaluate import evaluate
+from tasks.stages.extract import extract
 from tasks.stages.optimize import optimize
-from tasks.stages.publish import publish_asset, record_failure
+from tasks.stages.publish import publish, record_failure
 from tasks.store.disk import is_full
 from tasks.store.interface import StoreError, TakesNoMore
 from tasks.store.layout import attempt_number
 from tasks.store.leases import Leases, leases
-from tasks.tables.write import TableWriter, record_attempt
+from tasks.tables.write import TableWriter, record_attempts
 
 AHEAD = 2  # assets that wait for a device, so that none is ever idle
 BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked at together
@@ -84,9 +84,9 @@ def make_asset(asset: Asset, window: "Window", context: RunContext, run_id: str)
         with window.at_device(asset):
             run(optimize, run_id, context.pool, timeout, report, context.board)
         with window.behind(asset):
-            run(extract_asset)
-            run(evaluate_asset, context.judges, context.board)
-            return OUTCOMES[run(publish_asset)["outcome"]]
+            run(extract)
+            run(evaluate, context.judges, context.board)
+            return OUTCOMES[run(publish)["outcome"]]
     except _Ended as ended:  # what a stop causes is not the asset's own failure
         return end_asset(asset, None if window.stopped.is_set() else ended.__cause__)
 
@@ -113,12 +113,12 @@ def end_asset(asset: Asset, error: BaseException | None) -> str:
         return "interrupted"  # a later run closes the attempt
     if not asset.attempt or isinstance(error, TakesNoMore):
         raise error  # the store is gone, or full: nothing that follows could be kept
-    if is_refusal(error) or is_full(asset.folder.parents[1]):  # the scratch folder's disk
-        error = scratch_full(error)
+    if is_refusal(error) or is_full(asset.scratch):  # the scratch folder's disk
+        error = interrupted("ScratchFull", error)
     elif isinstance(error, StoreError):
-        error = store_failed(error)
+        error = interrupted("StoreError", error)
     elif problem := asset.lost(error):
-        error = scratch_lost(problem)
+        error = interrupted("ScratchLost", problem)
     return record_failure(asset, error)
 
 
@@ -254,8 +254,7 @@ class Window:
             if self._held.take(asset.id):
                 self._waiting.remove(asset)
                 if asset.name in self._later:  # of a run that has ended, or died: close for it
-                    for attempt, manifest in close_interrupted(asset.store, [asset.id]):
-                        record_attempt(asset.store, attempt, manifest)
+                    record_attempts(asset.store, close_interrupted(asset.store, [asset.id]))
                 return asset
             if asset.name not in self._later:
                 self._watch.note(f"{asset.name}: another run works on it")
@@ -273,9 +272,8 @@ class Window:
             for attempt in asset_attempts(asset.store, asset.id)
             if attempt_number(attempt["attempt"]) > settled and attempt["ended_at"]
         ]
-        for attempt in later:
-            # Once the asset is made no run looks for rows that a dying run could not write.
-            record_attempt(asset.store, attempt, {})
+        # Once the asset is made no run looks for rows that a dying run could not write.
+        record_attempts(asset.store, ((attempt, {}) for attempt in later))
         if not later or later[-1]["status"] not in FAILURES:
             return None
         name, status = later[-1]["attempt"], str(later[-1]["status"])

@@ -1,22 +1,18 @@
 """The flow that workers run: a shard of a plan, with a run document and table parts of its own."""
 
 import os
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.states import State
 
-from flows.context import run_context, surroundings
-from flows.generate import Maker, run_plan
-from flows.pipeline import run_pipeline
-from flows.plan import make_plan
-from flows.progress.prefect_summary import PrefectSummary
+from flows.generate import run_on_devices
+from flows.plan import RunPlan, make_plan
 from flows.scratch import sole_user
 from flows.settings import Settings
 from tasks.manifest.shards import fetch_images
-from tasks.prefect_ui.artifacts import Board
 
 
 @flow(name="generate-shard", flow_run_name="shard {shard} of {plan}")
@@ -49,13 +45,11 @@ def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
     return Path(folder).expanduser() / "shards" / f"{plan}-{shard:05d}"
 
 
-def run_shard(settings: Settings, make: Maker | None = None) -> State[Any]:
-    """What the flow does; `make` as in `run_plan`, by default the real thing."""
+def run_shard(
+    settings: Settings, run: Callable[[RunPlan], State[Any]] = run_on_devices
+) -> State[Any]:
+    """What the flow does; run: what makes the assets, and its state."""
     plan = make_plan(settings)
-    with sole_user(Path(settings.scratch)), Board() as board:
-        watcher = PrefectSummary(plan, board, surroundings().watcher)
+    with sole_user(Path(settings.scratch)):
         fetch_images(plan.store, list(plan.todo.values()))
-        if make:
-            return run_plan(plan, watcher, make)
-        with run_context(plan, watcher, board) as context:
-            return run_plan(plan, watcher, partial(run_pipeline, context))
+        return run(plan)

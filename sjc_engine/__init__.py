@@ -12,33 +12,21 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sjc_engine.fields.kinds import load_field
-    from sjc_engine.fields.voxel import VoxelField
-    from sjc_engine.mesh.extract import extract_mesh
-    from sjc_engine.mesh.gltf import Mesh
-    from sjc_engine.optimization.loop import optimize
-    from sjc_engine.priors.conditioning import read_image
-    from sjc_engine.priors.denoiser import load_prior
-    from sjc_engine.recipes import Recipe
-    from sjc_engine.spec import AssetSpec
+    from sjc_engine.fields.kinds import load_field as load_field
+    from sjc_engine.fields.voxel import VoxelField as VoxelField
+    from sjc_engine.mesh.extract import extract_mesh as extract_mesh
+    from sjc_engine.mesh.gltf import Mesh as Mesh
+    from sjc_engine.optimization.loop import optimize as optimize
+    from sjc_engine.priors.conditioning import read_image as read_image
+    from sjc_engine.priors.denoiser import load_prior as load_prior
+    from sjc_engine.recipes import Recipe as Recipe
+    from sjc_engine.spec import AssetSpec as AssetSpec
 
 # After each operation torch's OpenMP threads spin for a while, on the cores that the renderer's
 # threads want. A thirtieth of it serves torch as well (docs/benchmarks.md, "Threads"). Heard only
 # before torch is imported.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"
-
-__all__ = [
-    "AssetSpec",
-    "Mesh",
-    "Recipe",
-    "VoxelField",
-    "extract_mesh",
-    "load_field",
-    "load_prior",
-    "optimize",
-    "read_image",
-]
 
 # Imported at first use: reading a manifest needs recipes, not torch. (No module or folder may be
 # called `optimize`: importing it would put the module in the function's place.)
@@ -53,6 +41,7 @@ _HOMES = {
     "optimize": "optimization.loop",
     "read_image": "priors.conditioning",
 }
+__all__ = list(_HOMES)
 
 
 if not TYPE_CHECKING:  # which would take every name for one of these

@@ -17,12 +17,15 @@ from torch import Tensor
 
 from sjc_engine.evaluation.pictures import to_image
 from sjc_engine.guidance.schedules import Schedule, sigma_at
-from sjc_engine.guidance.score import guide, paas, perturb, weighting
+from sjc_engine.guidance.score import Denoiser, guide, paas, perturb, weighting
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.recipes import OptimizeRecipe
 
 SCHEDULES: tuple[Schedule, ...] = ("annealed", "random", "fixed")
 FIXED_SIGMA = 1.5
+HEUN_STEPS, RHO = 24, 7.0  # of eq. 5 of Karras et al.
+LEARNING_RATE = 0.03  # in units of the picture's range of 2, halved
+NOISE_SAMPLES = 32
 TILE, GAP, LABELS, HEADER = 96, 4, 190, 22  # pixels
 SHOWN_SIGMAS = (0.2, 0.5, 1.5, 4.0, 10.0)
 SAMPLES = 6
@@ -32,13 +35,7 @@ INK, FAINT = (32, 32, 36), (120, 120, 128)
 
 @torch.no_grad()
 def heun(
-    prior: Prior,
-    prompts: Sequence[str],
-    generator: torch.Generator,
-    *,
-    guidance_scale: float = 3.0,
-    steps: int = 24,
-    rho: float = 7.0,
+    prior: Prior, prompts: Sequence[str], generator: torch.Generator, guidance_scale: float
 ) -> Tensor:
     """Images (B, C, H, W) in the prior's space by Heun's method (Karras et al. 2022, algorithm 1).
 
@@ -46,16 +43,15 @@ def heun(
     classifier-free guidance where the prior knows words.
     """
     high, low = float(prior.sigmas[-1]), float(prior.sigmas[0])
-    ramp = torch.linspace(1, 0, steps, dtype=torch.float64)
-    levels = (low ** (1 / rho) + ramp * (high ** (1 / rho) - low ** (1 / rho))) ** rho
-    conds = prior.condition(list(prompts)), prior.condition([""] * len(prompts))
-    scale = torch.full((len(prompts),), guidance_scale)
+    ramp = torch.linspace(1, 0, HEUN_STEPS, dtype=torch.float64)
+    levels = (low ** (1 / RHO) + ramp * (high ** (1 / RHO) - low ** (1 / RHO))) ** RHO
+    denoise = _guided(prior, prompts, guidance_scale)
 
     def slope(x: Tensor, sigma: float) -> Tensor:
-        level = torch.full((len(x),), sigma, dtype=torch.float64)
-        return (x - guide(prior, x, level, *conds, scale)) / sigma
+        return (x - denoise(x, torch.full((len(x),), sigma, dtype=torch.float64))) / sigma
 
-    x = levels[0].float() * _noise(prior, len(prompts), generator)
+    shape = (len(prompts), prior.channels, prior.resolution, prior.resolution)
+    x = levels[0].float() * torch.randn(shape, generator=generator).to(prior.device)
     for sigma, following in pairwise([*levels.tolist(), 0.0]):
         d = slope(x, sigma)
         ahead = x + (following - sigma) * d
@@ -87,23 +83,16 @@ def optimize_pixels(
     prompts: Sequence[str],
     sigmas: Tensor,
     generator: torch.Generator,
-    *,
     start: Tensor,
-    guidance_scale: float = 3.0,
-    lr: float = 0.03,
+    guidance_scale: float,
 ) -> Tensor:
     """Pictures (B, C, H, W) after one Adam step along the score for each of `sigmas`, any sequence.
 
-    `start` (B, C, H, W) is where they begin; lr is in units of the picture's range of 2, halved.
+    `start` (B, C, H, W) is where they begin.
     """
-    cond, uncond = prior.condition(list(prompts)), prior.condition([""] * len(prompts))
     x = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([x], lr=lr, betas=(0.9, 0.99))
-    scale = torch.full((len(x),), guidance_scale)
-
-    def denoise(z: Tensor, level: Tensor) -> Tensor:
-        return guide(prior, z, level, cond, uncond, scale)
-
+    optimizer = torch.optim.Adam([x], lr=LEARNING_RATE, betas=(0.9, 0.99))
+    denoise = _guided(prior, prompts, guidance_scale)
     for sigma in sigmas.to(torch.float64):
         level = sigma.repeat(len(x))
         noise = torch.randn(1, *x.shape, generator=generator).to(x.device)
@@ -113,53 +102,41 @@ def optimize_pixels(
     return x.detach()
 
 
-def blob(prior: Prior, count: int = 1) -> Tensor:
+def _guided(prior: Prior, prompts: Sequence[str], scale: float) -> Denoiser:
+    """The prior's denoiser of one picture for each prompt, with guidance."""
+    conds = prior.condition(list(prompts)), prior.condition([""] * len(prompts))
+    scales = torch.full((len(prompts),), scale)
+    return lambda x, sigma: guide(prior, x, sigma, *conds, scales)
+
+
+def blob(prior: Prior) -> Tensor:
     """A soft orange ball (C, first three channels) on grey: a picture that no prior ever saw."""
     line = torch.linspace(-1, 1, prior.resolution)
     ball = torch.exp(-4 * (line[:, None] ** 2 + line**2))
     color = torch.zeros(prior.channels)
     color[:3] = torch.tensor([0.9, 0.1, -0.7])
-    return (color[:, None, None] * ball).expand(count, -1, -1, -1).to(prior.device)
+    return (color[:, None, None] * ball)[None].to(prior.device)
 
 
 @torch.no_grad()
 def out_of_distribution(
-    prior: Prior,
-    prompt: str,
-    sigmas: Sequence[float],
-    generator: torch.Generator,
-    *,
-    guidance_scale: float = 1.0,
-    noise_samples: int = 32,
+    prior: Prior, prompt: str, sigmas: Sequence[float], generator: torch.Generator
 ) -> Tensor:
     """The paper's out-of-distribution figure, (3, len(sigmas), C, H, W).
 
     Row 0 is D(x; sigma) of the blob as it is, row 1 D(x + sigma n; sigma) for one n, row 2 the mean
-    over `noise_samples`: where the perturbed score leads. D of a picture without noise takes it
+    over `NOISE_SAMPLES`: where the perturbed score leads. D of a picture without noise takes it
     for noise, and changes little of it or all.
     """
     x, rows = blob(prior), []
+    denoise = _guided(prior, [prompt] * (NOISE_SAMPLES + 1), 1.0)
     for sigma in sigmas:
-        noise = torch.randn(noise_samples, *x.shape, generator=generator).to(x.device)
+        noise = torch.randn(NOISE_SAMPLES, *x.shape, generator=generator).to(x.device)
         noise = torch.cat([torch.zeros_like(noise[:1]), noise])
         level = torch.tensor([sigma], dtype=torch.float64)
-        z = perturb(x, level, noise).flatten(0, 1)
-        count = len(z)
-        d = guide(
-            prior,
-            z,
-            level.repeat(count),
-            prior.condition([prompt] * count),
-            prior.condition([""] * count),
-            torch.full((count,), guidance_scale),
-        )
+        d = denoise(perturb(x, level, noise).flatten(0, 1), level.repeat(len(noise)))
         rows.append(torch.stack([d[0], d[1], d[1:].mean(0)]))
     return torch.stack(rows, dim=1)
-
-
-def _noise(prior: Prior, count: int, generator: torch.Generator) -> Tensor:
-    shape = (count, prior.channels, prior.resolution, prior.resolution)
-    return torch.randn(shape, generator=generator).to(prior.device)
 
 
 @dataclass(frozen=True)
@@ -218,7 +195,7 @@ def _out_of_distribution(prior: Prior, prompt: str, seed: int) -> Panel:
 
 def _samples(prior: Prior, prompt: str, guidance: Sequence[float], seed: int) -> Panel:
     scales = list(guidance) if prior.guided else [1.0]
-    drawn = [heun(prior, [prompt] * SAMPLES, _generator(seed), guidance_scale=s) for s in scales]
+    drawn = [heun(prior, [prompt] * SAMPLES, _generator(seed), s) for s in scales]
     return Panel(
         f"{_about(prior, prompt)}: samples (Heun, 24 steps)",
         [f"guidance {s:g}" for s in scales] if prior.guided else ["no guidance"],
@@ -240,9 +217,7 @@ def _moved(
                 continue
             sigmas = noise_levels(prior, schedule, steps, _generator(seed), ticks)
             start, generator = blob(prior), _generator(seed)
-            end = optimize_pixels(
-                prior, [prompt], sigmas, generator, start=start, guidance_scale=scale
-            )
+            end = optimize_pixels(prior, [prompt], sigmas, generator, start, scale)
             row.append(rgb(prior, end)[0])
     return row
 

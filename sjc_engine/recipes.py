@@ -50,8 +50,16 @@ def _number(default: float, low: float, high: float, help: str) -> Any:
     return field(default=default, metadata={"range": (low, high), "help": help})
 
 
+class _Part:
+    """A part of a recipe. Raises SettingError for a value that is out of its range."""
+
+    def __post_init__(self) -> None:
+        for problem in _problems(vars(self), type(self)):
+            raise problem
+
+
 @dataclass(frozen=True)
-class OptimizeRecipe:
+class OptimizeRecipe(_Part):
     """How a field is optimised. Defaults: the paper, as its published commands set it."""
 
     # Score (equations 14 to 16)
@@ -124,12 +132,9 @@ class OptimizeRecipe:
     input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
     silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
 
-    def __post_init__(self) -> None:
-        _raise_first(_problems(vars(self), OptimizeRecipe))
-
 
 @dataclass(frozen=True)
-class MeshRecipe:
+class MeshRecipe(_Part):
     """How a field becomes a mesh."""
 
     iso_level: float = _number(0.0, 0.0, 1e6, "density per unit length; 0: found from the data")
@@ -141,12 +146,9 @@ class MeshRecipe:
     unwrap_seconds: float = _number(60.0, 1.0, 3600.0, "then the asset fails: UnwrapTimeout")
     also_write: Literal["none", "ply", "obj", "ply+obj"] = _choice("none", "beside mesh.glb")
 
-    def __post_init__(self) -> None:
-        _raise_first(_problems(vars(self), MeshRecipe))
-
 
 @dataclass(frozen=True)
-class EvaluateRecipe:
+class EvaluateRecipe(_Part):
     """How an asset is judged."""
 
     evaluation_size: int = _number(256, 16, 2048, "pixels per side of the evaluation views")
@@ -154,9 +156,6 @@ class EvaluateRecipe:
     turntable_size: int = _number(256, 16, 2048, "pixels per side, even")
     judge: str = _choice("toybox", '"toybox", a transformers CLIP folder, or a hub id')
     lpips: str = _choice("none", '"none", or a folder of LPIPS weights (docs/tables.md)')
-
-    def __post_init__(self) -> None:
-        _raise_first(_problems(vars(self), EvaluateRecipe))
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,8 @@ class Recipe:
         Raises SettingError for an unknown key (with a suggestion), a wrong type or a bad range.
         """
         changes, problems = self._read(values)
-        _raise_first(problems)
+        for problem in problems:
+            raise problem
         parts = {part: getattr(self, part) for part in PARTS}
         for part, old in parts.items():
             parts[part] = replace(old, **{k: v for k, v in changes.items() if k in vars(old)})
@@ -251,11 +251,6 @@ _HINTS: dict[str, Any] = {k: v for part in PARTS.values() for k, v in get_type_h
 RECIPE_KEYS: dict[str, type] = {
     name: str if get_origin(hint) is Literal else hint for name, hint in _HINTS.items()
 }
-
-
-def _raise_first(problems: Iterable[SettingError]) -> None:
-    for problem in problems:
-        raise problem
 
 
 def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:

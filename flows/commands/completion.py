@@ -1,4 +1,4 @@
-"""What a shell offers behind an option: every function returns what may follow `incomplete`.
+"""What a shell offers behind an option; typer leaves out what does not begin as the user's text.
 
 A shell waits for this, so nothing here imports torch, Prefect or a store on S3.
 """
@@ -8,17 +8,15 @@ from pathlib import Path
 
 import typer
 
-DEVICES = ("cpu", "cpu,cpu", "cuda:0", "cuda:0,cuda:1")
 
-
-def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
+def recipes(ctx: typer.Context) -> list[str]:
     """The presets that fit the prior named so far."""
     from sjc_engine.presets import presets_of
 
-    return [n for n in presets_of(_prior(ctx)) if n.startswith(incomplete)]
+    return list(presets_of(_prior(ctx)))
 
 
-def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+def settings(ctx: typer.Context) -> list[tuple[str, str]]:
     """Recipe keys, each with the value that it has by default."""
     from sjc_engine.recipes import PARTS, Recipe
 
@@ -27,30 +25,28 @@ def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         (f"{key}=", f"{value}")
         for part in PARTS
         for key, value in vars(getattr(recipe, part)).items()
-        if key.startswith(incomplete)
     ]
 
 
-def priors(incomplete: str) -> list[str]:
+def priors() -> list[str]:
     """Embedded priors, and those in the hub's cache; a folder is the shell's to complete."""
     from sjc_engine.priors.sources import BUILTINS
 
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     kept = sorted(path.name[8:].replace("--", "/") for path in cache.glob("models--*"))
-    return [name for name in (*BUILTINS, *kept) if name.startswith(incomplete)]
+    return [*BUILTINS, *kept]
 
 
-def devices(incomplete: str) -> list[str]:
+def devices() -> tuple[str, ...]:
     """The usual choices: a shell must not wait for torch to count GPUs."""
-    return [name for name in DEVICES if name.startswith(incomplete)]
+    return "cpu", "cpu,cpu", "cuda:0", "cuda:0,cuda:1"
 
 
-def runs(ctx: typer.Context, incomplete: str) -> list[str]:
+def runs(ctx: typer.Context) -> list[str]:
     """The runs of a store in a folder, the latest first."""
     store = ctx.params.get("store") or os.environ.get("SJC_STORE") or "./store"
-    known = sorted((path.stem for path in Path(store).glob("runs/*.json")), reverse=True)
-    return [run for run in known if run.startswith(incomplete)]
+    return sorted((path.stem for path in Path(store).glob("runs/*.json")), reverse=True)
 
 
 def _prior(ctx: typer.Context) -> str:

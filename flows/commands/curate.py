@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,14 +12,12 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import app, examples
-from flows.commands.output import size_text
+from flows.commands.output import counter, size_text
 from flows.errors import UsageError, reported, usage_errors
 from flows.progress.results import where_errors
 
 if TYPE_CHECKING:
-    from tasks.datasets.freeze import CopyProgress, DatasetRequest, Frozen
-
-LINE_SECONDS = 2.0  # between two lines of progress
+    from tasks.datasets.freeze import DatasetRequest, Frozen
 
 
 class DataFormat(StrEnum):
@@ -123,28 +119,7 @@ def _freeze(store: str, out: str, request: DatasetRequest, *, quiet: bool) -> Fr
         raise UsageError(f"--links: goes with --format parquet, not {request.format}")
     opened = open_store(store, writable=False)
     with usage_errors(SelectionError), where_errors():
-        return freeze(opened, out, request, _progress_lines(quiet))
-
-
-def _progress_lines(quiet: bool) -> Callable[[CopyProgress], None]:
-    """Prints to stderr how far it is, every few seconds and at the end."""
-    began = last = time.monotonic()
-
-    def report(progress: CopyProgress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if quiet or (now - last < LINE_SECONDS and progress.assets < progress.assets_total):
-            return
-        last = now
-        rate = size_text(progress.bytes / max(now - began, 1e-3))
-        print(
-            f"{progress.assets} of {progress.assets_total} assets, "
-            f"{size_text(progress.bytes)} of {size_text(progress.bytes_total)}, {rate}/s",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    return report
+        return freeze(opened, out, request, counter("assets", quiet=quiet))
 
 
 def _summary(frozen: Frozen) -> str:

@@ -128,6 +128,9 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     os.environ["PREFECT_API_URL"] = api_url
     server.Server(api_url, None).wait()
     import yaml
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.prefect_server.heartbeats import crash_silent_runs
@@ -135,8 +138,10 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     # What has imported Prefect before the server was known would look for another one.
     with temporary_settings({PREFECT_API_URL: api_url}):
         pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
-        for pool in pools:
-            _make_pool(pool)
+        with get_client(sync_client=True) as client:
+            for pool in pools:  # their workers run flows as processes
+                with suppress(ObjectAlreadyExists):
+                    client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as written:
             if file is None:
                 yaml.safe_dump(config, written)
@@ -194,16 +199,6 @@ def _check_parameters(parameters: Config, where: str, *, scheduled: bool) -> Non
         read_entries(settings, lambda prior: "")  # the worker finds the weights
     elif scheduled:
         raise UsageError(f"{where}: parameter manifest is missing; name one")
-
-
-def _make_pool(name: str) -> None:
-    """A work pool whose workers run flows as processes, unless there is one of this name."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
 
 
 def _prefect_deploy(file: Path) -> None:

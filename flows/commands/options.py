@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from flows.commands import completion
 from flows.errors import fail
-
-if TYPE_CHECKING:
-    from flows.settings import Settings
+from flows.settings import Settings
 
 
 class RowFormat(StrEnum):
@@ -123,10 +121,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
-def run_settings(options: Mapping[str, Any]) -> "Settings":
+def run_settings(options: Mapping[str, Any]) -> Settings:
     """The settings of a command with the options of a run: `context.params`."""
-    from flows.settings import Settings
-
     given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
     if given["devices"] is not None:
         given["devices"] = given["devices"].split(",")

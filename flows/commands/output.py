@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from flows.errors import UsageError
@@ -15,6 +15,7 @@ from flows.progress.results import cell
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LINE_SECONDS = 2.0  # between two lines of progress
 PIPE_WIDTH = 240  # characters of a table line where there is no window
 
 
@@ -22,7 +23,6 @@ def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) 
     """Prints rows in a format of the command line; a table shows `columns` (name -> heading)."""
     from tasks.datasets.csv_text import plain, to_csv
 
-    rows = rows.rename_columns(_distinct(rows.column_names))
     match format:
         case "table":
             names = columns or {name: name for name in rows.column_names}
@@ -46,17 +46,6 @@ def _write_parquet(rows: pa.Table) -> None:
     data = pa.BufferOutputStream()  # Parquet writers seek, and a pipe does not
     pq.write_table(rows, data, compression="zstd", write_page_checksum=True)
     sys.stdout.buffer.write(data.getvalue())
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Column names with numbers behind repeated ones, as a join gives them; none gets lost."""
-    found: list[str] = []
-    for name in names:
-        others = (f"{name}_{number}" for number in count(1))
-        found.append(
-            name if name not in found else next(n for n in others if n not in {*names, *found})
-        )
-    return found
 
 
 def _finite(value: Any) -> Any:
@@ -103,12 +92,23 @@ def print_warnings(warnings: Iterable[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def counter(text: str, *, quiet: bool, every: int = 100) -> Callable[[int, int], None]:
-    """A callback that prints `2 of 9 {text}` to stderr at each hundredth, and at the last."""
+def counter(text: str, *, quiet: bool) -> Callable[..., None]:
+    """A callback that prints `2 of 9 {text}` to stderr, every few seconds and at the last.
 
-    def report(done: int, total: int) -> None:
-        if not quiet and (done % every == 0 or done == total):
-            print(f"{done} of {total} {text}", file=sys.stderr, flush=True)
+    What else it is called with are bytes that are done, and all.
+    """
+    began = last = time.monotonic()
+
+    def report(done: int, total: int, *sizes: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if quiet or (now - last < LINE_SECONDS and done < total):
+            return
+        last, line = now, f"{done} of {total} {text}"
+        if sizes:
+            line += f", {' of '.join(map(size_text, sizes))}"
+            line += f", {size_text(sizes[0] / max(now - began, 1e-3))}/s"
+        print(line, file=sys.stderr, flush=True)
 
     return report
 

@@ -14,9 +14,9 @@ from flows.commands import options
 from flows.commands.app import app, examples
 from flows.commands.output import print_table, print_warnings
 from flows.errors import UsageError, disk_errors, reported
+from flows.settings import Settings
 
 if TYPE_CHECKING:
-    from flows.settings import Settings
     from tasks.manifest.shards import ShardPlan
 
 SHARD_SECONDS = 5400  # 1.5 hours: little is lost with a machine, and little waits for it
@@ -52,8 +52,6 @@ def plan(
 ) -> None:
     """Cut a manifest into shards for many machines; `dispatch` has them made."""
     with reported():
-        from flows.settings import Settings
-
         settings = Settings(
             manifest, store, prior, recipe, options.parse_overrides(set_), limit=limit, where=where
         )
@@ -68,16 +66,19 @@ def plan(
 
 def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, list[str]]:
     """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
-    from flows.estimate import DEFAULT_COST, seconds_of_assets
+    from flows.estimate import DEFAULT_COST, known_costs, seconds_of_assets
     from flows.plan import read_entries, revision, select
     from tasks.manifest.shards import make_plan_file
+    from tasks.store import open_store
 
     if not shard_seconds > 0:
         raise UsageError("--shard-seconds: use a number of seconds above 0")
     settings.check()
     manifest, resolved = read_entries(settings, revision)
     entries = select(resolved.entries, settings.where, settings.limit)
-    seconds, guessed = seconds_of_assets(entries, settings.store)
+    fresh = "://" not in settings.store and not Path(settings.store).exists()
+    known = {} if fresh else known_costs(open_store(settings.store, writable=False))
+    seconds, guessed = seconds_of_assets(entries, known)
     warnings = list(resolved.warnings)
     if guessed:
         named = ", ".join(f"{prior} with {recipe}" for prior, recipe in guessed)

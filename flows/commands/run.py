@@ -15,10 +15,10 @@ from flows.commands.app import app, examples
 from flows.commands.output import print_places, print_table, print_warnings
 from flows.errors import FAILED, STORE, reported
 from flows.progress.results import RESULT_COLUMNS, results
+from flows.settings import Settings
 
 if TYPE_CHECKING:
     from flows.plan import RunPlan
-    from flows.settings import Settings
 
 PREVIEWS = 24  # paths that are printed; the picture holds as many
 

@@ -49,7 +49,7 @@ def sample2d(
             from sjc_engine.priors.denoiser import load_prior
 
             loaded = [load_prior(prior, device=chosen) for prior in priors]
-            on_done = counter("parts", quiet=quiet, every=1)
+            on_done = counter("parts", quiet=quiet)
             picture = experiments(
                 loaded, prompt, guidance=scales, steps=steps, seed=seed, on_done=on_done
             )

@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from flows.commands import options
 from flows.commands.app import app, examples
 from flows.errors import reported
-
-if TYPE_CHECKING:
-    from flows.settings import Settings
+from flows.settings import Settings
 
 
 @app.command(

@@ -173,6 +173,26 @@ class Field(nn.Module, ABC):
         return 2 * torch.sigmoid(value) - 1 if self.space == "rgb" else value
 
 
+class GridField(Field):
+    """A field whose `density` and `color` are grids of voxels."""
+
+    grid_names = ("density", "color")
+    density: nn.Parameter  # (1, 1, N, N, N)
+    color: nn.Parameter
+    d_scale: nn.Parameter
+
+    def sigma(self, points: Tensor) -> Tensor:
+        density = interpolate(self.density, points / self.half_length)[0]
+        return grid_density(density, self.d_scale) * self._inside(points)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "density": [self.density, self.d_scale],
+            "color": [self.color],
+            "background": [self.background],
+        }
+
+
 def grid_density(value: Tensor, d_scale: Tensor) -> Tensor:
     """SJC's density of a grid's value, with a learned scale () that all cells share (appendix)."""
     return F.softplus(value * torch.exp(d_scale) + DENSITY_SHIFT)

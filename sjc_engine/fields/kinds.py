@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +14,7 @@ from sjc_engine.fields.mlp import MLPField
 from sjc_engine.fields.plenoxels import PlenoxelField
 from sjc_engine.fields.tensorf import TensorField
 from sjc_engine.fields.voxel import VoxelField
-
-if TYPE_CHECKING:
-    from sjc_engine.recipes import OptimizeRecipe
+from sjc_engine.recipes import OptimizeRecipe
 
 KINDS: dict[str, type[Any]] = {
     field.kind: field for field in (VoxelField, TensorField, PlenoxelField, MLPField)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.field import ConeSamples, Field, grid_density, interpolate
+from sjc_engine.fields.field import ConeSamples, GridField, grid_density, interpolate
 
 HARMONICS = 9  # of degree 0 to 2
 CONSTANT = 0.28209479177387814  # the first of them, that of degree 0
@@ -34,7 +34,7 @@ def harmonics(directions: Tensor) -> Tensor:
     )
 
 
-class PlenoxelField(Field):
+class PlenoxelField(GridField):
     """Density and, for each channel, nine coefficients on N^3 voxel centres.
 
     The colour towards d is the activation of sum_k c_k Y_k(d); without a direction it is that of
@@ -42,7 +42,6 @@ class PlenoxelField(Field):
     """
 
     kind = "plenoxels"
-    grid_names = ("density", "color")
     needs_cones = True
 
     def create(self, color_init: float, generator: torch.Generator | None) -> None:
@@ -66,14 +65,3 @@ class PlenoxelField(Field):
             basis = harmonics(cones.directions).T  # (9, n)
             color = (values[1:].view(self.channels, HARMONICS, -1) * basis).sum(1)
         return grid_density(values[0], self.d_scale), self._activate_color(color).T
-
-    def sigma(self, points: Tensor) -> Tensor:
-        density = interpolate(self.density, points / self.half_length)[0]
-        return grid_density(density, self.d_scale) * self._inside(points)
-
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "density": [self.density, self.d_scale],
-            "color": [self.color],
-            "background": [self.background],
-        }

@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjc_engine.fields.field import DENSITY_SHIFT, ConeSamples, Field, grid_density, interpolate
+from sjc_engine.fields.field import (
+    DENSITY_SHIFT,
+    ConeSamples,
+    Field,
+    GridField,
+    grid_density,
+    interpolate,
+)
 
 
-class VoxelField(Field):
+class VoxelField(GridField):
     """Density and colour on N^3 voxel centres, trilinear in between.
 
     Grids are (1, C, Z, Y, X) with align_corners=False. In space "rgb" colour is
@@ -16,7 +23,6 @@ class VoxelField(Field):
     """
 
     kind = "voxel"
-    grid_names = ("density", "color")
 
     def create(self, color_init: float, generator: torch.Generator | None) -> None:
         """Density starts at 0, colours as N(0, color_init^2)."""
@@ -33,10 +39,6 @@ class VoxelField(Field):
         values = interpolate(grid, points / self.half_length)
         return grid_density(values[0], self.d_scale), self._activate_color(values[1:]).T
 
-    def sigma(self, points: Tensor) -> Tensor:
-        density = interpolate(self.density, points / self.half_length)[0]
-        return grid_density(density, self.d_scale) * self._inside(points)
-
     def rgb(self, points: Tensor) -> Tensor:
         return self._activate_color(interpolate(self.color, points / self.half_length)).T
 
@@ -44,28 +46,20 @@ class VoxelField(Field):
         """Densities at the voxel centres, (N, N, N) in [z, y, x] order."""
         return grid_density(self.density, self.d_scale)[0, 0]
 
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "density": [self.density, self.d_scale],
-            "color": [self.color],
-            "background": [self.background],
-        }
-
 
 @torch.no_grad()
-def voxelize(field: Field, resolution: int | None = None) -> VoxelField:
-    """Any field as voxels, sampled at their centres (default: at the field's resolution).
+def voxelize(field: Field) -> VoxelField:
+    """Any field as voxels of its resolution, sampled at their centres.
 
-    Colours that depend on the direction become those of `Field.rgb`. A VoxelField of that
-    resolution is returned as it is.
+    Colours that depend on the direction become those of `Field.rgb`. A VoxelField is returned as it
+    is.
     """
-    resolution = resolution or field.resolution
-    if isinstance(field, VoxelField) and field.resolution == resolution:
+    if isinstance(field, VoxelField):
         return field
     result = VoxelField(
-        resolution, field.channels, field.half_length, space=field.space, color_init=0.0
+        field.resolution, field.channels, field.half_length, space=field.space, color_init=0.0
     ).to(field.device, field.dtype)
-    centers = grid_centers(resolution, field.half_length, field.background)
+    centers = grid_centers(field.resolution, field.half_length, field.background)
     parts = [field.sample(slab.reshape(-1, 3)) for slab in centers.split(8)]
     density = torch.cat([part[0] for part in parts]).clamp(min=1e-13).view(result.density.shape)
     color = torch.cat([part[1] for part in parts]).T.view(result.color.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 # Elevations that SJC trains from. It draws a number up to 100 degrees and bends it to be
 # area-uniform, which ends at a polar angle of 96.4 degrees.
@@ -48,8 +48,6 @@ def view_prompt(
 
     It is empty for style "none".
     """
-    if style not in get_args(ViewStyle):
-        raise ValueError(f"view style {style!r}: use one of {', '.join(get_args(ViewStyle))}")
     if style == "none":
         return ""
     if elevation_deg > OVERHEAD_ABOVE_DEG[overhead]:

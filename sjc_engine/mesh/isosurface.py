@@ -10,9 +10,8 @@ import fast_simplification
 import manifold3d
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from skimage import measure
+from trimesh.graph import connected_component_labels
 
 Vertices = NDArray[np.float32]
 Faces = NDArray[np.int64]
@@ -77,8 +76,7 @@ def keep_large(vertices: Vertices, faces: Faces, fraction: float) -> tuple[Verti
 def face_components(vertex_count: int, faces: Faces) -> NDArray[np.int64]:
     """The connected component (F,) of each face; faces that share a vertex are connected."""
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = coo_array((np.ones(len(edges), bool), tuple(edges.T)), shape=(vertex_count,) * 2)
-    _, label = connected_components(graph, directed=False)
+    label = connected_component_labels(edges, vertex_count)
     _, dense = np.unique(label[faces[:, 0]], return_inverse=True)  # unused vertices count as parts
     return dense.astype(np.int64)
 

@@ -96,13 +96,8 @@ def _along_normals(field: VoxelField, points: Tensor, normals: Tensor) -> NDArra
     samples = points.to(device)[:, None] + inward[:, None] * middles[:, None]  # (n, samples, 3)
     optical = field.sigma(samples.reshape(-1, 3)).view(samples.shape[:2]) * step
     colors = field.rgb(samples.reshape(-1, 3)).view(samples.shape)
-    composited = _composite(optical, colors)
-    return ((composited + 1) / 2).clamp(0, 1).cpu().numpy()
-
-
-def _composite(optical: Tensor, colors: Tensor) -> Tensor:
-    """Expected colour (V, 3) of optical depths (V, S) and colours (V, S, 3), front to back."""
     reached = optical.cumsum(1)
     weights = torch.exp(optical - reached) * -torch.expm1(-optical)
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-    return (weights[..., None] * colors).sum(1)
+    composited = (weights[..., None] * colors).sum(1)  # front to back
+    return ((composited + 1) / 2).clamp(0, 1).cpu().numpy()

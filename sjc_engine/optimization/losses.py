@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sjc_engine.errors import SettingError
 from sjc_engine.fields.field import Field
 from sjc_engine.rendering.volume import Rendering
 
@@ -63,20 +62,6 @@ def near_view(images: Tensor, near: Tensor, depth: Tensor, near_depth: Tensor) -
     return (images - near).abs().mean() + (depth - near_depth).abs().mean()
 
 
-def input_view(image: Tensor, wanted: Tensor) -> Tensor:
-    """mean (x - z)^2 of the rendered view of the input picture, in the prior's space.
-
-    3drec decodes x and compares pixels; here z is the picture's scaled latents, which spares each
-    step a pass through the decoder and back.
-    """
-    return (image - wanted).square().mean()
-
-
-def silhouette(opacity: Tensor, wanted: Tensor) -> Tensor:
-    """mean (o - m)^2 of rendered opacity and the input picture's mask, both (..., H, W)."""
-    return (opacity - wanted).square().mean()
-
-
 def opacity_entropy(opacity: Tensor) -> Tensor:
     """Mean binary entropy (nats) of opacity in [0, 1]: 0 where a ray is clear or blocked."""
     o = opacity.clamp(1e-5, 1 - 1e-5)
@@ -84,20 +69,13 @@ def opacity_entropy(opacity: Tensor) -> Tensor:
 
 
 def total_variation(field: Field) -> Tensor:
-    """Sum of squared differences of neighbouring cells over all of the field's grids.
-
-    Raises ValueError for a field without grids.
-    """
+    """Sum of squared differences of neighbouring cells over all of the field's grids."""
     terms = [
         grid.diff(dim=axis).square().sum()
         for grid in field.grids()
         for axis in range(2, grid.dim())
         if grid.shape[axis] > 1
     ]
-    if not terms:
-        raise SettingError(
-            "tv_weight", f"the field {field.kind!r} has no grid", "use 0", ("field",)
-        )
     return torch.stack(terms).sum()
 
 

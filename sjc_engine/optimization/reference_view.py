@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.optimization.losses import depth_smoothness, input_view, silhouette
+from sjc_engine.optimization.losses import depth_smoothness
 from sjc_engine.priors.conditioning import InputImage, no_silhouette
 from sjc_engine.priors.denoiser import Cond
 from sjc_engine.priors.families.zero123 import Zero123Prior
@@ -65,11 +65,15 @@ class ReferenceView:
         return self._prior.unconditional(1)
 
     def loss(self, view: View) -> Tensor:
-        """What the picture demands of its own view, weighted."""
+        """What the picture demands of its own view, weighted.
+
+        3drec decodes its view and compares pixels; here the picture's scaled latents spare each
+        step a pass through the decoder and back.
+        """
         r = self._recipe
-        loss = r.input_view_weight * input_view(view.images, self._latents)
+        loss = r.input_view_weight * F.mse_loss(view.images, self._latents)
         if self._opacity is not None:
-            loss = loss + r.silhouette_weight * silhouette(view.rendering.opacity, self._opacity)
+            loss = loss + r.silhouette_weight * F.mse_loss(view.rendering.opacity, self._opacity)
         if r.smooth_weight:
             loss = loss + SMOOTH_SHARE * r.smooth_weight * depth_smoothness(view.rendering.depth)
         return loss

@@ -47,12 +47,9 @@ def put_state(
             }
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """A copy in the device's memory. The grid's resolution must not change in between."""
-
-    step: int
-    tensors: dict[str, Tensor]
+# A step and a copy of its state in the device's memory. The grid's resolution must not change in
+# between.
+Snapshot = tuple[int, dict[str, Tensor]]
 
 
 class DeferredScalars:
@@ -104,7 +101,7 @@ class Recovery:
         due = step % SNAPSHOT_STEPS == 0 or self.snapshot is None
         if due and not self.rolled_back:
             state = state_tensors(field, optimizer)
-            self.snapshot = Snapshot(step, {k: v.detach().clone() for k, v in state.items()})
+            self.snapshot = step, {k: v.detach().clone() for k, v in state.items()}
 
     def accept(self, scalars: DeferredScalars) -> bool:
         """Notes what a step measured, if all of it is finite."""
@@ -122,10 +119,10 @@ class Recovery:
         if self.rolled_back or self.snapshot is None:
             return None
         self.rolled_back = True
-        put_state(field, optimizer, self.snapshot.tensors)
+        (step, tensors), self.snapshot = self.snapshot, None
+        put_state(field, optimizer, tensors)
         for group in optimizer.param_groups:
             group["lr"] *= LR_FACTOR
-        step, self.snapshot = self.snapshot.step, None
         return step
 
     def on_plateau(self, tolerance: float) -> bool:
@@ -140,7 +137,7 @@ class Recovery:
         """For the checkpoint, beside `tensors`."""
         return {
             "rolled_back": self.rolled_back,
-            "snapshot_step": self.snapshot.step if self.snapshot else None,
+            "snapshot_step": self.snapshot[0] if self.snapshot else None,
             "measured": self.measured,
             "scores": self.scores,
         }
@@ -148,7 +145,7 @@ class Recovery:
     def tensors(self) -> dict[str, Tensor]:
         if not self.snapshot or self.rolled_back:  # there is no going back to it
             return {}
-        return {f"snapshot.{name}": value for name, value in self.snapshot.tensors.items()}
+        return {f"snapshot.{name}": value for name, value in self.snapshot[1].items()}
 
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `header` and `tensors`."""
@@ -160,7 +157,7 @@ class Recovery:
             if name.startswith("snapshot.")
         }
         if earlier:
-            self.snapshot = Snapshot(header["snapshot_step"], earlier)
+            self.snapshot = header["snapshot_step"], earlier
 
 
 def read_scene(

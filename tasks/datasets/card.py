@@ -266,9 +266,7 @@ def wall(store: Store, samples: Sequence[Sample]) -> bytes:
             if tile:
                 row, place = divmod(k, across)
                 left, top = (GAP + n * (TILE + GAP) for n in (place, row))
-                sheet.paste(
-                    tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2)
-                )
+                sheet.paste(tile, (left, top))
     data = io.BytesIO()
     sheet.quantize(256, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
     return data.getvalue()
@@ -286,4 +284,4 @@ def _tile(store: Store, sample: Sample) -> Image.Image | None:
     # The object alone: pictures are rendered on white, with room for every pose.
     drawn = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).convert("L")
     picture = picture.crop(drawn.point(lambda level: 255 * (level > FAINTEST)).getbbox())
-    return ImageOps.contain(picture, (TILE, TILE), Image.Resampling.LANCZOS)
+    return ImageOps.pad(picture, (TILE, TILE), Image.Resampling.LANCZOS, color="white")

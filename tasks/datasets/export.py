@@ -5,6 +5,7 @@ Several parts are written at a time, until all are there or one fails.
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
 import threading
@@ -52,10 +53,6 @@ class Part:
     key: str
     samples: list[Sample]
 
-    @property
-    def bytes(self) -> int:
-        return sum(sample.bytes for sample in self.samples)
-
 
 def plan_parts(selection: Selection, format: str, most_bytes: int, most_samples: int) -> list[Part]:
     """Where each sample goes. Shards hold one split and at least one sample, in order."""
@@ -96,15 +93,13 @@ def column(name: str) -> str:
 
 def write_tar(target: BinaryIO, found: Iterator[tuple[Sample, dict[str, bytes]]]) -> None:
     """A tar whose samples are contiguous; owner, mode and time are always the same."""
-    for sample, files in found:
-        members = {member(name): data for name, data in files.items()}
-        for name, data in {**members, "json": sample_json(sample)}.items():
-            about = tarfile.TarInfo(f"{sample.asset_id}.{name}")
-            about.size = len(data)
-            target.write(about.tobuf(tarfile.USTAR_FORMAT))
-            target.write(data)
-            target.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-    target.write(bytes(2 * tarfile.BLOCKSIZE))
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample, files in found:
+            members = {member(name): data for name, data in files.items()}
+            for name, data in {**members, "json": sample_json(sample)}.items():
+                about = tarfile.TarInfo(f"{sample.asset_id}.{name}")
+                about.size = len(data)
+                tar.addfile(about, io.BytesIO(data))
 
 
 def write_parquet(
@@ -153,14 +148,8 @@ SHARDS = 2  # written at a time
 READS = 16  # of files of the store, at a time
 
 
-@dataclass(frozen=True)
-class CopyProgress:
-    """How much of the data is written."""
-
-    assets: int
-    assets_total: int
-    bytes: int
-    bytes_total: int
+# Hears how much of the data is written: assets, of how many, and bytes, of how many.
+OnCopied = Callable[[int, int, int, int], None]
 
 
 class _Stopped(Exception):
@@ -181,15 +170,16 @@ class Copy:
     linked: Store | None
     done: dict[str, StoredFile]
     keep: Callable[[dict[str, StoredFile]], None]
-    on_progress: Callable[[CopyProgress], None]
-    progress: CopyProgress = CopyProgress(0, 0, 0, 0)
+    on_progress: OnCopied
+    assets: int = 0  # that are written
+    written: int = 0  # bytes
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, parts: Sequence[Part]) -> dict[str, StoredFile]:
         """Size and SHA-256 of every file by key. Raises `StoreError` for a damaged one."""
-        assets = sum(len(part.samples) for part in parts)
-        self.progress = CopyProgress(0, assets, 0, sum(part.bytes for part in parts))
+        sizes = [sample.bytes for part in parts for sample in part.samples]
+        self.total = len(sizes), sum(sizes)
         whole = self.format == "files"
         write = self._write_files if whole else self._write_shard
         files: dict[str, StoredFile] = {}
@@ -261,9 +251,6 @@ class Copy:
 
     def _report(self, samples: Sequence[Sample]) -> None:
         with self.lock:
-            now = self.progress
-            size = sum(sample.bytes for sample in samples)
-            self.progress = CopyProgress(
-                now.assets + len(samples), now.assets_total, now.bytes + size, now.bytes_total
-            )
-            self.on_progress(self.progress)
+            self.assets += len(samples)
+            self.written += sum(sample.bytes for sample in samples)
+            self.on_progress(self.assets, self.total[0], self.written, self.total[1])

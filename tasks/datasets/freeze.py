@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from sjc_engine.spec import canonical_json
 from tasks.datasets.card import card_files
 from tasks.datasets.destination import Destination
-from tasks.datasets.export import INCLUDED, Copy, CopyProgress, plan_parts
+from tasks.datasets.export import INCLUDED, Copy, OnCopied, plan_parts
 from tasks.datasets.frozen_tables import table_files
 from tasks.datasets.near_duplicates import SIMILAR
 from tasks.datasets.select import (
@@ -77,7 +77,7 @@ def freeze(
     store: Store,
     out: str,
     request: DatasetRequest,
-    on_progress: Callable[[CopyProgress], None] = lambda progress: None,
+    on_progress: OnCopied = lambda *_: None,
 ) -> Frozen:
     """Writes the dataset to a folder or s3:// prefix. An interrupted one resumes.
 

@@ -23,17 +23,13 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("sha256", TEXT_MAP),  # of each file, by its name within the asset
     ]
 )
+_SIDES = (("prompt", TEXT), ("count", WHOLE), ("split", TEXT))
 PAIR_SCHEMA = pa.schema(
-    [
-        ("similarity", REAL),
-        ("prompt_a", TEXT),
-        ("prompt_b", TEXT),
-        ("count_a", WHOLE),
-        ("count_b", WHOLE),
-        ("split_a", TEXT),
-        ("split_b", TEXT),
-        ("left_out", TEXT),
-    ]
+    {
+        "similarity": REAL,
+        **{f"{name}_{side}": kind for name, kind in _SIDES for side in "ab"},
+        "left_out": TEXT,
+    }
 )
 
 
@@ -42,10 +38,15 @@ def table_files(
 ) -> dict[str, bytes]:
     """The files by name."""
     asked = [manifest_row(sample) for sample in selection.samples]
+    rows = [
+        {**sample.row, "split": sample.split, "path": part.key, "sha256": sample.sha256}
+        for part in parts
+        for sample in part.samples
+    ]
     names = list(dict.fromkeys(name for row in asked for name in row))
     pairs = pair_rows(selection.pairs, selection.uses, fractions, selection.dropped)
     return {
-        "manifest.parquet": _manifest(parts),
+        "manifest.parquet": parquet_bytes(pa.Table.from_pylist(rows, MANIFEST_SCHEMA)),
         "prompts.csv": to_csv(pa.table({n: [row.get(n) for row in asked] for n in names})).encode(),
         "prompts.jsonl": "".join(
             json.dumps(row, ensure_ascii=False) + "\n" for row in asked
@@ -103,12 +104,3 @@ def pair_rows(
         for pair in pairs
     ]
     return pa.Table.from_pylist(rows, PAIR_SCHEMA)
-
-
-def _manifest(parts: Sequence[Part]) -> bytes:
-    rows = [
-        {**sample.row, "split": sample.split, "path": part.key, "sha256": sample.sha256}
-        for part in parts
-        for sample in part.samples
-    ]
-    return parquet_bytes(pa.Table.from_pylist(rows, MANIFEST_SCHEMA))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +31,7 @@ def numba_cache(scratch: Path) -> dict[str, str]:
     return {} if found else {"NUMBA_CACHE_DIR": str(scratch / "numba")}
 
 
+@dataclass(eq=False)
 class EngineProcess:
     """A process that is started whenever there is work and it is not there.
 
@@ -39,26 +41,18 @@ class EngineProcess:
     gets each message; on_exit hears why the process ended, or did not start.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        device: str,
-        log: Path,
-        environment: dict[str, str],
-        *,
-        wait_for_work: Callable[[], bool],
-        on_start: Callable[[], None],
-        on_event: Callable[[Event], None],
-        on_exit: Callable[[str], None],
-    ) -> None:
-        self.command = [*command, "--device", device, "--parent", str(os.getpid())]
-        self.device = device
-        self.log = log
-        self.environment = {**os.environ, **environment}
-        self.wait_for_work, self.on_start = wait_for_work, on_start
-        self.on_event, self.on_exit = on_event, on_exit
-        self.process: subprocess.Popen[str] | None = None
-        self.thread = threading.Thread(target=self._live, name=f"engine-{device}", daemon=True)
+    command: Sequence[str]
+    device: str
+    log: Path
+    environment: dict[str, str]
+    wait_for_work: Callable[[], bool]
+    on_start: Callable[[], None]
+    on_event: Callable[[Event], None]
+    on_exit: Callable[[str], None]
+    process: subprocess.Popen[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._live, name=f"engine-{self.device}", daemon=True)
 
     def send(self, message: Event) -> None:
         """From `on_start` on; a process that has ended is sent nothing."""
@@ -101,12 +95,12 @@ class EngineProcess:
     def _run_process(self, log: IO[str]) -> str:
         """Starts one process, passes its messages on, and returns how it ended."""
         process = self.process = subprocess.Popen(
-            self.command,
+            [*self.command, "--device", self.device, "--parent", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=self.environment,
+            env={**os.environ, **self.environment},
         )
         assert process.stdin is not None
         assert process.stdout is not None

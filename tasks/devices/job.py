@@ -23,27 +23,19 @@ class SceneError(Exception):
         self.last_step = 0
 
 
-def scratch_full(error: BaseException) -> SceneError:
-    """What fails for want of room in the scratch folder is `interrupted`, and resumes later."""
-    advice = "free space there, then run the same command again"
-    return SceneError(
-        "interrupted", "ScratchFull", f"the scratch folder is full: {error}; {advice}"
-    )
+# What is no scene's own fault is `interrupted`, and resumes later: the message of each error_type.
+_FAULTS = {
+    "ScratchFull": "the scratch folder is full: {}; free space there, then run the same command"
+    " again",
+    "ScratchLost": "files in the scratch folder are missing or unusable: {}; run the same command"
+    " again",
+    "StoreError": "{}",  # which cannot be read or written
+}
 
 
-def scratch_lost(problem: object) -> SceneError:
-    """The same of what fails because files of the scratch folder are gone or cannot be used."""
-    return SceneError(
-        "interrupted",
-        "ScratchLost",
-        f"files in the scratch folder are missing or unusable: {problem}; run the same command"
-        " again",
-    )
-
-
-def store_failed(error: BaseException) -> SceneError:
-    """The same of what fails because the store cannot be read or written."""
-    return SceneError("interrupted", "StoreError", str(error))
+def interrupted(error_type: str, problem: object) -> SceneError:
+    """The error of a scene that something else has kept from its end; error_type: of `_FAULTS`."""
+    return SceneError("interrupted", error_type, _FAULTS[error_type].format(problem))
 
 
 @dataclass(eq=False)

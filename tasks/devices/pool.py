@@ -47,6 +47,7 @@ class Device:
     heard: float = 0.0  # monotonic seconds of the last message
 
 
+@dataclass(eq=False)
 class DevicePool:
     """Runs scenes on engine processes, one process for each name in `devices`.
 
@@ -58,31 +59,22 @@ class DevicePool:
     board, after which a process is killed. Log files are under `scratch`/logs.
     """
 
-    def __init__(
-        self,
-        devices: Sequence[str],
-        scratch: Path,
-        *,
-        scenes_per_device: int | None = 1,
-        compiled: bool = False,
-        threads: int = 1,
-        restarts: int = 2,
-        silence: float = 900.0,
-        command: Sequence[str] = ENGINE,
-        log: Log = logging.getLogger(__name__),  # noqa: B008
-    ) -> None:
-        self.scenes_per_device = scenes_per_device
-        self.compiled = compiled
-        self.threads = threads
-        self.restarts = restarts
-        self.silence = silence
-        self.command = tuple(command)
+    devices: Sequence[str]
+    scratch: Path
+    scenes_per_device: int | None = 1
+    compiled: bool = False
+    threads: int = 1
+    restarts: int = 2
+    silence: float = 900.0
+    command: Sequence[str] = ENGINE
+    log: Log = logging.getLogger(__name__)  # noqa: RUF009
+    _closing: bool = False
+    _waiting: list[Job] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
         self._changed = threading.Condition()  # the one lock; notified when a device has work
-        self._closing = False
-        self._waiting: list[Job] = []
-        self.log = log
-        self._devices = [Device(name) for name in devices]
-        logs = scratch / "logs"
+        self._devices = [Device(name) for name in self.devices]
+        logs = self.scratch / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         self._engines = {
             device: self._engine(device, logs / f"engine-{k}-{device.name.replace(':', '')}.log")
@@ -91,7 +83,7 @@ class DevicePool:
         for device, engine in self._engines.items():
             self._reset_room(device)
             engine.thread.start()
-        self.report_to(log)
+        self.report_to(self.log)
 
     def _engine(self, device: Device, log: Path) -> EngineProcess:
         command = [*self.command, "--threads", str(self.threads)]

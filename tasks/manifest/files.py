@@ -18,7 +18,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -149,10 +149,6 @@ def _check_line(number: int, line: bytes, records: Records) -> None:
         except UnicodeDecodeError as error:
             problem = f"byte 0x{line[error.start]:02X} is not UTF-8"
             records.add_problem(number, "file", problem, "save it as UTF-8")
-
-
-def _read_tsv(content: BinaryIO, records: Records) -> Iterator[Record]:
-    return _read_csv(content, records, "\t")
 
 
 def _read_csv(content: BinaryIO, records: Records, separator: str = ",") -> Iterator[Record]:
@@ -324,9 +320,9 @@ def _read_text(content: BinaryIO, records: Records) -> Iterator[Record]:
                 yield Record(number, {"prompt": prompt})
 
 
-READERS = {
-    ".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet,
-    ".txt": _read_text,
+READERS: dict[str, Callable[[BinaryIO, Records], Iterator[Record]]] = {
+    ".csv": _read_csv, ".tsv": partial(_read_csv, separator="\t"), ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet, ".txt": _read_text,
 }  # fmt: skip
 
 

@@ -13,14 +13,14 @@ MOST = 24  # assets; more would make a picture that nobody scrolls through
 WIDTH = 1400  # pixels
 
 
-def write_sheet(store: Store, run_id: str, asset_ids: Sequence[str]) -> str | None:
-    """Puts runs/{run_id}.png, for the first 24 of the assets; returns where.
+def write_sheet(store: Store, run_id: str, asset_ids: Sequence[str]) -> None:
+    """Puts runs/{run_id}.png, for the first 24 of the assets, unless none has a preview.
 
-    None when there is no preview at all. Raises `StoreError` for one that could not be read.
+    Raises `StoreError` for one that could not be read.
     """
     previews = [p for p in (_preview(store, k) for k in asset_ids[:MOST]) if p]
     if not previews:
-        return None
+        return
     sheet = Image.new("RGB", (WIDTH, sum(p.height for p in previews)), "white")
     top = 0
     for preview in previews:
@@ -29,7 +29,6 @@ def write_sheet(store: Store, run_id: str, asset_ids: Sequence[str]) -> str | No
     data = io.BytesIO()
     sheet.save(data, "PNG", optimize=True)
     store.put_bytes(picture_key(run_id), data.getvalue(), replace=True)
-    return store.uri(picture_key(run_id))
 
 
 def _preview(store: Store, asset_id: str) -> Image.Image | None:

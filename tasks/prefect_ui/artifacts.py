@@ -9,6 +9,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,17 +143,11 @@ def artifact_key(kind: str, name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", f"{kind}-{name}".lower()).strip("-")
 
 
-class ProgressArtifact:
-    """How far an asset's optimisation is, in percent."""
-
-    def __init__(self, board: Board, name: str) -> None:
-        self._board = board
-        key, description = artifact_key("progress", name), f"Optimising {name}"
-        self._artifact = board.create("progress", key, 0.0, description)
-
-    def update(self, share: float) -> None:
-        """share: of the steps, [0, 1]."""
-        self._board.update(self._artifact, 100 * share)
+def show_progress(board: Board, name: str) -> Callable[[float], None]:
+    """An artifact of how far an asset's optimisation is; call it with the share of its steps."""
+    key, description = artifact_key("progress", name), f"Optimising {name}"
+    artifact = board.create("progress", key, 0.0, description)
+    return lambda share: board.update(artifact, 100 * share)
 
 
 def show_preview(board: Board, name: str, picture: Path, caption: str) -> None:

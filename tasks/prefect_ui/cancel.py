@@ -12,21 +12,12 @@ from uuid import UUID
 import httpx
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.exceptions import PrefectException
 
 ASK_SECONDS = 10.0  # a thousand runs at once are two hundred requests a second
 
-_ENDING = [StateType.CANCELLING, StateType.CANCELLED]
+_ENDING = {"state": {"type": {"any_": ["CANCELLING", "CANCELLED"]}}}
 
 
 @contextlib.contextmanager
@@ -65,17 +56,13 @@ def watch_cancels(task: Callable[[str], object], run: Callable[[], object]) -> I
 
 
 def _cancelled_tasks(client: SyncPrefectClient, flow_run: UUID) -> dict[UUID, str]:
-    states = TaskRunFilterState(type=TaskRunFilterStateType(any_=_ENDING))
     found = client.read_task_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
-        task_run_filter=TaskRunFilter(state=states),
+        flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run]}}),
+        task_run_filter=TaskRunFilter.model_validate(_ENDING),
     )
     return {run.id: run.name for run in found}
 
 
 def _is_cancelled(client: SyncPrefectClient, flow_runs: list[UUID]) -> bool:
-    wanted = FlowRunFilter(
-        id=FlowRunFilterId(any_=flow_runs),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_ENDING)),
-    )
+    wanted = FlowRunFilter.model_validate({"id": {"any_": flow_runs}, **_ENDING})
     return bool(client.read_flow_runs(flow_run_filter=wanted, limit=1))

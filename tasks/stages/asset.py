@@ -1,6 +1,7 @@
 """One asset on its way through the stages."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from tasks.tables.write import TableWriter
 Document = dict[str, Any]
 
 
+@dataclasses.dataclass(eq=False)
 class Asset:
     """What the stages of one asset hand on: each adds what it made.
 
@@ -30,44 +32,36 @@ class Asset:
     spec's picture. checkpoint_to_store: whether checkpoints are copied to the store.
     """
 
-    def __init__(
-        self,
-        name: str,
-        spec: AssetSpec,
-        store: Store,
-        scratch: Path,
-        rows: TableWriter,
-        *,
-        coverage: float | None = None,
-        donor: str | None = None,
-        image: Path | None = None,
-        checkpoint_to_store: bool = False,
-    ) -> None:
-        self.name = name
-        self.spec = spec
-        self.image = image
-        self.coverage = coverage
-        self.store = store
-        self.rows = rows
-        self.donor = donor
-        self.id = spec.asset_id
-        self.folder = scratch / "assets" / self.id
-        fields = scratch / "fields"
-        self.field_path = fields / f"{spec.field_id}.safetensors"
-        self.checkpoint = fields / f"{spec.field_id}.checkpoint"
-        self.copy = (
-            CheckpointCopy(store, spec.field_id, self.checkpoint) if checkpoint_to_store else None
-        )
-        self.attempt = ""  # "a01", once it has begun
-        self.cancelled = threading.Event()  # by a person, this asset alone
-        self.device: str | None = None
-        self.first_step: int | None = None
-        self.last_step: int | None = None
-        self.report: Document = {}
-        self.timings: dict[str, float] = {}
-        self.field: Field | None = None
-        self.mesh: Mesh | None = None
-        self.files: dict[str, Path] = {}  # to publish, by name within the attempt
+    name: str
+    spec: AssetSpec
+    store: Store
+    scratch: Path
+    rows: TableWriter
+    coverage: float | None = None
+    donor: str | None = None
+    image: Path | None = None
+    checkpoint_to_store: bool = False
+    attempt: str = ""  # "a01", once it has begun
+    # By a person, this asset alone.
+    cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
+    device: str | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    report: Document = dataclasses.field(default_factory=dict)
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)
+    field: Field | None = None
+    mesh: Mesh | None = None
+    # To publish, by name within the attempt.
+    files: dict[str, Path] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.id = self.spec.asset_id
+        self.folder = self.scratch / "assets" / self.id
+        stem = self.scratch / "fields" / self.spec.field_id
+        self.field_path = stem.with_suffix(".safetensors")
+        self.checkpoint = stem.with_suffix(".checkpoint")
+        copied = self.checkpoint_to_store
+        self.copy = CheckpointCopy(self.store, stem.name, self.checkpoint) if copied else None
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -109,14 +103,13 @@ class Asset:
 
     def lost(self, error: BaseException) -> str:
         """Why `error` is the scratch folder's and not the asset's own; empty if it is its own."""
-        scratch = self.folder.parents[1]
         if isinstance(error, OSError):
             name = error.filename  # none of an error at an open file
-            if name is None or Path(os.fsdecode(name)).is_relative_to(scratch):
+            if name is None or Path(os.fsdecode(name)).is_relative_to(self.scratch):
                 return str(error)
         needed = [self.field_path] if "optimize" in self.timings else []
         needed += [self.folder] if self.mesh is not None else []
-        needed += [self.image] if self.image and self.image.is_relative_to(scratch) else []
+        needed += [self.image] if self.image and self.image.is_relative_to(self.scratch) else []
         return next((f"{path} is gone" for path in needed if not path.exists()), "")
 
     def clear(self, *, field: bool) -> None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from sjc_engine.evaluation.metrics import evaluate as measure
 from sjc_engine.evaluation.pictures import contact_sheet, take_pictures, to_image
@@ -11,11 +10,12 @@ from sjc_engine.evaluation.turntable import write_turntable
 from tasks.prefect_ui.artifacts import Board, show_preview
 from tasks.stages.asset import Asset
 from tasks.stages.judges import Judges
-from tasks.stages.retries import RETRY
+from tasks.stages.retries import STAGE
 from tasks.tables.projection import view_file
 
 
-def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
+@task(name="evaluate", task_run_name="evaluate-{asset.name}", **STAGE)
+def evaluate(asset: Asset, judges: Judges, board: Board) -> dict[str, Any]:
     """Puts all pictures of the asset into its folder and returns the metrics."""
     assert asset.field is not None
     assert asset.mesh is not None
@@ -35,11 +35,5 @@ def evaluate(asset: Asset, judges: Judges) -> dict[str, Any]:
     asset.files = {path.relative_to(asset.folder).as_posix(): path for path in made}
     asset.files["field.safetensors"] = asset.field_path
     asset.report |= {**report.metrics, "views": report.views}
+    show_preview(board, asset.name, asset.folder / "preview.png", prompt)
     return report.metrics
-
-
-@task(name="evaluate", task_run_name="evaluate-{asset.name}", cache_policy=NO_CACHE, **RETRY)
-def evaluate_asset(asset: Asset, judges: Judges, board: Board) -> dict[str, Any]:
-    metrics = evaluate(asset, judges)
-    show_preview(board, asset.name, asset.folder / "preview.png", asset.spec.prompt)
-    return metrics

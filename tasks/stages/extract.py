@@ -3,15 +3,15 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from sjc_engine.fields.kinds import load_field
 from sjc_engine.mesh.extract import extract_mesh, mesh_statistics, write_mesh
-from tasks.devices.job import scratch_lost
+from tasks.devices.job import interrupted
 from tasks.stages.asset import Asset
-from tasks.stages.retries import RETRY
+from tasks.stages.retries import STAGE
 
 
+@task(name="extract", task_run_name="extract-{asset.name}", **STAGE)
 def extract(asset: Asset) -> dict[str, Any]:
     """Puts the mesh's files into the asset's folder and returns its statistics.
 
@@ -24,7 +24,7 @@ def extract(asset: Asset) -> dict[str, Any]:
             if isinstance(error.__cause__, RuntimeError):  # no memory, or of another shape
                 raise
             asset.drop_field()  # torn, in the scratch folder
-            raise scratch_lost(error) from error
+            raise interrupted("ScratchLost", error) from error
         recipe = asset.spec.recipe.mesh
         asset.mesh = extract_mesh(asset.field, recipe)
         asset.folder.mkdir(parents=True, exist_ok=True)
@@ -32,8 +32,3 @@ def extract(asset: Asset) -> dict[str, Any]:
         statistics = mesh_statistics(asset.mesh)
     asset.report |= statistics
     return statistics
-
-
-@task(name="extract", task_run_name="extract-{asset.name}", cache_policy=NO_CACHE, **RETRY)
-def extract_asset(asset: Asset) -> dict[str, Any]:
-    return extract(asset)

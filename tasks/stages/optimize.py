@@ -3,67 +3,48 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled
 
 from tasks.devices.job import SceneError
 from tasks.devices.pool import DevicePool, Watcher
-from tasks.prefect_ui.artifacts import Board, ProgressArtifact
+from tasks.prefect_ui.artifacts import Board, show_progress
 from tasks.records.attempts import start_attempt
 from tasks.records.documents import asset_manifest, committed_files
 from tasks.stages.asset import Asset
-from tasks.stages.retries import RETRY
+from tasks.stages.retries import STAGE
 from tasks.store.interface import Damaged, NotInStore
 
 _OLD_NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
 _NOTES = (*_OLD_NOTES, "rolled_back")  # which fields of older versions do not have
 
 
-def optimize_field(
-    asset: Asset, pool: DevicePool, timeout: float | None = None, on_progress: Watcher | None = None
+def _new_field(
+    asset: Asset, pool: DevicePool, timeout: float | None, on_progress: Watcher
 ) -> dict[str, Any]:
-    """Puts the field at `asset.field_path` and returns what is known of its optimisation.
-
-    A finished field, in the scratch folder or of another asset, is taken as it is; the seconds
-    that it once cost stay with it. Raises SceneError.
-    """
-    notes = asset.kept_field() or _reused_field(asset)
-    if notes is None:
-        copy = asset.copy
-        if copy:
-            copy.fetch()
-
-        def watch(event: dict[str, Any]) -> None:
-            if copy:
-                copy.offer()
-            if on_progress:
-                on_progress(event)
-
-        try:
-            done = pool.run(
-                asset.spec.to_json(),
-                field=asset.field_path,
-                checkpoint=asset.checkpoint,
-                image=asset.image,
-                timeout=timeout,
-                on_progress=watch,
-                cancelled=asset.cancelled,
-            )
-        except SceneError as error:
-            if copy:
-                copy.finish()
-            asset.device = error.device or None
-            asset.first_step, asset.last_step = error.first_step, error.last_step
-            raise
-        if copy:
-            copy.settle()  # it reads the checkpoint, which goes now
-        asset.timings["queue"] = done["seconds_queue"]
-        notes = {key: done[key] for key in (*_NOTES, "seconds", "first_step")}
-        asset.keep_field(notes)
-    asset.timings["optimize"] = notes["seconds"]
-    asset.device, asset.last_step = notes["device"], notes["steps"]
-    asset.first_step = notes["first_step"]
-    asset.report |= {key: notes.get(key) for key in _NOTES}
+    """Has a device make the field; returns what is known of its optimisation. Raises SceneError."""
+    if asset.copy:
+        asset.copy.fetch()
+    try:
+        done = pool.run(
+            asset.spec.to_json(),
+            field=asset.field_path,
+            checkpoint=asset.checkpoint,
+            image=asset.image,
+            timeout=timeout,
+            on_progress=on_progress,
+            cancelled=asset.cancelled,
+        )
+    except SceneError as error:
+        if asset.copy:
+            asset.copy.finish()
+        asset.device = error.device or None
+        asset.first_step, asset.last_step = error.first_step, error.last_step
+        raise
+    if asset.copy:
+        asset.copy.settle()  # it reads the checkpoint, which goes now
+    asset.timings["queue"] = done["seconds_queue"]
+    notes = {key: done[key] for key in (*_NOTES, "seconds", "first_step")}
+    asset.keep_field(notes)
     return notes
 
 
@@ -87,7 +68,7 @@ def _reused_field(asset: Asset) -> dict[str, Any] | None:
     return notes
 
 
-@task(name="optimize", task_run_name="optimize-{asset.name}", cache_policy=NO_CACHE, **RETRY)
+@task(name="optimize", task_run_name="optimize-{asset.name}", **STAGE)
 def optimize(
     asset: Asset,
     run_id: str,
@@ -96,21 +77,32 @@ def optimize(
     watcher: Watcher,
     board: Board,
 ) -> Any:
-    """Begins the asset's attempt and optimises its field."""
+    """Begins the asset's attempt and puts its field at `asset.field_path`.
+
+    A finished field, in the scratch folder or of another asset, is taken as it is; the seconds
+    that it once cost stay with it.
+    """
     if not asset.attempt:  # else this task is run again
         attempt = start_attempt(asset.store, asset.spec, run_id, asset.coverage)
         asset.attempt = attempt["attempt"]
-    progress = ProgressArtifact(board, asset.name)
+    show = show_progress(board, asset.name)
 
     def watch(event: dict[str, Any]) -> None:
+        if asset.copy:
+            asset.copy.offer()
         watcher(event)
-        progress.update(event["step"] / event["steps"])
+        show(event["step"] / event["steps"])
 
     try:
-        notes = optimize_field(asset, pool, timeout, watch)
+        notes = asset.kept_field() or _reused_field(asset)
+        notes = notes or _new_field(asset, pool, timeout, watch)
     except SceneError as error:
         if error.status == "cancelled" or error.error_type == "Interrupted":
             return Cancelled(message=str(error))
         raise  # its reason becomes a row
-    progress.update(1.0)
+    asset.timings["optimize"] = notes["seconds"]
+    asset.device, asset.last_step = notes["device"], notes["steps"]
+    asset.first_step = notes["first_step"]
+    asset.report |= {key: notes.get(key) for key in _NOTES}
+    show(1.0)
     return {key: notes[key] for key in ("steps", "seconds", "device", "loss_last")}

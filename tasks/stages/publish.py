@@ -3,20 +3,20 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.devices.job import SceneError
 from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt
 from tasks.records.documents import asset_manifest, committed_attempt
 from tasks.stages.asset import Asset
-from tasks.stages.retries import RETRY
+from tasks.stages.retries import STAGE
 from tasks.stages.versions import versions
 from tasks.store.interface import AlreadyCommitted
 from tasks.store.layout import file_key
 from tasks.tables.columns import RowError
 
 
+@task(name="publish", task_run_name="publish-{asset.name}", **STAGE)
 def publish(asset: Asset) -> dict[str, Any]:
     """Commits the asset and writes its rows; returns where its preview and mesh are.
 
@@ -79,8 +79,3 @@ def _end(asset: Asset, manifest: dict[str, Any], status: str, error: BaseExcepti
         versions=versions(),
     )
     asset.rows.record(document, manifest)
-
-
-@task(name="publish", task_run_name="publish-{asset.name}", cache_policy=NO_CACHE, **RETRY)
-def publish_asset(asset: Asset) -> dict[str, Any]:
-    return publish(asset)

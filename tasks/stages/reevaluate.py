@@ -46,7 +46,9 @@ def evaluation_recipe(spec: Mapping[str, Any], changes: Mapping[str, Value]) -> 
     return Recipe().override({**then, **changes}).evaluate
 
 
+@task(name="evaluate", task_run_name="evaluate-{name}", cache_policy=NO_CACHE)
 def reevaluate(
+    name: str,
     store: Store,
     asset_id: str,
     run_id: str,
@@ -57,36 +59,36 @@ def reevaluate(
 ) -> Document:
     """Measures the asset's mesh and field as they are stored; a new attempt holds the numbers.
 
-    Its rows repeat what is known of the optimisation, with the new metrics. Returns those. An
-    evaluation that fails becomes a row too, and its error is raised. All is read first: a
-    `StoreError` is raised before anything is written.
+    name: of the asset, readable. Its rows repeat what is known of the optimisation, with the new
+    metrics. Returns those. An evaluation that fails becomes a row too, and its error is raised. All
+    is read first: a `StoreError` is raised before anything is written.
     """
     manifest = finished_manifest(store, asset_id)
     key = attempt_key(asset_id, committed_attempt(manifest))
     committed = read_attempt(store, key, committed=True)
     field, mesh = _read_files(store, asset_id, manifest, scratch)
     attempt = start_evaluation(store, committed, run_id)
-    known = {
-        "device": committed["device"],
-        "first_step": committed["last_step"],  # no step was made
-        "last_step": committed["last_step"],
-    }
+    step = committed["last_step"]  # none was made
 
     def end(status: str, **how: Any) -> None:
-        name = attempt["attempt"]
-        ended = finish_attempt(store, asset_id, name, status, **known, **how, versions=versions())
+        known = {"device": committed["device"], "first_step": step, "last_step": step, **how}
+        ended = finish_attempt(
+            store, asset_id, attempt["attempt"], status, **known, versions=versions()
+        )
         rows.record(ended, manifest)
 
     started = time.perf_counter()
     try:
-        report = _measure(field, mesh, manifest["spec"], changes, judges)
+        recipe = evaluation_recipe(manifest["spec"], changes)
+        pictures = take_pictures(field.to(judges.device), mesh, recipe.evaluation_size)
+        found = evaluate(pictures, mesh, manifest["spec"]["prompt"], *judges.get(recipe))
         timings = {**manifest["timings"], "evaluate": time.perf_counter() - started}
-        merged = {k: v for k, v in manifest["report"].items() if "lpips" not in k} | report
-        end("ok", report=merged, timings=timings)
+        kept = {k: v for k, v in manifest["report"].items() if "lpips" not in k}
+        end("ok", report=kept | found.metrics | {"views": found.views}, timings=timings)
     except Exception as error:
         end("failed", error=error)
         raise
-    return {k: v for k, v in report.items() if k != "views"}
+    return found.metrics
 
 
 def _read_files(
@@ -101,28 +103,3 @@ def _read_files(
                 raise damaged(store, marker_key(asset_id), f"files: {path.name} is not among them")
             store.download(files[path.name].key, path, files[path.name].stored.sha256)
         return load_field(field_path), read_mesh(mesh_path)
-
-
-def _measure(
-    field: Field, mesh: Mesh, spec: Document, changes: Mapping[str, Value], judges: Judges
-) -> Document:
-    recipe = evaluation_recipe(spec, changes)
-    judge, lpips = judges.get(recipe)
-    field = field.to(judges.device)
-    pictures = take_pictures(field, mesh, recipe.evaluation_size)
-    found = evaluate(pictures, mesh, spec["prompt"], judge, lpips)
-    return {**found.metrics, "views": found.views}
-
-
-@task(name="evaluate", task_run_name="evaluate-{name}", cache_policy=NO_CACHE)
-def reevaluate_asset(
-    name: str,
-    store: Store,
-    asset_id: str,
-    run_id: str,
-    changes: Mapping[str, Value],
-    judges: Judges,
-    scratch: Path,
-    rows: TableWriter,
-) -> Document:
-    return reevaluate(store, asset_id, run_id, changes, judges, scratch, rows)

@@ -1,7 +1,8 @@
-"""Errors that pass by themselves: which they are, and how long to wait."""
+"""What makes a function a stage: a Prefect task that is run again after errors that pass."""
 
 from typing import Any
 
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
@@ -43,8 +44,9 @@ def _passes(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     return killed_once or is_transient(state.data)
 
 
-# Options of a Prefect task. Further tries belong to the same attempt at an asset.
-RETRY: dict[str, Any] = {
+# Options of a stage's Prefect task. Further tries belong to the same attempt at an asset.
+STAGE: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
     "retries": 4,
     "retry_delay_seconds": exponential_backoff(10),  # 10, 20, 40 and 80 s
     "retry_jitter_factor": 0.3,  # many machines must not come back at the same moment

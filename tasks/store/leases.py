@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import IO, Protocol, Self
+from typing import IO, Self
 
 from tasks.records.documents import read_document
 from tasks.store.disk import disk_problem
@@ -29,23 +29,6 @@ BEAT_SECONDS = 20.0
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
-class Leases(Protocol):
-    """The leases of one run; they end with the block. Threads may share them."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def take(self, asset_id: str) -> bool:
-        """Whether the asset is ours now, and was nobody else's before.
-
-        Raises `StoreError` if that cannot be found out.
-        """
-
-    def free(self, asset_id: str) -> None:
-        """Lets others have it; one that is not ours is fine."""
-
-
 def leases(store: Store, owner: str) -> Leases:
     """Leases on a store's assets.
 
@@ -58,7 +41,10 @@ def leases(store: Store, owner: str) -> Leases:
 
 
 class FileLeases:
-    """Locked files: the kernel frees them when their process ends, however it ends."""
+    """Locked files: the kernel frees them when their process ends, however it ends.
+
+    The leases of one run, which end with the block. Threads may share them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -72,6 +58,10 @@ class FileLeases:
             self.free(asset_id)
 
     def take(self, asset_id: str) -> bool:
+        """Whether the asset is ours now, and was nobody else's before.
+
+        Raises `StoreError` if that cannot be found out.
+        """
         if asset_id in self._held:
             return True
         path = self._folder / asset_id
@@ -90,6 +80,7 @@ class FileLeases:
         return True
 
     def free(self, asset_id: str) -> None:
+        """Lets others have it; one that is not ours is fine."""
         file = self._held.pop(asset_id, None)
         if file is not None:
             with contextlib.suppress(OSError):
@@ -115,7 +106,7 @@ def _lock(path: Path) -> IO[str] | None:
 
 
 class ObjectLeases:
-    """Objects with an owner and an end, which a thread puts off while their process lives.
+    """The same on S3: objects with an owner and an end, which a thread puts off while they live.
 
     The clocks of machines may differ by less than `EXPIRE_SECONDS - BEAT_SECONDS`.
     """
@@ -185,3 +176,6 @@ class ObjectLeases:
                         self._held.remove(asset_id)
                     else:
                         self._store.put_bytes(lease_key(asset_id), self._document(), replace=True)
+
+
+Leases = FileLeases | ObjectLeases

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from sjc_engine.files import is_refusal
+from sjc_engine.files import flush_folder, is_refusal
 from tasks.store.disk import disk_problem
 from tasks.store.interface import (
     TRANSFERS,
@@ -133,7 +133,7 @@ class LocalStore:
         with self._explained("move", path):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
-            _flush_directory(target.parent)
+            flush_folder(target.parent)
 
     def delete(self, key: str) -> None:
         with self._explained("delete", self._path(key)):
@@ -258,7 +258,7 @@ class LocalStore:
                                 f"{path} is already committed with other content",
                                 "nothing was changed, use a new attempt",
                             )
-            _flush_directory(path.parent)
+            flush_folder(path.parent)
         return stored
 
     def _write_temporary(self, path: Path, source: Readable) -> tuple[Path, StoredFile]:
@@ -288,15 +288,6 @@ def _appear(temporary: Path, path: Path) -> bool:
         return True
     temporary.unlink()
     return True
-
-
-def _flush_directory(folder: Path) -> None:
-    """Make a new name in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Reader:

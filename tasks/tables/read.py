@@ -262,7 +262,7 @@ def _run_sql(connection: Connection, sql: str) -> pa.Table:
     relation = connection.sql(sql)
     if relation is None:
         raise QueryError("this SQL returns no rows; write a SELECT")
-    return relation.to_arrow_table()
+    return relation.project("*").to_arrow_table()  # with distinct names, also of a join
 
 
 @contextlib.contextmanager

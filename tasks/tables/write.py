@@ -28,6 +28,8 @@ from tasks.tables.projection import rows_of_attempt, rows_of_run
 from tasks.tables.read import last_rows, query
 from tasks.tables.schemas import COMPACTED_SCHEMAS, SCHEMAS, to_arrow
 
+Ended = tuple[Mapping[str, Any], Mapping[str, Any]]  # an attempt, and its asset's manifest or {}
+
 PART = 300  # assets of a file
 WRITE_SECONDS = 3.0  # between two writes of a file that grows
 
@@ -106,14 +108,20 @@ class TableWriter:
 
 def record_attempt(store: Store, attempt: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     """Write the rows of one ended attempt at once, as files of their own."""
+    record_attempts(store, [(attempt, manifest)])
+
+
+def record_attempts(store: Store, ended: Iterable[Ended]) -> None:
+    """The same of several, as files that they share."""
     rows = TableWriter(store)
-    rows.record(attempt, manifest)
+    for attempt, manifest in ended:
+        rows.record(attempt, manifest)
     rows.write()
 
 
 def unrecorded_attempts(
     store: Store, finished: Iterable[str], unfinished: Iterable[str]
-) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+) -> list[Ended]:
     """The ended attempts at these assets without rows, each with its asset's manifest or {}.
 
     Their process was killed between the last word in `attempt.json` and the rows. A finished

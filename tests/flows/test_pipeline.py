@@ -58,7 +58,7 @@ def test_what_a_stop_breaks_is_interrupted_and_not_failed(
         raise MeshError("xatlas failed (exit -2)")
 
     monkeypatch.setattr(pipeline, "optimize", optimize)
-    monkeypatch.setattr(pipeline, "extract_asset", extract)
+    monkeypatch.setattr(pipeline, "extract", extract)
     monkeypatch.setattr(pipeline, "record_failure", lambda asset, error: f"failed: {error}")
     window: Any = pipeline.Window.__new__(pipeline.Window)
     window.timeout, window.stopped = None, Event()

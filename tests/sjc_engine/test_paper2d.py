@@ -44,7 +44,7 @@ def test_pixels_end_at_one_of_the_pictures(schedule):
     prior = few_pictures()
     sigmas = noise_levels(prior, schedule, 300, generator(), (0, 999))
     ends = optimize_pixels(
-        prior, ["x"] * 3, sigmas, generator(), start=blob(prior, 3), guidance_scale=1.0
+        prior, ["x"] * 3, sigmas, generator(), blob(prior).expand(3, -1, -1, -1), 1.0
     )
     distance = (ends[:, None] - prior.pictures).abs().amax((2, 3, 4)).amin(1)
     assert distance.max() < (0.05 if schedule == "annealed" else 0.35)
@@ -62,7 +62,7 @@ def test_schedules():
 
 def test_out_of_distribution_shows_all_three():
     prior = few_pictures()
-    figure = out_of_distribution(prior, "x", [0.2, 3.0], generator(), noise_samples=64)
+    figure = out_of_distribution(prior, "x", [0.2, 3.0], generator())
     assert figure.shape == (3, 2, 3, 4, 4)
     torch.testing.assert_close(
         figure[0, 0], prior.denoise(blob(prior), torch.tensor([0.2]), None)[0]

@@ -9,11 +9,15 @@ from typing import Any
 from prefect import flow
 from prefect.states import State
 
+from flows.context import surroundings
+from flows.generate import run_plan
 from flows.pipeline import Outcomes
 from flows.plan import RunPlan
+from flows.progress.prefect_summary import PrefectSummary
 from flows.settings import Settings
 from flows.shard import run_shard, shard_scratch
 from sjc_engine.spec import AssetSpec
+from tasks.prefect_ui.artifacts import Board
 from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.documents import asset_manifest
@@ -39,7 +43,13 @@ def generate_shard(
         plan, store, devices=["cpu"], scratch=folder, retry_failed=retry_failed, plan=plan,
         shard=shard,
     )  # fmt: skip
-    return run_shard(settings, make_stubs)
+    return run_shard(settings, run_stubs)
+
+
+def run_stubs(plan: RunPlan) -> State[Any]:
+    with Board() as board:
+        watcher = PrefectSummary(plan, board, surroundings().watcher)
+        return run_plan(plan, watcher, make_stubs)
 
 
 def make_stubs(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partialmethod
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.floating]
 
@@ -74,11 +76,7 @@ class _Primitive:
 
 def rotation(axis: str, radians: float) -> Array:
     """Right-handed rotation (3, 3) about the x, y or z axis."""
-    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
-    matrix = np.eye(3)
-    c, s = math.cos(radians), math.sin(radians)
-    matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = c, -s, s, c
-    return matrix
+    return Rotation.from_euler(axis, radians).as_matrix()
 
 
 class Builder:
@@ -86,22 +84,6 @@ class Builder:
 
     def __init__(self) -> None:
         self._primitives: list[_Primitive] = []
-
-    def ellipsoid(
-        self,
-        center: ArrayLike,
-        half: ArrayLike,
-        color: ArrayLike,
-        turn: Array | None = None,
-        pattern: Pattern | None = None,
-    ) -> None:
-        """`half` is one radius or three half axes."""
-        self._add(ELLIPSOID, center, half, color, turn, pattern)
-
-    def box(
-        self, center: ArrayLike, half: ArrayLike, color: ArrayLike, turn: Array | None = None
-    ) -> None:
-        self._add(BOX, center, half, color, turn)
 
     def cone(
         self,
@@ -141,10 +123,11 @@ class Builder:
         center: ArrayLike,
         half: ArrayLike,
         color: ArrayLike,
-        turn: Array | None,
+        turn: Array | None = None,
         pattern: Pattern | None = None,
         radii: tuple[float, float] = (1.0, 1.0),
     ) -> None:
+        """half: one radius or three half axes."""
         self._primitives.append(
             _Primitive(
                 kind,
@@ -156,6 +139,9 @@ class Builder:
                 pattern or Pattern(PLAIN, color, 0.0),
             )
         )
+
+    ellipsoid = partialmethod(_add, ELLIPSOID)
+    box = partialmethod(_add, BOX)
 
     def build(self, radius: float) -> Toy:
         """The toy, its bounding box centred on the origin, inside a sphere of `radius`."""

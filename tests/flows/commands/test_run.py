@@ -203,9 +203,9 @@ def test_json_is_json_and_no_column_gets_lost(sjc: Callable[..., Said], tmp_path
     sql = "SELECT 1 AS a, 'nan'::double AS a, ['inf'::double, 2] AS a, 3 AS a_1"
     found = sjc("query", sql, "--format", "json").out
     assert json.loads(found, parse_constant=float) == [
-        {"a": 1, "a_2": None, "a_3": [None, 2.0], "a_1": 3}
+        {"a": 1, "a_1": None, "a_2": [None, 2.0], "a_1_1": 3}
     ]
-    assert sjc("query", sql, "--format", "csv").out.splitlines()[0] == "a,a_2,a_3,a_1"
+    assert sjc("query", sql, "--format", "csv").out.splitlines()[0] == "a,a_1,a_2,a_1_1"
 
 
 def test_a_dry_run_tells_the_plan_and_makes_nothing(

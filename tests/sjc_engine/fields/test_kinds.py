@@ -144,7 +144,6 @@ def test_voxels_show_what_the_field_shows(kind):
     for mine, other in zip(field.sample(centers), voxels.sample(centers), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-3, rtol=1e-3)
     assert voxelize(voxels) is voxels
-    assert voxelize(field, 20).resolution == 20
 
 
 def test_a_tensor_field_is_the_grid_that_its_factors_span():

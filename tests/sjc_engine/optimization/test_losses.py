@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from sjc_engine.fields.kinds import KINDS
-from sjc_engine.fields.mlp import MLPField
 from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.optimization.losses import (
     DEPTH_KNEE,
@@ -13,10 +12,8 @@ from sjc_engine.optimization.losses import (
     depth_smoothness,
     distortion,
     emptiness,
-    input_view,
     near_view,
     opacity_entropy,
-    silhouette,
     total_variation,
 )
 from sjc_engine.rendering.camera import orbit
@@ -150,8 +147,6 @@ def test_losses_of_other_views_are_what_they_say():
     )
     one, other = torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2, 2), -3.0)
     assert near_view(one, other, depth, depth + 0.5).item() == pytest.approx(3.5)
-    assert input_view(one, other).item() == pytest.approx(9.0)
-    assert silhouette(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 1.0])).item() == 0.125
 
 
 def test_gradients_of_other_views_are_right():
@@ -164,8 +159,6 @@ def test_gradients_of_other_views_are_right():
     pictures, maps = [values(2, 3, 4, 4) for _ in range(2)], [values(2, 4, 4) for _ in range(2)]
     assert torch.autograd.gradcheck(depth_smoothness, maps[0])
     assert torch.autograd.gradcheck(near_view, (*pictures, *maps))
-    assert torch.autograd.gradcheck(input_view, tuple(pictures))
-    assert torch.autograd.gradcheck(silhouette, tuple(maps))
 
 
 def test_distortion_is_the_double_sum():
@@ -185,8 +178,3 @@ def test_distortion_is_the_double_sum():
     assert distortion(stack).item() == pytest.approx(
         (distortion(view).item() + distortion(other).item()) / 2, rel=1e-9
     )
-
-
-def test_total_variation_needs_a_grid():
-    with pytest.raises(ValueError, match="'mlp' has no grid"):
-        total_variation(MLPField(4))

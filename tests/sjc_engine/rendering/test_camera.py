@@ -159,11 +159,6 @@ def test_view_prompts_lists_all_that_can_come():
         assert seen == set(view_prompts(style))
 
 
-def test_unknown_view_style_is_named():
-    with pytest.raises(ValueError, match=r"'both'.*paper"):
-        view_prompt(0, 0, "both")
-
-
 def test_training_cameras_can_be_kept_between_two_elevations():
     generator = torch.Generator().manual_seed(0)
     cameras = [sample_camera(generator, elevation_deg=(5.0, 42.0)) for _ in range(2000)]

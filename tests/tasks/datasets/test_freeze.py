@@ -24,7 +24,6 @@ from sjc_engine.recipes import Recipe
 from tasks.datasets.freeze import (
     MANIFEST,
     UNFINISHED,
-    CopyProgress,
     DatasetRequest,
     SelectionError,
     freeze,
@@ -210,8 +209,8 @@ def test_an_interrupted_one_goes_on_with_its_shards(local: Store, tmp_path: Path
     request = DatasetRequest(format="webdataset", shard_assets=1)
     out = tmp_path / "out"
 
-    def interrupt(progress: CopyProgress) -> None:
-        if progress.assets == 3:
+    def interrupt(done: int, *_: int) -> None:
+        if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -234,8 +233,8 @@ KILLED = """
 import os, signal, sys
 from tasks.datasets.freeze import DatasetRequest, freeze
 from tasks.store import open_store
-def kill(progress):
-    if progress.assets == 2:
+def kill(done, *_):
+    if done == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 request = DatasetRequest(format=sys.argv[3], shard_assets=1)
 freeze(open_store(sys.argv[1]), sys.argv[2], request, kill)
@@ -270,7 +269,7 @@ def test_what_is_there_is_never_written_to(local: Store, tmp_path: Path) -> None
         freeze(local, str(tmp_path / "mine"), DatasetRequest())
     assert list(tree(tmp_path / "mine")) == ["notes.txt"]
 
-    def interrupt(progress: CopyProgress) -> None:
+    def interrupt(*_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

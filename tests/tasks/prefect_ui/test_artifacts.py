@@ -18,9 +18,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from tasks.prefect_ui import artifacts
 from tasks.prefect_ui.artifacts import (
     Board,
-    ProgressArtifact,
     artifact_key,
     show_preview,
+    show_progress,
 )
 
 
@@ -117,7 +117,7 @@ def test_progress_and_previews_go_to_the_board_of_the_run(
     Image.new("RGB", (2000, 400), "red").save(picture)
     monkeypatch.setattr(artifacts, "PREVIEWS", 2)
     with Board() as board:
-        ProgressArtifact(board, "A.b").update(0.25)
+        show_progress(board, "A.b")(0.25)
         for name in "abc":
             show_preview(board, name, picture, name)
     told = [body for _, body in api.asked]

@@ -59,12 +59,17 @@ def asset_id(store: Store, files: dict[str, Path]) -> str:
     return asset.asset_id
 
 
+def measure(store: Store, asset_id: str, scratch: Path) -> None:
+    rows = TableWriter(store)
+    reevaluate.fn("duck", store, asset_id, "run2", CHANGES, Judges(), scratch, rows)
+
+
 def test_a_new_row_has_new_numbers_and_the_old_history(
     store: Store, asset_id: str, tmp_path: Path
 ) -> None:
     before = {k: store.get_bytes(k) for k in store.list("assets/")}
     with TableWriter(store) as rows:
-        metrics = reevaluate(store, asset_id, "run2", CHANGES, Judges(), tmp_path, rows)
+        metrics = reevaluate.fn("duck", store, asset_id, "run2", CHANGES, Judges(), tmp_path, rows)
     [row] = read_table(store, "assets").to_dict("records")
     assert (row["run_id"], row["attempt"], row["status"]) == ("run2", "a02", "ok")
     # measured again, from the files
@@ -99,8 +104,8 @@ def test_another_judge_and_size_may_be_asked(tmp_path: Path, files: dict[str, Pa
     assert ended["status"] == "ok"
     judge = str(tmp_path / "judge")
     changes = {**CHANGES, "judge": judge}
-    metrics = reevaluate(
-        store, asset.asset_id, "run2", changes, Judges(), tmp_path, TableWriter(store)
+    metrics = reevaluate.fn(
+        "duck", store, asset.asset_id, "run2", changes, Judges(), tmp_path, TableWriter(store)
     )
     assert metrics["evaluator"] == judge
 
@@ -122,7 +127,9 @@ def test_a_spec_of_an_older_version_is_measured_under_its_own_id(
         path.write_text(json.dumps(document))
     old = json.loads((folder / "manifest.json").read_text())["spec"]
     assert evaluation_recipe(old, CHANGES).lpips == "none"
-    reevaluate(store, spec().asset_id, "run2", CHANGES, Judges(), tmp_path, TableWriter(store))
+    reevaluate.fn(
+        "duck", store, spec().asset_id, "run2", CHANGES, Judges(), tmp_path, TableWriter(store)
+    )
     assert asset_attempts(store, spec().asset_id)[-1]["spec"] == old
 
 
@@ -139,7 +146,9 @@ def test_a_damaged_file_is_an_error_and_nothing_is_written(
     mesh.write_bytes(mesh.read_bytes()[:-7])
     before = list(store.list())
     with pytest.raises(Damaged, match=r"mesh\.glb"):
-        reevaluate(store, asset.asset_id, "run2", CHANGES, Judges(), tmp_path, TableWriter(store))
+        reevaluate.fn(
+            "duck", store, asset.asset_id, "run2", CHANGES, Judges(), tmp_path, TableWriter(store)
+        )
     assert list(store.list()) == before
     [best] = read_table(store, "assets").to_dict("records")
     assert (best["run_id"], best["status"]) == ("run1", "ok")
@@ -150,6 +159,8 @@ def test_what_is_not_finished_cannot_be_measured(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     make(store, tmp_path, spec(), "run1", "failed")
     with pytest.raises(StoreError, match=r"manifest\.json is missing"):
-        reevaluate(store, spec().asset_id, "run2", CHANGES, Judges(), tmp_path, TableWriter(store))
+        reevaluate.fn(
+            "duck", store, spec().asset_id, "run2", CHANGES, Judges(), tmp_path, TableWriter(store)
+        )
     assert asset_manifest(store, spec().asset_id) is None
     assert len(asset_attempts(store, spec().asset_id)) == 1

@@ -20,8 +20,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
 from sjc_engine.mesh import unwrap
-from tasks.stages.publish import publish_asset
-from tasks.stages.retries import RETRY, is_transient
+from tasks.stages.publish import publish
+from tasks.stages.retries import STAGE, is_transient
 from tasks.store.interface import AlreadyCommitted, NotInStore, StoreError, WrongBytes
 
 # xatlas's process, in which somebody kills it as often as the file has letters.
@@ -74,12 +74,12 @@ def test_what_stays_is_not(error: Exception) -> None:
 
 
 def test_tasks_wait_longer_each_time() -> None:
-    assert publish_asset.retries == 4
-    assert publish_asset.retry_delay_seconds == [10, 20, 40, 80]
-    ask: Any = publish_asset.retry_condition_fn
+    assert publish.retries == 4
+    assert publish.retry_delay_seconds == [10, 20, 40, 80]
+    ask: Any = publish.retry_condition_fn
     run = TaskRun.model_construct()
-    assert ask(publish_asset, run, Failed(data=explained(reply(503, "SlowDown"))))
-    assert not ask(publish_asset, run, Failed(data=ValueError("a bug")))
+    assert ask(publish, run, Failed(data=explained(reply(503, "SlowDown"))))
+    assert not ask(publish, run, Failed(data=ValueError("a bug")))
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_a_killed_xatlas_is_started_once_more(
         np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]]),
     )
 
-    @task(**RETRY | {"retry_delay_seconds": 0.1})
+    @task(**STAGE | {"retry_delay_seconds": 0.1})
     def cut() -> int:
         return len(unwrap.unwrap(*tetrahedron, size=64).faces)
 

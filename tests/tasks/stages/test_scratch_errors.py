@@ -33,7 +33,7 @@ def asset(tmp_path: Path) -> Asset:
 def test_a_torn_field_is_optimised_again_by_the_next_run(asset: Asset) -> None:
     asset.field_path.write_bytes(asset.field_path.read_bytes()[:-100])
     with pytest.raises(SceneError, match="is not a field") as caught:
-        extract(asset)
+        extract.fn(asset)
     assert (caught.value.status, caught.value.error_type) == ("interrupted", "ScratchLost")
     assert not asset.field_path.exists()
     assert asset.kept_field() is None
@@ -45,7 +45,7 @@ def test_a_field_that_finds_no_memory_stays(asset: Asset, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(module, "load_field", greedy)
     with pytest.raises(ValueError, match="not a field"):
-        extract(asset)
+        extract.fn(asset)
     assert asset.kept_field() == {"steps": 20}
 
 
