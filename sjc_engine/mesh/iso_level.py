@@ -21,9 +21,9 @@ from torch import Tensor
 from sjc_engine.fields.field import Field
 from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.mesh.isosurface import EmptyField, OpaqueField, isosurface
-from sjc_engine.rendering.camera import orbit
+from sjc_engine.rendering.camera import Camera, orbit, rays
 from sjc_engine.rendering.rasterize import coverage
-from sjc_engine.rendering.volume import render
+from sjc_engine.rendering.volume import intersect_box
 
 SIZE = 96  # pixels; the choice does not change with finer pictures
 VIEWS_DEG = ((0.0, 15.0), (70.0, 15.0), (150.0, -15.0), (250.0, 40.0))  # azimuth, elevation
@@ -32,6 +32,7 @@ COARSE = tuple(2.0**k for k in range(-4, 5))  # candidates in units of sigma0
 FINE = (2.0**0.5, 2.0**0.25, 2.0**0.125, 2.0**0.0625)  # then by ever smaller steps around the best
 TOLERANCE = 0.001  # of mean IoU. Equal silhouettes: the higher level has the cleaner surface
 ENOUGH = 64  # samples per side that show SIZE pixels what they can see
+RAYS_AT_ONCE = 2048  # bounds the memory at about 30 MB
 MARGIN = 3  # voxels kept around the large parts
 FULL_WALL = 0.9  # solid part of the box's outermost layer that no object has
 
@@ -59,8 +60,7 @@ def calibrate_level(
     """
     cameras = [orbit(azimuth, elevation) for azimuth, elevation in VIEWS_DEG]
     visible = _without_floaters(field, component_fraction)
-    renderings = [render(visible, c, SIZE, SIZE, step=field.voxel_length) for c in cameras]
-    masks = [rendering.opacity.cpu() > 0.5 for rendering in renderings]
+    masks = [_half_opaque(visible, camera) for camera in cameras]
     if not any(mask.any() for mask in masks):
         raise EmptyField("the field is nowhere half opaque: it shows no object")
     if len(occupancy) >= 2 * ENOUGH and len(occupancy) % 2 == 0:
@@ -91,13 +91,28 @@ def calibrate_level(
         raise EmptyField("no level gives a surface of the right outline")
     density = max(density for density, score in scores.items() if score >= best - TOLERANCE)
     level = density / (density + 1)
-    wall = np.ones_like(occupancy, bool)
-    wall[1:-1, 1:-1, 1:-1] = False
-    if (occupancy[wall] > level).mean() >= FULL_WALL:
+    if _wall_fraction(occupancy > level) >= FULL_WALL:
         raise OpaqueField(
             "the field is opaque up to the walls of its box: there is no object to separate"
         )
     return level
+
+
+def _half_opaque(field: VoxelField, camera: Camera) -> Tensor:
+    """The mask (SIZE, SIZE) of opacity > 0.5, which needs no colours; one sample per voxel."""
+    origins, directions = rays(camera, SIZE, SIZE)
+    origins, directions = origins.to(field.device), directions.to(field.device)
+    near, length = intersect_box(origins, directions, field.aabb.to(origins))
+    count = math.ceil(float(length.max()) / field.voxel_length)
+    middles = (torch.arange(count, device=field.device) + 0.5) / count
+    depths = []
+    for start in range(0, len(origins), RAYS_AT_ONCE):
+        part = slice(start, start + RAYS_AT_ONCE)
+        distance = near[part, None] + length[part, None] * middles  # (rays, count)
+        points = origins[part, None] + directions[part, None] * distance[..., None]
+        density = field.sigma(points.view(-1, 3)).view(distance.shape)
+        depths.append(density.mean(1) * length[part])
+    return (torch.cat(depths) > math.log(2)).view(SIZE, SIZE).cpu()
 
 
 def _without_floaters(field: VoxelField, component_fraction: float) -> VoxelField:
@@ -117,3 +132,10 @@ def _without_floaters(field: VoxelField, component_fraction: float) -> VoxelFiel
     vanished = -30.0 * torch.exp(-field.d_scale)  # softplus(-31) is 0 for every purpose
     kept.density.copy_(torch.where(near, field.density, vanished))
     return kept
+
+
+def _wall_fraction(solid: NDArray[np.bool_]) -> float:
+    """The solid part of the grid's outermost layer."""
+    wall = np.ones_like(solid)
+    wall[1:-1, 1:-1, 1:-1] = False
+    return float(solid[wall].mean())
