@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partialmethod
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.floating]
 
@@ -76,7 +74,11 @@ class _Primitive:
 
 def rotation(axis: str, radians: float) -> Array:
     """Right-handed rotation (3, 3) about the x, y or z axis."""
-    return Rotation.from_euler(axis, radians).as_matrix()
+    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+    matrix = np.eye(3)
+    c, s = math.cos(radians), math.sin(radians)
+    matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = c, -s, s, c
+    return matrix
 
 
 class Builder:
@@ -84,6 +86,22 @@ class Builder:
 
     def __init__(self) -> None:
         self._primitives: list[_Primitive] = []
+
+    def ellipsoid(
+        self,
+        center: ArrayLike,
+        half: ArrayLike,
+        color: ArrayLike,
+        turn: Array | None = None,
+        pattern: Pattern | None = None,
+    ) -> None:
+        """`half` is one radius or three half axes."""
+        self._add(ELLIPSOID, center, half, color, turn, pattern)
+
+    def box(
+        self, center: ArrayLike, half: ArrayLike, color: ArrayLike, turn: Array | None = None
+    ) -> None:
+        self._add(BOX, center, half, color, turn)
 
     def cone(
         self,
@@ -123,11 +141,10 @@ class Builder:
         center: ArrayLike,
         half: ArrayLike,
         color: ArrayLike,
-        turn: Array | None = None,
+        turn: Array | None,
         pattern: Pattern | None = None,
         radii: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        """half: one radius or three half axes."""
         self._primitives.append(
             _Primitive(
                 kind,
@@ -139,9 +156,6 @@ class Builder:
                 pattern or Pattern(PLAIN, color, 0.0),
             )
         )
-
-    ellipsoid = partialmethod(_add, ELLIPSOID)
-    box = partialmethod(_add, BOX)
 
     def build(self, radius: float) -> Toy:
         """The toy, its bounding box centred on the origin, inside a sphere of `radius`."""

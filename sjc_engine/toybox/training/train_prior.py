@@ -2,7 +2,8 @@
 
 An epsilon-predicting text-to-image diffusion model of about 5M parameters: 32x32 RGB, folded to
 12x16x16 (space to depth), a `UNet2DConditionModel` that attends to the caption at 4x4 and takes
-its pooled embedding with the time, and a two-layer `CLIPTextModel`.
+its pooled embedding with the time, and a two-layer `CLIPTextModel`. On a CPU, `--ranks 2` runs
+two single-thread processes that average their gradients, much faster than one with two threads.
 
 FOLDER/model is the exponential moving average in diffusers layout, in fp16.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
@@ -98,7 +100,12 @@ def noise_loss(
     return (error * weight[timestep].to(image.device)).mean(), error.mean()
 
 
-def train(options: TrainingOptions) -> None:
+def train(rank: int, options: TrainingOptions) -> None:
+    """One process's share of the run; rank 0 logs and saves."""
+    if options.ranks > 1:
+        torch.set_num_threads(1)
+        store = dist.FileStore(str(options.out / "rendezvous"), options.ranks)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=options.ranks)
     torch.manual_seed(options.seed)
     tokenizer, scheduler = build_tokenizer(), DDPMScheduler.from_pretrained(SHIPPED / "scheduler")
     model = build_model(tokenizer)
@@ -112,9 +119,9 @@ def train(options: TrainingOptions) -> None:
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    data, seed = options.out / "data", options.seed + 1000
-    toys = cached_toys(data, options.images, SIZE, seed, STUDIO, options.device)
-    draws = Draws(toys, options.batch, options.seed + 100, PAPER_WEIGHT)
+    share, seed = options.images // options.ranks, options.seed + 1000 + rank
+    toys = cached_toys(options.out / "data", share, SIZE, seed, STUDIO, options.device)
+    draws = Draws(toys, options.batch, options.seed + 100 + rank, PAPER_WEIGHT)
 
     def loss() -> tuple[Tensor, Tensor]:
         image, tokens = (part.to(options.device) for part in draw_batch(draws, tokenizer))
@@ -141,7 +148,9 @@ def train(options: TrainingOptions) -> None:
             requires_safety_checker=False,
         )
 
-    Training(options, model, optimiser, draws, average_decay=EMA_DECAY).run(loss, save)
+    Training(options, model, optimiser, draws, average_decay=EMA_DECAY, rank=rank).run(loss, save)
+    if options.ranks > 1:
+        dist.destroy_process_group()
 
 
 def save_pipeline(folder: Path, name: str, **parts: Any) -> None:
@@ -156,12 +165,20 @@ def save_pipeline(folder: Path, name: str, **parts: Any) -> None:
 
 
 def main() -> None:
+    cuda = torch.cuda.is_available()
     parser = option_parser(
         __doc__.splitlines()[0], steps=12_000, batch=96, images=96_000, rate=1e-3
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--ranks", type=int, default=1 if cuda else 2, help="processes")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--init-from", type=Path, help="an earlier model's folder")
-    train(TrainingOptions(**vars(parser.parse_args())))
+    options = TrainingOptions(**vars(parser.parse_args()))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "rendezvous").unlink(missing_ok=True)
+    if options.ranks > 1:
+        torch.multiprocessing.spawn(train, (options,), nprocs=options.ranks)
+    else:
+        train(0, options)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_tokenizer_knows_words_and_spells_the_rest():
 
 
 def test_tokenizer_is_the_same_in_every_process():
-    """Each resumed run builds its own."""
+    """Each rank of a training run, and each resumed run, builds its own."""
     code = (
         "from sjc_engine.toybox.training.tokenizer import build_tokenizer as b;"
         "import json; print(json.dumps(b().get_vocab(), sort_keys=True))"
@@ -56,9 +56,9 @@ def test_tokenizer_is_the_same_in_every_process():
 def test_training_resumes_and_writes_a_loadable_half_precision_model(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    train(replace(TINY, out=out, steps=3))
+    train(0, replace(TINY, out=out, steps=3))
     halfway = weights(out)
-    train(replace(TINY, out=out, steps=6))
+    train(0, replace(TINY, out=out, steps=6))
     state = torch.load(out / "state" / "rank0.pt", weights_only=True)
     assert state["step"] == 6
     final = weights(out)
@@ -71,7 +71,7 @@ def test_training_resumes_and_writes_a_loadable_half_precision_model(tmp_path):
 def test_warm_start_continues_from_the_shipped_weights(tmp_path):
     out = tmp_path / "warm"
     out.mkdir()
-    train(replace(TINY, out=out, steps=1, rate=0.0, init_from=PRIORS["toybox"]))
+    train(0, replace(TINY, out=out, steps=1, rate=0.0, init_from=PRIORS["toybox"]))
     shipped = load_file(PRIORS["toybox"] / "unet" / "diffusion_pytorch_model.safetensors")
     for name, tensor in weights(out).items():
         torch.testing.assert_close(tensor, shipped[name])
