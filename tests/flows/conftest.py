@@ -1,8 +1,10 @@
-"""The command line in this process, and a live S3 server."""
+"""The command line in this process, devices that are warm, and a live S3 server."""
 
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import boto3
@@ -10,6 +12,7 @@ import pytest
 from command_line import Said
 
 from flows.commands.main import main
+from tasks.devices.pool import DevicePool
 
 
 @pytest.fixture
@@ -28,6 +31,19 @@ def sjc(
         return Said(int(ended.value.code or 0), out, err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., DevicePool]]:
+    """Warm devices, by their names: a process takes ten seconds of a core to start."""
+    with ExitStack() as stack:
+
+        @cache
+        def pool(*devices: str) -> DevicePool:
+            scratch = tmp_path_factory.mktemp("devices")
+            return stack.enter_context(DevicePool(devices, scratch, scenes_per_device=None))
+
+        yield pool
 
 
 @pytest.fixture

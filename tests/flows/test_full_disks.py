@@ -16,6 +16,7 @@ from small_disk import SmallDisk, mounted
 from task_samples import make, make_run, spec
 
 import flows.generate
+from flows.context import surrounded_by
 from flows.errors import UsageError, reported
 from flows.pipeline import progress_reporter
 from flows.prefect_server import environment
@@ -25,6 +26,7 @@ from sjc_engine import Recipe, load_field
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.worker.__main__ import Worker
 from sjc_engine.worker.running_scene import RunningScene
+from tasks.devices.pool import DevicePool
 from tasks.records.verify import verify_store
 from tasks.store import open_store
 from tasks.store.disk import is_full
@@ -46,21 +48,27 @@ def hidden(folder: Path) -> list[str]:
     return [str(path) for path in folder.rglob(".*") if path.name != ".leases"]
 
 
-def runner(manifest: Path, store: str, scratch: Path, judge: str) -> Callable[..., Any]:
-    """Runs the flow on the first entries of a manifest."""
+@pytest.fixture
+def runner(judge: str, tmp_path: Path) -> Iterator[Callable[[Path, str, Path], Callable[..., Any]]]:
+    """Makes what runs the flow on the first entries of a manifest; one process serves all runs."""
+    with DevicePool(["cpu"], tmp_path / "devices") as pool:
 
-    def run(limit: int = 1) -> Any:
-        return flows.generate.generate(
-            str(manifest),
-            store=store,
-            scratch=str(scratch),
-            devices=["cpu"],
-            overrides={**TINY, "judge": judge},
-            limit=limit,
-            return_state=True,
-        )
+        def make_runner(manifest: Path, store: str, scratch: Path) -> Callable[..., Any]:
+            def run(limit: int = 1) -> Any:
+                with surrounded_by(pool=pool):
+                    return flows.generate.generate(
+                        str(manifest),
+                        store=store,
+                        scratch=str(scratch),
+                        devices=["cpu"],
+                        overrides={**TINY, "judge": judge},
+                        limit=limit,
+                        return_state=True,
+                    )
 
-    return run
+            return run
+
+        yield make_runner
 
 
 # --- the store ---------------------------------------------------------------------------------
@@ -108,11 +116,11 @@ def test_a_download_blames_its_own_disk(disk: SmallDisk, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
 def test_a_run_into_a_full_store_goes_on_when_there_is_room(
-    disk: SmallDisk, tmp_path: Path, judge: str
+    disk: SmallDisk, tmp_path: Path, runner: Callable[..., Any]
 ) -> None:
     (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\ntank,a toy tank\n")
     store = open_store(disk.path / "store")
-    run = runner(tmp_path / "m.csv", store.url, tmp_path / "scratch", judge)
+    run = runner(tmp_path / "m.csv", store.url, tmp_path / "scratch")
     assert run(1).is_completed()
     first = {key: store.get_bytes(key) for key in store.list("assets/")}
     ballast = disk.fill(leave=30_000)  # for the JSON of an attempt, and no mesh
@@ -225,11 +233,11 @@ def test_a_field_that_has_no_room_at_all_is_not_a_failure_of_the_scene(
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
 def test_an_asset_whose_files_have_no_room_goes_on_later(
-    disk: SmallDisk, tmp_path: Path, judge: str
+    disk: SmallDisk, tmp_path: Path, runner: Callable[..., Any]
 ) -> None:
     (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\n")
     store = open_store(tmp_path / "store")
-    run = runner(tmp_path / "m.csv", store.url, disk.path / "scratch", judge)
+    run = runner(tmp_path / "m.csv", store.url, disk.path / "scratch")
     ballast = disk.fill(leave=90_000)  # for the field, and not for meshes and pictures
     assert run().message == "1 interrupted"
     sql = "SELECT status, error_type FROM assets ORDER BY attempt"

@@ -66,22 +66,27 @@ TABLES = ("assets", "views", "entries", "attempts", "runs")
 
 
 @pytest.fixture
-def run(tmp_path: Path, judge: str) -> Any:
-    """Runs the flow on the lines of a CSV with the store and the scratch folder of this test."""
+def run(tmp_path: Path, judge: str, pools: Callable[..., DevicePool]) -> Any:
+    """Runs the flow on the lines of a CSV with the store and the scratch folder of this test.
 
-    def run_flow(*lines: str, **parameters: Any) -> State[Any]:
+    warm: whether its engine processes are there already; else it starts and ends them, as runs do.
+    """
+
+    def run_flow(*lines: str, warm: bool = True, **parameters: Any) -> State[Any]:
         manifest = tmp_path / "manifest.csv"
         manifest.write_text("\n".join(lines) + "\n")
         overrides = {**TINY, "judge": judge, **parameters.pop("overrides", {})}
-        return flows.generate.generate(
-            str(manifest),
-            store=str(tmp_path / "store"),
-            scratch=parameters.pop("scratch", str(tmp_path / "scratch")),
-            devices=parameters.pop("devices", ["cpu"]),
-            overrides=overrides,
-            return_state=True,
-            **parameters,
-        )
+        devices = parameters.pop("devices", ["cpu"])
+        with surrounded_by(pool=pools(*devices) if warm else None):
+            return flows.generate.generate(
+                str(manifest),
+                store=str(tmp_path / "store"),
+                scratch=parameters.pop("scratch", str(tmp_path / "scratch")),
+                devices=devices,
+                overrides=overrides,
+                return_state=True,
+                **parameters,
+            )
 
     return run_flow
 
@@ -211,19 +216,19 @@ def test_pictures_become_assets(run: Any, tmp_path: Path) -> None:
 def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, judge: str) -> None:
     """The field of the interrupted asset is, bit for bit, that of one that was never touched."""
     overrides = {"steps": 300}  # longer than the second to the first checkpoint
-    resumed = []
+    others, resumed = engines(), []
 
     def kill_once() -> None:
         fields = tmp_path / "scratch" / "fields"
         while not list(fields.glob("*.checkpoint")):
             time.sleep(0.05)
-        (engine,) = [p for p in children(os.getpid()) if "sjc_engine.worker" in command(p)]
+        (engine,) = engines() - others
         resumed.append(engine)
         os.kill(engine, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_once, daemon=True)
     killer.start()
-    state = run("id,prompt", "duck,a yellow duck", overrides=overrides)
+    state = run("id,prompt", "duck,a yellow duck", warm=False, overrides=overrides)
     killer.join(timeout=1)
     assert resumed, "nothing was killed: the test has tested nothing"
     assert state.name == "Completed"
@@ -245,13 +250,11 @@ def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, j
     assert (tmp_path / "whole.safetensors").read_bytes() == Path(asset["uri_field"]).read_bytes()
 
 
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+def engines() -> set[int]:
+    """This process's engine processes."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return {p for p in children if "sjc_engine.worker" in Path(f"/proc/{p}/cmdline").read_text()}
 
 
 def test_a_failed_asset_is_a_row_and_is_tried_again_only_when_asked(
@@ -289,7 +292,7 @@ def test_out_of_memory_fewer_scenes_run_together_and_only_the_too_large_one_fail
     command = (sys.executable, scarce_engine.__file__, "batch", "4")
     monkeypatch.setattr(flows.context, "DevicePool", partial(DevicePool, command=command))
     lines = ["id,prompt,views_per_step", *(f"duck{n},a yellow duck {n}," for n in range(4))]
-    state = run(*lines, "bad,a toy tank,4", scenes_per_device=5)
+    state = run(*lines, "bad,a toy tank,4", warm=False, scenes_per_device=5)
     assert (state.name, state.message) == ("CompletedWithErrors", "4 ok, 1 failed")
     assets = tables(tmp_path)["assets"].set_index("prompt")
     bad = assets.loc["a toy tank"]
@@ -331,7 +334,7 @@ def test_a_large_manifest_runs_in_parts_and_may_fail_altogether(
         return start(engine, log)
 
     monkeypatch.setattr(tasks.devices.engine.EngineProcess, "_run_process", spy)
-    state = run("prompt,seed", "a yellow duck,0-2", timeout=0.001)
+    state = run("prompt,seed", "a yellow duck,0-2", warm=False, timeout=0.001)
     assert started == ["cpu"], "both parts use one process, which loads the prior once"
     assert (state.is_failed(), state.message) == (True, "3 timeout")
     assert sorted(r.name.partition("-")[0] for r in task_runs(state)) == ["generate"] * 2
@@ -388,9 +391,13 @@ def test_two_runs_of_a_manifest_at_once(
     folders = ["scratch"] * 2 if how == "one scratch folder" else ["scratch", "other"]
     both = threading.Barrier(2)
 
+    # So that one run has not taken all rows when the other begins
+    options = {"warm": False} if how == "two scratch folders" else {"devices": ["cpu", "cpu"]}
+
     def one(folder: str) -> State[Any]:
         both.wait()
-        return run("prompt,seed", "a yellow duck,0-3", scratch=str(tmp_path / folder))
+        lines = ("prompt,seed", "a yellow duck,0-3")
+        return run(*lines, scratch=str(tmp_path / folder), **options)
 
     with ThreadPoolExecutor(2) as pool:
         states = list(pool.map(one, folders))
@@ -596,8 +603,9 @@ def test_a_flow_run_is_cancelled_as_a_whole(
         assert task.flow_run_id is not None
         client.set_flow_run_state(task.flow_run_id, Cancelling())
 
+    others = engines()
     canceller = once_running("optimize-long", cancel)
-    state = run(*LONG[:2])
+    state = run(*LONG[:2], warm=False)
     canceller.join(10)
     assert state.is_cancelled()
     assert state.state_details.flow_run_id is not None
@@ -605,7 +613,7 @@ def test_a_flow_run_is_cancelled_as_a_whole(
         seen = client.read_flow_run(state.state_details.flow_run_id).state
     assert seen is not None
     assert seen.is_cancelled()
-    assert not [p for p in children(os.getpid()) if "sjc_engine.worker" in command(p)]
+    assert engines() <= others
     (row,) = tables(tmp_path)["runs"].to_dict("records")
     assert row["ended_at"] is not pd.NaT, "the run knows its end"
     (attempt,) = (tmp_path / "store").rglob("attempt.json")

@@ -22,6 +22,7 @@ import tasks.stages.extract
 from flows.plan import make_plan
 from flows.settings import Settings
 from sjc_engine import load_prior, optimize
+from tasks.devices.pool import DevicePool
 from tasks.records.verify import verify_store
 from tasks.store import open_store
 from tasks.store.local import LocalStore
@@ -70,6 +71,7 @@ def killed_run(point: str, parameters: dict[str, Any]) -> None:
             return put(self, key, *arguments)
 
         LocalStore._put = watched  # type: ignore[assignment, method-assign]
+    DevicePool.warm_up = lambda *_: None  # type: ignore[method-assign]  # the field is there
     flows.generate.generate(**parameters, return_state=True)
 
 
@@ -79,7 +81,11 @@ def forks(prefect_api: str) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", prefect_api)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["flows.generate"])
+        clip = "transformers.models.clip"
+        preload = ["flows.generate", "tasks.stages.evaluate", "sjc_engine.rendering.kernels"]
+        context.set_forkserver_preload(
+            [*preload, f"{clip}.modeling_clip", f"{clip}.tokenization_clip"]
+        )
         process = context.Process(target=int)
         process.start()
         process.join()

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -44,19 +45,21 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def listening(pid: int) -> set[str]:
-    """The addresses on which a process waits for connections."""
-    inodes, addresses = set(), set()
-    with contextlib.suppress(OSError):
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                inodes.add(os.readlink(link))
-        for name in ("tcp", "tcp6"):
-            for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                    addresses.add(fields[1].partition(":")[0])
-    return addresses
+def listening(pids: set[int]) -> set[str]:
+    """The addresses on which processes wait for connections."""
+    addresses = {}
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                addresses[f"socket:[{fields[9]}]"] = fields[1].partition(":")[0]
+    files = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for link in os.scandir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    files.add(os.readlink(link))
+    return {address for socket, address in addresses.items() if socket in files}
 
 
 class Observer:
@@ -71,10 +74,11 @@ class Observer:
 
     def _look(self, pid: int) -> None:
         while not self._over.wait(0.1):
-            for one in descendants(pid):
+            pids = descendants(pid)
+            for one in pids:
                 with contextlib.suppress(OSError):
                     self.arguments.add(Path(f"/proc/{one}/cmdline").read_bytes())
-                self.addresses |= listening(one)
+            self.addresses |= listening(pids)
 
     def end(self) -> None:
         self._over.set()
@@ -95,15 +99,19 @@ def bucket(bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return bucket_url.split("/")[2]
 
 
+def keys(client: Any, bucket: str) -> list[str]:
+    return [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
 def everything(bucket: str) -> dict[str, bytes]:
     """All objects of a bucket, with their metadata."""
     client, found = boto3.client("s3"), {}
-    for entry in client.list_objects_v2(Bucket=bucket).get("Contents", []):
+    for key in keys(client, bucket):
         try:
-            reply = client.get_object(Bucket=bucket, Key=entry["Key"])
+            reply = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.NoSuchKey:  # a lease, of a run that lives
             continue
-        found[entry["Key"]] = reply["Body"].read() + repr(reply["Metadata"]).encode()
+        found[key] = reply["Body"].read() + repr(reply["Metadata"]).encode()
     return found
 
 
@@ -122,12 +130,12 @@ def test_credentials_appear_nowhere(bucket: str, tmp_path: Path, judge: str) -> 
     kept: dict[str, bytes] = {}
     try:
         deadline = time.monotonic() + 240
-        while not any(key.endswith("/manifest.json") for key in kept):
+        client = boto3.client("s3")
+        while not any(key.endswith("/manifest.json") for key in keys(client, bucket)):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
-            kept = everything(bucket)
-            time.sleep(0.1)
-        client = boto3.client("s3")
+            time.sleep(0.2)
+        kept = everything(bucket)
         gone = list(kept)
         while gone:  # the other asset's attempt may be written meanwhile
             for key in gone:

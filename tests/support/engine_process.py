@@ -27,7 +27,7 @@ def spec(prompt: str, steps: int = 8, seed: int = 0, **overrides: Any) -> dict[s
 
 
 class Engine:
-    """A worker process; messages come back through a queue."""
+    """A worker process; messages come back through a queue. folder: for the scenes' files."""
 
     def __init__(self, folder: Path, command: Sequence[str] = WORKER) -> None:
         self.folder = folder
@@ -63,13 +63,16 @@ class Engine:
     def checkpoint(self, name: str) -> Path:
         return self.folder / f"{name}.checkpoint"
 
+    def log_text(self) -> str:
+        return Path(self.log.name).read_text()
+
     def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first message that `wanted` accepts; what comes before it is dropped."""
         while True:
             message = self.messages.get(timeout=60)
             if message is None:
                 self.messages.put(None)  # for `close`
-                raise AssertionError((self.folder / "log").read_text())
+                raise AssertionError(self.log_text())
             if wanted(message):
                 return message
 

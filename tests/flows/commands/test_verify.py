@@ -63,17 +63,18 @@ def test_more_than_one_asset_is_set_aside_on_request_only(
     assert said.out.count("run its manifest to make it again") == 2
 
 
-@pytest.mark.parametrize("mode", [0o000, 0o200])
 def test_a_file_without_permission_is_reported_and_nothing_repaired(
-    mesh: Path, tmp_path: Path, mode: int
+    mesh: Path, sjc: Callable[..., Said], tmp_path: Path
 ) -> None:
     """As any user but root has it."""
     marker = mesh.parents[1] / "manifest.json"
     before = marker.read_bytes()
-    mesh.chmod(mode)
     user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search",
             "--inh-caps=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []  # fmt: skip
-    for options in ([], ["--repair", "--yes"], ["--repair", "--yes", "--json"]):
+    repair = ["--repair", "--yes"]
+    cases = [(0o000, []), (0o000, repair), (0o000, [*repair, "--json"]), (0o200, repair)]
+    for mode, options in cases:
+        mesh.chmod(mode)
         said = subprocess.run(
             [*user, *SJC, "verify", *options], cwd=tmp_path, capture_output=True, text=True
         )
@@ -82,7 +83,7 @@ def test_a_file_without_permission_is_reported_and_nothing_repaired(
         assert "--repair" not in said.stdout + said.stderr
         assert marker.read_bytes() == before
     mesh.chmod(0o600)
-    assert subprocess.run([*SJC, "verify"], cwd=tmp_path, capture_output=True).returncode == 0
+    assert sjc("verify").code == 0
 
 
 def test_what_a_finished_asset_left_in_the_scratch_folder_goes(

@@ -70,12 +70,15 @@ def folder(tmp_path: Path, api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
+ASKED = 1.0  # seconds between two questions to a server: each takes time of a core
+
+
+def until(condition: Callable[[], Any], seconds: float = 240.0, pause: float = 0.3) -> Any:
     """What the condition gives once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.3)
+        time.sleep(pause)
     return found
 
 
@@ -139,13 +142,14 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert deployment["parameters"]["overrides"]["steps"] == "20"
     assert int(deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) <= 30
-    scheduled = until(lambda: runs_of(api, deployment["id"], "SCHEDULED"))
+    scheduled = until(lambda: runs_of(api, deployment["id"], "SCHEDULED"), pause=ASKED)
     assert all(run["auto_scheduled"] for run in scheduled)
 
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "tests"]
     with started(*worker, "--name", "cpu", "--limit", "1"):
         first = until(
-            lambda: next(iter(runs_of(api, deployment["id"], "PENDING", "RUNNING")), None)
+            lambda: next(iter(runs_of(api, deployment["id"], "PENDING", "RUNNING")), None),
+            pause=ASKED,
         )
         assert first["auto_scheduled"]
         (schedule,) = deployment["schedules"]  # it has done its part, and so have its other runs
@@ -153,13 +157,13 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
         call(api, "PATCH", path, {"active": False})
         for run in runs_of(api, deployment["id"], "SCHEDULED"):
             call(api, "DELETE", f"/flow_runs/{run['id']}")
-        until(lambda: done(api, first["id"]))
+        until(lambda: done(api, first["id"]), pause=ASKED)
 
         # The manifest grows; then a custom run, which is parameters and nothing else.
         (folder / "lists" / "b.csv").write_text("id,prompt\ntank,a toy tank\n")
         request = {"parameters": deployment["parameters"] | {"price_per_hour": 3.6}}
         custom = call(api, "POST", f"/deployments/{deployment['id']}/create_flow_run", request)
-        second = until(lambda: done(api, custom["id"]))
+        second = until(lambda: done(api, custom["id"]), pause=ASKED)
     assert second["name"] == "lists: 2 assets (1 new)"
     assert second["state"]["message"] == "1 ok, 1 reused"
     entries = read_table(folder / "store", "entries").set_index("run_id").loc[[last_run(folder)]]
@@ -212,11 +216,11 @@ def test_workers_that_are_killed_with_their_run_and_without_it(
 
     following = ask()  # it waits: a deployment has one run at a time
     with started(*start, "--name", "second") as worker:
-        until(lambda: state(lost) == "CRASHED", 240)
+        until(lambda: state(lost) == "CRASHED", pause=ASKED)
         run = until(lambda: process_of(worker.pid, following), 120)
         until(lambda: len(list(Path("store").rglob("attempt.json"))) == 2)
         os.kill(worker.pid, signal.SIGKILL)
-        until(lambda: done(api, following))
+        until(lambda: done(api, following), pause=ASKED)
         until(lambda: not lives(run), 60)
 
     attempts = read_table("store", "attempts").sort_values("attempt")
@@ -254,7 +258,7 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
             found = "/deployments/name/generate/a"
             until(lambda: own.get(found).status_code == 200)
             deployment = call(own, "GET", found)
-            until(lambda: runs_of(own, deployment["id"], "COMPLETED"))
+            until(lambda: runs_of(own, deployment["id"], "COMPLETED"), pause=ASKED)
             assert "<html" in httpx.get(f"{pages[1]}/").text
             # A run's own process that is about to end would say that it was interrupted.
             until(lambda: not any(map(flow_run_of, descendants(serving.pid))))

@@ -30,10 +30,22 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Engine]]:
         engine.close()
 
 
-def test_a_scene_becomes_the_field_that_the_library_makes(
-    start: Callable[[], Engine], tmp_path: Path
-) -> None:
-    engine = start()
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A process for all tests that end none: each takes ten seconds of a core to start."""
+    engine = Engine(tmp_path_factory.mktemp("engine"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(running: Engine, tmp_path: Path) -> Engine:
+    """A process that may have had scenes of other tests, with the files of this one."""
+    running.folder = tmp_path
+    return running
+
+
+def test_a_scene_becomes_the_field_that_the_library_makes(engine: Engine, tmp_path: Path) -> None:
     engine.add("duck", spec("a yellow duck"))
     first = engine.until(lambda m: m["type"] == "progress")
     assert (first["scene"], first["first_step"], first["step"], first["steps"]) == ("duck", 0, 0, 8)
@@ -48,7 +60,7 @@ def test_a_scene_becomes_the_field_that_the_library_makes(
 
 
 def test_a_scene_starts_from_the_picture_that_its_spec_means(
-    start: Callable[[], Engine], tmp_path: Path
+    engine: Engine, tmp_path: Path
 ) -> None:
     folder, picture = build_zero123_prior(tmp_path / "prior"), tmp_path / "ball.png"
     ImageDraw.Draw(image := Image.new("RGB", (20, 20), "white")).ellipse((5, 5, 15, 15), "red")
@@ -58,7 +70,6 @@ def test_a_scene_starts_from_the_picture_that_its_spec_means(
     recipe, known = Recipe.for_prior(prior).override(small), read_image(picture)
     names = prior.id, prior.revision
     asset = AssetSpec("a ball", "", known.sha256, 1, *names, recipe).to_json()
-    engine = start()
     engine.add("ball", asset, image=str(picture))
     engine.add("none", asset, image=None)
     ended = engine.ended("ball", "none")
@@ -72,11 +83,8 @@ def test_a_scene_starts_from_the_picture_that_its_spec_means(
     assert "ball.png has changed since" in engine.ended("other")["other"]["error"]
 
 
-def test_scenes_join_and_leave_without_touching_each_other(
-    start: Callable[[], Engine], tmp_path: Path
-) -> None:
+def test_scenes_join_and_leave_without_touching_each_other(engine: Engine, tmp_path: Path) -> None:
     """A long scene with neighbours that join, are dropped, fail and end is the scene alone."""
-    engine = start()
     engine.add("long", spec("a red car", steps=60))
     engine.until(lambda m: m["scene"] == "long" and m["step"] > 0)
     engine.add("short", spec("a yellow duck", steps=5))
@@ -101,13 +109,12 @@ def test_scenes_join_and_leave_without_touching_each_other(
     assert engine.process.poll() is None
 
 
-def test_a_diverging_scene_fails_alone(start: Callable[[], Engine], tmp_path: Path) -> None:
+def test_a_diverging_scene_fails_alone(engine: Engine, tmp_path: Path) -> None:
     """A checkpoint whose density overflows in the next step, beside a healthy scene."""
     from sjc_engine.optimization.scene import Scene
 
     prior = load_prior("toybox")
     asset = AssetSpec.from_json(spec("a red car", steps=40))
-    engine = start()
     scene = Scene(asset.prompt, "", 0, asset.recipe, prior)
     with torch.no_grad():
         scene.field.d_scale.fill_(200.0)  # its exponential is infinite
@@ -121,7 +128,7 @@ def test_a_diverging_scene_fails_alone(start: Callable[[], Engine], tmp_path: Pa
     assert ended["good"]["step"] == 40
 
 
-def test_a_roll_back_is_told_even_after_a_resume(start: Callable[[], Engine]) -> None:
+def test_a_roll_back_is_told_even_after_a_resume(engine: Engine) -> None:
     from sjc_engine.optimization.loop import step_scenes
     from sjc_engine.optimization.scene import Scene
 
@@ -131,7 +138,6 @@ def test_a_roll_back_is_told_even_after_a_resume(start: Callable[[], Engine]) ->
     with torch.no_grad():
         scene.field.d_scale.fill_(float("nan"))
     step_scenes([scene], prior)
-    engine = start()
     scene.save(engine.checkpoint("back"))
     engine.checkpoint("back").with_name("back.checkpoint.json").write_text("{}")
     engine.add("back", asset.to_json())
@@ -170,13 +176,13 @@ def test_told_to_end_it_saves_and_the_next_process_goes_on(
     assert second.checkpoint("car").exists()
 
 
-def test_a_torn_checkpoint_is_not_used(start: Callable[[], Engine]) -> None:
-    engine = start()
+def test_a_torn_checkpoint_is_not_used(engine: Engine) -> None:
+    before = len(engine.log_text())
     engine.checkpoint("duck").write_bytes(b"not a checkpoint")
     engine.add("duck", spec("a yellow duck"))
     done = engine.ended("duck")["duck"]
     assert (done["type"], done["first_step"]) == ("done", 0)
-    assert "starts again" in (engine.folder / "log").read_text()
+    assert "starts again" in engine.log_text()[before:]
 
 
 def test_a_killed_process_leaves_word_of_the_steps_that_are_done_again(
@@ -194,7 +200,7 @@ def test_a_killed_process_leaves_word_of_the_steps_that_are_done_again(
     second = start()
     second.add("duck", spec("a yellow duck", steps=10**6))
     first = second.until(lambda m: True)["first_step"]
-    log = (engine.folder / "log").read_text()
+    log = engine.log_text()
     assert f"duck resumes from step {first}, {word - first} steps again" in log
 
 
