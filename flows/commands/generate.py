@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
 FILES = (
-    "mesh.glb", "mesh.ply", "mesh.obj", "field.safetensors", "preview.png", "turntable.mp4",
-    "thumbnail.webp", "report.json",
+    "mesh.glb", "mesh.ply", "mesh.obj", "mesh.stl", "field.safetensors", "preview.png",
+    "turntable.mp4", "thumbnail.webp", "report.json",
 )  # fmt: skip
 
 
