@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sjc_engine.fields.kinds import load_field
     from sjc_engine.fields.voxel import VoxelField
+    from sjc_engine.image_file import read_image
     from sjc_engine.mesh.extract import extract_mesh
     from sjc_engine.mesh.gltf import Mesh
     from sjc_engine.optimization.loop import optimize
-    from sjc_engine.priors.conditioning import read_image
     from sjc_engine.priors.denoiser import load_prior
     from sjc_engine.recipes import Recipe
     from sjc_engine.spec import AssetSpec
@@ -51,7 +51,7 @@ _HOMES = {
     "load_field": "fields.kinds",
     "load_prior": "priors.denoiser",
     "optimize": "optimization.loop",
-    "read_image": "priors.conditioning",
+    "read_image": "image_file",
 }
 
 
