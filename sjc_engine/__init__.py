@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sjc_engine.fields.kinds import load_field as load_field
     from sjc_engine.fields.voxel import VoxelField as VoxelField
+    from sjc_engine.image_file import read_image as read_image
     from sjc_engine.mesh.extract import extract_mesh as extract_mesh
     from sjc_engine.mesh.gltf import Mesh as Mesh
     from sjc_engine.optimization.loop import optimize as optimize
-    from sjc_engine.priors.conditioning import read_image as read_image
     from sjc_engine.priors.denoiser import load_prior as load_prior
     from sjc_engine.recipes import Recipe as Recipe
     from sjc_engine.spec import AssetSpec as AssetSpec
@@ -39,7 +39,7 @@ _HOMES = {
     "load_field": "fields.kinds",
     "load_prior": "priors.denoiser",
     "optimize": "optimization.loop",
-    "read_image": "priors.conditioning",
+    "read_image": "image_file",
 }
 __all__ = list(_HOMES)
 

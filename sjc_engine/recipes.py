@@ -144,7 +144,9 @@ class MeshRecipe(_Part):
     max_faces: int = _number(20_000, 0, 10_000_000, "decimated down to this; 0: keep all")
     texture_size: int = _number(1024, 0, 8192, "texels per side; 0: vertex colours")
     unwrap_seconds: float = _number(60.0, 1.0, 3600.0, "then the asset fails: UnwrapTimeout")
-    also_write: Literal["none", "ply", "obj", "ply+obj"] = _choice("none", "beside mesh.glb")
+    also_write: Literal[
+        "none", "ply", "obj", "stl", "ply+obj", "ply+stl", "obj+stl", "ply+obj+stl"
+    ] = _choice("none", "beside mesh.glb")
 
 
 @dataclass(frozen=True)

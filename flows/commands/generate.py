@@ -14,17 +14,18 @@ import typer
 
 from flows.commands import completion, options
 from flows.commands.app import app, examples
+from flows.commands.output import print_warnings
 from flows.errors import RunError, UsageError, disk_errors, reported
 
 if TYPE_CHECKING:
-    from sjc_engine.priors.conditioning import InputImage
+    from sjc_engine.image_file import InputImage
     from sjc_engine.spec import AssetSpec
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
 FILES = (
-    "mesh.glb", "mesh.ply", "mesh.obj", "field.safetensors", "preview.png", "turntable.mp4",
-    "thumbnail.webp", "report.json",
+    "mesh.glb", "mesh.ply", "mesh.obj", "mesh.stl", "field.safetensors", "preview.png",
+    "turntable.mp4", "thumbnail.webp", "report.json",
 )  # fmt: skip
 
 
@@ -52,11 +53,12 @@ def generate(
 ) -> None:
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     with reported():
-        from sjc_engine.priors.conditioning import read_image
+        from sjc_engine.image_file import read_image
 
         overrides = options.parse_overrides(set_)
         picture = read_image(image) if image else None
         spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
+        print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
         make_asset(spec, picture, out, device, quiet=quiet, as_json=json_)
 
 

@@ -28,6 +28,17 @@ from sjc_engine.mesh.isosurface import Faces, Vertices
 # x' = z, y' = y, z' = -x: a quarter turn about +Y that takes the front from -X to +Z.
 TO_GLTF = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], dtype=np.float32)
 
+# What KHR_materials_unlit is in an .mtl: the picture as it is (illum 0), times one, no sheen.
+# Programs that light it all the same multiply by Ka and Kd; trimesh's own would be 0.4.
+_MTL = """newmtl {0}
+Ka 1 1 1
+Kd 1 1 1
+Ks 0 0 0
+Ns 0
+d 1
+illum 0
+map_Kd {0}.png
+"""
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
 GENERATOR = "SJC Foundry"
@@ -56,23 +67,28 @@ class Mesh:
     texture: Texture | None = None
 
     def export(self, path: str | Path, *, extras: dict[str, str] | None = None) -> None:
-        """Write .glb, .ply or .obj by the path's suffix, with +Z as the front.
+        """Write .glb, .ply, .obj or .stl by the path's suffix, +Y up and the front at +Z.
 
-        A .ply has vertex colours; an .obj has its .mtl and .png written beside it. `extras`
-        (asset_id, prompt, licence, ...) goes into a .glb only. Raises ValueError for another
-        suffix.
+        A .ply has vertex colours, and so has an .obj without a texture; with one its .mtl and .png
+        are written beside it. An .stl has no colours. `extras` (asset_id, prompt, licence, ...)
+        goes into a .glb only. Raises ValueError for another suffix, no faces, or values that are
+        not finite.
         """
         path = Path(path)
         suffix = path.suffix.lower()
-        if suffix not in (".glb", ".ply", ".obj"):
-            raise ValueError(f"cannot write {path.name}: use .glb, .ply or .obj")
+        if suffix not in (".glb", ".ply", ".obj", ".stl"):
+            raise ValueError(f"cannot write {path.name}: use .glb, .ply, .obj or .stl")
+        uv = self.texture.uv if self.texture else np.zeros(0)
+        arrays = (self.vertices, self.normals, self.colors, uv)
+        if not len(self.faces) or not all(np.isfinite(values).all() for values in arrays):
+            raise ValueError("a mesh file needs at least one face, and finite values")
         if suffix == ".glb":
             name = (extras or {}).get("asset_id", path.stem)
             files = {path.name: glb_bytes(self, name, extras)}
-        elif suffix == ".ply" or self.texture is None:
-            files = {path.name: _bytes(self._solid().export(file_type=suffix[1:]))}
-        else:
+        elif suffix == ".obj" and self.texture:
             files = self._textured_obj(path.stem)
+        else:
+            files = {path.name: _bytes(self._solid().export(file_type=suffix[1:]))}
         # The file that names the others comes last, so that it never names what is not there.
         for name in sorted(files, key=lambda name: name == path.name):
             write_atomically(path.with_name(name), files[name])
@@ -82,7 +98,7 @@ class Mesh:
             self.vertices @ TO_GLTF.T,
             self.faces,
             vertex_normals=self.normals @ TO_GLTF.T,
-            vertex_colors=(self.colors * 255).round().astype(np.uint8),
+            vertex_colors=(self.colors.clip(0, 1) * 255).round().astype(np.uint8),
             process=False,
         )
 
@@ -105,7 +121,8 @@ class Mesh:
         text, others = trimesh.exchange.obj.export_obj(
             solid, include_normals=True, return_texture=True, mtl_name=f"{stem}.mtl"
         )
-        return {f"{stem}.obj": text.encode(), **{k: _bytes(v) for k, v in others.items()}}
+        others[f"{stem}.mtl"] = _MTL.format(stem).encode()
+        return {f"{stem}.obj": text.encode(), **others}
 
 
 def _bytes(data: Any) -> bytes:
@@ -150,7 +167,7 @@ class _Buffer:
 def glb_bytes(mesh: Mesh, name: str, extras: dict[str, str] | None = None) -> bytes:
     """A .glb file of a mesh with its texture, or else with its colours.
 
-    `extras` lands in asset.extras. Raises ValueError for no faces, or values that are not finite.
+    `extras` lands in asset.extras.
     """
     vertices, faces, normals = mesh.vertices @ TO_GLTF.T, mesh.faces, mesh.normals @ TO_GLTF.T
     if mesh.texture:
@@ -160,8 +177,6 @@ def glb_bytes(mesh: Mesh, name: str, extras: dict[str, str] | None = None) -> by
     else:
         surface = {"COLOR_0": srgb_to_linear(mesh.colors.clip(0, 1))}
     vectors = {"POSITION": vertices, "NORMAL": normals, **surface}
-    if not len(faces) or not all(np.isfinite(values).all() for values in vectors.values()):
-        raise ValueError("a glTF mesh needs at least one face, and finite values")
     buffer = _Buffer()
     attributes = {key: buffer.add_vectors(values) for key, values in vectors.items()}
     buffer.accessors[attributes["POSITION"]] |= {

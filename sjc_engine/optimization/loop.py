@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sjc_engine.fields.field import Field
 from sjc_engine.guidance.score import guide
+from sjc_engine.image_file import InputImage
 from sjc_engine.memory import out_of_memory
 from sjc_engine.optimization.scene import Diverged, Scene, StepStats
 from sjc_engine.optimization.step import StepInputs, draw, update
-from sjc_engine.priors.conditioning import InputImage
 from sjc_engine.priors.denoiser import Cond, Prior
 from sjc_engine.recipes import Recipe
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from sjc_engine.image_file import InputImage
 from sjc_engine.optimization.losses import depth_smoothness
-from sjc_engine.priors.conditioning import InputImage, no_silhouette
+from sjc_engine.priors.conditioning import no_silhouette
 from sjc_engine.priors.denoiser import Cond
 from sjc_engine.priors.families.zero123 import Zero123Prior
 from sjc_engine.recipes import OptimizeRecipe

@@ -13,6 +13,7 @@ from sjc_engine.errors import SettingError
 from sjc_engine.fields.field import Field, Space
 from sjc_engine.fields.kinds import make_field
 from sjc_engine.guidance.view_prompts import view_prompts
+from sjc_engine.image_file import InputImage
 from sjc_engine.optimization.checkpoint import write_checkpoint
 from sjc_engine.optimization.distill import distill_rgb
 from sjc_engine.optimization.optimizer import make_optimizer
@@ -25,7 +26,7 @@ from sjc_engine.optimization.resume import (
     read_scene,
     state_tensors,
 )
-from sjc_engine.priors.conditioning import InputImage, mismatches
+from sjc_engine.priors.conditioning import mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
 from sjc_engine.recipes import RECIPE_VERSION, Recipe

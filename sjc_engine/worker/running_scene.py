@@ -13,9 +13,9 @@ from typing import Any
 
 from sjc_engine.fields.field import Field
 from sjc_engine.files import write_atomically
+from sjc_engine.image_file import ImageError, InputImage, read_image
 from sjc_engine.optimization.checkpoint import CheckpointError
 from sjc_engine.optimization.scene import Scene, StepStats
-from sjc_engine.priors.conditioning import ImageError, InputImage, read_image
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.spec import AssetSpec
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.errors import SettingError
+from sjc_engine.image_file import ImageError, ImageFacts, check_image
 from sjc_engine.presets import Value
-from sjc_engine.priors.conditioning import ImageError, check_image
 from sjc_engine.priors.sources import judge_error, prior_error
 from sjc_engine.recipes import RECIPE_KEYS, Recipe, check_preset
 from tasks.manifest.files import META, shown
@@ -23,6 +23,7 @@ MAX_SEEDS = 10_000  # of one row
 _ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID}}}")
 # 3.0 too: what pandas makes of whole numbers beside a blank cell
 _SEEDS = re.compile(r"([0-9]{1,19})(?:\.0+|\s*-\s*([0-9]{1,19}))?")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Control characters but for line breaks, and halves of surrogate pairs: neither can be stored.
 _CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -41,7 +42,7 @@ class Row:
     prompt: str
     negative_prompt: str
     image_path: Path | None
-    image: str | None  # SHA-256 of the picture's bytes
+    image: ImageFacts | None
     seed: int
     prior: str | None
     recipe: str | None
@@ -173,9 +174,13 @@ class RowReader:
             return list(range(first, last + 1)), found[2] is not None
         return [0], False
 
-    def _image(self) -> tuple[Path | None, str | None]:
+    def _image(self) -> tuple[Path | None, ImageFacts | None]:
         text = self._text("image")
         if not text:
+            return None, None
+        if _ADDRESS.match(text):
+            problem = f"{shown(text)!r} is an address, and only files are read"
+            self.add_error("image", problem, "download it, and give its path")
             return None, None
         if self.folder is None and not Path(text).is_absolute():
             fix = "copy the manifest and its images into a folder, or give a path on this machine"

@@ -99,11 +99,11 @@ def _reopen(path: Path, about: os.stat_result) -> BinaryIO:
 def _read_s3(manifest: str) -> list[Records]:
     bucket, _, key = manifest.removeprefix(S3).partition("/")
     single = kind_of(key) in READERS
-    folder = key.rpartition("/")[0] if single else key.rstrip("/")
+    folder = key.rpartition("/")[0] if single else key.removesuffix("/")
     try:
-        store = open_store(f"{S3}{bucket}/{folder}", writable=False)
+        store = open_store(f"{S3}{bucket}/{folder}", writable=False, foreign=True)
         if single:
-            names = [PurePosixPath(key).name]
+            names = [key.rpartition("/")[2]]
         else:
             names = [name for name in store.list() if "/" not in name and _is_manifest(name)]
         if not names:

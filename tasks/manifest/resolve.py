@@ -14,7 +14,7 @@ from typing import Any
 
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
-from sjc_engine.priors.conditioning import mismatches, no_silhouette, read_image
+from sjc_engine.priors.conditioning import mismatches, no_silhouette
 from sjc_engine.priors.sources import assumption, prior_error, takes_image
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
@@ -109,8 +109,11 @@ def resolve(
     resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
     entries: list[Entry] = []
     first: dict[str, int] = {}
+    warnings: list[str] = []
     for row in rows:
         spec = resolver.spec(row)
+        remarks = row.image.warnings if row.image else ()
+        warnings += [f"{row.manifest}:{row.line}: image: {remark}" for remark in remarks]
         index = first.setdefault(spec.asset_id, len(entries))
         entries.append(
             Entry(
@@ -122,7 +125,7 @@ def resolve(
             )
         )
     resolver.check_unused()
-    warnings = [warning for entry in entries for warning in _warnings(entry, entries)]
+    warnings += [warning for entry in entries for warning in _warnings(entry, entries)]
     warnings += resolver.unused_options() if entries else []
     priors = dict.fromkeys(entry.spec.prior for entry in entries)
     warnings += [warning for prior in priors if (warning := assumption(prior))]
@@ -184,14 +187,14 @@ class _Resolver:
         revision, wrong = self.memo.get(("revision", prior), self._revision, prior)
         recipe, found = self.memo.get(question, self._settle, row, prior)
         errors = [*wrong, *found]
-        if recipe.optimize.silhouette_weight and row.image_path and takes_image(prior):
-            errors += self.memo.get(("silhouette", row.image), _silhouette, row.image_path)
+        if recipe.optimize.silhouette_weight and row.image and takes_image(prior):
+            errors += [] if row.image.silhouette else [no_silhouette()]
         for error in errors:
             self._add_problem(*self._origin(row, error), error)
         return AssetSpec(
             prompt=row.prompt,
             negative_prompt=row.negative_prompt,
-            image=row.image,
+            image=row.image.sha256 if row.image else None,
             seed=row.seed,
             prior=prior,
             prior_revision=revision,
@@ -285,11 +288,6 @@ class _Resolver:
             values = {key: value for key, value in values.items() if key not in keys}
             wrong = recipe.problems(values)
         return recipe.override(values), errors
-
-
-def _silhouette(image: Path) -> list[SettingError]:
-    """What is wrong with an image whose silhouette is asked for."""
-    return [no_silhouette()] if read_image(image).opacity is None else []
 
 
 def recipe_diff(prior: str, recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -61,12 +61,18 @@ _MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag is one unless the upload had sever
 
 
 class S3Store:
-    """A store under ``s3://{bucket}/{prefix}``. Threads may share it."""
+    """A store under ``s3://{bucket}/{prefix}``. Threads may share it.
 
-    def __init__(self, bucket: str, prefix: str = "", *, writable: bool = True) -> None:
-        prefix = prefix.strip("/")
+    foreign: others chose the names, so all that S3 knows are right.
+    """
+
+    def __init__(
+        self, bucket: str, prefix: str = "", *, writable: bool = True, foreign: bool = False
+    ) -> None:
         self.bucket = bucket
-        self.prefix = check_key(prefix) + "/" if prefix else ""
+        self._checked: Callable[[str], str] = str if foreign else check_key
+        prefix = prefix if foreign else prefix.strip("/")
+        self.prefix = self._checked(prefix) + "/" if prefix else ""
         check_endpoint()
         with explained("use", self.url):
             self._client = connect(boto3.Session(), bucket, self.prefix, writable=writable)
@@ -173,7 +179,7 @@ class S3Store:
         return (entry for page in pages for entry in page.get("Contents", []))
 
     def _full(self, key: str) -> str:
-        return self.prefix + check_key(key)
+        return self.prefix + self._checked(key)
 
     def _head(self, key: str) -> StoredFile | None:
         """What the server knows about `key`; no SHA-256 when others wrote it."""

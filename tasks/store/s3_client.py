@@ -69,7 +69,9 @@ def connect(session: boto3.Session, bucket: str, prefix: str, *, writable: bool)
 
     With `writable` a small object is written, read and removed. A server that refuses or garbles
     what botocore sends with a checksum (in a trailer, over HTTPS) is sent none from then on: TLS
-    guards the way to it, and each download is held against its SHA-256. botocore's errors.
+    guards the way to it, and each download is held against its SHA-256. How it refuses says little:
+    Google's answers a checksum with a wrong signature, others with 400, 411 or 501. So a refusal
+    counts only if the same request without a checksum is refused too. botocore's errors.
     """
     first = Config(
         retries={"mode": "standard", "total_max_attempts": FIRST_ATTEMPTS},
@@ -78,31 +80,45 @@ def connect(session: boto3.Session, bucket: str, prefix: str, *, writable: bool)
         signature_version="s3v4",
     )
     client: S3Client = session.client("s3", config=first)
-    _check_access(client, bucket, prefix)
+    region = _check_access(client, bucket, prefix)
     work = Config(
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, read_timeout=READ_SECONDS
     )
     if writable and not _keeps_files(client, bucket, prefix):
         plain = Config(request_checksum_calculation="when_required")
         first, work = first.merge(plain), work.merge(plain)
-        if not _keeps_files(session.client("s3", config=first), bucket, prefix, sure=True):
-            problem = "what is written there is read back as something else"
-            raise StoreError(f"Cannot use s3://{bucket}/{prefix}: {problem}", "use another server")
-    return session.client("s3", config=first.merge(work))
+        problem, fix = "what is written there is read back as something else", "use another server"
+        try:
+            kept = _keeps_files(
+                session.client("s3", region, config=first), bucket, prefix, sure=True
+            )
+        except ClientError as error:
+            if error_code(error) != "SignatureDoesNotMatch":
+                raise
+            # Not the secret key's fault, as S3 would have it: the same has just signed a HEAD.
+            problem = "the server refuses what is written there, with and without a checksum"
+            fix = "check that these credentials may write, and any proxy"
+            kept = False
+        if not kept:
+            raise StoreError(f"Cannot use s3://{bucket}/{prefix}: {problem}", fix)
+    return session.client("s3", region, config=first.merge(work))
 
 
-def _check_access(client: S3Client, bucket: str, prefix: str) -> None:
+def _check_access(client: S3Client, bucket: str, prefix: str) -> str | None:
+    """The bucket's region, if the server names it: botocore follows it for this client alone."""
     try:
-        client.head_bucket(Bucket=bucket)
-    except ClientError:
+        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
+    except ClientError as error:
+        headers = error.response["ResponseMetadata"]["HTTPHeaders"]
         # The reply to a HEAD has no body that distinguishes a wrong clock from a wrong key.
         client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    return headers.get("x-amz-bucket-region")
 
 
 def _keeps_files(client: S3Client, bucket: str, prefix: str, *, sure: bool = False) -> bool:
     """Whether a small object comes back as it was written.
 
-    Without `sure` a request that the server does not understand is a no and not an error.
+    Without `sure` a refusal is a no and not an error.
     """
     # The name starts with a dot: a probe that is left behind shows in no listing.
     key, content = f"{prefix}.probe-{secrets.token_hex(4)}", secrets.token_bytes(64)
@@ -110,7 +126,8 @@ def _keeps_files(client: S3Client, bucket: str, prefix: str, *, sure: bool = Fal
         client.put_object(Bucket=bucket, Key=key, Body=content)
         found = client.get_object(Bucket=bucket, Key=key)["Body"].read()
     except ClientError as error:
-        if sure or error.response["ResponseMetadata"]["HTTPStatusCode"] not in (400, 411, 501):
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if sure or (status >= 500 and status != 501):  # a server that is busy, or broken
             raise
         return False
     client.delete_object(Bucket=bucket, Key=key)

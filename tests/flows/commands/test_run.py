@@ -274,6 +274,7 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
         ("--prior kxic/zero123-xl", "--image: prior 'kxic/zero123-xl' needs an image; name one"),
         ("--image no.png --prior kxic/zero123-xl", "--image: no.png does not exist; name"),
         ("--image t.png --prior kxic/zero123-xl", "--image: t.png is not an image; name a"),
+        ("--image w.png --prior kxic/zero123-xl", "--image: w.png shows nothing: 0.00% of it"),
         ("--set silhouette_weight=1", "--set silhouette_weight: prior 'toybox' takes text only"),
         (
             "--image p.png --prior kxic/zero123-xl --set silhouette_weight=1",
@@ -285,6 +286,7 @@ def test_generate_says_which_picture_it_needs(
     options: str, message: str, sjc: Callable[..., Said], tmp_path: Path
 ) -> None:
     Image.new("RGB", (20, 20), "gold").save(tmp_path / "p.png")
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "w.png")
     (tmp_path / "t.png").write_text("a picture")
     before = sorted(tmp_path.rglob("*"))
     said = sjc("generate", "a duck", "-o", "duck", *options.split())

@@ -1,20 +1,35 @@
-"""A mesh file, read back, is the mesh that was written."""
+"""A mesh file, read back here or by other programs, is the mesh that was written."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
 from synthetic_fields import TOTEM, centers, make_field, soft_density
 
-from sjc_engine.mesh.extract import extract_mesh
-from sjc_engine.mesh.gltf import Mesh, read_mesh
+from sjc_engine.mesh.extract import extract_mesh, write_mesh
+from sjc_engine.mesh.gltf import TO_GLTF, Mesh, read_mesh, srgb_to_linear
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.rendering.camera import orbit
 from sjc_engine.rendering.rasterize import rasterize
+
+ROOT = Path(__file__).parents[3]
+SUFFIXES = ("glb", "ply", "obj", "stl")
+THREE = ROOT / "tests/support/three_meshes.mjs"
+
+
+def in_three(*paths: Path) -> list[dict[str, Any]]:
+    """What three.js makes of the files."""
+    command = ["node", str(THREE), *map(str, paths)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +85,95 @@ def test_other_files_are_refused(mesh: Mesh, tmp_path: Path) -> None:
     (tmp_path / "c.glb").write_bytes(b"solid" + whole[5:])
     with pytest.raises(ValueError, match=r"not a glTF 2\.0 binary"):
         read_mesh(tmp_path / "c.glb")
+
+
+def test_all_formats_have_one_shape_and_one_side_up(mesh: Mesh, tmp_path: Path) -> None:
+    recipe = MeshRecipe(also_write="ply+obj+stl")
+    write_mesh(mesh, tmp_path, recipe, {})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"mesh.{suffix}" for suffix in SUFFIXES), "mesh.mtl", "mesh.png",
+    }  # fmt: skip
+    exported = mesh.vertices @ TO_GLTF.T
+    for suffix in SUFFIXES:
+        loaded = trimesh.load(tmp_path / f"mesh.{suffix}", force="mesh")
+        assert len(loaded.faces) == len(mesh.faces)
+        assert loaded.bounds == pytest.approx(
+            np.array([exported.min(0), exported.max(0)]), abs=1e-6
+        )
+        assert loaded.center_mass == pytest.approx(center_of(exported, mesh.faces), abs=1e-4)
+        loaded.merge_vertices(merge_tex=True, merge_norm=True)
+        assert loaded.is_watertight
+        assert loaded.volume > 0
+
+
+def center_of(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    center: np.ndarray = trimesh.Trimesh(vertices, faces, process=False).center_mass
+    return center
+
+
+def test_an_obj_shows_its_picture_as_it_is(mesh: Mesh, tmp_path: Path) -> None:
+    """Its colours contain their light: times one, and without a sheen."""
+    mesh.export(tmp_path / "a.obj")
+    lines = [line.split() for line in (tmp_path / "a.mtl").read_text().splitlines()]
+    values = {key: rest for key, *rest in lines}
+    assert [values[key] for key in ("Ka", "Kd", "Ks")] == [["1"] * 3, ["1"] * 3, ["0"] * 3]
+    assert values["illum"] == ["0"]
+    assert values["newmtl"] == ["a"]
+    assert "usemtl a\n" in (tmp_path / "a.obj").read_text()
+    material = trimesh.load(tmp_path / "a.obj", force="mesh").visual.material
+    assert material.diffuse.tolist() == [255] * 4
+    assert material.specular.tolist() == [0, 0, 0, 255]
+
+
+@pytest.mark.parametrize("suffix", ["ply", "obj"])
+def test_colours_beyond_the_range_end_at_it(mesh: Mesh, tmp_path: Path, suffix: str) -> None:
+    plain = replace(mesh, texture=None, colors=mesh.colors * 2 - 0.5)
+    plain.export(tmp_path / f"a.{suffix}")
+    loaded = trimesh.load(tmp_path / f"a.{suffix}", force="mesh", process=False)
+    found = loaded.visual.vertex_colors[:, :3] / 255
+    assert found == pytest.approx(plain.colors.clip(0, 1), abs=0.51 / 255)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", ["vertices", "normals", "colors"])
+def test_no_file_is_written_of_bad_arrays(
+    mesh: Mesh, tmp_path: Path, name: str, suffix: str
+) -> None:
+    broken = getattr(mesh, name).copy()
+    broken[1, 2] = np.nan
+    empty = replace(mesh, texture=None, faces=mesh.faces[:0])
+    for bad in (empty, replace(mesh, **{name: broken})):
+        with pytest.raises(ValueError, match="at least one face, and finite values"):
+            bad.export(tmp_path / f"a.{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("textured", [True, False])
+def test_three_js_shows_all_formats_alike(mesh: Mesh, tmp_path: Path, textured: bool) -> None:
+    shown = mesh if textured else replace(mesh, texture=None)
+    paths = [tmp_path / f"a.{suffix}" for suffix in SUFFIXES]
+    if textured:
+        paths = paths[1:]  # three.js needs a browser for a picture in a .glb
+    for path in paths:
+        shown.export(path)
+    exported = mesh.vertices @ TO_GLTF.T
+    found = dict(zip((path.suffix for path in paths), in_three(*paths), strict=True))
+    for loaded in found.values():
+        assert loaded["low"] == pytest.approx(exported.min(0), abs=1e-6)
+        assert loaded["high"] == pytest.approx(exported.max(0), abs=1e-6)
+    linear = srgb_to_linear(mesh.colors)
+    expected = {".glb": linear, ".ply": linear, ".obj": linear[mesh.faces].reshape(-1, 3)}
+    colored = {suffix for suffix, loaded in found.items() if loaded["colors"]}
+    for suffix in colored:
+        assert np.array(found[suffix]["colors"]) == pytest.approx(expected[suffix], abs=0.01)
+    material = found[".obj"]["material"]
+    assert material["color"] == [1, 1, 1]
+    if textured:
+        assert colored == {".ply"}
+        assert material["specular"] == [0, 0, 0]
+        assert material["map"] == "srgb"
+    else:
+        assert colored == {".glb", ".ply", ".obj"}
+        assert found[".glb"]["material"]["type"] == "MeshBasicMaterial"
+        assert material["vertexColors"]

@@ -14,12 +14,12 @@ from transformers import CLIPVisionModelWithProjection
 from sjc_engine import optimize
 from sjc_engine.guidance.score import guide
 from sjc_engine.guidance.view_prompts import view_prompt
+from sjc_engine.image_file import InputImage
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.optimization.checkpoint import CheckpointError
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.optimization.step import draw
-from sjc_engine.priors.conditioning import InputImage
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.priors.families.zero123 import Zero123Prior, relative_pose
 from sjc_engine.recipes import Recipe

@@ -12,6 +12,7 @@ from task_samples import Write, plan, problems
 from tasks.manifest.resolve import ManifestError, read_manifest
 from tasks.records.runs import finish_run, start_run
 from tasks.store import open_store
+from tasks.store.interface import StoreError
 from tasks.tables.read import query
 from tasks.tables.write import record_run
 
@@ -129,3 +130,28 @@ def test_the_entries_table_names_each_rows_own_file(folder: Path, tmp_path: Path
     ]
     (run_row,) = query(store, "SELECT manifest FROM runs").to_pylist()
     assert run_row["manifest"] == str(folder)
+
+
+NAMES = [
+    "toys v2.csv",
+    "a(1).csv",
+    "Spielzeug für Kinder.csv",
+    "100% (neu) & mehr!.csv",
+    "#1 [x]'.csv",
+]
+
+
+@pytest.mark.parametrize("folder", ["my lists", "lísts/deeper (2)", "a//b", "plain"])
+def test_names_on_s3_are_the_users(s3_url: str, folder: str) -> None:
+    bucket = s3_url.split("/")[2]
+    for number, name in enumerate(NAMES):
+        content = f"prompt\na toy {number}\n".encode()
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"{folder}/{name}", Body=content)
+    for number, name in enumerate(NAMES):
+        [row] = read_manifest(f"s3://{bucket}/{folder}/{name}").rows
+        assert (row.prompt, row.manifest) == (f"a toy {number}", f"s3://{bucket}/{folder}/{name}")
+    for spelled in (folder, f"{folder}/"):
+        rows = read_manifest(f"s3://{bucket}/{spelled}").rows
+        assert sorted(row.manifest.rpartition("/")[2] for row in rows) == sorted(NAMES)
+    with pytest.raises(StoreError, match="is not a valid key"):  # what we write keeps to the rule
+        open_store(f"s3://{bucket}/{folder} x")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from task_samples import Write, plan, problems
 
 from sjc_engine.recipes import Recipe
@@ -51,10 +51,16 @@ def test_every_column(write: Write) -> None:
     assert entry.meta == {"source": "web", "note": ""}
 
 
+def draw_ball(path: Path, side: int = 20, ground: str = "white") -> None:
+    picture = Image.new("RGB", (side, side), ground)
+    ImageDraw.Draw(picture).ellipse((3, 3, side - 4, side - 4), "red")
+    picture.save(path)
+
+
 def test_an_image_row(write: Write, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     picture = tmp_path / "pictures" / "a.png"
-    Image.new("RGB", (20, 20), "white").save(picture)
+    draw_ball(picture)
     row = "a mug,pictures/a.png,kxic/zero123-xl,20,5"
     path = write(f"prompt,image,prior,image_elevation,silhouette_weight\n{row}\n")
     [entry] = plan(path).entries
@@ -63,13 +69,31 @@ def test_an_image_row(write: Write, tmp_path: Path) -> None:
     assert entry.spec.recipe.name == "zero123"
     assert entry.spec.recipe.optimize.image_elevation == 20
     asset_id = entry.spec.asset_id
-    Image.new("RGB", (20, 20), "gold").save(picture)
+    draw_ball(picture, ground="gold")
     assert problems(path) == [
         "m.csv:2: silhouette_weight: the image has neither transparency nor a white border,"
         " so it has no silhouette; cut the object out, or use 0"
     ]
-    Image.new("RGB", (24, 24), "white").save(picture)
+    draw_ball(picture, 24)
     assert plan(path).entries[0].spec.asset_id != asset_id  # the same name, another picture
+
+
+def test_what_an_image_shows_is_a_warning_or_a_problem(write: Write, tmp_path: Path) -> None:
+    draw_ball(tmp_path / "photo.png", ground="gold")
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "white.png")
+    path = write("prompt,image,prior,seed\na mug,photo.png,kxic/zero123-xl,0-1\n")
+    [warning] = [text for text in plan(path).warnings if "image: " in text]
+    assert warning.endswith(
+        "m.csv:2: image: it is not cut out: 100% of its border is neither white nor transparent;"
+        " remove the background, and leave a margin around the object"
+    )
+    path = write("prompt,image,prior\na,white.png,kxic/zero123-xl\na,https://x.org/a.png,\n")
+    first, second = problems(path)
+    assert "white.png shows nothing: 0.00% of it differs from white; use one" in first
+    assert second == (
+        "m.csv:3: image: 'https://x.org/a.png' is an address, and only files are read;"
+        " download it, and give its path"
+    )
 
 
 @pytest.mark.parametrize(
