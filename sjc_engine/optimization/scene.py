@@ -44,13 +44,36 @@ class StepStats:
 
 
 class Diverged(ArithmeticError):
-    """A scene's loss or field is no longer finite. The other scenes of the step are untouched."""
+    """A scene is no longer finite; `culprits` says what of each was the first not to be.
+
+    The other scenes of the step are untouched.
+    """
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         self.scenes = list(scenes)
+        self.culprits = [scene.recovery.culprit for scene in scenes]
         self.step = scenes[0].step
-        names = ", ".join(f"{scene.prompt!r} at step {scene.step}" for scene in scenes)
+        names = ", ".join(
+            f"{scene.prompt!r} at step {scene.step}{_cure(scene)}" for scene in scenes
+        )
         super().__init__(f"not finite any more: {names}")
+
+
+def _cure(scene: Scene) -> str:
+    """What is no longer finite, and what to do about it."""
+    match scene.recovery.culprit:
+        case "field":
+            return " (the field; use a lower lr or another seed)"
+        case "loss":
+            return " (the loss or its gradient; use a lower lr, or lower the weights of the loss)"
+        case "prior":
+            precision = str(getattr(scene.prior, "dtype", "float32")).removeprefix("torch.")
+            others = {"float16": "bfloat16 or torch.float32", "bfloat16": "float32"}.get(precision)
+            fix = "its weights may be damaged, so download it again"
+            if others:
+                fix = f"use load_prior(dtype=torch.{others}), or --devices cpu, which is float32"
+            return f" (the prior's answer in {precision}; {fix})"
+    return ""
 
 
 class Scene:
@@ -120,8 +143,12 @@ class Scene:
             self.recovery.snapshot = None
         self.recovery.keep(self.step, self.field, self.optimizer)
 
-    def descend(self, loss: Tensor, measured: Sequence[Tensor]) -> StepStats:
+    def descend(
+        self, loss: Tensor, measured: Sequence[Tensor], finite: Sequence[Tensor]
+    ) -> StepStats:
         """Take the optimiser's step down this loss. measured: score, emptiness and opacity, ().
+
+        finite: whether the rendered images, and the prior's answer to them, are, ().
 
         A loss or gradient that is not finite takes the scene back to its last snapshot, at half the
         learning rate, once; the second time it raises Diverged, with the field as it was. A GPU is
@@ -131,7 +158,8 @@ class Scene:
         self.optimizer.zero_grad()
         loss.backward()
         slopes = [p.grad.abs().amax() for p in self.field.parameters() if p.grad is not None]
-        numbers = torch.stack([loss, *measured, torch.stack(slopes).amax()])
+        steepest = torch.stack(slopes).amax()
+        numbers = torch.stack([loss, *measured, steepest, *(flag.to(loss) for flag in finite)])
         scalars = DeferredScalars(numbers.detach())
         due: DeferredScalars | None = scalars
         if self.reads_late and self.recovery.measured:
@@ -149,6 +177,8 @@ class Scene:
         """Notes what a step measured; if that is not finite, goes back or raises Diverged."""
         if self.recovery.accept(scalars):
             return True
+        if not self._field_is_finite():
+            self.recovery.culprit = "field"  # even where no view shows it
         step = self.recovery.go_back(self.field, self.optimizer) if self.step else None
         if step is None:
             raise Diverged([self])
@@ -215,5 +245,9 @@ class Scene:
         return self.step >= share * self.recipe.optimize.steps
 
     def _require_finite(self) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.field.parameters()):
+        if not self._field_is_finite():
+            self.recovery.culprit = "field"
             raise Diverged([self])
+
+    def _field_is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.field.parameters())
