@@ -28,6 +28,7 @@ from sjc_engine.optimization.resume import (
 from sjc_engine.priors.conditioning import InputImage, mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
+from sjc_engine.priors.tokens import prompt_end, words_from
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 
 
@@ -114,6 +115,7 @@ class Scene:
         self.intact = True  # False: an optimiser's step has begun and not ended
         # A GPU works while the next step is prepared: what it measured is read a step later.
         self.reads_late = prior.device.type != "cpu"
+        self.words_cut: list[str] = []  # of both prompts, which the prior has no tokens for
         self.reference: ReferenceView | None = None
         if image is not None and isinstance(prior, Zero123Prior):
             self.reference = ReferenceView(image, prior, r)
@@ -125,6 +127,9 @@ class Scene:
         )
         self.conds = {prefix: embedded[k : k + 1] for k, prefix in enumerate(prefixes)}
         self.front = prefixes[0]
+        read_end = getattr(prior, "read_end", len)  # a prior of one's own may read everything
+        self.words_cut = words_from(prompt, prompt_end(read_end, prompt, prefixes))
+        self.words_cut += words_from(negative_prompt, prompt_end(read_end, negative_prompt))
         self.uncond = embedded[len(prefixes) :]
 
     @property
