@@ -151,8 +151,10 @@ def _make(
     prior = load_prior(spec.prior, device=device)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
+        words_cut: list[str] = []
 
         def on_step(scene: Scene, stats: StepStats) -> None:
+            words_cut[:] = scene.words_cut
             watch.progress("asset", stats.step, stats.steps, stats.loss)
 
         try:
@@ -175,6 +177,7 @@ def _make(
     write_mesh(mesh, folder, recipe.mesh, spec.extras())
     report = {"asset_id": spec.asset_id, **spec.to_json()}
     del report["negative_prompt"]  # no option asks for one
-    report |= {"seconds": time.perf_counter() - started, **mesh_statistics(mesh), **metrics}
+    report |= {"seconds": time.perf_counter() - started, "words_cut": words_cut}
+    report |= {**mesh_statistics(mesh), **metrics}
     (folder / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
     return report

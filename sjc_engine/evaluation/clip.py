@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.errors import PriorError
+from sjc_engine.priors.denoiser import tokens_end
 from sjc_engine.priors.model_check import DOWNLOAD
 from sjc_engine.priors.sources import find_judge
 
@@ -57,6 +58,7 @@ class Judge:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._preprocessing = preprocessing
+        self._length: int = model.config.text_config.max_position_embeddings  # tokens of a text
         self._texts: dict[str, Tensor] = {}  # the distractors come again with every asset
 
     @torch.no_grad()
@@ -72,13 +74,12 @@ class Judge:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Unit features (B, D), on the CPU. Long texts are cut at the model's length."""
+        """Unit features (B, D), on the CPU. Long texts are cut, at `read_end`."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        length = self._model.config.text_config.max_position_embeddings
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
             tokens = self._tokenizer(
-                batch, padding=True, truncation=True, max_length=length, return_tensors="pt"
+                batch, padding=True, truncation=True, max_length=self._length, return_tensors="pt"
             )
             features = self._model.get_text_features(
                 input_ids=tokens["input_ids"].to(self._model.device),
@@ -86,6 +87,10 @@ class Judge:
             )
             self._texts |= dict(zip(batch, _unit([features]), strict=True))
         return torch.stack([self._texts[text] for text in texts])
+
+    def read_end(self, text: str) -> int:
+        """The index from which on a text is cut; its length if it is not."""
+        return tokens_end(self._tokenizer, text, self._length)
 
 
 def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:

@@ -15,6 +15,7 @@ from sjc_engine.evaluation.lpips import Lpips
 from sjc_engine.evaluation.pictures import AROUND, Pictures
 from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.mesh.iso_level import iou
+from sjc_engine.priors.tokens import prompt_end, words_from
 
 MAX_PSNR = 100.0  # dB, for identical pictures
 SINGLE_COLOR_SHARE, SINGLE_COLOR_RADIUS = 0.95, 0.15  # of the area; of RGB in [0, 1]
@@ -23,7 +24,7 @@ SIDES = ("front view of", "side view of", "backside view of")
 AWAY = slice(2, 7)  # azimuths 90 to 270 degrees: the views that do not show the front
 
 
-Metrics = dict[str, float | bool | str]
+Metrics = dict[str, float | bool | str | list[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,8 @@ def judge_pictures(
     calls "front view of" the prompt rather than "side view of" or "backside view of" it,
         1/5 sum_v [c(v, front) > max(c(v, side), c(v, backside))], v = 90, 135, 180, 225, 270,
     where 0 is best and 1 a face on every side (or an object that is round: then it says nothing).
+    `words_cut_by_judge` are the prompt's words that are beyond the judge's length in one of these
+    texts.
     """
     captions = [prompt, *rivals(prompt)]
     text = judge.text_features(captions)
@@ -116,6 +119,7 @@ def judge_pictures(
     geometry = judge.image_features(pictures.geometry[:AROUND]) @ text.T
     sides = judge.text_features([f"{side} {prompt}" for side in SIDES])
     facing = judge.image_features(pictures.mesh[AWAY]) @ sides.T  # (5, 3)
+    read_end = getattr(judge, "read_end", len)  # a judge of one's own may read everything
     metrics: Metrics = {
         "clip_score": float(_clip_score(cosines["mesh"][:AROUND, 0]).mean()),
         "clip_r_precision": _share(cosines["mesh"][:AROUND].argmax(1) == 0),
@@ -124,6 +128,7 @@ def judge_pictures(
         "evaluator": judge.id,
         "evaluator_revision": judge.revision,
         "distractors_sha256": DISTRACTORS_SHA256,
+        "words_cut_by_judge": words_from(prompt, prompt_end(read_end, prompt, SIDES)),
     }
     views = {
         source: [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from sjc_engine.recipes import RECIPE_VERSION
 
 SNAPSHOT_STEPS = 100  # between two snapshots: what a roll-back can cost
 LR_FACTOR = 0.5  # of the learning rates after it
+
+# What was the first in a step not to be finite; "loss" stands for its gradient too
+Culprit = Literal["field", "prior", "loss"]
 
 
 def state_tensors(field: Field, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -90,6 +93,7 @@ class Recovery:
     measured: list[float] | None = None  # what the last good step did
     scores: list[float] = field(default_factory=list)  # of the last two spans
     snapshot: Snapshot | None = None
+    culprit: Culprit | None = None  # of the last step that was not finite
     unread: DeferredScalars | None = None  # of the last step, where the device is not waited for
 
     @property
@@ -105,8 +109,11 @@ class Recovery:
 
     def accept(self, scalars: DeferredScalars) -> bool:
         """Notes what a step measured, if all of it is finite."""
-        *values, steepest = scalars.numbers()
+        *values, steepest, images_finite, answer_finite = scalars.numbers()
         if not all(map(math.isfinite, [*values, steepest])):
+            self.culprit = "loss" if answer_finite else "prior"
+            if not images_finite:  # what the prior was asked with
+                self.culprit = "field"
             self.unread = None
             return False
         self.measured = values

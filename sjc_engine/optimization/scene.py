@@ -29,6 +29,7 @@ from sjc_engine.optimization.resume import (
 from sjc_engine.priors.conditioning import mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
+from sjc_engine.priors.tokens import prompt_end, words_from
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 
 
@@ -45,13 +46,36 @@ class StepStats:
 
 
 class Diverged(ArithmeticError):
-    """A scene's loss or field is no longer finite. The other scenes of the step are untouched."""
+    """A scene is no longer finite; `culprits` says what of each was the first not to be.
+
+    The other scenes of the step are untouched.
+    """
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         self.scenes = list(scenes)
+        self.culprits = [scene.recovery.culprit for scene in scenes]
         self.step = scenes[0].step
-        names = ", ".join(f"{scene.prompt!r} at step {scene.step}" for scene in scenes)
+        names = ", ".join(
+            f"{scene.prompt!r} at step {scene.step}{_cure(scene)}" for scene in scenes
+        )
         super().__init__(f"not finite any more: {names}")
+
+
+def _cure(scene: Scene) -> str:
+    """What is no longer finite, and what to do about it."""
+    match scene.recovery.culprit:
+        case "field":
+            return " (the field; use a lower lr or another seed)"
+        case "loss":
+            return " (the loss or its gradient; use a lower lr, or lower the weights of the loss)"
+        case "prior":
+            precision = str(getattr(scene.prior, "dtype", "float32")).removeprefix("torch.")
+            others = {"float16": "bfloat16 or torch.float32", "bfloat16": "float32"}.get(precision)
+            fix = "its weights may be damaged, so download it again"
+            if others:
+                fix = f"use load_prior(dtype=torch.{others}), or --devices cpu, which is float32"
+            return f" (the prior's answer in {precision}; {fix})"
+    return ""
 
 
 class Scene:
@@ -92,6 +116,7 @@ class Scene:
         self.intact = True  # False: an optimiser's step has begun and not ended
         # A GPU works while the next step is prepared: what it measured is read a step later.
         self.reads_late = prior.device.type != "cpu"
+        self.words_cut: list[str] = []  # of both prompts, which the prior has no tokens for
         self.reference: ReferenceView | None = None
         if image is not None and isinstance(prior, Zero123Prior):
             self.reference = ReferenceView(image, prior, r)
@@ -103,6 +128,9 @@ class Scene:
         )
         self.conds = {prefix: embedded[k : k + 1] for k, prefix in enumerate(prefixes)}
         self.front = prefixes[0]
+        read_end = getattr(prior, "read_end", len)  # a prior of one's own may read everything
+        self.words_cut = words_from(prompt, prompt_end(read_end, prompt, prefixes))
+        self.words_cut += words_from(negative_prompt, prompt_end(read_end, negative_prompt))
         self.uncond = embedded[len(prefixes) :]
 
     @property
@@ -121,8 +149,12 @@ class Scene:
             self.recovery.snapshot = None
         self.recovery.keep(self.step, self.field, self.optimizer)
 
-    def descend(self, loss: Tensor, measured: Sequence[Tensor]) -> StepStats:
+    def descend(
+        self, loss: Tensor, measured: Sequence[Tensor], finite: Sequence[Tensor]
+    ) -> StepStats:
         """Take the optimiser's step down this loss. measured: score, emptiness and opacity, ().
+
+        finite: whether the rendered images, and the prior's answer to them, are, ().
 
         A loss or gradient that is not finite takes the scene back to its last snapshot, at half the
         learning rate, once; the second time it raises Diverged, with the field as it was. A GPU is
@@ -132,7 +164,8 @@ class Scene:
         self.optimizer.zero_grad()
         loss.backward()
         slopes = [p.grad.abs().amax() for p in self.field.parameters() if p.grad is not None]
-        numbers = torch.stack([loss, *measured, torch.stack(slopes).amax()])
+        steepest = torch.stack(slopes).amax()
+        numbers = torch.stack([loss, *measured, steepest, *(flag.to(loss) for flag in finite)])
         scalars = DeferredScalars(numbers.detach())
         due: DeferredScalars | None = scalars
         if self.reads_late and self.recovery.measured:
@@ -150,6 +183,8 @@ class Scene:
         """Notes what a step measured; if that is not finite, goes back or raises Diverged."""
         if self.recovery.accept(scalars):
             return True
+        if not self._field_is_finite():
+            self.recovery.culprit = "field"  # even where no view shows it
         step = self.recovery.go_back(self.field, self.optimizer) if self.step else None
         if step is None:
             raise Diverged([self])
@@ -216,5 +251,9 @@ class Scene:
         return self.step >= share * self.recipe.optimize.steps
 
     def _require_finite(self) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.field.parameters()):
+        if not self._field_is_finite():
+            self.recovery.culprit = "field"
             raise Diverged([self])
+
+    def _field_is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.field.parameters())

@@ -136,7 +136,7 @@ def update(scene: Scene, inputs: StepInputs, denoised: Tensor) -> StepStats:
     if scene.reference and inputs.reference:
         loss = loss + scene.reference.loss(inputs.reference)
     measured = [gradient.square().mean().sqrt(), empty, views.opacity.mean()]
-    return scene.descend(loss, measured)
+    return scene.descend(loss, measured, [images.isfinite().all(), denoised.isfinite().all()])
 
 
 def _radius(scene: Scene) -> float:

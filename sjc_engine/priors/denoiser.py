@@ -25,6 +25,7 @@ from torch import Tensor
 from sjc_engine.errors import PriorError
 from sjc_engine.priors.model_check import DOWNLOAD, broken
 from sjc_engine.priors.sources import ModelSource, find_prior
+from sjc_engine.priors.tokens import read_end
 from sjc_engine.rendering.camera import Camera
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -104,6 +105,10 @@ class Prior(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
         return latents.clamp(-1, 1)
+
+    def read_end(self, text: str) -> int:
+        """The index from which on a text is cut before it is embedded; its length if it is not."""
+        return len(text)
 
     def compile(self) -> None:
         """Has the network compiled (`sjc_engine.priors.compiled`) when it is next called.
@@ -224,6 +229,14 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Any:
     """Token ids (B, length), padded or cut, and their attention mask, as transformers has them."""
     options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     return tokenizer(list(prompts), max_length=length, **options)
+
+
+def tokens_end(tokenizer: Any, text: str, length: int) -> int:
+    """The index from which on `tokenize` cuts a text."""
+    found = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    ).offset_mapping
+    return read_end(text, found, length - tokenizer.num_special_tokens_to_add())
 
 
 def frozen(model: Any, device: torch.device) -> Any:

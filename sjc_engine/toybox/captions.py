@@ -95,15 +95,18 @@ def unknown_words(prompt: str) -> list[str]:
     return [word for word in _content_words(prompt) if word not in vocabulary()]
 
 
-def coverage(prompt: str) -> float:
+def coverage(prompt: str, end: int | None = None) -> float:
     """Fraction in [0, 1] of the prompt's content words that the captions use.
 
-    0 for a prompt that names none of the categories, whatever its other words: the prior then
-    has no object to draw.
+    What is from index `end` on is not read, and so not covered. 0 for a prompt that names none of
+    the categories, whatever its other words: the prior then has no object to draw.
     """
-    if not _CATEGORIES.search(f" {' '.join(_words(prompt))} "):
+    read = prompt[:end]
+    if not _CATEGORIES.search(f" {' '.join(_words(read))} "):
         return 0.0
-    return 1 - len(unknown_words(prompt)) / len(_content_words(prompt))
+    content = _content_words(prompt)
+    covered = len(_content_words(read)) - len(unknown_words(read))
+    return 1 - (len(content) - covered) / len(content)
 
 
 @cache

@@ -16,6 +16,7 @@ On stdout, each with `scene`, `first_step` (steps that an earlier process had do
 progress  steps: steps in all; loss; seconds: spent on this scene, earlier processes included;
           unsaved: why the last checkpoint could not be written, or null
 done      field: path, written; steps; loss_first, loss_last, loss_min; seconds; rolled_back;
+          words_cut: of the prompts, those beyond the text encoder's length;
           peak_memory_bytes: of this process (CPU) or this device (CUDA)
 failed    error_type; error
 returned  the scene has left for want of memory, and goes on from its checkpoint when it is added
@@ -272,6 +273,7 @@ class Worker:
             | asdict(run.totals)
             | {
                 "rolled_back": run.scene.recovery.rolled_back,
+                "words_cut": run.scene.words_cut,
                 "peak_memory_bytes": self._peak_memory(),
             }
         )

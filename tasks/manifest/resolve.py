@@ -16,12 +16,14 @@ from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import mismatches, no_silhouette
 from sjc_engine.priors.sources import assumption, prior_error, takes_image
+from sjc_engine.priors.tokens import text_limit
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
 from tasks.manifest.entries import WEIGHTS, Memo, Row, key_errors, preset_error
 from tasks.manifest.files import ManifestError, Problem
 from tasks.manifest.reading import Manifest, line_in, read_manifest, read_rows
+from tasks.manifest.remarks import Reading, Remarks
 
 __all__ = [
     "Entry", "Manifest", "ManifestError", "Problem", "Resolved", "Row", "read_entries",
@@ -38,7 +40,8 @@ class Entry:
 
     manifest, manifest_sha256: the row's own file; `line` is the line in it.
     duplicate_of: the index of the first entry with the same asset, on later ones.
-    prior_coverage: in [0, 1], for the embedded prior alone.
+    prior_coverage: in [0, 1], for the embedded prior alone; words that it does not read are not
+    covered.
     """
 
     manifest: str
@@ -109,24 +112,30 @@ def resolve(
     resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
     entries: list[Entry] = []
     first: dict[str, int] = {}
+    remarks = Remarks()
     warnings: list[str] = []
     for row in rows:
         spec = resolver.spec(row)
-        remarks = row.image.warnings if row.image else ()
-        warnings += [f"{row.manifest}:{row.line}: image: {remark}" for remark in remarks]
+        reading = resolver.reading(spec)
+        remarks.add_entry(row.manifest, row.line, row.row_id, spec, reading)
+        seen = row.image.warnings if row.image else ()
+        warnings += [f"{row.manifest}:{row.line}: image: {warning}" for warning in seen]
         index = first.setdefault(spec.asset_id, len(entries))
+        covered = None
+        if spec.prior == DEFAULT_PRIOR:
+            covered = coverage(spec.prompt, reading.prompt_end)
         entries.append(
             Entry(
                 **{key: getattr(row, key) for key in FROM_ROW},
                 spec=spec,
                 duplicate_of=None if index == len(entries) else index,
-                prior_coverage=coverage(row.prompt) if spec.prior == DEFAULT_PRIOR else None,
+                prior_coverage=covered,
                 image_path=row.image_path,
             )
         )
     resolver.check_unused()
     warnings += [warning for entry in entries for warning in _warnings(entry, entries)]
-    warnings += resolver.unused_options() if entries else []
+    warnings += remarks.texts() + (resolver.unused_options() if entries else [])
     priors = dict.fromkeys(entry.spec.prior for entry in entries)
     warnings += [warning for prior in priors if (warning := assumption(prior))]
     return Resolved(entries, list(dict.fromkeys(resolver.problems)), list(dict.fromkeys(warnings)))
@@ -142,14 +151,14 @@ def _warnings(entry: Entry, entries: list[Entry]) -> list[str]:
             f"{place}: id: {entry.row_id} is the same asset as {first.row_id} ({other}); "
             "it is made once"
         )
-    covered = entry.prior_coverage
-    if covered == 0:
+    prompt, covered = entry.spec.prompt, entry.prior_coverage
+    if covered == 0 and not coverage(prompt):  # else what it knows is cut, which is said elsewhere
         found.append(
             f"{place}: prompt: the prior {DEFAULT_PRIOR!r} has no such object "
             f"({', '.join(NOUNS)}); expect nonsense, or use another prior"
         )
-    elif covered is not None and covered < 1:
-        words = ", ".join(repr(w) for w in dict.fromkeys(unknown_words(entry.spec.prompt)))
+    elif covered is not None and covered < 1 and (unknown := unknown_words(prompt)):
+        words = ", ".join(map(repr, dict.fromkeys(unknown)))
         found.append(
             f"{place}: prompt: the prior {DEFAULT_PRIOR!r} does not know {words}; "
             "it will leave that out"
@@ -199,6 +208,18 @@ class _Resolver:
             prior=prior,
             prior_revision=revision,
             recipe=recipe,
+        )
+
+    def reading(self, spec: AssetSpec) -> Reading:
+        """How far the prior reads the spec's prompts."""
+        prior, revision = spec.prior, spec.prior_revision
+        limit = self.memo.get(("limit", prior, revision), text_limit, prior, revision)
+        if limit is None:
+            return Reading(None)
+        return Reading(
+            limit.tokens,
+            limit.prompt_end(spec.prompt, spec.recipe.optimize.view_style),
+            limit.read_end(spec.negative_prompt),
         )
 
     def unused_options(self) -> list[str]:

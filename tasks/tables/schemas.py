@@ -25,9 +25,10 @@ from tasks.tables.columns import (
     share,
 )
 
-# Version 2 has more columns: coverage, field_mesh_lpips, lpips_weights; version 3 has rolled_back.
+# Version 2 has more columns: coverage, field_mesh_lpips, lpips_weights; version 3 has rolled_back,
+# version 4 words_cut and words_cut_by_judge.
 # Files of older versions are read as if they held nulls there.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 STATUSES = ("ok", "failed", "diverged", "timeout", "cancelled", "interrupted")
 COVERAGES = ("good", "small", "cropped")
@@ -121,6 +122,12 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
                 " on at half the learning rate.", FLAG,
                 better="lower",
             ),
+            Column(
+                "words_cut",
+                "Words of the prompt, then of the negative prompt, that are beyond the length of "
+                "the prior's text encoder, together with the words that name the view; empty when "
+                "all were read, null when that is not known.", TEXTS,
+            ),
             count("vertices", "Vertices of the mesh."),
             count("faces", "Triangles of the mesh."),
             count(
@@ -144,6 +151,11 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             Column("evaluator", "The judge: builtin name, folder or hub id."),
             Column("evaluator_revision", "The judge's revision."),
             Column("distractors_sha256", "SHA-256 of the captions that it chose among."),
+            Column(
+                "words_cut_by_judge",
+                "Words of the prompt that are beyond the judge's length, together with 'backside "
+                "view of'; empty when all were read, null when that is not known.", TEXTS,
+            ),
             _CLIP,
             share(
                 "clip_r_precision",

@@ -54,7 +54,9 @@ def report(**changes: Any) -> dict[str, Any]:
         for source in ("field", "mesh") for view in range(2)
     ]  # fmt: skip
     flags = {"watertight": True, "single_color": False, "rolled_back": False}
-    return {**numbers, **whole, **texts, **flags, "coverage": "good", "views": views, **changes}
+    cut = {"words_cut": ["pond"], "words_cut_by_judge": []}
+    known = {**numbers, **whole, **texts, **flags, **cut, "coverage": "good", "views": views}
+    return known | changes
 
 
 def make(

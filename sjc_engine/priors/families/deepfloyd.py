@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize
+from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize, tokens_end
 from sjc_engine.priors.sources import ModelSource
+from sjc_engine.priors.tokens import DEEPFLOYD_TOKENS
 
-MAX_TOKENS = 77  # T5 would take more; the model was trained with these
 # The cosine schedule ends at sigma = 2e4, where a rendering is nothing: 22 is enough.
 LAST_TICK = 970
 
@@ -40,11 +40,17 @@ class DeepFloydPrior(SchedulePrior):
     def _embed(self, prompts: Sequence[str]) -> Cond:
         """In lower case, as in training."""
         lower = [prompt.lower().strip() for prompt in prompts]
-        tokens = tokenize(self._tokenizer, lower, MAX_TOKENS)
+        tokens = tokenize(self._tokenizer, lower, DEEPFLOYD_TOKENS)
         hidden = self._text_encoder(
             tokens.input_ids, attention_mask=tokens.attention_mask
         ).last_hidden_state
         return Cond(hidden.float().to(self.device))
+
+    def read_end(self, text: str) -> int:
+        lower = text.lower()
+        # From the end: what is cut hardly ever changes its length in lower case.
+        end = tokens_end(self._tokenizer, lower, DEEPFLOYD_TOKENS) - len(lower) + len(text)
+        return max(0, end)
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         output = self._unet(scaled, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample

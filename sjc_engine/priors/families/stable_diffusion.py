@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, sample_size, tokenize
+from sjc_engine.priors.denoiser import (
+    Cond,
+    SchedulePrior,
+    frozen,
+    sample_size,
+    tokenize,
+    tokens_end,
+)
 from sjc_engine.priors.sources import ModelSource
 
 
@@ -41,6 +48,9 @@ class StableDiffusionPrior(SchedulePrior):
     def _embed(self, prompts: Sequence[str]) -> Cond:
         tokens = tokenize(self._tokenizer, prompts, self._tokenizer.model_max_length)
         return Cond(self._text_encoder(tokens.input_ids.to(self.device)).last_hidden_state)
+
+    def read_end(self, text: str) -> int:
+        return tokens_end(self._tokenizer, text, self._tokenizer.model_max_length)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from score_formulas import sds
 from tiny_priors import SMALL, build_latent_prior, build_pixel_prior
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sjc_engine import optimize
 from sjc_engine.guidance.score import guide
 from sjc_engine.optimization import checkpoint
 from sjc_engine.optimization.checkpoint import CheckpointError
 from sjc_engine.optimization.loop import step_scenes
+from sjc_engine.optimization.resume import DeferredScalars
 from sjc_engine.optimization.scene import Diverged, Scene
 from sjc_engine.optimization.step import draw, update
 from sjc_engine.priors.denoiser import Cond, load_prior
@@ -190,6 +192,7 @@ def test_a_killed_process_goes_on_from_its_checkpoint(prior, tmp_path):
         import torch
         torch.set_num_threads({torch.get_num_threads()})
         from sjc_engine.optimization.loop import step_scenes
+from sjc_engine.optimization.resume import DeferredScalars
         from sjc_engine.priors.denoiser import load_prior
         from sjc_engine.recipes import Recipe
         from sjc_engine.optimization.scene import Scene
@@ -320,6 +323,86 @@ def test_a_gradient_that_is_not_finite_goes_back_before_it_is_applied(prior, mon
     step_scenes([scene], prior)
     assert scene.recovery.rolled_back
     assert torch.equal(scene.field.density, before)
+
+
+@pytest.mark.parametrize("reads_late", [False, True])
+@pytest.mark.parametrize("culprit", ["field", "prior", "loss"])
+def test_what_is_not_finite_is_named(prior, monkeypatch, culprit, reads_late):
+    """At the first step, and where a step's numbers are read during the next one."""
+    denoise, sick = prior.denoise, Scene("a tank", "", 1, PIXEL, prior)
+    run(sick, 2)
+    sick.recovery.rolled_back = True  # it has had its second chance
+    sick.reads_late = reads_late
+    match culprit:
+        case "field":
+            poison(sick)
+        case "prior":
+            monkeypatch.setattr(prior, "denoise", lambda *a: denoise(*a) + math.nan)
+        case "loss":
+            sick.field.density.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(Diverged, match=rf"'a tank' at step {2 + reads_late} \(the ") as caught:
+        run(sick, 2)
+    assert caught.value.culprits == [culprit]
+    assert torch.isfinite(sick.field.density).all()
+    named = {"field": "(the field; ", "prior": "(the prior's answer in float32; ",
+             "loss": "(the loss or its gradient; "}  # fmt: skip
+    assert named[culprit] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cure"),
+    [
+        (
+            torch.float16,
+            "float16; use load_prior(dtype=torch.bfloat16 or torch.float32), or --devi",
+        ),
+        (torch.bfloat16, "bfloat16; use load_prior(dtype=torch.float32), or --devices cpu, which"),
+        (torch.float32, "float32; its weights may be damaged, so download it again"),
+    ],
+)
+def test_an_answer_that_is_not_finite_names_the_precision(prior, monkeypatch, dtype, cure):
+    """At the very first step, as float16 does it on some cards."""
+    monkeypatch.setattr(prior, "denoise", lambda z, sigma, cond: z * math.inf)
+    monkeypatch.setattr(prior, "dtype", dtype)
+    with pytest.raises(Diverged) as caught:
+        step_scenes([Scene("a tank", "", 1, PIXEL, prior)], prior)
+    assert f"not finite any more: 'a tank' at step 0 (the prior's answer in {cure}" in str(
+        caught.value
+    )
+    assert caught.value.culprits == ["prior"]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for: numbers that are read, and copies to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        if name in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"):
+            self.found.append((name, args[0].dtype, args[0].numel()))
+        return function(*args, **(kwargs or {}))
+
+
+def test_naming_a_culprit_reads_no_number_of_a_sound_step(prior, monkeypatch):
+    """Flags go to the host with the loss, in the one copy that there was."""
+    scene = late(run(Scene("a tank", "", 1, PIXEL, prior), 2))
+    read = []
+    numbers = DeferredScalars.numbers
+    monkeypatch.setattr(DeferredScalars, "numbers", lambda s: read.append(s) or numbers(s))
+    inputs = draw(scene)
+    denoised = prior.denoise(
+        inputs.z.flatten(0, 1), inputs.sigma.repeat(len(inputs.z)), inputs.cond
+    ).view_as(inputs.z)
+    monkeypatch.setattr(scene.optimizer, "step", lambda: None)  # it counts on the host
+    with Waits() as waits:
+        update(scene, inputs, denoised)
+    assert waits.found == []
+    assert read == []  # the step before this one was read at once
+    update(scene, draw(scene), denoised)
+    assert len(read) == 1
 
 
 def late(scene):
