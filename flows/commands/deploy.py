@@ -122,7 +122,7 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     environment.apply()
     for number, deployment in enumerate(config["deployments"]):
         validate(deployment, f"{file or 'deployment'}: {deployment.get('name', number + 1)}")
-    api_url = os.environ.get("PREFECT_API_URL") or server.ui_server()
+    api_url = server.given_server() or server.ui_server()
     if api_url is None:
         raise UsageError("there is no Prefect server; start `sjc ui`, or set PREFECT_API_URL")
     os.environ["PREFECT_API_URL"] = api_url

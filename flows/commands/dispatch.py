@@ -64,7 +64,7 @@ def run_flow(
     with usage_errors(PlanError):
         plan = read_plan(data, os.fspath(path))
     environment.apply(console_level="CRITICAL")
-    if not (os.environ.get("PREFECT_API_URL") or server.ui_server()):
+    if not (server.given_server() or server.ui_server()):
         raise UsageError(
             "workers have to reach Prefect's server, and none is known; set PREFECT_API_URL "
             "(docs/many-machines.md), or start `sjc ui` for workers on this machine"

@@ -334,14 +334,14 @@ def _endpoint(session: boto3.Session, bucket: str) -> Check:
 def prefect_server() -> Results:
     """Which Prefect server a run would use."""
     from flows.prefect_server.environment import prefect_home
-    from flows.prefect_server.server import healthy, ui_server
+    from flows.prefect_server.server import answers, given_server, ui_server
     from flows.scratch import can_hold_files
 
-    home, given = prefect_home(), os.environ.get("PREFECT_API_URL")
+    home, given = prefect_home(), given_server()
     if not can_hold_files(home):
         fix = "set PREFECT_HOME to a folder that can be written"
         yield Check("Prefect", "problem", f"{home} cannot be written", fix)
-    elif given and not healthy(given, REACH):
+    elif given and not answers(given, REACH):
         fix = "start it, or unset PREFECT_API_URL: a run then brings its own"
         yield Check("Prefect", "problem", f"PREFECT_API_URL: {given} gives no answer", fix)
     elif given:

@@ -1,8 +1,10 @@
 """The environment Prefect runs in. It has to stand before `prefect` is first imported."""
 
+import contextlib
 import importlib.util
 import os
 import tempfile
+import tomllib
 from pathlib import Path
 
 from flows.errors import UsageError, disk_errors
@@ -39,6 +41,39 @@ def prefect_home() -> Path:
         raise UsageError("there is no home folder; set HOME or PREFECT_HOME") from error
 
 
+def _profiles() -> Path | None:
+    """The file of the user's own Prefect, if its active profile says how to reach a server.
+
+    Our home is another, so that Prefect would not find it. Other profiles stay apart.
+    """
+    if {"PREFECT_HOME", "PREFECT_PROFILES_PATH"} & os.environ.keys():
+        return None
+    path = Path.home() / ".prefect" / "profiles.toml"
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):  # none, or for Prefect itself to complain of
+        return None
+    name = os.environ.get("PREFECT_PROFILE") or found.get("active")
+    profile = found.get("profiles", {}).get(name, {})
+    reaches = ("PREFECT_API_", "PREFECT_CLIENT_")
+    return path if any(key.startswith(reaches) for key in profile) else None
+
+
+def settings_files() -> bool:
+    """Whether a file may set Prefect's PREFECT_API_URL; only then is it worth asking Prefect."""
+    named = os.environ.get("PREFECT_PROFILES_PATH") or _profiles()
+    places = {
+        named or prefect_home() / "profiles.toml": "PREFECT_API_URL",
+        ".env": "PREFECT_API_URL",
+    }
+    places |= {"prefect.toml": "", "pyproject.toml": "tool.prefect"}
+    for place, mark in places.items():
+        with contextlib.suppress(OSError):
+            if mark.encode() in Path(place).read_bytes():
+                return True
+    return False
+
+
 def _bypass_proxies() -> None:
     """Lets no proxy come between this process, or its children, and servers on loopback."""
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
@@ -71,5 +106,7 @@ def apply(console_level: str = "WARNING") -> None:
         "PREFECT_HOME": str(home),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console_level,
     }
+    if profiles := _profiles():
+        defaults["PREFECT_PROFILES_PATH"] = str(profiles)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.errors import RunError, UsageError
-from flows.prefect_server.environment import prefect_home
+from flows.prefect_server.environment import prefect_home, settings_files
 from flows.scratch import make_private
 from sjc_engine.worker.parent_death import die_with_parent
 from tasks.store.disk import disk_advice
@@ -31,11 +31,12 @@ from tasks.store.disk import disk_advice
 HOST = "127.0.0.1"
 START_SECONDS = 120.0  # for our own; 5 to 15 s measured on a quiet machine of two cores
 ANSWER_SECONDS = 10.0  # for one that should be up
+_OTHER_VERSION = "Can't locate revision"  # Alembic's, of a database that it does not know
 _ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .+", re.MULTILINE)  # ends a traceback
 
 
 def healthy(api_url: str, timeout: float = 2.0) -> bool:
-    """Whether a Prefect API answers there."""
+    """Whether a server of this program answers there: asked at once, without Prefect's client."""
     try:
         loopback = urlsplit(api_url).hostname in (HOST, "localhost")
         handlers = [urllib.request.ProxyHandler({})] if loopback else []
@@ -44,6 +45,31 @@ def healthy(api_url: str, timeout: float = 2.0) -> bool:
             return bool(reply.status == 200)
     except (OSError, ValueError):  # refused, timed out, HTTP error, not a URL
         return False
+
+
+def answers(api_url: str, timeout: float = 2.0) -> bool:
+    """Whether any Prefect server answers, asked as Prefect asks: its TLS, headers, key, proxies."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    settings = {PREFECT_API_URL: api_url.rstrip("/"), PREFECT_CLIENT_MAX_RETRIES: 0}
+    try:
+        with (
+            temporary_settings(settings),
+            get_client({"timeout": timeout}, sync_client=True) as client,
+        ):
+            return client.api_healthcheck() is None
+    except (OSError, ValueError):  # a certificate's file that is not there, not a URL
+        return False
+
+
+def given_server() -> str | None:
+    """The address that the user has set: a variable, or else in a file that Prefect reads."""
+    if (given := os.environ.get("PREFECT_API_URL")) or not settings_files():
+        return given
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value()
 
 
 def _note() -> Path:
@@ -77,7 +103,7 @@ class Server:
         """Blocks until the API answers; RunError, with what to do, when it never will."""
         seconds = START_SECONDS if self.log else ANSWER_SECONDS
         deadline = time.monotonic() + seconds
-        while not healthy(self.api_url):
+        while not self._answers():
             self._check_process()
             if time.monotonic() > deadline:
                 hint = f"see {self.log}" if self.log else "start it, or unset PREFECT_API_URL"
@@ -91,7 +117,7 @@ class Server:
         try:
             yield
         except Exception as error:
-            if healthy(self.api_url):
+            if self._answers():
                 raise
             self._check_process()
             raise RunError(
@@ -99,11 +125,20 @@ class Server:
                 " run the same command again to continue"
             ) from error
 
+    def _answers(self) -> bool:
+        return healthy(self.api_url) if self.log else answers(self.api_url)
+
     def _check_process(self) -> None:
         """RunError, with the reason, when our own server process has ended."""
         if self.process is None or (code := self.process.poll()) is None:
             return
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else self._last_error()
+        if _OTHER_VERSION in reason:
+            database = prefect_home() / "prefect.db"
+            raise RunError(
+                f"another version of Prefect has written {database}; move it away (nothing of the"
+                f" store is lost), or set PREFECT_HOME to another folder; see {self.log}"
+            )
         raise RunError(
             f"the Prefect server on PREFECT_HOME {prefect_home()} has ended:"
             f" {reason or f'exit code {code}'}; see {self.log}"
@@ -127,7 +162,7 @@ def connect(log: Path, *, ui: bool = False) -> Server:
     `available`. log: for the output of an own server; ui: whether that one has pages. It ends with
     the interpreter, after Prefect's own exit hooks have sent their last records.
     """
-    if found := os.environ.get("PREFECT_API_URL") or ui_server():
+    if found := given_server() or ui_server():
         os.environ["PREFECT_API_URL"] = found
         return Server(found, None)
     port = free_port()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -173,6 +174,24 @@ def test_a_server_that_cannot_start_is_reported_with_its_reason(home: Path, tmp_
     assert time.monotonic() - started < server.START_SECONDS / 2
     assert str(caught.value).startswith(f"the Prefect server on PREFECT_HOME {home} has ended: ")
     assert str(caught.value).endswith(f"; see {log}")
+
+
+def test_a_database_of_another_version_gets_a_way_out(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('feedfacecafe')")
+    log = tmp_path / "logs" / "server.log"
+    with pytest.raises(RunError) as caught:
+        server.connect(log).wait()
+    assert str(caught.value) == (
+        f"another version of Prefect has written {home}/prefect.db; move it away (nothing of the"
+        f" store is lost), or set PREFECT_HOME to another folder; see {log}"
+    )
+    (home / "prefect.db").rename(home / "aside")
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    server.connect(tmp_path / "logs" / "second.log").wait()
 
 
 ENDS = {
