@@ -84,7 +84,7 @@ def test_a_dead_server_and_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     (found,) = doctor.prefect_server()
     assert (found.status, "unset PREFECT_API_URL" in found.fix) == ("problem", True)
-    monkeypatch.setattr(server, "healthy", lambda url, timeout: True)
+    monkeypatch.setattr(server, "answers", lambda url, timeout: True)
     (found,) = doctor.prefect_server()
     assert found.status == "ok"
 
