@@ -207,8 +207,11 @@ class S3Store:
                     with contextlib.suppress(ClientError, BotoCoreError):
                         if self._head(key) == stored:
                             return stored
-                    if not remaining or error_code(error) not in _DAMAGED | _TAKEN:
-                        raise
+                    if remaining and error_code(error) in _DAMAGED | _TAKEN:
+                        continue
+                    if error_code(error) == "PreconditionFailed":
+                        raise self._hidden(key) from error
+                    raise
         raise AssertionError("unreachable: the last round returns or raises")
 
     def _is_stored(self, key: str, stored: StoredFile) -> bool:
@@ -296,7 +299,7 @@ class S3Store:
 
     def _hidden(self, key: str) -> StoreError:
         return StoreError(
-            f"Cannot read {self.uri(key)}: the server answers 404 and lists it all the same",
+            f"Cannot read {self.uri(key)}: the server answers 404 and has it all the same",
             "check AWS_ENDPOINT_URL_S3 and any proxy, and try again later",
         )
 

@@ -20,6 +20,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ProfileNotFound,
     SSLError,
     SSOError,
     TokenRetrievalError,
@@ -52,6 +53,8 @@ _ADVICE = {  # by S3's code: what is wrong, and the fix
     "AccessDenied": (
         "these credentials may not do that", "allow them to read, write and delete there"
     ),
+    # A server's own errors have names; what botocore cannot read has this one.
+    "500": ("the server answers 500, or its reply is cut short", "try again later"),
     "403": ("these credentials are wrong or may not do that", _CREDENTIALS),
     "InvalidAccessKeyId": ("the access key is unknown there", _CREDENTIALS),
     "SignatureDoesNotMatch": ("the secret key is wrong", _CREDENTIALS),
@@ -163,6 +166,8 @@ def _problem(error: Exception) -> tuple[str, str]:
             return "there are no complete AWS credentials", _CREDENTIALS
         case CredentialRetrievalError() | SSOError() | TokenRetrievalError():
             return text, f"renew the credentials {_AGAIN}"
+        case ProfileNotFound():
+            return text, "correct AWS_PROFILE, or add the profile to ~/.aws/config"
         case ParamValidationError():
             return "this is not a valid bucket", "use s3://bucket/prefix"
         case SSLError():

@@ -109,6 +109,14 @@ def test_missing_credentials_are_found_at_once(
         open_store("s3://bucket/x")
 
 
+def test_a_missing_profile_is_no_matter_of_the_network(
+    s3_environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match=r"profile \(nobody\) could not be found; correct AWS_PRO"):
+        open_store("s3://bucket/x")
+
+
 def test_an_unreachable_server_is_found_at_once(
     s3_environment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +182,7 @@ def test_a_404_for_what_is_listed_is_not_believed(
     missing: dict[str, Any] = {"times": None, "status": 404, "code": "NoSuchKey"}
     faulty.add(Fault("status", r"^(GET|HEAD) .*/a/x ", **missing))
     for read in (store.get_bytes, store.exists, lambda key: store.download(key, tmp_path / "x")):
-        with pytest.raises(StoreError, match="answers 404 and lists it all the same") as caught:
+        with pytest.raises(StoreError, match="answers 404 and has it all the same") as caught:
             read("a/x")
         assert not_damage(caught)
     faulty.clear()
