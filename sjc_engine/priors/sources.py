@@ -275,13 +275,13 @@ def assumption(id: str) -> str | None:
     return f"prior {id!r} is not in this machine's cache; by its name it is taken for a {kind}"
 
 
-def known_folder(id: str) -> Path:
+def known_folder(id: str, revision: str | None = None) -> Path:
     """A prior's folder: its own, or the snapshot of a hub id in the cache, if there is one."""
     folder = BUILTINS.get(id, Path(id))
     if not folder.is_dir() and HUB_ID.fullmatch(id):
         from huggingface_hub import try_to_load_from_cache
 
-        if isinstance(cached := try_to_load_from_cache(id, INDEX), str):
+        if isinstance(cached := try_to_load_from_cache(id, INDEX, revision=revision), str):
             return Path(cached).parent
     return folder
 

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from sjc_engine.guidance.view_prompts import ViewStyle, view_prompts
-from sjc_engine.priors.sources import BUILTINS, family_of
+from sjc_engine.priors.sources import family_of, known_folder
 
 DEEPFLOYD_TOKENS = 77  # T5 would read more; the model was trained with these
 MOST_TOKENS = 100_000  # transformers writes 1e30 for "no limit"
@@ -123,7 +123,7 @@ def text_limit(prior: str, revision: str | None = None) -> TextLimit | None:
     """
     try:
         make = {"stable_diffusion": _clip_limit, "deepfloyd": _t5_limit}.get(family_of(prior)[0])
-        limit = make(_finder(prior, revision)) if make else None
+        limit = make(_finder(prior, revision or None)) if make else None
         if limit:
             limit.count("a \u2603")  # a vocabulary that does not fit shows here
         return limit
@@ -132,16 +132,8 @@ def text_limit(prior: str, revision: str | None = None) -> TextLimit | None:
 
 
 def _finder(prior: str, revision: str | None) -> Find:
-    folder = BUILTINS.get(prior, Path(prior))
-    if folder.is_dir():
-        return lambda name: path if (path := folder / "tokenizer" / name).is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    def cached(name: str) -> Path | None:
-        path = try_to_load_from_cache(prior, f"tokenizer/{name}", revision=revision or None)
-        return Path(path) if isinstance(path, str) else None
-
-    return cached
+    folder = known_folder(prior, revision) / "tokenizer"
+    return lambda name: path if (path := folder / name).is_file() else None
 
 
 def _clip_limit(find: Find) -> TextLimit | None:

@@ -202,7 +202,7 @@ def test_a_hub_id_is_read_from_the_local_cache(
     pixel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = tmp_path / "models--acme--toys"
-    shutil.copytree(pixel / "tokenizer", repository / "snapshots" / ("0" * 40) / "tokenizer")
+    shutil.copytree(pixel, repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
