@@ -199,7 +199,8 @@ def test_words_that_were_cut_are_in_the_row(run: Any, tmp_path: Path) -> None:
     limit, style = text_limit("toybox"), Recipe.for_prior("toybox").optimize.view_style
     assert limit is not None
     foreseen = words_from(prompt, limit.prompt_end(prompt, style))
-    rows = query(tmp_path / "store", "SELECT * FROM assets WHERE len(words_cut) > 0").to_pylist()
+    found = query(open_store(tmp_path / "store"), "SELECT * FROM assets WHERE len(words_cut) > 0")
+    rows = found.to_pylist()
     assert [row["words_cut"] for row in rows] == [foreseen, foreseen]
     assert foreseen[-3:] == ["a", "red", "boat"]
     assert all(row["prior_coverage"] < 1 for row in rows)
