@@ -179,16 +179,16 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     mesh_masks = torch.stack(
         [rasterize(mesh, camera, SIZE, SIZE).opacity > 0.5 for camera in ring()]
     )
+    metrics: dict[str, Any] = dict(report.metrics)
     words = judge.text_features([f"a photo of a {nouns[0]}" for nouns in NOUNS.values()])
     first = (judge.image_features(pictures.mesh[:8]) @ words.T).argmax(1)
-    metrics: dict[str, Any] = report.metrics
     return replace(
         result,
         mesh_iou=silhouette_match(mesh_masks, known[category]),
         top1=float((first == list(NOUNS).index(category)).float().mean()),
-        clip_score=metrics["clip_score"],
-        r_precision=metrics["clip_r_precision"],
-        field_mesh_iou=metrics["field_mesh_iou"],
+        clip_score=float(metrics["clip_score"]),
+        r_precision=float(metrics["clip_r_precision"]),
+        field_mesh_iou=float(metrics["field_mesh_iou"]),
         cpu_mesh=meshed - meshing,
         cpu_evaluate=evaluated - meshed,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -30,6 +30,7 @@ KEPT_SIDE = 1024  # pixels; models take 256
 # Of [0, 1], in each channel: a studio's white has shadows and noise, and a JPEG of quality 75 has
 # waves around the object, down to 231 of 255.
 WHITE_ABOVE = 0.9
+BLANK_ABOVE = 0.98  # the same for an image without anything darker: of a pale object
 OPAQUE_FROM = 0.5  # alpha
 LEAST_CLEAR = (
     0.001  # share of pixels that are not opaque where a file's transparency means something
@@ -97,17 +98,26 @@ def _examine(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], Imag
     pixels = np.asarray(picture, np.float32) / np.float32(255)
     alpha = pixels[..., 3:]
     on_white = pixels[..., :3] * alpha + (1 - alpha)
-    shown = on_white.min(axis=2) < WHITE_ABOVE
+    darkest = on_white.min(axis=2)
+    clear = _is_clear(picture)
+    shown = darkest < WHITE_ABOVE
+    if shown.mean() < LEAST_SHOWN:  # a pale object, unless it is the ground that is pale
+        pale = darkest < BLANK_ABOVE
+        shown = pale if clear or _on_border(pale) <= TOUCHES_BORDER else shown
     if (share := shown.mean()) < LEAST_SHOWN:
         problem = f"{path} shows nothing: {share:.2%} of it differs from white"
         raise ImageError("image", problem, "use one of an object, cut out or on white")
-    clear = _is_clear(picture)
     opacity = alpha[..., 0] if clear else shown.astype(np.float32)
     mask = shown | (opacity >= OPAQUE_FROM)
-    border = float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
+    border = _on_border(mask)
     silhouette = clear or border <= TOUCHES_BORDER
     found = tuple(_remarks(mask, border, silhouette))
     return on_white, opacity, ImageFacts(hashlib.sha256(data).hexdigest(), silhouette, found)
+
+
+def _on_border(mask: NDArray[np.bool_]) -> float:
+    """The share of the outermost pixels that is in the mask."""
+    return float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
 
 
 def _remarks(mask: NDArray[np.bool_], border: float, silhouette: bool) -> Iterator[str]:

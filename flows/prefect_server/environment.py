@@ -55,8 +55,8 @@ def _profiles() -> Path | None:
         return None
     name = os.environ.get("PREFECT_PROFILE") or found.get("active")
     profile = found.get("profiles", {}).get(name, {})
-    reaches = ("PREFECT_API_", "PREFECT_CLIENT_")
-    return path if any(key.startswith(reaches) for key in profile) else None
+    # Without an address it may have Prefect's own database, which is not for our server.
+    return path if "PREFECT_API_URL" in profile or "PREFECT_API_URL" in os.environ else None
 
 
 def settings_files() -> bool:

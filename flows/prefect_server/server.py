@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -43,12 +44,13 @@ def healthy(api_url: str, timeout: float = 2.0) -> bool:
         opener = urllib.request.build_opener(*handlers)
         with opener.open(f"{api_url.rstrip('/')}/health", timeout=timeout) as reply:
             return bool(reply.status == 200)
-    except (OSError, ValueError):  # refused, timed out, HTTP error, not a URL
+    except (OSError, ValueError, HTTPException):  # refused, timed out, HTTP error, not a URL
         return False
 
 
 def answers(api_url: str, timeout: float = 2.0) -> bool:
     """Whether any Prefect server answers, asked as Prefect asks: its TLS, headers, key, proxies."""
+    import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
@@ -59,7 +61,7 @@ def answers(api_url: str, timeout: float = 2.0) -> bool:
             get_client({"timeout": timeout}, sync_client=True) as client,
         ):
             return client.api_healthcheck() is None
-    except (OSError, ValueError):  # a certificate's file that is not there, not a URL
+    except (OSError, ValueError, httpx.InvalidURL):  # a certificate's file is missing, not a URL
         return False
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sjc_engine.errors import SettingError
+from sjc_engine.priors.layouts import LPIPS
 from sjc_engine.priors.model_files import PARTS, folder_digest
 
 # The stack of torchvision's `features` and the width of its pooling windows: a layer is
@@ -32,8 +33,7 @@ _NETWORKS = {
         2,
     ),
 }  # fmt: skip
-# The convolutions whose outputs are compared.
-_TAPS = {"alex": (0, 3, 6, 8, 10), "vgg": (2, 7, 14, 21, 28)}
+_TAPS = {network: taps for network, (_, taps) in LPIPS.items()}
 # What takes RGB in [-1, 1] to the range that both networks were trained on.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 

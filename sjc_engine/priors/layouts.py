@@ -113,7 +113,8 @@ def _blocks(config: Config, start: str, way: str, extra: int) -> Shapes:
     shapes: Shapes = {}
     types = config[f"{way}_block_types"]
     counts = config["layers_per_block"]
-    counts = counts if isinstance(counts, list) else [counts] * len(types)
+    counts = list(counts) if isinstance(counts, list | tuple) else [counts] * len(types)
+    counts = counts[::-1] if way == "up" else counts
     for number, (kind, count) in enumerate(zip(types, counts, strict=True)):
         for block in range(count + extra):
             name = f"{start}{way}_blocks.{number}"
@@ -147,7 +148,7 @@ def _unet(config: Config) -> Shapes:
         **_layer("time_embedding.linear_1"),
         **_layer("time_embedding.linear_2"),
         **_blocks(config, "", "down", 0),
-        **_middle(""),
+        **(_middle("") if config.get("mid_block_type", "") is not None else {}),
         **_blocks(config, "", "up", 1),
     }
 
@@ -164,6 +165,21 @@ def _vae(config: Config) -> Shapes:
         **_layer("quant_conv", 2 * latent, 2 * latent, 1, 1),
         **_layer("post_quant_conv", latent, latent, 1, 1),
     }
+
+
+# Of LPIPS, by network: the convolutions of torchvision's, and those whose outputs are compared
+LPIPS = {
+    "alex": ((0, 3, 6, 8, 10), (0, 3, 6, 8, 10)),
+    "vgg": ((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (2, 7, 14, 21, 28)),
+}
+
+
+def _lpips(config: Config) -> Shapes:
+    convolutions, taps = LPIPS[config["network"]]
+    shapes: Shapes = {f"lin.{tap}": None for tap in taps}
+    for number in convolutions:
+        shapes |= _layer(f"features.{number}")
+    return shapes
 
 
 # Settings that leave every shape as it is and change what a network computes; libraries would put
@@ -189,6 +205,7 @@ LAYOUTS: dict[str, Callable[[Config], Shapes]] = {
     "CLIPVisionModelWithProjection": _clip_vision,
     "CLIPModel": _clip,
     "T5EncoderModel": _t5,
+    "Lpips": _lpips,
     "CCProjection": lambda config: _layer("projection"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of state dicts from DDP, torc
 _PADDING = 128  # rows that an embedding may have beyond its tokenizer's words, for speed
 _SHOWN = 3  # names in a message
 DOWNLOAD = "download it again"
+_MAY_BE_BLANK = ("special_tokens_map.json", "added_tokens.json")  # the tokenizer's own file says it
 
 
 class _Broken(Exception):
@@ -43,11 +44,13 @@ def check_model(id: str, folder: Path, parts: Sequence[Part], key: str = "prior"
     id: as the user named the model. key: whether it is a `prior` or a `judge`.
     """
     read: dict[str, _Read] = {}
-    names = list_names(folder)
     for part in parts:
         try:
-            read[part.name] = _read(folder, part, names)
+            read[part.name] = _read(folder, part, list_names(folder))
             _check_together(part, read)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = f"has settings that are not what they should be ({error})"
+            raise broken(id, part.name, "", reason, DOWNLOAD, key) from error
         except _Broken as error:
             file = Path(error.file).name
             raise broken(id, part.name, file, error.reason, error.fix, key) from error
@@ -55,6 +58,14 @@ def check_model(id: str, folder: Path, parts: Sequence[Part], key: str = "prior"
             file = str(Path(error.filename or "").name)
             reason = f"cannot be read ({error.strerror or error})"
             raise broken(id, part.name, file, reason, "fix its permissions", key) from error
+
+
+def check_named(id: str, parts: Sequence[Part], names: Set[str], key: str = "prior") -> None:
+    """Raises PriorError for a component whose weights are not among the names of a repository."""
+    for part in parts:
+        if part.has_weights and not part.weights(names)[1]:
+            error = _no_weights(part, names)
+            raise broken(id, part.name, error.file, error.reason, error.fix, key)
 
 
 def broken(
@@ -107,7 +118,7 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise _Broken(path.name, f"is not JSON ({error})") from error
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict) or not (value or path.name in _MAY_BE_BLANK):
         raise _Broken(path.name, "has no settings")
     return value
 
@@ -131,12 +142,7 @@ def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape]:
     """The shape of every weight, by its name of today, from the files' headers."""
     _, files = part.weights(names)
     if not files:
-        there = sorted(name for name in names if name.startswith(part.where(names)))
-        pickled = [name for name in there if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
-        if pickled:
-            fix = "name a revision with safetensors, or convert it: docs/priors.md says how"
-            raise _Broken(pickled[0], "is pickled, which is not read", fix)
-        raise _Broken("", "has no weights (*.safetensors)")
+        raise _no_weights(part, names)
     index = files[0] if files[0].endswith(".json") else None
     shards = set(files[1:] if index else files)
     shapes: dict[str, Shape] = {}
@@ -151,6 +157,15 @@ def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape]:
         if gone := sorted(wanted - shards):
             raise _Broken(gone[0], "is missing")
     return shapes
+
+
+def _no_weights(part: Part, names: Set[str]) -> _Broken:
+    there = sorted(name for name in names if name.startswith(part.where(names)))
+    pickled = [name for name in there if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
+    if pickled:
+        fix = 'convert it, or name another model: docs/priors.md, "Getting weights"'
+        return _Broken(Path(pickled[0]).name, "is pickled, which is not read", fix)
+    return _Broken("", "has no weights (*.safetensors)")
 
 
 def _header(path: Path) -> dict[str, Shape]:
@@ -189,17 +204,14 @@ def _squeezed(shape: Shape) -> Shape:
 def _words(folder: Path, part: Part, names: set[str]) -> int | None:
     """How many words a tokenizer knows, where a file says so in JSON."""
     where = part.where(names)
-    there = [files for files in VOCABULARIES if all(where + name in names for name in files)]
-    if not there:
+    if not part.vocabulary(names):
         choices = " or ".join(" and ".join(files) for files in VOCABULARIES)
         raise _Broken("", f"has no vocabulary ({choices})")
     if where + "tokenizer_config.json" not in names:
         raise _Broken("tokenizer_config.json", "is missing")
     texts = [name for name in part.settings(names) if name.endswith(".json")]
-    parsed = {Path(name).name: _json(folder / name) for name in texts if "added" not in name}
-    added: set[str] = set()
-    if where + "added_tokens.json" in names:
-        added = set(json.loads((folder / where / "added_tokens.json").read_text("utf-8")))
+    parsed = {Path(name).name: _json(folder / name) for name in texts}
+    added = set(parsed.get("added_tokens.json", {}))
     if "tokenizer.json" in parsed:
         model = parsed["tokenizer.json"].get("model")
         vocab = model.get("vocab") if isinstance(model, dict) else None

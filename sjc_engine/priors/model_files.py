@@ -29,7 +29,7 @@ SETTINGS = {
         "vocab.json", "merges.txt", "spiece.model",
     ),
 }  # fmt: skip
-# The first of these files is enough; without any, tokenizers load as empty ones.
+# Any of these is enough.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 _STEMS = {"network": "diffusion_pytorch_model", "encoder": "model"}  # of files of weights
 
@@ -77,9 +77,21 @@ class Part:
     def files(self, names: Collection[str]) -> list[str]:
         return [*self.settings(names), *self.weights(names)[1]]
 
-    def is_in(self, names: Collection[str]) -> bool:
-        """Whether these names have all kinds of files that it needs."""
-        return bool(self.settings(names) and (self.kind not in _STEMS or self.weights(names)[1]))
+    @property
+    def has_weights(self) -> bool:
+        return self.kind in _STEMS
+
+    def is_whole(self, names: Collection[str]) -> bool:
+        """Whether all of it is certainly among these names; an index alone tells of no shard."""
+        weights = self.weights(names)[1]
+        if self.kind == "tokenizer":
+            return self.vocabulary(names) and self.where(names) + "tokenizer_config.json" in names
+        return bool(self.settings(names)) and (not self.has_weights or len(weights) == 1)
+
+    def vocabulary(self, names: Collection[str]) -> bool:
+        """Whether a tokenizer has one; without, it would load as an empty one."""
+        folder = self.where(names)
+        return any(all(folder + name in names for name in files) for files in VOCABULARIES)
 
 
 _UNET = Part("unet", "network", "UNet2DConditionModel")
@@ -97,7 +109,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _UNET, _SCHEDULER, _VAE, Part("cc_projection", "network", "CCProjection"),
         Part("image_encoder", "encoder", "CLIPVisionModelWithProjection"),
     ),
-    "lpips": (Part("model", "encoder"),),
+    "lpips": (Part("model", "encoder", "Lpips"),),
     "judge": (
         Part("model", "encoder", "CLIPModel"), _TOKENIZER, Part("preprocessor", "preprocessor"),
     ),
@@ -106,7 +118,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
 
 def parts_of(family: str, index: Mapping[str, Any]) -> tuple[Part, ...]:
     """The components of a family's model, without a VAE where model_index.json has none."""
-    no_vae = family == "stable_diffusion" and (index.get("vae") or [None])[0] is None
+    no_vae = family == "stable_diffusion" and index.get("vae") in (None, [], [None, None])
     return tuple(part for part in PARTS[family] if not (no_vae and part is _VAE))
 
 

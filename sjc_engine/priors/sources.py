@@ -6,6 +6,7 @@ Looking for a model imports neither torch nor transformers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.errors import PriorError
-from sjc_engine.priors.model_check import DOWNLOAD, broken, check_model
+from sjc_engine.priors.model_check import DOWNLOAD, broken, check_model, check_named
 from sjc_engine.priors.model_files import (
     INDEX,
     PARTS,
@@ -83,14 +84,16 @@ class ModelSource:
     def fetch(self) -> None:
         """Downloads what is read and not here yet, and checks it all. Raises PriorError."""
         if self.on_hub:
-            for name in files_read(self.parts, self._names()):
+            names = self._names()
+            check_named(self.id, self.parts, names, self.kind)
+            for name in files_read(self.parts, names):
                 hub_file(self.kind, self.id, name, self.revision, self.local_files_only)
         check_model(self.id, self.folder, self.parts, self.kind)
 
     def check(self) -> None:
         """Raises PriorError for what would not load; of the hub's, what is not here can come."""
         names = list_names(self.folder)
-        parts = [part for part in self.parts if not self.on_hub or part.is_in(names)]
+        parts = [part for part in self.parts if not self.on_hub or part.is_whole(names)]
         check_model(self.id, self.folder, parts, self.kind)
 
     def _names(self) -> set[str]:
@@ -141,9 +144,9 @@ class ModelSource:
         folder = self.folder / self._part(name).where(list_names(self.folder))
         try:
             return load(str(folder))
-        except MemoryError:
-            raise
         except Exception as error:
+            if _is_of_the_machine(error):
+                raise
             reason = f"does not load ({type(error).__name__}: {error})"
             raise broken(self.id, name, "", reason, DOWNLOAD, self.kind) from error
 
@@ -203,6 +206,16 @@ def judge_error(id: str) -> PriorError | None:
     return _fault(ModelSource("judge", id, folder, "", "judge"))
 
 
+def lpips_error(id: str) -> PriorError | None:
+    """What is wrong with the name and the files of LPIPS weights."""
+    if id == "none":
+        return None
+    if not Path(id).is_dir():
+        fix = "write none, or a folder of weights (docs/tables.md)"
+        return PriorError("lpips", f"{id!r:.60} is not a folder", fix)
+    return _fault(ModelSource("lpips", id, Path(id), "", "lpips"))
+
+
 def prior_error(id: str) -> PriorError | None:
     """What is wrong with a prior's name and files, as this machine knows it without the hub."""
     folder = BUILTINS.get(id, Path(id))
@@ -231,7 +244,7 @@ def _class_error(folder: Path) -> PriorError | None:
         kind = read_index(folder).get("_class_name")
     except (AttributeError, OSError, ValueError):
         return PriorError("prior", f"{folder / INDEX} is not readable", fix, file=INDEX)
-    if kind in FAMILIES:
+    if isinstance(kind, str) and kind in FAMILIES:
         return None
     fix = f"use one with {', '.join(FAMILIES)}"
     return PriorError("prior", f"the folder {folder} has a {str(kind)!r:.60}", fix, file=INDEX)
@@ -254,9 +267,9 @@ def family_of(id: str) -> tuple[str, dict[str, Any]]:
 
     The hub is not asked: of what is not in the cache the family is assumed (`assumed_family`).
     """
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         parsed = read_index(known_folder(id))
-        return FAMILIES.get(parsed.get("_class_name", ""), "stable_diffusion"), parsed
+        return FAMILIES.get(str(parsed.get("_class_name")), "stable_diffusion"), parsed
     family = assumed_family(id)
     return family, {"vae": ["diffusers", "AutoencoderKL"]} if family == "stable_diffusion" else {}
 
@@ -326,6 +339,14 @@ def _card(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {error}") from error
     return values if isinstance(values, dict) else {}
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether an error while loading says nothing of the files: no memory, too many open files."""
+    from sjc_engine.memory import out_of_memory
+
+    full = isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    return full or isinstance(error, MemoryError | ImportError) or out_of_memory(error)
 
 
 @contextlib.contextmanager

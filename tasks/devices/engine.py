@@ -25,10 +25,18 @@ def numba_cache(scratch: Path) -> dict[str, str]:
 
     In containers the installation is often read-only, and so is the home of a user without one.
     """
-    home = Path(os.path.expanduser("~"))
-    places = (Path(kernels_folder.__path__[0]), home / ".cache", home)
-    found = "NUMBA_CACHE_DIR" in os.environ or any(os.access(p, os.W_OK) for p in places)
+    code = Path(kernels_folder.__path__[0], "__pycache__")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache"))
+    found = (
+        "NUMBA_CACHE_DIR" in os.environ or _can_hold_files(code) or _can_hold_files(home / "numba")
+    )
     return {} if found else {"NUMBA_CACHE_DIR": str(scratch / "numba")}
+
+
+def _can_hold_files(folder: Path) -> bool:
+    """Of a folder that is not there yet the nearest one above it decides."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return os.access(there, os.W_OK)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 from sjc_engine.errors import SettingError
 from sjc_engine.image_file import ImageError, ImageFacts, check_image
 from sjc_engine.presets import Value
-from sjc_engine.priors.sources import judge_error, prior_error
+from sjc_engine.priors.sources import judge_error, lpips_error, prior_error
 from sjc_engine.recipes import RECIPE_KEYS, Recipe, check_preset
 from tasks.manifest.files import META, shown
 
@@ -254,14 +254,6 @@ def preset_error(prior: str | None, recipe: str) -> SettingError | None:
     except SettingError as error:
         return error
     return None
-
-
-def lpips_error(lpips: str) -> SettingError | None:
-    """What is wrong with the name of LPIPS weights."""
-    if lpips == "none" or Path(lpips).is_dir():
-        return None
-    fix = "write none, or a folder of weights (docs/tables.md)"
-    return SettingError("lpips", f"{lpips!r:.60} is not a folder", fix)
 
 
 # Recipe keys that name what an evaluation loads.

@@ -132,13 +132,17 @@ def finish_attempt(
     *,
     error: BaseException | str | None = None,
     error_type: str | None = None,
-    **known: Any,
+    device: str | None = None,
+    first_step: int | None = None,
+    last_step: int | None = None,
+    report: Mapping[str, Any] | None = None,
+    timings: Mapping[str, float] | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> Document:
     """Write the end of an attempt into its `attempt.json`; returns the document.
 
-    known: device, first_step, last_step, report, timings and versions, as far as there are any. Of
-    status `ok` call it after `commit_asset`, whose manifest has the last three too. Raises
-    `RowError` for a report that fits no table.
+    Call it after `commit_asset` for status `ok`: report, timings and versions are then in the
+    manifest and may be left out here. Raises `RowError` for a report that fits no table.
     """
     document = documents.read_document(store, layout.attempt_key(asset_id, attempt))
     if isinstance(error, BaseException):
@@ -148,7 +152,12 @@ def finish_attempt(
         "ended_at": documents.now(),
         "error_type": error_type,
         "error": None if error is None else str(error),
-        **known,
+        "device": device,
+        "first_step": first_step,
+        "last_step": last_step,
+        "report": dict(report or {}),
+        "timings": dict(timings or {}),
+        "versions": dict(versions or {}),
     }
     check_report(document["report"], document["timings"], document["versions"])
     documents.write(store, layout.attempt_key(asset_id, attempt), document, replace=True)

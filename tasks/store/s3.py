@@ -209,8 +209,9 @@ class S3Store:
                             return stored
                     if remaining and error_code(error) in _DAMAGED | _TAKEN:
                         continue
-                    if error_code(error) == "PreconditionFailed":
-                        raise self._hidden(key) from error
+                    refused = error_code(error) == "PreconditionFailed"
+                    if refused and not self._is_stored(key, stored):
+                        raise self._hidden(key, "write") from error
                     raise
         raise AssertionError("unreachable: the last round returns or raises")
 
@@ -297,9 +298,9 @@ class S3Store:
         plain = head.get("ServerSideEncryption", "AES256") == "AES256"
         return plain and "SSECustomerAlgorithm" not in head
 
-    def _hidden(self, key: str) -> StoreError:
+    def _hidden(self, key: str, verb: str = "read") -> StoreError:
         return StoreError(
-            f"Cannot read {self.uri(key)}: the server answers 404 and has it all the same",
+            f"Cannot {verb} {self.uri(key)}: the server answers 404 and has it all the same",
             "check AWS_ENDPOINT_URL_S3 and any proxy, and try again later",
         )
 

@@ -48,7 +48,8 @@ from flows.plan import make_plan
 from flows.progress.terminal import Watcher
 from flows.scratch import in_use, sole_user
 from flows.settings import Settings
-from sjc_engine import load_field, load_prior, optimize
+from sjc_engine import Recipe, load_field, load_prior, optimize
+from sjc_engine.priors.tokens import text_limit, words_from
 from tasks.devices.pool import DevicePool
 from tasks.prefect_ui import cancel as cancelling
 from tasks.records.attempts import finish_attempt, start_attempt
@@ -137,6 +138,7 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
     assert all((assets[f"seconds_{stage}"] >= 0).all() for stage in stages)
     assert assets.clip_score.between(0, 100).all()
     assert (assets.prior_coverage == 1).all()
+    assert [list(cut) for cut in assets.words_cut] == [[], []]
     assert dict(zip(found["entries"].row_id, found["entries"].outcome, strict=True)) == {
         "duck": "computed",
         "tank": "computed",
@@ -191,6 +193,23 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
         "n": [2, 2, 2],
     }
     assert len(read_table(store, "runs")) == 2
+
+
+def test_words_that_were_cut_are_in_the_row(run: Any, tmp_path: Path) -> None:
+    """As the plan foresaw them, and of a field that is used again too."""
+    prompt = "a yellow duck " + "on a red boat " * 8
+    for faces in (1000, 2000):
+        state = run("prompt", prompt, overrides={"max_faces": faces})
+        assert state.message == "1 ok"
+    limit, style = text_limit("toybox"), Recipe.for_prior("toybox").optimize.view_style
+    assert limit is not None
+    foreseen = words_from(prompt, limit.prompt_end(prompt, style))
+    found = query(open_store(tmp_path / "store"), "SELECT * FROM assets WHERE len(words_cut) > 0")
+    rows = found.to_pylist()
+    assert [row["words_cut"] for row in rows] == [foreseen, foreseen]
+    assert foreseen[-3:] == ["a", "red", "boat"]
+    assert all(row["prior_coverage"] < 1 for row in rows)
+    assert all(row["words_cut_by_judge"][-1] == "boat" for row in rows)
 
 
 def test_pictures_become_assets(run: Any, tmp_path: Path) -> None:

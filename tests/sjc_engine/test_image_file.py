@@ -160,6 +160,8 @@ def test_an_image_that_shows_nothing_is_refused(tmp_path, picture):
     [
         (cut_out(), []),
         (cut_out(ground=WHITE), []),
+        (cut_out(colour=(235, 235, 235, 255)), []),  # pale, and transparency tells it
+        (cut_out(colour=(240, 240, 235, 255), ground=WHITE), []),  # and a border of pure white
         (cut_out((300, 100), (20, 10, 280, 90)), []),  # padded to a square
         (cut_out(box=(15, 15, 85, 85), colour=(0, 255, 51, 250)), []),  # opaque enough
         (cut_out((1000, 1000), (10, 10, 60, 60)),

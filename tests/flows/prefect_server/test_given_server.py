@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from certificates import write_certificates
 
+from flows.prefect_server.server import answers, healthy
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
@@ -111,10 +113,16 @@ def test_its_address(tmp_path: Path, name: str, content: str) -> None:
         assert ask(tmp_path) == [url, "True"]
 
 
+def test_an_address_that_is_none() -> None:
+    for address in ("http://host:abc/api", "nonsense", "http://"):
+        assert not answers(address)
+        assert not healthy(address)
+
+
 def test_other_profiles_stay_apart(tmp_path: Path) -> None:
     (tmp_path / ".prefect").mkdir()
     (tmp_path / ".prefect" / "profiles.toml").write_text(
-        'active = "own"\n[profiles.own]\nPREFECT_SERVER_DATABASE_CONNECTION_URL = "sqlite://"\n'
+        'active = "own"\n[profiles.own]\nPREFECT_API_DATABASE_CONNECTION_URL = "sqlite://"\n'
         '[profiles.lab]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
     )
     assert ask(tmp_path) == ["None", "None"]

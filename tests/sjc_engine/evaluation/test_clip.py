@@ -55,6 +55,17 @@ def test_features_are_those_of_the_transformers_model(judge: Judge, folder: Path
     assert torch.allclose(judge.text_features(TEXTS), reference.text_embeds, atol=1e-5)
 
 
+def test_what_is_behind_the_end_of_reading_changes_nothing(judge: Judge) -> None:
+    ducks = " ".join(["duck"] * 30)
+    end = judge.read_end(ducks)
+    assert len(ducks[:end].split()) == LENGTH - 2
+    same = judge.text_features([ducks, ducks[:end]])
+    assert torch.equal(same[0], same[1])
+    other = judge.text_features([ducks[: end - len("duck ")]])
+    assert not torch.allclose(other[0], same[0])
+    assert judge.read_end("a duck") == len("a duck")
+
+
 def test_features_are_unit_and_do_not_depend_on_the_batch(judge: Judge) -> None:
     images = pictures(40)  # more than one call of the network
     features = judge.image_features(images)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sjc_engine.evaluation.lpips import load_lpips, save_lpips
+from sjc_engine.priors.sources import lpips_error
 
 
 def alexnet(channels: tuple[int, ...]) -> nn.Sequential:
@@ -98,8 +99,11 @@ def test_weights_are_recorded_by_what_they_are(tmp_path: Path) -> None:
 def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'nowhere' cannot be loaded \(there is no.*docs/tables"):
         load_lpips("nowhere")
+    assert "is not a folder" in str(lpips_error("nowhere"))
     make(tmp_path, "alex")
+    assert lpips_error(str(tmp_path)) is None
     (tmp_path / "config.json").write_text('{"network": "vgg"}')
+    assert "its model: model.safetensors lacks" in str(lpips_error(str(tmp_path)))
     with pytest.raises(ValueError, match=r"features\.2\.weight is missing|another shape"):
         load_lpips(str(tmp_path))
     (tmp_path / "config.json").write_text('{"network": "squeeze"}')

@@ -171,6 +171,18 @@ def test_negative_cosines_count_as_nothing(red: Pictures, asset: tuple[Any, Mesh
     assert metrics["clip_r_precision"] == 0.0
 
 
+def test_words_that_the_judge_cuts_are_named(red: Pictures, asset: tuple[Any, Mesh]) -> None:
+    class Short(RednessJudge):
+        def read_end(self, text: str) -> int:
+            return min(len(text), 23)  # of "backside view of a red zebra"
+
+    cut = [
+        evaluate(red, asset[1], PROMPT, judge).metrics["words_cut_by_judge"]
+        for judge in (Short(), RednessJudge())
+    ]
+    assert cut == [["zebra"], []]
+
+
 def test_there_is_a_row_for_every_view_and_source(
     two_faced: Pictures, asset: tuple[Any, Mesh]
 ) -> None:

@@ -87,6 +87,10 @@ def networks() -> Iterator[tuple[str, Any]]:
     for name, config in (("sd15", SD15), ("sd21", SD21), ("if", IF), ("zero123", SD15)):
         more = {"in_channels": 8} if name == "zero123" else {}
         yield name, lambda c=config | more: diffusers.UNet2DConditionModel(**c)
+    # Distilled ones, and one whose blocks have unequal numbers of layers
+    uneven = {"layers_per_block": (1, 2, 3, 2)}
+    for name, more in (("no middle", {"mid_block_type": None}), ("uneven", uneven)):
+        yield name, lambda c=SD15 | more: diffusers.UNet2DConditionModel(**c)
     yield "ddpm", lambda: diffusers.UNet2DModel(**DDPM)
     yield "ncsnpp", lambda: diffusers.UNet2DModel(**NCSNPP)
     yield "vae", lambda: diffusers.AutoencoderKL(**VAE)

@@ -407,3 +407,128 @@ def test_unreadable_files_are_a_matter_of_permission(
     assert error is not None
     assert (error.component, error.file) == ("text_encoder", "model.safetensors")
     assert "cannot be read (Permission denied)" in error.problem
+
+
+def text(place: str, content: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / place).write_text(content)
+
+    return write
+
+
+def malformed_vocabulary(folder: Path) -> None:
+    edit(folder / "tokenizer" / "tokenizer.json", added_tokens=[5])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        text("tokenizer/added_tokens.json", '{"a": 1'),
+        text("model_index.json", '{"_class_name": ["my_pipeline", "X"]}'),
+        text("model_index.json", '{"_class_name": "StableDiffusionPipeline", "vae": {"a": 1}}'),
+        text("model_index.json", "[]"),
+        text("text_encoder/config.json", '{"architectures": 5}'),
+        text("vae/config.json", '{"block_out_channels": 5}'),
+        malformed_vocabulary,
+    ],
+)
+def test_settings_of_any_form_are_the_models_own_error(
+    copy: Callable[[str], Path], harm: Callable[[Path], None]
+) -> None:
+    folder = copy("sd")
+    harm(folder)
+    family_of(str(folder))
+    with pytest.raises(PriorError):
+        load_prior(str(folder))
+    if "vae" not in (folder / "model_index.json").read_text():
+        assert prior_error(str(folder)) is not None
+
+
+def test_blank_lists_of_special_tokens_are_fine(copy: Callable[[str], Path]) -> None:
+    folder = copy("sd")
+    (folder / "tokenizer" / "special_tokens_map.json").write_text("{}")
+    (folder / "tokenizer" / "added_tokens.json").write_text("{}")
+    assert load_prior(str(folder)).resolution == 8
+
+
+def in_cache(folder: Path, cache: Path, id: str, *left_out: str) -> Path:
+    """A hub's snapshot of the folder, of which some files have not been downloaded."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = cache / f"models--{id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / commit
+    shutil.copytree(folder, snapshot)
+    for name in left_out:
+        (snapshot / name).unlink()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+def test_a_download_that_was_interrupted_is_continued(
+    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not in the cache yet is no fault of the model; the rest is looked at."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    names = ["tokenizer/tokenizer.json", UNET]
+    snapshot = in_cache(whole["sd"], tmp_path, "owner/name", *names)
+    fetched: list[str] = []
+
+    def download(id: str, name: str, **_: Any) -> str:
+        if not (snapshot / name).exists():
+            fetched.append(name)
+            shutil.copy(whole["sd"] / name, snapshot / name)
+        return str(snapshot / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    there = model_files.list_names(whole["sd"])
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *_, **__: sorted(there))
+    assert load_prior("owner/name").resolution == 8
+    assert sorted(fetched) == sorted(names)
+    (snapshot / TEXT).write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(PriorError, match="is a git-lfs pointer"):
+        find_prior("owner/name")
+
+
+def test_a_repository_of_pickled_weights_is_told_before_the_download(
+    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = in_cache(whole["ddpm"], tmp_path, "owner/name", UNET)
+    names = [*model_files.list_names(snapshot), "unet/diffusion_pytorch_model.bin"]
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *_, **__: names)
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda id, name, **_: str(snapshot / name)
+    )
+    with pytest.raises(PriorError, match=r"its unet: diffusion_pytorch_model\.bin is pickled"):
+        load_prior("owner/name")
+
+
+def test_no_memory_is_no_fault_of_the_files(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(CLIPTokenizer, "from_pretrained", full)
+    with pytest.raises(OSError, match="Cannot allocate memory") as caught:
+        load_prior(str(copy("sd")))
+    assert not isinstance(caught.value, PriorError)
+
+
+def test_t5_is_read_from_its_sentencepiece_model_alone(
+    copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As DeepFloyd IF has it."""
+    import sentencepiece
+
+    folder = copy("if")
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(f"a yellow duck and a red chair {n}" for n in range(100)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(lines), model_prefix=str(folder / "tokenizer" / "spiece"), vocab_size=50,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    prior = load_prior(str(folder))
+    one, other = prior.condition(["a duck"]), prior.condition(["a chair"])
+    assert not torch.equal(one.hidden, other.hidden)
