@@ -192,7 +192,6 @@ def test_a_killed_process_goes_on_from_its_checkpoint(prior, tmp_path):
         import torch
         torch.set_num_threads({torch.get_num_threads()})
         from sjc_engine.optimization.loop import step_scenes
-from sjc_engine.optimization.resume import DeferredScalars
         from sjc_engine.priors.denoiser import load_prior
         from sjc_engine.recipes import Recipe
         from sjc_engine.optimization.scene import Scene
@@ -318,7 +317,7 @@ def test_a_roll_back_goes_to_the_same_state_after_a_resume(prior, tmp_path, monk
 
 def test_a_gradient_that_is_not_finite_goes_back_before_it_is_applied(prior, monkeypatch):
     scene = run(Scene("a tank", "", 1, PIXEL, prior), 1)
-    before = scene.recovery.snapshot.tensors["field.density"].clone()
+    before = scene.recovery.snapshot[1]["field.density"].clone()
     scene.field.density.register_hook(lambda gradient: gradient * math.inf)
     step_scenes([scene], prior)
     assert scene.recovery.rolled_back
@@ -429,7 +428,7 @@ def test_reading_late_changes_no_step(prior, tmp_path):
 
 def test_what_is_not_finite_is_noticed_late_and_never_applied(prior):
     scene = late(run(Scene("a tank", "", 1, PIXEL, prior), 2))
-    snapshot = scene.recovery.snapshot.tensors["field.density"].clone()
+    snapshot = scene.recovery.snapshot[1]["field.density"].clone()
     spoil = scene.field.density.register_hook(lambda gradient: gradient * math.inf)
     step_scenes([scene], prior)
     spoil.remove()
