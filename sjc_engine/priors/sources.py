@@ -219,6 +219,9 @@ def lpips_error(id: str) -> PriorError | None:
 def prior_error(id: str) -> PriorError | None:
     """What is wrong with a prior's name and files, as this machine knows it without the hub."""
     folder = BUILTINS.get(id, Path(id))
+    if folder.is_file():
+        fix = 'make a diffusers folder of it: docs/priors.md, "Getting weights"'
+        return PriorError("prior", f"{id!r} is a single file", fix, file=folder.name)
     if not folder.is_dir():
         return None if HUB_ID.fullmatch(id) else unknown("prior", id)
     if error := _class_error(folder):

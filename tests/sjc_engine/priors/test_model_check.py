@@ -503,6 +503,16 @@ def test_a_repository_of_pickled_weights_is_told_before_the_download(
         load_prior("owner/name")
 
 
+def test_a_single_file_is_no_hub_id(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a relative path of one folder looks like one."""
+    monkeypatch.chdir(copy("sd"))
+    for load in (find_prior, load_prior):
+        with pytest.raises(PriorError, match=r"'unet/diff.*safetensors' is a single file; make a"):
+            load(UNET)
+
+
 def test_no_memory_is_no_fault_of_the_files(
     copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
