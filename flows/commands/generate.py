@@ -178,6 +178,7 @@ def _make(
     report = {"asset_id": spec.asset_id, **spec.to_json()}
     del report["negative_prompt"]  # no option asks for one
     report |= {"seconds": time.perf_counter() - started, "words_cut": words_cut}
+    report["dtype"] = str(prior.dtype).removeprefix("torch.")
     report |= {**mesh_statistics(mesh), **metrics}
     (folder / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
     return report

@@ -17,6 +17,7 @@ progress  steps: steps in all; loss; seconds: spent on this scene, earlier proce
           unsaved: why the last checkpoint could not be written, or null
 done      field: path, written; steps; loss_first, loss_last, loss_min; seconds; rolled_back;
           words_cut: of the prompts, those beyond the text encoder's length;
+          dtype: the precision of the prior's network, such as "float16";
           peak_memory_bytes: of this process (CPU) or this device (CUDA)
 failed    error_type; error
 returned  the scene has left for want of memory, and goes on from its checkpoint when it is added
@@ -274,6 +275,7 @@ class Worker:
             | {
                 "rolled_back": run.scene.recovery.rolled_back,
                 "words_cut": run.scene.words_cut,
+                "dtype": str(run.scene.prior.dtype).removeprefix("torch."),
                 "peak_memory_bytes": self._peak_memory(),
             }
         )

@@ -15,7 +15,7 @@ from tasks.stages.retries import STAGE
 from tasks.store.interface import Damaged, NotInStore
 
 _OLD_NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
-_NOTES = (*_OLD_NOTES, "rolled_back", "words_cut")  # the last two: not in older versions' fields
+_NOTES = (*_OLD_NOTES, "rolled_back", "words_cut", "dtype")  # these: not in older versions' fields
 
 
 def _new_field(

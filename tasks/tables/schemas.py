@@ -26,7 +26,7 @@ from tasks.tables.columns import (
 )
 
 # Version 2 has more columns: coverage, field_mesh_lpips, lpips_weights; version 3 has rolled_back,
-# version 4 words_cut and words_cut_by_judge.
+# version 4 words_cut, words_cut_by_judge and dtype.
 # Files of older versions are read as if they held nulls there.
 SCHEMA_VERSION = 4
 
@@ -127,6 +127,11 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
                 "Words of the prompt, then of the negative prompt, that are beyond the length of "
                 "the prior's text encoder, together with the words that name the view; empty when "
                 "all were read, null when that is not known.", TEXTS,
+            ),
+            Column(
+                "dtype",
+                "Precision of the prior's network: float32, float16 or bfloat16; chosen by the"
+                " device, and no part of the asset's id.",
             ),
             count("vertices", "Vertices of the mesh."),
             count("faces", "Triangles of the mesh."),

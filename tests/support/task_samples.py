@@ -44,9 +44,8 @@ def report(**changes: Any) -> dict[str, Any]:
     numbers = dict.fromkeys(REPORT_KEYS, 0.5)
     whole = dict.fromkeys(("steps", "peak_memory_bytes", "vertices", "faces", "components"), 3)
     whole |= {"genus": 0, "degenerate_faces": 0}
-    texts = dict.fromkeys(
-        ("device", "evaluator", "evaluator_revision", "distractors_sha256", "lpips_weights"), "x"
-    )
+    known = "device dtype evaluator evaluator_revision distractors_sha256 lpips_weights"
+    texts = dict.fromkeys(known.split(), "x")
     views = [
         {"view": view, "azimuth_deg": 45.0 * view, "elevation_deg": 12.8, "source": source,
          "clip_score": 30.0, "top_caption": "a duck", "field_mesh_iou": 0.9,
@@ -55,8 +54,8 @@ def report(**changes: Any) -> dict[str, Any]:
     ]  # fmt: skip
     flags = {"watertight": True, "single_color": False, "rolled_back": False}
     cut = {"words_cut": ["pond"], "words_cut_by_judge": []}
-    known = {**numbers, **whole, **texts, **flags, **cut, "coverage": "good", "views": views}
-    return known | changes
+    made = {**numbers, **whole, **texts, **flags, **cut, "coverage": "good", "views": views}
+    return made | changes
 
 
 def make(

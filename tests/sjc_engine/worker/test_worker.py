@@ -55,6 +55,7 @@ def test_a_scene_becomes_the_field_that_the_library_makes(engine: Engine, tmp_pa
     assert 0 < done["seconds"] < 60
     assert 50e6 < done["peak_memory_bytes"] < 4e9
     assert done["words_cut"] == []
+    assert done["dtype"] == "float32"
     assert done["field"] == str(engine.field("duck"))
     expected = in_process(spec("a yellow duck"), tmp_path / "expected.safetensors")
     assert engine.field("duck").read_bytes() == expected

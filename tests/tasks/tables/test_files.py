@@ -610,7 +610,7 @@ def test_a_later_evaluation_shares_the_files(store: Store, tmp_path: Path) -> No
 # --- stores of earlier versions ----------------------------------------------------------------
 
 NEW_SINCE_1 = ("field_mesh_lpips", "lpips_weights", "coverage", "rolled_back", "words_cut",
-               "words_cut_by_judge")  # fmt: skip
+               "dtype", "words_cut_by_judge")  # fmt: skip
 
 
 def write_file(store: Store, key: str, rows: pa.Table, **metadata: str) -> str:

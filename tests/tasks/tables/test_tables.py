@@ -48,7 +48,8 @@ DESIGN = {
 
 
 ADDED = {
-    "assets": "field_mesh_lpips lpips_weights coverage rolled_back words_cut words_cut_by_judge",
+    "assets": "field_mesh_lpips lpips_weights coverage rolled_back words_cut dtype"
+    " words_cut_by_judge",
     "views": "field_mesh_lpips",
 }
 
