@@ -104,7 +104,7 @@ def test_scenes_join_and_leave_without_touching_each_other(engine: Engine, tmp_p
     }
     assert ended["worse"]["error_type"]
     bad = engine.ended("bad")["bad"]  # another revision waits for the running scenes
-    assert bad["error_type"] == "SettingError"
+    assert bad["error_type"] == "PriorError"
     assert "revision" in bad["error"]
     expected = in_process(spec("a red car", steps=60), tmp_path / "expected.safetensors")
     assert engine.field("long").read_bytes() == expected
