@@ -82,12 +82,16 @@ class ModelSource:
         return parts_of(self.family, self.index if self.kind == "prior" else {})
 
     def fetch(self) -> None:
-        """Downloads what is read and not here yet, and checks it all. Raises PriorError."""
-        if self.on_hub:
-            names = self._names()
-            check_named(self.id, self.parts, names, self.kind)
-            for name in files_read(self.parts, names):
-                hub_file(self.kind, self.id, name, self.revision, self.local_files_only)
+        """Downloads what is read of the hub's and not here yet, and checks it. Raises PriorError.
+
+        A folder was checked when it was found.
+        """
+        if not self.on_hub:
+            return
+        names = self._names()
+        check_named(self.id, self.parts, names, self.kind)
+        for name in files_read(self.parts, names):
+            hub_file(self.kind, self.id, name, self.revision, self.local_files_only)
         check_model(self.id, self.folder, self.parts, self.kind)
 
     def check(self) -> None:
@@ -185,9 +189,11 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
 
 
 def find_judge(id: str) -> ModelSource:
-    """Resolve a judge's name to its files without loading them. Raises PriorError."""
+    """Resolve a judge's name to its files, checked and not loaded. Raises PriorError."""
     folder = JUDGES.get(id, Path(id))
     if folder.is_dir():
+        if error := judge_error(id):
+            raise error
         return ModelSource("judge", id, folder, folder_digest(folder, PARTS["judge"]), "judge")
     if id in JUDGES:
         fix = "install the package again, or name the folder of another judge"
