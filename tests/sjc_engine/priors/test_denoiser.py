@@ -108,7 +108,7 @@ def test_pickled_weights_are_not_read(pixel_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["sd15", "a b", "./missing", "/no/such/folder", "a/b/c", "", "../x"]
+    "name", ["sd15", "a b", "./missing", "/no/such/folder", "a/b/c", "", "../x", "a/b.ckpt"]
 )
 def test_names_that_are_no_prior_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
