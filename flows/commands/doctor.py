@@ -30,7 +30,7 @@ from sjc_engine.errors import PriorError
 if TYPE_CHECKING:
     import boto3
 
-DEADLINE = 8.0  # seconds for all checks
+DEADLINE = 60.0  # seconds for all checks; the first one on a machine compiles the renderer
 REACH = 2.0  # seconds for a connection
 GIB = 1 << 30
 # An asset takes 1 to 5 MB in the store and up to 100 MB in the scratch folder while it is made.
@@ -85,15 +85,21 @@ def doctor(
         },
         DEADLINE,
     )
+    found = []
+    for result in results:
+        found.append(result)
+        if not json_:
+            show(result)
     if json_:
-        print(json.dumps([result._asdict() for result in results], indent=1))
-    else:
-        show(results)
-    raise typer.Exit(FAILED if any(result.status == "problem" for result in results) else 0)
+        print(json.dumps([result._asdict() for result in found], indent=1))
+    raise typer.Exit(FAILED if any(result.status == "problem" for result in found) else 0)
 
 
-def examine(checks: dict[str, Callable[[], Results]], deadline: float) -> list[Check]:
-    """The results of all checks, side by side. One that fails, or never ends, is a problem."""
+def examine(checks: dict[str, Callable[[], Results]], deadline: float) -> Results:
+    """The results of all checks, made side by side, each as soon as those before it are known.
+
+    One that fails, or has not ended within `deadline` seconds, is a problem.
+    """
     slow = f"no answer within {deadline:.0f} s"
     fix = "try again; if it stays so, the disk or the network behind it hangs"
     results = {name: [Check(name, "problem", slow, fix)] for name in checks}
@@ -112,21 +118,19 @@ def examine(checks: dict[str, Callable[[], Results]], deadline: float) -> list[C
     end = time.monotonic() + deadline
     for thread in threads:
         thread.start()
-    for thread in threads:
+    for thread, name in zip(threads, checks, strict=True):
         thread.join(max(0.0, end - time.monotonic()))
-    return [result for found in list(results.values()) for result in found]
+        yield from results[name]
 
 
-def show(results: list[Check]) -> None:
-    """One line for each result; below those that are not ok, what to do."""
+def show(result: Check) -> None:
+    """A line; below it, unless the result is ok, what to do."""
     colours = {"ok": "green", "warning": "yellow", "problem": "red"}
-    width = max(len(result.check) for result in results)
-    for result in results:
-        status = typer.style(f"{result.status:<8}", fg=colours[result.status])
-        check = typer.style(f"{result.check:<{width}}  ", bold=True)
-        typer.echo(f"{status}{check}{result.detail}")
-        if result.fix:
-            typer.echo(f"{'':<{8 + width}}  -> {result.fix}")
+    status = typer.style(f"{result.status:<8}", fg=colours[result.status])
+    check = typer.style(f"{result.check:<14}  ", bold=True)
+    typer.echo(f"{status}{check}{result.detail}")
+    if result.fix:
+        typer.echo(f"{'':<24}-> {result.fix}")
 
 
 def versions() -> Results:
