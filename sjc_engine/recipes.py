@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # Part of every asset's identity: raise it when the same recipe begins to give another asset.
 RECIPE_VERSION = 1
 
+# Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
+# a key is in no identity, and the JSON of an older recipe may lack it.
+_ADDED = {"dtype": "auto"}
+
 Score = Literal["sjc", "sds", "naive"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
 
@@ -70,6 +74,9 @@ class OptimizeRecipe(_Part):
     variance_reduction: bool = _choice(True, "eq. 16; False is eq. 15")
     noise_samples: int = _number(1, 1, 64, "n of eq. 14")
     perp_neg_weight: float = _number(0.0, 0.0, 100.0, "pushes views from behind off the front")
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = _choice(
+        "auto", "precision of the prior's network; auto: float32 on the CPU, float16 on a GPU"
+    )
     # Noise levels: random in the range, from its top to its bottom, or always the same
     sigma_schedule: Literal["random", "annealed", "fixed"] = _choice(
         "random", "how a step chooses it"
@@ -220,7 +227,7 @@ class Recipe:
     @cached_property
     def canonical(self) -> str:
         """Every setting, and not the name, as the JSON that identities are made from."""
-        return canonical_json({key: value for key, value in asdict(self).items() if key in PARTS})
+        return canonical_json({part: _identity(getattr(self, part)) for part in PARTS})
 
     @cached_property
     def hash(self) -> str:
@@ -230,16 +237,18 @@ class Recipe:
     @cached_property
     def canonical_optimize(self) -> str:
         """The same of what the optimisation depends on."""
-        return canonical_json(asdict(self.optimize))
+        return canonical_json(_identity(self.optimize))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        """The inverse of `to_json`; every key must be there, so that nothing is guessed."""
-        found = {key for part in PARTS for key in data[part]}
-        if found != set(RECIPE_KEYS):
-            wrong = ", ".join(sorted(found ^ set(RECIPE_KEYS)))
+        """The inverse of `to_json`; every key must be there, so that nothing is guessed.
+
+        Only a key that is younger than the recipe's version may be missing.
+        """
+        flat = _ADDED | {key: value for part in PARTS for key, value in data[part].items()}
+        if flat.keys() != RECIPE_KEYS.keys():
+            wrong = ", ".join(sorted(flat.keys() ^ RECIPE_KEYS.keys()))
             raise ValueError(f"this recipe was written by another version (keys: {wrong})")
-        flat = {key: value for part in PARTS for key, value in data[part].items()}
         return cls(name=data["name"]).override(flat)
 
 
@@ -253,6 +262,11 @@ _HINTS: dict[str, Any] = {k: v for part in PARTS.values() for k, v in get_type_h
 RECIPE_KEYS: dict[str, type] = {
     name: str if get_origin(hint) is Literal else hint for name, hint in _HINTS.items()
 }
+
+
+def _identity(part: _Part) -> dict[str, Value]:
+    """What identities are made from."""
+    return {key: value for key, value in vars(part).items() if _ADDED.get(key) != value}
 
 
 def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:

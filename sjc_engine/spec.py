@@ -13,6 +13,12 @@ from sjc_engine.recipes import RECIPE_VERSION, Recipe, canonical_json
 SHA256_DIGITS = 64  # in hex; a hub's commit has 40
 
 
+def prior_key(spec: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The weights that the scene of an `AssetSpec.to_json()` wants: prior, revision, precision."""
+    precision = spec["recipe"].get("optimize", {}).get("dtype", "auto")  # younger than some specs
+    return spec["prior"], spec["prior_revision"], precision
+
+
 @dataclass(frozen=True)
 class AssetSpec:
     """Everything that an asset depends on. The same spec is the same asset everywhere."""

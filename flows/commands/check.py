@@ -12,6 +12,7 @@ def check(
     prior: options.Prior = None,
     recipe: options.Recipe = None,
     set_: options.Set = None,
+    dtype: options.Dtype = None,
 ) -> None:
     """Validate a manifest, and show every bad row at once."""
     with reported():
@@ -21,7 +22,7 @@ def check(
             manifest,
             prior=prior,
             recipe=recipe,
-            overrides=options.parse_overrides(set_),
+            overrides=options.parse_overrides(set_, dtype),
             prior_revision=lambda prior: "",  # names are enough here
         )
         print_warnings(found.warnings)

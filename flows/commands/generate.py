@@ -43,6 +43,7 @@ def generate(
     ] = "toybox",
     recipe: options.Recipe = None,
     set_: options.Set = None,
+    dtype: options.Dtype = None,
     seed: options.Seed = 0,
     image: Annotated[
         Path | None, typer.Option(help="An input image, for priors that take one.")
@@ -55,7 +56,7 @@ def generate(
     with reported():
         from sjc_engine.image_file import read_image
 
-        overrides = options.parse_overrides(set_)
+        overrides = options.parse_overrides(set_, dtype)
         picture = read_image(image) if image else None
         spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
         print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
@@ -148,7 +149,7 @@ def _make(
     started = time.perf_counter()
     prompt, recipe = spec.prompt, spec.recipe
     judge, lpips = Judges().get(recipe.evaluate)
-    prior = load_prior(spec.prior, device=device)
+    prior = load_prior(spec.prior, device=device, dtype=recipe.optimize.dtype)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
         words_cut: list[str] = []
@@ -178,7 +179,7 @@ def _make(
     report = {"asset_id": spec.asset_id, **spec.to_json()}
     del report["negative_prompt"]  # no option asks for one
     report |= {"seconds": time.perf_counter() - started, "words_cut": words_cut}
-    report["dtype"] = str(prior.dtype).removeprefix("torch.")
+    report["dtype"] = prior.precision
     report |= {**mesh_statistics(mesh), **metrics}
     (folder / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
     return report

@@ -21,6 +21,15 @@ class RowFormat(StrEnum):
     parquet = "parquet"
 
 
+class Precision(StrEnum):
+    """Values of the recipe key `dtype`."""
+
+    auto = "auto"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
 def _scenes(text: str) -> int | None:
     """A number of scenes, or None for `auto`."""
     if text == "auto":
@@ -57,6 +66,13 @@ Set = Annotated[
         metavar="KEY=VALUE",
         help="A recipe key, such as steps=500; repeatable.",
         autocompletion=completion.settings,
+    ),
+]
+Dtype = Annotated[
+    Precision | None,
+    typer.Option(
+        show_default="auto",
+        help="Precision of the prior's network; auto: float32 on the CPU, float16 on a GPU.",
     ),
 ]
 MANIFEST_HELP = (
@@ -126,15 +142,17 @@ def run_settings(options: Mapping[str, Any]) -> Settings:
     given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
     if given["devices"] is not None:
         given["devices"] = given["devices"].split(",")
-    return Settings(**given, overrides=parse_overrides(options["set_"]))
+    return Settings(**given, overrides=parse_overrides(options["set_"], options["dtype"]))
 
 
-def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
-    """--set key=value ... as a dict of text; the recipe reads each value as its key's type."""
+def parse_overrides(pairs: list[str] | None, dtype: Precision | None = None) -> dict[str, Any]:
+    """--set key=value ... and --dtype as a dict of text; the recipe knows the keys' types."""
     values = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             fail(f"sjc: --set {pair!r}: write key=value", 2)
         values[key.strip()] = value
+    if dtype is not None:
+        values["dtype"] = dtype.value
     return values

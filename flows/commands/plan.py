@@ -42,6 +42,7 @@ def plan(
     prior: options.Prior = None,
     recipe: options.Recipe = None,
     set_: options.Set = None,
+    dtype: options.Dtype = None,
     where: options.Where = None,
     limit: options.Limit = None,
     shard_seconds: Annotated[
@@ -52,9 +53,8 @@ def plan(
 ) -> None:
     """Cut a manifest into shards for many machines; `dispatch` has them made."""
     with reported():
-        settings = Settings(
-            manifest, store, prior, recipe, options.parse_overrides(set_), limit=limit, where=where
-        )
+        overrides = options.parse_overrides(set_, dtype)
+        settings = Settings(manifest, store, prior, recipe, overrides, limit=limit, where=where)
         if not out.parent.is_dir() or out.is_dir():
             raise UsageError(f"-o {out}: name a file in a folder that exists")
         made, warnings = make_shard_plan(settings, shard_seconds)

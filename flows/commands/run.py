@@ -42,6 +42,7 @@ def run(
     prior: options.Prior = None,
     recipe: options.Recipe = None,
     set_: options.Set = None,
+    dtype: options.Dtype = None,
     limit: options.Limit = None,
     where: options.Where = None,
     scenes_per_device: options.Scenes = None,

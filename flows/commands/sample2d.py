@@ -28,6 +28,7 @@ def sample2d(
     steps: Annotated[int, typer.Option(min=1, help="Steps along the score.")] = 400,
     seed: options.Seed = 0,
     device: options.Device = None,
+    dtype: options.Dtype = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw the paper's 2D experiments: the perturbed score, samples, schedules and guidance."""
@@ -48,7 +49,7 @@ def sample2d(
             from sjc_engine.paper2d import experiments
             from sjc_engine.priors.denoiser import load_prior
 
-            loaded = [load_prior(prior, device=chosen) for prior in priors]
+            loaded = [load_prior(prior, device=chosen, dtype=dtype) for prior in priors]
             on_done = counter("parts", quiet=quiet)
             picture = experiments(
                 loaded, prompt, guidance=scales, steps=steps, seed=seed, on_done=on_done

@@ -69,13 +69,17 @@ def _cure(scene: Scene) -> str:
         case "loss":
             return " (the loss or its gradient; use a lower lr, or lower the weights of the loss)"
         case "prior":
-            precision = str(getattr(scene.prior, "dtype", "float32")).removeprefix("torch.")
-            others = {"float16": "bfloat16 or torch.float32", "bfloat16": "float32"}.get(precision)
+            precision = _precision(scene.prior)
+            others = {"float16": "bfloat16 or float32", "bfloat16": "float32"}.get(precision)
             fix = "its weights may be damaged, so download it again"
             if others:
-                fix = f"use load_prior(dtype=torch.{others}), or --devices cpu, which is float32"
+                fix = f"use --dtype {others}"
             return f" (the prior's answer in {precision}; {fix})"
     return ""
+
+
+def _precision(prior: Prior) -> str:
+    return getattr(prior, "precision", "float32")  # a prior of one's own may not say
 
 
 class Scene:
@@ -104,6 +108,9 @@ class Scene:
         if prior.latent and not starts_from_image and r.background != "learned":
             problem = f"{r.background!r} needs a prior of RGB images"
             raise SettingError("background", problem, "use learned")
+        if r.dtype not in ("auto", precision := _precision(prior)):
+            problem = f"{r.dtype!r} is asked of prior {prior.id!r}, which is loaded in {precision}"
+            raise SettingError("dtype", problem, f"use load_prior(..., dtype={r.dtype!r})")
         self.prompt, self.negative_prompt, self.seed = prompt, negative_prompt, seed
         self.image_sha256 = image.sha256 if image else None
         self.recipe, self.prior = recipe, prior

@@ -83,6 +83,11 @@ class Prior(ABC):
         self.device = device
         self.dtype = dtype  # of the network's weights and activations; images stay float32
 
+    @property
+    def precision(self) -> str:
+        """The name of `dtype`, such as "float16"."""
+        return str(self.dtype).removeprefix("torch.")
+
     @torch.no_grad()
     def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """D(x; sigma): (B, C, H, W) float32 from x (B, C, H, W), sigma (B,), cond of length B.
@@ -185,16 +190,17 @@ def load_prior(
     id: str,
     revision: str | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     local_files_only: bool = False,
 ) -> Prior:
     """Load "toybox", a diffusers folder, or a hub id such as "owner/name".
 
-    `dtype` is the network's precision: float32 on the CPU (bfloat16 gains nothing for a small
-    model) and float16 elsewhere unless given. In half precision |D_half - D| <= 16 u g(sigma): u is
-    2^-11 for float16 and 2^-8 for bfloat16, and g, what D multiplies the network's output of order
-    1 with, is sigma for eps and score models, sigma / sqrt(1 + sigma^2) for v and 1 for samples. A
-    network that overflows in float16 wants bfloat16. Only safetensors are read, those of variant
+    `dtype` is the network's precision, a torch.dtype or its name; None and "auto" are float32 on
+    the CPU (bfloat16 gains nothing for a small model) and float16 elsewhere. In half precision
+    |D_half - D| <= 16 u g(sigma): u is 2^-11 for float16 and 2^-8 for bfloat16, and g, what D
+    multiplies the network's output of order 1 with, is sigma for eps and score models,
+    sigma / sqrt(1 + sigma^2) for v and 1 for samples. A network that overflows in float16 wants
+    bfloat16. Only safetensors are read, those of variant
     "fp16" where there are no others. Raises PriorError, and no other, when there is no such prior,
     the engine does not know its kind, a folder's digest is not the given `revision`, or any
     weight, word or setting of the model would not come from its files.
@@ -202,8 +208,10 @@ def load_prior(
     source = find_prior(id, revision, local_files_only)
     source.fetch()
     device = torch.device(device)
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else torch.float16
+    if dtype in (None, "auto"):
+        dtype = "float32" if device.type == "cpu" else "float16"
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
     home = importlib.import_module(f"sjc_engine.priors.families.{source.family}")
     try:
         with _uncollected():

@@ -6,9 +6,9 @@ prints goes to stderr. On stdin:
 add   scene: name for the messages; spec: `AssetSpec.to_json()`; field: path for the result;
       checkpoint: path to save under. A checkpoint that is there already is gone on from;
       image: path of the picture whose SHA-256 is in the spec, or null.
-      A scene of another prior than the running ones waits for those.
+      A scene of another prior, or precision, than the running ones waits for those.
 drop  scene: forget it. Its checkpoint stays.
-load  prior, prior_revision: of the scenes to come, so that it is there by then.
+load  spec: load its prior, so that it is there for the scenes to come.
 
 On stdout, each with `scene`, `first_step` (steps that an earlier process had done) and `step`
 (steps done):
@@ -57,6 +57,7 @@ from sjc_engine.memory import MemoryProbe, out_of_memory
 from sjc_engine.optimization.loop import try_step
 from sjc_engine.optimization.scene import Diverged
 from sjc_engine.priors.denoiser import Prior, load_prior
+from sjc_engine.spec import prior_key
 from sjc_engine.worker.parent_death import die_with_parent
 from sjc_engine.worker.running_scene import CHECKPOINT_SECONDS, Message, RunningScene, log
 
@@ -87,6 +88,7 @@ class Worker:
         self.replies = replies
         self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.prior: Prior | None = None
+        self.loaded: tuple[str, str, str] | None = None  # the prior's, its revision and precision
         self.waiting: list[Message] = []
         self.running: list[RunningScene] = []
         self.probe: MemoryProbe | None = None  # until it is known how many scenes fit
@@ -141,7 +143,7 @@ class Worker:
                 continue
             try:
                 if not loaded:
-                    self._load(message["spec"]["prior"], message["spec"]["prior_revision"])
+                    self._load(message["spec"])
                 assert self.prior is not None
                 run = RunningScene(message, self.prior)
             except Exception as error:
@@ -158,20 +160,21 @@ class Worker:
 
     def _served(self, message: Message) -> bool:
         """Whether the prior that is loaded is that of the scene."""
-        wanted = message["spec"]["prior"], message["spec"]["prior_revision"]
-        return self.prior is not None and (self.prior.id, self.prior.revision) == wanted
+        return self.loaded == prior_key(message["spec"])
 
     def _load_early(self, command: Message) -> None:
         """Loads the prior of scenes to come; if that fails, the first of them will tell."""
         if self.prior is None and not self.waiting:
             with contextlib.suppress(Exception):
-                self._load(command["prior"], command["prior_revision"])
+                self._load(command["spec"])
 
-    def _load(self, prior: str, revision: str) -> None:
-        self.prior = None  # the old one's memory first
-        self.prior = load_prior(prior, revision, device=self.device)
+    def _load(self, spec: Message) -> None:
+        self.prior = self.loaded = None  # the old one's memory first
+        prior, revision, dtype = prior_key(spec)
+        self.prior = load_prior(prior, revision, device=self.device, dtype=dtype)
         if self.compiled:
             self.prior.compile()
+        self.loaded = prior_key(spec)
         self.probe = MemoryProbe(self.device) if self.device.type == "cuda" else None
 
     def _step(self) -> None:
@@ -275,7 +278,7 @@ class Worker:
             | {
                 "rolled_back": run.scene.recovery.rolled_back,
                 "words_cut": run.scene.words_cut,
-                "dtype": str(run.scene.prior.dtype).removeprefix("torch."),
+                "dtype": run.scene.prior.precision,
                 "peak_memory_bytes": self._peak_memory(),
             }
         )

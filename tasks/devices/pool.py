@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.memory import MOST_SCENES
+from sjc_engine.spec import prior_key
 from tasks.devices.engine import EngineProcess, numba_cache
 from tasks.devices.job import Event, Job, SceneError
 
@@ -41,8 +42,8 @@ class Device:
     room: int = 1
     most: int = 1
     active: list[Job] = field(default_factory=list)
-    prior: tuple[str, str | None] | None = None  # the one its process has loaded
-    early: Event | None = None  # the prior to load though there is no scene yet
+    prior: tuple[str, str, str] | None = None  # the one its process has loaded
+    early: dict[str, Any] | None = None  # load this spec's prior though there is no scene yet
     running: bool = False  # messages may be sent
     heard: float = 0.0  # monotonic seconds of the last message
 
@@ -120,7 +121,7 @@ class DevicePool:
         """Starts the processes that these scenes will want; else each starts with its first."""
         with self._changed:
             for device, spec in zip(self._devices, specs, strict=False):
-                device.early = {k: spec[k] for k in ("prior", "prior_revision")}
+                device.early = spec
             self._changed.notify_all()
 
     def run(
@@ -146,7 +147,7 @@ class DevicePool:
         job = Job(
             key=f"{checkpoint.name}-{time.monotonic_ns()}",
             message=message,
-            prior=(spec["prior"], spec["prior_revision"]),
+            prior=prior_key(spec),
             queued=time.monotonic(),
         )
         message["scene"] = job.key
@@ -291,7 +292,7 @@ class DevicePool:
         with self._changed:
             device.running, device.heard = True, time.monotonic()
             if device.early and not device.active:
-                self._send(device, {"type": "load", **device.early})
+                self._send(device, {"type": "load", "spec": device.early})
             device.early = None
             for job in device.active:
                 self._send(device, job.message)

@@ -130,8 +130,8 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             ),
             Column(
                 "dtype",
-                "Precision of the prior's network: float32, float16 or bfloat16; chosen by the"
-                " device, and no part of the asset's id.",
+                "Precision of the prior's network: float32, float16 or bfloat16. It is part of the"
+                " asset's id where the recipe's `dtype` asks for it, and not where that is auto.",
             ),
             count("vertices", "Vertices of the mesh."),
             count("faces", "Triangles of the mesh."),

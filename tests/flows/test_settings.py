@@ -2,18 +2,19 @@
 
 import inspect
 import shlex
-from dataclasses import fields
-from typing import Any, get_type_hints
+from dataclasses import fields, replace
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from flows.commands import deploy, run, serve
-from flows.commands.options import parse_overrides, run_settings
+from flows.commands.options import Precision, parse_overrides, run_settings
 from flows.dispatch import dispatch
 from flows.generate import generate
 from flows.settings import SHARD_OPTIONS, Settings, default, recorded_command
 from flows.shard import generate_shard
 from sjc_engine.errors import SettingError
+from sjc_engine.recipes import OptimizeRecipe
 
 OPTIONS = {option.name: default(option) for option in fields(Settings)}
 TYPES = get_type_hints(Settings)
@@ -105,8 +106,13 @@ def test_a_recorded_run_has_the_command_of_its_settings() -> None:
 
 def test_options_become_settings() -> None:
     given = {name: getattr(EVERYTHING, name) for name in OPTIONS.keys() - {"overrides"}}
-    given |= {"devices": "cpu,cuda:0", "set_": ["steps=5"]}
+    given |= {"devices": "cpu,cuda:0", "set_": ["steps=5"], "dtype": None}
     assert run_settings(given) == EVERYTHING
+    overrides = {"steps": "5", "dtype": "bfloat16"}
+    assert run_settings(given | {"dtype": Precision.bfloat16}) == replace(
+        EVERYTHING, overrides=overrides
+    )
+    assert list(Precision) == list(get_args(get_type_hints(OptimizeRecipe)["dtype"]))
 
 
 @pytest.mark.parametrize(

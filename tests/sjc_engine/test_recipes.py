@@ -178,3 +178,18 @@ def test_json_goes_there_and_back():
     del missing["optimize"]["lr"]
     with pytest.raises(ValueError, match=r"another version \(keys: lr\)"):
         Recipe.from_json(missing)
+
+
+def test_a_precision_that_is_asked_for_is_another_recipe_and_none_is_what_was_before():
+    recipe = Recipe.for_prior("toybox", "draft")
+    older = recipe.to_json()
+    del older["optimize"]["dtype"]
+    assert Recipe.from_json(older) == recipe
+    assert "dtype" not in recipe.canonical
+    assert "dtype" not in recipe.canonical_optimize
+    half = recipe.override({"dtype": "bfloat16"})
+    assert Recipe.from_json(json.loads(json.dumps(half.to_json()))) == half
+    assert '"dtype":"bfloat16"' in half.canonical_optimize
+    assert half.hash != recipe.hash
+    with pytest.raises(SettingError, match=r"dtype: 'half' is unknown; use one of auto, float16"):
+        recipe.override({"dtype": "half"})

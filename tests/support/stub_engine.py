@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from sjc_engine.spec import prior_key
 from sjc_engine.worker.parent_death import die_with_parent
 
 STEPS = 6
@@ -69,8 +70,8 @@ class StubEngine:
         return True
 
     def add(self, command: Message) -> None:
-        priors = {scene["spec"]["prior"] for scene in self.scenes.values()}
-        assert len(priors | {command["spec"]["prior"]}) == 1, "one prior at a time"
+        priors = {prior_key(scene["spec"]) for scene in [command, *self.scenes.values()]}
+        assert len(priors) == 1, "one prior, in one precision, at a time"
         path = Path(command["checkpoint"])
         step = int(path.read_text()) if path.exists() else 0
         if not self.measured and "STUB_ROOM" in os.environ:

@@ -244,6 +244,7 @@ def test_help_and_check_import_neither_torch_nor_prefect(command: str, tmp_path:
 @pytest.mark.slow
 def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) -> None:
     arguments = ["generate", "a yellow duck", "-o", "duck", "--json", "--quiet", *tiny(judge)]
+    arguments += ["--dtype", "bfloat16"]
     code = (
         "import sys; sys.modules['prefect'] = None\n"
         f"sys.argv = ['sjc', *{arguments!r}]\n"
@@ -254,6 +255,7 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
     )
     report = json.loads(ran.stdout)
     assert (report["prompt"], report["seed"]) == ("a yellow duck", 0)
+    assert report["dtype"] == report["recipe"]["optimize"]["dtype"] == "bfloat16"
     assert 0 < report["faces"] <= 2000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["duck"]
     names = [

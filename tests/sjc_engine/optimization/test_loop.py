@@ -14,6 +14,7 @@ from tiny_priors import SMALL, build_latent_prior, build_pixel_prior
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sjc_engine import optimize
+from sjc_engine.errors import SettingError
 from sjc_engine.guidance.score import guide
 from sjc_engine.optimization import checkpoint
 from sjc_engine.optimization.checkpoint import CheckpointError
@@ -351,11 +352,8 @@ def test_what_is_not_finite_is_named(prior, monkeypatch, culprit, reads_late):
 @pytest.mark.parametrize(
     ("dtype", "cure"),
     [
-        (
-            torch.float16,
-            "float16; use load_prior(dtype=torch.bfloat16 or torch.float32), or --devi",
-        ),
-        (torch.bfloat16, "bfloat16; use load_prior(dtype=torch.float32), or --devices cpu, which"),
+        (torch.float16, "float16; use --dtype bfloat16 or float32)"),
+        (torch.bfloat16, "bfloat16; use --dtype float32)"),
         (torch.float32, "float32; its weights may be damaged, so download it again"),
     ],
 )
@@ -369,6 +367,12 @@ def test_an_answer_that_is_not_finite_names_the_precision(prior, monkeypatch, dt
         caught.value
     )
     assert caught.value.culprits == ["prior"]
+
+
+def test_a_precision_that_the_prior_was_not_loaded_in_is_refused(prior):
+    recipe = PIXEL.override({"dtype": "bfloat16"})
+    with pytest.raises(SettingError, match=r"loaded in float32; use load_prior\(.*'bfloat16'\)"):
+        Scene("a tank", "", 1, recipe, prior)
 
 
 class Waits(TorchDispatchMode):

@@ -193,6 +193,15 @@ def test_half_precision_keeps_its_bound(tmp_path, family, prediction, dtype):
     assert (error <= 16 * UNITS[dtype] * gain).all(), (error / gain).max() / UNITS[dtype]
 
 
+def test_a_precision_can_be_named(folders):
+    folder = str(folders["ddpm"])
+    named = {name: load_prior(folder, dtype=name) for name in ("auto", "float16", "bfloat16")}
+    assert {name: prior.dtype for name, prior in named.items()} == {
+        "auto": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+    }  # fmt: skip
+    assert named["float16"].precision == "float16"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_of_variant_fp16_serve_where_there_are_no_others(family, folders, tmp_path):
     folder = shutil.copytree(folders[family], tmp_path / "half")

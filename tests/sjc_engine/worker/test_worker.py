@@ -61,6 +61,19 @@ def test_a_scene_becomes_the_field_that_the_library_makes(engine: Engine, tmp_pa
     assert engine.field("duck").read_bytes() == expected
 
 
+def test_a_scene_gets_the_precision_that_its_spec_asks_for(engine: Engine) -> None:
+    """One of another precision waits, and the prior is loaded again in it."""
+    wanted = {"long": "auto", "half": "bfloat16", "full": "float32"}
+    for name, dtype in wanted.items():
+        engine.add(name, spec("a duck", steps=3, dtype=dtype))
+    ended = engine.ended(*wanted)
+    assert {name: done["dtype"] for name, done in ended.items()} == {
+        "long": "float32", "half": "bfloat16", "full": "float32",
+    }  # fmt: skip
+    long, half, full = (engine.field(name).read_bytes() for name in wanted)
+    assert long == full != half
+
+
 def test_a_scene_starts_from_the_picture_that_its_spec_means(
     engine: Engine, tmp_path: Path
 ) -> None:

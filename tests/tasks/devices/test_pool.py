@@ -34,9 +34,16 @@ def pool(tmp_path: Path, devices: list[str], **options: Any) -> DevicePool:
     return DevicePool(devices, tmp_path, command=STUB, **options)
 
 
+def weights(prior: str, dtype: str = "auto") -> dict[str, Any]:
+    """What a spec says of its prior."""
+    recipe = {"optimize": {"dtype": dtype}}
+    return {"prior": prior, "prior_revision": "1", "recipe": recipe}
+
+
 def run(pool: DevicePool, tmp_path: Path, prompt: str, name: str = "", **options: Any) -> Any:
     """Runs one scene; an error is returned, so that threads can be compared."""
-    spec = {"prompt": prompt, "prior": options.pop("prior", "p"), "prior_revision": None}
+    dtype = options.pop("dtype", "auto")
+    spec = {"prompt": prompt} | weights(options.pop("prior", "p"), dtype)
     name = name or prompt.replace(" ", "-")
     try:
         return pool.run(
@@ -88,14 +95,18 @@ def test_two_devices_share_the_queue(tmp_path: Path, journal: Path) -> None:
     assert sorted(done.count(pid) for pid in set(done)) == [2, 2]
 
 
+@pytest.mark.parametrize(("key", "other"), [("prior", "q"), ("dtype", "bfloat16")])
 @pytest.mark.parametrize("together", [1, 2])
-def test_one_prior_at_a_time_on_a_device(tmp_path: Path, journal: Path, together: int) -> None:
+def test_one_prior_at_a_time_on_a_device(
+    tmp_path: Path, journal: Path, together: int, key: str, other: str
+) -> None:
     """The stub asserts that its scenes share a prior; work of one prior is not interleaved."""
     priors = ["p", "q", "p", "q", "p", "q"]
+    options = {"p": {}, "q": {key: other}}
 
     def one(n: int) -> Any:
         time.sleep(0.05 * n)  # a fixed order of arrival
-        return run(devices, tmp_path, "duck", f"d{n}", prior=priors[n])
+        return run(devices, tmp_path, "duck", f"d{n}", **options[priors[n]])
 
     engines = pool(tmp_path, ["cpu"], scenes_per_device=together)
     with engines as devices, ThreadPoolExecutor(6) as many:
@@ -167,7 +178,7 @@ def test_processes_start_before_their_scenes_where_they_will_be_wanted(
     tmp_path: Path, journal: Path
 ) -> None:
     with pool(tmp_path, ["cpu", "cpu", "cpu"]) as devices:
-        devices.warm_up([{"prior": "toybox", "prior_revision": "1"}] * 2)
+        devices.warm_up([weights("toybox")] * 2)
         deadline = time.monotonic() + 10
         engines = list(devices._engines.values())
         while sum(e.process is not None for e in engines) < 2:
@@ -177,7 +188,7 @@ def test_processes_start_before_their_scenes_where_they_will_be_wanted(
         assert [e.process is not None for e in engines] == [True, True, False]
         assert run(devices, tmp_path, "duck")["step"] == 6
         assert engines[0].process is first
-    assert [e["prior"] for e in events(journal) if e["type"] == "load"] == ["toybox"] * 2
+    assert [e["spec"]["prior"] for e in events(journal) if e["type"] == "load"] == ["toybox"] * 2
 
 
 def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> None:
@@ -244,7 +255,7 @@ def test_a_process_that_the_system_does_not_start_is_no_wait_for_ever(
 ) -> None:
     with DevicePool(["cpu"], tmp_path, command=[str(tmp_path / "engine")]) as devices:
         if early:
-            devices.warm_up([{"prior": "toybox", "prior_revision": None}])
+            devices.warm_up([weights("toybox")])
         error = run(devices, tmp_path, "duck")
     assert (error.status, error.error_type) == ("failed", "EngineDied")
     assert "No such file or directory" in str(error)
@@ -295,7 +306,7 @@ sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from tasks.devices.pool import ENGINE, DevicePool
 tmp = pathlib.Path({str(tmp_path)!r})
 pool = DevicePool(["cpu"], tmp, command={STUB!r})
-spec = {{"prompt": "endless", "prior": "p", "prior_revision": None}}
+spec = {{"prompt": "endless", "prior": "p", "prior_revision": "1", "recipe": {{}}}}
 pool.run(spec, field=tmp / "f", checkpoint=tmp / "ck")
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
