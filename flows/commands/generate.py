@@ -56,6 +56,8 @@ def generate(
     with reported():
         from sjc_engine.image_file import read_image
 
+        if image and image.parts[0] in ("http:", "https:"):
+            raise UsageError("--image: only files are read; download it, and give its path")
         overrides = options.parse_overrides(set_, dtype)
         picture = read_image(image) if image else None
         spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)

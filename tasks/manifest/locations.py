@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from tasks.manifest.files import READERS, ManifestError, Problem, Records, examine, kind_of
 from tasks.store import open_store
-from tasks.store.interface import StoreError
+from tasks.store.interface import StoreError, check_address
 
 S3 = "s3://"
 
@@ -23,10 +23,13 @@ def read_sources(manifest: str) -> list[Records]:
 
     manifest: a file; a folder, for the manifests directly in it; s3://bucket/key or
     s3://bucket/prefix. Problems of the files stay in their records; raises ManifestError when
-    there is no file to read.
+    there is no file to read, and StoreError for an address with credentials in it.
     """
+    check_address(manifest, "the manifest's address", "s3://bucket/prefix")
     if manifest.startswith(S3):
         return _read_s3(manifest)
+    if "://" in manifest:
+        raise _unreadable(manifest, "is an address, and only files and s3:// are read", _DOWNLOAD)
     path = Path(manifest)
     if not os.path.isdir(path):  # False, too, when it cannot be found out
         return [_read(path)]
@@ -59,6 +62,7 @@ def file_digests(manifest: str | Path) -> list[str]:
     return [source.sha256 for source in sources]
 
 
+_DOWNLOAD = "download it, and give its path"
 LISTED = [ending for ending in READERS if ending != ".txt"]
 _ADD = f"add a file whose name ends in {', '.join(LISTED)}"
 

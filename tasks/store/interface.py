@@ -198,8 +198,11 @@ def check_address(url: str, what: str, instead: str) -> None:
     """
     scheme, separator, rest = url.partition("://")
     bucket = rest.partition("/")[0]
-    secret = {"@", ":"} & set(bucket) if scheme == "s3" else "@" in rest  # keys may have an @
-    if separator and (secret or "?" in rest):
+    if scheme == "s3":  # keys may have an @ and a ?, but not what a signed address ends in
+        secret = bool({"@", ":"} & set(bucket)) or "=" in rest.partition("?")[2]
+    else:
+        secret = "@" in rest or "?" in rest
+    if separator and secret:
         raise StoreError(
             f"There are credentials, or a query, in {what}",
             f"use {instead}, and the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or"

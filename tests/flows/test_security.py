@@ -186,6 +186,7 @@ def test_addresses_with_credentials_are_refused_and_not_repeated(
         ("deploy", "m.csv", "--store", url),
         ("assets", "--store", url),
         ("verify", "--store", url),
+        ("check", url),
     ]
     for command in commands:
         said = sjc(*command)

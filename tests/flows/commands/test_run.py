@@ -275,6 +275,7 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
         ("--image p.png", "--image: prior 'toybox' takes text only, not images; leave the image"),
         ("--prior kxic/zero123-xl", "--image: prior 'kxic/zero123-xl' needs an image; name one"),
         ("--image no.png --prior kxic/zero123-xl", "--image: no.png does not exist; name"),
+        ("--image https://x.org/a.png --prior kxic/zero123-xl", "--image: only files are read; "),
         ("--image t.png --prior kxic/zero123-xl", "--image: t.png is not an image; name a"),
         ("--image w.png --prior kxic/zero123-xl", "--image: w.png shows nothing: 0.00% of it"),
         ("--set silhouette_weight=1", "--set silhouette_weight: prior 'toybox' takes text only"),

@@ -138,6 +138,7 @@ NAMES = [
     "Spielzeug für Kinder.csv",
     "100% (neu) & mehr!.csv",
     "#1 [x]'.csv",
+    "new?.csv",
 ]
 
 

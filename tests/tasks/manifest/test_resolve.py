@@ -404,6 +404,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{tmp_path / name}:1: file: {expected}")
     with pytest.raises(ManifestError, match="is not a regular file"):
         read_manifest("/dev/null")
+    with pytest.raises(ManifestError, match="only files and s3:// are read; download it"):
+        read_manifest("https://x.org/m.csv")
 
 
 def test_plain_lists_and_what_spreadsheets_and_pandas_write(tmp_path: Path) -> None:
