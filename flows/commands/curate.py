@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import counter, size_text
-from flows.errors import UsageError, reported, usage_errors
+from flows.errors import UsageError, usage_errors
 from flows.progress.results import where_errors
 
 if TYPE_CHECKING:
@@ -28,11 +28,10 @@ class DataFormat(StrEnum):
     parquet = "parquet"
 
 
-@app.command(
-    epilog=examples(
-        'sjc curate -o datasets/ducks --where "clip_score > 60"',
-        "sjc curate -o s3://bucket/ducks --format webdataset",
-    )
+@command(
+    'sjc curate -o datasets/ducks --where "clip_score > 60"',
+    "sjc curate -o s3://bucket/ducks --format webdataset",
+    interrupted="run the same command again to continue",
 )
 def curate(
     out: Annotated[str, typer.Option("-o", "--out", help="A new folder or s3://bucket/prefix.")],
@@ -67,32 +66,31 @@ def curate(
     json_: options.Json = False,
 ) -> None:
     """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
-    with reported("run the same command again to continue"):
-        from tasks.datasets.freeze import DatasetRequest
-        from tasks.manifest.locations import file_digests
+    from tasks.datasets.freeze import DatasetRequest
+    from tasks.manifest.locations import file_digests
 
-        request = DatasetRequest(
-            where=where,
-            manifest=Path(manifest).name if manifest else None,
-            manifest_sha256=tuple(file_digests(manifest)) if manifest else (),
-            format=format,
-            include=tuple(include or ()),
-            fractions=_fractions(splits),
-            similar=similar,
-            dedupe=dedupe,
-            links=links,
-            shard_megabytes=shard_size,
-            shard_assets=shard_assets,
-            name=name,
-        )
-        frozen = _freeze(store, out, request, quiet=quiet)
-        if not quiet:
-            print(_summary(frozen), file=sys.stderr)
-        if json_:
-            about = {key: value for key, value in frozen.document.items() if key != "files"}
-            print(json.dumps({"url": frozen.url, **about}, ensure_ascii=False, indent=1))
-        else:
-            print(frozen.card)
+    request = DatasetRequest(
+        where=where,
+        manifest=Path(manifest).name if manifest else None,
+        manifest_sha256=tuple(file_digests(manifest)) if manifest else (),
+        format=format,
+        include=tuple(include or ()),
+        fractions=_fractions(splits),
+        similar=similar,
+        dedupe=dedupe,
+        links=links,
+        shard_megabytes=shard_size,
+        shard_assets=shard_assets,
+        name=name,
+    )
+    frozen = _freeze(store, out, request, quiet=quiet)
+    if not quiet:
+        print(_summary(frozen), file=sys.stderr)
+    if json_:
+        about = {key: value for key, value in frozen.document.items() if key != "files"}
+        print(json.dumps({"url": frozen.url, **about}, ensure_ascii=False, indent=1))
+    else:
+        print(frozen.card)
 
 
 def _fractions(text: str) -> tuple[float, ...]:

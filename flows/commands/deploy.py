@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
-from flows.errors import RunError, UsageError, fail, reported
+from flows.commands.app import command
+from flows.errors import RunError, UsageError, fail
 from sjc_engine.errors import SettingError
 
 ENTRYPOINT = "flows.generate.generate"
@@ -36,9 +36,7 @@ class Collision(StrEnum):
     cancel_new = "cancel-new"
 
 
-@app.command(
-    epilog=examples("sjc deploy", 'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu')
-)
+@command("sjc deploy", 'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu')
 def deploy(
     context: typer.Context,
     manifest: Annotated[
@@ -71,25 +69,24 @@ def deploy(
     compiled: options.Compiled = False,
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
-    with reported():
-        from flows.prefect_server.schedule import deployment_name
+    from flows.prefect_server.schedule import deployment_name
 
-        if manifest is None:
-            if cron is not None or name is not None:
-                fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
-            make_deployments(read_file(file), file)
-            return
-        strategy = on_collision.replace("-", "_").upper()
-        deployment: Config = {
-            "name": name or deployment_name(manifest),
-            "entrypoint": ENTRYPOINT,
-            "work_pool": {"name": pool, "job_variables": {"env": HEARTBEAT}},
-            "concurrency_limit": {"limit": 1, "collision_strategy": strategy},
-            "parameters": options.run_settings(context.params).to_json(),
-        }
-        if cron is not None:
-            deployment["schedules"] = [{"cron": cron, "timezone": timezone}]
-        make_deployments({"deployments": [deployment]})
+    if manifest is None:
+        if cron is not None or name is not None:
+            fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
+        make_deployments(read_file(file), file)
+        return
+    strategy = on_collision.replace("-", "_").upper()
+    deployment: Config = {
+        "name": name or deployment_name(manifest),
+        "entrypoint": ENTRYPOINT,
+        "work_pool": {"name": pool, "job_variables": {"env": HEARTBEAT}},
+        "concurrency_limit": {"limit": 1, "collision_strategy": strategy},
+        "parameters": options.run_settings(context.params).to_json(),
+    }
+    if cron is not None:
+        deployment["schedules"] = [{"cron": cron, "timezone": timezone}]
+    make_deployments({"deployments": [deployment]})
 
 
 def read_file(path: Path) -> Config:

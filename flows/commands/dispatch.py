@@ -10,12 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_places, print_table
-from flows.errors import FAILED, UsageError, reported, usage_errors
+from flows.errors import FAILED, UsageError, usage_errors
 
 
-@app.command(epilog=examples("sjc dispatch plan.parquet --store s3://bucket/first --workers 8"))
+@command(
+    "sjc dispatch plan.parquet --store s3://bucket/first --workers 8",
+    interrupted="shards at the pool continue; run the same command again to follow them",
+)
 def dispatch(
     context: typer.Context,
     plan: Annotated[Path, typer.Argument(help="A plan of `sjc plan`.")],
@@ -34,15 +37,14 @@ def dispatch(
     json_: options.Json = False,
 ) -> None:
     """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
-    with reported("shards at the pool continue; run the same command again to follow them"):
-        from flows.settings import SHARD_OPTIONS, Settings
+    from flows.settings import SHARD_OPTIONS, Settings
 
-        if workers is not None and workers < 1:
-            raise UsageError("--workers: use a whole number above 0")
-        Settings("", timeout=timeout).check()
-        names = ("deployment", "workers", *SHARD_OPTIONS)
-        parameters = {name: context.params[name] for name in names}
-        raise typer.Exit(run_flow(plan, store, parameters, quiet=quiet, as_json=json_))
+    if workers is not None and workers < 1:
+        raise UsageError("--workers: use a whole number above 0")
+    Settings("", timeout=timeout).check()
+    names = ("deployment", "workers", *SHARD_OPTIONS)
+    parameters = {name: context.params[name] for name in names}
+    raise typer.Exit(run_flow(plan, store, parameters, quiet=quiet, as_json=json_))
 
 
 def run_flow(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands import completion, options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_warnings
-from flows.errors import RunError, UsageError, disk_errors, reported
+from flows.errors import RunError, UsageError, disk_errors
 
 if TYPE_CHECKING:
     from sjc_engine.image_file import InputImage
@@ -29,11 +29,9 @@ FILES = (
 )  # fmt: skip
 
 
-@app.command(
-    epilog=examples(
-        'sjc generate "a DSLR photo of a yellow duck" -o duck',
-        'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
-    )
+@command(
+    'sjc generate "a DSLR photo of a yellow duck" -o duck',
+    'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
 )
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
@@ -52,14 +50,13 @@ def generate(
     json_: options.Json = False,
 ) -> None:
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
-    with reported():
-        from sjc_engine.image_file import read_image
+    from sjc_engine.image_file import read_image
 
-        overrides = options.parse_overrides(set_)
-        picture = read_image(image) if image else None
-        spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
-        print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
-        make_asset(spec, picture, out, device, quiet=quiet, as_json=json_)
+    overrides = options.parse_overrides(set_)
+    picture = read_image(image) if image else None
+    spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
+    print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
+    make_asset(spec, picture, out, device, quiet=quiet, as_json=json_)
 
 
 def make_asset(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_table, print_warnings
-from flows.errors import UsageError, disk_errors, reported
+from flows.errors import UsageError, disk_errors
 from flows.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,11 +24,9 @@ SHOWN = 20  # shards that are printed
 PARTS = ("prior", "recipe", "overrides", "limit", "where")  # settings that a plan follows from
 
 
-@app.command(
-    epilog=examples(
-        "sjc plan prompts.csv -o plan.parquet",
-        "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
-    )
+@command(
+    "sjc plan prompts.csv -o plan.parquet",
+    "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
 )
 def plan(
     manifest: options.Manifest,
@@ -51,17 +49,16 @@ def plan(
     json_: options.Json = False,
 ) -> None:
     """Cut a manifest into shards for many machines; `dispatch` has them made."""
-    with reported():
-        settings = Settings(
-            manifest, store, prior, recipe, options.parse_overrides(set_), limit=limit, where=where
-        )
-        if not out.parent.is_dir() or out.is_dir():
-            raise UsageError(f"-o {out}: name a file in a folder that exists")
-        made, warnings = make_shard_plan(settings, shard_seconds)
-        if not quiet:
-            print_warnings(warnings)
-        _write(made, out)
-        _show(made, out, as_json=json_)
+    settings = Settings(
+        manifest, store, prior, recipe, options.parse_overrides(set_), limit=limit, where=where
+    )
+    if not out.parent.is_dir() or out.is_dir():
+        raise UsageError(f"-o {out}: name a file in a folder that exists")
+    made, warnings = make_shard_plan(settings, shard_seconds)
+    if not quiet:
+        print_warnings(warnings)
+    _write(made, out)
+    _show(made, out, as_json=json_)
 
 
 def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, list[str]]:

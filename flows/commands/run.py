@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_places, print_table, print_warnings
-from flows.errors import FAILED, STORE, reported
+from flows.errors import FAILED, STORE
 from flows.progress.results import RESULT_COLUMNS, results
 from flows.settings import Settings
 
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 PREVIEWS = 24  # paths that are printed; the picture holds as many
 
 
-@app.command(
-    epilog=examples(
-        "sjc run manifests/paper.csv",
-        "sjc run manifests/toybox.csv --recipe draft --limit 2      a quick look",
-        "sjc run prompts.csv --dry-run                              what it would do",
-        "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
-        "sjc run prompts.csv --retry-failed --set steps=2000",
-    )
+@command(
+    "sjc run manifests/paper.csv",
+    "sjc run manifests/toybox.csv --recipe draft --limit 2      a quick look",
+    "sjc run prompts.csv --dry-run                              what it would do",
+    "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
+    "sjc run prompts.csv --retry-failed --set steps=2000",
+    interrupted="run the same command again to continue",
 )
 def run(
     context: typer.Context,
@@ -55,12 +54,11 @@ def run(
     compiled: options.Compiled = False,
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
-    with reported("run the same command again to continue"):
-        settings = options.run_settings(context.params)
-        if dry_run:
-            print_plan(settings, as_json=json_)
-        else:
-            raise typer.Exit(run_flow(settings, quiet=quiet, as_json=json_))
+    settings = options.run_settings(context.params)
+    if dry_run:
+        print_plan(settings, as_json=json_)
+    else:
+        raise typer.Exit(run_flow(settings, quiet=quiet, as_json=json_))
 
 
 def print_plan(settings: Settings, *, as_json: bool) -> None:

@@ -9,16 +9,14 @@ from pathlib import Path
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
-from flows.errors import reported
+from flows.commands.app import command
 from flows.settings import Settings
 
 
-@app.command(
-    epilog=examples(
-        'sjc serve manifests/paper.csv --cron "0 2 * * *"',
-        'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
-    )
+@command(
+    'sjc serve manifests/paper.csv --cron "0 2 * * *"',
+    'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
+    interrupted="finished assets are in the store; the next run resumes",
 )
 def serve(
     context: typer.Context,
@@ -42,8 +40,7 @@ def serve(
     compiled: options.Compiled = False,
 ) -> None:
     """Run a manifest on a schedule, in this process: each run makes what is new."""
-    with reported("finished assets are in the store; the next run resumes"):
-        serve_flow(options.run_settings(context.params), cron, timezone)
+    serve_flow(options.run_settings(context.params), cron, timezone)
 
 
 def serve_flow(settings: Settings, cron: str, timezone: str) -> None:
