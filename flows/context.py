@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.plan import RunPlan
+from flows.prefect_server.server import Server
 from flows.prefect_server.shutdown import Shutdown
-from flows.progress.terminal import Watcher
+from flows.progress.terminal import Watcher, terminal_watcher
 from tasks.devices.pool import DevicePool
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ def surrounded_by(**given: Any) -> Iterator[None]:
         yield
     finally:
         _SURROUNDINGS.reset(token)
+
+
+@contextlib.contextmanager
+def watching(server: Server, *, quiet: bool) -> Iterator[Watcher]:
+    """Shows the flow that is run within on the terminal; `server` has to be there for it."""
+    with server.available(), terminal_watcher(quiet=quiet) as watch, surrounded_by(watcher=watch):
+        yield watch
 
 
 @dataclass(frozen=True)

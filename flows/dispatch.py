@@ -87,7 +87,7 @@ class Pool:
     def states(self, ids: Iterable[UUID]) -> dict[UUID, State[Any]]:
         """The states of flow runs; one that is no longer there counts as crashed."""
         wanted = list(ids)
-        states = dict.fromkeys(wanted, Crashed(name="is gone"))
+        states: dict[UUID, State[Any]] = dict.fromkeys(wanted, Crashed(name="is gone"))
         with get_client(sync_client=True) as client:
             for start in range(0, len(wanted), PAGE):
                 page = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + PAGE]))

@@ -7,13 +7,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from sjc_engine.errors import SettingError
 from sjc_engine.files import is_refusal
 from tasks.store.disk import disk_advice
+
+if TYPE_CHECKING:
+    from prefect.states import State
 
 FAILED, USAGE, STORE, INTERRUPTED = 1, 2, 3, 130
 
@@ -155,3 +158,19 @@ def fail(message: str, code: int) -> NoReturn:
     """Ends the command with a message on stderr and an exit code."""
     print(message, file=sys.stderr)
     raise typer.Exit(code)
+
+
+def raise_error(state: "State[Any]") -> None:
+    """Raises what ended a flow early: KeyboardInterrupt when it was cancelled, or its error.
+
+    A flow that returns a failed state, since every asset failed, has come to its end: the caller
+    reports it.
+    """
+    from prefect.exceptions import FailedRun
+
+    if state.is_cancelled():
+        raise KeyboardInterrupt
+    if not state.is_completed():
+        problem = state.result(raise_on_failure=False)
+        if isinstance(problem, Exception) and not isinstance(problem, FailedRun):
+            raise problem

@@ -12,7 +12,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import print_places, print_table
-from flows.errors import FAILED, UsageError, usage_errors
+from flows.errors import FAILED, UsageError, raise_error, usage_errors
 
 
 @command(
@@ -77,7 +77,7 @@ def run_flow(
         keep_plan(opened, plan)
     connection = server.connect(Path(os.devnull))
 
-    from flows.commands.flow_result import raise_error, watching
+    from flows.context import watching
     from flows.dispatch import count_outcomes, dispatch
 
     with watching(connection, quiet=quiet):

@@ -9,7 +9,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import show
-from flows.errors import FAILED, RunError
+from flows.errors import FAILED, RunError, raise_error
 from flows.progress.results import ASSET_COLUMNS, SECONDS
 
 
@@ -37,7 +37,7 @@ def evaluate(
     from flows.prefect_server import environment, server
 
     environment.apply(console_level="CRITICAL")
-    from flows.commands.flow_result import raise_error, watching
+    from flows.context import watching
     from flows.evaluate import evaluate as evaluate_flow
     from flows.evaluate import prepare
     from tasks.store.interface import StoreError

@@ -1,6 +1,7 @@
 """`sjc sample2d`: the paper's experiments in 2D, as one picture."""
 
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -40,10 +41,9 @@ def sample2d(
     from flows.plan import check_devices
 
     chosen = check_devices(None if device is None else [device], "--device")[0]
-    partial = out.with_name(f".{out.name}.partial")
-    with disk_errors("-o", out):
-        partial.touch()  # a folder that cannot be written is found before the work
-    try:
+    with disk_errors("-o", out):  # a folder that cannot be written is found before the work
+        temporary = tempfile.TemporaryDirectory(prefix=".sjc-", dir=out.parent)
+    with temporary as folder:
         from sjc_engine.paper2d import experiments
         from sjc_engine.priors.denoiser import load_prior
 
@@ -53,10 +53,8 @@ def sample2d(
             loaded, prompt, guidance=scales, steps=steps, seed=seed, on_done=on_done
         )
         with disk_errors("-o", out):
-            picture.save(partial, "PNG", optimize=True)
-            partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+            picture.save(Path(folder, out.name), "PNG", optimize=True)
+            Path(folder, out.name).replace(out)
     print(out)
 
 
