@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from sjc_engine.errors import SettingError
+from sjc_engine.errors import UsageError as UsageError
 from sjc_engine.files import is_refusal
 from tasks.store.disk import disk_advice
 
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     from prefect.states import State
 
 FAILED, USAGE, STORE, INTERRUPTED = 1, 2, 3, 130
-
-
-class UsageError(ValueError):
-    """What the user asked for cannot be done; the message says how to ask."""
 
 
 class RunError(RuntimeError):
@@ -68,15 +65,6 @@ def _flush_stdout() -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return None if isinstance(error, BrokenPipeError) else error
     return None
-
-
-@contextlib.contextmanager
-def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds within are mistakes of the user: a UsageError with the same message."""
-    try:
-        yield
-    except kinds as error:
-        raise UsageError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import counter, size_text
-from flows.errors import UsageError, usage_errors
+from flows.errors import UsageError
 from flows.progress.results import where_errors
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 def _freeze(store: str, out: str, request: DatasetRequest, *, quiet: bool) -> Frozen:
     """Writes the dataset. Raises UsageError, StoreError."""
-    from tasks.datasets.freeze import SelectionError, freeze
+    from tasks.datasets.freeze import freeze
     from tasks.store import open_store
 
     if "://" not in out and Path(out).exists() and not Path(out).is_dir():
@@ -116,7 +116,7 @@ def _freeze(store: str, out: str, request: DatasetRequest, *, quiet: bool) -> Fr
     if request.links and request.format != DataFormat.parquet:
         raise UsageError(f"--links: goes with --format parquet, not {request.format}")
     opened = open_store(store, writable=False)
-    with usage_errors(SelectionError), where_errors():
+    with where_errors():
         return freeze(opened, out, request, counter("assets", quiet=quiet))
 
 

@@ -19,7 +19,7 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import command
-from flows.errors import RunError, UsageError, fail
+from flows.errors import RunError, UsageError
 from sjc_engine.errors import SettingError
 
 ENTRYPOINT = "flows.generate.generate"
@@ -73,7 +73,7 @@ def deploy(
 
     if manifest is None:
         if cron is not None or name is not None:
-            fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
+            raise UsageError("--cron and --name are for a manifest; name one, or leave them out")
         make_deployments(read_file(file), file)
         return
     strategy = on_collision.replace("-", "_").upper()
@@ -119,11 +119,10 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     environment.apply()
     for number, deployment in enumerate(config["deployments"]):
         validate(deployment, f"{file or 'deployment'}: {deployment.get('name', number + 1)}")
-    api_url = server.given_server() or server.ui_server()
-    if api_url is None:
+    connection = server.find()
+    if connection is None:
         raise UsageError("there is no Prefect server; start `sjc ui`, or set PREFECT_API_URL")
-    os.environ["PREFECT_API_URL"] = api_url
-    server.Server(api_url, None).wait()
+    connection.wait()
     import yaml
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -133,12 +132,12 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     from flows.prefect_server.heartbeats import crash_silent_runs
 
     # What has imported Prefect before the server was known would look for another one.
-    with temporary_settings({PREFECT_API_URL: api_url}):
-        pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
-        with get_client(sync_client=True) as client:
-            for pool in pools:  # their workers run flows as processes
-                with suppress(ObjectAlreadyExists):
-                    client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    api_url = connection.api_url
+    pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        for pool in pools:  # their workers run flows as processes
+            with suppress(ObjectAlreadyExists):
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as written:
             if file is None:
                 yaml.safe_dump(config, written)
@@ -146,7 +145,12 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
             _prefect_deploy(file or Path(written.name))
         crash_silent_runs()  # one that is lost would hold up those that wait for it
         for deployment in config["deployments"]:
-            _print_deployment(deployment, api_url)
+            flow = deployment["entrypoint"].rpartition(":")[2].rpartition(".")[2]
+            made = client.read_deployment_by_name(f"{flow}/{deployment['name']}")
+            page = f"{api_url.removesuffix('/api')}/deployments/deployment/{made.id}"
+            print(f"deployment {flow}/{deployment['name']}: {page}")
+            for line in _next_times(deployment.get("schedules") or []):
+                print(f"  {line}")
     for pool in pools:
         _print_workers(pool, api_url)
 
@@ -212,19 +216,6 @@ def _prefect_deploy(file: Path) -> None:
     if ended.returncode:
         output = "\n".join(ended.stdout.strip().splitlines()[-LAST_LINES:])
         raise RunError(f"`prefect deploy` failed:\n{output}")
-
-
-def _print_deployment(deployment: Config, api_url: str) -> None:
-    """Prints a deployment's page and its next times."""
-    from prefect.client.orchestration import get_client
-
-    flow = deployment["entrypoint"].rpartition(":")[2].rpartition(".")[2]
-    with get_client(sync_client=True) as client:
-        made = client.read_deployment_by_name(f"{flow}/{deployment['name']}")
-    page = f"{api_url.removesuffix('/api')}/deployments/deployment/{made.id}"
-    print(f"deployment {flow}/{deployment['name']}: {page}")
-    for line in _next_times(deployment.get("schedules") or []):
-        print(f"  {line}")
 
 
 def _print_workers(pool: str, api_url: str) -> None:

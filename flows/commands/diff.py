@@ -7,7 +7,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import show
-from flows.errors import FAILED, usage_errors
+from flows.errors import FAILED
 from flows.progress.results import HEADINGS
 
 # What a person wants to see of an entry that changed, and its heading.
@@ -32,10 +32,9 @@ def diff(
     import pyarrow.compute as pc
 
     from tasks.store import open_store
-    from tasks.tables.diff import UnknownRun, diff_runs
+    from tasks.tables.diff import diff_runs
 
-    with usage_errors(UnknownRun):
-        found = diff_runs(open_store(store, writable=False), run_a, run_b)
+    found = diff_runs(open_store(store, writable=False), run_a, run_b)
     rows = found.rows
     if format == options.RowFormat.table:  # for people: without what is the same
         counts = ", ".join(f"{count} {change}" for change, count in found.counts().items())

@@ -12,7 +12,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import print_places, print_table
-from flows.errors import FAILED, UsageError, raise_error, usage_errors
+from flows.errors import FAILED, UsageError, raise_error
 
 
 @command(
@@ -55,7 +55,7 @@ def run_flow(
     Prints what came of it; returns the exit code.
     """
     from flows.prefect_server import environment, server
-    from tasks.manifest.shards import PlanError, keep_plan, read_plan
+    from tasks.manifest.shards import keep_plan, read_plan
     from tasks.records.documents import check_usable
     from tasks.store import open_store
 
@@ -63,20 +63,17 @@ def run_flow(
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
-    with usage_errors(PlanError):
-        plan = read_plan(data, os.fspath(path))
+    plan = read_plan(data, os.fspath(path))
     environment.apply(console_level="CRITICAL")
-    if not (server.given_server() or server.ui_server()):
+    connection = server.find()
+    if connection is None:
         raise UsageError(
             "workers have to reach Prefect's server, and none is known; set PREFECT_API_URL "
             "(docs/many-machines.md), or start `sjc ui` for workers on this machine"
         )
     opened = open_store(store)
     check_usable(opened)
-    with usage_errors(PlanError):
-        keep_plan(opened, plan)
-    connection = server.connect(Path(os.devnull))
-
+    keep_plan(opened, plan)
     from flows.context import watching
     from flows.dispatch import count_outcomes, dispatch
 

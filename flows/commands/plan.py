@@ -89,8 +89,7 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
         shard_seconds,
         manifest=manifest.name,
         manifest_sha256=manifest.sha256,
-        settings={key: getattr(settings, key) for key in PARTS}
-        | {"shard_seconds": float(shard_seconds)},
+        settings={**{key: getattr(settings, key) for key in PARTS}, "shard_seconds": shard_seconds},
     )
     return plan, warnings
 
@@ -125,13 +124,11 @@ def _show(plan: ShardPlan, path: Path, *, as_json: bool) -> None:
         print(json.dumps(facts, indent=1))
         return
     entries = Counter(plan.rows["shard"].to_pylist())
-    shown = list(shards)[:SHOWN]
-    print_table(
-        [
-            {"shard": n, "assets": len(shards[n]), "entries": entries[n], "hours": hours[n]}
-            for n in shown
-        ]
-    )
+    rows = [
+        {"shard": n, "assets": len(assets), "entries": entries[n], "hours": hours[n]}
+        for n, assets in shards.items()
+    ]
+    print_table(rows[:SHOWN])
     if len(shards) > SHOWN:
         print(f"... and {len(shards) - SHOWN} more")
     print(

@@ -7,7 +7,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import show
-from flows.errors import usage_errors
+from flows.errors import UsageError
 
 
 @command(
@@ -24,6 +24,8 @@ def query(
     from tasks.tables.read import QueryError
     from tasks.tables.read import query as run_query
 
-    with usage_errors(QueryError):
+    try:
         rows = run_query(open_store(store, writable=False), sql)
+    except QueryError as error:
+        raise UsageError(str(error)) from error
     show(rows, format)
