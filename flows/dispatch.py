@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -62,13 +63,27 @@ class Pool:
     parameters: dict[str, Any]
     workers: int | None
 
+    @cached_property
+    def work_pool(self) -> str:
+        """The work pool of the deployment; UsageError if the server has none."""
+        with get_client(sync_client=True) as client:
+            try:
+                found = client.read_deployment_by_name(self.deployment)
+            except (ObjectNotFound, ValueError) as error:
+                raise UsageError(
+                    f"--deployment {self.deployment}: the server has none of this name; make it as"
+                    " docs/many-machines.md shows"
+                ) from error
+        if not found.work_pool_name:
+            raise UsageError(f"--deployment {self.deployment}: has no work pool; deploy it to one")
+        return found.work_pool_name
+
     def size(self) -> int:
         """How many workers there are: the number that was given, or those that are online."""
         if self.workers is not None:
             return self.workers
         with get_client(sync_client=True) as client:
-            found = client.read_deployment_by_name(self.deployment)
-            workers = client.read_workers_for_work_pool(str(found.work_pool_name))
+            workers = client.read_workers_for_work_pool(self.work_pool)
         return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
     def submit(self, shard: Shard) -> FlowRun:
@@ -117,30 +132,15 @@ def dispatch(
     check_usable(opened)
     found = load_plan(opened, plan)
     pool = Pool(found.id, deployment, {"store": opened.url, **options}, workers)
-    check_deployment(pool, watch)
+    start = f"prefect worker start --pool {pool.work_pool}"
+    if not pool.size():
+        watch.note(f"pool {pool.work_pool} has no workers yet; start `{start}`")
     crash_silent_runs()
     with Board() as board:
         show = show_progress(board, f"plan {found.id}")
         dispatcher = Dispatcher(found, opened, pool, watch, show, retry_failed)
         dispatcher.drive()
         return conclude(found, opened, dispatcher.given_up.values(), board, watch)
-
-
-def check_deployment(pool: Pool, watch: Watcher) -> None:
-    """UsageError unless the server has the deployment; a note if it has no workers."""
-    with get_client(sync_client=True) as client:
-        try:
-            found = client.read_deployment_by_name(pool.deployment)
-        except (ObjectNotFound, ValueError) as error:
-            raise UsageError(
-                f"--deployment {pool.deployment}: the server has none of this name; make it as "
-                "docs/many-machines.md shows"
-            ) from error
-    if not found.work_pool_name:
-        raise UsageError(f"--deployment {pool.deployment}: has no work pool; deploy it to one")
-    if not pool.size():
-        start = f"prefect worker start --pool {found.work_pool_name}"
-        watch.note(f"pool {found.work_pool_name} has no workers yet; start `{start}`")
 
 
 @dataclass

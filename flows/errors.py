@@ -106,13 +106,16 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
 
 def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     """Message and exit code of an error that is no defect of this program; None for one that is."""
+    from sjc_engine.recipes import RECIPE_KEYS
     from tasks.manifest.files import ManifestError
     from tasks.store.interface import StoreError
 
     if isinstance(error, ManifestError):
         return str(error), USAGE
     if isinstance(error, SettingError):
-        return f"sjc: {option_of(error.key)}: {error.problem}; {error.fix}", USAGE
+        key = error.key
+        option = f"--set {key}" if key in RECIPE_KEYS else f"--{key.replace('_', '-')}"
+        return f"sjc: {option}: {error.problem}; {error.fix}", USAGE
     for kind, code in ((UsageError, USAGE), (StoreError, STORE), (RunError, FAILED)):
         if isinstance(error, kind):
             return f"sjc: {error}", code
@@ -124,13 +127,6 @@ def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     if _is_interrupt(error):
         return f"sjc: interrupted; {interrupted}", INTERRUPTED
     return None
-
-
-def option_of(key: str) -> str:
-    """The option that sets `key` of a SettingError."""
-    from sjc_engine.recipes import RECIPE_KEYS
-
-    return f"--set {key}" if key in RECIPE_KEYS else f"--{key.replace('_', '-')}"
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

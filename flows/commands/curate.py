@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,14 +19,6 @@ if TYPE_CHECKING:
     from tasks.datasets.freeze import DatasetRequest, Frozen
 
 
-class DataFormat(StrEnum):
-    """How `curate` keeps the data."""
-
-    files = "files"
-    webdataset = "webdataset"
-    parquet = "parquet"
-
-
 @command(
     'sjc curate -o datasets/ducks --where "clip_score > 60"',
     "sjc curate -o s3://bucket/ducks --format webdataset",
@@ -39,7 +30,9 @@ def curate(
         str | None, typer.Option(help="SQL over finished assets, their tags and meta.")
     ] = None,
     manifest: options.OfManifest = None,
-    format: Annotated[DataFormat, typer.Option(help="How the data is kept.")] = DataFormat.files,
+    format: Annotated[
+        Literal["files", "webdataset", "parquet"], typer.Option(help="How the data is kept.")
+    ] = "files",
     store: options.Store = "./store",
     include: Annotated[
         list[str] | None,
@@ -113,7 +106,7 @@ def _freeze(store: str, out: str, request: DatasetRequest, *, quiet: bool) -> Fr
 
     if "://" not in out and Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"-o {out}: is a file; name a folder or s3://bucket/prefix")
-    if request.links and request.format != DataFormat.parquet:
+    if request.links and request.format != "parquet":
         raise UsageError(f"--links: goes with --format parquet, not {request.format}")
     opened = open_store(store, writable=False)
     with where_errors():

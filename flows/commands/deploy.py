@@ -11,9 +11,8 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import fields
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,13 +28,6 @@ LAST_LINES = 12  # of Prefect's output, when it fails
 Config = dict[str, Any]
 
 
-class Collision(StrEnum):
-    """What becomes of a scheduled run while the one before still runs."""
-
-    enqueue = "enqueue"
-    cancel_new = "cancel-new"
-
-
 @command("sjc deploy", 'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu')
 def deploy(
     context: typer.Context,
@@ -47,8 +39,9 @@ def deploy(
     name: Annotated[str | None, typer.Option(help="Default: the manifest's name.")] = None,
     pool: Annotated[str, typer.Option(help="Work pool; made if there is none.")] = "gpu",
     on_collision: Annotated[
-        Collision, typer.Option(help="What to do when the previous run is still running.")
-    ] = Collision.enqueue,
+        Literal["enqueue", "cancel-new"],
+        typer.Option(help="What to do when the previous run is still running."),
+    ] = "enqueue",
     file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
         "prefect.yaml"
     ),

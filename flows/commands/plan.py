@@ -15,6 +15,7 @@ from flows.commands.app import command
 from flows.commands.output import print_table, print_warnings
 from flows.errors import UsageError, disk_errors
 from flows.settings import Settings
+from sjc_engine.files import write_atomically
 
 if TYPE_CHECKING:
     from tasks.manifest.shards import ShardPlan
@@ -57,7 +58,14 @@ def plan(
     made, warnings = make_shard_plan(settings, shard_seconds)
     if not quiet:
         print_warnings(warnings)
-    _write(made, out)
+    with disk_errors("-o", out):
+        if not out.exists():
+            write_atomically(out, made.data)
+        elif out.read_bytes() != made.data:  # an equal one stays
+            raise UsageError(
+                f"-o {out}: is another plan, or no plan; plans are never changed, so name another "
+                "file (the manifest, an option, or the times that the store knows differ)"
+            )
     _show(made, out, as_json=json_)
 
 
@@ -92,20 +100,6 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
         settings={**{key: getattr(settings, key) for key in PARTS}, "shard_seconds": shard_seconds},
     )
     return plan, warnings
-
-
-def _write(plan: ShardPlan, out: Path) -> None:
-    """Writes the plan; an equal one that is there stays."""
-    from sjc_engine.files import write_atomically
-
-    with disk_errors("-o", out):
-        if not out.exists():
-            write_atomically(out, plan.data)
-        elif out.read_bytes() != plan.data:
-            raise UsageError(
-                f"-o {out}: is another plan, or no plan; plans are never changed, so name another "
-                "file (the manifest, an option, or the times that the store knows differ)"
-            )
 
 
 def _show(plan: ShardPlan, path: Path, *, as_json: bool) -> None:

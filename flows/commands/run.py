@@ -55,11 +55,33 @@ def run(
     compiled: options.Compiled = False,
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
+    from flows.context import start_devices, surrounded_by, watching
+    from flows.plan import make_plan
+    from flows.prefect_server import environment, server
+    from flows.prefect_server.shutdown import exit_when_interrupted
+    from flows.scratch import in_use
+
     settings = options.run_settings(context.params)
     if dry_run:
         print_plan(settings, as_json=json_)
-    else:
-        raise typer.Exit(run_flow(settings, quiet=quiet, as_json=json_))
+        return
+    plan = make_plan(settings)
+    if not quiet:
+        print_warnings(plan.warnings)
+    environment.apply(console_level="CRITICAL")
+    connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
+    with start_devices(plan, warm=not in_use(Path(scratch))):
+        # Seconds of imports, while the server starts and the engines load their prior
+        from flows.generate import generate
+
+        with (
+            watching(connection, quiet=quiet) as watch,
+            exit_when_interrupted() as shutdown,
+            surrounded_by(shutdown=shutdown),
+        ):
+            state = generate(**settings.to_json(), return_state=True)
+    raise_error(state)
+    raise typer.Exit(print_results(plan, watch.run_id, as_json=json_))
 
 
 def print_plan(settings: Settings, *, as_json: bool) -> None:
@@ -108,33 +130,6 @@ def _intent(plan: RunPlan, entry: Entry) -> str:
     if state == "failed":
         return "try again" if plan.settings.retry_failed else "failed (needs --retry-failed)"
     return {"new": "make", "interrupted": "resume", "finished": "reuse"}.get(state, state)
-
-
-def run_flow(settings: Settings, *, quiet: bool, as_json: bool) -> int:
-    """Runs the flow and prints what came of it; returns the exit code."""
-    from flows.context import start_devices, surrounded_by, watching
-    from flows.plan import make_plan
-    from flows.prefect_server import environment, server
-    from flows.prefect_server.shutdown import exit_when_interrupted
-    from flows.scratch import in_use
-
-    plan = make_plan(settings)
-    if not quiet:
-        print_warnings(plan.warnings)
-    environment.apply(console_level="CRITICAL")
-    connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
-    with start_devices(plan, warm=not in_use(Path(settings.scratch))):
-        # Seconds of imports, while the server starts and the engines load their prior
-        from flows.generate import generate
-
-        with (
-            watching(connection, quiet=quiet) as watch,
-            exit_when_interrupted() as shutdown,
-            surrounded_by(shutdown=shutdown),
-        ):
-            state = generate(**settings.to_json(), return_state=True)
-    raise_error(state)
-    return print_results(plan, watch.run_id, as_json=as_json)
 
 
 def print_results(plan: RunPlan, run_id: str, *, as_json: bool) -> int:

@@ -13,7 +13,7 @@ from flows.progress.results import RESULT_COLUMNS, cell
 from flows.progress.tally import GOOD
 from flows.progress.terminal import Watcher
 from tasks.pages.html import duration
-from tasks.prefect_ui.artifacts import Artifact, Board, name_run
+from tasks.prefect_ui.artifacts import Board, name_run
 
 SUMMARY_SECONDS = 10.0  # between two versions of the live summary
 LISTED = 20  # failures in the summary; the table has more
@@ -30,7 +30,6 @@ class PrefectSummary(Watcher):
     def __init__(self, plan: RunPlan, board: Board, also: Watcher) -> None:
         self._plan, self._board, self._also = plan, board, also
         self._failures: dict[str, str] = {}  # name -> how it failed
-        self._summary: Artifact | None = None
         self._updated = 0.0
 
     def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
@@ -68,9 +67,8 @@ class PrefectSummary(Watcher):
             about = f"Failed in run {self.run_id}{_cut(failed)}. Try them again:"
             about += f" `{self._plan.settings.command_line(retry=True)}`"
             self._table("failures", columns, failed, about)
-        if self._summary is not None:
-            reasons = {row["asset"]: row["error"] or row["status"] for row in failed}
-            self._board.update(self._summary, self._text(reasons))
+        reasons = {row["asset"]: row["error"] or row["status"] for row in failed}
+        self._board.update(self._summary, self._text(reasons))
 
     def _table(
         self, key: str, columns: Mapping[str, str], rows: list[dict[str, Any]], about: str
@@ -82,7 +80,7 @@ class PrefectSummary(Watcher):
     def _refresh(self) -> None:
         """Publishes a new summary unless the last one is recent."""
         now = time.monotonic()
-        if self._summary is not None and now - self._updated >= SUMMARY_SECONDS:
+        if now - self._updated >= SUMMARY_SECONDS:
             self._updated = now
             self._board.update(self._summary, self._text())
 
