@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from flows.progress.terminal import Watcher, terminal_watcher
 from tasks.devices.pool import DevicePool
 
 if TYPE_CHECKING:
-    from sjc_engine.recipes import EvaluateRecipe
     from tasks.prefect_ui.artifacts import Board
     from tasks.stages.judges import Judges
 
@@ -103,11 +102,6 @@ def run_context(plan: RunPlan, watcher: Watcher, board: Board) -> Iterator[RunCo
         pool = surroundings().pool or stack.enter_context(start_devices(plan))
         pool.report_to(get_run_logger())
         judges = Judges()
-        load_judges(judges, (entry.spec.recipe.evaluate for entry in plan.todo.values()))
+        for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
+            judges.get(recipe)
         yield RunContext(pool, judges, watcher, board)
-
-
-def load_judges(judges: Judges, recipes: Iterable[EvaluateRecipe]) -> None:
-    """Loads what these recipes name; SettingError for a judge that cannot be loaded."""
-    for recipe in set(recipes):
-        judges.get(recipe)

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow, get_run_logger, runtime
 from prefect.states import Cancelled, State
 
-from flows.context import load_judges, surroundings
+from flows.context import surroundings
 from flows.errors import RunError, UsageError
 from flows.generate import PART
 from flows.pipeline import RunCancelled, Window, run_stage
@@ -124,12 +124,10 @@ def measure(
                 reevaluate, window.stopped, name, chosen.store, asset_id, run_id, chosen.changes,
                 chosen.judges, scratch, rows,
             )  # fmt: skip
-            result = state.result(raise_on_failure=False) if state else None
-            if isinstance(result, StoreError):
+            outcome = "ok" if state.is_completed() else "failed"
+            if isinstance(result := state.result(raise_on_failure=False), StoreError):
                 problems.append(result)
                 outcome = "not read"
-            else:
-                outcome = "ok" if state and state.is_completed() else "failed"
             watch.finished(name, outcome, time.perf_counter() - began)
             return outcome
 
@@ -161,9 +159,9 @@ def prepare(
         rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
-    recipes = (evaluation_recipe(json.loads(row["spec_json"]), changes) for row in rows)
     judges = Judges(device)
-    load_judges(judges, recipes)
+    for recipe in {evaluation_recipe(json.loads(row["spec_json"]), changes) for row in rows}:
+        judges.get(recipe)
     assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}
     writable = open_store(store)
     mark_format(writable)

@@ -79,12 +79,21 @@ def generate(
     settings = Settings(
         **locals() | {"overrides": overrides or {}, "scratch": os.path.expandvars(scratch)}
     )
-    plan, around = make_plan(settings), surroundings()
+    plan, around, log = make_plan(settings), surroundings(), get_run_logger()
     for warning in plan.warnings:
-        get_run_logger().warning(warning)
+        log.warning(warning)
+
+    def wait() -> None:
+        text = (
+            f"another run uses {settings.scratch}; waiting for it"
+            " (--scratch FOLDER would work beside it)"
+        )
+        around.watcher.note(text)
+        log.info(text)
+
     with (
         brief_shutdown(around.shutdown),
-        sole_user(Path(settings.scratch), partial(_wait, settings, around.watcher)) as waited,
+        sole_user(Path(settings.scratch), wait) as waited,
     ):
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
@@ -97,16 +106,6 @@ def run_on_devices(plan: RunPlan) -> State[Any]:
         watcher = PrefectSummary(plan, board, surroundings().watcher)
         with run_context(plan, watcher, board) as context:
             return run_plan(plan, watcher, partial(run_pipeline, context))
-
-
-def _wait(settings: Settings, watcher: Watcher) -> None:
-    """Reports that the run has to wait, on the terminal and on Prefect's pages."""
-    text = (
-        f"another run uses {settings.scratch}; waiting for it"
-        " (--scratch FOLDER would work beside it)"
-    )
-    watcher.note(text)
-    get_run_logger().info(text)
 
 
 def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:

@@ -15,7 +15,7 @@ from threading import Event, Semaphore
 from typing import Any, Generic, TypeVar
 
 from prefect import get_run_logger
-from prefect.states import State
+from prefect.states import Cancelled, State
 from prefect.task_engine import run_task_sync
 from prefect.utilities.callables import get_call_parameters
 
@@ -75,8 +75,6 @@ def make_asset(
             raise _Ended
         context.watcher.stage(asset.name, "queue" if stage is optimize else stage.name)
         state = run_stage(stage, window.stopped, asset, *arguments)
-        if state is None:
-            raise _Ended
         result = state.result(raise_on_failure=False)
         if not state.is_completed():
             raise _Ended from None if state.is_cancelled() else result
@@ -93,15 +91,16 @@ def make_asset(
         return end_asset(asset, None if window.stopped.is_set() else ended.__cause__)
 
 
-def run_stage(stage: Any, stopped: Event, *arguments: Any) -> State[Any] | None:
-    """The state that a stage's task ends in; None if the run stops while it waits for a retry."""
+def run_stage(stage: Any, stopped: Event, *arguments: Any) -> State[Any]:
+    """The state that a stage's task ends in: cancelled if the run stops before a retry."""
     parameters = get_call_parameters(stage.fn, arguments, {})
     try:  # as a task runner does: `stage(...)` itself would sleep on
-        return run_task_sync(
+        state = run_task_sync(
             stage, parameters=parameters, return_type="state", context={"cancel_event": stopped}
         )
     except CancelledError:
-        return None
+        state = None
+    return state or Cancelled()
 
 
 def end_asset(asset: Asset, error: BaseException | None) -> str:
