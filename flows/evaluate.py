@@ -15,7 +15,7 @@ from flows.errors import RunError, UsageError
 from flows.generate import PART
 from flows.pipeline import RunCancelled, Window, run_stage
 from flows.plan import check_devices
-from flows.progress.results import final_state, selection, where_errors
+from flows.progress.results import final_state, selected_assets
 from flows.progress.terminal import Watcher
 from flows.scratch import make_private
 from sjc_engine.presets import Value
@@ -29,7 +29,6 @@ from tasks.stages.reevaluate import SETTINGS, evaluation_recipe, reevaluate
 from tasks.store import open_store
 from tasks.store.interface import Damaged, NotInStore, Store, StoreError
 from tasks.store.leases import leases
-from tasks.tables.read import query
 from tasks.tables.write import TableWriter, record_attempts, record_run
 
 AT_ONCE = 2  # while one is downloaded, another is measured
@@ -153,10 +152,8 @@ def prepare(
     opened = open_store(store, writable=False)  # one that is not there must not be made
     check_usable(opened)
     names = "(SELECT min(row_id) FROM entries e WHERE e.asset_id = best_assets.asset_id)"
-    wanted = selection(manifest, where, "status = 'ok'")
-    sql = f"SELECT asset_id, {names} AS name, spec_json FROM best_assets {wanted}"
-    with where_errors():
-        rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
+    columns = f"asset_id, {names} AS name, spec_json"
+    rows = selected_assets(opened, columns, manifest, where, "status = 'ok'").to_pylist()
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
     judges = Judges(device)

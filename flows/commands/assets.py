@@ -7,7 +7,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import show
-from flows.progress.results import ASSET_COLUMNS, SECONDS, selection, where_errors
+from flows.progress.results import ASSET_COLUMNS, SECONDS, selected_assets
 
 
 @command(
@@ -24,11 +24,7 @@ def assets(
 ) -> None:
     """List the assets of a store: one row each, its best outcome."""
     from tasks.store import open_store
-    from tasks.tables.read import query
 
-    chosen = selection(manifest, where)
-    seconds = f", {SECONDS} AS seconds" if format == options.RowFormat.table else ""
-    sql = f"SELECT *{seconds} FROM best_assets {chosen} ORDER BY started_at, asset_id"
-    with where_errors():
-        rows = query(open_store(store, writable=False), sql)
+    names = f"*, {SECONDS} AS seconds" if format == options.RowFormat.table else "*"
+    rows = selected_assets(open_store(store, writable=False), names, manifest, where)
     show(rows, format, ASSET_COLUMNS)
