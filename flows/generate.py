@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.states import Cancelled, State
 
-from flows.context import run_context, surroundings
+from flows.context import RunContext, run_context, surroundings
 from flows.pipeline import Outcomes, RunCancelled, run_pipeline
 from flows.plan import RunPlan, asset_states, find_related_assets, make_plan
 from flows.prefect_server.shutdown import brief_shutdown
@@ -36,9 +35,6 @@ from tasks.tables.write import (
 )
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
-
-# Turns the assets of these ids into outcomes, for a run.
-Maker = Callable[[RunPlan, list[str], str], Outcomes]
 
 
 def _run_name() -> str:
@@ -91,10 +87,7 @@ def generate(
         around.watcher.note(text)
         log.info(text)
 
-    with (
-        brief_shutdown(around.shutdown),
-        sole_user(Path(settings.scratch), wait) as waited,
-    ):
+    with brief_shutdown(around.shutdown), sole_user(Path(settings.scratch), wait) as waited:
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
         return run_on_devices(plan)
@@ -105,12 +98,12 @@ def run_on_devices(plan: RunPlan) -> State[Any]:
     with Board() as board:
         watcher = PrefectSummary(plan, board, surroundings().watcher)
         with run_context(plan, watcher, board) as context:
-            return run_plan(plan, watcher, partial(run_pipeline, context))
+            return run_plan(context, plan)
 
 
-def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:
+def run_plan(context: RunContext, plan: RunPlan) -> State[Any]:
     """Everything that a run writes, from its first row to its final state."""
-    log = get_run_logger()
+    watch, log = context.watcher, get_run_logger()
     plan = replace(plan, settled=close_attempts(plan, watch))
     record_unended_runs(plan.store)
     run = start_run(
@@ -137,9 +130,9 @@ def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:
     complete = False
     try:
         if len(todo) <= PART:
-            outcomes |= make(plan, todo, run["run_id"])
+            outcomes |= run_pipeline(context, plan, todo, run["run_id"])
         else:
-            generate_part = _part_flow(plan, make)
+            generate_part = _part_flow(context, plan)
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]
                 outcomes |= generate_part(plan.manifest.name, part, run["run_id"])
@@ -159,7 +152,7 @@ def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:
     return conclude(plan, run, outcomes, watch)
 
 
-def _part_flow(plan: RunPlan, make: Maker) -> Callable[[str, list[str], str], Outcomes]:
+def _part_flow(context: RunContext, plan: RunPlan) -> Callable[[str, list[str], str], Outcomes]:
     """The flow of a slice of a large manifest, whose parameters are there to be seen."""
     shutdown = surroundings().shutdown
 
@@ -173,7 +166,8 @@ def _part_flow(plan: RunPlan, make: Maker) -> Callable[[str, list[str], str], Ou
         # What the parts before this one have made, too.
         fields, _ = find_related_assets(plan.store, [plan.assets[k].spec for k in asset_ids])
         with brief_shutdown(shutdown, part=True):
-            return make(replace(plan, reusable_fields=fields), asset_ids, run_id)
+            part = replace(plan, reusable_fields=fields)
+            return run_pipeline(context, part, asset_ids, run_id)
 
     return generate_part
 

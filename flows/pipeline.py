@@ -67,7 +67,7 @@ def make_asset(
     In a thread of its own, which waits for a device and then for a place behind them. An asset that
     fails becomes a row. Raises the error of a store that takes nothing more: the run ends.
     """
-    report = progress_reporter(context.watcher, asset.name)
+    report = partial(report_progress, context.watcher, asset.name)
 
     def run(stage: Any, *arguments: Any) -> Any:
         # An attempt has to begin before it can be cancelled.
@@ -341,12 +341,8 @@ def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Ass
     )
 
 
-def progress_reporter(watch: Watcher, name: str) -> Callable[[dict[str, Any]], None]:
-    """What an engine calls after a step: passes the progress of an asset on to the watcher."""
-
-    def report(event: dict[str, Any]) -> None:
-        watch.progress(name, event["step"], event["steps"], event["loss"])
-        if event.get("unsaved"):
-            watch.once(f"warning: no checkpoints, assets continue without them: {event['unsaved']}")
-
-    return report
+def report_progress(watch: Watcher, name: str, event: dict[str, Any]) -> None:
+    """What an engine reports after a step of an asset, to the watcher."""
+    watch.progress(name, event["step"], event["steps"], event["loss"])
+    if event.get("unsaved"):
+        watch.once(f"warning: no checkpoints, assets continue without them: {event['unsaved']}")
