@@ -123,6 +123,7 @@ def measure(
                 reevaluate, window.stopped, name, chosen.store, asset_id, run_id, chosen.changes,
                 chosen.judges, scratch, rows,
             )  # fmt: skip
+            held.free(asset_id)
             outcome = "ok" if state.is_completed() else "failed"
             if isinstance(result := state.result(raise_on_failure=False), StoreError):
                 problems.append(result)
@@ -130,12 +131,13 @@ def measure(
             watch.finished(name, outcome, time.perf_counter() - began)
             return outcome
 
-        def end(asset_id: str, outcome: str) -> None:
-            held.free(asset_id)
-            outcomes[outcome] += 1
-
         with watch_cancels(lambda task: None, window.cancel_run):
-            window.run(waiting, lambda: waiting.popleft() if waiting else None, make, end)
+            window.run(
+                waiting,
+                take=lambda: waiting.popleft() if waiting else None,
+                make=make,
+                end=lambda asset_id, outcome: outcomes.update([outcome]),
+            )
     return outcomes
 
 

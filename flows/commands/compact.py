@@ -1,7 +1,6 @@
 """`sjc compact`: a store's tables in fewer files."""
 
 import json
-import sys
 
 from flows.commands import options
 from flows.commands.app import command
@@ -16,16 +15,13 @@ def compact(
     store: options.Store = "./store", quiet: options.Quiet = False, json_: options.Json = False
 ) -> None:
     """Merge each table's files into one; readers and runs may go on meanwhile."""
+    from flows.progress.terminal import terminal_watcher
     from tasks.store import open_store
     from tasks.tables.write import compact_store
 
-    def report(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
     open_store(store, writable=False)  # one that is not there must not be made
     opened = open_store(store)
-    counts = compact_store(opened, report)
+    counts = compact_store(opened, terminal_watcher(quiet=quiet).note)
     if json_:
         print(json.dumps({"files": counts, "tables": opened.uri("tables")}, indent=1))
         return

@@ -11,7 +11,7 @@ import typer
 from flows.commands import completion, options
 from flows.commands.app import command
 from flows.commands.output import counter
-from flows.errors import UsageError, disk_errors, fail
+from flows.errors import UsageError, disk_errors
 
 
 @command('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png')
@@ -35,7 +35,7 @@ def sample2d(
     try:
         scales = [float(text) for text in guidance.split(",")]
     except ValueError:
-        fail(f"sjc: --guidance {guidance!r}: write numbers with commas between", 2)
+        raise UsageError(f"--guidance {guidance!r}: write numbers with commas between") from None
     priors = prior or ["toybox", "toybox-duck"]
     _check(out, priors, scales)
     from flows.plan import check_devices
