@@ -89,7 +89,7 @@ def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[DevicePool]:
 
 
 @contextlib.contextmanager
-def run_context(plan: RunPlan, watcher: Watcher, board: Board) -> Iterator[RunContext]:
+def run_context(plan: RunPlan, board: Board) -> Iterator[RunContext]:
     """The devices that the command has started, else new ones, with the plan's judges loaded.
 
     Raises SettingError for a judge that cannot be loaded.
@@ -99,9 +99,10 @@ def run_context(plan: RunPlan, watcher: Watcher, board: Board) -> Iterator[RunCo
     from tasks.stages.judges import Judges
 
     with contextlib.ExitStack() as stack:
-        pool = surroundings().pool or stack.enter_context(start_devices(plan))
+        around = surroundings()
+        pool = around.pool or stack.enter_context(start_devices(plan))
         pool.report_to(get_run_logger())
         judges = Judges()
         for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
             judges.get(recipe)
-        yield RunContext(pool, judges, watcher, board)
+        yield RunContext(pool, judges, around.watcher, board)

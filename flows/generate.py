@@ -95,10 +95,8 @@ def generate(
 
 def run_on_devices(plan: RunPlan) -> State[Any]:
     """Runs a plan on this machine's devices, and shows it on Prefect's pages."""
-    with Board() as board:
-        watcher = PrefectSummary(plan, board, surroundings().watcher)
-        with run_context(plan, watcher, board) as context:
-            return run_plan(context, plan)
+    with Board() as board, run_context(plan, board) as context:
+        return run_plan(context, plan)
 
 
 def run_plan(context: RunContext, plan: RunPlan) -> State[Any]:
@@ -120,6 +118,7 @@ def run_plan(context: RunContext, plan: RunPlan) -> State[Any]:
     todo = list(plan.todo)
     work = {entry.row_id: entry.spec.recipe.optimize.steps for entry in plan.todo.values()}
     watch.begun(run["run_id"], len(plan.assets), work)
+    summary = PrefectSummary(plan, context.board, watch)
     outcomes: Outcomes = {
         k: "reused" if state == "finished" else "failed"
         for k, state in plan.states.items()
@@ -149,7 +148,9 @@ def run_plan(context: RunContext, plan: RunPlan) -> State[Any]:
         if not complete:  # `conclude` is not reached
             with suppress(StoreError):  # the error that ended the run comes first
                 write_report(plan.store, run["run_id"], recorded_command)
-    return conclude(plan, run, outcomes, watch)
+    state = conclude(plan, run, outcomes, watch)
+    summary.ended(results(plan.store, run["run_id"]))
+    return state
 
 
 def _part_flow(context: RunContext, plan: RunPlan) -> Callable[[str, list[str], str], Outcomes]:
@@ -217,6 +218,5 @@ def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes, watch: Watc
     except StoreError as error:  # all assets are made; `sjc report` can be run again
         watch.problem(f"no report: {error}")
         get_run_logger().error("no report: %s", error)
-    watch.ended(results(store, run_id))
     ordered = {outcome: counts[outcome] for outcome in ("ok", "reused", *sorted(counts))}
     return final_state(ordered, len(good), {"run_id": run_id, "counts": dict(counts)})

@@ -52,8 +52,8 @@ def generate_shard(
 
 
 @contextmanager
-def no_devices(plan: RunPlan, watcher: Watcher, board: Board) -> Iterator[Any]:
-    yield SimpleNamespace(watcher=watcher)
+def no_devices(plan: RunPlan, board: Board) -> Iterator[Any]:
+    yield SimpleNamespace(watcher=Watcher(), board=board)
 
 
 def make_stubs(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:
