@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.plan import RunPlan
+from flows.prefect_server.server import Server
 from flows.prefect_server.shutdown import Shutdown
-from flows.progress.terminal import Watcher
+from flows.progress.terminal import Watcher, terminal_watcher
 from tasks.devices.pool import DevicePool
 
 if TYPE_CHECKING:
-    from sjc_engine.recipes import EvaluateRecipe
     from tasks.prefect_ui.artifacts import Board
     from tasks.stages.judges import Judges
 
@@ -51,6 +51,13 @@ def surrounded_by(**given: Any) -> Iterator[None]:
         _SURROUNDINGS.reset(token)
 
 
+@contextlib.contextmanager
+def watching(server: Server, *, quiet: bool) -> Iterator[Watcher]:
+    """Shows the flow that is run within on the terminal; `server` has to be there for it."""
+    with server.available(), terminal_watcher(quiet=quiet) as watch, surrounded_by(watcher=watch):
+        yield watch
+
+
 @dataclass(frozen=True)
 class RunContext:
     """What all assets of a run share: its devices and judges, and where it is reported."""
@@ -82,7 +89,7 @@ def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[DevicePool]:
 
 
 @contextlib.contextmanager
-def run_context(plan: RunPlan, watcher: Watcher, board: Board) -> Iterator[RunContext]:
+def run_context(plan: RunPlan, board: Board) -> Iterator[RunContext]:
     """The devices that the command has started, else new ones, with the plan's judges loaded.
 
     Raises SettingError for a judge that cannot be loaded.
@@ -92,14 +99,10 @@ def run_context(plan: RunPlan, watcher: Watcher, board: Board) -> Iterator[RunCo
     from tasks.stages.judges import Judges
 
     with contextlib.ExitStack() as stack:
-        pool = surroundings().pool or stack.enter_context(start_devices(plan))
+        around = surroundings()
+        pool = around.pool or stack.enter_context(start_devices(plan))
         pool.report_to(get_run_logger())
         judges = Judges()
-        load_judges(judges, (entry.spec.recipe.evaluate for entry in plan.todo.values()))
-        yield RunContext(pool, judges, watcher, board)
-
-
-def load_judges(judges: Judges, recipes: Iterable[EvaluateRecipe]) -> None:
-    """Loads what these recipes name; SettingError for a judge that cannot be loaded."""
-    for recipe in set(recipes):
-        judges.get(recipe)
+        for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
+            judges.get(recipe)
+        yield RunContext(pool, judges, around.watcher, board)

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import State
+from prefect.states import Crashed, State
 
 from flows.context import surroundings
 from flows.errors import UsageError
@@ -27,6 +28,7 @@ from flows.plan import asset_states
 from flows.prefect_server.heartbeats import crash_silent_runs
 from flows.progress.results import final_state
 from flows.progress.terminal import Watcher
+from flows.settings import SHARD_OPTIONS
 from tasks.manifest.shards import ShardPlan, load_plan
 from tasks.prefect_ui.artifacts import Board, show_progress
 from tasks.records.documents import check_usable
@@ -44,11 +46,10 @@ PAGE = 100  # flow runs of one request
 
 @dataclass
 class Shard:
-    """A shard on its way. open: its assets that the store lacks."""
+    """A shard on its way. open: its assets that the store lacks, and the seconds of each."""
 
     number: int
-    open: set[str]
-    seconds: float  # that the open ones should take
+    open: dict[str, float]
     attempt: int = 1  # part of the idempotency key
     ended: list[str] = field(default_factory=list)  # how its flow runs ended, without the assets
 
@@ -62,13 +63,27 @@ class Pool:
     parameters: dict[str, Any]
     workers: int | None
 
+    @cached_property
+    def work_pool(self) -> str:
+        """The work pool of the deployment; UsageError if the server has none."""
+        with get_client(sync_client=True) as client:
+            try:
+                found = client.read_deployment_by_name(self.deployment)
+            except (ObjectNotFound, ValueError) as error:
+                raise UsageError(
+                    f"--deployment {self.deployment}: the server has none of this name; make it as"
+                    " docs/many-machines.md shows"
+                ) from error
+        if not found.work_pool_name:
+            raise UsageError(f"--deployment {self.deployment}: has no work pool; deploy it to one")
+        return found.work_pool_name
+
     def size(self) -> int:
         """How many workers there are: the number that was given, or those that are online."""
         if self.workers is not None:
             return self.workers
         with get_client(sync_client=True) as client:
-            found = client.read_deployment_by_name(self.deployment)
-            workers = client.read_workers_for_work_pool(str(found.work_pool_name))
+            workers = client.read_workers_for_work_pool(self.work_pool)
         return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
     def submit(self, shard: Shard) -> FlowRun:
@@ -84,14 +99,15 @@ class Pool:
         )
         return run
 
-    def states(self, ids: Iterable[UUID]) -> dict[UUID, State[Any] | None]:
-        """The states of flow runs; None for one that is no longer there."""
-        states: dict[UUID, State[Any] | None] = dict.fromkeys(ids)
-        wanted = list(states)
+    def states(self, ids: Iterable[UUID]) -> dict[UUID, State[Any]]:
+        """The states of flow runs; one that is no longer there counts as crashed."""
+        wanted = list(ids)
+        states: dict[UUID, State[Any]] = dict.fromkeys(wanted, Crashed(name="is gone"))
         with get_client(sync_client=True) as client:
             for start in range(0, len(wanted), PAGE):
                 page = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + PAGE]))
-                states |= {r.id: r.state for r in client.read_flow_runs(flow_run_filter=page)}
+                runs = client.read_flow_runs(flow_run_filter=page)
+                states |= {run.id: run.state for run in runs if run.state is not None}
         return states
 
 
@@ -111,41 +127,20 @@ def dispatch(
     workers: of the pool; about twice as many shards are kept there. None counts those online, again
     and again. The other parameters are each shard's.
     """
-    opened = open_store(store)
+    options = {name: value for name, value in locals().items() if name in SHARD_OPTIONS}
+    opened, watch = open_store(store), surroundings().watcher
     check_usable(opened)
     found = load_plan(opened, plan)
-    parameters = {
-        "store": opened.url,
-        "retry_failed": retry_failed,
-        "timeout": timeout,
-        "checkpoint_to_store": checkpoint_to_store,
-        "compiled": compiled,
-    }
-    pool, watch = Pool(found.id, deployment, parameters, workers), surroundings().watcher
-    check_deployment(pool, watch)
+    pool = Pool(found.id, deployment, {"store": opened.url, **options}, workers)
+    start = f"prefect worker start --pool {pool.work_pool}"
+    if not pool.size():
+        watch.note(f"pool {pool.work_pool} has no workers yet; start `{start}`")
     crash_silent_runs()
     with Board() as board:
         show = show_progress(board, f"plan {found.id}")
         dispatcher = Dispatcher(found, opened, pool, watch, show, retry_failed)
         dispatcher.drive()
         return conclude(found, opened, dispatcher.given_up.values(), board, watch)
-
-
-def check_deployment(pool: Pool, watch: Watcher) -> None:
-    """UsageError unless the server has the deployment; a note if it has no workers."""
-    with get_client(sync_client=True) as client:
-        try:
-            found = client.read_deployment_by_name(pool.deployment)
-        except (ObjectNotFound, ValueError) as error:
-            raise UsageError(
-                f"--deployment {pool.deployment}: the server has none of this name; make it as "
-                "docs/many-machines.md shows"
-            ) from error
-    if not found.work_pool_name:
-        raise UsageError(f"--deployment {pool.deployment}: has no work pool; deploy it to one")
-    if not pool.size():
-        start = f"prefect worker start --pool {found.work_pool_name}"
-        watch.note(f"pool {found.work_pool_name} has no workers yet; start `{start}`")
 
 
 @dataclass
@@ -169,10 +164,6 @@ class Dispatcher:
     running: dict[UUID, Shard] = field(default_factory=dict)
     given_up: dict[int, Shard] = field(default_factory=dict)
     _noted: str = ""
-
-    def __post_init__(self) -> None:
-        shards = self.plan.shards().values()
-        self.seconds = {k: s for assets in shards for k, s in assets.items()}
 
     def drive(self) -> None:
         """Until all is done. The last look is at the rows: a shard may have ended before them."""
@@ -204,52 +195,50 @@ class Dispatcher:
                 shard.attempt += 1
                 continue
             self.running[run.id] = self.waiting.popleft()
-        seconds = sum(s.seconds for s in [*self.waiting, *self.running.values()])
         line = f"{len(self.running)} shards at the pool, {len(self.waiting)} to come"
         if line != self._noted:
-            hours = seconds / size / 3600
+            shards = [*self.waiting, *self.running.values()]
+            hours = sum(sum(shard.open.values()) for shard in shards) / size / 3600
             self.watch.note(f"{line}; about {hours:.1f} hours for {size} workers")
             self._noted = line
 
     def _collect(self) -> None:
         """Takes back the shards whose flow runs have ended."""
         for run_id, state in self.pool.states(self.running).items():
-            if state is not None and not state.is_final():
+            if not state.is_final():
                 continue
             shard = self.running[run_id]
             shard.open = self._still_open(shard, state)
             del self.running[run_id]
-            shard.seconds = sum(self.seconds[k] for k in shard.open)
             shard.attempt += 1
-            how = f"{state.name}: {state.message or ''}".rstrip(": ") if state else "is gone"
+            how = f"{state.name}: {state.message or ''}".rstrip(": ")
             self.watch.note(f"shard {shard.number}: {how}; {len(shard.open)} assets open")
             if not shard.open:
                 continue
             shard.ended.append(how)
-            cancelled = state is not None and state.is_cancelled()
-            if cancelled or len(shard.ended) >= TRIES:
+            if state.is_cancelled() or len(shard.ended) >= TRIES:
                 self.given_up[shard.number] = shard
             else:
                 self.waiting.append(shard)
 
-    def _still_open(self, shard: Shard, state: State[Any] | None) -> set[str]:
+    def _still_open(self, shard: Shard, state: State[Any]) -> dict[str, float]:
         """The shard's assets that the store lacks, after a flow run that ended in this state."""
         known = asset_states(self.store, sorted(shard.open))
-        died = state is None or state.is_crashed()  # perhaps before it tried again
-        failed = {"failed"} if died and self.retry_failed else set()
-        return {k for k, found in known.items() if found in {"new", "interrupted"} | failed}
+        # One that has died did so perhaps before it tried again
+        failed = {"failed"} if state.is_crashed() and self.retry_failed else set()
+        still = {"new", "interrupted"} | failed
+        return {k: seconds for k, seconds in shard.open.items() if known[k] in still}
 
 
 def open_shards(plan: ShardPlan, store: Store, retry_failed: bool) -> list[Shard]:
     """The shards of a plan with assets whose row the store lacks, or, if asked, that failed."""
     known = outcomes(plan, store)
     closed = {"ok"} if retry_failed else {"ok", *FAILURES}
-    shards = []
-    for number, assets in plan.shards().items():
-        found = {k: seconds for k, seconds in assets.items() if known.get(k) not in closed}
-        if found:
-            shards.append(Shard(number, set(found), sum(found.values())))
-    return shards
+    shards = [
+        Shard(number, {k: seconds for k, seconds in assets.items() if known.get(k) not in closed})
+        for number, assets in plan.shards().items()
+    ]
+    return [shard for shard in shards if shard.open]
 
 
 def outcomes(plan: ShardPlan, store: Store) -> dict[str, str]:

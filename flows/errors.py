@@ -7,19 +7,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from sjc_engine.errors import SettingError
+from sjc_engine.errors import UsageError as UsageError
 from sjc_engine.files import is_refusal
 from tasks.store.disk import disk_advice
 
+if TYPE_CHECKING:
+    from prefect.states import State
+
 FAILED, USAGE, STORE, INTERRUPTED = 1, 2, 3, 130
-
-
-class UsageError(ValueError):
-    """What the user asked for cannot be done; the message says how to ask."""
 
 
 class RunError(RuntimeError):
@@ -68,15 +68,6 @@ def _flush_stdout() -> OSError | None:
 
 
 @contextlib.contextmanager
-def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds within are mistakes of the user: a UsageError with the same message."""
-    try:
-        yield
-    except kinds as error:
-        raise UsageError(str(error)) from error
-
-
-@contextlib.contextmanager
 def disk_errors(option: str, path: Path, *, only_refusals: bool = False) -> Iterator[None]:
     """A disk's error within is a UsageError about the option that names `path`.
 
@@ -115,13 +106,16 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
 
 def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     """Message and exit code of an error that is no defect of this program; None for one that is."""
+    from sjc_engine.recipes import RECIPE_KEYS
     from tasks.manifest.files import ManifestError
     from tasks.store.interface import StoreError
 
     if isinstance(error, ManifestError):
         return str(error), USAGE
     if isinstance(error, SettingError):
-        return f"sjc: {option_of(error.key)}: {error.problem}; {error.fix}", USAGE
+        key = error.key
+        option = f"--set {key}" if key in RECIPE_KEYS else f"--{key.replace('_', '-')}"
+        return f"sjc: {option}: {error.problem}; {error.fix}", USAGE
     for kind, code in ((UsageError, USAGE), (StoreError, STORE), (RunError, FAILED)):
         if isinstance(error, kind):
             return f"sjc: {error}", code
@@ -133,13 +127,6 @@ def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     if _is_interrupt(error):
         return f"sjc: interrupted; {interrupted}", INTERRUPTED
     return None
-
-
-def option_of(key: str) -> str:
-    """The option that sets `key` of a SettingError."""
-    from sjc_engine.recipes import RECIPE_KEYS
-
-    return f"--set {key}" if key in RECIPE_KEYS else f"--{key.replace('_', '-')}"
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -155,3 +142,19 @@ def fail(message: str, code: int) -> NoReturn:
     """Ends the command with a message on stderr and an exit code."""
     print(message, file=sys.stderr)
     raise typer.Exit(code)
+
+
+def raise_error(state: "State[Any]") -> None:
+    """Raises what ended a flow early: KeyboardInterrupt when it was cancelled, or its error.
+
+    A flow that returns a failed state, since every asset failed, has come to its end: the caller
+    reports it.
+    """
+    from prefect.exceptions import FailedRun
+
+    if state.is_cancelled():
+        raise KeyboardInterrupt
+    if not state.is_completed():
+        problem = state.result(raise_on_failure=False)
+        if isinstance(problem, Exception) and not isinstance(problem, FailedRun):
+            raise problem

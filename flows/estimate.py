@@ -17,10 +17,6 @@ class Cost:
     step: float
     rest: float
 
-    def seconds(self, entry: Entry) -> float:
-        """The time of an entry's whole asset."""
-        return entry.spec.recipe.optimize.steps * self.step + self.rest
-
 
 # Until the store knows better: a step of SJC's size on one large GPU, and all that follows it.
 DEFAULT_COST = Cost(step=0.2, rest=15.0)
@@ -70,7 +66,7 @@ def seconds_of_assets(
         if kind not in known:
             guessed[kind] = None
         cost = known.get(kind, DEFAULT_COST)
-        field_id = entry.spec.field_id
-        seconds[asset_id] = round(cost.rest if field_id in fields else cost.seconds(entry), 3)
-        fields.add(field_id)
+        steps = 0 if entry.spec.field_id in fields else entry.spec.recipe.optimize.steps
+        seconds[asset_id] = round(steps * cost.step + cost.rest, 3)
+        fields.add(entry.spec.field_id)
     return seconds, list(guessed)

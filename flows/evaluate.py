@@ -2,25 +2,25 @@
 
 import json
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
-from prefect.states import State
+from prefect.states import Cancelled, State
 
-from flows.context import load_judges, surroundings
+from flows.context import surroundings
 from flows.errors import RunError, UsageError
 from flows.generate import PART
+from flows.pipeline import RunCancelled, Window, run_stage
 from flows.plan import check_devices
-from flows.progress.results import final_state, selection, where_errors
+from flows.progress.results import final_state, selected_assets
 from flows.progress.terminal import Watcher
 from flows.scratch import make_private
 from sjc_engine.presets import Value
 from sjc_engine.recipes import Recipe
+from tasks.prefect_ui.cancel import watch_cancels
 from tasks.records.attempts import close_interrupted
 from tasks.records.documents import check_usable, mark_format
 from tasks.records.runs import finish_run, new_run_id, start_run
@@ -29,11 +29,8 @@ from tasks.stages.reevaluate import SETTINGS, evaluation_recipe, reevaluate
 from tasks.store import open_store
 from tasks.store.interface import Damaged, NotInStore, Store, StoreError
 from tasks.store.leases import leases
-from tasks.tables.read import query
 from tasks.tables.write import TableWriter, record_attempts, record_run
 
-# How an asset ended, and the error of one whose files are damaged or could not be read: no row.
-Measured = tuple[str, StoreError | None]
 AT_ONCE = 2  # while one is downloaded, another is measured
 
 
@@ -79,56 +76,69 @@ def evaluate(
     run = start_run(chosen.store, new_run_id(), title, "", [], settings, flow_run)
     record_run(chosen.store, run)
     watch.begun(run["run_id"], len(chosen.assets), {})
-    measured: list[Measured] = []
-    ids = list(chosen.assets)
+    ids, outcomes, problems = list(chosen.assets), Counter[str](), list[StoreError]()
 
     @flow(name="evaluate-part")
-    def evaluate_part(asset_ids: list[str], run_id: str) -> list[Measured]:
-        return measure(chosen, asset_ids, run_id, folder, watch)
+    def evaluate_part(asset_ids: list[str], run_id: str) -> dict[str, int]:
+        return measure(chosen, asset_ids, run_id, folder, watch, problems)
 
     try:
         for start in range(0, len(ids), PART):
-            measured += evaluate_part(ids[start : start + PART], run["run_id"])
+            outcomes.update(evaluate_part(ids[start : start + PART], run["run_id"]))
+    except RunCancelled as error:
+        return Cancelled(message=str(error))
     finally:
         record_run(chosen.store, finish_run(chosen.store, run, {}))
-    if problems := [problem for _, problem in measured if problem]:
+    if problems:
         damage = all(isinstance(problem, Damaged | NotInStore) for problem in problems)
         kind = RunError if damage else StoreError
         words = "have damaged files" if damage else "could not be read"
         raise kind(f"{len(problems)} assets {words}; the first: {problems[0]}")
-    outcomes = Counter(outcome for outcome, _ in measured)
     data = {"run_id": run["run_id"], **outcomes}
     return final_state(dict(sorted(outcomes.items())), outcomes["ok"], data)
 
 
 def measure(
-    chosen: EvaluationPlan, asset_ids: list[str], run_id: str, scratch: Path, watch: Watcher
-) -> list[Measured]:
-    """Measures some of the assets."""
+    chosen: EvaluationPlan,
+    asset_ids: list[str],
+    run_id: str,
+    scratch: Path,
+    watch: Watcher,
+    problems: list[StoreError],
+) -> Counter[str]:
+    """Measures some of the assets; returns how many ended in which way. Raises RunCancelled.
+
+    problems: gets the errors of those whose files are damaged or could not be read: they have no
+    row.
+    """
+    waiting, outcomes = deque(asset_ids), Counter[str]()
+    window = Window[str](lambda: AT_ONCE, lambda: None)
     with leases(chosen.store, run_id) as held, TableWriter(chosen.store) as rows:
 
-        def one(asset_id: str) -> Measured:
+        def make(asset_id: str) -> str:
             name, began = chosen.assets[asset_id], time.perf_counter()
             held.take(asset_id)  # a run must not take this attempt for an abandoned one
             watch.stage(name, "evaluate")
-            state = reevaluate(
-                name, chosen.store, asset_id, run_id, chosen.changes, chosen.judges, scratch,
-                rows,
-                return_state=True,
+            state = run_stage(
+                reevaluate, window.stopped, name, chosen.store, asset_id, run_id, chosen.changes,
+                chosen.judges, scratch, rows,
             )  # fmt: skip
             held.free(asset_id)
-            result = state.result(raise_on_failure=False)
-            problem = result if isinstance(result, StoreError) else None
-            outcome = "ok" if state.is_completed() else "not read" if problem else "failed"
+            outcome = "ok" if state.is_completed() else "failed"
+            if isinstance(result := state.result(raise_on_failure=False), StoreError):
+                problems.append(result)
+                outcome = "not read"
             watch.finished(name, outcome, time.perf_counter() - began)
-            return outcome, problem
+            return outcome
 
-        threads = ThreadPoolExecutor(AT_ONCE)
-        try:  # in contexts of the flow: tasks belong to it
-            contexts = [copy_context() for _ in asset_ids]
-            return list(threads.map(lambda context, k: context.run(one, k), contexts, asset_ids))
-        finally:
-            threads.shutdown(cancel_futures=True)
+        with watch_cancels(lambda task: None, window.cancel_run):
+            window.run(
+                waiting,
+                take=lambda: waiting.popleft() if waiting else None,
+                make=make,
+                end=lambda asset_id, outcome: outcomes.update([outcome]),
+            )
+    return outcomes
 
 
 def prepare(
@@ -144,15 +154,13 @@ def prepare(
     opened = open_store(store, writable=False)  # one that is not there must not be made
     check_usable(opened)
     names = "(SELECT min(row_id) FROM entries e WHERE e.asset_id = best_assets.asset_id)"
-    wanted = selection(manifest, where, "status = 'ok'")
-    sql = f"SELECT asset_id, {names} AS name, spec_json FROM best_assets {wanted}"
-    with where_errors():
-        rows = query(opened, f"{sql} ORDER BY started_at, asset_id").to_pylist()
+    columns = f"asset_id, {names} AS name, spec_json"
+    rows = selected_assets(opened, columns, manifest, where, "status = 'ok'").to_pylist()
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
-    recipes = (evaluation_recipe(json.loads(row["spec_json"]), changes) for row in rows)
     judges = Judges(device)
-    load_judges(judges, recipes)
+    for recipe in {evaluation_recipe(json.loads(row["spec_json"]), changes) for row in rows}:
+        judges.get(recipe)
     assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}
     writable = open_store(store)
     mark_format(writable)

@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.states import Cancelled, State
 
-from flows.context import run_context, surroundings
+from flows.context import RunContext, run_context, surroundings
 from flows.pipeline import Outcomes, RunCancelled, run_pipeline
 from flows.plan import RunPlan, asset_states, find_related_assets, make_plan
 from flows.prefect_server.shutdown import brief_shutdown
@@ -36,9 +35,6 @@ from tasks.tables.write import (
 )
 
 PART = 300  # assets of one flow run: Prefect's database is comfortable below 2,000 task runs
-
-# Turns the assets of these ids into outcomes, for a run.
-Maker = Callable[[RunPlan, list[str], str], Outcomes]
 
 
 def _run_name() -> str:
@@ -79,13 +75,19 @@ def generate(
     settings = Settings(
         **locals() | {"overrides": overrides or {}, "scratch": os.path.expandvars(scratch)}
     )
-    plan, around = make_plan(settings), surroundings()
+    plan, around, log = make_plan(settings), surroundings(), get_run_logger()
     for warning in plan.warnings:
-        get_run_logger().warning(warning)
-    with (
-        brief_shutdown(around.shutdown),
-        sole_user(Path(settings.scratch), partial(_wait, settings, around.watcher)) as waited,
-    ):
+        log.warning(warning)
+
+    def wait() -> None:
+        text = (
+            f"another run uses {settings.scratch}; waiting for it"
+            " (--scratch FOLDER would work beside it)"
+        )
+        around.watcher.note(text)
+        log.info(text)
+
+    with brief_shutdown(around.shutdown), sole_user(Path(settings.scratch), wait) as waited:
         if waited:  # the other run has made assets meanwhile
             plan = make_plan(settings)
         return run_on_devices(plan)
@@ -93,25 +95,13 @@ def generate(
 
 def run_on_devices(plan: RunPlan) -> State[Any]:
     """Runs a plan on this machine's devices, and shows it on Prefect's pages."""
-    with Board() as board:
-        watcher = PrefectSummary(plan, board, surroundings().watcher)
-        with run_context(plan, watcher, board) as context:
-            return run_plan(plan, watcher, partial(run_pipeline, context))
+    with Board() as board, run_context(plan, board) as context:
+        return run_plan(context, plan)
 
 
-def _wait(settings: Settings, watcher: Watcher) -> None:
-    """Reports that the run has to wait, on the terminal and on Prefect's pages."""
-    text = (
-        f"another run uses {settings.scratch}; waiting for it"
-        " (--scratch FOLDER would work beside it)"
-    )
-    watcher.note(text)
-    get_run_logger().info(text)
-
-
-def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:
+def run_plan(context: RunContext, plan: RunPlan) -> State[Any]:
     """Everything that a run writes, from its first row to its final state."""
-    log = get_run_logger()
+    watch, log = context.watcher, get_run_logger()
     plan = replace(plan, settled=close_attempts(plan, watch))
     record_unended_runs(plan.store)
     run = start_run(
@@ -128,6 +118,7 @@ def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:
     todo = list(plan.todo)
     work = {entry.row_id: entry.spec.recipe.optimize.steps for entry in plan.todo.values()}
     watch.begun(run["run_id"], len(plan.assets), work)
+    summary = PrefectSummary(plan, context.board, watch)
     outcomes: Outcomes = {
         k: "reused" if state == "finished" else "failed"
         for k, state in plan.states.items()
@@ -138,9 +129,9 @@ def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:
     complete = False
     try:
         if len(todo) <= PART:
-            outcomes |= make(plan, todo, run["run_id"])
+            outcomes |= run_pipeline(context, plan, todo, run["run_id"])
         else:
-            generate_part = _part_flow(plan, make)
+            generate_part = _part_flow(context, plan)
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]
                 outcomes |= generate_part(plan.manifest.name, part, run["run_id"])
@@ -157,10 +148,12 @@ def run_plan(plan: RunPlan, watch: Watcher, make: Maker) -> State[Any]:
         if not complete:  # `conclude` is not reached
             with suppress(StoreError):  # the error that ended the run comes first
                 write_report(plan.store, run["run_id"], recorded_command)
-    return conclude(plan, run, outcomes, watch)
+    state = conclude(plan, run, outcomes, watch)
+    summary.ended(results(plan.store, run["run_id"]))
+    return state
 
 
-def _part_flow(plan: RunPlan, make: Maker) -> Callable[[str, list[str], str], Outcomes]:
+def _part_flow(context: RunContext, plan: RunPlan) -> Callable[[str, list[str], str], Outcomes]:
     """The flow of a slice of a large manifest, whose parameters are there to be seen."""
     shutdown = surroundings().shutdown
 
@@ -174,7 +167,8 @@ def _part_flow(plan: RunPlan, make: Maker) -> Callable[[str, list[str], str], Ou
         # What the parts before this one have made, too.
         fields, _ = find_related_assets(plan.store, [plan.assets[k].spec for k in asset_ids])
         with brief_shutdown(shutdown, part=True):
-            return make(replace(plan, reusable_fields=fields), asset_ids, run_id)
+            part = replace(plan, reusable_fields=fields)
+            return run_pipeline(context, part, asset_ids, run_id)
 
     return generate_part
 
@@ -224,6 +218,5 @@ def conclude(plan: RunPlan, run: dict[str, Any], outcomes: Outcomes, watch: Watc
     except StoreError as error:  # all assets are made; `sjc report` can be run again
         watch.problem(f"no report: {error}")
         get_run_logger().error("no report: %s", error)
-    watch.ended(results(store, run_id))
     ordered = {outcome: counts[outcome] for outcome in ("ok", "reused", *sorted(counts))}
     return final_state(ordered, len(good), {"run_id": run_id, "counts": dict(counts)})

@@ -4,7 +4,7 @@ import os
 import time
 from asyncio import CancelledError
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Semaphore
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from prefect import get_run_logger
-from prefect.states import State
+from prefect.states import Cancelled, State
 from prefect.task_engine import run_task_sync
 from prefect.utilities.callables import get_call_parameters
 
@@ -59,13 +59,15 @@ class _Ended(Exception):
     """An asset will not pass its next stage; the cause is the error of the last one, if any."""
 
 
-def make_asset(asset: Asset, window: "Window", context: RunContext, run_id: str) -> str:
+def make_asset(
+    window: "Window[Asset]", context: RunContext, run_id: str, timeout: float | None, asset: Asset
+) -> str:
     """Takes an asset through the stages, each a Prefect task; returns its outcome.
 
     In a thread of its own, which waits for a device and then for a place behind them. An asset that
     fails becomes a row. Raises the error of a store that takes nothing more: the run ends.
     """
-    report, timeout = progress_reporter(context.watcher, asset.name), window.timeout
+    report = partial(report_progress, context.watcher, asset.name)
 
     def run(stage: Any, *arguments: Any) -> Any:
         # An attempt has to begin before it can be cancelled.
@@ -73,8 +75,6 @@ def make_asset(asset: Asset, window: "Window", context: RunContext, run_id: str)
             raise _Ended
         context.watcher.stage(asset.name, "queue" if stage is optimize else stage.name)
         state = run_stage(stage, window.stopped, asset, *arguments)
-        if state is None:
-            raise _Ended
         result = state.result(raise_on_failure=False)
         if not state.is_completed():
             raise _Ended from None if state.is_cancelled() else result
@@ -91,15 +91,16 @@ def make_asset(asset: Asset, window: "Window", context: RunContext, run_id: str)
         return end_asset(asset, None if window.stopped.is_set() else ended.__cause__)
 
 
-def run_stage(stage: Any, stopped: Event, *arguments: Any) -> State[Any] | None:
-    """The state that a stage's task ends in; None if the run stops while it waits for a retry."""
+def run_stage(stage: Any, stopped: Event, *arguments: Any) -> State[Any]:
+    """The state that a stage's task ends in: cancelled if the run stops before a retry."""
     parameters = get_call_parameters(stage.fn, arguments, {})
     try:  # as a task runner does: `stage(...)` itself would sleep on
-        return run_task_sync(
+        state = run_task_sync(
             stage, parameters=parameters, return_type="state", context={"cancel_event": stopped}
         )
     except CancelledError:
-        return None
+        state = None
+    return state or Cancelled()
 
 
 def end_asset(asset: Asset, error: BaseException | None) -> str:
@@ -129,46 +130,38 @@ def run_pipeline(context: RunContext, plan: RunPlan, asset_ids: list[str], run_i
     """
     if not asset_ids:
         return {}
-    scratch = Path(plan.settings.scratch).resolve()
+    scratch, timeout = Path(plan.settings.scratch).resolve(), plan.settings.timeout
+    window = Window[Asset](lambda: context.pool.slots + AHEAD, context.pool.close)
     with leases(plan.store, scratch_id(scratch)) as held, TableWriter(plan.store) as rows:
         assets = [_asset(plan, plan.assets[k], scratch, rows) for k in asset_ids]
-        window = Window(plan, assets, held, context, run_id)
-        with watch_cancels(window.cancel, window.cancel_run):
-            return window.run()
+        queue = Queue(assets, plan.settled, held, context.watcher)
+        with watch_cancels(queue.cancel, window.cancel_run):
+            make = partial(make_asset, window, context, run_id, timeout)
+            window.run(queue.waiting, queue.take, make, queue.end)
+    return queue.outcomes
 
 
-class Window:
-    """The assets of a call of `run_pipeline`, and how many of them are under way.
+A = TypeVar("A")
 
-    Each of those has a thread, which moves it on; everything else happens in the flow's thread.
-    Fields wait in the scratch folder for the stages behind the devices: scenes that end together,
-    as those of one device do, leave their places to the next at once.
+
+class Window(Generic[A]):
+    """The assets that are under way.
+
+    Each has a thread, which moves it on; everything else happens in the flow's thread. Fields wait
+    in the scratch folder for the stages behind the devices: scenes that end together, as those of
+    one device do, leave their places to the next at once.
+
+    room: how many may be at the devices or wait for one. close: ends what threads wait for.
     """
 
-    def __init__(
-        self, plan: RunPlan, assets: list[Asset], held: Leases, context: RunContext, run_id: str
-    ) -> None:
-        self.timeout = plan.settings.timeout
+    def __init__(self, room: Callable[[], int], close: Callable[[], object]) -> None:
         self.stopped = Event()  # no asset begins another stage
-        self._settled, self._held = plan.settled, held
-        self._context, self._run_id = context, run_id
-        self._watch, self._log = context.watcher, get_run_logger()
-        self._assets = {asset.name: asset for asset in assets}
-        self._waiting = deque(assets)
-        # By the names of assets of other runs: since when, and when to ask again
-        self._later: dict[str, tuple[float, float]] = {}
-        self._under_way: dict[Asset, str] = {}  # device, made (waits for a place behind), behind
+        self._room, self._close = room, close
+        self._under_way: dict[A, str] = {}  # device, made (waits for a place behind), behind
         self._places = Semaphore(BEHIND)
         # An asset whose thread has ended; None: one has moved, or the run was cancelled.
-        self._news: SimpleQueue[tuple[Asset, Future[str]] | None] = SimpleQueue()
+        self._news: SimpleQueue[tuple[A, Future[str]] | None] = SimpleQueue()
         self._cancelled = False
-        self._outcomes = Outcomes()
-
-    def cancel(self, task: str) -> None:
-        """Ends one asset, by the name of one of its tasks, such as `optimize-duck`."""
-        asset = self._assets.get(task.partition("-")[2])
-        if asset is not None:
-            asset.cancelled.set()
 
     def cancel_run(self) -> None:
         """Makes `run` raise RunCancelled."""
@@ -176,7 +169,7 @@ class Window:
         self._news.put(None)
 
     @contextmanager
-    def at_device(self, asset: Asset) -> Iterator[None]:
+    def at_device(self, asset: A) -> Iterator[None]:
         """Around an asset's optimisation; whatever ends it, another asset may begin."""
         try:
             yield
@@ -185,66 +178,106 @@ class Window:
             self._news.put(None)
 
     @contextmanager
-    def behind(self, asset: Asset) -> Iterator[None]:
+    def behind(self, asset: A) -> Iterator[None]:
         """Around the stages behind the devices, once there is a place."""
         with self._places:
             self._under_way[asset] = "behind"
             self._news.put(None)
             yield
 
-    def run(self) -> Outcomes:
-        """Until every asset is through; returns their outcomes. Raises RunCancelled."""
-        threads = ThreadPoolExecutor(len(self._assets), "asset")
+    def run(
+        self,
+        waiting: Sized,
+        take: Callable[[], A | None],
+        make: Callable[[A], str],
+        end: Callable[[A, str], None],
+    ) -> None:
+        """Until every asset is through. Raises RunCancelled.
+
+        waiting: the assets that have not begun. take: takes one of them, None if all have to wait.
+        make: in the asset's thread; returns its outcome, which `end` gets.
+        """
+        threads = ThreadPoolExecutor(len(waiting), "asset")
         try:
-            self._fill(threads)
-            while self._waiting or self._under_way:
+            self._fill(threads, take, make)
+            while waiting or self._under_way:
                 with suppress(Empty):  # then it is time to ask for assets of other runs again
-                    news = self._news.get(timeout=ASK_SECONDS if self._waiting else None)
+                    news = self._news.get(timeout=ASK_SECONDS if waiting else None)
                     if self._cancelled:
                         raise RunCancelled("cancelled; the next run resumes")
                     if news is not None:
-                        self._end(news[0], news[1].result())
-                self._fill(threads)
+                        asset, made = news
+                        del self._under_way[asset]
+                        end(asset, made.result())
+                self._fill(threads, take, make)
         except BaseException:
             self._stop()
             raise
         finally:
             threads.shutdown(wait=False)
-        return self._outcomes
 
-    def _stop(self) -> None:
-        """Ends what is under way, but waits for no stage for ever: the run's own end comes next."""
-        self.stopped.set()
-        self._context.pool.close()  # else the threads would wait for devices
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._under_way and (left := deadline - time.monotonic()) > 0:
-            with suppress(Empty):
-                if news := self._news.get(timeout=left):
-                    self._under_way.pop(news[0], None)
-
-    def _fill(self, threads: ThreadPoolExecutor) -> None:
+    def _fill(
+        self, threads: ThreadPoolExecutor, take: Callable[[], A | None], make: Callable[[A], str]
+    ) -> None:
         """Begins with as many assets as there is room for."""
-        while self._has_room() and (asset := self._take()):
-            if outcome := self._outcome_elsewhere(asset):
-                self._end(asset, outcome)
-                continue
+        while self._has_room() and (asset := take()) is not None:
             self._under_way[asset] = "device"
-            make = partial(make_asset, asset, self, self._context, self._run_id)
-            made = threads.submit(copy_context().run, make)
+            made = threads.submit(copy_context().run, make, asset)
             made.add_done_callback(partial(self._hear, asset))
 
-    def _hear(self, asset: Asset, made: Future[str]) -> None:
+    def _hear(self, asset: A, made: Future[str]) -> None:
         self._news.put((asset, made))
 
     def _has_room(self) -> bool:
         """Whether another asset may begin: not when devices or the stages behind have a queue."""
-        slots, places = self._context.pool.slots + AHEAD, Counter(self._under_way.values())
-        return places["device"] < slots and places["made"] < slots
+        room, places = self._room(), Counter(self._under_way.values())
+        return places["device"] < room and places["made"] < room
 
-    def _take(self) -> Asset | None:
+    def _stop(self) -> None:
+        """Ends what is under way, but waits for no stage for ever: the run's own end comes next."""
+        self.stopped.set()
+        self._close()
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._under_way and (left := deadline - time.monotonic()) > 0:
+            with suppress(Empty):
+                if news := self._news.get(timeout=left):
+                    del self._under_way[news[0]]
+
+
+class Queue:
+    """The assets of a call of `run_pipeline`: which one is next, and how each has ended."""
+
+    def __init__(
+        self, assets: list[Asset], settled: Mapping[str, int], held: Leases, watcher: Watcher
+    ) -> None:
+        self.waiting, self.outcomes = deque(assets), Outcomes()
+        self._assets = {asset.name: asset for asset in assets}
+        self._begun: set[Asset] = set()  # and not ended
+        # By the names of assets of other runs: since when, and when to ask again
+        self._later: dict[str, tuple[float, float]] = {}
+        self._settled, self._held, self._watch = settled, held, watcher
+        self._log = get_run_logger()
+
+    def cancel(self, task: str) -> None:
+        """Ends one asset, by the name of one of its tasks, such as `optimize-duck`."""
+        asset = self._assets.get(task.partition("-")[2])
+        if asset is not None:
+            asset.cancelled.set()
+
+    def take(self) -> Asset | None:
+        """The next asset with work to do here; None while there is none."""
+        while asset := self._next():
+            self._begun.add(asset)
+            outcome = self._outcome_elsewhere(asset)
+            if outcome is None:
+                return asset
+            self.end(asset, outcome)
+        return None
+
+    def _next(self) -> Asset | None:
         """The first asset that no other run works on, and whose field is not being made here."""
-        optimizing = {a.spec.field_id for a, place in self._under_way.items() if place == "device"}
-        for asset in self._waiting:
+        optimizing = {a.spec.field_id for a in self._begun if "optimize" not in a.timings}
+        for asset in self.waiting:
             moment = time.monotonic()
             if asset.spec.field_id in optimizing:
                 continue
@@ -252,7 +285,7 @@ class Window:
             if again > moment:
                 continue
             if self._held.take(asset.id):
-                self._waiting.remove(asset)
+                self.waiting.remove(asset)
                 if asset.name in self._later:  # of a run that has ended, or died: close for it
                     record_attempts(asset.store, close_interrupted(asset.store, [asset.id]))
                 return asset
@@ -280,16 +313,15 @@ class Window:
         self._watch.note(f"{asset.name}: another run ended attempt {name} meanwhile as {status}")
         return status
 
-    def _end(self, asset: Asset, outcome: str) -> None:
+    def end(self, asset: Asset, outcome: str) -> None:
         """An asset is through."""
-        self._under_way.pop(asset, None)
+        self._begun.remove(asset)
         if outcome != "interrupted":  # a retry begins with the field, or its checkpoint
-            field = asset.spec.field_id
-            wanted = any(other.spec.field_id == field for other in self._under_way)
-            wanted |= any(other.spec.field_id == field for other in self._waiting)
+            others = {other.spec.field_id for other in (*self._begun, *self.waiting)}
+            wanted = asset.spec.field_id in others
             asset.clear(field=outcome in ("ok", "reused") and not wanted)
         self._held.free(asset.id)
-        self._outcomes[asset.id] = outcome
+        self.outcomes[asset.id] = outcome
         self._watch.finished(asset.name, outcome, asset.seconds)
         self._log.info("%s: %s after %.0f s", asset.name, outcome, asset.seconds)
 
@@ -309,12 +341,8 @@ def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Ass
     )
 
 
-def progress_reporter(watch: Watcher, name: str) -> Callable[[dict[str, Any]], None]:
-    """What an engine calls after a step: passes the progress of an asset on to the watcher."""
-
-    def report(event: dict[str, Any]) -> None:
-        watch.progress(name, event["step"], event["steps"], event["loss"])
-        if event.get("unsaved"):
-            watch.once(f"warning: no checkpoints, assets continue without them: {event['unsaved']}")
-
-    return report
+def report_progress(watch: Watcher, name: str, event: dict[str, Any]) -> None:
+    """What an engine reports after a step of an asset, to the watcher."""
+    watch.progress(name, event["step"], event["steps"], event["loss"])
+    if event.get("unsaved"):
+        watch.once(f"warning: no checkpoints, assets continue without them: {event['unsaved']}")

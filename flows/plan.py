@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from flows.errors import UsageError, disk_errors, usage_errors
+from flows.errors import UsageError, disk_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.priors.sources import find_prior
@@ -16,7 +16,7 @@ from sjc_engine.recipes import RECIPE_VERSION
 from sjc_engine.spec import AssetSpec
 from tasks.manifest.resolve import Entry, Manifest, Resolved
 from tasks.manifest.resolve import read_entries as read_manifest_entries
-from tasks.manifest.shards import PlanError, load_plan
+from tasks.manifest.shards import load_plan
 from tasks.records.assets import asset_state
 from tasks.records.documents import LOOKUPS, check_usable, mark_format
 from tasks.store import open_store
@@ -113,11 +113,10 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
     assert settings.plan is not None
     assert settings.shard is not None
     store = open_store(settings.store, writable=False)
-    with usage_errors(PlanError):
-        plan = load_plan(store, settings.plan)
-        entries = plan.entries(settings.shard, Path(settings.scratch, "images"))
-        for prior, wanted in {(e.spec.prior, e.spec.prior_revision) for e in entries}:
-            find_prior(prior, wanted)
+    plan = load_plan(store, settings.plan)
+    entries = plan.entries(settings.shard, Path(settings.scratch, "images"))
+    for prior, wanted in {(e.spec.prior, e.spec.prior_revision) for e in entries}:
+        find_prior(prior, wanted)
     return Manifest(plan.manifest, plan.manifest_sha256, [], []), entries
 
 

@@ -36,9 +36,6 @@ def sole_user(scratch: Path, wait: Callable[[], object] | None = None) -> Iterat
                 wait()
             waited = True
             time.sleep(ASK_SECONDS)
-        if not os.fstat(lock.fileno()).st_size:  # the first user: the folder gets its name
-            lock.write(secrets.token_hex(8))
-            lock.flush()
         yield waited
 
 
@@ -61,17 +58,17 @@ def _locked(lock: IO[str]) -> bool:
 
 
 def scratch_id(scratch: Path) -> str:
-    """The name of a folder that has had a sole user, unlike that of any other folder.
+    """The name of a folder that has a sole user, unlike that of any other folder.
 
     A folder that was deleted under its user gets a new one.
     """
-    try:
-        return (scratch / "lock").read_text()
-    except FileNotFoundError:
-        make_private(scratch)
-        name = secrets.token_hex(8)
-        (scratch / "lock").write_text(name)
-        return name
+    make_private(scratch)
+    with (scratch / "lock").open("a+") as lock:
+        lock.seek(0)
+        if not (name := lock.read()):
+            name = secrets.token_hex(8)
+            lock.write(name)
+    return name
 
 
 def can_hold_files(folder: Path) -> bool:

@@ -1,7 +1,6 @@
 """The flow that workers run: a shard of a plan, with a run document and table parts of its own."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from prefect import flow
 from prefect.states import State
 
 from flows.generate import run_on_devices
-from flows.plan import RunPlan, make_plan
+from flows.plan import make_plan
 from flows.scratch import sole_user
 from flows.settings import Settings
 from tasks.manifest.shards import fetch_images
@@ -35,21 +34,15 @@ def generate_shard(
     default `SJC_SCRATCH`, else ~/.cache/sjc. The rest is as in the flow `generate`.
     """
     # Every parameter is the setting of its name; the plan replaces the manifest.
-    settings = locals() | {"manifest": plan, "scratch": str(shard_scratch(scratch, plan, shard))}
-    return run_shard(Settings(**settings))
+    given = locals() | {"manifest": plan, "scratch": str(shard_scratch(scratch, plan, shard))}
+    settings = Settings(**given)
+    run = make_plan(settings)
+    with sole_user(Path(settings.scratch)):
+        fetch_images(run.store, list(run.todo.values()))
+        return run_on_devices(run)
 
 
 def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
     """The scratch folder of a shard."""
     folder = scratch or os.environ.get("SJC_SCRATCH") or "~/.cache/sjc"
     return Path(folder).expanduser() / "shards" / f"{plan}-{shard:05d}"
-
-
-def run_shard(
-    settings: Settings, run: Callable[[RunPlan], State[Any]] = run_on_devices
-) -> State[Any]:
-    """What the flow does; run: what makes the assets, and its state."""
-    plan = make_plan(settings)
-    with sole_user(Path(settings.scratch)):
-        fetch_images(plan.store, list(plan.todo.values()))
-        return run(plan)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class UsageError(ValueError):
+    """What the user asked for cannot be done; the message says how to ask."""
+
+
 class SettingError(ValueError):
     """A setting that cannot be used, and what to write instead.
 

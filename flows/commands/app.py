@@ -1,9 +1,12 @@
 """The program `sjc` and its manual: commands in groups, examples below, plain text for pipes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from flows.errors import reported
 
 # The manual's groups. A command is registered by its module, all of which `main.py` imports.
 GROUPS = {
@@ -67,3 +70,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 100},
 )
+
+
+def command(
+    *lines: str, interrupted: str = "nothing was written"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function the command of its name; what goes wrong in it is `reported`.
+
+    lines: examples. interrupted: what to know after a Ctrl-C.
+    """
+    return lambda body: app.command(epilog=examples(*lines))(reported(interrupted)(body))

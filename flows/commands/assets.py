@@ -5,17 +5,14 @@ from typing import Annotated
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import show
-from flows.errors import reported
-from flows.progress.results import ASSET_COLUMNS, SECONDS, selection, where_errors
+from flows.progress.results import ASSET_COLUMNS, SECONDS, selected_assets
 
 
-@app.command(
-    epilog=examples(
-        'sjc assets --where "clip_r_precision >= 0.9 AND watertight"',
-        "sjc assets --manifest prompts.csv --format csv",
-    )
+@command(
+    'sjc assets --where "clip_r_precision >= 0.9 AND watertight"',
+    "sjc assets --manifest prompts.csv --format csv",
 )
 def assets(
     store: options.Store = "./store",
@@ -26,13 +23,8 @@ def assets(
     format: options.Format = options.RowFormat.table,
 ) -> None:
     """List the assets of a store: one row each, its best outcome."""
-    with reported():
-        from tasks.store import open_store
-        from tasks.tables.read import query
+    from tasks.store import open_store
 
-        chosen = selection(manifest, where)
-        seconds = f", {SECONDS} AS seconds" if format == options.RowFormat.table else ""
-        sql = f"SELECT *{seconds} FROM best_assets {chosen} ORDER BY started_at, asset_id"
-        with where_errors():
-            rows = query(open_store(store, writable=False), sql)
-        show(rows, format, ASSET_COLUMNS)
+    names = f"*, {SECONDS} AS seconds" if format == options.RowFormat.table else "*"
+    rows = selected_assets(open_store(store, writable=False), names, manifest, where)
+    show(rows, format, ASSET_COLUMNS)

@@ -1,12 +1,11 @@
 """`sjc check`: every mistake of a manifest, however many rows it has."""
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_warnings
-from flows.errors import reported
 
 
-@app.command(epilog=examples("sjc check manifests/toybox.csv"))
+@command("sjc check manifests/toybox.csv")
 def check(
     manifest: options.Manifest,
     prior: options.Prior = None,
@@ -15,15 +14,14 @@ def check(
     dtype: options.Dtype = None,
 ) -> None:
     """Validate a manifest, and show every bad row at once."""
-    with reported():
-        from tasks.manifest.resolve import read_entries
+    from tasks.manifest.resolve import read_entries
 
-        _, found = read_entries(
-            manifest,
-            prior=prior,
-            recipe=recipe,
-            overrides=options.parse_overrides(set_, dtype),
-            prior_revision=lambda prior: "",  # names are enough here
-        )
-        print_warnings(found.warnings)
-        print(f"{manifest}: {len(found.entries)} entries, {found.assets} assets, no errors")
+    _, found = read_entries(
+        manifest,
+        prior=prior,
+        recipe=recipe,
+        overrides=options.parse_overrides(set_, dtype),
+        prior_revision=lambda prior: "",  # names are enough here
+    )
+    print_warnings(found.warnings)
+    print(f"{manifest}: {len(found.entries)} entries, {found.assets} assets, no errors")

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import counter, size_text
-from flows.errors import UsageError, reported, usage_errors
+from flows.errors import UsageError
 from flows.progress.results import where_errors
 
 if TYPE_CHECKING:
     from tasks.datasets.freeze import DatasetRequest, Frozen
 
 
-class DataFormat(StrEnum):
-    """How `curate` keeps the data."""
-
-    files = "files"
-    webdataset = "webdataset"
-    parquet = "parquet"
-
-
-@app.command(
-    epilog=examples(
-        'sjc curate -o datasets/ducks --where "clip_score > 60"',
-        "sjc curate -o s3://bucket/ducks --format webdataset",
-    )
+@command(
+    'sjc curate -o datasets/ducks --where "clip_score > 60"',
+    "sjc curate -o s3://bucket/ducks --format webdataset",
+    interrupted="run the same command again to continue",
 )
 def curate(
     out: Annotated[str, typer.Option("-o", "--out", help="A new folder or s3://bucket/prefix.")],
@@ -40,7 +30,9 @@ def curate(
         str | None, typer.Option(help="SQL over finished assets, their tags and meta.")
     ] = None,
     manifest: options.OfManifest = None,
-    format: Annotated[DataFormat, typer.Option(help="How the data is kept.")] = DataFormat.files,
+    format: Annotated[
+        Literal["files", "webdataset", "parquet"], typer.Option(help="How the data is kept.")
+    ] = "files",
     store: options.Store = "./store",
     include: Annotated[
         list[str] | None,
@@ -67,32 +59,31 @@ def curate(
     json_: options.Json = False,
 ) -> None:
     """Freeze a selection into a dataset: data, manifest, splits, checksums and a card."""
-    with reported("run the same command again to continue"):
-        from tasks.datasets.freeze import DatasetRequest
-        from tasks.manifest.locations import file_digests
+    from tasks.datasets.freeze import DatasetRequest
+    from tasks.manifest.locations import file_digests
 
-        request = DatasetRequest(
-            where=where,
-            manifest=Path(manifest).name if manifest else None,
-            manifest_sha256=tuple(file_digests(manifest)) if manifest else (),
-            format=format,
-            include=tuple(include or ()),
-            fractions=_fractions(splits),
-            similar=similar,
-            dedupe=dedupe,
-            links=links,
-            shard_megabytes=shard_size,
-            shard_assets=shard_assets,
-            name=name,
-        )
-        frozen = _freeze(store, out, request, quiet=quiet)
-        if not quiet:
-            print(_summary(frozen), file=sys.stderr)
-        if json_:
-            about = {key: value for key, value in frozen.document.items() if key != "files"}
-            print(json.dumps({"url": frozen.url, **about}, ensure_ascii=False, indent=1))
-        else:
-            print(frozen.card)
+    request = DatasetRequest(
+        where=where,
+        manifest=Path(manifest).name if manifest else None,
+        manifest_sha256=tuple(file_digests(manifest)) if manifest else (),
+        format=format,
+        include=tuple(include or ()),
+        fractions=_fractions(splits),
+        similar=similar,
+        dedupe=dedupe,
+        links=links,
+        shard_megabytes=shard_size,
+        shard_assets=shard_assets,
+        name=name,
+    )
+    frozen = _freeze(store, out, request, quiet=quiet)
+    if not quiet:
+        print(_summary(frozen), file=sys.stderr)
+    if json_:
+        about = {key: value for key, value in frozen.document.items() if key != "files"}
+        print(json.dumps({"url": frozen.url, **about}, ensure_ascii=False, indent=1))
+    else:
+        print(frozen.card)
 
 
 def _fractions(text: str) -> tuple[float, ...]:
@@ -110,15 +101,15 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 def _freeze(store: str, out: str, request: DatasetRequest, *, quiet: bool) -> Frozen:
     """Writes the dataset. Raises UsageError, StoreError."""
-    from tasks.datasets.freeze import SelectionError, freeze
+    from tasks.datasets.freeze import freeze
     from tasks.store import open_store
 
     if "://" not in out and Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"-o {out}: is a file; name a folder or s3://bucket/prefix")
-    if request.links and request.format != DataFormat.parquet:
+    if request.links and request.format != "parquet":
         raise UsageError(f"--links: goes with --format parquet, not {request.format}")
     opened = open_store(store, writable=False)
-    with usage_errors(SelectionError), where_errors():
+    with where_errors():
         return freeze(opened, out, request, counter("assets", quiet=quiet))
 
 

@@ -11,15 +11,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import fields
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
-from flows.errors import RunError, UsageError, fail, reported
+from flows.commands.app import command
+from flows.errors import RunError, UsageError
 from sjc_engine.errors import SettingError
 
 ENTRYPOINT = "flows.generate.generate"
@@ -29,16 +28,7 @@ LAST_LINES = 12  # of Prefect's output, when it fails
 Config = dict[str, Any]
 
 
-class Collision(StrEnum):
-    """What becomes of a scheduled run while the one before still runs."""
-
-    enqueue = "enqueue"
-    cancel_new = "cancel-new"
-
-
-@app.command(
-    epilog=examples("sjc deploy", 'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu')
-)
+@command("sjc deploy", 'sjc deploy manifests/paper.csv --cron "0 2 * * *" --pool gpu')
 def deploy(
     context: typer.Context,
     manifest: Annotated[
@@ -49,8 +39,9 @@ def deploy(
     name: Annotated[str | None, typer.Option(help="Default: the manifest's name.")] = None,
     pool: Annotated[str, typer.Option(help="Work pool; made if there is none.")] = "gpu",
     on_collision: Annotated[
-        Collision, typer.Option(help="What to do when the previous run is still running.")
-    ] = Collision.enqueue,
+        Literal["enqueue", "cancel-new"],
+        typer.Option(help="What to do when the previous run is still running."),
+    ] = "enqueue",
     file: Annotated[Path, typer.Option(help="Deployments in Prefect's format.")] = Path(
         "prefect.yaml"
     ),
@@ -72,25 +63,24 @@ def deploy(
     compiled: options.Compiled = False,
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
-    with reported():
-        from flows.prefect_server.schedule import deployment_name
+    from flows.prefect_server.schedule import deployment_name
 
-        if manifest is None:
-            if cron is not None or name is not None:
-                fail("sjc: --cron and --name are for a manifest; name one, or leave them out", 2)
-            make_deployments(read_file(file), file)
-            return
-        strategy = on_collision.replace("-", "_").upper()
-        deployment: Config = {
-            "name": name or deployment_name(manifest),
-            "entrypoint": ENTRYPOINT,
-            "work_pool": {"name": pool, "job_variables": {"env": HEARTBEAT}},
-            "concurrency_limit": {"limit": 1, "collision_strategy": strategy},
-            "parameters": options.run_settings(context.params).to_json(),
-        }
-        if cron is not None:
-            deployment["schedules"] = [{"cron": cron, "timezone": timezone}]
-        make_deployments({"deployments": [deployment]})
+    if manifest is None:
+        if cron is not None or name is not None:
+            raise UsageError("--cron and --name are for a manifest; name one, or leave them out")
+        make_deployments(read_file(file), file)
+        return
+    strategy = on_collision.replace("-", "_").upper()
+    deployment: Config = {
+        "name": name or deployment_name(manifest),
+        "entrypoint": ENTRYPOINT,
+        "work_pool": {"name": pool, "job_variables": {"env": HEARTBEAT}},
+        "concurrency_limit": {"limit": 1, "collision_strategy": strategy},
+        "parameters": options.run_settings(context.params).to_json(),
+    }
+    if cron is not None:
+        deployment["schedules"] = [{"cron": cron, "timezone": timezone}]
+    make_deployments({"deployments": [deployment]})
 
 
 def read_file(path: Path) -> Config:
@@ -123,11 +113,10 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     environment.apply()
     for number, deployment in enumerate(config["deployments"]):
         validate(deployment, f"{file or 'deployment'}: {deployment.get('name', number + 1)}")
-    api_url = server.given_server() or server.ui_server()
-    if api_url is None:
+    connection = server.find()
+    if connection is None:
         raise UsageError("there is no Prefect server; start `sjc ui`, or set PREFECT_API_URL")
-    os.environ["PREFECT_API_URL"] = api_url
-    server.Server(api_url, None).wait()
+    connection.wait()
     import yaml
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -137,12 +126,12 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     from flows.prefect_server.heartbeats import crash_silent_runs
 
     # What has imported Prefect before the server was known would look for another one.
-    with temporary_settings({PREFECT_API_URL: api_url}):
-        pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
-        with get_client(sync_client=True) as client:
-            for pool in pools:  # their workers run flows as processes
-                with suppress(ObjectAlreadyExists):
-                    client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    api_url = connection.api_url
+    pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        for pool in pools:  # their workers run flows as processes
+            with suppress(ObjectAlreadyExists):
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as written:
             if file is None:
                 yaml.safe_dump(config, written)
@@ -150,7 +139,12 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
             _prefect_deploy(file or Path(written.name))
         crash_silent_runs()  # one that is lost would hold up those that wait for it
         for deployment in config["deployments"]:
-            _print_deployment(deployment, api_url)
+            flow = deployment["entrypoint"].rpartition(":")[2].rpartition(".")[2]
+            made = client.read_deployment_by_name(f"{flow}/{deployment['name']}")
+            page = f"{api_url.removesuffix('/api')}/deployments/deployment/{made.id}"
+            print(f"deployment {flow}/{deployment['name']}: {page}")
+            for line in _next_times(deployment.get("schedules") or []):
+                print(f"  {line}")
     for pool in pools:
         _print_workers(pool, api_url)
 
@@ -216,19 +210,6 @@ def _prefect_deploy(file: Path) -> None:
     if ended.returncode:
         output = "\n".join(ended.stdout.strip().splitlines()[-LAST_LINES:])
         raise RunError(f"`prefect deploy` failed:\n{output}")
-
-
-def _print_deployment(deployment: Config, api_url: str) -> None:
-    """Prints a deployment's page and its next times."""
-    from prefect.client.orchestration import get_client
-
-    flow = deployment["entrypoint"].rpartition(":")[2].rpartition(".")[2]
-    with get_client(sync_client=True) as client:
-        made = client.read_deployment_by_name(f"{flow}/{deployment['name']}")
-    page = f"{api_url.removesuffix('/api')}/deployments/deployment/{made.id}"
-    print(f"deployment {flow}/{deployment['name']}: {page}")
-    for line in _next_times(deployment.get("schedules") or []):
-        print(f"  {line}")
 
 
 def _print_workers(pool: str, api_url: str) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_places, print_table
-from flows.errors import FAILED, UsageError, reported, usage_errors
+from flows.errors import FAILED, UsageError, raise_error
 
 
-@app.command(epilog=examples("sjc dispatch plan.parquet --store s3://bucket/first --workers 8"))
+@command(
+    "sjc dispatch plan.parquet --store s3://bucket/first --workers 8",
+    interrupted="shards at the pool continue; run the same command again to follow them",
+)
 def dispatch(
     context: typer.Context,
     plan: Annotated[Path, typer.Argument(help="A plan of `sjc plan`.")],
@@ -34,59 +37,44 @@ def dispatch(
     json_: options.Json = False,
 ) -> None:
     """Have a plan's shards made by the workers of a Prefect work pool, and wait for them."""
-    with reported("shards at the pool continue; run the same command again to follow them"):
-        from flows.settings import SHARD_OPTIONS, Settings
-
-        if workers is not None and workers < 1:
-            raise UsageError("--workers: use a whole number above 0")
-        Settings("", timeout=timeout).check()
-        names = ("deployment", "workers", *SHARD_OPTIONS)
-        parameters = {name: context.params[name] for name in names}
-        raise typer.Exit(run_flow(plan, store, parameters, quiet=quiet, as_json=json_))
-
-
-def run_flow(
-    path: Path, store: str, parameters: dict[str, Any], *, quiet: bool, as_json: bool
-) -> int:
-    """Puts the plan of a file into the store, where workers find it, and runs the flow.
-
-    Prints what came of it; returns the exit code.
-    """
+    from flows.context import watching
     from flows.prefect_server import environment, server
-    from tasks.manifest.shards import PlanError, keep_plan, read_plan
+    from flows.settings import SHARD_OPTIONS, Settings
+    from tasks.manifest.shards import keep_plan, read_plan
     from tasks.records.documents import check_usable
     from tasks.store import open_store
 
+    if workers is not None and workers < 1:
+        raise UsageError("--workers: use a whole number above 0")
+    Settings("", timeout=timeout).check()
     try:
-        data = path.read_bytes()
+        made = read_plan(plan.read_bytes(), os.fspath(plan))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
-    with usage_errors(PlanError):
-        plan = read_plan(data, os.fspath(path))
+        raise UsageError(f"{plan}: {error.strerror}; make a plan with `sjc plan`") from error
     environment.apply(console_level="CRITICAL")
-    if not (server.given_server() or server.ui_server()):
+    connection = server.find()
+    if connection is None:
         raise UsageError(
             "workers have to reach Prefect's server, and none is known; set PREFECT_API_URL "
             "(docs/many-machines.md), or start `sjc ui` for workers on this machine"
         )
     opened = open_store(store)
     check_usable(opened)
-    with usage_errors(PlanError):
-        keep_plan(opened, plan)
-    connection = server.connect(Path(os.devnull))
+    keep_plan(opened, made)  # where workers find it
 
-    from flows.commands.flow_result import raise_error, watching
-    from flows.dispatch import count_outcomes, dispatch
+    from flows.dispatch import count_outcomes
+    from flows.dispatch import dispatch as dispatch_flow
 
+    parameters = {name: context.params[name] for name in ("deployment", "workers", *SHARD_OPTIONS)}
     with watching(connection, quiet=quiet):
-        state = dispatch(plan.id, opened.url, **parameters, return_state=True)
+        state = dispatch_flow(made.id, opened.url, **parameters, return_state=True)
     raise_error(state)
-    counts = count_outcomes(plan, opened)
-    facts = {"plan": plan.id, "assets": sum(counts.values()), **counts}
+    counts = count_outcomes(made, opened)
+    facts = {"plan": made.id, "assets": sum(counts.values()), **counts}
     places = {"store": opened.url, "tables": opened.uri("tables")}
-    if as_json:
+    if json_:
         print(json.dumps({**facts, **places}, indent=1))
     else:
         print_table([facts])
         print_places(places)
-    return 0 if counts["ok"] == facts["assets"] else FAILED
+    raise typer.Exit(0 if counts["ok"] == facts["assets"] else FAILED)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands import completion, options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_warnings
-from flows.errors import RunError, UsageError, disk_errors, reported
+from flows.errors import RunError, UsageError, disk_errors
 
 if TYPE_CHECKING:
     from sjc_engine.image_file import InputImage
@@ -29,11 +29,9 @@ FILES = (
 )  # fmt: skip
 
 
-@app.command(
-    epilog=examples(
-        'sjc generate "a DSLR photo of a yellow duck" -o duck',
-        'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
-    )
+@command(
+    'sjc generate "a DSLR photo of a yellow duck" -o duck',
+    'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
 )
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
@@ -53,37 +51,18 @@ def generate(
     json_: options.Json = False,
 ) -> None:
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
-    with reported():
-        from sjc_engine.image_file import read_image
-
-        if image and image.parts[0] in ("http:", "https:"):
-            raise UsageError("--image: only files are read; download it, and give its path")
-        overrides = options.parse_overrides(set_, dtype)
-        picture = read_image(image) if image else None
-        spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
-        print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
-        make_asset(spec, picture, out, device, quiet=quiet, as_json=json_)
-
-
-def make_asset(
-    spec: AssetSpec,
-    picture: InputImage | None,
-    out: Path,
-    device: str | None,
-    *,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Writes the asset's files into the folder, all of them or none, and prints what was made.
-
-    Raises UsageError or SettingError for what cannot be made, and RunError.
-    """
     import tempfile
 
     from flows.plan import check_devices
+    from sjc_engine.image_file import read_image
 
-    taken = [name for name in FILES if (out / name).exists()]
-    if taken:
+    if image and image.parts[0] in ("http:", "https:"):
+        raise UsageError("--image: only files are read; download it, and give its path")
+    overrides = options.parse_overrides(set_, dtype)
+    picture = read_image(image) if image else None
+    spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
+    print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
+    if taken := [name for name in FILES if (out / name).exists()]:
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file; name a folder")
@@ -98,14 +77,8 @@ def make_asset(
             raise OSError(errno.ENOSPC, "No space left on device")
         report = _make(spec, picture, chosen, Path(folder), quiet)
         out.mkdir(exist_ok=True)
-        names = sorted(path.name for path in Path(folder).iterdir())
-        for name in names:
-            shutil.move(Path(folder, name), out / name)
-    if as_json:
-        print(json.dumps(report, indent=1))
-    else:
-        for name in names:
-            print(out / name)
+        made = [shutil.move(path, out / path.name) for path in sorted(Path(folder).iterdir())]
+    print(json.dumps(report, indent=1) if json_ else "\n".join(map(str, made)))
 
 
 def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSpec:

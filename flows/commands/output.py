@@ -22,6 +22,7 @@ PIPE_WIDTH = 240  # characters of a table line where there is no window
 def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:
     """Prints rows in a format of the command line; a table shows `columns` (name -> heading)."""
     from tasks.datasets.csv_text import plain, to_csv
+    from tasks.tables.write import parquet_bytes
 
     match format:
         case "table":
@@ -33,19 +34,9 @@ def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) 
             items = _finite(rows.to_pylist(maps_as_pydicts="strict"))
             print(json.dumps(items, default=plain, ensure_ascii=False, indent=1))
         case _:
-            _write_parquet(rows)
-
-
-def _write_parquet(rows: pa.Table) -> None:
-    """Rows as one Parquet file on stdout, for a file or another program behind a pipe."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if sys.stdout.isatty():
-        raise UsageError("--format parquet is binary; send it to a file: ... > FILE")
-    data = pa.BufferOutputStream()  # Parquet writers seek, and a pipe does not
-    pq.write_table(rows, data, compression="zstd", write_page_checksum=True)
-    sys.stdout.buffer.write(data.getvalue())
+            if sys.stdout.isatty():
+                raise UsageError("--format parquet is binary; send it to a file: ... > FILE")
+            sys.stdout.buffer.write(parquet_bytes(rows))
 
 
 def _finite(value: Any) -> Any:

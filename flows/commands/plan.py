@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_table, print_warnings
-from flows.errors import UsageError, disk_errors, reported
+from flows.errors import UsageError, disk_errors
 from flows.settings import Settings
+from sjc_engine.files import write_atomically
 
 if TYPE_CHECKING:
     from tasks.manifest.shards import ShardPlan
@@ -24,11 +25,9 @@ SHOWN = 20  # shards that are printed
 PARTS = ("prior", "recipe", "overrides", "limit", "where")  # settings that a plan follows from
 
 
-@app.command(
-    epilog=examples(
-        "sjc plan prompts.csv -o plan.parquet",
-        "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
-    )
+@command(
+    "sjc plan prompts.csv -o plan.parquet",
+    "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
 )
 def plan(
     manifest: options.Manifest,
@@ -52,16 +51,22 @@ def plan(
     json_: options.Json = False,
 ) -> None:
     """Cut a manifest into shards for many machines; `dispatch` has them made."""
-    with reported():
-        overrides = options.parse_overrides(set_, dtype)
-        settings = Settings(manifest, store, prior, recipe, overrides, limit=limit, where=where)
-        if not out.parent.is_dir() or out.is_dir():
-            raise UsageError(f"-o {out}: name a file in a folder that exists")
-        made, warnings = make_shard_plan(settings, shard_seconds)
-        if not quiet:
-            print_warnings(warnings)
-        _write(made, out)
-        _show(made, out, as_json=json_)
+    overrides = options.parse_overrides(set_, dtype)
+    settings = Settings(manifest, store, prior, recipe, overrides, limit=limit, where=where)
+    if not out.parent.is_dir() or out.is_dir():
+        raise UsageError(f"-o {out}: name a file in a folder that exists")
+    made, warnings = make_shard_plan(settings, shard_seconds)
+    if not quiet:
+        print_warnings(warnings)
+    with disk_errors("-o", out):
+        if not out.exists():
+            write_atomically(out, made.data)
+        elif out.read_bytes() != made.data:  # an equal one stays
+            raise UsageError(
+                f"-o {out}: is another plan, or no plan; plans are never changed, so name another "
+                "file (the manifest, an option, or the times that the store knows differ)"
+            )
+    _show(made, out, as_json=json_)
 
 
 def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, list[str]]:
@@ -92,24 +97,9 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
         shard_seconds,
         manifest=manifest.name,
         manifest_sha256=manifest.sha256,
-        settings={key: getattr(settings, key) for key in PARTS}
-        | {"shard_seconds": float(shard_seconds)},
+        settings={**{key: getattr(settings, key) for key in PARTS}, "shard_seconds": shard_seconds},
     )
     return plan, warnings
-
-
-def _write(plan: ShardPlan, out: Path) -> None:
-    """Writes the plan; an equal one that is there stays."""
-    from sjc_engine.files import write_atomically
-
-    with disk_errors("-o", out):
-        if not out.exists():
-            write_atomically(out, plan.data)
-        elif out.read_bytes() != plan.data:
-            raise UsageError(
-                f"-o {out}: is another plan, or no plan; plans are never changed, so name another "
-                "file (the manifest, an option, or the times that the store knows differ)"
-            )
 
 
 def _show(plan: ShardPlan, path: Path, *, as_json: bool) -> None:
@@ -128,13 +118,11 @@ def _show(plan: ShardPlan, path: Path, *, as_json: bool) -> None:
         print(json.dumps(facts, indent=1))
         return
     entries = Counter(plan.rows["shard"].to_pylist())
-    shown = list(shards)[:SHOWN]
-    print_table(
-        [
-            {"shard": n, "assets": len(shards[n]), "entries": entries[n], "hours": hours[n]}
-            for n in shown
-        ]
-    )
+    rows = [
+        {"shard": n, "assets": len(assets), "entries": entries[n], "hours": hours[n]}
+        for n, assets in shards.items()
+    ]
+    print_table(rows[:SHOWN])
     if len(shards) > SHOWN:
         print(f"... and {len(shards) - SHOWN} more")
     print(

@@ -5,16 +5,14 @@ from typing import Annotated
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import show
-from flows.errors import reported, usage_errors
+from flows.errors import UsageError
 
 
-@app.command(
-    epilog=examples(
-        'sjc query "SELECT status, count(*) FROM best_assets GROUP BY ALL"',
-        'sjc query "SELECT * FROM views" --format parquet',
-    )
+@command(
+    'sjc query "SELECT status, count(*) FROM best_assets GROUP BY ALL"',
+    'sjc query "SELECT * FROM views" --format parquet',
 )
 def query(
     sql: Annotated[str, typer.Argument(help="DuckDB SQL over the tables below.")],
@@ -22,11 +20,12 @@ def query(
     format: options.Format = options.RowFormat.table,
 ) -> None:
     """Ask the tables assets, views, entries, attempts and runs, and the view best_assets."""
-    with reported():
-        from tasks.store import open_store
-        from tasks.tables.read import QueryError
-        from tasks.tables.read import query as run_query
+    from tasks.store import open_store
+    from tasks.tables.read import QueryError
+    from tasks.tables.read import query as run_query
 
-        with usage_errors(QueryError):
-            rows = run_query(open_store(store, writable=False), sql)
-        show(rows, format)
+    try:
+        rows = run_query(open_store(store, writable=False), sql)
+    except QueryError as error:
+        raise UsageError(str(error)) from error
+    show(rows, format)

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import print_places, print_table, print_warnings
-from flows.errors import FAILED, STORE, reported
+from flows.errors import FAILED, STORE, raise_error
 from flows.progress.results import RESULT_COLUMNS, results
 from flows.settings import Settings
 
 if TYPE_CHECKING:
     from flows.plan import RunPlan
+    from tasks.manifest.resolve import Entry
 
 PREVIEWS = 24  # paths that are printed; the picture holds as many
 
 
-@app.command(
-    epilog=examples(
-        "sjc run manifests/paper.csv",
-        "sjc run manifests/toybox.csv --recipe draft --limit 2      a quick look",
-        "sjc run prompts.csv --dry-run                              what it would do",
-        "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
-        "sjc run prompts.csv --retry-failed --set steps=2000",
-    )
+@command(
+    "sjc run manifests/paper.csv",
+    "sjc run manifests/toybox.csv --recipe draft --limit 2      a quick look",
+    "sjc run prompts.csv --dry-run                              what it would do",
+    "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
+    "sjc run prompts.csv --retry-failed --set steps=2000",
+    interrupted="run the same command again to continue",
 )
 def run(
     context: typer.Context,
@@ -56,12 +56,33 @@ def run(
     compiled: options.Compiled = False,
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
-    with reported("run the same command again to continue"):
-        settings = options.run_settings(context.params)
-        if dry_run:
-            print_plan(settings, as_json=json_)
-        else:
-            raise typer.Exit(run_flow(settings, quiet=quiet, as_json=json_))
+    from flows.context import start_devices, surrounded_by, watching
+    from flows.plan import make_plan
+    from flows.prefect_server import environment, server
+    from flows.prefect_server.shutdown import exit_when_interrupted
+    from flows.scratch import in_use
+
+    settings = options.run_settings(context.params)
+    if dry_run:
+        print_plan(settings, as_json=json_)
+        return
+    plan = make_plan(settings)
+    if not quiet:
+        print_warnings(plan.warnings)
+    environment.apply(console_level="CRITICAL")
+    connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
+    with start_devices(plan, warm=not in_use(Path(scratch))):
+        # Seconds of imports, while the server starts and the engines load their prior
+        from flows.generate import generate
+
+        with (
+            watching(connection, quiet=quiet) as watch,
+            exit_when_interrupted() as shutdown,
+            surrounded_by(shutdown=shutdown),
+        ):
+            state = generate(**settings.to_json(), return_state=True)
+    raise_error(state)
+    raise typer.Exit(print_results(plan, watch.run_id, as_json=json_))
 
 
 def print_plan(settings: Settings, *, as_json: bool) -> None:
@@ -91,12 +112,11 @@ def print_plan(settings: Settings, *, as_json: bool) -> None:
         [
             {
                 "id": entry.row_id,
-                "plan": "duplicate" if entry.duplicate_of is not None else _intent(plan, asset_id),
-                "asset": asset_id,
+                "plan": _intent(plan, entry),
+                "asset": entry.spec.asset_id,
                 "prompt": entry.spec.prompt,
             }
             for entry in plan.entries
-            for asset_id in (entry.spec.asset_id,)
         ]
     )
     counts = ", ".join(f"{number} {state}" for state, number in plan.counts().items() if number)
@@ -105,40 +125,12 @@ def print_plan(settings: Settings, *, as_json: bool) -> None:
     print(f"{counts}; devices: {', '.join(plan.devices)}; time: {time}")
 
 
-def _intent(plan: RunPlan, asset_id: str) -> str:
-    """What the run will do with an asset, in the words of the plan's table."""
-    state = plan.states[asset_id]
+def _intent(plan: RunPlan, entry: Entry) -> str:
+    """What the run will do with an entry, in the words of the plan's table."""
+    state = "duplicate" if entry.duplicate_of is not None else plan.states[entry.spec.asset_id]
     if state == "failed":
         return "try again" if plan.settings.retry_failed else "failed (needs --retry-failed)"
-    return {"new": "make", "interrupted": "resume", "finished": "reuse"}[state]
-
-
-def run_flow(settings: Settings, *, quiet: bool, as_json: bool) -> int:
-    """Runs the flow and prints what came of it; returns the exit code."""
-    from flows.context import start_devices, surrounded_by
-    from flows.plan import make_plan
-    from flows.prefect_server import environment, server
-    from flows.prefect_server.shutdown import exit_when_interrupted
-    from flows.scratch import in_use
-
-    plan = make_plan(settings)
-    if not quiet:
-        print_warnings(plan.warnings)
-    environment.apply(console_level="CRITICAL")
-    connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"))
-    with start_devices(plan, warm=not in_use(Path(settings.scratch))):
-        # Seconds of imports, while the server starts and the engines load their prior
-        from flows.commands.flow_result import raise_error, watching
-        from flows.generate import generate
-
-        with (
-            watching(connection, quiet=quiet) as watch,
-            exit_when_interrupted() as shutdown,
-            surrounded_by(shutdown=shutdown),
-        ):
-            state = generate(**settings.to_json(), return_state=True)
-    raise_error(state)
-    return print_results(plan, watch.run_id, as_json=as_json)
+    return {"new": "make", "interrupted": "resume", "finished": "reuse"}.get(state, state)
 
 
 def print_results(plan: RunPlan, run_id: str, *, as_json: bool) -> int:
@@ -147,13 +139,9 @@ def print_results(plan: RunPlan, run_id: str, *, as_json: bool) -> int:
 
     rows = results(plan.store, run_id)
     failed = [row for row in rows if row["status"] != "ok"]
-    keys = {"report": report_key(run_id), "picture": f"runs/{run_id}.png"}
-    there = {name: plan.store.exists(key) for name, key in keys.items()}
-    places = {
-        "store": plan.store.url,
-        "tables": plan.store.uri("tables"),
-        **{name: plan.store.uri(key) if there[name] else None for name, key in keys.items()},
-    }
+    places: dict[str, str | None] = {"store": plan.store.url, "tables": plan.store.uri("tables")}
+    for name, key in (("report", report_key(run_id)), ("picture", f"runs/{run_id}.png")):
+        places[name] = plan.store.uri(key) if plan.store.exists(key) else None
     if as_json:
         print(json.dumps({"run_id": run_id, **places, "assets": rows}, indent=1))
     else:
@@ -164,8 +152,8 @@ def print_results(plan: RunPlan, run_id: str, *, as_json: bool) -> int:
             if row["preview"]:
                 print(f"{row['asset']}: {row['preview']}")
         print_places(places)
-    if not there["report"]:
+    if places["report"] is None:
         print(f"no report was written; `sjc report {run_id}` makes one", file=sys.stderr)
-    if not there["report"] or any(row["error_type"] == "StoreError" for row in failed):
+    if places["report"] is None or any(row["error_type"] == "StoreError" for row in failed):
         return STORE
     return FAILED if failed else 0

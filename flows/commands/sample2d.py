@@ -1,6 +1,7 @@
 """`sjc sample2d`: the paper's experiments in 2D, as one picture."""
 
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -8,12 +9,12 @@ from typing import Annotated
 import typer
 
 from flows.commands import completion, options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import counter
-from flows.errors import UsageError, disk_errors, fail, reported
+from flows.errors import UsageError, disk_errors
 
 
-@app.command(epilog=examples('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png'))
+@command('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png')
 def sample2d(
     prompt: Annotated[str, typer.Argument(help="What to draw; priors without words ignore it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The PNG file to write.")],
@@ -32,34 +33,30 @@ def sample2d(
     quiet: options.Quiet = False,
 ) -> None:
     """Draw the paper's 2D experiments: the perturbed score, samples, schedules and guidance."""
-    with reported():
-        try:
-            scales = [float(text) for text in guidance.split(",")]
-        except ValueError:
-            fail(f"sjc: --guidance {guidance!r}: write numbers with commas between", 2)
-        priors = prior or ["toybox", "toybox-duck"]
-        _check(out, priors, scales)
-        from flows.plan import check_devices
+    try:
+        scales = [float(text) for text in guidance.split(",")]
+    except ValueError:
+        raise UsageError(f"--guidance {guidance!r}: write numbers with commas between") from None
+    priors = prior or ["toybox", "toybox-duck"]
+    _check(out, priors, scales)
+    from flows.plan import check_devices
 
-        chosen = check_devices(None if device is None else [device], "--device")[0]
-        partial = out.with_name(f".{out.name}.partial")
+    chosen = check_devices(None if device is None else [device], "--device")[0]
+    with disk_errors("-o", out):  # a folder that cannot be written is found before the work
+        temporary = tempfile.TemporaryDirectory(prefix=".sjc-", dir=out.parent)
+    with temporary as folder:
+        from sjc_engine.paper2d import experiments
+        from sjc_engine.priors.denoiser import load_prior
+
+        loaded = [load_prior(prior, device=chosen, dtype=dtype) for prior in priors]
+        on_done = counter("parts", quiet=quiet)
+        picture = experiments(
+            loaded, prompt, guidance=scales, steps=steps, seed=seed, on_done=on_done
+        )
         with disk_errors("-o", out):
-            partial.touch()  # a folder that cannot be written is found before the work
-        try:
-            from sjc_engine.paper2d import experiments
-            from sjc_engine.priors.denoiser import load_prior
-
-            loaded = [load_prior(prior, device=chosen, dtype=dtype) for prior in priors]
-            on_done = counter("parts", quiet=quiet)
-            picture = experiments(
-                loaded, prompt, guidance=scales, steps=steps, seed=seed, on_done=on_done
-            )
-            with disk_errors("-o", out):
-                picture.save(partial, "PNG", optimize=True)
-                partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
-        print(out)
+            picture.save(Path(folder, out.name), "PNG", optimize=True)
+            Path(folder, out.name).replace(out)
+    print(out)
 
 
 def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:

@@ -9,16 +9,13 @@ from pathlib import Path
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
-from flows.errors import reported
-from flows.settings import Settings
+from flows.commands.app import command
 
 
-@app.command(
-    epilog=examples(
-        'sjc serve manifests/paper.csv --cron "0 2 * * *"',
-        'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
-    )
+@command(
+    'sjc serve manifests/paper.csv --cron "0 2 * * *"',
+    'sjc serve prompts/ --cron "*/30 * * * *" --store s3://bucket/first',
+    interrupted="finished assets are in the store; the next run resumes",
 )
 def serve(
     context: typer.Context,
@@ -43,19 +40,11 @@ def serve(
     compiled: options.Compiled = False,
 ) -> None:
     """Run a manifest on a schedule, in this process: each run makes what is new."""
-    with reported("finished assets are in the store; the next run resumes"):
-        serve_flow(options.run_settings(context.params), cron, timezone)
-
-
-def serve_flow(settings: Settings, cron: str, timezone: str) -> None:
-    """Runs the flow at each time of the schedule, one run at a time, until Ctrl-C.
-
-    Raises what `make_plan` raises, UsageError for a wrong schedule, and KeyboardInterrupt.
-    """
     from flows.plan import make_plan
     from flows.prefect_server import environment, server
     from flows.prefect_server.schedule import deployment_name, format_times
 
+    settings = options.run_settings(context.params)
     environment.apply(console_level="INFO")  # the runs' own lines are what there is to see
     times = format_times(cron, timezone)
     plan = make_plan(settings)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import counter
-from flows.errors import FAILED, STORE, reported
+from flows.errors import FAILED, STORE
 
 if TYPE_CHECKING:
     from tasks.records.verify import Finding
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 MOST = 1  # things that a repair takes from their place without being asked again
 
 
-@app.command(epilog=examples("sjc verify --store s3://bucket/first", "sjc verify --repair"))
+@command(
+    "sjc verify --store s3://bucket/first",
+    "sjc verify --repair",
+    interrupted="nothing is half done; run it again",
+)
 def verify(
     store: options.Store = "./store",
     repair: Annotated[
@@ -48,25 +52,22 @@ def verify(
     json_: options.Json = False,
 ) -> None:
     """Check every file against its checksum and every table against the JSON behind it."""
-    with reported("nothing is half done; run it again"):
-        from tasks.records.verify import unreadable, verify_store
-        from tasks.store import open_store
+    from tasks.records.verify import unreadable, verify_store
+    from tasks.store import open_store
 
-        opened = open_store(store, writable=repair)
-        abandoned = timedelta(hours=older)
-        findings = verify_store(opened, counter("assets read", quiet=quiet), abandoned)
-        if not json_:
-            show_findings(opened, findings, repair=repair)
-        planned, done, left = list[str](), list[str](), findings
-        if repair and not unreadable(findings):
-            planned, done, left = mend(
-                opened, findings, abandoned, Path(scratch), yes=yes, quiet=json_
-            )
-        if json_:
-            listed = {"findings": findings, "left": left}
-            lists = {name: [vars(finding) for finding in found] for name, found in listed.items()}
-            print(json.dumps({**lists, "planned": planned, "done": done}, indent=1))
-        raise typer.Exit(STORE if unreadable(left) else FAILED if left else 0)
+    opened = open_store(store, writable=repair)
+    abandoned = timedelta(hours=older)
+    findings = verify_store(opened, counter("assets read", quiet=quiet), abandoned)
+    if not json_:
+        show_findings(opened, findings, repair=repair)
+    planned, done, left = list[str](), list[str](), findings
+    if repair and not unreadable(findings):
+        planned, done, left = mend(opened, findings, abandoned, Path(scratch), yes=yes, quiet=json_)
+    if json_:
+        listed = {"findings": findings, "left": left}
+        lists = {name: [vars(finding) for finding in found] for name, found in listed.items()}
+        print(json.dumps({**lists, "planned": planned, "done": done}, indent=1))
+    raise typer.Exit(STORE if unreadable(left) else FAILED if left else 0)
 
 
 def show_findings(store: Store, findings: list[Finding], *, repair: bool) -> None:

@@ -16,12 +16,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from flows.errors import RunError, UsageError
 from flows.prefect_server.environment import prefect_home, settings_files
@@ -38,13 +35,13 @@ _ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .+", re.MULTILINE)  # end
 
 def healthy(api_url: str, timeout: float = 2.0) -> bool:
     """Whether a server of this program answers there: asked at once, without Prefect's client."""
+    import httpx
+
     try:
-        loopback = urlsplit(api_url).hostname in (HOST, "localhost")
-        handlers = [urllib.request.ProxyHandler({})] if loopback else []
-        opener = urllib.request.build_opener(*handlers)
-        with opener.open(f"{api_url.rstrip('/')}/health", timeout=timeout) as reply:
-            return bool(reply.status == 200)
-    except (OSError, ValueError, HTTPException):  # refused, timed out, HTTP error, not a URL
+        url = httpx.URL(f"{api_url.rstrip('/')}/health")
+        loopback = url.host in (HOST, "localhost")  # where no proxy comes between
+        return httpx.get(url, timeout=timeout, trust_env=not loopback).status_code == httpx.codes.OK
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 
@@ -157,6 +154,14 @@ class Server:
         return errors[-1] if errors else printed.rpartition("\n")[2]
 
 
+def find() -> Server | None:
+    """The server that is there for runs, to which PREFECT_API_URL is set: the given one first."""
+    if (found := given_server() or ui_server()) is None:
+        return None
+    os.environ["PREFECT_API_URL"] = found
+    return Server(found, None)
+
+
 def connect(log: Path, *, ui: bool = False) -> Server:
     """Finds a server, or starts one, and sets PREFECT_API_URL to it.
 
@@ -164,9 +169,8 @@ def connect(log: Path, *, ui: bool = False) -> Server:
     `available`. log: for the output of an own server; ui: whether that one has pages. It ends with
     the interpreter, after Prefect's own exit hooks have sent their last records.
     """
-    if found := given_server() or ui_server():
-        os.environ["PREFECT_API_URL"] = found
-        return Server(found, None)
+    if found := find():
+        return found
     port = free_port()
     command = [sys.executable, "-P", "-m", "flows.prefect_server.server"]
     command += ["--port", str(port), "--parent", str(os.getpid()), *(["--ui"] if ui else [])]

@@ -10,10 +10,9 @@ from typing import Any
 
 from flows.plan import RunPlan
 from flows.progress.results import RESULT_COLUMNS, cell
-from flows.progress.tally import GOOD
 from flows.progress.terminal import Watcher
 from tasks.pages.html import duration
-from tasks.prefect_ui.artifacts import Artifact, Board, name_run
+from tasks.prefect_ui.artifacts import Board, name_run
 
 SUMMARY_SECONDS = 10.0  # between two versions of the live summary
 LISTED = 20  # failures in the summary; the table has more
@@ -21,56 +20,33 @@ ROWS = 300  # of a table: pages are slow beyond
 LETTERS = 200  # of a reason
 
 
-class PrefectSummary(Watcher):
+class PrefectSummary:
     """Puts a run on Prefect's pages. Every asset's own progress and preview come from its tasks.
 
-    also: hears of everything first; what a person sees on the terminal.
+    To be made in the flow's thread, once `watcher` knows that the run has begun.
     """
 
-    def __init__(self, plan: RunPlan, board: Board, also: Watcher) -> None:
-        self._plan, self._board, self._also = plan, board, also
-        self._failures: dict[str, str] = {}  # name -> how it failed
-        self._summary: Artifact | None = None
+    def __init__(self, plan: RunPlan, board: Board, watcher: Watcher) -> None:
+        self._plan, self._board = plan, board
+        self._run_id, self._tally = watcher.run_id, watcher.tally
         self._updated = 0.0
-
-    def begun(self, run_id: str, total: int, work: Mapping[str, int] | None = None) -> None:
-        self._also.begun(run_id, total, work)
-        self.run_id, self.tally = run_id, self._also.tally
-        name_run(run_name(self._plan))
-        # Here, in the flow's thread: the first report might come from a task's.
-        self._summary = self._board.create("markdown", "summary", self._text(), f"Run {run_id}")
-
-    def note(self, text: str) -> None:
-        self._also.note(text)
-
-    def problem(self, text: str) -> None:
-        self._also.problem(text)
-
-    def stage(self, name: str, stage: str) -> None:
-        self._also.stage(name, stage)
-
-    def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
-        self._also.progress(name, step, steps, loss)
-        self._refresh()
-
-    def finished(self, name: str, outcome: str, seconds: float) -> None:
-        self._also.finished(name, outcome, seconds)
-        if outcome not in GOOD:
-            self._failures[name] = outcome
-        self._refresh()
+        name_run(run_name(plan))
+        about = f"Run {self._run_id}"
+        self._summary = board.create("markdown", "summary", self._text(), about)
+        watcher.on_change = self._refresh
 
     def ended(self, rows: list[dict[str, Any]]) -> None:
+        """The run is over; rows: what `results` has of its assets."""
         failed = [row for row in rows if row["status"] != "ok"]
-        about = f"Assets of run {self.run_id}{_cut(rows)}"
+        about = f"Assets of run {self._run_id}{_cut(rows)}"
         self._table("results", RESULT_COLUMNS, rows, about)
         if failed:
             columns = {"asset": "asset", "status": "status", "error": "reason"}
-            about = f"Failed in run {self.run_id}{_cut(failed)}. Try them again:"
+            about = f"Failed in run {self._run_id}{_cut(failed)}. Try them again:"
             about += f" `{self._plan.settings.command_line(retry=True)}`"
             self._table("failures", columns, failed, about)
-        if self._summary is not None:
-            reasons = {row["asset"]: row["error"] or row["status"] for row in failed}
-            self._board.update(self._summary, self._text(reasons))
+        reasons = {row["asset"]: row["error"] or row["status"] for row in failed}
+        self._board.update(self._summary, self._text(reasons))
 
     def _table(
         self, key: str, columns: Mapping[str, str], rows: list[dict[str, Any]], about: str
@@ -82,13 +58,13 @@ class PrefectSummary(Watcher):
     def _refresh(self) -> None:
         """Publishes a new summary unless the last one is recent."""
         now = time.monotonic()
-        if self._summary is not None and now - self._updated >= SUMMARY_SECONDS:
+        if now - self._updated >= SUMMARY_SECONDS:
             self._updated = now
             self._board.update(self._summary, self._text())
 
     def _text(self, reasons: Mapping[str, str] | None = None) -> str:
         """The summary; with the reasons of the failures it is the last one of the run."""
-        tally, plan = self.tally, self._plan
+        tally, plan = self._tally, self._plan
         made, reused = tally.outcomes["ok"], tally.outcomes["reused"]
         numbers = f"| {made} | {reused} | {tally.failed} | {tally.to_go} |"
         lines = [f"# {_plain(run_name(plan))}", ""]
@@ -97,7 +73,7 @@ class PrefectSummary(Watcher):
         if left is not None:
             lines += [f"**About {duration(left)} left.**", ""]
         lines += [spent(plan, tally.elapsed, left, made), ""]
-        failures = self._failures if reasons is None else reasons
+        failures = tally.failures if reasons is None else reasons
         if failures:
             lines += ["## Failed", "", "| asset | reason |", "|---|---|"]
             shown = list(failures.items())[:LISTED]
@@ -111,7 +87,7 @@ class PrefectSummary(Watcher):
         """Where to look, as far as it is there."""
         store, gallery = self._plan.store, self._plan.settings.gallery
         lines = ["## Where to look", "", f"- store: {_link(store.url)}"]
-        run = f"runs/{self.run_id}"
+        run = f"runs/{self._run_id}"
         files = {"report": f"{run}/report.html", "all previews": f"{run}.png"} if ended else {}
         for name, key in files.items():
             if store.exists(key):

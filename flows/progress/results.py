@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flows.errors import UsageError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from prefect.states import State
 
     from tasks.store.interface import Store
@@ -43,22 +44,6 @@ SECONDS = "+".join(
 )
 
 
-def selection(manifest: str | None, where: str | None, *conditions: str) -> str:
-    """The WHERE of a query over best_assets: what a manifest asks for, and other conditions.
-
-    Raises ManifestError for a manifest that cannot be read.
-    """
-    from tasks.manifest.locations import file_digests
-    from tasks.tables.read import of_files
-
-    every = [*conditions, f"({where})"] if where is not None else [*conditions]
-    if manifest is not None:
-        every.append(
-            f"asset_id IN (SELECT asset_id FROM entries WHERE {of_files(file_digests(manifest))})"
-        )
-    return f"WHERE {' AND '.join(every)}" if every else ""
-
-
 @contextlib.contextmanager
 def where_errors() -> Iterator[None]:
     """SQL that is wrong is a UsageError about --where."""
@@ -68,6 +53,25 @@ def where_errors() -> Iterator[None]:
         yield
     except QueryError as error:
         raise UsageError(f"--where: {error.problem}") from error
+
+
+def selected_assets(
+    store: Store, names: str, manifest: str | None, where: str | None, *conditions: str
+) -> pa.Table:
+    """Columns of best_assets, the oldest asset first: what a manifest asks for, under conditions.
+
+    Raises ManifestError for a manifest that cannot be read, and UsageError for a wrong `where`.
+    """
+    from tasks.manifest.locations import file_digests
+    from tasks.tables.read import of_files, query
+
+    every = ["true", *conditions, *([f"({where})"] if where is not None else [])]
+    if manifest is not None:
+        files = of_files(file_digests(manifest))
+        every.append(f"asset_id IN (SELECT asset_id FROM entries WHERE {files})")
+    sql = f"SELECT {names} FROM best_assets WHERE {' AND '.join(every)}"
+    with where_errors():
+        return query(store, f"{sql} ORDER BY started_at, asset_id")
 
 
 def results(store: Store, run_id: str) -> list[dict[str, Any]]:

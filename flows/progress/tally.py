@@ -17,6 +17,7 @@ class Tally:
     def __init__(self, total: int = 0, work: Mapping[str, int] | None = None) -> None:
         self.total = total
         self.outcomes: Counter[str] = Counter()
+        self.failures: dict[str, str] = {}  # by the names of assets
         self._left = dict(work or {})  # steps, of the assets that are not through
         self._step: dict[str, int] = {}  # the last one reported
         self._first: dict[str, tuple[float, int]] = {}  # when the first one was, and which
@@ -47,6 +48,8 @@ class Tally:
         with self._lock:
             if outcome in GOOD:
                 self._optimized(name)
+            else:
+                self.failures[name] = outcome
             self._made += self._left.pop(name, None) is not None
             self.outcomes[outcome] += 1
 
@@ -65,7 +68,7 @@ class Tally:
     @property
     def failed(self) -> int:
         """Assets that are through, without being made or reused."""
-        return sum(number for outcome, number in self.outcomes.items() if outcome not in GOOD)
+        return len(self.failures)
 
     @property
     def to_go(self) -> int:

@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -22,6 +22,7 @@ class Watcher:
     """Follows a run, from several threads. By itself it counts and shows nothing."""
 
     run_id = ""
+    on_change: Callable[[], object] | None = None  # called after progress, and for each end
     _noted: frozenset[str] = frozenset()
 
     @cached_property
@@ -59,13 +60,16 @@ class Watcher:
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
         """An asset's optimisation came this far."""
         self.tally.progress(name, step, steps)
+        self._changed()
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         """An asset is through; outcome: `ok`, `reused` or how it failed."""
         self.tally.finished(name, outcome)
+        self._changed()
 
-    def ended(self, rows: list[dict[str, Any]]) -> None:
-        """The run is over; rows: what `results` has of its assets."""
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
 
 def terminal_watcher(*, quiet: bool) -> Watcher:

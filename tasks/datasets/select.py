@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
 
+from sjc_engine.errors import UsageError
 from sjc_engine.priors.sources import licence_of
 from tasks.datasets.csv_text import plain
 from tasks.datasets.near_duplicates import (
@@ -43,7 +44,7 @@ WHERE a.status = 'ok' {{asked}}
 """
 
 
-class SelectionError(ValueError):
+class SelectionError(UsageError):
     """The selection cannot be a dataset; the message names what to change."""
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sjc_engine.errors import UsageError
 from sjc_engine.spec import AssetSpec, canonical_json
 from tasks.manifest.resolve import FROM_ROW, Entry
 from tasks.store.interface import Damaged, NotInStore, Store, read_checked
@@ -48,7 +49,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class PlanError(ValueError):
+class PlanError(UsageError):
     """This is not a shard plan, or not one for this program; the message has the fix."""
 
 

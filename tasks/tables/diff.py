@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sjc_engine.errors import UsageError
 from tasks.store.interface import Store
 from tasks.tables.columns import REAL, TEXT
 from tasks.tables.read import query
@@ -49,7 +50,7 @@ SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-class UnknownRun(ValueError):
+class UnknownRun(UsageError):
     """There is no such run, or more than one; the message lists the latest ones."""
 
 

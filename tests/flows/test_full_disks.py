@@ -18,7 +18,7 @@ from task_samples import make, make_run, spec
 import flows.generate
 from flows.context import surrounded_by
 from flows.errors import UsageError, reported
-from flows.pipeline import progress_reporter
+from flows.pipeline import report_progress
 from flows.prefect_server import environment
 from flows.progress.terminal import Lines
 from flows.scratch import sole_user
@@ -203,8 +203,8 @@ def test_one_warning_tells_that_there_are_no_checkpoints(capfd: Any) -> None:
     watch = Lines()
     for name in ("duck", "tank", "duck"):
         event = {"step": 1, "steps": 9, "loss": 0.1, "unsaved": "fields: No space left on device"}
-        progress_reporter(watch, name)(event)
-        progress_reporter(watch, name)(event | {"unsaved": None})
+        report_progress(watch, name, event)
+        report_progress(watch, name, event | {"unsaved": None})
     assert capfd.readouterr().err == (
         "warning: no checkpoints, assets continue without them: fields: No space left on device\n"
     )

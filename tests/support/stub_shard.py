@@ -3,19 +3,21 @@
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from prefect import flow
 from prefect.states import State
 
-from flows.context import surroundings
-from flows.generate import run_plan
+import flows.generate
+import flows.shard
 from flows.pipeline import Outcomes
 from flows.plan import RunPlan
-from flows.progress.prefect_summary import PrefectSummary
-from flows.settings import Settings
-from flows.shard import run_shard, shard_scratch
+from flows.progress.terminal import Watcher
 from sjc_engine.spec import AssetSpec
 from tasks.prefect_ui.artifacts import Board
 from tasks.records.assets import commit_asset
@@ -38,18 +40,20 @@ def generate_shard(
     compiled: bool = False,
     scratch: str | None = None,
 ) -> State[Any]:
-    folder = str(shard_scratch(scratch, plan, shard))
-    settings = Settings(
-        plan, store, devices=["cpu"], scratch=folder, retry_failed=retry_failed, plan=plan,
-        shard=shard,
-    )  # fmt: skip
-    return run_shard(settings, run_stubs)
+    stubs: dict[str, Any] = {
+        "run_context": no_devices,
+        "run_pipeline": lambda context, *rest: make_stubs(*rest),
+    }
+    with patch.multiple(flows.generate, **stubs):
+        state: State[Any] = flows.shard.generate_shard.fn(
+            plan, shard, store, devices=["cpu"], scratch=scratch, retry_failed=retry_failed
+        )
+        return state
 
 
-def run_stubs(plan: RunPlan) -> State[Any]:
-    with Board() as board:
-        watcher = PrefectSummary(plan, board, surroundings().watcher)
-        return run_plan(plan, watcher, make_stubs)
+@contextmanager
+def no_devices(plan: RunPlan, board: Board) -> Iterator[Any]:
+    yield SimpleNamespace(watcher=Watcher(), board=board)
 
 
 def make_stubs(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,28 @@ def test_the_selected_assets_get_new_rows(
     again = read_table(store, "assets").set_index("seed")
     assert again.loc[1].run_id == rows[0]["run_id"]  # a failed evaluation hides nothing
     assert again.loc[2].run_id not in ("run1", rows[0]["run_id"])
+
+
+@pytest.mark.slow
+def test_it_can_be_cancelled_on_the_pages(
+    assets: list[AssetSpec],
+    sjc: Callable[..., Said],
+    tmp_path: Path,
+    prefect_api: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @contextlib.contextmanager
+    def cancelled_at_once(task: object, run: Callable[[], object]) -> Iterator[None]:
+        run()
+        yield
+
+    monkeypatch.setattr(flows.evaluate, "watch_cancels", cancelled_at_once)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    said = sjc("evaluate", "--set", "evaluation_size=32", "--quiet")
+    assert said.code == 130
+    assert said.err == "sjc: interrupted; what was measured so far is recorded\n"
+    [run] = query(open_store(tmp_path / "store"), "SELECT * FROM runs").to_pylist()
+    assert run["ended_at"]
 
 
 @pytest.mark.parametrize(

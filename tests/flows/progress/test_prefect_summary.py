@@ -95,8 +95,9 @@ class Shown(Board):
 
 def test_the_summary_of_a_run(plan: RunPlan, clock: Clock) -> None:
     board = Shown()
-    told = PrefectSummary(plan, board, Watcher())
+    told = Watcher()
     told.begun("run1", 2, {"duck": 100, "pig": 100})
+    summary = PrefectSummary(plan, board, told)
     told.progress("duck", 1, 100, None)
     clock.now += 36
     told.progress("duck", 51, 100, None)
@@ -119,7 +120,7 @@ def test_the_summary_of_a_run(plan: RunPlan, clock: Clock) -> None:
     rows = [dict.fromkeys(RESULT_COLUMNS) | {"asset": "duck", "status": "ok", "error": None}]
     reason = "<b>NaN</b> | at\n[step](http://x) 3"
     rows += [{**rows[0], "asset": "pig", "status": "diverged", "error": reason}]
-    told.ended(rows)
+    summary.ended(rows)
     last = texts[-1]
     assert "| 1 | 0 | 1 | 0 |" in last
     assert r"| pig | \<b\>NaN\</b\> \| at \[step\]\(http://x\) 3 |" in last
