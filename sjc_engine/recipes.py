@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RECIPE_VERSION = 1
 
 Score = Literal["sjc", "sds", "naive"]
+Schedule = Literal["random", "annealed", "fixed"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
 
 
@@ -71,9 +72,7 @@ class OptimizeRecipe(_Part):
     noise_samples: int = _number(1, 1, 64, "n of eq. 14")
     perp_neg_weight: float = _number(0.0, 0.0, 100.0, "pushes views from behind off the front")
     # Noise levels: random in the range, from its top to its bottom, or always the same
-    sigma_schedule: Literal["random", "annealed", "fixed"] = _choice(
-        "random", "how a step chooses it"
-    )
+    sigma_schedule: Schedule = _choice("random", "how a step chooses it")
     sigma_fixed: float = _number(1.5, 1e-3, 1000.0, 'of "fixed"')
     tick_min: int = _number(10, 0, 999, "index into the prior's noise levels, inclusive")
     tick_max: int = _number(969, 0, 999, "inclusive, at the first step")
