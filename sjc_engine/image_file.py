@@ -32,9 +32,8 @@ KEPT_SIDE = 1024  # pixels; models take 256
 WHITE_ABOVE = 0.9
 BLANK_ABOVE = 0.98  # the same for an image without anything darker: of a pale object
 OPAQUE_FROM = 0.5  # alpha
-LEAST_CLEAR = (
-    0.001  # share of pixels that are not opaque where a file's transparency means something
-)
+# Share of pixels that are not opaque where a file's transparency means something
+LEAST_CLEAR = 0.001
 LEAST_SHOWN = 0.001  # share of pixels that are not white; dust is less
 TOUCHES_BORDER = 0.02  # at most this share of a white or clear border is the object
 FRAMED = 0.5  # from this share on the border is no object that touches it, but a photo's

@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sjc_engine.evaluation.pictures import to_image
-from sjc_engine.guidance.schedules import Schedule, sigma_at
+from sjc_engine.guidance.schedules import sigma_at
 from sjc_engine.guidance.score import Denoiser, guide, paas, perturb, weighting
 from sjc_engine.priors.denoiser import Prior
-from sjc_engine.recipes import OptimizeRecipe
+from sjc_engine.recipes import OptimizeRecipe, Schedule
 
 SCHEDULES: tuple[Schedule, ...] = ("annealed", "random", "fixed")
 FIXED_SIGMA = 1.5

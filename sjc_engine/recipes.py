@@ -30,6 +30,7 @@ RECIPE_VERSION = 1
 _ADDED = {"dtype": "auto"}
 
 Score = Literal["sjc", "sds", "naive"]
+Schedule = Literal["random", "annealed", "fixed"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
 
 
@@ -78,9 +79,7 @@ class OptimizeRecipe(_Part):
         "auto", "precision of the prior's network; auto: float32 on the CPU, float16 on a GPU"
     )
     # Noise levels: random in the range, from its top to its bottom, or always the same
-    sigma_schedule: Literal["random", "annealed", "fixed"] = _choice(
-        "random", "how a step chooses it"
-    )
+    sigma_schedule: Schedule = _choice("random", "how a step chooses it")
     sigma_fixed: float = _number(1.5, 1e-3, 1000.0, 'of "fixed"')
     tick_min: int = _number(10, 0, 999, "index into the prior's noise levels, inclusive")
     tick_max: int = _number(969, 0, 999, "inclusive, at the first step")

@@ -64,13 +64,9 @@ class Judge:
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
         """Unit features (B, D), on the CPU, of RGB images (B, 3, H, W) in [-1, 1]."""
-        parts = [
-            self._model.get_image_features(
-                pixel_values=self._preprocessing(part.to(self._model.device))
-            )
-            for part in images.float().split(BATCH)
-        ]
-        return _unit(parts)
+        parts = (part.to(self._model.device) for part in images.float().split(BATCH))
+        inputs = map(self._preprocessing, parts)
+        return _unit([self._model.get_image_features(pixel_values=part) for part in inputs])
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -81,10 +77,7 @@ class Judge:
             tokens = self._tokenizer(
                 batch, padding=True, truncation=True, max_length=self._length, return_tensors="pt"
             )
-            features = self._model.get_text_features(
-                input_ids=tokens["input_ids"].to(self._model.device),
-                attention_mask=tokens["attention_mask"].to(self._model.device),
-            )
+            features = self._model.get_text_features(**tokens.to(self._model.device))
             self._texts |= dict(zip(batch, _unit([features]), strict=True))
         return torch.stack([self._texts[text] for text in texts])
 

@@ -21,18 +21,12 @@ from sjc_engine.errors import SettingError
 from sjc_engine.priors.layouts import LPIPS
 from sjc_engine.priors.model_files import PARTS, folder_digest
 
-# The stack of torchvision's `features` and the width of its pooling windows: a layer is
-# number, stride and padding of a convolution with a ReLU behind it, or a pooling that halves.
-POOL = (-1, 0, 0)
-_NETWORKS = {
-    "alex": ([(0, 4, 2), POOL, (3, 1, 2), POOL, (6, 1, 1), (8, 1, 1), (10, 1, 1)], 3),
-    "vgg": (
-        [(0, 1, 1), (2, 1, 1), POOL, (5, 1, 1), (7, 1, 1), POOL, (10, 1, 1), (12, 1, 1),
-         (14, 1, 1), POOL, (17, 1, 1), (19, 1, 1), (21, 1, 1), POOL, (24, 1, 1), (26, 1, 1),
-         (28, 1, 1)],
-        2,
-    ),
-}  # fmt: skip
+# Of torchvision's `features`: the width of the pooling windows, which halve, and the stride and
+# padding of those convolutions where they are not both 1.
+_NETWORKS: dict[str, tuple[int, dict[int, tuple[int, int]]]] = {
+    "alex": (3, {0: (4, 2), 3: (1, 2)}),
+    "vgg": (2, {}),
+}
 _TAPS = {network: taps for network, (_, taps) in LPIPS.items()}
 # What takes RGB in [-1, 1] to the range that both networks were trained on.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -55,9 +49,8 @@ class Lpips:
         l's features with unit length along the channels; the files hold w_l squared.
         """
         total = torch.zeros(len(a))
-        for tap, one, other in zip(
-            _TAPS[self._network], self._features(a), self._features(b), strict=True
-        ):
+        pairs = zip(self._features(a), self._features(b), strict=True)
+        for tap, (one, other) in zip(_TAPS[self._network], pairs, strict=True):
             squared = (_unit(one) - _unit(other)).square()
             total += F.conv2d(squared, self._weights[f"lin.{tap}"]).mean((1, 2, 3))
         return total
@@ -65,17 +58,14 @@ class Lpips:
     def _features(self, images: Tensor) -> list[Tensor]:
         shift, scale = images.new_tensor([_SHIFT, _SCALE])[:, :, None, None].unbind(0)
         x = (images.float() - shift) / scale
-        layers, pool = _NETWORKS[self._network]
-        taken = []
-        for layer in layers:
-            if layer is POOL:
+        pool, special = _NETWORKS[self._network]
+        taken, before = [], 0
+        for number in LPIPS[self._network][0]:
+            if number > before + 2:  # between them is a pooling, and not the ReLU alone
                 x = F.max_pool2d(x, pool, stride=2)
-                continue
-            number, stride, padding = layer
-            weight, bias = (
-                self._weights[f"features.{number}.{kind}"] for kind in ("weight", "bias")
-            )
-            x = F.relu(F.conv2d(x, weight, bias, stride, padding))
+            name, before = f"features.{number}", number
+            weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+            x = F.relu(F.conv2d(x, weight, bias, *special.get(number, (1, 1))))
             if number in _TAPS[self._network]:
                 taken.append(x)
         return taken

@@ -42,18 +42,11 @@ def evaluate(
     agreement, agreements = measure_agreement(pictures, lpips)
     judgement, judgements = judge_pictures(pictures, prompt, judge)
     metrics = judgement | agreement | {"single_color": single_color(mesh)}
-    views = [
-        {
-            "view": view,
-            "azimuth_deg": camera.azimuth_deg,
-            "elevation_deg": camera.elevation_deg,
-            "source": source,
-            **judged[view],
-            **agreements[view],
-        }
-        for source, judged in judgements.items()
-        for view, camera in enumerate(pictures.cameras)
-    ]
+    views = []
+    for source, judged in judgements.items():
+        for k, camera in enumerate(pictures.cameras):
+            angles = {"azimuth_deg": camera.azimuth_deg, "elevation_deg": camera.elevation_deg}
+            views.append({"view": k, **angles, "source": source, **judged[k], **agreements[k]})
     return Evaluation(metrics, views)
 
 
@@ -130,14 +123,12 @@ def judge_pictures(
         "distractors_sha256": DISTRACTORS_SHA256,
         "words_cut_by_judge": words_from(prompt, prompt_end(read_end, prompt, SIDES)),
     }
-    views = {
-        source: [
-            {"clip_score": float(_clip_score(c[0])), "top_caption": captions[int(c.argmax())]}
-            for c in seen
-        ]
-        for source, seen in cosines.items()
-    }
-    return metrics, views
+
+    def judged(cosine: Tensor) -> dict[str, Any]:
+        best = captions[int(cosine.argmax())]
+        return {"clip_score": float(_clip_score(cosine[0])), "top_caption": best}
+
+    return metrics, {source: list(map(judged, seen)) for source, seen in cosines.items()}
 
 
 def psnr(a: Tensor, b: Tensor, either: Tensor) -> float:

@@ -30,7 +30,7 @@ def make_field(
         sizes = {"density_rank": recipe.density_rank, "color_rank": recipe.color_rank}
     elif recipe.field == "mlp":
         sizes = {"width": recipe.mlp_width, "frequencies": recipe.mlp_frequencies}
-    field: Field = KINDS[recipe.field](
+    return KINDS[recipe.field](
         recipe.grid_start or recipe.grid_size,
         channels,
         recipe.half_length,
@@ -39,7 +39,6 @@ def make_field(
         generator=generator,
         **sizes,
     )
-    return field
 
 
 def load_field(path: str | Path) -> Field:

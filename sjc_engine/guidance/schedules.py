@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from sjc_engine.recipes import OptimizeRecipe
-
-Schedule = Literal["random", "annealed", "fixed"]
 
 
 def guidance_at(step: int, recipe: OptimizeRecipe) -> float:

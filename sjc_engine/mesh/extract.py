@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,11 @@ def extract_mesh(field: Field, recipe: MeshRecipe | None = None) -> Mesh:
     surface = isosurface(occupancy, level, field.half_length, recipe.min_component)
     vertices, faces = simplify(*surface, recipe.max_faces or len(surface[1]))
     normals = vertex_normals(vertices, faces)
-    texture = None
+    mesh = Mesh(vertices, faces, normals, surface_colors(field, vertices, normals))
     if recipe.texture_size:
-        texture = bake(field, vertices, faces, normals, recipe.texture_size, recipe.unwrap_seconds)
-    return Mesh(vertices, faces, normals, surface_colors(field, vertices, normals), texture)
+        texture = bake(field, mesh, recipe.texture_size, recipe.unwrap_seconds)
+        mesh = replace(mesh, texture=texture)
+    return mesh
 
 
 def mesh_statistics(mesh: Mesh) -> dict[str, int | float | bool]:

@@ -39,10 +39,10 @@ d 1
 illum 0
 map_Kd {0}.png
 """
-_FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
 GENERATOR = "SJC Foundry"
-_TYPES = {_FLOAT: "<f4", _UINT16: "<u2", _UINT32: "<u4"}
+_COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}  # numpy's names -> glTF's numbers
+_TYPES = {number: name for name, number in _COMPONENTS.items()}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}
 
 
@@ -88,7 +88,8 @@ class Mesh:
         elif suffix == ".obj" and self.texture:
             files = self._textured_obj(path.stem)
         else:
-            files = {path.name: _bytes(self._solid().export(file_type=suffix[1:]))}
+            data: Any = self._solid().export(file_type=suffix[1:])
+            files = {path.name: data.encode() if isinstance(data, str) else data}
         # The file that names the others comes last, so that it never names what is not there.
         for name in sorted(files, key=lambda name: name == path.name):
             write_atomically(path.with_name(name), files[name])
@@ -125,10 +126,6 @@ class Mesh:
         return {f"{stem}.obj": text.encode(), **others}
 
 
-def _bytes(data: Any) -> bytes:
-    return data.encode() if isinstance(data, str) else bytes(data)
-
-
 def jpeg_bytes(image: NDArray[np.uint8]) -> bytes:
     """Quality 92 without chroma subsampling, which would bleed over the charts' borders."""
     data = io.BytesIO()
@@ -151,17 +148,13 @@ class _Buffer:
         self.data += data + b"\0" * (-len(data) % 4)
         return len(self.views) - 1
 
-    def add_array(self, array: NDArray[Any], component: int, kind: str, target: int) -> int:
-        """Appends an array; returns its accessor's index."""
+    def add_array(self, array: NDArray[Any], target: int) -> int:
+        """Appends numbers or vectors of a type in `_COMPONENTS`; returns their accessor's index."""
         view = self.add(np.ascontiguousarray(array).tobytes(), target=target)
-        count = len(array)
-        self.accessors.append(
-            {"bufferView": view, "componentType": component, "count": count, "type": kind}
-        )
+        kind = "SCALAR" if array.ndim == 1 else f"VEC{array.shape[1]}"
+        what = {"componentType": _COMPONENTS[array.dtype.str], "count": len(array), "type": kind}
+        self.accessors.append({"bufferView": view, **what})
         return len(self.accessors) - 1
-
-    def add_vectors(self, array: NDArray[np.floating]) -> int:
-        return self.add_array(array.astype("<f4"), _FLOAT, f"VEC{array.shape[1]}", _ARRAY_BUFFER)
 
 
 def glb_bytes(mesh: Mesh, name: str, extras: dict[str, str] | None = None) -> bytes:
@@ -178,16 +171,15 @@ def glb_bytes(mesh: Mesh, name: str, extras: dict[str, str] | None = None) -> by
         surface = {"COLOR_0": srgb_to_linear(mesh.colors.clip(0, 1))}
     vectors = {"POSITION": vertices, "NORMAL": normals, **surface}
     buffer = _Buffer()
-    attributes = {key: buffer.add_vectors(values) for key, values in vectors.items()}
-    buffer.accessors[attributes["POSITION"]] |= {
-        "min": vertices.min(axis=0).tolist(),
-        "max": vertices.max(axis=0).tolist(),
+    attributes = {
+        key: buffer.add_array(values.astype("<f4"), _ARRAY_BUFFER)
+        for key, values in vectors.items()
     }
+    low, high = vertices.min(axis=0).tolist(), vertices.max(axis=0).tolist()
+    buffer.accessors[attributes["POSITION"]] |= {"min": low, "max": high}
     # The largest 16-bit index is reserved (primitive restart).
-    type_, component = ("<u2", _UINT16) if len(vertices) <= 0xFFFF else ("<u4", _UINT32)
-    indices = buffer.add_array(
-        faces.ravel().astype(type_), component, "SCALAR", _ELEMENT_ARRAY_BUFFER
-    )
+    index = "<u2" if len(vertices) <= 0xFFFF else "<u4"
+    indices = buffer.add_array(faces.ravel().astype(index), _ELEMENT_ARRAY_BUFFER)
     shading: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
     pictures: dict[str, Any] = {}
     if mesh.texture:
@@ -209,11 +201,8 @@ def _document(
 ) -> dict[str, Any]:
     """The JSON of a scene with one mesh of one unlit material."""
     asset = {"version": "2.0", "generator": GENERATOR} | ({"extras": extras} if extras else {})
-    material = {
-        "name": "field colours",
-        "pbrMetallicRoughness": shading,
-        "extensions": {"KHR_materials_unlit": {}},
-    }
+    unlit: dict[str, Any] = {"extensions": {"KHR_materials_unlit": {}}}
+    material = {"name": "field colours", "pbrMetallicRoughness": shading, **unlit}
     return {
         "asset": asset,
         "extensionsUsed": ["KHR_materials_unlit"],
@@ -234,16 +223,9 @@ def _container(document: dict[str, Any], buffer: _Buffer) -> bytes:
     }
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
-    total = 12 + 8 + len(text) + 8 + len(buffer.data)
-    return b"".join(
-        [
-            struct.pack("<4sII", b"glTF", 2, total),
-            struct.pack("<I4s", len(text), b"JSON"),
-            text,
-            struct.pack("<I4s", len(buffer.data), b"BIN\0"),
-            buffer.data,
-        ]
-    )
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text
+    chunks += struct.pack("<I4s", len(buffer.data), b"BIN\0") + buffer.data
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
 
 
 def read_mesh(path: str | Path) -> Mesh:
@@ -274,13 +256,9 @@ def read_mesh(path: str | Path) -> Mesh:
     corners = corners.reshape(-1)
     size = len(image)
     column, row = (uv[first] * size).astype(np.int64).clip(0, size - 1).T
-    return Mesh(
-        positions[first],
-        corners[faces],
-        normals[first],
-        (image[row, column] / 255).astype(np.float32),
-        Texture(corners, faces, uv, image),
-    )
+    colors = (image[row, column] / 255).astype(np.float32)
+    texture = Texture(corners, faces, uv, image)
+    return Mesh(positions[first], corners[faces], normals[first], colors, texture)
 
 
 def srgb_to_linear(srgb: NDArray[np.floating]) -> NDArray[np.floating]:

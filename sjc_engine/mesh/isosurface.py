@@ -50,11 +50,8 @@ def isosurface(
     # Index space, padding removed, voxel centres at (i + 0.5) / n; [z, y, x] -> x, y, z. The swap
     # mirrors, and so does "ascent" in skimage's own axes: reverse the winding to point outward.
     vertices = ((corners[:, ::-1] - 0.5) * (2 / len(values)) - 1) * half_length
-    return keep_large(
-        np.ascontiguousarray(vertices, np.float32),
-        faces[:, ::-1].astype(np.int64),
-        component_fraction,
-    )
+    outward = faces[:, ::-1].astype(np.int64)
+    return keep_large(np.ascontiguousarray(vertices, np.float32), outward, component_fraction)
 
 
 def keep_large(vertices: Vertices, faces: Faces, fraction: float) -> tuple[Vertices, Faces]:
@@ -110,23 +107,16 @@ def _manifold(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces] | None
     if solid.status() != manifold3d.Error.NoError or solid.is_empty():
         return None
     result = solid.to_mesh()
-    return (
-        np.array(result.vert_properties[:, :3], np.float32),
-        np.array(result.tri_verts, np.int64),
-    )
+    corners = np.array(result.vert_properties[:, :3], np.float32)
+    return corners, np.array(result.tri_verts, np.int64)
 
 
 def vertex_normals(vertices: Vertices, faces: Faces) -> NDArray[np.float32]:
     """Unit normals (V, 3), outward: the mean of the faces around a vertex, weighted by area."""
     a, b, c = vertices.astype(np.float64)[faces.T]
     doubled_area = np.cross(b - a, c - a)
-    normals = np.stack(
-        [
-            np.bincount(faces.ravel(), np.repeat(doubled_area[:, k], 3), len(vertices))
-            for k in range(3)
-        ],
-        axis=1,
-    )
+    corners, areas = faces.ravel(), np.repeat(doubled_area, 3, axis=0)
+    normals = np.stack([np.bincount(corners, axis, len(vertices)) for axis in areas.T], axis=1)
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     # A needle's faces can cancel; any unit vector is better than none.
     normals = np.where(length > 0, normals / np.where(length > 0, length, 1), [0.0, 1.0, 0.0])

@@ -15,8 +15,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from sjc_engine.fields.voxel import VoxelField
-from sjc_engine.mesh.gltf import Texture
-from sjc_engine.mesh.isosurface import Faces, Vertices
+from sjc_engine.mesh.gltf import Mesh, Texture
+from sjc_engine.mesh.isosurface import Vertices
 from sjc_engine.mesh.unwrap import Unwrapped, unwrap
 from sjc_engine.rendering.rasterize import visible
 
@@ -24,17 +24,10 @@ OUTSIDE, INSIDE, STEP = 2.0, 6.0, 0.5  # voxels of the field's grid
 _POINTS_AT_ONCE = 32_768  # surface points, of 16 samples each: bounds the memory at about 50 MB
 
 
-def bake(
-    field: VoxelField,
-    vertices: Vertices,
-    faces: Faces,
-    normals: NDArray[np.float32],
-    size: int,
-    seconds: float,
-) -> Texture:
+def bake(field: VoxelField, mesh: Mesh, size: int, seconds: float) -> Texture:
     """Unwrap the surface and colour `size` x `size` texels. Raises UnwrapTimeout."""
-    flat = unwrap(vertices, faces, size, seconds)
-    texel, points, directions = texel_surface(flat, vertices, normals, size, field.device)
+    flat = unwrap(mesh.vertices, mesh.faces, size, seconds)
+    texel, points, directions = texel_surface(flat, mesh.vertices, mesh.normals, size, field.device)
     image = np.zeros((size * size, 3), np.uint8)
     colors = surface_colors(field, points, directions)
     image[texel] = (colors * 255).round().astype(np.uint8)

@@ -41,12 +41,7 @@ def unwrap(vertices: Vertices, faces: Faces, size: int, seconds: float = SECONDS
     Raises UnwrapTimeout after `seconds`, UnwrapKilled, and MeshError where there is no atlas.
     """
     data = io.BytesIO()
-    np.savez(
-        data,
-        vertices=vertices.astype(np.float32),
-        faces=faces.astype(np.uint32),
-        size=np.int64(size),
-    )
+    np.savez(data, vertices=np.float32(vertices), faces=np.uint32(faces), size=size)
     try:
         done = subprocess.run(
             [sys.executable, "-P", str(_PROCESS)],
@@ -71,8 +66,5 @@ def unwrap(vertices: Vertices, faces: Faces, size: int, seconds: float = SECONDS
     result = np.load(io.BytesIO(done.stdout))
     if result["atlases"] != 1 or len(result["faces"]) != len(faces):
         raise MeshError(f"xatlas made {result['atlases']} atlases of {len(result['faces'])} faces")
-    return Unwrapped(
-        result["corners"].astype(np.int64),
-        result["faces"].astype(np.int64),
-        result["uv"].astype(np.float32).clip(0, 1),
-    )
+    corners, cut = (result[name].astype(np.int64) for name in ("corners", "faces"))
+    return Unwrapped(corners, cut, result["uv"].astype(np.float32).clip(0, 1))

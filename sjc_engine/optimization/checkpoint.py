@@ -45,8 +45,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} is not a checkpoint of this engine")
     if _digest(tensors, metadata["header"]) != metadata["sha256"]:
         raise CheckpointError(f"checkpoint {path} is corrupt: its digest does not match")
-    header: dict[str, Any] = json.loads(metadata["header"])
-    return tensors, header
+    return tensors, json.loads(metadata["header"])
 
 
 def _digest(tensors: Mapping[str, Tensor], header: str) -> str:

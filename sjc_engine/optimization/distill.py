@@ -63,12 +63,8 @@ def distill_rgb(
     fov = (recipe.fov_min, recipe.fov_max)
     elevation = (recipe.elevation_min, recipe.elevation_max)
     cameras = [sample_camera(generator, recipe.radius, fov, elevation) for _ in range(VIEWS)]
-    targets = [
-        F.interpolate(picture[None], (size, size), mode="area")[0]
-        for picture in decode_views(
-            field, prior, cameras, size, step=recipe.ray_step, behind=behind
-        )
-    ]
+    decoded = decode_views(field, prior, cameras, size, step=recipe.ray_step, behind=behind)
+    targets = [F.interpolate(picture[None], (size, size), mode="area")[0] for picture in decoded]
 
     result = VoxelField(
         field.resolution, 3, field.half_length, color_init=0.0, generator=generator

@@ -36,12 +36,8 @@ class ReferenceView:
     """
 
     def __init__(self, image: InputImage, prior: Zero123Prior, recipe: OptimizeRecipe) -> None:
-        self.camera = orbit(
-            recipe.image_azimuth,
-            recipe.image_elevation,
-            recipe.radius,
-            (recipe.fov_min + recipe.fov_max) / 2,
-        )
+        fov = (recipe.fov_min + recipe.fov_max) / 2
+        self.camera = orbit(recipe.image_azimuth, recipe.image_elevation, recipe.radius, fov)
         self._prior, self._recipe = prior, recipe
         self._reference = prior.encode(image.rgb, self.camera)
         self._latents = self._reference.latents[None]

@@ -39,8 +39,7 @@ def put_state(
     """The inverse of `state_tensors`, for a field of the same resolution. Values are copied."""
     for name, parameter in field.named_parameters():
         parameter.copy_(tensors[f"field.{name}"])
-        prefix = f"optimizer.{name}."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        state = _below(f"optimizer.{name}.", tensors)
         optimizer.state.pop(parameter, None)  # before the first step there is none
         if state:
             # In the parameter's memory layout; the step counter, a scalar, stays on the CPU
@@ -48,6 +47,10 @@ def put_state(
                 k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v)
                 for k, v in state.items()
             }
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 # A step and a copy of its state in the device's memory. The grid's resolution must not change in
@@ -66,22 +69,17 @@ class DeferredScalars:
             # Its own device's: the current one may be another
             self._arrival.record(torch.cuda.current_stream(values.device))
 
-    def finite(self) -> Tensor:
-        """Whether all are, () on the device."""
-        return torch.isfinite(self._there).all()
+    def clear_gradients_unless_finite(self, field: nn.Module) -> None:
+        """Takes a field's gradients away, on the device, unless all numbers are finite."""
+        sound = torch.isfinite(self._there).all()
+        for parameter in field.parameters():
+            if parameter.grad is not None:
+                parameter.grad = torch.where(sound, parameter.grad, 0.0)
 
     def numbers(self) -> list[float]:
         if self._arrival:
             self._arrival.synchronize()
-        found: list[float] = self._here.tolist()
-        return found
-
-
-def clear_gradients_unless(sound: Tensor, field: nn.Module) -> None:
-    """Takes a field's gradients away, on the device, where `sound` () is false."""
-    for parameter in field.parameters():
-        if parameter.grad is not None:
-            parameter.grad = torch.where(sound, parameter.grad, 0.0)
+        return self._here.tolist()
 
 
 @dataclass
@@ -149,21 +147,18 @@ class Recovery:
             "scores": self.scores,
         }
 
-    def tensors(self) -> dict[str, Tensor]:
-        if not self.snapshot or self.rolled_back:  # there is no going back to it
-            return {}
-        return {f"snapshot.{name}": value for name, value in self.snapshot[1].items()}
+    def tensors(self, field: Field, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """The state of a scene, and of the snapshot that it can go back to."""
+        tensors = state_tensors(field, optimizer)
+        if self.snapshot and not self.rolled_back:
+            tensors |= {f"snapshot.{name}": value for name, value in self.snapshot[1].items()}
+        return tensors
 
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `header` and `tensors`."""
         self.rolled_back, self.scores = header["rolled_back"], header["scores"]
         self.measured = header["measured"]
-        earlier = {
-            name.removeprefix("snapshot."): value
-            for name, value in tensors.items()
-            if name.startswith("snapshot.")
-        }
-        if earlier:
+        if earlier := _below("snapshot.", tensors):
             self.snapshot = header["snapshot_step"], earlier
 
 

@@ -18,14 +18,7 @@ from sjc_engine.optimization.checkpoint import write_checkpoint
 from sjc_engine.optimization.distill import distill_rgb
 from sjc_engine.optimization.optimizer import make_optimizer
 from sjc_engine.optimization.reference_view import ReferenceView
-from sjc_engine.optimization.resume import (
-    DeferredScalars,
-    Recovery,
-    clear_gradients_unless,
-    put_state,
-    read_scene,
-    state_tensors,
-)
+from sjc_engine.optimization.resume import DeferredScalars, Recovery, put_state, read_scene
 from sjc_engine.priors.conditioning import mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
@@ -130,9 +123,8 @@ class Scene:
             self.uncond = self.reference.unconditional()
             return
         prefixes = view_prompts(r.view_style)
-        embedded = prior.condition(
-            [f"{prefix} {prompt}".strip() for prefix in prefixes] + [negative_prompt]
-        )
+        prompts = [f"{prefix} {prompt}".strip() for prefix in prefixes]
+        embedded = prior.condition([*prompts, negative_prompt])
         self.conds = {prefix: embedded[k : k + 1] for k, prefix in enumerate(prefixes)}
         self.front = prefixes[0]
         read_end = getattr(prior, "read_end", len)  # a prior of one's own may read everything
@@ -176,7 +168,7 @@ class Scene:
         scalars = DeferredScalars(numbers.detach())
         due: DeferredScalars | None = scalars
         if self.reads_late and self.recovery.measured:
-            clear_gradients_unless(scalars.finite(), self.field)
+            scalars.clear_gradients_unless_finite(self.field)
             due, self.recovery.unread = self.recovery.unread, scalars
         if not due or self._accept(due):
             self.intact = False
@@ -217,7 +209,7 @@ class Scene:
         """Write everything that the next step depends on. Raises Diverged, writing nothing."""
         self._catch_up()
         self._require_finite()
-        tensors = state_tensors(self.field, self.optimizer) | self.recovery.tensors()
+        tensors = self.recovery.tensors(self.field, self.optimizer)
         tensors["generator"] = self.generator.get_state()
         header = {
             "recipe_version": RECIPE_VERSION,

@@ -16,15 +16,7 @@ from torch import Tensor
 from sjc_engine.guidance.schedules import guidance_at, sigma_at
 from sjc_engine.guidance.score import average, perturb, weighting
 from sjc_engine.guidance.view_prompts import view_prompt
-from sjc_engine.optimization.losses import (
-    center_depth,
-    depth_smoothness,
-    distortion,
-    emptiness,
-    near_view,
-    opacity_entropy,
-    total_variation,
-)
+from sjc_engine.optimization import losses
 from sjc_engine.optimization.reference_view import View
 from sjc_engine.optimization.scene import Scene, StepStats
 from sjc_engine.priors.denoiser import Cond
@@ -117,22 +109,22 @@ def update(scene: Scene, inputs: StepInputs, denoised: Tensor) -> StepStats:
     gradient = weighting(r.score, inputs.sigma).to(score).view(-1, 1, 1, 1) * score
     # d/dtheta of this is -(weight score) . dx/dtheta: the chain rule that names the method
     loss = -(gradient * images).sum() / len(images)
-    empty = emptiness(views)
+    empty = losses.emptiness(views)
     rising = r.emptiness_multiplier if scene.progress(r.emptiness_step) else 1.0
     loss = loss + r.emptiness_weight * rising * empty
     if r.depth_weight:
-        loss = loss + r.depth_weight * center_depth(views.depth, r.depth_loss)
+        loss = loss + r.depth_weight * losses.center_depth(views.depth, r.depth_loss)
     if r.binary_weight:
-        loss = loss + r.binary_weight * opacity_entropy(views.opacity)
+        loss = loss + r.binary_weight * losses.opacity_entropy(views.opacity)
     if r.tv_weight:
-        loss = loss + r.tv_weight * total_variation(scene.field)
+        loss = loss + r.tv_weight * losses.total_variation(scene.field)
     if r.distortion_weight:
-        loss = loss + r.distortion_weight * distortion(views)
+        loss = loss + r.distortion_weight * losses.distortion(views)
     if near := inputs.near:
-        change = near_view(images, near.images, views.depth, near.rendering.depth)
+        change = losses.near_view(images, near.images, views.depth, near.rendering.depth)
         loss = loss + r.near_view_weight * change
     if r.smooth_weight and scene.progress(r.smooth_start):
-        loss = loss + r.smooth_weight * depth_smoothness(views.depth)
+        loss = loss + r.smooth_weight * losses.depth_smoothness(views.depth)
     if scene.reference and inputs.reference:
         loss = loss + scene.reference.loss(inputs.reference)
     measured = [gradient.square().mean().sqrt(), empty, views.opacity.mean()]

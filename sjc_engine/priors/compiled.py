@@ -50,12 +50,10 @@ class CompiledNetwork:
             if not reason:
                 self._agreed.add(x.shape)
         if reason:
-            self._give_up(reason.strip().partition("\n")[0])
+            self._given_up, self._compiled = True, None
+            why = reason.strip().partition("\n")[0]
+            LOG.warning("the network runs as it is, not compiled, which may be slower: %s", why)
         return plain
-
-    def _give_up(self, reason: str) -> None:
-        self._given_up, self._compiled = True, None
-        LOG.warning("the network runs as it is, not compiled, which may be slower: %s", reason)
 
 
 def disagreement(found: Tensor, wanted: Tensor) -> str:

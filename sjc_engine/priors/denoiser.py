@@ -69,16 +69,13 @@ class Prior(ABC):
         sigmas: Tensor,
         device: torch.device,
         dtype: torch.dtype,
-        *,
-        channels: int | None = None,
-        resolution: int | None = None,
     ) -> None:
-        """`channels` and `resolution` are those of the images; default: the network's own."""
         self.id = source.id
         self.revision = source.revision
         self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
-        self.channels: int = channels or network.config.in_channels
-        self.resolution: int = resolution or sample_size(network.config)
+        # Of the images: the network's own, unless a family knows better
+        self.channels: int = network.config.in_channels
+        self.resolution = sample_size(network.config)
         self._unet = frozen(network, device)
         self.device = device
         self.dtype = dtype  # of the network's weights and activations; images stay float32
@@ -145,9 +142,6 @@ class SchedulePrior(Prior):
         scheduler: Any,
         device: torch.device,
         dtype: torch.dtype,
-        *,
-        channels: int | None = None,
-        resolution: int | None = None,
     ) -> None:
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
@@ -157,8 +151,7 @@ class SchedulePrior(Prior):
         abar = scheduler.alphas_cumprod.double()
         # A zero-terminal-SNR schedule ends at abar = 0, where sigma does not exist.
         sigmas = ((1 - abar) / abar).sqrt()[abar > 0]
-        size = {"channels": channels, "resolution": resolution}
-        super().__init__(source, network, sigmas, device, dtype, **size)
+        super().__init__(source, network, sigmas, device, dtype)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The network's (fractional) timestep for sigma (B,): linear in log sigma between ticks.
@@ -174,16 +167,17 @@ class SchedulePrior(Prior):
     def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         s = sigma.view(-1, 1, 1, 1)
         c_in = 1 / (1 + s**2).sqrt()
-        o = self._network((x * c_in).to(self.dtype), self.timestep(sigma).float(), cond).float()
+        o = self._network((x * c_in).to(self.dtype), self.timestep(sigma).float(), cond)
+        o = o[:, : self.channels].float()  # some predict their variance too
         if self.prediction == "epsilon":
             return x - s * o
         if self.prediction == "v_prediction":
             return c_in**2 * x - s * c_in * o
         return o
 
-    @abstractmethod
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The network's output (B, C, H, W) for its scaled input and timesteps (B,)."""
+        return self._unet(scaled, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
 
 
 def load_prior(
@@ -230,15 +224,14 @@ def _uncollected() -> Iterator[None]:
     Importing diffusers and transformers makes half a million objects, all to stay: a fifth of the
     time that loading takes.
     """
-    if not gc.isenabled():
-        yield
-        return
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.freeze()
+            gc.enable()
 
 
 def sample_size(config: Any) -> int:

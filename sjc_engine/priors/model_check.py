@@ -34,7 +34,6 @@ class _Read:
     """What a component's files say. rows: of a tokenizer, its words, if its files tell."""
 
     config: Mapping[str, Any]
-    shapes: Mapping[str, Shape]
     rows: int | None = None
 
 
@@ -82,14 +81,14 @@ def _read(folder: Path, part: Part, names: set[str]) -> _Read:
     for name in [*settings, *part.weights(names)[1]]:
         _check_bytes(folder / name)
     if part.kind == "tokenizer":
-        return _Read({}, {}, _words(folder, part, names))
+        return _Read({}, _words(folder, part, names))
     if not settings:
         raise _Broken(SETTINGS[part.kind][0], "is missing")
     config = _json(folder / settings[0])
     if part.kind == "scheduler":
         _check_schedule(settings[0], config)
     if part.kind not in ("network", "encoder"):
-        return _Read(config, {})
+        return _Read(config)
     _check_class(settings[0], config, part.cls)
     if lacking := [key for key in NEEDED.get(part.cls, ()) if key not in config]:
         raise _Broken(settings[0], f"does not say {', '.join(lacking)}")
@@ -100,7 +99,7 @@ def _read(folder: Path, part: Part, names: set[str]) -> _Read:
         reason = f"does not describe a {part.cls} ({type(error).__name__}: {error})"
         raise _Broken(settings[0], reason) from error
     _compare(part, part.weights(names)[1][0], shapes, wanted)
-    return _Read(config, shapes)
+    return _Read(config)
 
 
 def _check_bytes(path: Path) -> None:

@@ -19,7 +19,6 @@ from sjc_engine.errors import PriorError
 from sjc_engine.priors.model_check import DOWNLOAD, broken, check_model, check_named
 from sjc_engine.priors.model_files import (
     INDEX,
-    PARTS,
     Part,
     files_read,
     folder_digest,
@@ -169,21 +168,14 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
     Raises PriorError when the name is neither a builtin, an existing folder nor "owner/name", when
     the hub has no such model at this revision, or when its files are not what they should be.
     """
-    if error := prior_error(id):
-        raise error
-    folder = BUILTINS.get(id, Path(id))
-    if folder.is_dir():
-        family = FAMILIES[read_index(folder)["_class_name"]]
-        source = ModelSource("prior", id, folder, "", family)
-        digest = folder_digest(folder, source.parts)
+    if source := _local_source("prior", id):
+        digest = folder_digest(source.folder, source.parts)
         if revision not in (None, digest):
             problem = f"{id!r} has revision {digest}, not the wanted {revision}"
             raise PriorError("prior", problem, "restore those weights, or plan again")
         return replace(source, revision=digest)
     folder = hub_file("prior", id, INDEX, revision, local_files_only).parent
-    if error := _class_error(folder):
-        raise error
-    family = FAMILIES[read_index(folder)["_class_name"]]
+    family = _read_family(folder)
     source = ModelSource("prior", id, folder, folder.name, family, True, local_files_only)
     source.check()
     return source
@@ -191,78 +183,78 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
 
 def find_judge(id: str) -> ModelSource:
     """Resolve a judge's name to its files, checked and not loaded. Raises PriorError."""
-    folder = JUDGES.get(id, Path(id))
-    if folder.is_dir():
-        if error := judge_error(id):
-            raise error
-        return ModelSource("judge", id, folder, folder_digest(folder, PARTS["judge"]), "judge")
-    if id in JUDGES:
+    if id in JUDGES and not JUDGES[id].is_dir():
         fix = "install the package again, or name the folder of another judge"
-        raise PriorError("judge", f"the weights of {id!r} are not in {folder}", fix)
-    if not HUB_ID.fullmatch(id):
-        raise unknown("judge", id)
+        raise PriorError("judge", f"the weights of {id!r} are not in {JUDGES[id]}", fix)
+    if source := _local_source("judge", id):
+        return replace(source, revision=folder_digest(source.folder, source.parts))
     folder = hub_file("judge", id, "config.json").parent
     return ModelSource("judge", id, folder, folder.name, "judge", True, False)
 
 
 def judge_error(id: str) -> PriorError | None:
     """What is wrong with a judge's name and files, as this machine knows it without the hub."""
-    folder = JUDGES.get(id, Path(id))
-    if not folder.is_dir():
-        return None if HUB_ID.fullmatch(id) else unknown("judge", id)
-    return _fault(ModelSource("judge", id, folder, "", "judge"))
+    return _local_error("judge", id)
 
 
 def lpips_error(id: str) -> PriorError | None:
     """What is wrong with the name and the files of LPIPS weights."""
-    if id == "none":
-        return None
-    if not Path(id).is_dir():
-        fix = "write none, or a folder of weights (docs/tables.md)"
-        return PriorError("lpips", f"{id!r:.60} is not a folder", fix)
-    return _fault(ModelSource("lpips", id, Path(id), "", "lpips"))
+    return None if id == "none" else _local_error("lpips", id)
 
 
 def prior_error(id: str) -> PriorError | None:
     """What is wrong with a prior's name and files, as this machine knows it without the hub."""
-    folder = BUILTINS.get(id, Path(id))
-    if folder.is_file():
-        fix = 'make a diffusers folder of it: docs/priors.md, "Getting weights"'
-        return PriorError("prior", f"{id!r} is a single file", fix, file=folder.name)
-    if not folder.is_dir():
-        return None if HUB_ID.fullmatch(id) else unknown("prior", id)
-    if error := _class_error(folder):
-        return error
-    family = FAMILIES[read_index(folder)["_class_name"]]
-    return _fault(ModelSource("prior", id, folder, "", family))
+    return _local_error("prior", id)
 
 
-def _fault(source: ModelSource) -> PriorError | None:
+def _local_error(kind: str, id: str) -> PriorError | None:
     try:
-        source.check()
+        _local_source(kind, id)
     except PriorError as error:
         return error
     return None
 
 
-def _class_error(folder: Path) -> PriorError | None:
-    """What is wrong with a folder's model_index.json."""
+def _local_source(kind: str, id: str) -> ModelSource | None:
+    """A model's own folder, checked, its revision still unknown; None for what is on the hub.
+
+    kind: `prior`, `judge` or `lpips`. Raises PriorError.
+    """
+    folder = {"prior": BUILTINS, "judge": JUDGES}.get(kind, {}).get(id, Path(id))
+    if folder.is_dir():
+        family = _read_family(folder) if kind == "prior" else kind
+        source = ModelSource(kind, id, folder, "", family)
+        source.check()
+        return source
+    if kind == "lpips":
+        fix = "write none, or a folder of weights (docs/tables.md)"
+        raise PriorError("lpips", f"{id!r:.60} is not a folder", fix)
+    if kind == "prior" and folder.is_file():
+        fix = 'make a diffusers folder of it: docs/priors.md, "Getting weights"'
+        raise PriorError("prior", f"{id!r} is a single file", fix, file=folder.name)
+    if not HUB_ID.fullmatch(id):
+        raise unknown(kind, id)
+    return None
+
+
+def _read_family(folder: Path) -> str:
+    """The family that a folder's model_index.json names. Raises PriorError."""
     fix = "name a diffusers model folder"
     if not (folder / INDEX).is_file():
-        return PriorError("prior", f"the folder {folder} has no {INDEX}", fix, file=INDEX)
+        raise PriorError("prior", f"the folder {folder} has no {INDEX}", fix, file=INDEX)
     try:
         kind = read_index(folder).get("_class_name")
-    except (AttributeError, OSError, ValueError):
-        return PriorError("prior", f"{folder / INDEX} is not readable", fix, file=INDEX)
+    except (AttributeError, OSError, ValueError) as error:
+        problem = f"{folder / INDEX} is not readable"
+        raise PriorError("prior", problem, fix, file=INDEX) from error
     if isinstance(kind, str) and kind in FAMILIES:
-        return None
+        return FAMILIES[kind]
     fix = f"use one with {', '.join(FAMILIES)}"
-    return PriorError("prior", f"the folder {folder} has a {str(kind)!r:.60}", fix, file=INDEX)
+    raise PriorError("prior", f"the folder {folder} has a {str(kind)!r:.60}", fix, file=INDEX)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    index: dict[str, Any] = json.loads((folder / INDEX).read_text("utf-8"))
-    return index
+    return json.loads((folder / INDEX).read_text("utf-8"))
 
 
 def unknown(key: str, id: str) -> PriorError:
@@ -333,22 +325,14 @@ def licence_of(id: str) -> str:
     """
     if id in BUILTINS:
         return "apache-2.0"
-    with contextlib.suppress(OSError, ValueError):
-        if named := _card(known_folder(id) / "README.md").get("license"):
+    import yaml
+    from huggingface_hub import metadata_load
+
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        card = metadata_load(known_folder(id) / "README.md") or {}
+        if named := card.get("license"):
             return str(named)
     return next((name for start, name in LICENCES.items() if id.startswith(start)), "unknown")
-
-
-def _card(path: Path) -> dict[str, Any]:
-    """The header of a model card, which is YAML. Raises OSError and ValueError."""
-    import yaml
-
-    header = re.match(r"---\s*\n(.*?)\n---", path.read_text("utf-8", "replace"), re.DOTALL)
-    try:
-        values = yaml.safe_load(header[1]) if header else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return values if isinstance(values, dict) else {}
 
 
 def _is_of_the_machine(error: Exception) -> bool:
@@ -380,20 +364,15 @@ def hub_file(
 
     Raises PriorError, with `kind` as its key, when the hub has no such model at this revision.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-    )  # fmt: skip
+    from huggingface_hub import errors, hf_hub_download
 
+    unavailable = (errors.EntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError)
     try:
         return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         fix = f"do so on https://huggingface.co/{id}, then run `hf auth login` here"
         raise PriorError(kind, f"{id!r} asks you to accept its licence first", fix) from error
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (*unavailable, OSError) as error:
         hint = f", and its weights are now at {MOVED[id]}" if id in MOVED else ""
         problem = f"{id!r} is neither an existing folder nor available from the hub{hint} ({error})"
         fix = f"on a machine with access run: hf download {MOVED.get(id, id)}"

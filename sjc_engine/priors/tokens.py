@@ -11,6 +11,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ _CLIP_WORDS = (
 )
 
 ReadEnd = Callable[[str], int]  # of a text: the index from which on it is cut
-Find = Callable[[str], Path | None]  # a file of the tokenizer by its name
 
 
 def read_end(text: str, spans: Sequence[tuple[int, int]], room: int) -> int:
@@ -74,7 +74,7 @@ class TextLimit:
     def __init__(self, tokenizer: Tokenizer, tokens: int, ends: int, *, lower: bool) -> None:
         self.tokens = tokens
         self._tokenizer, self._room, self._lower = tokenizer, tokens - ends, lower
-        self._counts: dict[str, int] = {}  # by word
+        self._count = cache(lambda word: len(self._encode(word)))
         self._prefixes: dict[str, int] = {}  # tokens of the longest, by view style
 
     def prompt_end(self, prompt: str, style: ViewStyle) -> int:
@@ -105,11 +105,6 @@ class TextLimit:
         """Tokens of a text, without its ends."""
         return sum(map(self._count, text.split()))
 
-    def _count(self, word: str) -> int:
-        if word not in self._counts:
-            self._counts[word] = len(self._encode(word))
-        return self._counts[word]
-
     def _encode(self, word: str) -> Encoding:
         return self._tokenizer.encode(word, add_special_tokens=False)
 
@@ -123,22 +118,17 @@ def text_limit(prior: str, revision: str | None = None) -> TextLimit | None:
     """
     try:
         make = {"stable_diffusion": _clip_limit, "deepfloyd": _t5_limit}.get(family_of(prior)[0])
-        limit = make(_finder(prior, revision or None)) if make else None
+        limit = make(known_folder(prior, revision or None) / "tokenizer") if make else None
         if limit:
             limit.count("a \u2603")  # a vocabulary that does not fit shows here
         return limit
-    except Exception:  # tokenizers has no other class for files that it does not understand
+    except Exception:  # tokenizers has no other class for files that it cannot read
         return None
 
 
-def _finder(prior: str, revision: str | None) -> Find:
-    folder = known_folder(prior, revision) / "tokenizer"
-    return lambda name: path if (path := folder / name).is_file() else None
-
-
-def _clip_limit(find: Find) -> TextLimit | None:
+def _clip_limit(folder: Path) -> TextLimit | None:
     """CLIP's byte-pair encoding, as transformers' CLIPTokenizer makes it of the same files."""
-    whole, config = _json(find, "tokenizer.json"), _json(find, "tokenizer_config.json")
+    whole, config = _json(folder / "tokenizer.json"), _json(folder / "tokenizer_config.json")
     tokens = config.get("model_max_length")
     if not isinstance(tokens, int) or not CLIP_ENDS < tokens < MOST_TOKENS:
         return None
@@ -149,50 +139,36 @@ def _clip_limit(find: Find) -> TextLimit | None:
         pairs = whole["model"]["merges"]
         merges = [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs]
     else:
-        files = find("vocab.json"), find("merges.txt")
-        if None in files:
-            return None
-        vocabulary, merges = models.BPE.read_file(*map(str, files))
-    special = _special_tokens(find, whole, config)
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocabulary,
-            merges=merges,
-            unk_token=special["unk_token"],
-            end_of_word_suffix="</w>",
-            fuse_unk=False,
-        )
-    )
+        files = map(str, (folder / "vocab.json", folder / "merges.txt"))
+        vocabulary, merges = models.BPE.read_file(*files)
+    special = _special_tokens(folder, whole, config)
+    unknown = special["unk_token"]
+    pairs = models.BPE(vocabulary, merges, unk_token=unknown, end_of_word_suffix="</w>")
+    tokenizer = Tokenizer(pairs)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     tokenizer.add_special_tokens(list(dict.fromkeys(special.values())))
     return TextLimit(tokenizer, tokens, CLIP_ENDS, lower=False)
 
 
-def _special_tokens(find: Find, whole: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
+def _special_tokens(folder: Path, whole: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
     """Tokens that are whole wherever they stand in a text, by their roles or numbers."""
     found: dict[str, Any] = dict.fromkeys(
         ("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>"
     )
     found["bos_token"] = "<|startoftext|>"
     added = config.get("added_tokens_decoder")
-    for source in (config, {} if added else _json(find, "special_tokens_map.json")):
+    for source in (config, {} if added else _json(folder / "special_tokens_map.json")):
         found |= {role: source[role] for role in found if source.get(role)}
     found |= added or {str(token["id"]): token for token in whole.get("added_tokens", ())}
     return {k: token["content"] if isinstance(token, dict) else token for k, token in found.items()}
 
 
-def _t5_limit(find: Find) -> TextLimit | None:
+def _t5_limit(folder: Path) -> TextLimit | None:
     """T5's unigrams; like the model itself, of text in lower case."""
-    path = find("tokenizer.json")
-    if path is None:
-        return None
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -201,6 +177,5 @@ def _t5_limit(find: Find) -> TextLimit | None:
     return TextLimit(tokenizer, DEEPFLOYD_TOKENS, T5_ENDS, lower=True)
 
 
-def _json(find: Find, name: str) -> dict[str, Any]:
-    path = find(name)
-    return json.loads(path.read_text("utf-8")) if path else {}
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}

@@ -80,12 +80,8 @@ def nearby(camera: Camera, generator: torch.Generator, distance: float = NEAR) -
     eye = camera.camera_to_world[:3, 3] + distance * step / step.norm()
     x, y, z = eye.tolist()
     radius = math.hypot(x, y, z)
-    return orbit(
-        math.degrees(math.atan2(z, -x)),
-        math.degrees(math.asin(y / radius)),
-        radius,
-        math.degrees(camera.fov),
-    )
+    azimuth, elevation = math.degrees(math.atan2(z, -x)), math.degrees(math.asin(y / radius))
+    return orbit(azimuth, elevation, radius, math.degrees(camera.fov))
 
 
 def evaluation_cameras() -> list[Camera]:

@@ -118,10 +118,7 @@ def march_voxels(field: VoxelField, rays: CutRays) -> tuple[Tensor, ...]:
     """
     names = ("origins", "directions", "near", "chord")
     rays = replace(rays, **{name: getattr(rays, name).float().contiguous() for name in names})
-    outcome: tuple[Tensor, ...] = _March.apply(
-        field.density, field.color, field.d_scale, field, rays
-    )
-    return outcome
+    return _March.apply(field.density, field.color, field.d_scale, field, rays)
 
 
 class _March(torch.autograd.Function):
@@ -137,7 +134,7 @@ class _March(torch.autograd.Function):
         opacity, depth, emptiness = density.new_empty(3, n)
         call = _Call(field, rays, density, voxels, d_scale.exp())
         pixels = call.pack(call.kernels.Pixels, rgb, opacity, depth, emptiness)
-        call.forward(call.samples(kept), pixels)
+        call.forward(call.pack(call.kernels.Samples, *kept), pixels)
         ctx.save_for_backward(voxels, density, d_scale, *kept)
         ctx.field, ctx.rays = field, rays
         ctx.set_materialize_grads(False)
@@ -152,7 +149,7 @@ class _March(torch.autograd.Function):
         d_density = [torch.empty_like(density) for _ in range(call.threads)]
         d_voxels = [torch.empty_like(voxels) for _ in range(call.threads)]
         call.backward(
-            call.samples(kept),
+            call.pack(call.kernels.Samples, *kept),
             call.pack(call.kernels.PixelGradients, *call.whole(given)),
             [call.array(d.view(-1)) for d in d_density],
             [call.array(d.view(-1, d.shape[-1])) for d in d_voxels],
@@ -209,9 +206,6 @@ class _Call:
 
     def pack(self, kind: type[Packed], *tensors: Tensor) -> Packed:
         return kind(*map(self.array, tensors))
-
-    def samples(self, kept: Sequence[Tensor]) -> Any:
-        return self.pack(self.kernels.Samples, *kept)
 
     def forward(self, samples: Any, pixels: Any) -> None:
         if self.on_gpu:

@@ -140,23 +140,15 @@ def rasterize(
     else:
         uv = spread(torch.tensor(mesh.texture.uv), torch.tensor(mesh.texture.faces).to(device))
         colors = _look_up(mesh.texture.image, uv, len(hits.face))
-    values = torch.cat(
-        [
-            colors * 2 - 1,
-            F.normalize(spread(torch.tensor(mesh.normals), faces), dim=1),
-            hits.depth[:, None],
-            torch.ones_like(hits.depth[:, None]),
-        ],
-        1,
-    )
+    normals = F.normalize(spread(torch.tensor(mesh.normals), faces), dim=1)
+    depth = hits.depth[:, None]
+    values = torch.cat([colors * 2 - 1, normals, depth, torch.ones_like(depth)], 1)
     image = torch.zeros(fine_height * fine_width, 8, dtype=values.dtype, device=device)
     image[hits.pixel] = values
     image = image.view(fine_height, fine_width, 8).permute(2, 0, 1)
     image = F.avg_pool2d(image[None], supersample)[0]
-    opacity = image[7]
-    return Raster(
-        rgb=image[:3], opacity=opacity, depth=image[6] / opacity.clamp(min=1e-9), normals=image[3:6]
-    )
+    rgb, normals, depth, opacity = image[:3], image[3:6], image[6], image[7]
+    return Raster(rgb, opacity, depth / opacity.clamp(min=1e-9), normals)
 
 
 def _look_up(image: NDArray[np.uint8], uv: Tensor, samples: int) -> Tensor:

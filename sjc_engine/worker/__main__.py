@@ -193,11 +193,8 @@ class Worker:
                 run.totals.count(outcome, seconds / len(active))
         if errors and len(active) == 1:
             raise SystemExit(1) from errors[0]  # a device error can poison whatever comes next
-        if (
-            self.probe
-            and active
-            and all(r.scene.step - r.first_step >= PROBED_STEPS for r in active)
-        ):
+        probed = all(r.scene.step - r.first_step >= PROBED_STEPS for r in active)
+        if self.probe and active and probed:
             capacity, self.probe = self.probe.capacity(len(active)), None
             self._send({"type": "room", "scenes": capacity.scenes, "why": str(capacity)})
 
@@ -273,9 +270,12 @@ class Worker:
         self.running.remove(run)
         run.totals.seconds += time.perf_counter() - started
         self._send(
-            {"type": "done", **run.place(), "field": str(run.field), "steps": run.scene.step}
-            | asdict(run.totals)
-            | {
+            {
+                "type": "done",
+                **run.place(),
+                "field": str(run.field),
+                "steps": run.scene.step,
+                **asdict(run.totals),
                 "rolled_back": run.scene.recovery.rolled_back,
                 "words_cut": run.scene.words_cut,
                 "dtype": run.scene.prior.precision,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize, tokens_end
 from sjc_engine.priors.sources import ModelSource
@@ -51,10 +50,6 @@ class DeepFloydPrior(SchedulePrior):
         # From the end: what is cut hardly ever changes its length in lower case.
         end = tokens_end(self._tokenizer, lower, DEEPFLOYD_TOKENS) - len(lower) + len(text)
         return max(0, end)
-
-    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        output = self._unet(scaled, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
-        return output[:, : self.channels]
 
 
 load = DeepFloydPrior

@@ -10,14 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.priors.denoiser import (
-    Cond,
-    SchedulePrior,
-    frozen,
-    sample_size,
-    tokenize,
-    tokens_end,
-)
+from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize, tokens_end
 from sjc_engine.priors.sources import ModelSource
 
 
@@ -38,11 +31,11 @@ class StableDiffusionPrior(SchedulePrior):
         self._vae = None
         if self.latent:
             self._vae = frozen(source.network(AutoencoderKL, "vae", torch.float32), device)
-        channels: int = self._vae.config.latent_channels if self._vae else 3
+        super().__init__(source, unet, scheduler, device, dtype)
+        self.channels = self._vae.config.latent_channels if self._vae else 3
         # A network of more channels sees each f x f block of the image as channels.
-        self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, channels)
-        side = sample_size(unet.config) * self.unshuffle
-        super().__init__(source, unet, scheduler, device, dtype, channels=channels, resolution=side)
+        self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, self.channels)
+        self.resolution *= self.unshuffle
 
     @torch.no_grad()
     def _embed(self, prompts: Sequence[str]) -> Cond:
@@ -58,16 +51,14 @@ class StableDiffusionPrior(SchedulePrior):
         return latents.clamp(-1, 1) if self._vae is None else decode_latents(self._vae, latents)
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        blocks = F.pixel_unshuffle(scaled, self.unshuffle)
-        output = self._unet(blocks, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
+        output = super()._network(F.pixel_unshuffle(scaled, self.unshuffle), time, cond)
         return F.pixel_shuffle(output, self.unshuffle)
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """RGB (B, 3, H, W) in [-1, 1] from scaled latents."""
     unscaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    image: Tensor = vae.decode(unscaled).sample
-    return image.clamp(-1, 1)
+    return vae.decode(unscaled).sample.clamp(-1, 1)
 
 
 def _unshuffle_factor(id: str, in_channels: int, channels: int) -> int:

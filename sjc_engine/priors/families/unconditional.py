@@ -29,8 +29,7 @@ class UnconditionalPrior(SchedulePrior):
         super().__init__(source, unet, source.scheduler(DDPMScheduler), device, dtype)
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        output: Tensor = self._unet(scaled, time).sample
-        return output[:, : self.channels]
+        return self._unet(scaled, time).sample
 
 
 class VEPrior(Prior):
@@ -56,8 +55,7 @@ class VEPrior(Prior):
     def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         u, s = (x + 1) / 2, sigma / 2
         score = self._unet(u.to(self.dtype), s.float()).sample.float()
-        denoised: Tensor = u + s.view(-1, 1, 1, 1) ** 2 * score
-        return 2 * denoised - 1
+        return 2 * (u + s.view(-1, 1, 1, 1) ** 2 * score) - 1
 
 
 def load(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Prior:

@@ -62,7 +62,8 @@ class Zero123Prior(SchedulePrior):
                 f" channels beside latents of {channels}, a projection of"
                 f" {projection.in_features} numbers beside an embedding of {width}"
             )
-        super().__init__(source, unet, scheduler, device, dtype, channels=channels)
+        super().__init__(source, unet, scheduler, device, dtype)
+        self.channels = channels
         self._vae = frozen(vae, device)
         self._image_encoder = frozen(image_encoder, device)
         self._projection = frozen(projection, device)
@@ -127,8 +128,7 @@ class Zero123Prior(SchedulePrior):
         """Scaled latents (C, H, W) of a white picture, the background of all its training."""
         side = self.resolution * self._factor
         blank = torch.ones(1, 3, side, side, device=self.device)
-        latents: Tensor = self._vae.encode(blank).latent_dist.mode()[0]
-        return latents * self._vae.config.scaling_factor
+        return self._vae.encode(blank).latent_dist.mode()[0] * self._vae.config.scaling_factor
 
     def _clip_input(self, pictures: Tensor) -> Tensor:
         """As in training: bicubic with corners aligned and no antialiasing."""
@@ -141,10 +141,7 @@ class Zero123Prior(SchedulePrior):
         if cond.concat is None:
             raise ValueError(f"prior {self.id!r} was asked without an image")
         both = torch.cat([scaled, cond.concat.to(self.dtype)], dim=1)
-        output: Tensor = self._unet(
-            both, time, encoder_hidden_states=cond.hidden.to(self.dtype)
-        ).sample
-        return output
+        return super()._network(both, time, cond)
 
 
 def relative_pose(camera: Camera, reference: Camera) -> Tensor:
@@ -156,15 +153,10 @@ def relative_pose(camera: Camera, reference: Camera) -> Tensor:
     over the object's own left (+Z, 90 degrees), which is to the right of who looks at its front;
     only elevation and polar angle are opposite.
     """
+    polar = math.radians(reference.elevation_deg - camera.elevation_deg)
     turn = math.radians(camera.azimuth_deg - reference.azimuth_deg)
-    return torch.tensor(
-        [
-            math.radians(reference.elevation_deg - camera.elevation_deg),
-            math.sin(turn),
-            math.cos(turn),
-            _distance(camera) - _distance(reference),
-        ]
-    )
+    radius = _distance(camera) - _distance(reference)
+    return torch.tensor([polar, math.sin(turn), math.cos(turn), radius])
 
 
 def _distance(camera: Camera) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ STYLES: dict[ViewStyle, float] = {"paper": 0.15, "sided": 0.20, "detailed": 0.65
 FOV_DEG = (46.0, 60.0)
 _VIEWS_PER_TOY = 4
 _TOYS_PER_BATCH = 16
-_NUMBERS = ("category", "azimuth", "elevation")  # of an image, in its file of labels
 
 
 @dataclass(frozen=True)
@@ -91,53 +89,45 @@ def render_toys(
     """`count` images of random toys from random SJC cameras, 2x2 samples a pixel."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    images = np.zeros((count, size, size, 4), np.uint8)
-    category = np.zeros(count, np.int64)
-    azimuth, elevation = np.zeros(count), np.zeros(count)
-    color: list[str] = []
-    done = 0
-    while done < count:
+    images: list[np.ndarray] = []
+    labels: list[tuple[int, float, float, str]] = []
+    while len(labels) < count:
         # One category a batch: its toys have about the same number of primitives.
         kind = CATEGORIES.index(categories[int(rng.integers(len(categories)))])
-        toys, lights = [], []
+        toys, lights, names = [], [], []
         for _ in range(_TOYS_PER_BATCH):
             toy, name = make_toy(CATEGORIES[kind], rng)
             toys += [toy] * _VIEWS_PER_TOY
             lights += [lighting.sample(rng)] * _VIEWS_PER_TOY
-            color += [name or ""] * _VIEWS_PER_TOY
+            names += [name or ""] * _VIEWS_PER_TOY
         cameras = [sample_camera(generator, fov_deg=FOV_DEG) for _ in toys]
         bundles = [rays(camera, 2 * size, 2 * size) for camera in cameras]
-        rgba = raycast(
-            toys,
-            torch.stack([origins[0] for origins, _ in bundles]).to(device),
-            torch.stack([directions for _, directions in bundles]).to(device),
-            lights,
-        )
-        small = rgba.view(-1, size, 2, size, 2, 4).mean((2, 4)).mul(255).round().byte().cpu()
-        take = min(len(toys), count - done)
-        images[done : done + take] = small[:take].numpy()
-        category[done : done + take] = kind
-        azimuth[done : done + take] = [camera.azimuth_deg for camera in cameras[:take]]
-        elevation[done : done + take] = [camera.elevation_deg for camera in cameras[:take]]
-        done += take
-    return Renders(images, category, azimuth, elevation, color[:count])
+        eyes = torch.stack([origins[0] for origins, _ in bundles]).to(device)
+        directions = torch.stack([directions for _, directions in bundles]).to(device)
+        rgba = raycast(toys, eyes, directions, lights)
+        small = rgba.view(-1, size, 2, size, 2, 4).mean((2, 4)).mul(255).round().byte()
+        images.append(small.cpu().numpy())
+        pairs = zip(cameras, names, strict=True)
+        labels += [(kind, camera.azimuth_deg, camera.elevation_deg, name) for camera, name in pairs]
+    *numbers, color = zip(*labels[:count], strict=True)
+    category, azimuth, elevation = map(np.array, numbers)
+    return Renders(np.concatenate(images)[:count], category, azimuth, elevation, list(color))
 
 
 def cached_toys(
     folder: Path, count: int, size: int, seed: int, lighting: Lighting, device: str
 ) -> Renders:
-    """`render_toys`, kept as plain .npy and .json files under `folder` for the next start."""
+    """`render_toys`, kept as .npy and .npz files under `folder` for the next start."""
     stem = folder / f"toys-{size}px-{count}-seed{seed}"
-    images, labels = stem.with_suffix(".npy"), stem.with_suffix(".json")
+    images, labels = stem.with_suffix(".npy"), stem.with_suffix(".npz")
     if not labels.exists():
         folder.mkdir(parents=True, exist_ok=True)
         fresh = render_toys(count, size, seed, lighting, device)
         np.save(images, fresh.images)
-        numbers = {name: getattr(fresh, name).tolist() for name in _NUMBERS}
-        labels.write_text(json.dumps(numbers | {"color": fresh.color}))
-    kept = json.loads(labels.read_text())
-    numbers = {name: np.array(kept[name]) for name in _NUMBERS}
-    return Renders(np.load(images, mmap_mode="r"), **numbers, color=kept["color"])
+        np.savez(labels, **{name: row for name, row in vars(fresh).items() if name != "images"})
+    kept = dict(np.load(labels))
+    color = kept.pop("color").tolist()
+    return Renders(np.load(images, mmap_mode="r"), **kept, color=color)
 
 
 def on_backgrounds(rgba: Tensor, generator: torch.Generator) -> Tensor:

@@ -132,13 +132,12 @@ def _shade(
     lights: Sequence[Light],
 ) -> Tensor:
     image, ray = (distance < _MISS / 2).nonzero(as_tuple=True)
-    slot = winner[image, ray]
+    hit = {name: values[image, winner[image, ray]] for name, values in table.items()}
     point = origins[image] + distance[image, ray, None] * directions[image, ray]
-    matrix = table["to_local"][image, slot]
+    matrix = hit["to_local"]
     local = torch.einsum("kij,kj->ki", matrix[:, :, :3], point) + matrix[:, :, 3]
-    kind, radii = table["kind"][image, slot], table["radii"][image, slot]
 
-    normal = _local_normal(local, kind, radii)
+    normal = _local_normal(local, hit["kind"], hit["radii"])
     normal = torch.einsum("kij,ki->kj", matrix[:, :, :3], normal)
     normal = torch.nn.functional.normalize(normal, dim=1)
     away = (normal * directions[image, ray]).sum(1, keepdim=True) > 0
@@ -147,10 +146,8 @@ def _shade(
     light = torch.tensor([[*x.direction, x.ambient, x.diffuse] for x in lights]).to(point)[image]
     cosine = (normal * light[:, :3]).sum(1)
     wrapped = 0.35 * (0.5 + 0.5 * cosine) + 0.65 * cosine.clamp(min=0)
-    mix = _pattern(
-        table["pattern"][image, slot], table["frequency"][image, slot], point, local
-    ).unsqueeze(1)
-    color = table["color"][image, slot] * (1 - mix) + table["color2"][image, slot] * mix
+    mix = _pattern(hit["pattern"], hit["frequency"], point, local).unsqueeze(1)
+    color = hit["color"] * (1 - mix) + hit["color2"] * mix
     color = (color * (light[:, 3] + light[:, 4] * wrapped).unsqueeze(1)).clamp(0, 1)
 
     out = torch.zeros(*distance.shape, 4, device=distance.device)

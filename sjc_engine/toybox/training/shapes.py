@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partialmethod
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,7 +53,7 @@ class _Primitive:
     half: Array  # half extents along the local axes
     rotation: Array  # local to world
     radii: tuple[float, float]
-    color: Array
+    color: ArrayLike
     pattern: Pattern
 
     def outline(self) -> Array:
@@ -62,13 +63,9 @@ class _Primitive:
         elif self.kind == BOX:
             local = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)], float)
         else:
-            turn = np.linspace(0, 2 * math.pi, 8, endpoint=False)
-            local = np.concatenate(
-                [
-                    np.stack([r * np.cos(turn), np.full(8, y), r * np.sin(turn)], 1)
-                    for y, r in zip((-1.0, 1.0), self.radii, strict=True)
-                ]
-            )
+            turn = np.tile(np.linspace(0, 2 * math.pi, 8, endpoint=False), 2)
+            y, r = np.repeat((-1.0, 1.0), 8), np.repeat(self.radii, 8)
+            local = np.stack([r * np.cos(turn), y, r * np.sin(turn)], 1)
         return self.center + (local * self.half) @ self.rotation.T
 
 
@@ -87,21 +84,24 @@ class Builder:
     def __init__(self) -> None:
         self._primitives: list[_Primitive] = []
 
-    def ellipsoid(
+    def _add(
         self,
+        kind: int,
         center: ArrayLike,
         half: ArrayLike,
         color: ArrayLike,
         turn: Array | None = None,
         pattern: Pattern | None = None,
+        radii: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        """`half` is one radius or three half axes."""
-        self._add(ELLIPSOID, center, half, color, turn, pattern)
+        """`half` is one radius or three half axes; `turn` rotates them."""
+        at, axes = np.asarray(center, float), np.broadcast_to(np.asarray(half, float), (3,))
+        turn = np.eye(3) if turn is None else turn
+        pattern = pattern or Pattern(PLAIN, color, 0.0)
+        self._primitives.append(_Primitive(kind, at, axes, turn, radii, color, pattern))
 
-    def box(
-        self, center: ArrayLike, half: ArrayLike, color: ArrayLike, turn: Array | None = None
-    ) -> None:
-        self._add(BOX, center, half, color, turn)
+    ellipsoid = partialmethod(_add, ELLIPSOID)
+    box = partialmethod(_add, BOX)
 
     def cone(
         self,
@@ -135,28 +135,6 @@ class Builder:
         turn = np.stack([x, y, np.cross(x, y)], 1)
         self.cone((a + b) / 2, length / 2, start_radius, end_radius, color, turn, pattern)
 
-    def _add(
-        self,
-        kind: int,
-        center: ArrayLike,
-        half: ArrayLike,
-        color: ArrayLike,
-        turn: Array | None,
-        pattern: Pattern | None = None,
-        radii: tuple[float, float] = (1.0, 1.0),
-    ) -> None:
-        self._primitives.append(
-            _Primitive(
-                kind,
-                np.asarray(center, float),
-                np.broadcast_to(np.asarray(half, float), (3,)),
-                np.eye(3) if turn is None else turn,
-                radii,
-                np.asarray(color, float),
-                pattern or Pattern(PLAIN, color, 0.0),
-            )
-        )
-
     def build(self, radius: float) -> Toy:
         """The toy, its bounding box centred on the origin, inside a sphere of `radius`."""
         outline = np.concatenate([p.outline() for p in self._primitives])
@@ -167,15 +145,14 @@ class Builder:
             row[:, :3] = np.diag(1 / (p.half * scale)) @ p.rotation.T
             row[:, 3] = -row[:, :3] @ ((p.center - center) * scale)
         each = self._primitives
+        # Blotches live in world units, so their frequency follows the toy's scale.
+        unit = np.array([scale if p.pattern.kind == BLOTCHES else 1 for p in each])
         return Toy(
             kind=np.array([p.kind for p in each], np.int64),
             to_local=to_local,
             radii=np.array([p.radii for p in each]),
-            color=np.array([p.color for p in each]).clip(0, 1),
+            color=np.array([p.color for p in each], float).clip(0, 1),
             color2=np.array([p.pattern.color for p in each], float).clip(0, 1),
             pattern=np.array([p.pattern.kind for p in each], np.int64),
-            # Blotches live in world units, so their frequency follows the toy's scale.
-            frequency=np.array(
-                [p.pattern.frequency / (scale if p.pattern.kind == BLOTCHES else 1) for p in each]
-            ),
+            frequency=np.array([p.pattern.frequency for p in each]) / unit,
         )

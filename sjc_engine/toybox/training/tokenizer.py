@@ -36,17 +36,15 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     pairs = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", fuse_unk=False))
     pairs.normalizer = normalizers.Lowercase()
     pairs.pre_tokenizer = pre_tokenizers.Whitespace()
-    pairs.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(
-            vocab_size=1024,
-            special_tokens=[START, END],
-            end_of_word_suffix="</w>",
-            initial_alphabet=_CHARACTERS,
-            min_frequency=2,
-            show_progress=False,
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=[START, END],
+        end_of_word_suffix="</w>",
+        initial_alphabet=_CHARACTERS,
+        min_frequency=2,
+        show_progress=False,
     )
+    pairs.train_from_iterator(captions, trainer)
     with tempfile.TemporaryDirectory() as folder:
         pairs.model.save(folder)
         merges = Path(folder, "merges.txt").read_text().splitlines()[1:]  # after its version

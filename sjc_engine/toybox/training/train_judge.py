@@ -78,17 +78,11 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, 
     # An image without colour gets a caption without one; others name it most of the time.
     names_color = ~gray & (seen_color >= 0) & (rng.random(batch) < 0.7)
     names_view = rng.random(batch) < 0.5
-    texts = [
-        caption(
-            rng,
-            CATEGORIES[toys.category[i]],
-            toys.color[i] if with_color else None,
-            VIEWS[view] if with_view else "",
-        )
-        for i, view, with_color, with_view in zip(
-            chosen, seen_view, names_color, names_view, strict=True
-        )
-    ]
+    texts = []
+    for k, i in enumerate(chosen):
+        color = toys.color[i] if names_color[k] else None
+        view = VIEWS[seen_view[k]] if names_view[k] else ""
+        texts.append(caption(rng, CATEGORIES[toys.category[i]], color, view))
     category = toys.category[chosen]
     said = np.where(names_color, seen_color, -1), np.where(names_view, seen_view, -1)
     stated = torch.from_numpy(np.stack([category, *said]))
@@ -154,11 +148,9 @@ def train(options: TrainingOptions) -> None:
         contrast = contrastive_loss(similarity.float(), positive)
         return contrast, contrast
 
-    def save(folder: Path, weights: dict[str, Tensor]) -> None:
-        """In fp16, with the tokenizer and the image processor's settings."""
-        fresh = build_judge(tokenizer)
-        fresh.load_state_dict(weights)
-        fresh.half().save_pretrained(folder)
+    def save(folder: Path, averaged: Any) -> None:
+        """With the tokenizer and the image processor's settings."""
+        averaged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         CLIPImageProcessor.from_pretrained(SHIPPED).save_pretrained(folder)
 

@@ -10,7 +10,7 @@ FOLDER/model is the exponential moving average in diffusers layout, in fp16.
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ SIZE, FOLD = 32, 2  # image side in pixels; pixels folded into channels along ea
 SHIPPED = BUILTINS["toybox"]
 EMA_DECAY = 0.998
 DROP_CAPTION = 0.1  # the share of empty captions, for classifier-free guidance
-NO_PART = (None, None)  # of a pipeline
 PAPER_WEIGHT = 4.0  # how much more often the paper's six categories are drawn than the others
 
 
@@ -51,10 +50,9 @@ class Model(nn.Module):
         self.text_encoder = text_encoder
         self.unet = unet.to(memory_format=torch.channels_last)
 
-    def forward(self, noisy: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
-        with torch.autocast(noisy.device.type, dtype=torch.bfloat16):
-            text = self.text_encoder(input_ids=tokens).last_hidden_state
-            return self.unet(noisy, timestep, text).sample.float()
+    def forward(self, noisy: Tensor, timestep: Tensor, tokens: Tensor) -> Any:
+        text = self.text_encoder(input_ids=tokens).last_hidden_state
+        return self.unet(noisy, timestep, text)
 
 
 def build_model(tokenizer: CLIPTokenizer) -> Model:
@@ -79,14 +77,16 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
 
 
 def noise_loss(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Callable[..., Any],
     image: Tensor,
     scheduler: Any,
     generator: torch.Generator,
+    *cond: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The mean squared error of the noise that `predict` finds in noised images, weighted and not.
 
-    `predict` takes noisy images (B, C, H, W) and timesteps (B,).
+    `predict` is called as a diffusers network is: with noisy images (B, C, H, W), timesteps (B,)
+    and `cond`.
     """
     kept: Tensor = scheduler.alphas_cumprod
     # High noise decides what is drawn and where: it counts for more, up to five times.
@@ -94,10 +94,12 @@ def noise_loss(
     weight = weight / weight.mean()
     timestep = torch.randint(0, len(kept), (len(image),), generator=generator)
     noise = torch.randn(image.shape, generator=generator).to(image.device)
-    signal = kept[timestep].view(-1, 1, 1, 1).to(image.device)
-    noisy = signal.sqrt() * image + (1 - signal).sqrt() * noise
-    error = (predict(noisy, timestep.to(image.device)) - noise).square().mean((1, 2, 3))
-    return (error * weight[timestep].to(image.device)).mean(), error.mean()
+    weight, timestep = weight[timestep].to(image.device), timestep.to(image.device)
+    noisy = scheduler.add_noise(image, noise, timestep)
+    with torch.autocast(image.device.type, dtype=torch.bfloat16):
+        found = predict(noisy, timestep, *cond).sample
+    error = (found.float() - noise).square().mean((1, 2, 3))
+    return (error * weight).mean(), error.mean()
 
 
 def train(rank: int, options: TrainingOptions) -> None:
@@ -125,43 +127,19 @@ def train(rank: int, options: TrainingOptions) -> None:
 
     def loss() -> tuple[Tensor, Tensor]:
         image, tokens = (part.to(options.device) for part in draw_batch(draws, tokenizer))
-        return noise_loss(
-            lambda noisy, timestep: model(noisy, timestep, tokens),
-            image,
-            scheduler,
-            draws.generator,
-        )
+        return noise_loss(model, image, scheduler, draws.generator, tokens)
 
-    def save(folder: Path, average: dict[str, Tensor]) -> None:
-        fresh = build_model(tokenizer)
-        fresh.load_state_dict(average)
-        save_pipeline(
-            folder,
-            "StableDiffusionPipeline",
-            scheduler=scheduler,
-            text_encoder=fresh.half().text_encoder,
-            tokenizer=tokenizer,
-            unet=fresh.unet,
-            vae=NO_PART,
-            safety_checker=NO_PART,
-            feature_extractor=NO_PART,
-            requires_safety_checker=False,
-        )
+    def save(folder: Path, averaged: Any) -> None:
+        """In diffusers layout; the shipped model's index names the parts of this one too."""
+        averaged.text_encoder.save_pretrained(folder / "text_encoder")
+        averaged.unet.save_pretrained(folder / "unet")
+        tokenizer.save_pretrained(folder / "tokenizer")
+        scheduler.save_pretrained(folder / "scheduler")
+        shutil.copy(SHIPPED / "model_index.json", folder)
 
     Training(options, model, optimiser, draws, average_decay=EMA_DECAY, rank=rank).run(loss, save)
     if options.ranks > 1:
         dist.destroy_process_group()
-
-
-def save_pipeline(folder: Path, name: str, **parts: Any) -> None:
-    """A pipeline's parts in diffusers layout, and the rest of what `model_index.json` says."""
-    version = parts["unet"].config["_diffusers_version"]
-    index = {"_class_name": name, "_diffusers_version": version, **parts}
-    for key, part in parts.items():
-        if hasattr(part, "save_pretrained"):
-            part.save_pretrained(folder / key)
-            index[key] = [type(part).__module__.partition(".")[0], type(part).__name__]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ such models need annealed noise (section 5.1), which a guided model does not.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from sjc_engine.priors.sources import BUILTINS
 from sjc_engine.toybox.training.dataset import STUDIO, on_backgrounds, render_toys
 from sjc_engine.toybox.training.objects.catalogue import CATEGORIES
-from sjc_engine.toybox.training.train_prior import SIZE, noise_loss, save_pipeline
+from sjc_engine.toybox.training.train_prior import SIZE, noise_loss
 from sjc_engine.toybox.training.training_loop import Draws, Training, TrainingOptions, option_parser
 
 SHIPPED = BUILTINS["toybox-duck"]
@@ -40,20 +41,15 @@ def train(options: TrainingOptions, category: str) -> None:
     unet = build_unet().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=options.rate, betas=(0.9, 0.99), fused=True)
 
-    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            noise: Tensor = unet(noisy, timestep).sample.float()
-        return noise
-
     def loss() -> tuple[Tensor, Tensor]:
         chosen = draws.rng.integers(len(toys), size=options.batch)
         image = on_backgrounds(draws.rgba(chosen), draws.generator)
-        return noise_loss(predict, image, scheduler, draws.generator)
+        return noise_loss(unet, image, scheduler, draws.generator)
 
-    def save(folder: Path, average: dict[str, Tensor]) -> None:
-        fresh = build_unet()
-        fresh.load_state_dict(average)
-        save_pipeline(folder, "DDPMPipeline", scheduler=scheduler, unet=fresh.half())
+    def save(folder: Path, averaged: Any) -> None:
+        averaged.save_pretrained(folder / "unet")
+        scheduler.save_pretrained(folder / "scheduler")
+        shutil.copy(SHIPPED / "model_index.json", folder)
 
     Training(options, unet, optimiser, draws, average_decay=EMA_DECAY).run(loss, save)
 

@@ -7,13 +7,12 @@ is started again, and writes OUT/model. Several ranks average their gradients.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import copy
 import csv
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +82,11 @@ class Draws:
         """The toys' images (B, H, W, 4) in [0, 1]."""
         return torch.from_numpy(self.toys.images[indices]).float() / 255
 
-    def state(self) -> dict[str, object]:
-        return {
-            "rng": json.dumps(self.rng.bit_generator.state),
-            "generator": self.generator.get_state(),
-        }
+    def state(self) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state, "generator": self.generator.get_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state = json.loads(state["rng"])
+        self.rng.bit_generator.state = state["rng"]
         self.generator.set_state(state["generator"].cpu())
 
 
@@ -126,16 +122,16 @@ class Training:
     def run(
         self,
         loss: Callable[[], tuple[Tensor, Tensor]],
-        save: Callable[[Path, dict[str, Tensor]], None],
+        save: Callable[[Path, Any], None],
     ) -> None:
         """Steps until the schedule is over.
 
         `loss` draws a batch and returns two scalars: what is minimised and what is logged. `save`
-        writes a model of the averaged weights into a folder.
+        writes the model, which has the averaged weights in fp16, into a folder.
         """
         options, before, started = self.options, self.seconds, time.monotonic()
         losses: list[Tensor] = []
-        last_log, last_step = started, self.step
+        last_log = started
         while True:
             self.seconds = before + time.monotonic() - started
             progress = _agreed(options.progress(self.step, self.seconds))
@@ -145,10 +141,10 @@ class Training:
             if self.step % LOG_STEPS == 0:
                 now = time.monotonic()
                 if self.rank == 0:
-                    images = (self.step - last_step) * options.batch * options.ranks
+                    images = len(losses) * options.batch * options.ranks
                     mean, speed = float(torch.stack(losses).mean()), images / (now - last_log)
                     log_row(options.out, self.step, self.seconds, mean, speed, progress)
-                losses, last_log, last_step = [], now, self.step
+                losses, last_log = [], now
             if self.step % SAVE_STEPS == 0:
                 self._save(save)
         self._save(save)
@@ -173,34 +169,27 @@ class Training:
                     self.average[name].lerp_(value, 1 - decay)
         return logged.detach()
 
-    def _save(self, save: Callable[[Path, dict[str, Tensor]], None]) -> None:
+    def _save(self, save: Callable[[Path, Any], None]) -> None:
         self._state_file.parent.mkdir(parents=True, exist_ok=True)
         partial = self._state_file.with_suffix(".partial")
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "average": self.average,
-                "optimiser": self.optimiser.state_dict(),
-                "batches": self.draws.state(),
-                "step": self.step,
-                "seconds": self.seconds,
-            },
-            partial,
-        )
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "batches": self.draws.state(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(state, partial)
         partial.replace(self._state_file)
         if self.rank == 0:
-            with _replaced(self.options.out / "model") as folder:
-                save(folder, self.average)
-
-
-@contextlib.contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `folder` once it is whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+            averaged = copy.deepcopy(self.model)
+            averaged.load_state_dict(self.average)
+            folder, partial = self.options.out / "model", self.options.out / "model.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            save(partial, averaged.half())
+            shutil.rmtree(folder, ignore_errors=True)  # only now that there is a whole one
+            partial.rename(folder)
 
 
 def cosine_rate(step: int, progress: float) -> float:
