@@ -162,7 +162,7 @@ class EvaluateRecipe(_Part):
     evaluation_size: int = _number(256, 16, 2048, "pixels per side of the evaluation views")
     turntable_frames: int = _number(60, 0, 720, "of the video, 20 a second; 0: no video")
     turntable_size: int = _number(256, 16, 2048, "pixels per side, even")
-    judge: str = _choice("toybox", '"toybox", a transformers CLIP folder, or a hub id')
+    judge: str = _choice("toybox", '"toybox", a transformers CLIP folder, or owner/name[@revision]')
     lpips: str = _choice("none", '"none", or a folder of LPIPS weights (docs/tables.md)')
 
 

@@ -51,7 +51,7 @@ class AssetSpec:
             "asset_id": self.asset_id,
             "prompt": self.prompt,
             "prior": f"{self.prior}@{self.prior_revision[:12]}",
-            "licence": f"made with weights under: {licence_of(self.prior)}",
+            "licence": f"made with weights under: {licence_of(self.prior, self.prior_revision)}",
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ def check(
     dtype: options.Dtype = None,
 ) -> None:
     """Validate a manifest, and show every bad row at once."""
+    from sjc_engine.priors.sources import split_revision
     from tasks.manifest.resolve import read_entries
 
     _, found = read_entries(
@@ -21,7 +22,7 @@ def check(
         prior=prior,
         recipe=recipe,
         overrides=options.parse_overrides(set_, dtype),
-        prior_revision=lambda prior: "",  # names are enough here
+        prior_revision=lambda prior: split_revision(prior)[1],  # names are enough here
     )
     print_warnings(found.warnings)
     print(f"{manifest}: {len(found.entries)} entries, {found.assets} assets, no errors")

@@ -25,7 +25,7 @@ def evaluate(
     ] = None,
     manifest: options.OfManifest = None,
     judge: Annotated[
-        str | None, typer.Option(help="Another judge: a CLIP folder, or owner/name on the hub.")
+        str | None, typer.Option(help="Another judge: a CLIP folder, or owner/name[@REVISION].")
     ] = None,
     set_: options.Set = None,
     device: options.Device = None,

@@ -84,9 +84,10 @@ def generate(
 def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSpec:
     """The asset that the options ask for, checked as one row of a manifest is.
 
-    Raises ManifestError with everything that is wrong. The prior's revision is left empty:
-    loading the prior asks the hub.
+    Raises ManifestError with everything that is wrong. The prior's revision is what the option
+    says, if anything: loading the prior asks the hub.
     """
+    from sjc_engine.priors.sources import split_revision
     from tasks.manifest.entries import Memo, RowReader
     from tasks.manifest.files import ManifestError, Problem
     from tasks.manifest.resolve import COMMAND_LINE, resolve
@@ -95,7 +96,7 @@ def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSp
     reader = RowReader(given, Path(), Memo())
     rows = reader.rows("asset", COMMAND_LINE, "", 0)
     problems = [Problem(COMMAND_LINE, None, e.key, e.problem, e.fix) for e in reader.errors]
-    resolved = resolve(rows, prior_revision=lambda prior: "", **options)
+    resolved = resolve(rows, prior_revision=lambda prior: split_revision(prior)[1], **options)
     if problems := problems or resolved.problems:
         raise ManifestError(
             [replace(p, column="--image") if p.column == "image" else p for p in problems]
@@ -124,7 +125,8 @@ def _make(
     started = time.perf_counter()
     prompt, recipe = spec.prompt, spec.recipe
     judge, lpips = Judges().get(recipe.evaluate)
-    prior = load_prior(spec.prior, device=device, dtype=recipe.optimize.dtype)
+    revision = spec.prior_revision or None
+    prior = load_prior(spec.prior, revision, device, recipe.optimize.dtype)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
         words_cut: list[str] = []

@@ -48,7 +48,7 @@ Store = Annotated[
 Prior = Annotated[
     str | None,
     typer.Option(
-        help="The 2D model: toybox, a diffusers folder, or a hub id owner/name.",
+        help="The 2D model: toybox, a diffusers folder, or a hub id owner/name[@REVISION].",
         autocompletion=completion.priors,
     ),
 ]

@@ -187,7 +187,7 @@ def load_prior(
     dtype: torch.dtype | str | None = None,
     local_files_only: bool = False,
 ) -> Prior:
-    """Load "toybox", a diffusers folder, or a hub id such as "owner/name".
+    """Load "toybox", a diffusers folder, or a hub id: "owner/name", "owner/name@revision".
 
     `dtype` is the network's precision, a torch.dtype or its name; None and "auto" are float32 on
     the CPU (bfloat16 gains nothing for a small model) and float16 elsewhere. In half precision

@@ -55,6 +55,7 @@ MOVED = {
 }
 # Not the path of a checkpoint that is not there
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
+_REVISION = re.compile(r"\w[\w.-]*(/[\w.-]+)*")
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,9 @@ class ModelSource:
 def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> ModelSource:
     """Resolve a prior's name to its files without loading them.
 
-    Raises PriorError when the name is neither a builtin, an existing folder nor "owner/name", when
-    the hub has no such model at this revision, or when its files are not what they should be.
+    Raises PriorError when the name is neither a builtin, an existing folder, "owner/name" nor
+    "owner/name@revision", when the hub has no such model at this revision, or when its files are
+    not what they should be.
     """
     if source := _local_source("prior", id):
         digest = folder_digest(source.folder, source.parts)
@@ -174,9 +176,10 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
             problem = f"{id!r} has revision {digest}, not the wanted {revision}"
             raise PriorError("prior", problem, "restore those weights, or plan again")
         return replace(source, revision=digest)
-    folder = hub_file("prior", id, INDEX, revision, local_files_only).parent
+    name, named = split_revision(id)
+    folder = hub_file("prior", name, INDEX, revision or named, local_files_only).parent
     family = _read_family(folder)
-    source = ModelSource("prior", id, folder, folder.name, family, True, local_files_only)
+    source = ModelSource("prior", name, folder, folder.name, family, True, local_files_only)
     source.check()
     return source
 
@@ -188,8 +191,19 @@ def find_judge(id: str) -> ModelSource:
         raise PriorError("judge", f"the weights of {id!r} are not in {JUDGES[id]}", fix)
     if source := _local_source("judge", id):
         return replace(source, revision=folder_digest(source.folder, source.parts))
-    folder = hub_file("judge", id, "config.json").parent
-    return ModelSource("judge", id, folder, folder.name, "judge", True, False)
+    name, revision = split_revision(id)
+    folder = hub_file("judge", name, "config.json", revision).parent
+    return ModelSource("judge", name, folder, folder.name, "judge", True, False)
+
+
+def split_revision(id: str) -> tuple[str, str | None]:
+    """A hub id and what stands behind its @: a branch, a tag, refs/pr/1 or a commit; else None.
+
+    A folder may have an @ in its path.
+    """
+    name, at, revision = id.partition("@")
+    is_model = HUB_ID.fullmatch(name) and _REVISION.fullmatch(revision)
+    return (name, revision) if at and is_model and not Path(id).exists() else (id, None)
 
 
 def judge_error(id: str) -> PriorError | None:
@@ -232,9 +246,13 @@ def _local_source(kind: str, id: str) -> ModelSource | None:
     if kind == "prior" and folder.is_file():
         fix = 'make a diffusers folder of it: docs/priors.md, "Getting weights"'
         raise PriorError("prior", f"{id!r} is a single file", fix, file=folder.name)
-    if not HUB_ID.fullmatch(id):
+    if not _is_hub_id(id):
         raise unknown(kind, id)
     return None
+
+
+def _is_hub_id(id: str) -> bool:
+    return bool(HUB_ID.fullmatch(split_revision(id)[0]))
 
 
 def _read_family(folder: Path) -> str:
@@ -260,17 +278,17 @@ def read_index(folder: Path) -> dict[str, Any]:
 def unknown(key: str, id: str) -> PriorError:
     """The error for the name of a model that is neither embedded, a folder nor on the hub."""
     embedded = ", ".join(BUILTINS) if key == "prior" else "toybox"
-    fix = f"use {embedded}, an existing folder, or owner/name on the hub"
+    fix = f"use {embedded}, an existing folder, or owner/name or owner/name@revision on the hub"
     return PriorError(key, f"{id!r:.60} is unknown", fix)
 
 
-def family_of(id: str) -> tuple[str, dict[str, Any]]:
+def family_of(id: str, revision: str | None = None) -> tuple[str, dict[str, Any]]:
     """A prior's family (a value of FAMILIES) and its model_index.json, as this machine has them.
 
     The hub is not asked: of what is not in the cache the family is assumed (`assumed_family`).
     """
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        parsed = read_index(known_folder(id))
+        parsed = read_index(known_folder(id, revision))
         return FAMILIES.get(str(parsed.get("_class_name")), "stable_diffusion"), parsed
     family = assumed_family(id)
     return family, {"vae": ["diffusers", "AutoencoderKL"]} if family == "stable_diffusion" else {}
@@ -282,9 +300,9 @@ def assumed_family(id: str) -> str:
     return next(found, "stable_diffusion")
 
 
-def assumption(id: str) -> str | None:
+def assumption(id: str, revision: str | None = None) -> str | None:
     """What a plan takes for granted of a hub id of which nothing is in the cache yet."""
-    if (known_folder(id) / INDEX).is_file() or not HUB_ID.fullmatch(id):
+    if (known_folder(id, revision) / INDEX).is_file() or not _is_hub_id(id):
         return None
     kind = next(kind for kind, family in FAMILIES.items() if family == assumed_family(id))
     return f"prior {id!r} is not in this machine's cache; by its name it is taken for a {kind}"
@@ -293,10 +311,12 @@ def assumption(id: str) -> str | None:
 def known_folder(id: str, revision: str | None = None) -> Path:
     """A prior's folder: its own, or the snapshot of a hub id in the cache, if there is one."""
     folder = BUILTINS.get(id, Path(id))
-    if not folder.is_dir() and HUB_ID.fullmatch(id):
+    if not folder.is_dir() and _is_hub_id(id):
         from huggingface_hub import try_to_load_from_cache
 
-        if isinstance(cached := try_to_load_from_cache(id, INDEX, revision=revision), str):
+        name, named = split_revision(id)
+        cached = try_to_load_from_cache(name, INDEX, revision=revision or named)
+        if isinstance(cached, str):
             return Path(cached).parent
     return folder
 
@@ -317,7 +337,7 @@ LICENCES = {
 }
 
 
-def licence_of(id: str) -> str:
+def licence_of(id: str, revision: str | None = None) -> str:
     """What is known of the licence of a prior's weights: what its model card says in its header.
 
     The card is README.md in its folder, or in the cache of the hub; without one the id tells
@@ -329,7 +349,7 @@ def licence_of(id: str) -> str:
     from huggingface_hub import metadata_load
 
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        card = metadata_load(known_folder(id) / "README.md") or {}
+        card = metadata_load(known_folder(id, revision) / "README.md") or {}
         if named := card.get("license"):
             return str(named)
     return next((name for start, name in LICENCES.items() if id.startswith(start)), "unknown")
@@ -373,7 +393,8 @@ def hub_file(
         fix = f"do so on https://huggingface.co/{id}, then run `hf auth login` here"
         raise PriorError(kind, f"{id!r} asks you to accept its licence first", fix) from error
     except (*unavailable, OSError) as error:
+        at = f" --revision {revision}" if revision else ""
         hint = f", and its weights are now at {MOVED[id]}" if id in MOVED else ""
         problem = f"{id!r} is neither an existing folder nor available from the hub{hint} ({error})"
-        fix = f"on a machine with access run: hf download {MOVED.get(id, id)}"
+        fix = f"on a machine with access run: hf download {MOVED.get(id, id)}{at}"
         raise PriorError(kind, problem, fix) from error

@@ -117,8 +117,9 @@ def text_limit(prior: str, revision: str | None = None) -> TextLimit | None:
     reported where the prior is checked.
     """
     try:
-        make = {"stable_diffusion": _clip_limit, "deepfloyd": _t5_limit}.get(family_of(prior)[0])
-        limit = make(known_folder(prior, revision or None) / "tokenizer") if make else None
+        family, _ = family_of(prior, revision)
+        make = {"stable_diffusion": _clip_limit, "deepfloyd": _t5_limit}.get(family)
+        limit = make(known_folder(prior, revision) / "tokenizer") if make else None
         if limit:
             limit.count("a \u2603")  # a vocabulary that does not fit shows here
         return limit

@@ -138,7 +138,7 @@ def select(
             split_of(row["prompt"], fractions),
             {
                 **row,
-                "licence": licence_of(row["prior"]),
+                "licence": licence_of(row["prior"], row["prior_revision"]),
                 "licence_of_prompt": row["meta"].get("licence") or row["meta"].get("license"),
             },
             {name: file for name, file in files.items() if name in wanted},

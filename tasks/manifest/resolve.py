@@ -15,7 +15,7 @@ from typing import Any
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import mismatches, no_silhouette
-from sjc_engine.priors.sources import assumption, prior_error, takes_image
+from sjc_engine.priors.sources import assumption, prior_error, split_revision, takes_image
 from sjc_engine.priors.tokens import text_limit
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
@@ -136,8 +136,8 @@ def resolve(
     resolver.check_unused()
     warnings += [warning for entry in entries for warning in _warnings(entry, entries)]
     warnings += remarks.texts() + (resolver.unused_options() if entries else [])
-    priors = dict.fromkeys(entry.spec.prior for entry in entries)
-    warnings += [warning for prior in priors if (warning := assumption(prior))]
+    priors = dict.fromkeys((entry.spec.prior, entry.spec.prior_revision) for entry in entries)
+    warnings += [warning for prior in priors if (warning := assumption(*prior))]
     return Resolved(entries, list(dict.fromkeys(resolver.problems)), list(dict.fromkeys(warnings)))
 
 
@@ -205,7 +205,7 @@ class _Resolver:
             negative_prompt=row.negative_prompt,
             image=row.image.sha256 if row.image else None,
             seed=row.seed,
-            prior=prior,
+            prior=split_revision(prior)[0],
             prior_revision=revision,
             recipe=recipe,
         )

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 from sjc_engine import optimize
 from sjc_engine.guidance.score import guide
 from sjc_engine.priors.denoiser import load_prior
+from sjc_engine.priors.sources import find_prior
 from sjc_engine.recipes import Recipe
 
 TICKS = [3, 100, 500, 969]
@@ -232,6 +233,11 @@ def test_a_hub_model_is_loaded_whole_at_the_pinned_commit(family, folders, tmp_p
     local = load_prior(str(folders[family]))
     answers = [p.denoise(z, sigma, p.condition(["a duck"])) for p in (prior, local)]
     assert torch.equal(*answers)
+    (repository / "refs" / "refs" / "pr").mkdir(parents=True)
+    (repository / "refs" / "refs" / "pr" / "1").write_text(pinned)
+    for named in ("refs/pr/1", pinned):
+        source = find_prior(f"owner/name@{named}", local_files_only=True)
+        assert (source.id, source.revision) == ("owner/name", pinned)
 
 
 def test_deepfloyd_embeds_in_lower_case_and_masks_the_padding(deepfloyd):

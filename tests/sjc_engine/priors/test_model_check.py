@@ -503,6 +503,30 @@ def test_a_repository_of_pickled_weights_is_told_before_the_download(
         load_prior("owner/name")
 
 
+def test_a_revision_stands_behind_an_at(
+    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull request that adds safetensors, while the main branch has a model of another family."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    in_cache(whole["ddpm"], tmp_path, "owner/name")
+    repository, commit = tmp_path / "models--owner--name", "c" * 40
+    shutil.copytree(whole["zero123"], repository / "snapshots" / commit)
+    (repository / "refs" / "refs" / "pr").mkdir(parents=True)
+    (repository / "refs" / "refs" / "pr" / "1").write_text(commit)
+    for named in (f"owner/name@{commit}", "owner/name@refs/pr/1"):
+        assert sources.takes_image(named)
+        assert sources.assumption(named) is None
+        assert prior_error(named) is None
+    assert not sources.takes_image("owner/name")
+    assert sources.assumption("owner/name@v2") is not None
+    for wrong in ("owner/name@", "owner/name@a b", "owner/name@/x", "toybox@1", "@1"):
+        assert "is unknown" in str(prior_error(wrong))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole["sd"], tmp_path / "models" / "mine@1")
+    assert find_prior("models/mine@1").family == "stable_diffusion"
+    assert sources.split_revision("models/mine@1") == ("models/mine@1", None)
+
+
 def test_a_single_file_is_no_hub_id(
     copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

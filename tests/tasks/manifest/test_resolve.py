@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from task_samples import Write, plan, problems
 
 from sjc_engine.recipes import Recipe
-from tasks.manifest.resolve import ManifestError, Problem, read_manifest
+from tasks.manifest.resolve import ManifestError, Problem, read_entries, read_manifest
 
 # --- what is accepted --------------------------------------------------------------------------
 
@@ -49,6 +49,21 @@ def test_every_column(write: Write) -> None:
     assert entry.spec.recipe == expected
     assert entry.tags == ["a", "b"]
     assert entry.meta == {"source": "web", "note": ""}
+
+
+def test_a_revision_of_a_prior_is_no_part_of_its_name(write: Write) -> None:
+    path = write("prompt,prior\na duck,owner/name@v2\na duck,owner/name@c0ffee\n")
+    asked: list[str] = []
+
+    def revision(prior: str) -> str:
+        asked.append(prior)
+        return "c" * 40
+
+    _, found = read_entries(path, prior_revision=revision)
+    assert asked == ["owner/name@v2", "owner/name@c0ffee"]
+    first, again = found.entries
+    assert (first.spec.prior, first.spec.prior_revision) == ("owner/name", "c" * 40)
+    assert again.duplicate_of == 0
 
 
 def draw_ball(path: Path, side: int = 20, ground: str = "white") -> None:
