@@ -63,12 +63,8 @@ class ManifestError(ValueError):
         self.problems = list(problems)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A row as the file has it. Cells are text in CSV, and JSON values otherwise."""
-
-    line: int
-    cells: dict[str, Any]
+# A row as the file has it: its line, and its cells, which are text in CSV, else JSON values.
+Record = tuple[int, dict[str, Any]]
 
 
 @dataclass(eq=False)
@@ -100,7 +96,9 @@ class Records:
         empty = True
         try:
             with self.open() as content:
-                for record in reader(_unpacked(content, self.file), self):
+                if self.file.lower().endswith(".gz"):
+                    content = cast(BinaryIO, gzip.GzipFile(fileobj=content))
+                for record in reader(content, self):
                     empty = False
                     yield record
         except _Unreadable as error:
@@ -116,12 +114,6 @@ def kind_of(name: str) -> str:
     """The ending that says how a file is read, such as `.csv` of `toys.CSV.gz`; "" for none."""
     path = PurePosixPath(name.lower())
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
-
-
-def _unpacked(content: BinaryIO, name: str) -> BinaryIO:
-    if not name.lower().endswith(".gz"):
-        return content
-    return cast(BinaryIO, gzip.GzipFile(fileobj=content))
 
 
 class _Unreadable(Exception):
@@ -171,7 +163,7 @@ def _read_csv(content: BinaryIO, records: Records, separator: str = ",") -> Iter
             problem = f"the column {header[0]!r} holds {shown(cells[0])!r}"
             records.add_problem(line, "row", problem, "name the column, or remove it")
         else:
-            yield Record(line, {name: cells[k] for k, name in known})
+            yield line, {name: cells[k] for k, name in known}
 
 
 def _csv_rows(content: BinaryIO, separator: str) -> Iterator[tuple[int, list[str]]]:
@@ -259,7 +251,7 @@ def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
         for name in row:
             if problem := _column_problem(name):
                 records.add_problem(line, shown(name) or "row", *problem)
-        yield Record(line, _present(row))
+        yield line, _present(row)
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +290,7 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
         batches = file.iter_batches(BATCH, use_threads=False)
         rows = (row for batch in batches for row in batch.to_pylist())
         for line, row in enumerate(rows, start=2):
-            yield Record(line, _present(row))
+            yield line, _present(row)
     except (pa.ArrowException, OSError, ValueError) as error:
         problem = f"is not a readable Parquet file ({shown(str(error))})"
         raise _Unreadable(1, "file", problem, "write it again") from error
@@ -307,7 +299,7 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
 def _read_text(content: BinaryIO, records: Records) -> Iterator[Record]:
     for number, line in enumerate(_any_lines(content), start=1):
         if prompt := line.strip():
-            yield Record(number, {"prompt": prompt})
+            yield number, {"prompt": prompt}
 
 
 READERS: dict[str, Callable[[BinaryIO, Records], Iterator[Record]]] = {
