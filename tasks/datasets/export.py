@@ -10,7 +10,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
@@ -188,16 +188,13 @@ class Copy:
             ThreadPoolExecutor(READS if whole else SHARDS) as pool,
         ):
             futures = [pool.submit(write, part, reads) for part in parts]
-            try:
-                for future in futures:
-                    files |= future.result()
-            except BaseException:
+            try:  # until then no failure's reason is that others stopped
+                ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
                 self.stop.set()
                 pool.shutdown(cancel_futures=True)
-                for future in futures:  # the first failure's reason, not that others stopped
-                    if not future.cancelled() and not isinstance(future.exception(), _Stopped):
-                        future.result()
-                raise
+            for future in ended:
+                files |= future.result()
         return files
 
     def _write_files(self, part: Part, reads: Executor) -> dict[str, StoredFile]:

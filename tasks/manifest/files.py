@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sjc_engine.recipes import RECIPE_KEYS
-from tasks.store.interface import stream_digest
 
 COLUMNS = ("prompt", "id", "negative_prompt", "image", "seed", "prior", "recipe", "tags")
 META = "meta."
@@ -64,12 +63,8 @@ class ManifestError(ValueError):
         self.problems = list(problems)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A row as the file has it. Cells are text in CSV, and JSON values otherwise."""
-
-    line: int
-    cells: dict[str, Any]
+# A row as the file has it: its line, and its cells, which are text in CSV, else JSON values.
+Record = tuple[int, dict[str, Any]]
 
 
 @dataclass(eq=False)
@@ -99,10 +94,18 @@ class Records:
             self.add_problem(1, "file", problem, "rename or convert it")
             return
         empty = True
-        with self.open() as content:
-            for record in reader(_unpacked(content, self.file), self):
-                empty = False
-                yield record
+        try:
+            with self.open() as content:
+                if self.file.lower().endswith(".gz"):
+                    content = cast(BinaryIO, gzip.GzipFile(fileobj=content))
+                for record in reader(content, self):
+                    empty = False
+                    yield record
+        except _Unreadable as error:
+            self.add_problem(*error.args)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            problem = f"is not a whole gzip file ({shown(str(error))})"
+            self.add_problem(1, "file", problem, "pack it again")
         if empty and not self.problems:
             self.add_problem(1, "file", "has no rows", "add at least one prompt")
 
@@ -113,46 +116,34 @@ def kind_of(name: str) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
-def _unpacked(content: BinaryIO, name: str) -> BinaryIO:
-    if not name.lower().endswith(".gz"):
-        return content
-    return cast(BinaryIO, gzip.GzipFile(fileobj=content))
+class _Unreadable(Exception):
+    """From a line on a file cannot be read; holds what `Records.add_problem` takes."""
 
 
-def examine(content: BinaryIO, records: Records) -> None:
-    """Takes the SHA-256 of a file's bytes; reports a text that cannot be read as such."""
-    records.sha256 = stream_digest(content).sha256
-    content.seek(0)
-    text = _unpacked(content, records.file)
-    try:
-        if kind_of(records.file) == ".parquet":
-            text.seek(0, io.SEEK_END)  # unpacks all of it
-            return
-        number = 0
-        while not records.problems and (line := text.readline(MAX_LINE + 1)):
-            number += 1
-            _check_line(number, line, records)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        problem = f"is not a whole gzip file ({shown(str(error))})"
-        records.add_problem(1, "file", problem, "pack it again")
-
-
-def _check_line(number: int, line: bytes, records: Records) -> None:
-    if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        records.add_problem(1, "file", "is UTF-16", "save it as UTF-8")
-    elif len(line) > MAX_LINE:
-        fix = "write one row on each line, as text"
-        records.add_problem(number, "row", f"is longer than {MAX_LINE:,} bytes", fix)
-    else:
+def _lines(content: BinaryIO) -> Iterator[str]:
+    """The lines of a text in UTF-8, which end at line feeds alone; raises `_Unreadable`."""
+    number = 0
+    while line := content.readline(MAX_LINE + 1):
+        number += 1
+        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise _Unreadable(1, "file", "is UTF-16", "save it as UTF-8")
+        if len(line) > MAX_LINE:
+            fix = "write one row on each line, as text"
+            raise _Unreadable(number, "row", f"is longer than {MAX_LINE:,} bytes", fix)
         try:
-            line.decode()
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             problem = f"byte 0x{line[error.start]:02X} is not UTF-8"
-            records.add_problem(number, "file", problem, "save it as UTF-8")
+            raise _Unreadable(number, "file", problem, "save it as UTF-8") from error
+
+
+def _any_lines(content: BinaryIO) -> Iterator[str]:
+    """The same, ended by carriage returns too; their ends stay, so that csv sees quoted ones."""
+    return itertools.chain.from_iterable(io.StringIO(line, newline="") for line in _lines(content))
 
 
 def _read_csv(content: BinaryIO, records: Records, separator: str = ",") -> Iterator[Record]:
-    rows = _csv_rows(content, records, separator)
+    rows = _csv_rows(content, separator)
     header_line, header = next(rows, (1, []))
     width = len(header)
     while header and not header[-1].strip():
@@ -166,42 +157,38 @@ def _read_csv(content: BinaryIO, records: Records, separator: str = ",") -> Iter
             fix = 'write one cell for each column, and put a cell with commas in "..."'
             records.add_problem(line, "row", problem, fix)
         elif any(map(str.strip, cells[len(header) :])):
-            column, fix = f"column {len(header) + 1}", "name it, or remove the column"
-            records.add_problem(header_line, column, "has no name", fix)
-            return
+            column = f"column {len(header) + 1}"
+            raise _Unreadable(header_line, column, "has no name", "name it, or remove the column")
         elif header[0] in UNNAMED and not cells[0].isdecimal():
             problem = f"the column {header[0]!r} holds {shown(cells[0])!r}"
             records.add_problem(line, "row", problem, "name the column, or remove it")
         else:
-            yield Record(line, {name: cells[k] for k, name in known})
+            yield line, {name: cells[k] for k, name in known}
 
 
-def _csv_rows(
-    content: BinaryIO, records: Records, separator: str
-) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(content: BinaryIO, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The lines and cells of all rows that are not blank, the header's first."""
-    # newline="" keeps line ends as they are: csv must see which of them are quoted.
-    with io.TextIOWrapper(content, "utf-8-sig", newline="") as text:
-        first = text.readline()
-        chosen = re.fullmatch(r"sep=(.)\r?\n?", first)  # Excel's, before the header
-        lines = text if chosen else itertools.chain([first], text)
-        reader = csv.reader(lines, strict=True, delimiter=chosen[1] if chosen else separator)
-        while True:
-            line = reader.line_num + (2 if chosen else 1)
-            limit = csv.field_size_limit(MAX_FIELD)  # a global of csv's: for no longer than needed
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except (csv.Error, UnicodeDecodeError) as error:
-                # After this it is unknown where the next row begins.
-                fix = 'put a cell with commas, quotes or line breaks in "...", with "" for a quote'
-                records.add_problem(line, "row", f"is not CSV ({error})", fix)
-                return
-            finally:
-                csv.field_size_limit(limit)
-            if cells:
-                yield line, cells
+    lines = _any_lines(content)
+    first = next(lines, "")
+    chosen = re.fullmatch(r"sep=(.)\r?\n?", first)  # Excel's, before the header
+    if not chosen:
+        lines = itertools.chain([first], lines)
+    reader = csv.reader(lines, strict=True, delimiter=chosen[1] if chosen else separator)
+    while True:
+        line = reader.line_num + (2 if chosen else 1)
+        limit = csv.field_size_limit(MAX_FIELD)  # a global of csv's: for no longer than needed
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # After this it is unknown where the next row begins.
+            fix = 'put a cell with commas, quotes or line breaks in "...", with "" for a quote'
+            raise _Unreadable(line, "row", f"is not CSV ({error})", fix) from error
+        finally:
+            csv.field_size_limit(limit)
+        if cells:
+            yield line, cells
 
 
 def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
@@ -250,12 +237,10 @@ def _column_problem(name: str) -> tuple[str, str] | None:
 
 def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
     fix = "write one JSON object per line"
-    # Bytes end at line feeds alone: JSON strings may hold U+2028 and its like.
-    for line, data in enumerate(content, start=1):
+    for line, text in enumerate(_lines(content), start=1):
+        if not text.strip():
+            continue
         try:
-            text = data.decode("utf-8-sig" if line == 1 else "utf-8")
-            if not text.strip():
-                continue
             row = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             records.add_problem(line, "row", f"is not JSON ({error})", fix)
@@ -266,7 +251,7 @@ def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
         for name in row:
             if problem := _column_problem(name):
                 records.add_problem(line, shown(name) or "row", *problem)
-        yield Record(line, _present(row))
+        yield line, _present(row)
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:
@@ -291,6 +276,7 @@ def _no_constant(name: str) -> float:
 
 
 def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
+    content.seek(0, io.SEEK_END)  # unpacks all of a gzip file, whose errors are not Parquet's
     try:
         file = pq.ParquetFile(content)
         schema = file.schema_arrow
@@ -300,24 +286,20 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
             if not name.startswith(PANDAS_INDEX) and not (
                 _is_plain(kind) or (pa.types.is_list(kind) and _is_plain(kind.value_type))
             ):
-                records.add_problem(1, shown(name), f"has the type {kind}", "store it as text")
-                return
+                raise _Unreadable(1, shown(name), f"has the type {kind}", "store it as text")
         batches = file.iter_batches(BATCH, use_threads=False)
         rows = (row for batch in batches for row in batch.to_pylist())
         for line, row in enumerate(rows, start=2):
-            yield Record(line, _present(row))
+            yield line, _present(row)
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = shown(str(error))
-        records.add_problem(
-            1, "file", f"is not a readable Parquet file ({reason})", "write it again"
-        )
+        problem = f"is not a readable Parquet file ({shown(str(error))})"
+        raise _Unreadable(1, "file", problem, "write it again") from error
 
 
 def _read_text(content: BinaryIO, records: Records) -> Iterator[Record]:
-    with io.TextIOWrapper(content, "utf-8-sig") as text:
-        for number, line in enumerate(text, start=1):
-            if prompt := line.strip():
-                yield Record(number, {"prompt": prompt})
+    for number, line in enumerate(_any_lines(content), start=1):
+        if prompt := line.strip():
+            yield number, {"prompt": prompt}
 
 
 READERS: dict[str, Callable[[BinaryIO, Records], Iterator[Record]]] = {

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from tasks.manifest.files import READERS, ManifestError, Problem, Records, examine, kind_of
+from tasks.manifest.files import READERS, ManifestError, Problem, Records, kind_of
 from tasks.store import open_store
-from tasks.store.interface import StoreError, check_address
+from tasks.store.interface import StoreError, bytes_digest, check_address, stream_digest
 
 S3 = "s3://"
 
@@ -81,7 +81,7 @@ def _read(path: Path) -> Records:
             return records
         with path.open("rb") as content:
             records.open = partial(_reopen, path, os.fstat(content.fileno()))
-            examine(content, records)
+            records.sha256 = stream_digest(content).sha256
     except (FileNotFoundError, NotADirectoryError):
         records.add_problem(1, "file", "does not exist", "check the path")
     except OSError as error:
@@ -115,12 +115,10 @@ def _read_s3(manifest: str) -> list[Records]:
         files = [(store.uri(name), store.get_bytes(name)) for name in sorted(names)]
     except StoreError as error:
         raise _unreadable(manifest, error.problem, error.fix) from error
-    found = []
-    for name, data in files:
-        records = Records(name, None, open=partial(io.BytesIO, data))
-        examine(io.BytesIO(data), records)
-        found.append(records)
-    return found
+    return [
+        Records(name, None, bytes_digest(data).sha256, partial(io.BytesIO, data))
+        for name, data in files
+    ]
 
 
 def _unreadable(manifest: str, problem: str, fix: str) -> ManifestError:

@@ -15,6 +15,8 @@ from tasks.manifest.locations import digest, read_sources
 MAX_ROWS = 300_000  # of a manifest: a run holds all of them in memory
 
 Place = tuple[str, int]  # file and line
+# A row's entries. Without a given id, the first is "" and theirs are the endings of their seeds.
+Entries = tuple[str, list[Row], Records]
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,6 @@ class Manifest:
     sha256: str
     rows: list[Row]
     problems: list[Problem]
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """A record's entries. Without a given id, `row_id` is "" and theirs are its seeds' endings."""
-
-    row_id: str
-    rows: list[Row]
-    valid: bool
-    records: Records
 
 
 def read_manifest(manifest: str | Path) -> Manifest:
@@ -58,20 +50,21 @@ def read_rows(manifest: str | Path) -> Manifest:
     """
     name = manifest.as_posix() if isinstance(manifest, Path) else manifest
     sources = read_sources(name)
-    found: list[_Entries] = []
+    found: list[Entries] = []
     given: dict[str, Place] = {}
     count = 0
     for records in sources:
         memo = Memo()
-        for record in records:
-            reader = RowReader(record.cells, records.folder, memo)
-            place, row_id = (records.file, record.line), reader.row_id()
+        for line, cells in records:
+            reader = RowReader(cells, records.folder, memo)
+            place, row_id = (records.file, line), reader.row_id()
             if row_id and (first := given.setdefault(row_id, place)) != place:
                 reader.add_error("id", *_is_taken(row_id, first, place[0]))
-            rows = reader.rows(row_id, records.file, records.sha256, record.line)
+            rows = reader.rows(row_id, records.file, records.sha256, line)
             for error in reader.errors:
-                records.add_problem(record.line, error.key, error.problem, error.fix)
-            found.append(_Entries(row_id, rows, not reader.errors, records))
+                records.add_problem(line, error.key, error.problem, error.fix)
+            if not reader.errors:
+                found.append((row_id, rows, records))
             count += len(rows)
             if count > MAX_ROWS:
                 raise ManifestError([_too_many(*place)])
@@ -95,28 +88,25 @@ def _too_many(file: str, line: int) -> Problem:
     )
 
 
-def _with_ids(found: list[_Entries], taken: set[str]) -> list[Row]:
-    """The valid rows, those without an id under one that is made from the prompt.
+def _with_ids(found: list[Entries], taken: set[str]) -> list[Row]:
+    """The rows, those without an id under one that is made from the prompt.
 
     taken: all given ids. A seed range may give an entry the id of another, which is a problem.
     """
     rows: list[Row] = []
     holders: dict[str, Place] = {}
     repeats: Counter[str] = Counter()
-    for entries in found:
-        made, valid = entries.rows, entries.valid
-        if not entries.row_id:
-            if not valid:
-                continue
+    for row_id, made, records in found:
+        if not row_id:
             row_id = _free_id(_slug(made[0].prompt), taken, repeats)
             made = [replace(row, row_id=row_id + row.row_id) for row in made]
+        unique = True
         for row in made:
             place = (row.manifest, row.line)
-            if (first := holders.setdefault(row.row_id, place)) != place and valid:
-                valid = False
-                wrong = _is_taken(row.row_id, first, row.manifest)
-                entries.records.add_problem(row.line, "id", *wrong)
-        if valid:
+            if (first := holders.setdefault(row.row_id, place)) != place and unique:
+                unique = False
+                records.add_problem(row.line, "id", *_is_taken(row.row_id, first, row.manifest))
+        if unique:
             rows += made
     return rows
 

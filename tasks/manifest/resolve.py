@@ -6,7 +6,7 @@ once, and no prompt is ever changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,7 +97,7 @@ def read_entries(
 
 
 def resolve(
-    rows: Iterable[Row],
+    rows: Sequence[Row],
     *,
     prior_revision: Callable[[str], str | None],
     prior: str | None = None,
@@ -135,7 +135,7 @@ def resolve(
         )
     resolver.check_unused()
     warnings += [warning for entry in entries for warning in _warnings(entry, entries)]
-    warnings += remarks.texts() + (resolver.unused_options() if entries else [])
+    warnings += remarks.texts() + (resolver.unused_options(rows) if rows else [])
     priors = dict.fromkeys((entry.spec.prior, entry.spec.prior_revision) for entry in entries)
     warnings += [warning for prior in priors if (warning := assumption(*prior))]
     return Resolved(entries, list(dict.fromkeys(resolver.problems)), list(dict.fromkeys(warnings)))
@@ -181,7 +181,6 @@ class _Resolver:
         self.overrides = {k: v for k, v in overrides.items() if k in RECIPE_KEYS}
         self.problems: list[Problem] = []
         self.memo = Memo()
-        self._used: set[str] = set()  # options that decide something
         unknown = {k: v for k, v in overrides.items() if k not in RECIPE_KEYS}
         for error in Recipe().problems(unknown):
             self._add_problem(None, f"--set {error.key}", error)
@@ -222,13 +221,18 @@ class _Resolver:
             limit.read_end(spec.negative_prompt),
         )
 
-    def unused_options(self) -> list[str]:
+    def unused_options(self, rows: Sequence[Row]) -> list[str]:
         """Warnings of options without effect, since every row has its own value."""
-        given = {f"--set {key}" for key in self.overrides}
-        given |= {o for o, value in (("--prior", self.prior), ("--recipe", self.recipe)) if value}
+        unused = ["--prior"] if self.prior and all(row.prior for row in rows) else []
+        unused += ["--recipe"] if self.recipe and all(row.recipe for row in rows) else []
+        unused += [
+            f"--set {key}"
+            for key in sorted(self.overrides)
+            if all(key in row.overrides for row in rows)
+        ]
         return [
             f"{COMMAND_LINE}: {option}: changes nothing, every row says its own"
-            for option in sorted(given - self._used)
+            for option in unused
         ]
 
     def check_unused(self) -> None:
@@ -278,10 +282,6 @@ class _Resolver:
 
     def _settle(self, row: Row, prior: str) -> tuple[Recipe, list[SettingError]]:
         """A row's recipe, and what does not go together: prior, image, settings for images."""
-        self._used |= {f"--set {key}" for key in self.overrides.keys() - row.overrides.keys()}
-        self._used |= {
-            o for o, own in (("--prior", row.prior), ("--recipe", row.recipe)) if not own
-        }
         name = row.recipe or self.recipe
         if self._prior_error(prior):  # which presets fit it is unknown
             wrong = preset_error(None, name) if name and not row.recipe else None

@@ -137,7 +137,6 @@ def make_plan_file(
     rows = [
         {
             **{key: getattr(entry, key) for key in FROM_ROW},
-            "meta": list(entry.meta.items()),
             "shard": shards[asset_id],
             "asset_id": asset_id,
             "seconds": seconds[asset_id],

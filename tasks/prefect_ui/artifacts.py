@@ -19,7 +19,6 @@ from uuid import UUID
 import httpx
 from PIL import Image
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import ArtifactCreate
 from prefect.exceptions import PrefectException
 from prefect.utilities.context import get_task_and_flow_run_ids
 
@@ -40,7 +39,7 @@ _log = logging.getLogger(__name__)
 class Artifact:
     """One artifact: what it is to show next, and where it is once it has been created."""
 
-    request: ArtifactCreate
+    about: dict[str, str]
     data: Any
     id: UUID | None = None
     sent: float = float("-inf")  # monotonic seconds
@@ -75,14 +74,9 @@ class Board:
     def create(self, kind: str, key: str, data: Any, description: str) -> Artifact:
         """Shows an artifact with the task or flow run that calls this."""
         task_run_id, flow_run_id = get_task_and_flow_run_ids()
-        request = ArtifactCreate(
-            type=kind,
-            key=key,
-            description=description,
-            flow_run_id=flow_run_id,
-            task_run_id=task_run_id,
-        )
-        artifact = Artifact(request, data)
+        about = {"type": kind, "key": key, "description": description}
+        run = {"flow_run_id": flow_run_id, "task_run_id": task_run_id}
+        artifact = Artifact(about | {name: str(id) for name, id in run.items() if id}, data)
         self.update(artifact, data)
         return artifact
 
@@ -126,16 +120,11 @@ class Board:
         artifact.sent = self._sent = time.monotonic()
         # Not by the client's own methods: their events would keep every version for a week.
         if artifact.id is None:
-            artifact.request.data = artifact.data
-            body = artifact.request.model_dump(mode="json", exclude_unset=True)
+            body = {**artifact.about, "data": artifact.data}
             artifact.id = UUID(client.request("POST", "/artifacts/", json=body).json()["id"])
         else:
-            client.request(
-                "PATCH",
-                "/artifacts/{id}",
-                json={"data": artifact.data},
-                path_params={"id": artifact.id},
-            )
+            place, change = {"id": artifact.id}, {"data": artifact.data}
+            client.request("PATCH", "/artifacts/{id}", json=change, path_params=place)
 
 
 def artifact_key(kind: str, name: str) -> str:

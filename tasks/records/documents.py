@@ -112,10 +112,16 @@ def read_attempt(store: Store, key: str, *, committed: bool = False) -> Document
         row = document | ended if document["status"] == "running" else document
         check_row("assets", asset_row(store, row, {}))
         check_row("attempts", attempt_row(row))
-        _check_results(document)
+        check_known(document["report"], document["timings"], document["versions"])
         return document
 
     return (read_committed if committed else read_checked)(store, key, check)
+
+
+def asset_ids(store: Store) -> list[str]:
+    """Every asset that was ever begun."""
+    found = {key.split("/")[1] for key in store.list(layout.ASSETS)}
+    return sorted(filter(layout.ASSET_ID.fullmatch, found))
 
 
 def attempt_keys(store: Store, asset_id: str) -> list[str]:
@@ -278,11 +284,6 @@ def _check_types(found: Any, types: Mapping[str, Any], where: str = "") -> None:
             raise ValueError(f"{where}{key}: it is {type(found[key]).__name__}")
 
 
-def _check_results(document: Document) -> None:
-    _check_types(document["versions"], dict.fromkeys(document["versions"], str), "versions.")
-    check_known(document["report"], document["timings"])
-
-
 def _same(document: Document, **expected: str) -> None:
     for key, value in expected.items():
         if document[key] != value:
@@ -292,7 +293,7 @@ def _same(document: Document, **expected: str) -> None:
 def parse_marker(data: bytes) -> Document:
     """A commit marker from its JSON; `ValueError` for one that no finished asset can have."""
     document = _object(data, _MARKER)
-    _check_results(document)
+    check_known(document["report"], document["timings"], document["versions"])
     for name, about in document["files"].items():
         try:
             check_key(name)

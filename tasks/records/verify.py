@@ -86,7 +86,7 @@ def verify_store(
     no assets.
     """
     documents.check_usable(store)
-    asset_ids = asset_ids_of(store)
+    asset_ids = documents.asset_ids(store)
     findings: list[Finding] = []
     with ThreadPoolExecutor(documents.LOOKUPS) as pool:
         ahead = deque(pool.submit(_check_asset, store, k) for k in asset_ids[: documents.LOOKUPS])
@@ -101,8 +101,7 @@ def verify_store(
                 following = asset_ids[done + documents.LOOKUPS - 1]
                 ahead.append(pool.submit(_check_asset, store, following))
     for run_id in documents.run_ids(store):
-        read = partial(documents.read_run, store, run_id)
-        findings += _problems("run", layout.run_key(run_id), read)[1]
+        _read(findings, "run", layout.run_key(run_id), documents.read_run, store, run_id)
     findings += _check_tables(store, comparable=not findings)  # they are made from the documents
     if unreadable(findings):
         return findings
@@ -115,12 +114,6 @@ def verify_store(
 def unreadable(findings: Iterable[Finding]) -> list[Finding]:
     """Those of something that could not be read, which prove nothing about the store."""
     return [finding for finding in findings if finding.kind == "unreadable"]
-
-
-def asset_ids_of(store: Store) -> list[str]:
-    """Every asset that was ever begun."""
-    keys = (key.split("/") for key in store.list(layout.ASSETS))
-    return sorted({parts[1] for parts in keys if layout.ASSET_ID.fullmatch(parts[1])})
 
 
 def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
@@ -181,7 +174,7 @@ def repair_store(
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
     removed = [*store.leftovers(abandoned, remove=True)]
-    for key in finished_copies(store, asset_ids_of(store)):
+    for key in finished_copies(store, documents.asset_ids(store)):
         store.delete(key)
         removed.append(key)
     return done + [f"{name}: removed" for name in removed]
@@ -192,28 +185,24 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
 
     Ends at the first thing that cannot be read: the asset cannot be judged then.
     """
-    try:
-        keys = documents.attempt_keys(store, asset_id)
-    except StoreError as error:
-        return [Finding("unreadable", layout.asset_folder(asset_id), str(error))]
     findings: list[Finding] = []
+    folder = layout.asset_folder(asset_id)
+    keys = _read(findings, "asset", folder, documents.attempt_keys, store, asset_id)
+    if keys is None:
+        return findings
     for key in keys:
-        findings += _problems("asset", key, partial(documents.read_attempt, store, key))[1]
-    marker = partial(documents.asset_manifest, store, asset_id)
-    manifest, found = _problems("asset", layout.marker_key(asset_id), marker)
-    findings += found
+        _read(findings, "asset", key, documents.read_attempt, store, key)
+    marker = layout.marker_key(asset_id)
+    manifest = _read(findings, "asset", marker, documents.asset_manifest, store, asset_id)
     if manifest is None:
         return findings
     for file in documents.committed_files(asset_id, manifest).values():
         if unreadable(findings):
             return findings
-        findings += _problems("asset", file.key, partial(documents.read_file, store, file))[1]
+        _read(findings, "asset", file.key, documents.read_file, store, file)
     key = layout.attempt_key(asset_id, documents.committed_attempt(manifest))
-    attempt, found = _problems(
-        "asset", key, partial(documents.read_attempt, store, key, committed=True)
-    )
-    if key not in keys:  # else it is among the findings already
-        findings += found
+    read = partial(documents.read_attempt, store, key, committed=True)
+    attempt = _read([] if key in keys else findings, "asset", key, read)  # else it is there already
     if attempt and attempt["spec"] != manifest["spec"]:
         findings.append(Finding("asset", key, "is of another spec than manifest.json"))
     elif attempt and attempt["status"] not in COMMITTED and not findings:
@@ -222,28 +211,31 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     return findings
 
 
-def _problems(kind: str, key: str, read: Callable[[], T]) -> tuple[T | None, list[Finding]]:
-    """What `read` returns, or what its error says about `key`."""
+def _read(
+    findings: list[Finding], kind: str, key: str, read: Callable[..., T], *arguments: Any
+) -> T | None:
+    """What `read` returns, or None, and what its error says about `key` goes to the findings."""
     try:
-        return read(), []
+        return read(*arguments)
     except NewerStore:
         raise
     except NotInStore:
-        return None, [Finding(kind, key, "is missing")]
+        problem = "is missing"
     except Damaged as error:
-        return None, [Finding(kind, key, f"is damaged: {error.flaw}")]
+        problem = f"is damaged: {error.flaw}"
     except StoreError as error:
-        return None, [Finding("unreadable", key, str(error))]
+        kind, problem = "unreadable", str(error)
+    findings.append(Finding(kind, key, problem))
+    return None
 
 
 def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
     """Each table's rows against those that follow from the JSON, if that is `comparable`."""
-    findings = []
+    findings: list[Finding] = []
     wanted = projection(store) if comparable else {}
     for table in SCHEMAS:
-        key, read = f"tables/{table}", partial(query, store, f"SELECT * FROM {table}")
-        content, found = _problems("table", key, read)
-        findings += found
+        key = f"tables/{table}"
+        content = _read(findings, "table", key, query, store, f"SELECT * FROM {table}")
         if content is None or not comparable:
             continue
         rows = wanted[table]

@@ -1,10 +1,13 @@
-"""What a disk answers that takes no more, and what to do about it."""
+"""Files that appear whole, and what a disk answers that takes no more, with what to do about it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 _ADVICE = {
@@ -28,6 +31,17 @@ _NO_INODES = (
 )
 LITTLE = 1 << 20  # bytes: not even a picture fits
 FEW = 16  # inodes, or blocks: what has failed may have given some back by now
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A free name for a file until it is renamed to `path`; nothing stays there afterwards."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def disk_problem(error: OSError, place: str = "folder") -> tuple[str, str]:

@@ -12,7 +12,6 @@ import errno
 import io
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from sjc_engine.files import flush_folder, is_refusal
-from tasks.store.disk import disk_problem
+from tasks.store.disk import disk_problem, temporary_beside
 from tasks.store.interface import (
     TRANSFERS,
     AlreadyCommitted,
@@ -42,7 +41,7 @@ T = TypeVar("T")
 # What file systems without hard links answer (exFAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # the names of `_write_temporary`
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # the names of `temporary_beside`
 
 
 class LocalStore:
@@ -54,8 +53,8 @@ class LocalStore:
         with self._explained("use", self.root):
             if writable:
                 self.root.mkdir(parents=True, exist_ok=True)
-                probe = self._write_temporary(self.root / "probe", io.BytesIO(b"sjc"))[0]
-                probe.unlink()
+                with temporary_beside(self.root / "probe") as probe:
+                    _write(probe, io.BytesIO(b"sjc"))
             elif not self.root.exists():
                 fix = f"check {option}, or run `sjc run`"
                 raise StoreError(f"There is no store at {self.root}", fix)
@@ -86,14 +85,13 @@ class LocalStore:
         with self._explained("read", self._path(key)):
             source = self._open(key)
         reader = _Reader(source, self._path(key), self._option)
-        with source, explained("write", path, "folder"):
-            temporary, stored = self._write_temporary(path, reader)
-            with _removed_on_error(temporary):
-                self._check_complete(key, source, stored.bytes)
-                if sha256 is not None and stored.sha256 != sha256:
-                    problem = f"its SHA-256 is {stored.sha256} and should be {sha256}"
-                    raise damaged(self, key, problem)
-                os.replace(temporary, path)
+        with source, explained("write", path, "folder"), temporary_beside(path) as temporary:
+            stored = _write(temporary, reader)
+            self._check_complete(key, source, stored.bytes)
+            if sha256 is not None and stored.sha256 != sha256:
+                problem = f"its SHA-256 is {stored.sha256} and should be {sha256}"
+                raise damaged(self, key, problem)
+            os.replace(temporary, path)
         return stored
 
     def exists(self, key: str) -> bool:
@@ -108,9 +106,8 @@ class LocalStore:
         path = self._path(key)
         with self._explained("list", path.parent):
             try:
-                with os.scandir(path.parent) as entries:
-                    if all(entry.name != path.name for entry in entries):
-                        return None
+                if path.name not in {entry.name for entry in os.scandir(path.parent)}:
+                    return None
             except FileNotFoundError as error:
                 raise StoreError(
                     f"Cannot list {path.parent}: the folder is not there",
@@ -185,8 +182,7 @@ class LocalStore:
         """
         for _ in range(TRANSFERS):  # another process may make the folder between two looks
             try:
-                with os.scandir(path.parent) as entries:
-                    return any(entry.name == path.name for entry in entries)
+                return path.name in {entry.name for entry in os.scandir(path.parent)}
             except NotADirectoryError:
                 return False
             except FileNotFoundError as error:
@@ -213,13 +209,8 @@ class LocalStore:
 
     def _entries(self, folder: Path) -> Sequence[os.DirEntry[str]]:
         """What is in a folder; nothing in one that is not there, if the folder above agrees."""
-
-        def scan() -> Sequence[os.DirEntry[str]]:
-            with os.scandir(folder) as entries:
-                return tuple(entries)
-
         try:
-            return self._looked_up(folder, scan)
+            return self._looked_up(folder, lambda: tuple(os.scandir(folder)))
         except (FileNotFoundError, NotADirectoryError):
             return ()
 
@@ -242,33 +233,31 @@ class LocalStore:
 
     def _put(self, key: str, source: BinaryIO, replace: bool) -> StoredFile:
         path = self._path(key)
-        with self._explained("write", path):
+        with self._explained("write", path), temporary_beside(path) as temporary:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary, stored = self._write_temporary(path, source)
-            with _removed_on_error(temporary):
-                if replace:
-                    os.replace(temporary, path)
-                elif not _appear(temporary, path):
-                    temporary.unlink()
-                    with path.open("rb") as existing:
-                        found = stream_digest(existing)
-                        self._check_complete(key, existing, found.bytes)
-                        if found != stored:
-                            raise AlreadyCommitted(
-                                f"{path} is already committed with other content",
-                                "nothing was changed, use a new attempt",
-                            )
+            stored = _write(temporary, source)
+            if replace:
+                os.replace(temporary, path)
+            elif not _appear(temporary, path):
+                with path.open("rb") as existing:
+                    found = stream_digest(existing)
+                    self._check_complete(key, existing, found.bytes)
+                    if found != stored:
+                        raise AlreadyCommitted(
+                            f"{path} is already committed with other content",
+                            "nothing was changed, use a new attempt",
+                        )
             flush_folder(path.parent)
         return stored
 
-    def _write_temporary(self, path: Path, source: Readable) -> tuple[Path, StoredFile]:
-        """Copy `source` to a flushed temporary file next to `path`."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with _removed_on_error(temporary), temporary.open("xb") as target:
-            stored = stream_digest(source, copy_to=target)
-            target.flush()
-            os.fsync(target.fileno())
-        return temporary, stored
+
+def _write(path: Path, source: Readable) -> StoredFile:
+    """Copy `source` to a new file, flushed to the disk."""
+    with path.open("xb") as target:
+        stored = stream_digest(source, copy_to=target)
+        target.flush()
+        os.fsync(target.fileno())
+    return stored
 
 
 def _appear(temporary: Path, path: Path) -> bool:
@@ -285,8 +274,6 @@ def _appear(temporary: Path, path: Path) -> bool:
         if path.exists():
             return False
         os.replace(temporary, path)
-        return True
-    temporary.unlink()
     return True
 
 
@@ -299,17 +286,6 @@ class _Reader:
     def read(self, size: int, /) -> bytes:
         with explained("read", self._path, self._option):
             return self._file.read(size)
-
-
-@contextlib.contextmanager
-def _removed_on_error(temporary: Path) -> Iterator[None]:
-    """Leave no temporary file behind when the block fails, whatever it fails with."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 @contextlib.contextmanager

@@ -12,21 +12,20 @@ import hashlib
 import io
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from tasks.store.disk import temporary_beside
 from tasks.store.interface import (
-    CHUNK,
     AlreadyCommitted,
     Listed,
     StoredFile,
@@ -41,7 +40,7 @@ from tasks.store.interface import (
 from tasks.store.s3_client import MISSING, connect, error_code, explained
 
 if TYPE_CHECKING:
-    from types_boto3_s3.type_defs import CopySourceTypeDef, ObjectTypeDef, PutObjectRequestTypeDef
+    from types_boto3_s3.type_defs import CopySourceTypeDef, ObjectTypeDef
 
 MULTIPART_BYTES = 32 << 20
 PAUSES = (0.0, 0.5, 2.0)  # seconds before each transfer: listings lag, and networks recover
@@ -99,13 +98,10 @@ class S3Store:
         return target.getvalue()
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> StoredFile:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
+        with temporary_beside(path) as temporary:
             with explained("read", self.uri(key)), temporary.open("x+b") as target:
                 stored = self._fetch(key, target, sha256)
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return stored
 
     def exists(self, key: str) -> bool:
@@ -244,18 +240,19 @@ class S3Store:
                     ),
                 )
             else:
-                request: PutObjectRequestTypeDef = {
-                    "Bucket": self.bucket,
-                    "Key": self._full(key),
-                    "Body": body,
-                    "Metadata": metadata,
-                    "ContentType": kind,
-                }
-                if not replace:
-                    request["IfNoneMatch"] = "*"
-                self._client.put_object(**request)
+                unless_there: dict[str, Any] = {} if replace else {"IfNoneMatch": "*"}
+                self._client.put_object(
+                    Bucket=self.bucket,
+                    Key=self._full(key),
+                    Body=body,
+                    Metadata=metadata,
+                    ContentType=kind,
+                    **unless_there,
+                )
 
-    def _fetch(self, key: str, target: BinaryIO, sha256: str | None) -> StoredFile:
+    def _fetch(
+        self, key: str, target: io.BytesIO | io.BufferedRandom, sha256: str | None
+    ) -> StoredFile:
         """Copy `key` into `target`, again while what arrives is not what the store lists."""
         error: StoreError | None = None
         for pause in PAUSES:
@@ -311,9 +308,6 @@ class S3Store:
         )
 
 
-def _file_md5(file: BinaryIO) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def _file_md5(file: io.BytesIO | io.BufferedRandom) -> str:
     file.seek(0)
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

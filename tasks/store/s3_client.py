@@ -12,19 +12,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import boto3
+from botocore import exceptions
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSLError,
-    SSOError,
-    TokenRetrievalError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
@@ -162,15 +152,19 @@ def _problem(error: Exception) -> tuple[str, str]:
         case ClientError():
             code = error_code(error)
             return _ADVICE.get(code) or (f"the server answers {code}", "try again later")
-        case NoCredentialsError() | PartialCredentialsError():
+        case exceptions.NoCredentialsError() | exceptions.PartialCredentialsError():
             return "there are no complete AWS credentials", _CREDENTIALS
-        case CredentialRetrievalError() | SSOError() | TokenRetrievalError():
+        case (
+            exceptions.CredentialRetrievalError()
+            | exceptions.SSOError()
+            | exceptions.TokenRetrievalError()
+        ):
             return text, f"renew the credentials {_AGAIN}"
-        case ProfileNotFound():
+        case exceptions.ProfileNotFound():
             return text, "correct AWS_PROFILE, or add the profile to ~/.aws/config"
-        case ParamValidationError():
+        case exceptions.ParamValidationError():
             return "this is not a valid bucket", "use s3://bucket/prefix"
-        case SSLError():
+        case exceptions.SSLError():
             authority = "name the file of the server's certificate authority in AWS_CA_BUNDLE"
             return text, f"{authority}, or correct AWS_ENDPOINT_URL_S3"
     if isinstance(error, NETWORK_ERRORS):

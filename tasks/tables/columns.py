@@ -77,8 +77,9 @@ class Column:
         return f"{self.low:g} to {self.high:g}" if self.high is not None else f"≥ {self.low:g}"
 
 
-# A share of something; a number of things; a duration; a value that is always there.
+# A share of something, and one of 100; a number of things; a duration; what is always there.
 share = partial(Column, type=REAL, low=0, high=1)
+score = partial(Column, type=REAL, low=0, high=100, better="higher")
 count = partial(Column, type=WHOLE, low=0)
 seconds = partial(Column, type=REAL, unit="s", low=0, better="lower")
 required = partial(Column, required=True)

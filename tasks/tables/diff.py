@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from sjc_engine.errors import UsageError
 from tasks.store.interface import Store
-from tasks.tables.columns import REAL, TEXT
-from tasks.tables.read import query
+from tasks.tables.read import BEST_FIRST, query
 
 METRICS = (
     "clip_score", "clip_r_precision", "geometry_r_precision", "janus_score", "field_mesh_iou",
@@ -24,30 +22,35 @@ LATEST = 8  # runs that an error message lists
 # Of an entry of both runs: it failed and is ok, the reverse, it is another asset, the same asset
 # has other numbers, nothing.
 CHANGES = ("added", "removed", "fixed", "broken", "remade", "measured", "same")
-# An entry's asset as it was when the run ended: a later success does not change the past.
+# An entry's asset as it was when the run ended: a later success does not change the past. Entries
+# have one key in both runs if their row ids are the same, else if their assets are.
 _STATES = f"""
-SELECT e.row_id, e.asset_id, coalesce(a.status, 'unfinished') AS status, a.error,
+SELECT e.line, e.row_id, e.asset_id, coalesce(a.status, 'unfinished') AS status, a.error,
+       coalesce(o.row_id, e.asset_id || '/' || row_number() OVER
+           (PARTITION BY e.asset_id, o.row_id IS NULL ORDER BY e.line, e.row_id)) AS key,
        {", ".join(f"a.{name}::DOUBLE AS {name}" for name in METRICS)},
        {" + ".join(f"coalesce(a.{name}, 0)" for name in _SECONDS)} AS seconds
-FROM entries e LEFT JOIN (
+FROM entries e
+LEFT JOIN (SELECT row_id FROM entries WHERE run_id = '{{other}}') o USING (row_id)
+LEFT JOIN (
     SELECT * FROM assets, (SELECT ended_at AS run_ended_at FROM runs WHERE run_id = '{{run_id}}')
     WHERE run_ended_at IS NULL OR ended_at <= run_ended_at
-    QUALIFY row_number() OVER (
-        PARTITION BY asset_id
-        ORDER BY (status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC, run_id DESC
-    ) = 1
+    QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY {BEST_FIRST}) = 1
 ) a USING (asset_id)
-WHERE e.run_id = '{{run_id}}' ORDER BY e.line, e.row_id
+WHERE e.run_id = '{{run_id}}'
 """
-SCHEMA = pa.schema(
-    [
-        *((name, TEXT) for name in (
-            "change", "row_id", "asset_a", "asset_b", "status_a", "status_b", "error_a", "error_b",
-        )),
-        *((f"{name}_{side}", REAL) for name in NUMBERS for side in
-          ("a", "b", "delta")),
-    ]
-)  # fmt: skip
+_DIFFERENCE = f"""
+SELECT CASE WHEN a.row_id IS NULL THEN 'added' WHEN b.row_id IS NULL THEN 'removed'
+            WHEN a.status <> 'ok' AND b.status = 'ok' THEN 'fixed'
+            WHEN a.status = 'ok' AND b.status <> 'ok' THEN 'broken'
+            WHEN a.asset_id <> b.asset_id THEN 'remade'
+            WHEN {" OR ".join(f"a.{n} IS DISTINCT FROM b.{n}" for n in METRICS)} THEN 'measured'
+            ELSE 'same' END AS change,
+       coalesce(b.row_id, a.row_id) AS row_id, a.asset_id AS asset_a, b.asset_id AS asset_b,
+       a.status AS status_a, b.status AS status_b, a.error AS error_a, b.error AS error_b,
+       {", ".join(f"a.{n} AS {n}_a, b.{n} AS {n}_b, b.{n} - a.{n} AS {n}_delta" for n in NUMBERS)}
+FROM a FULL JOIN b USING (key) ORDER BY b.line NULLS LAST, 2
+"""
 
 
 class UnknownRun(UsageError):
@@ -84,9 +87,10 @@ def diff_runs(store: Store, run_a: str, run_b: str) -> Difference:
     runs = query(store, "SELECT run_id, manifest FROM runs ORDER BY started_at DESC, run_id DESC")
     known = [(row["run_id"], row["manifest"]) for row in runs.to_pylist()]
     first, second = (_named(store, known, name) for name in (run_a, run_b))
-    before, after = (query(store, _STATES.format(run_id=id)).to_pylist() for id in (first, second))
-    rows = [_row(a, b) for a, b in _matched(before, after)]
-    return Difference(first, second, pa.Table.from_pylist(rows, SCHEMA))
+    before = _STATES.format(run_id=first, other=second)
+    after = _STATES.format(run_id=second, other=first)
+    rows = query(store, f"WITH a AS ({before}), b AS ({after}) {_DIFFERENCE}")
+    return Difference(first, second, rows)
 
 
 def _named(store: Store, known: list[tuple[str, str]], name: str) -> str:
@@ -102,43 +106,3 @@ def _named(store: Store, known: list[tuple[str, str]], name: str) -> str:
     latest = ", ".join(f"{run_id} ({manifest})" for run_id, manifest in known[:LATEST])
     problem = f"{len(found)} runs begin with {name!r}" if found else f"there is no run {name!r}"
     raise UnknownRun(f"{problem} in {store.url}; its latest: {latest or 'none'}")
-
-
-def _matched(
-    before: list[dict[str, Any]], after: list[dict[str, Any]]
-) -> list[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
-    """Entries of the second run with theirs of the first, then those that are gone."""
-    by_row = {state["row_id"]: state for state in before}
-    new_rows = {state["row_id"] for state in after}
-    by_asset: dict[str, list[dict[str, Any]]] = {}
-    for state in reversed(before):
-        if state["row_id"] not in new_rows:
-            by_asset.setdefault(state["asset_id"], []).append(state)
-    pairs: list[tuple[dict[str, Any] | None, dict[str, Any] | None]] = []
-    for state in after:
-        same = by_asset.get(state["asset_id"])
-        match = by_row.get(state["row_id"]) or (same.pop() if same else None)
-        pairs.append((match, state))
-    gone = [state for states in by_asset.values() for state in states]
-    return pairs + [(state, None) for state in sorted(gone, key=lambda state: state["row_id"])]
-
-
-def _row(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"change": _change(a, b), "row_id": (b or a or {})["row_id"]}
-    for side, state in (("a", a or {}), ("b", b or {})):
-        row |= {f"asset_{side}": state.get("asset_id")}
-        row |= {f"{name}_{side}": state.get(name) for name in ("status", "error", *NUMBERS)}
-    for name in NUMBERS:
-        old, new = row[f"{name}_a"], row[f"{name}_b"]
-        row[f"{name}_delta"] = None if old is None or new is None else new - old
-    return row
-
-
-def _change(a: dict[str, Any] | None, b: dict[str, Any] | None) -> str:
-    if a is None or b is None:
-        return "added" if a is None else "removed"
-    if (a["status"] == "ok") != (b["status"] == "ok"):
-        return "fixed" if b["status"] == "ok" else "broken"
-    if a["asset_id"] != b["asset_id"]:
-        return "remade"
-    return "same" if all(a[name] == b[name] for name in METRICS) else "measured"

@@ -44,10 +44,7 @@ def check_report(report: Document, timings: Document, versions: Document) -> Non
     for view in report.get("views", []):
         _check_keys("report: views", view, VIEW_KEYS)
     _check_keys("timings", timings, STAGES)
-    for name, version in versions.items():
-        if not isinstance(version, str):
-            raise RowError(f"versions: {name}: {version!r} is not text")
-    check_known(report, timings)
+    check_known(report, timings, versions)
 
 
 def _check_keys(part: str, found: Iterable[str], known: Sequence[str]) -> None:
@@ -56,7 +53,7 @@ def _check_keys(part: str, found: Iterable[str], known: Sequence[str]) -> None:
         raise RowError(f"{part}: unknown key {unknown}; known: {', '.join(known)}")
 
 
-def check_known(report: Document, timings: Document) -> None:
+def check_known(report: Document, timings: Document, versions: Document) -> None:
     """Raises `RowError` for a value that its column cannot hold; ignores keys without a column.
 
     For documents that were read: a later version may know more columns.
@@ -65,6 +62,9 @@ def check_known(report: Document, timings: Document) -> None:
         _ASSET_COLUMNS[key].check(report.get(key))
     for stage in STAGES:
         _ASSET_COLUMNS[f"seconds_{stage}"].check(timings.get(stage))
+    for name, version in versions.items():
+        if not isinstance(version, str):
+            raise RowError(f"versions: {name}: {version!r} is not text")
     views = report.get("views", [])
     if not isinstance(views, list) or not all(isinstance(view, dict) for view in views):
         raise RowError("report: views: not a list of objects")

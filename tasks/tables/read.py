@@ -33,11 +33,10 @@ Connection = duckdb.DuckDBPyConnection
 READS = 10  # of a table whose files are replaced meanwhile
 FILES = 16  # at a time
 # A later failure must not hide an earlier success. The last two only break ties.
-BEST_ASSETS = """
-SELECT * FROM assets QUALIFY row_number() OVER (
-    PARTITION BY asset_id
-    ORDER BY (status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC, run_id DESC
-) = 1
+BEST_FIRST = "(status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC, run_id DESC"
+BEST_ASSETS = f"""
+SELECT * FROM assets
+QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY {BEST_FIRST}) = 1
 """
 _ORDER = {
     "assets": "started_at, asset_id",
@@ -225,32 +224,21 @@ def row_keys(table: str, rows: pa.Table) -> set[tuple[object, ...]]:
 
 
 def _dataset(connection: Connection, table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
-    """Files as one table without repeats.
+    """Files as one table without repeats, which are of a run that has several files.
 
-    Only files with rows of the same run can repeat each other. If some do, they are decoded here;
-    of all others, such as a compacted file, only the columns that a query needs ever are.
+    Only the columns that a query needs are decoded, but all of them if some rows are repeated.
     """
-    schema = SCHEMAS[table]
-    runs = {key: _runs(key, file) for key, file in files.items()} if len(files) > 1 else {}
-    counts = Counter(run for found in runs.values() for run in found)
-    mixed = {key for key, found in runs.items() if any(counts[run] > 1 for run in found)}
-
-    def read(names: Sequence[str]) -> pa.Table:
-        found = (files[key].to_table(names) for key in sorted(mixed))
-        return pa.concat_tables([schema.empty_table().select(names), *found])
-
-    keys = read(["run_id", *ROW_KEYS[table]])
-    if keys.group_by(keys.column_names).aggregate([]).num_rows == keys.num_rows:
-        mixed.clear()  # parts of a run have different assets
-    memory = last_rows(connection, table, read(schema.names)) if mixed else schema.empty_table()
-    alone = [file for key, file in files.items() if key not in mixed]
-    return ds.UnionDataset(schema, [*alone, ds.dataset(memory)])
-
-
-def _runs(key: str, file: ds.Dataset) -> set[str]:
-    """Whose rows a file has."""
-    run = key.partition("/run_id=")[2].partition("/")[0]
-    return {run} if run else set(file.to_table(["run_id"])["run_id"].unique().to_pylist())
+    nothing = ds.dataset(SCHEMAS[table].empty_table())
+    rows = ds.UnionDataset(SCHEMAS[table], [*files.values(), nothing])
+    if len(files) < 2:
+        return rows
+    found = (file.to_table(["run_id"])["run_id"].unique() for file in files.values())
+    runs = Counter(run for names in found for run in names)
+    if max(runs.values(), default=0) > 1:
+        keys = rows.to_table(["run_id", *ROW_KEYS[table]])
+        if keys.group_by(keys.column_names).aggregate([]).num_rows < keys.num_rows:
+            return ds.dataset(last_rows(connection, table, rows.to_table()))
+    return rows
 
 
 def _run_sql(connection: Connection, sql: str) -> pa.Table:

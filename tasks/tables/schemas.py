@@ -21,6 +21,7 @@ from tasks.tables.columns import (
     RowError,
     count,
     required,
+    score,
     seconds,
     share,
 )
@@ -50,14 +51,10 @@ _ENDED = required("ended_at", "When the attempt ended (UTC).", TIME)
 _IOU = share(
     "field_mesh_iou", "Overlap (IoU) of the mesh's and the field's silhouettes.", better="higher"
 )
-_PSNR = Column(
+_PSNR = score(
     "field_mesh_psnr",
     "Likeness of the mesh's and the field's pictures, on the pixels of either silhouette.",
-    REAL,
     unit="dB",
-    low=0,
-    high=100,
-    better="higher",
 )
 _LPIPS = Column(
     "field_mesh_lpips",
@@ -66,14 +63,10 @@ _LPIPS = Column(
     low=0,
     better="lower",
 )
-_CLIP = Column(
+_CLIP = score(
     "clip_score",
     "100 max(cos, 0) of picture and prompt, as the judge sees them. Only comparable between rows "
     "of the same evaluator and revision.",
-    REAL,
-    low=0,
-    high=100,
-    better="higher",
 )
 
 TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
@@ -292,12 +285,10 @@ FILE_SCHEMAS: dict[str, pa.Schema] = {
 }
 # A compacted file has the rows of many runs, and so the column: as a dictionary, which is what
 # pandas makes of the folders' names too. It is in no run's folder.
+_RUN_COLUMN = pa.field("run_id", pa.dictionary(pa.int32(), pa.string()), nullable=False)
 COMPACTED_SCHEMAS: dict[str, pa.Schema] = {
-    table: schema.set(
-        position, pa.field("run_id", pa.dictionary(pa.int32(), pa.string()), nullable=False)
-    )
+    table: schema.set(schema.get_field_index("run_id"), _RUN_COLUMN)
     for table, schema in SCHEMAS.items()
-    for position in (schema.get_field_index("run_id"),)
 }
 
 # What tells a run's rows of a table apart.

@@ -212,7 +212,7 @@ def _rows_or_damage(store: Store, table: str, key: str) -> pa.Table | Damaged:
 
 def projection(store: Store) -> dict[str, pa.Table]:
     """The rows of every table as they follow from the store's JSON."""
-    asset_ids = sorted({key.split("/")[1] for key in store.list("assets/")})
+    asset_ids = documents.asset_ids(store)
     with ThreadPoolExecutor(table_reader.FILES) as pool:
         manifests = pool.map(partial(documents.asset_manifest, store), asset_ids)
         attempts = pool.map(partial(asset_attempts, store), asset_ids)

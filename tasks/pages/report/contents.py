@@ -17,7 +17,7 @@ from tasks.pages.run_sheet import read_picture
 from tasks.records.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
 from tasks.store.interface import Damaged, NotInStore, Store
 from tasks.store.layout import report_key
-from tasks.tables.read import query
+from tasks.tables.read import BEST_FIRST, query
 
 MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture takes 1 kB
 MOST_SHOWN = 6  # best and worst assets
@@ -32,20 +32,20 @@ class CommandLine(Protocol):
 
 
 # What the run did for each asset: its own row, or for a reused one the row that it had.
-_SQL = """
+_SQL = f"""
 WITH mine AS (
     SELECT * FROM assets
-    WHERE asset_id IN (SELECT asset_id FROM entries WHERE run_id = '{run_id}')
-    QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY (run_id = '{run_id}') DESC,
-        (status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC) = 1
+    WHERE asset_id IN (SELECT asset_id FROM entries WHERE run_id = '{{run_id}}')
+    QUALIFY row_number() OVER
+        (PARTITION BY asset_id ORDER BY (run_id = '{{run_id}}') DESC, {BEST_FIRST}) = 1
 )
 SELECT e.row_id, e.asset_id,
     -- a run that was killed left no outcomes, but its rows are there
-    coalesce(e.outcome, CASE WHEN m.run_id <> '{run_id}' THEN NULL WHEN m.status = 'ok'
+    coalesce(e.outcome, CASE WHEN m.run_id <> '{{run_id}}' THEN NULL WHEN m.status = 'ok'
         THEN 'computed' WHEN m.status <> 'interrupted' THEN 'failed' END) AS outcome,
     m.* EXCLUDE (asset_id)
 FROM entries e LEFT JOIN mine m USING (asset_id)
-WHERE e.run_id = '{run_id}' AND e.outcome IS DISTINCT FROM 'duplicate'
+WHERE e.run_id = '{{run_id}}' AND e.outcome IS DISTINCT FROM 'duplicate'
 ORDER BY e.line, e.row_id
 """
 

@@ -475,6 +475,12 @@ def test_what_looks_like_a_spreadsheet_and_is_wrong(
     assert problems(write(content, name))[0].startswith(problem)
 
 
+def test_rows_before_a_line_that_cannot_be_read_are_checked(write: Write) -> None:
+    seed, text = problems(write(b"prompt,seed\na,x\nb\xe9,\nc,y\n"))
+    assert seed.startswith("m.csv:2: seed: 'x' is not a valid seed")
+    assert text.startswith("m.csv:3: file: byte 0xE9 is not UTF-8")
+
+
 def test_a_torn_gzip_file(tmp_path: Path, write: Write) -> None:
     whole = gzip.compress(b"prompt\n" + b"a yellow duck\n" * 1000)
     [problem] = problems(write(whole[:-20], "m.csv.gz"))
