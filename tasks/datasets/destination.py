@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from tasks.store import open_store
+from tasks.store.disk import temporary_beside
 from tasks.store.interface import StoredFile, stream_digest
 from tasks.store.local import LocalStore, explained
 
@@ -44,14 +44,10 @@ class Destination:
                     _write(path, write)
                 return self.store.put_file(key, path, replace=True)
         target = self._root / key
-        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        with explained("write", path, "-o"):
+        with explained("write", target, "-o"), temporary_beside(target) as path:
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                stored = _write(path, write)
-                os.replace(path, target)
-            finally:
-                path.unlink(missing_ok=True)
+            stored = _write(path, write)
+            os.replace(path, target)
         return stored
 
     def sweep(self) -> None:
