@@ -8,6 +8,7 @@ import argparse
 import atexit
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import re
@@ -215,7 +216,11 @@ def serve(port: int, ui: bool) -> None:
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)
     os.environ["PREFECT_API_URL"] = api_url
     os.environ["PREFECT_SERVER_UI_ENABLED"] = str(ui).lower()
+    if not ui:  # the types of blocks are for the pages; a later server with pages adds them
+        os.environ.setdefault("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")
+        os.environ.setdefault("PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION", "false")
     os.umask(0o077)  # the database holds logs and parameters
+    gc.disable()  # the collector is a quarter of what importing Prefect's server takes
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -227,6 +232,8 @@ def serve(port: int, ui: bool) -> None:
             lock.close()
 
     app = create_app(final=True)
+    gc.freeze()
+    gc.enable()
     config = uvicorn.Config(app, host=HOST, port=port, log_level="error", lifespan="on")
     make_private(prefect_home())
     with (prefect_home() / "start.lock").open("a") as lock, contextlib.suppress(KeyboardInterrupt):
