@@ -4,10 +4,12 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+from prefect_database import copy_database, make_database
 from swift_server import SwiftServer, unavailable
 
 # Before prefect and torch are imported anywhere, and inherited by every process a test starts.
@@ -24,12 +26,39 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def prefect_api() -> Iterator[str]:
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database, for `copy_database`; the session's own home has it from now on, too."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes of the session
+    database = make_database(folder / "prefect-database")
+    if not Path(os.environ["PREFECT_HOME"], "prefect.db").exists():
+        copy_database(database, Path(os.environ["PREFECT_HOME"]))
+    return database
+
+
+@pytest.fixture
+def prefect_home(prefect_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of this test alone, where no server is up."""
+    home = copy_database(prefect_database, tmp_path / "home")
+    monkeypatch.setenv("PREFECT_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server for this session; processes find it through PREFECT_API_URL = this."""
     from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect.testing import utilities
 
-    with prefect_test_harness(server_startup_timeout=120):
+    folder = tmp_path_factory.mktemp("harness")
+    copy_database(prefect_database, folder, "prefect-test.db")
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+            patch.setenv("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")  # nobody looks at them
+            patch.setenv("PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION", "false")
+            stack.enter_context(utilities.prefect_test_harness(server_startup_timeout=120))
         yield str(PREFECT_API_URL.value())
 
 

@@ -25,8 +25,7 @@ def format_times(cron: str, timezone: str) -> str:
     if len(cron.split()) != 5 and not cron.startswith("@"):  # a sixth would be read as seconds
         raise SettingError("cron", f"{cron!r} does not have five fields", _CRON)
     try:
-        schedule = CronSchedule(cron=cron, timezone=timezone)
-        times = asyncio.run(schedule.get_dates(SHOWN))
+        times = asyncio.run(CronSchedule(cron=cron, timezone=timezone).get_dates(SHOWN))
     except ValueError as error:  # of which pydantic's is one
         raise SettingError("cron", f"{cron!r} is not a cron line", _CRON) from error
     if not times:

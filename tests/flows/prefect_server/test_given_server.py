@@ -55,7 +55,7 @@ def gate(wanted: tuple[str, str] | None = None, certificates: Path | None = None
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
             server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         scheme = "https" if certificates else "http"
         yield f"{scheme}://127.0.0.1:{server.server_port}/api"
         server.shutdown()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from command_line import SJC, tiny
 from fleet import descendants, flow_run_of
+from prefect_database import copy_database
 
 from flows.commands.deploy import read_file, validate
 from flows.errors import UsageError
@@ -34,22 +36,28 @@ from tasks.tables.read import read_table
 ROOT = Path(__file__).parents[3]
 
 
-def soon() -> str:
-    """A cron line that comes in one or two minutes, and then not again today.
+# Nobody waits for a turn: workers and `serve` ask for runs, and a run for its deployment's slot.
+PROMPT = {
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+    "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
+}
 
-    Not sooner: what a server has not heard of when its time comes is not run late.
-    """
-    moment = datetime.now(UTC) + timedelta(seconds=120)
+
+def far() -> str:
+    """A cron line that does not come while the tests run."""
+    moment = datetime.now(UTC) + timedelta(hours=12)
     return f"{moment.minute} {moment.hour} * * *"
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def api(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[httpx.Client]:
     """A Prefect server of these tests."""
-    port, home = free_port(), tmp_path_factory.mktemp("home")
+    port, home = free_port(), copy_database(prefect_database, tmp_path_factory.mktemp("home"))
     command = [sys.executable, "-m", "flows.prefect_server.server", "--port", str(port)]
     server = subprocess.Popen(
-        [*command, "--parent", str(os.getpid())], env=os.environ | {"PREFECT_HOME": str(home)}
+        [*command, "--parent", str(os.getpid())],
+        env=os.environ | PROMPT | {"PREFECT_HOME": str(home)},
     )
     url = f"http://{HOST}:{port}/api"
     try:
@@ -61,15 +69,22 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         server.wait()
 
 
-@pytest.fixture
-def folder(tmp_path: Path, api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a manifest, whose commands talk to the server."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+def enter(folder: Path, api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goes to a folder, whose commands talk to the server, and writes a manifest there."""
+    monkeypatch.chdir(folder)
+    for name, value in PROMPT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PREFECT_HOME", str(folder / "home"))
     monkeypatch.setenv("PREFECT_API_URL", str(api.base_url).rstrip("/"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "a.csv").write_text("id,prompt\nduck,a yellow duck\n")
+    if not Path("lists").exists():
+        Path("lists").mkdir()
+        Path("lists/a.csv").write_text("id,prompt\nduck,a yellow duck\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Path:
+    enter(tmp_path, api, monkeypatch)
     return tmp_path
 
 
@@ -128,11 +143,80 @@ def done(api: httpx.Client, flow_run_id: str) -> dict[str, Any] | None:
     return run if run["state_type"] == "COMPLETED" else None
 
 
+def state(api: httpx.Client, flow_run: str) -> dict[str, Any]:
+    found: dict[str, Any] = call(api, "GET", f"/flow_runs/{flow_run}")["state"]
+    return found
+
+
+def process_of(worker: int, flow_run: str) -> int | None:
+    below = (pid for pid in descendants(worker) if flow_run_of(pid) == flow_run)
+    return next(below, None)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A flow run that was killed; step: of its checkpoint."""
+
+    folder: Path
+    deployment: str
+    flow_run: str
+    step: int
+
+
+KILLED = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "killed", "--limit", "1"]
+
+
+@pytest.fixture(scope="module")
+def killed(api: httpx.Client, judge: str, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """A run that was killed together with its worker: nobody is left who could tell.
+
+    The server needs 90 s to notice. Other tests run meanwhile.
+    """
+
+    def step() -> int:
+        found = list(Path(".sjc/fields").glob("*.checkpoint"))
+        return int(read_checkpoint(found[0])[1]["step"]) if found else 0
+
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter(folder, api, monkeypatch)
+        command = [*SJC, "deploy", "lists", "--devices", "cpu", *tiny(judge), "--set", "steps=200"]
+        command += ["--name", "killed", "--on-collision", "enqueue", "--pool", "killed"]
+        subprocess.run(command, capture_output=True, check=True)
+        deployment = str(call(api, "GET", "/deployments/name/generate/killed")["id"])
+        flow_run = str(call(api, "POST", f"/deployments/{deployment}/create_flow_run", {})["id"])
+        with started(*KILLED) as worker:
+            kept = until(step)
+            run = process_of(worker.pid, flow_run)
+            assert run is not None, Path("log").read_text()
+            engines = descendants(run)
+            assert engines, "there is no engine to be left behind"
+            os.kill(worker.pid, signal.SIGKILL)
+            os.kill(run, signal.SIGKILL)
+            until(lambda: not any(map(lives, engines)), 15)
+    return Killed(folder, deployment, flow_run, kept)
+
+
+@pytest.mark.system
+def test_nobody_reports_a_run_that_is_killed_with_its_worker(
+    api: httpx.Client, killed: Killed
+) -> None:
+    assert state(api, killed.flow_run)["type"] == "RUNNING"
+
+
 @pytest.mark.slow
 def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
     folder: Path, api: httpx.Client, judge: str
 ) -> None:
-    command = [*SJC, "deploy", "lists", "--cron", soon(), "--devices", "cpu", *tiny(judge)]
+    command = [*SJC, "deploy", "lists", "--cron", far(), "--devices", "cpu", *tiny(judge)]
     command += ["--name", "nightly", "--on-collision", "cancel-new", "--pool", "tests"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "prefect worker start --pool tests --name gpu0 --limit 1" in said
@@ -150,16 +234,9 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
 
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "tests"]
     with started(*worker, "--name", "cpu", "--limit", "1"):
-        first = until(
-            lambda: next(iter(runs_of(api, deployment["id"], "PENDING", "RUNNING")), None),
-            pause=ASKED,
-        )
-        assert first["auto_scheduled"]
-        (schedule,) = deployment["schedules"]  # it has done its part, and so have its other runs
-        path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
-        call(api, "PATCH", path, {"active": False})
-        for run in runs_of(api, deployment["id"], "SCHEDULED"):
-            call(api, "DELETE", f"/flow_runs/{run['id']}")
+        first = min(scheduled, key=lambda run: str(run["expected_start_time"]))
+        come = {"type": "SCHEDULED", "state_details": {"scheduled_time": f"{datetime.now(UTC)}"}}
+        call(api, "POST", f"/flow_runs/{first['id']}/set_state", {"state": come, "force": True})
         until(lambda: done(api, first["id"]), pause=ASKED)
 
         # The manifest grows; then a custom run, which is parameters and nothing else.
@@ -178,81 +255,19 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
     assert list(attempts.attempt) == ["a01", "a01"], "every asset was made once"
 
 
-@pytest.mark.system
-def test_workers_that_are_killed_with_their_run_and_without_it(
-    folder: Path, api: httpx.Client, judge: str
-) -> None:
-    """First both at once: nobody is left who could tell. Then the worker of the run that follows,
-    whose own process goes on without it."""
-    command = [*SJC, "deploy", "lists", "--devices", "cpu", *tiny(judge), "--set", "steps=200"]
-    command += ["--name", "killed", "--on-collision", "enqueue", "--pool", "killed"]
-    subprocess.run(command, capture_output=True, check=True)
-    deployment = call(api, "GET", "/deployments/name/generate/killed")
-
-    def ask() -> str:
-        path = f"/deployments/{deployment['id']}/create_flow_run"
-        return str(call(api, "POST", path, {})["id"])
-
-    def state(flow_run: str) -> str:
-        return str(call(api, "GET", f"/flow_runs/{flow_run}")["state_type"])
-
-    def step() -> int:
-        found = list(Path(".sjc/fields").glob("*.checkpoint"))
-        return int(read_checkpoint(found[0])[1]["step"]) if found else 0
-
-    def process_of(worker: int, flow_run: str) -> int | None:
-        below = (pid for pid in descendants(worker) if flow_run_of(pid) == flow_run)
-        return next(below, None)
-
-    start = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "killed", "--limit", "1"]
-    lost = ask()
-    with started(*start) as worker:
-        kept = until(step)
-        run = process_of(worker.pid, lost)
-        assert run is not None, Path("log").read_text()
-        engines = descendants(run)
-        assert engines, "there is no engine to be left behind"
-        os.kill(worker.pid, signal.SIGKILL)
-        os.kill(run, signal.SIGKILL)
-        until(lambda: not any(map(lives, engines)), 15)
-    assert state(lost) == "RUNNING", "somebody has told; nothing is tested"
-
-    following = ask()  # it waits: a deployment has one run at a time
-    with started(*start, "--name", "second") as worker:
-        until(lambda: state(lost) == "CRASHED", pause=ASKED)
-        run = until(lambda: process_of(worker.pid, following), 120)
-        until(lambda: len(list(Path("store").rglob("attempt.json"))) == 2)
-        os.kill(worker.pid, signal.SIGKILL)
-        until(lambda: done(api, following), pause=ASKED)
-        until(lambda: not lives(run), 60)
-
-    attempts = read_table("store", "attempts").sort_values("attempt")
-    assert list(attempts.attempt) == ["a01", "a02"]
-    assert list(attempts.status) == ["interrupted", "ok"]
-    assert attempts.first_step.iloc[1] >= kept > 0, "steps were made again"
-    assert list(read_table("store", "assets").status) == ["ok"]
-    assert verify_store(open_store("store")) == []
-
-
-def lives(pid: int) -> bool:
-    """Whether there is such a process that has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def last_run(folder: Path) -> str:
     return str(read_table(folder / "store", "runs").sort_values("started_at").run_id.iloc[-1])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_home")
 def test_serve_runs_by_the_clock_until_ctrl_c(
     folder: Path, judge: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a server of its own, since there is no other."""
     monkeypatch.delenv("PREFECT_API_URL")
-    command = [*SJC, "serve", "lists/a.csv", "--cron", soon(), "--devices", "cpu", *tiny(judge)]
+    command = [*SJC, "serve", "lists/a.csv", "--cron", "* * * * *", "--devices", "cpu"]
+    command += tiny(judge)
     with started(*command) as serving:
         pages = until(
             lambda: re.search("^pages: (http.*)/deployments", Path("log").read_text(), re.M)
@@ -261,6 +276,13 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
             found = "/deployments/name/generate/a"
             until(lambda: own.get(found).status_code == 200)
             deployment = call(own, "GET", found)
+            begun = ("PENDING", "RUNNING", "COMPLETED")
+            until(lambda: runs_of(own, deployment["id"], *begun), pause=ASKED)
+            (schedule,) = deployment[
+                "schedules"
+            ]  # it has done its part, and so have its other runs
+            path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
+            call(own, "PATCH", path, {"active": False})
             until(lambda: runs_of(own, deployment["id"], "COMPLETED"), pause=ASKED)
             assert "<html" in httpx.get(f"{pages[1]}/").text
             # A run's own process that is about to end would say that it was interrupted.
@@ -274,6 +296,30 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
     assert "temporary server" not in said
     assert said.rstrip().endswith("the next run resumes")
     assert "ok" in set(read_table("store", "assets").status)
+
+
+@pytest.mark.system
+def test_a_silent_run_is_crashed_and_the_next_one_outlives_its_worker(
+    api: httpx.Client, killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(killed.folder, api, monkeypatch)
+    path = f"/deployments/{killed.deployment}/create_flow_run"
+    following = str(call(api, "POST", path, {})["id"])  # a deployment has one run at a time
+    with started(*KILLED, "--name", "second") as worker:
+        until(lambda: state(api, killed.flow_run)["type"] == "CRASHED", pause=ASKED)
+        assert state(api, killed.flow_run)["message"] == "Its heartbeats stopped."
+        run = until(lambda: process_of(worker.pid, following), 120)
+        until(lambda: len(list(Path("store").rglob("attempt.json"))) == 2)
+        os.kill(worker.pid, signal.SIGKILL)
+        until(lambda: done(api, following), pause=ASKED)
+        until(lambda: not lives(run), 60)
+
+    attempts = read_table("store", "attempts").sort_values("attempt")
+    assert list(attempts.attempt) == ["a01", "a02"]
+    assert list(attempts.status) == ["interrupted", "ok"]
+    assert attempts.first_step.iloc[1] >= killed.step > 0, "steps were made again"
+    assert list(read_table("store", "assets").status) == ["ok"]
+    assert verify_store(open_store("store")) == []
 
 
 GOOD = "id,prompt\nduck,a yellow duck\n"

@@ -13,8 +13,10 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from command_line import SJC
+from prefect_database import copy_database
 from task_samples import make, spec
 
 from flows.errors import RunError
@@ -50,8 +52,19 @@ time.sleep(600)
 """
 
 
-def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(tmp_path: Path) -> None:
-    environment = os.environ | {"PREFECT_HOME": str(tmp_path / "home")}
+def block_types(api_url: str) -> int:
+    """How many types of blocks a server knows."""
+    return len(httpx.post(f"{api_url}/block_types/filter", json={}, timeout=60).json())
+
+
+def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(
+    prefect_database: Path, tmp_path: Path
+) -> None:
+    database = copy_database(prefect_database, tmp_path / "database") / "prefect.db"
+    environment = os.environ | {
+        "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
+    }
     environment.pop("PREFECT_API_URL", None)
     (tmp_path / "schedule.py").write_text(SCHEDULE)  # Prefect deploys flows of files only
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])
@@ -68,6 +81,7 @@ def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(tmp_pat
         assert healthy(api_url)
         assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
         assert int(run.stdout.readline()) >= 1
+        assert block_types(api_url) == 0
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
@@ -78,8 +92,7 @@ def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(tmp_pat
         time.sleep(0.1)
 
 
-def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+def test_a_run_finds_the_server_of_sjc_ui(prefect_home: Path) -> None:
     assert ui_server() is None
     ui = subprocess.Popen(
         [*SJC, "ui", "--port", "0"],
@@ -92,17 +105,18 @@ def test_a_run_finds_the_server_of_sjc_ui(tmp_path: Path, monkeypatch: pytest.Mo
             assert ui.poll() is None, ui.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert found == json.loads((tmp_path / "sjc-ui.json").read_text())["api_url"]
+        assert found == json.loads((prefect_home / "sjc-ui.json").read_text())["api_url"]
         assert found.startswith("http://127.0.0.1:")
         page = found.removesuffix("/api")
         with urllib.request.urlopen(page) as reply:
             assert b"<html" in reply.read()
+        assert block_types(found) > 0, "the pages offer none"
     finally:
         ui.send_signal(signal.SIGINT)
         ui.communicate(timeout=30)
     assert ui.returncode == 0
     assert ui_server() is None
-    assert not (tmp_path / "sjc-ui.json").exists()
+    assert not (prefect_home / "sjc-ui.json").exists()
 
 
 # What a first run does until its server answers.
@@ -132,7 +146,40 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_servers_of_one_home_start_one_after_another(home: Path, tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_is_reported_with_its_reason(home: Path, tmp_path: Path) -> None:
+    (home / "prefect.db").write_bytes(b"no database" * 1000)
+    log = tmp_path / "logs" / "server.log"
+    log.parent.mkdir()
+    log.write_text("ValueError: of an earlier run\n")
+    started = time.monotonic()
+    with pytest.raises(RunError, match="file is not a database") as caught:
+        server.connect(log).wait()
+    assert time.monotonic() - started < server.START_SECONDS / 2
+    assert str(caught.value).startswith(f"the Prefect server on PREFECT_HOME {home} has ended: ")
+    assert str(caught.value).endswith(f"; see {log}")
+
+
+def test_a_database_of_another_version_gets_a_way_out(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is moved away, servers make a new one."""
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('feedfacecafe')")
+    log = tmp_path / "logs" / "server.log"
+    with pytest.raises(RunError) as caught:
+        server.connect(log).wait()
+    assert str(caught.value) == (
+        f"another version of Prefect has written {home}/prefect.db; move it away (nothing of the"
+        f" store is lost), or set PREFECT_HOME to another folder; see {log}"
+    )
+    (home / "prefect.db").rename(home / "aside")
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    start_two(home, tmp_path)
+
+
+def start_two(home: Path, folder: Path) -> None:
+    """Servers of one home start one after another: both of these do, and one makes a database."""
     lock = home / "start.lock"
 
     def waiting() -> int:
@@ -152,7 +199,7 @@ def test_servers_of_one_home_start_one_after_another(home: Path, tmp_path: Path)
         holder = start(HOLD, lock)
         assert holder.stdout is not None
         holder.stdout.readline()
-        runs = [start(CONNECT, tmp_path / name / "logs" / "server.log") for name in ("one", "two")]
+        runs = [start(CONNECT, folder / name / "logs" / "server.log") for name in ("one", "two")]
         deadline = time.monotonic() + server.START_SECONDS
         while waiting() < len(runs):
             assert time.monotonic() < deadline, "a server starts while another one does"
@@ -160,38 +207,7 @@ def test_servers_of_one_home_start_one_after_another(home: Path, tmp_path: Path)
         assert not (home / "prefect.db").exists()
         holder.kill()
         assert [run.wait(timeout=120) for run in runs] == [0, 0]
-    assert (home / "prefect.db").exists()
-
-
-def test_a_server_that_cannot_start_is_reported_with_its_reason(home: Path, tmp_path: Path) -> None:
-    (home / "prefect.db").write_bytes(b"no database" * 1000)
-    log = tmp_path / "logs" / "server.log"
-    log.parent.mkdir()
-    log.write_text("ValueError: of an earlier run\n")
-    started = time.monotonic()
-    with pytest.raises(RunError, match="file is not a database") as caught:
-        server.connect(log).wait()
-    assert time.monotonic() - started < server.START_SECONDS / 2
-    assert str(caught.value).startswith(f"the Prefect server on PREFECT_HOME {home} has ended: ")
-    assert str(caught.value).endswith(f"; see {log}")
-
-
-def test_a_database_of_another_version_gets_a_way_out(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database, database:
-        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
-        database.execute("INSERT INTO alembic_version VALUES ('feedfacecafe')")
-    log = tmp_path / "logs" / "server.log"
-    with pytest.raises(RunError) as caught:
-        server.connect(log).wait()
-    assert str(caught.value) == (
-        f"another version of Prefect has written {home}/prefect.db; move it away (nothing of the"
-        f" store is lost), or set PREFECT_HOME to another folder; see {log}"
-    )
-    (home / "prefect.db").rename(home / "aside")
-    monkeypatch.setenv("PREFECT_API_URL", "")
-    server.connect(tmp_path / "logs" / "second.log").wait()
+    assert (home / "prefect.db").stat().st_mode & 0o077 == 0
 
 
 ENDS = {
@@ -232,7 +248,8 @@ class Dying(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self.path.endswith("/health"):
-            self.server.socket.close()  # type: ignore[attr-defined]
+            self.server.shutdown()
+            self.server.server_close()
             self.close_connection = True
             return
         self.send_response(200)
@@ -250,7 +267,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(command: str, tmp_path: Pat
     if command == "evaluate":
         make(open_store(tmp_path / "store"), tmp_path, spec(), "first")
     with ThreadingHTTPServer(("127.0.0.1", 0), Dying) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/api"
         said = subprocess.run(
