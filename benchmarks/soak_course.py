@@ -30,7 +30,19 @@ from soak_checks import (
 from soak_faults import ENGINE_KILLS, Scene
 from soak_ledger import Ledger
 from soak_manifest import Manifest
-from soak_processes import GRACE, MARK, ROOT, SJC, Ending, Process, Runner, Server, marked, results
+from soak_processes import (
+    GRACE,
+    MARK,
+    ROOT,
+    SJC,
+    Ending,
+    Process,
+    Runner,
+    Server,
+    marked,
+    results,
+    run_here,
+)
 from soak_schedule import Schedule
 from soak_stores import open_place
 
@@ -48,11 +60,14 @@ class Soak:
     """One test: what it started, what it saw, and what it found.
 
     folder: for everything. seed: of the faults. ahead: rows that the manifest grows by. patience:
-    seconds that the last run may take.
+    seconds that the last run may take. pace: of the faults.
     """
 
-    def __init__(self, folder: Path, *, seed: int, ahead: int, patience: float, quiet: bool):
+    def __init__(
+        self, folder: Path, *, seed: int, ahead: int, patience: float, pace: float, quiet: bool
+    ):
         self.folder, self.seed, self.patience, self.quiet = folder, seed, patience, quiet
+        self.pace = pace
         self.manifest = Manifest(folder / "manifest.csv", ahead)
         self.violations: list[str] = []
         self.endings: list[Ending] = []
@@ -128,7 +143,7 @@ class Soak:
     # -- under faults
 
     def _strike(self, scene: Scene, ledger: Ledger, seconds: float, kinds: int) -> None:
-        schedule = Schedule(scene.kinds(), scene.chance)
+        schedule = Schedule(scene.kinds(), scene.chance, self.pace)
         self.struck, self.missed = schedule.struck, schedule.missed
         looked, told = 0.0, time.monotonic()
         while schedule.goes_on(seconds, kinds):
@@ -195,14 +210,14 @@ class Soak:
         ledger.look()
         self._claim(check_manifest, self.manifest.ids, assets)
         self._claim(check_reported, self.folder / "runs", assets, ledger)
-        self._sjc("compact", "compact")
+        self._sjc_here("compact", "compact")
         store = open_store(self.url, writable=False)
         self._claim(ledger.check)
         self._claim(check_attempts, ledger)
         self._claim(check_tables, store, scene.damaged)
         for number, scratch in enumerate(scratches):
             words = ("--repair", "--yes", "--older", "0", "--scratch", str(scratch))
-            out = self._sjc(f"repair-{number}", "verify", *words)
+            out = self._sjc_here(f"repair-{number}", "verify", *words)
             self._claim(check_verified, out, ended=True)
         self._claim(check_tables, store, set())
         self._claim(check_rows, store, ledger)
@@ -232,6 +247,14 @@ class Soak:
             raise TimeoutError(f"{name} does not end within {self.patience:g} s")
         self._end(ending, process.mark)
         return process.out
+
+    def _sjc_here(self, name: str, *words: str) -> Path:
+        """The same in this process, which has imported most of it already."""
+        self._tell(f"{name} ...")
+        out = self.folder / "end" / f"{name}.out"
+        ending = run_here(name, [*words, "--store", self.url, "--json"], out)
+        self._end(ending, f"{self._mark}.{name}")
+        return out
 
     def _claim(self, check: Callable[P, list[str]], *words: P.args, **options: P.kwargs) -> None:
         """Adds what a check finds; a store that it cannot even read is a finding too."""

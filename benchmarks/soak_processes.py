@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +156,27 @@ class Server:
     def tend(self) -> None:
         if self.process is None or self.process.ended():
             self.start()
+
+
+def run_here(name: str, words: Sequence[str], out: Path) -> Ending:
+    """`sjc` in this process, with its output in a file."""
+    from flows.commands.main import main
+
+    errors, began, code = io.StringIO(), time.monotonic(), 0
+    sys.argv = ["sjc", *words]
+    with (
+        out.open("w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    return Ending(name, code, time.monotonic() - began, errors.getvalue())
 
 
 def marked(mark: str) -> dict[int, str]:

@@ -5,7 +5,7 @@ What stands in a fenced block says by its language what becomes of it:
 sh        runs, block by block in the page's order, in a folder with `manifests/` and the
           `store` of a finished run of `manifests/quick.csv`; `make TARGET` is looked up in the
           Makefile (make -n) and not made
-python    runs there as a program of its own
+python    runs there as a program of its own, which like `sjc` has imported what it needs
 sql       runs as `sjc query` does
 others    of SHOWN are there to be read: ```console for what takes a GPU, a network or patience
 """
@@ -15,10 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from warm_start import warm_programs
 
 from tasks.store import open_store
 from tasks.tables.read import query
@@ -31,6 +33,13 @@ RUN = ("sh", "python", "sql")
 SHOWN = ("console", "csv", "text", "json", "yaml", "toml", "ini", "dockerfile", "html")
 # What makes the example's store; pages that run it again find everything done.
 QUICK = "sjc run manifests/quick.csv --devices cpu --quiet"
+# What `sjc` and the pages' programs import; test_wheel.py starts them cold.
+IMPORTED = (
+    "flows.commands.main", "flows.generate", "flows.evaluate", "tasks.stages.evaluate",
+    "tasks.tables.read", "sjc_engine.rendering.kernels",
+    "diffusers.models.unets.unet_2d_condition", "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip", "polars", "webdataset",
+)  # fmt: skip
 MAKE = f'make() {{ command make --silent -n -C "{ROOT}" "$@" > /dev/null; }}\n'
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```\s*?$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
@@ -60,11 +69,15 @@ def prose(page: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def surroundings(prefect_api: str) -> dict[str, str]:
+def surroundings(
+    prefect_api: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """A user's environment: `sjc` and `python` of this installation, no network."""
     chosen = {"PREFECT_API_URL": prefect_api, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    places = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    return {**os.environ, **chosen, "PATH": os.pathsep.join(places)}
+    variables = {**os.environ, **chosen, "PYTHONPATH": str(ROOT)}
+    with warm_programs(tmp_path_factory.mktemp("programs"), variables, IMPORTED) as programs:
+        places = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+        yield {**variables, "PATH": os.pathsep.join(places)}
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +131,7 @@ def test_its_commands_run(page: Path, folder: Path, surroundings: dict[str, str]
             case "sh":
                 shell(block.text, folder, surroundings, place)
             case "python":
-                process([sys.executable, "-"], block.text, folder, surroundings, place)
+                process(["python", "-"], block.text, folder, surroundings, place)
             case "sql":
                 query(open_store(folder / "store", writable=False), block.text.rstrip().rstrip(";"))
 

@@ -21,7 +21,8 @@ from sjc_engine.rendering.volume import composite, render
 
 SIZE, HALF, FOV = 24, 0.7, 50.0
 ELEVATION = (-5.0, 58.0)
-PICTURES, STEPS = 600, 300
+PICTURES = 600
+STEPS = {"voxel": 150, "tensorf": 150, "plenoxels": 150, "mlp": 300}  # which learns slowly
 
 
 def known_object():
@@ -68,7 +69,7 @@ def test_sjc_gives_the_known_object_back(kind, prior):
     recipe = Recipe.for_prior("toybox").override(
         {
             "field": kind,
-            "steps": STEPS,
+            "steps": STEPS[kind],
             "guidance_scale": 1.0,
             "background": "white",
             "sigma_schedule": "annealed",

@@ -164,9 +164,10 @@ def test_a_roll_back_is_told_even_after_a_resume(engine: Engine) -> None:
     }
 
 
-def test_told_to_end_it_saves_and_the_next_process_goes_on(
+def test_the_next_process_goes_on_where_one_was_ended_or_killed(
     start: Callable[[], Engine], tmp_path: Path
 ) -> None:
+    """Told to end it saves; killed it leaves word of the steps that are done again."""
     engine = start()
     engine.add("duck", spec("a yellow duck", steps=30))
     engine.until(lambda m: m["step"] > 0)
@@ -183,12 +184,26 @@ def test_told_to_end_it_saves_and_the_next_process_goes_on(
     assert done["step"] == 30
     expected = in_process(spec("a yellow duck", steps=30), tmp_path / "expected.safetensors")
     assert second.field("duck").read_bytes() == expected
-    assert second.process.stdin is not None
     second.add("car", spec("a red car", steps=10**6))
-    second.until(lambda m: m["scene"] == "car" and m["step"] > 0)
-    second.process.stdin.close()
-    assert second.process.wait(timeout=20) == 0
-    assert second.checkpoint("car").exists()
+    told = second.until(lambda m: m["step"] > 3)
+    step_file = second.checkpoint("car").with_name("car.checkpoint.step")
+    while not (step_file.exists() and second.checkpoint("car").exists()):
+        time.sleep(0.05)
+    second.process.kill()
+    second.process.wait()
+    word = int(step_file.read_text())
+    assert word >= told["step"]
+
+    third = start()
+    third.add("car", spec("a red car", steps=10**6))
+    first = third.until(lambda m: True)["first_step"]
+    assert f"car resumes from step {first}, {word - first} steps again" in third.log_text()
+    third.add("pig", spec("a pig", steps=10**6))
+    third.until(lambda m: m["scene"] == "pig" and m["step"] > 0)
+    assert third.process.stdin is not None
+    third.process.stdin.close()
+    assert third.process.wait(timeout=20) == 0
+    assert third.checkpoint("pig").exists()
 
 
 def test_a_torn_checkpoint_is_not_used(engine: Engine) -> None:
@@ -198,25 +213,6 @@ def test_a_torn_checkpoint_is_not_used(engine: Engine) -> None:
     done = engine.ended("duck")["duck"]
     assert (done["type"], done["first_step"]) == ("done", 0)
     assert "starts again" in engine.log_text()[before:]
-
-
-def test_a_killed_process_leaves_word_of_the_steps_that_are_done_again(
-    start: Callable[[], Engine],
-) -> None:
-    engine = start()
-    engine.add("duck", spec("a yellow duck", steps=10**6))
-    told = engine.until(lambda m: m["step"] > 3)
-    while not engine.checkpoint("duck").with_name("duck.checkpoint.step").exists():
-        time.sleep(0.05)
-    engine.process.kill()
-    engine.process.wait()
-    word = int(engine.checkpoint("duck").with_name("duck.checkpoint.step").read_text())
-    assert word >= told["step"]
-    second = start()
-    second.add("duck", spec("a yellow duck", steps=10**6))
-    first = second.until(lambda m: True)["first_step"]
-    log = engine.log_text()
-    assert f"duck resumes from step {first}, {word - first} steps again" in log
 
 
 def test_a_process_without_its_parent_ends_at_once() -> None:

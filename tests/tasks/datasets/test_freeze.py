@@ -15,9 +15,11 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
+from store_snapshots import Files, restore, snapshot
 from task_samples import make, make_run, plan, spec
 
 from sjc_engine.recipes import Recipe
@@ -40,14 +42,31 @@ ROWS = "duck,a duck,animal,v\npig,a pig,animal,\ncar,a car,vehicle,\nDUCK,A duck
 FILES = {"mesh.glb", "preview.png", "field.safetensors", "views/mesh_1.png"}
 
 
-@pytest.fixture
-def filled(store: Store, tmp_path: Path) -> Store:
+@pytest.fixture(scope="module")
+def known() -> dict[str, Files]:
+    """What the stores below hold when they are made, by address."""
+    return {}
+
+
+@pytest.fixture(params=["local", "s3"])
+def filled(request: pytest.FixtureRequest, tmp_path: Path, known: dict[str, Files]) -> Store:
     """Two spellings of a duck, a pig and a car; three more seeds of the pig; a failed mug."""
-    make_run(store, tmp_path, "run1", ROWS)
-    for seed in range(1, 4):
-        make(store, tmp_path, spec("a pig", seed), "run1", clip_score=10.0 * seed)
-    make(store, tmp_path, spec("a mug"), "run1", "failed")
-    return store
+    url = str(tmp_path.parent / "filled")
+    if request.param == "s3":
+        request.getfixturevalue("s3_environment")
+        url = "s3://filled/some/prefix"
+    if url in known:
+        restore(url, known[url])
+    else:
+        if request.param == "s3":
+            boto3.client("s3").create_bucket(Bucket="filled")
+        store = open_store(url)
+        make_run(store, tmp_path, "run1", ROWS)
+        for seed in range(1, 4):
+            make(store, tmp_path, spec("a pig", seed), "run1", clip_score=10.0 * seed)
+        make(store, tmp_path, spec("a mug"), "run1", "failed")
+        known[url] = snapshot(url)
+    return open_store(url)
 
 
 @pytest.fixture
