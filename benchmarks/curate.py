@@ -32,8 +32,8 @@ from report import Report
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.store import open_store
 from tasks.store.interface import Store
 from tasks.tables.projection import asset_row

@@ -47,7 +47,7 @@ from flows.prefect_server.heartbeats import SILENCE
 from flows.progress.terminal import Watcher
 from flows.scratch import sole_user
 from flows.settings import Settings
-from tasks.manifest.shards import MOST_ASSETS, ShardPlan, keep_plan, make_plan_file
+from tasks.manifest.shard_plan import MOST_ASSETS, ShardPlan, keep_plan, make_plan_file
 from tasks.records.attempts import start_attempt
 from tasks.records.runs import finish_run, new_run_id, start_run
 from tasks.store import open_store

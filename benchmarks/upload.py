@@ -30,8 +30,8 @@ from report import Report, interleaved, ratio
 
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import start_attempt
+from tasks.records.commit import commit_asset
 from tasks.store import open_store
 from tasks.store.interface import Store
 

@@ -29,7 +29,7 @@ from flows.prefect_server.heartbeats import crash_silent_runs
 from flows.progress.results import final_state
 from flows.progress.terminal import Watcher
 from flows.settings import SHARD_OPTIONS
-from tasks.manifest.shards import ShardPlan, load_plan
+from tasks.manifest.shard_plan import ShardPlan, load_plan
 from tasks.prefect_ui.artifacts import Board, show_progress
 from tasks.records.documents import check_usable
 from tasks.store import open_store

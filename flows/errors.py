@@ -107,7 +107,7 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
 def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
     """Message and exit code of an error that is no defect of this program; None for one that is."""
     from sjc_engine.recipes import RECIPE_KEYS
-    from tasks.manifest.files import ManifestError
+    from tasks.manifest.formats import ManifestError
     from tasks.store.interface import StoreError
 
     if isinstance(error, ManifestError):

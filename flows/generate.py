@@ -15,8 +15,8 @@ from flows.context import RunContext, run_context, surroundings
 from flows.pipeline import Outcomes, RunCancelled, run_pipeline
 from flows.plan import RunPlan, asset_states, find_related_assets, make_plan
 from flows.prefect_server.shutdown import brief_shutdown
-from flows.progress.prefect_summary import PrefectSummary, manifest_name
 from flows.progress.results import final_state, results
+from flows.progress.summary_artifact import PrefectSummary, manifest_name
 from flows.progress.terminal import Watcher
 from flows.scratch import scratch_id, sole_user
 from flows.settings import Settings, recorded_command

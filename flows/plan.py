@@ -16,8 +16,8 @@ from sjc_engine.recipes import RECIPE_VERSION
 from sjc_engine.spec import AssetSpec
 from tasks.manifest.resolve import Entry, Manifest, Resolved
 from tasks.manifest.resolve import read_entries as read_manifest_entries
-from tasks.manifest.shards import load_plan
-from tasks.records.assets import asset_state
+from tasks.manifest.shard_plan import load_plan
+from tasks.records.commit import asset_state
 from tasks.records.documents import LOOKUPS, check_usable, mark_format
 from tasks.store import open_store
 from tasks.store.interface import Store

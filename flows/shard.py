@@ -11,7 +11,7 @@ from flows.generate import run_on_devices
 from flows.plan import make_plan
 from flows.scratch import sole_user
 from flows.settings import Settings
-from tasks.manifest.shards import fetch_images
+from tasks.manifest.shard_plan import fetch_images
 
 
 @flow(name="generate-shard", flow_run_name="shard {shard} of {plan}")

@@ -40,7 +40,7 @@ def dispatch(
     from flows.context import watching
     from flows.prefect_server import environment, server
     from flows.settings import SHARD_OPTIONS, Settings
-    from tasks.manifest.shards import keep_plan, read_plan
+    from tasks.manifest.shard_plan import keep_plan, read_plan
     from tasks.records.documents import check_usable
     from tasks.store import open_store
 

@@ -89,7 +89,7 @@ def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSp
     """
     from sjc_engine.priors.sources import split_revision
     from tasks.manifest.entries import Memo, RowReader
-    from tasks.manifest.files import ManifestError, Problem
+    from tasks.manifest.formats import ManifestError, Problem
     from tasks.manifest.resolve import COMMAND_LINE, resolve
 
     given = {"prompt": prompt, "seed": seed, "image": str(image or "")}

@@ -18,7 +18,7 @@ from flows.settings import Settings
 from sjc_engine.files import write_atomically
 
 if TYPE_CHECKING:
-    from tasks.manifest.shards import ShardPlan
+    from tasks.manifest.shard_plan import ShardPlan
 
 SHARD_SECONDS = 5400  # 1.5 hours: little is lost with a machine, and little waits for it
 SHOWN = 20  # shards that are printed
@@ -73,7 +73,7 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
     """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
     from flows.estimate import DEFAULT_COST, known_costs, seconds_of_assets
     from flows.plan import read_entries, revision, select
-    from tasks.manifest.shards import make_plan_file
+    from tasks.manifest.shard_plan import make_plan_file
     from tasks.store import open_store
 
     if not shard_seconds > 0:

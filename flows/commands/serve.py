@@ -53,7 +53,7 @@ def serve(
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.generate import generate
-    from flows.progress.prefect_summary import run_name
+    from flows.progress.summary_artifact import run_name
 
     connection.wait()
     name = deployment_name(settings.manifest)

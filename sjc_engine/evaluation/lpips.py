@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sjc_engine.errors import SettingError
-from sjc_engine.priors.layouts import LPIPS
+from sjc_engine.priors.expected_weights import LPIPS
 from sjc_engine.priors.model_files import PARTS, folder_digest
 
 # Of torchvision's `features`: the width of the pooling windows, which halve, and the stride and

@@ -13,7 +13,7 @@ from sjc_engine.image_file import ImageError, ImageFacts, check_image
 from sjc_engine.presets import Value
 from sjc_engine.priors.sources import judge_error, lpips_error, prior_error
 from sjc_engine.recipes import RECIPE_KEYS, Recipe, check_preset
-from tasks.manifest.files import META, shown
+from tasks.manifest.formats import META, shown
 
 MAX_CELL = 100_000  # characters
 MAX_ID = 128

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from tasks.manifest.files import READERS, ManifestError, Problem, Records, kind_of
+from tasks.manifest.formats import READERS, ManifestError, Problem, Records, kind_of
 from tasks.store import open_store
 from tasks.store.interface import StoreError, bytes_digest, check_address, stream_digest
 

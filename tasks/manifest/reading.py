@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.manifest.entries import Memo, Row, RowReader
-from tasks.manifest.files import ManifestError, Problem, Records
+from tasks.manifest.formats import ManifestError, Problem, Records
 from tasks.manifest.locations import digest, read_sources
 
 MAX_ROWS = 300_000  # of a manifest: a run holds all of them in memory

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sjc_engine.priors.tokens import words_from
 from sjc_engine.spec import AssetSpec
-from tasks.manifest.files import shown
+from tasks.manifest.formats import shown
 
 MOST = 10  # remarks of a kind and file that are shown in full
 MOST_WORDS = 8  # of those that are cut

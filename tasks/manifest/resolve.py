@@ -21,7 +21,7 @@ from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
 from tasks.manifest.entries import WEIGHTS, Memo, Row, key_errors, preset_error
-from tasks.manifest.files import ManifestError, Problem
+from tasks.manifest.formats import ManifestError, Problem
 from tasks.manifest.reading import Manifest, line_in, read_manifest, read_rows
 from tasks.manifest.remarks import Reading, Remarks
 

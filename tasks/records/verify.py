@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from tasks.records import documents
-from tasks.records.assets import set_aside
 from tasks.records.attempts import confirm_attempt, is_needed
+from tasks.records.commit import set_aside
 from tasks.store import layout
 from tasks.store.checkpoints import finished_copies
 from tasks.store.interface import Damaged, NewerStore, NotInStore, Store, StoreError

@@ -5,8 +5,8 @@ from typing import Any
 from prefect import task
 
 from tasks.devices.job import SceneError
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt
+from tasks.records.commit import commit_asset
 from tasks.records.documents import asset_manifest, committed_attempt
 from tasks.stages.asset import Asset
 from tasks.stages.retries import STAGE

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from flows.commands.main import app
 from tasks.manifest.resolve import read_manifest, resolve
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.records.runs import finish_run, start_run
 from tasks.store import open_store
 from tasks.store.interface import Store

@@ -34,8 +34,8 @@ from flows.settings import Settings
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from tasks.manifest.resolve import Entry
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.records.runs import finish_run, start_run
 from tasks.store import open_store, s3_client
 from tasks.store import s3 as store_s3

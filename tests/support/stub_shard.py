@@ -20,8 +20,8 @@ from flows.plan import RunPlan
 from flows.progress.terminal import Watcher
 from sjc_engine.spec import AssetSpec
 from tasks.prefect_ui.artifacts import Board
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.records.documents import asset_manifest
 from tasks.store.interface import Store
 from tasks.tables.write import TableWriter

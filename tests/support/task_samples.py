@@ -11,8 +11,8 @@ import pytest
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 from tasks.manifest.resolve import ManifestError, Resolved, read_entries
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import close_interrupted, finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.records.documents import asset_manifest
 from tasks.records.runs import finish_run, start_run
 from tasks.store.interface import Store

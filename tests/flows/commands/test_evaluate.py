@@ -18,8 +18,8 @@ import flows.evaluate
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
 from sjc_engine.spec import AssetSpec
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.store import open_store
 from tasks.tables.read import query, read_table
 from tasks.tables.write import record_attempt

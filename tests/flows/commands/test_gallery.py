@@ -33,8 +33,8 @@ from sjc_engine.rendering.rasterize import rasterize
 from sjc_engine.spec import AssetSpec
 from tasks.pages.gallery import build
 from tasks.pages.gallery.build import VIEWER, build_gallery, command, index_page
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.store import open_store
 from tasks.store.interface import Store
 from tasks.tables.read import QueryError, query

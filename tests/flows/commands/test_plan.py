@@ -22,7 +22,7 @@ from flows.estimate import DEFAULT_COST
 from flows.prefect_server.heartbeats import NAME, crash_silent_runs
 from flows.settings import Settings
 from flows.shard import generate_shard
-from tasks.manifest.shards import keep_plan
+from tasks.manifest.shard_plan import keep_plan
 from tasks.store import open_store
 from tasks.tables.read import query
 

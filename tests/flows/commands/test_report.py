@@ -10,8 +10,8 @@ from task_samples import report, spec
 from flows.settings import recorded_command
 from tasks.manifest.resolve import read_manifest, resolve
 from tasks.pages.report.contents import write_report
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.records.runs import start_run
 from tasks.store import open_store
 from tasks.tables.write import record_attempt, record_run

@@ -13,7 +13,7 @@ import pytest
 from manifest_fuzzer import KINDS, fuzz, parse
 from task_samples import Write, plan, problems
 
-from tasks.manifest import files as manifest_files
+from tasks.manifest import formats
 from tasks.manifest.locations import read_sources
 from tasks.manifest.resolve import ManifestError, read_manifest
 
@@ -28,7 +28,7 @@ def test_bad_manifests_are_refused_and_right_cells_come_out_verbatim(tmp_path: P
 
 def test_the_oracle_sees_a_shifted_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that fills short rows up, as the csv module's DictReader does, is found out."""
-    right = manifest_files.csv.reader
+    right = formats.csv.reader
 
     class Lenient:
         def __init__(self, *arguments: object, **options: bool) -> None:
@@ -44,7 +44,7 @@ def test_the_oracle_sees_a_shifted_column(tmp_path: Path, monkeypatch: pytest.Mo
             self.width = self.width or len(cells)
             return (cells + [""] * self.width)[: self.width] if cells else cells
 
-    monkeypatch.setattr(manifest_files.csv, "reader", Lenient)
+    monkeypatch.setattr(formats.csv, "reader", Lenient)
     tally = fuzz(seed=7, count=300, folder=tmp_path)
     found = {text.split("(")[1].split(")")[0] for text in tally.violations}
     assert {"short row", "extra cell"} <= found
@@ -121,7 +121,7 @@ def test_as_many_rows_as_the_limit_are_right(write: Write, monkeypatch: pytest.M
 
 
 def test_a_line_that_never_ends_is_not_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest_files, "MAX_LINE", 3 << 20)
+    monkeypatch.setattr(formats, "MAX_LINE", 3 << 20)
     content = "prompt\na\n" + "x" * (4 << 20) + "\n"
     [problem] = problems(write(content))
     assert problem.startswith("m.csv:3: row: is longer than 3,145,728 bytes; ")

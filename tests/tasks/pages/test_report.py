@@ -27,8 +27,8 @@ from tasks.pages.report.contents import (
     write_report,
 )
 from tasks.pages.report.page import device_hours, report_page, seconds_of
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import close_interrupted, finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.records.documents import run_ids
 from tasks.records.runs import start_run
 from tasks.store import open_store

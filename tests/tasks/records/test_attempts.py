@@ -14,13 +14,13 @@ import pytest
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 from tasks.manifest.resolve import read_manifest, resolve
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import (
     asset_attempts,
     close_interrupted,
     finish_attempt,
     start_attempt,
 )
+from tasks.records.commit import commit_asset
 from tasks.records.documents import asset_manifest
 from tasks.records.runs import finish_run, new_run_id, start_run
 from tasks.store import open_store
@@ -182,7 +182,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from sjc_engine.spec import AssetSpec
-from tasks.records import assets, attempts
+from tasks.records import attempts, commit
 from tasks.store import open_store
 url, puts, spec, files, result = (json.loads(text) for text in sys.argv[1:])
 spec, store, left = AssetSpec.from_json(spec), open_store(url), [puts]
@@ -193,10 +193,10 @@ for name in ("put_bytes", "put_file"):
         left[0] -= 1
         return method(*args, **options)
     setattr(store, name, put)
-assets.UPLOADS = 1
+commit.UPLOADS = 1
 attempts.start_attempt(store, spec, "run1")
 paths = {name: Path(path) for name, path in files.items()}
-assets.commit_asset(store, spec.asset_id, "a01", paths, spec, **result)
+commit.commit_asset(store, spec.asset_id, "a01", paths, spec, **result)
 attempts.finish_attempt(store, spec.asset_id, "a01", "ok")
 """
 

@@ -14,8 +14,8 @@ from tiny_clip import save_tiny_clip
 
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.recipes import MeshRecipe
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import asset_attempts, finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.records.documents import asset_manifest
 from tasks.stages.judges import Judges
 from tasks.stages.reevaluate import evaluation_recipe, reevaluate

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from task_samples import all_tables, report, spec
 
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import (
     asset_attempts,
     close_interrupted,
     finish_attempt,
     start_attempt,
 )
+from tasks.records.commit import commit_asset
 from tasks.records.documents import asset_manifest
 from tasks.records.verify import verify_store
 from tasks.store import leases as module

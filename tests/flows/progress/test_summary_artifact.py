@@ -10,16 +10,16 @@ import pytest
 from task_samples import report
 
 from flows.plan import RunPlan, make_plan
-from flows.progress import prefect_summary, tally
-from flows.progress.prefect_summary import PrefectSummary, run_name, spent
+from flows.progress import summary_artifact, tally
 from flows.progress.results import RESULT_COLUMNS
+from flows.progress.summary_artifact import PrefectSummary, run_name, spent
 from flows.progress.tally import Tally
 from flows.progress.terminal import Lines, Watcher
 from flows.settings import Settings
 from sjc_engine.recipes import RECIPE_VERSION
 from tasks.prefect_ui.artifacts import Board
-from tasks.records.assets import commit_asset
 from tasks.records.attempts import finish_attempt, start_attempt
+from tasks.records.commit import commit_asset
 from tasks.tables.write import record_attempt
 
 
@@ -36,7 +36,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(tally, "time", clock)
-    monkeypatch.setattr(prefect_summary, "time", clock)
+    monkeypatch.setattr(summary_artifact, "time", clock)
     return clock
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from task_samples import Write, plan, spec
 
 from tasks.manifest.resolve import Entry
-from tasks.manifest.shards import (
+from tasks.manifest.shard_plan import (
     MOST_ASSETS,
     PlanError,
     ShardPlan,
