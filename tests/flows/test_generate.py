@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import scarce_engine
-from command_line import TINY
+from command_line import BARE, TINY
 from PIL import Image, ImageDraw
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -76,7 +76,7 @@ def run(tmp_path: Path, judge: str, pools: Callable[..., DevicePool]) -> Any:
     def run_flow(*lines: str, warm: bool = True, **parameters: Any) -> State[Any]:
         manifest = tmp_path / "manifest.csv"
         manifest.write_text("\n".join(lines) + "\n")
-        overrides = {**TINY, "judge": judge, **parameters.pop("overrides", {})}
+        overrides = {**BARE, "judge": judge, **parameters.pop("overrides", {})}
         devices = parameters.pop("devices", ["cpu"])
         with surrounded_by(pool=pools(*devices) if warm else None):
             return flows.generate.generate(
@@ -126,7 +126,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) -> None:
     lines = ("id,prompt,tags,meta.who", "duck,a yellow duck,toy;animal,me", "tank,a toy tank,,")
     again = "duck2,a yellow duck,,"
-    state = run(*lines, again, devices=["cpu", "cpu"])
+    state = run(*lines, again, devices=["cpu", "cpu"], overrides=TINY)
     assert (state.name, state.message) == ("Completed", "2 ok")
 
     found = tables(tmp_path)
@@ -183,7 +183,7 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
     assert float(shown["progress-duck"].data) == 100.0
 
     before = files(tmp_path / "store" / "assets")
-    second = run(*lines, again)
+    second = run(*lines, again, overrides=TINY)
     assert (second.name, second.message) == ("Completed", "2 reused")
     assert files(tmp_path / "store" / "assets") == before
     assert task_runs(second, some=False) == []
@@ -232,15 +232,27 @@ def test_pictures_become_assets(run: Any, tmp_path: Path) -> None:
     assert run(*lines, **settings).message == "1 reused"
 
 
-def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, judge: str) -> None:
+# An engine with a checkpoint after each scene's first step, and not only after a second
+EAGER = """
+from sjc_engine.worker import __main__, running_scene
+running_scene.FIRST_CHECKPOINT_SECONDS = 0.0
+__main__.main()
+"""
+
+
+def test_a_killed_engine_goes_on_from_its_checkpoint(
+    run: Any, tmp_path: Path, judge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The field of the interrupted asset is, bit for bit, that of one that was never touched."""
-    overrides = {"steps": 300}  # longer than the second to the first checkpoint
+    command = (sys.executable, "-P", "-c", EAGER)
+    monkeypatch.setattr(flows.context, "DevicePool", partial(DevicePool, command=command))
+    overrides = {"steps": 60}
     others, resumed = engines(), []
 
     def kill_once() -> None:
         fields = tmp_path / "scratch" / "fields"
         while not list(fields.glob("*.checkpoint")):
-            time.sleep(0.05)
+            time.sleep(0.01)
         (engine,) = engines() - others
         resumed.append(engine)
         os.kill(engine, signal.SIGKILL)
@@ -252,16 +264,16 @@ def test_a_killed_engine_goes_on_from_its_checkpoint(run: Any, tmp_path: Path, j
     assert resumed, "nothing was killed: the test has tested nothing"
     assert state.name == "Completed"
     (asset,) = tables(tmp_path)["assets"].to_dict("records")
-    assert (asset["attempt"], asset["steps"]) == ("a01", 300)
+    assert (asset["attempt"], asset["steps"]) == ("a01", 60)
     (attempt,) = tables(tmp_path)["attempts"].to_dict("records")
-    assert (attempt["first_step"], attempt["last_step"]) == (0, 300)
+    assert (attempt["first_step"], attempt["last_step"]) == (0, 60)
     (log,) = (tmp_path / "scratch" / "logs").glob("engine-*.log")
     assert "resumes from step" in log.read_text()
 
     settings = Settings(
         str(tmp_path / "manifest.csv"),
         str(tmp_path / "store"),
-        overrides={**TINY, "judge": judge, **overrides},
+        overrides={**BARE, "judge": judge, **overrides},
     )
     (entry,) = make_plan(settings, writable=False).entries
     (whole,) = optimize(["a yellow duck"], load_prior("toybox"), entry.spec.recipe, seeds=[0])

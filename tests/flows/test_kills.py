@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import TINY
+from command_line import BARE
 
 import flows.generate
 import tasks.stages.evaluate
@@ -30,8 +30,6 @@ from tasks.tables.read import read_table
 
 pytestmark = pytest.mark.slow
 
-
-SETTINGS = {**TINY, "texture_size": 0, "turntable_frames": 0}
 
 # What is not written any more, or not begun, by a run that is killed -> how the attempts end.
 # Each of these runs is the one that goes on after the one before.
@@ -98,7 +96,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, judge: str) -> Path:
     folder = tmp_path_factory.mktemp("kept")
     (folder / "m.csv").write_text("id,prompt\nduck,a yellow duck\n")
     settings = Settings(
-        str(folder / "m.csv"), str(folder / "store"), overrides={**SETTINGS, "judge": judge}
+        str(folder / "m.csv"), str(folder / "store"), overrides={**BARE, "judge": judge}
     )
     (entry,) = make_plan(settings).entries
     (field,) = optimize(["a yellow duck"], load_prior("toybox"), entry.spec.recipe, seeds=[0])
@@ -121,7 +119,7 @@ def test_runs_that_are_killed_at_every_stage_in_turn(
         "store": store.url,
         "scratch": str(tmp_path / "scratch"),
         "devices": ["cpu"],
-        "overrides": {**SETTINGS, "judge": judge},
+        "overrides": {**BARE, "judge": judge},
     }
     committed: dict[str, Any] = {}
     for point, statuses in KILLS.items():

@@ -20,6 +20,8 @@ TINY: dict[str, Any] = {
     "turntable_frames": 4,
     "turntable_size": 32,
 }
+# Without what starts processes of its own: unwrapping, and the video.
+BARE = {**TINY, "texture_size": 0, "turntable_frames": 0}
 
 
 def tiny(judge: str, **changes: Any) -> list[str]:
