@@ -136,6 +136,22 @@ def test_its_commands_run(page: Path, folder: Path, surroundings: dict[str, str]
                 query(open_store(folder / "store", writable=False), block.text.rstrip().rstrip(";"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("sjc assets --store nowhere | cat", 3),
+        ("python - <<< 'print(unknown)'", 1),
+        ("python - <<< 'import os; os.abort()'", 134),
+    ],
+)
+def test_a_command_that_fails_is_noticed(
+    text: str, code: int, tmp_path: Path, surroundings: dict[str, str]
+) -> None:
+    with pytest.raises(AssertionError, match=f"exit code {code}\n"):
+        shell(text, tmp_path, surroundings, "here")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_every_block_says_what_it_is(page: Path) -> None:
     """So that no command is left out of the test above by accident."""
