@@ -49,26 +49,27 @@ def hidden(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def runner(judge: str, tmp_path: Path) -> Iterator[Callable[[Path, str, Path], Callable[..., Any]]]:
+def runner(
+    judge: str, pools: Callable[..., DevicePool]
+) -> Callable[[Path, str, Path], Callable[..., Any]]:
     """Makes what runs the flow on the first entries of a manifest; one process serves all runs."""
-    with DevicePool(["cpu"], tmp_path / "devices") as pool:
 
-        def make_runner(manifest: Path, store: str, scratch: Path) -> Callable[..., Any]:
-            def run(limit: int = 1) -> Any:
-                with surrounded_by(pool=pool):
-                    return flows.generate.generate(
-                        str(manifest),
-                        store=store,
-                        scratch=str(scratch),
-                        devices=["cpu"],
-                        overrides={**TINY, "judge": judge},
-                        limit=limit,
-                        return_state=True,
-                    )
+    def make_runner(manifest: Path, store: str, scratch: Path) -> Callable[..., Any]:
+        def run(limit: int = 1) -> Any:
+            with surrounded_by(pool=pools("cpu")):
+                return flows.generate.generate(
+                    str(manifest),
+                    store=store,
+                    scratch=str(scratch),
+                    devices=["cpu"],
+                    overrides={**TINY, "judge": judge},
+                    limit=limit,
+                    return_state=True,
+                )
 
-            return run
+        return run
 
-        yield make_runner
+    return make_runner
 
 
 # --- the store ---------------------------------------------------------------------------------

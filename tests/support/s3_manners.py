@@ -31,7 +31,7 @@ def manners(server: tuple[str, int], manner: Manner, detail: str = "") -> Iterat
     """The proxy's own address, without the path."""
     handler = type("Handler", (_Handler,), {"upstream": server, "manner": manner, "detail": detail})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{proxy.server_port}"
         finally:

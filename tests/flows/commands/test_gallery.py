@@ -176,9 +176,16 @@ def test_the_command_line_says_where_the_index_is(store: Store, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def tab() -> Iterator[Page]:
     with browser() as opened:
         yield opened
+
+
+@pytest.fixture
+def page(tab: Page) -> Iterator[Page]:
+    """The tab, which is empty after each test: a mesh that turns takes the most of a core."""
+    yield tab
+    tab.open("about:blank")
 
 
 @pytest.fixture
@@ -186,7 +193,7 @@ def served(tmp_path: Path) -> Iterator[str]:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "pages")
     handler.log_message = lambda *_: None  # type: ignore[attr-defined]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

@@ -308,6 +308,7 @@ def test_a_silent_run_is_crashed_and_the_next_one_outlives_its_worker(
     with started(*KILLED, "--name", "second") as worker:
         until(lambda: state(api, killed.flow_run)["type"] == "CRASHED", pause=ASKED)
         assert state(api, killed.flow_run)["message"] == "Its heartbeats stopped."
+        until(lambda: "started!" in Path("log").read_text())
         run = until(lambda: process_of(worker.pid, following), 120)
         until(lambda: len(list(Path("store").rglob("attempt.json"))) == 2)
         os.kill(worker.pid, signal.SIGKILL)
