@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RECIPE_VERSION = 1
 
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
-# a key is in no identity, and the JSON of an older recipe may lack it.
+# a key is in no JSON, and so in no identity.
 _ADDED = {"dtype": "auto"}
 
 Score = Literal["sjc", "sds", "naive"]
@@ -61,6 +61,10 @@ class _Part:
     def __post_init__(self) -> None:
         for problem in _problems(vars(self), type(self)):
             raise problem
+
+    def to_json(self) -> dict[str, Value]:
+        """Its keys and values, without young keys at the value from before."""
+        return {key: value for key, value in vars(self).items() if _ADDED.get(key) != value}
 
 
 @dataclass(frozen=True)
@@ -221,12 +225,12 @@ class Recipe:
         return changes, problems
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"name": self.name, **{part: getattr(self, part).to_json() for part in PARTS}}
 
     @cached_property
     def canonical(self) -> str:
         """Every setting, and not the name, as the JSON that identities are made from."""
-        return canonical_json({part: _identity(getattr(self, part)) for part in PARTS})
+        return canonical_json({part: getattr(self, part).to_json() for part in PARTS})
 
     @cached_property
     def hash(self) -> str:
@@ -236,14 +240,11 @@ class Recipe:
     @cached_property
     def canonical_optimize(self) -> str:
         """The same of what the optimisation depends on."""
-        return canonical_json(_identity(self.optimize))
+        return canonical_json(self.optimize.to_json())
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        """The inverse of `to_json`; every key must be there, so that nothing is guessed.
-
-        Only a key that is younger than the recipe's version may be missing.
-        """
+        """The inverse of `to_json`; every other key must be there, so that nothing is guessed."""
         flat = _ADDED | {key: value for part in PARTS for key, value in data[part].items()}
         if flat.keys() != RECIPE_KEYS.keys():
             wrong = ", ".join(sorted(flat.keys() ^ RECIPE_KEYS.keys()))
@@ -261,11 +262,6 @@ _HINTS: dict[str, Any] = {k: v for part in PARTS.values() for k, v in get_type_h
 RECIPE_KEYS: dict[str, type] = {
     name: str if get_origin(hint) is Literal else hint for name, hint in _HINTS.items()
 }
-
-
-def _identity(part: _Part) -> dict[str, Value]:
-    """What identities are made from."""
-    return {key: value for key, value in vars(part).items() if _ADDED.get(key) != value}
 
 
 def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:

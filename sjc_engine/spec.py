@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sjc_engine.priors.sources import BUILTINS, licence_of
@@ -15,7 +15,7 @@ SHA256_DIGITS = 64  # in hex; a hub's commit has 40
 
 def prior_key(spec: Mapping[str, Any]) -> tuple[str, str, str]:
     """The weights that the scene of an `AssetSpec.to_json()` wants: prior, revision, precision."""
-    precision = spec["recipe"].get("optimize", {}).get("dtype", "auto")  # younger than some specs
+    precision = spec["recipe"].get("optimize", {}).get("dtype", "auto")
     return spec["prior"], spec["prior_revision"], precision
 
 
@@ -55,7 +55,7 @@ class AssetSpec:
         }
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "recipe": self.recipe.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AssetSpec:

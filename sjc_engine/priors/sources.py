@@ -278,7 +278,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 def unknown(key: str, id: str) -> PriorError:
     """The error for the name of a model that is neither embedded, a folder nor on the hub."""
     embedded = ", ".join(BUILTINS) if key == "prior" else "toybox"
-    fix = f"use {embedded}, an existing folder, or owner/name or owner/name@revision on the hub"
+    fix = f"use {embedded}, an existing folder, or owner/name on the hub"
     return PriorError(key, f"{id!r:.60} is unknown", fix)
 
 

@@ -90,7 +90,7 @@ class Shown(Board):
         self.texts: dict[str, list[Any]] = {}
 
     def update(self, artifact: Any, data: Any) -> None:
-        self.texts.setdefault(artifact.request.key, []).append(data)
+        self.texts.setdefault(artifact.about["key"], []).append(data)
 
 
 def test_the_summary_of_a_run(plan: RunPlan, clock: Clock) -> None:
