@@ -4,7 +4,6 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 
 import boto3
@@ -35,13 +34,19 @@ def sjc(
 
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., DevicePool]]:
-    """Warm devices, by their names: a process takes ten seconds of a core to start."""
+    """Warm devices, by their names: a process takes ten seconds of a core to start.
+
+    A run that a store or an interrupt has ended closes its devices: then there are new ones.
+    """
+    made: dict[tuple[str, ...], DevicePool] = {}
     with ExitStack() as stack:
 
-        @cache
         def pool(*devices: str) -> DevicePool:
-            scratch = tmp_path_factory.mktemp("devices")
-            return stack.enter_context(DevicePool(devices, scratch, scenes_per_device=None))
+            if devices not in made or made[devices]._closing:
+                scratch = tmp_path_factory.mktemp("devices")
+                fresh = DevicePool(devices, scratch, scenes_per_device=None)
+                made[devices] = stack.enter_context(fresh)
+            return made[devices]
 
         yield pool
 
