@@ -71,7 +71,6 @@ def main() -> int:
     parser.add_argument("--kinds", type=int, default=0, help="of faults, before it ends")
     parser.add_argument("--store", choices=("folder", "moto", "swift"), default="folder")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    parser.add_argument("--pace", type=float, default=1.0, help="of the faults; 2: twice as fast")
     parser.add_argument("--ahead", type=int, default=24, help="rows that the manifest grows by")
     parser.add_argument("--patience", type=float, default=900, help="seconds for the last run")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
@@ -88,7 +87,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="sjc-soak-", dir=options.folder)).resolve()
     soak = Soak(
         folder, seed=options.seed, ahead=options.ahead, patience=options.patience,
-        pace=options.pace, quiet=options.quiet,
+        quiet=options.quiet,
     )  # fmt: skip
     try:
         soak.run(options.store, options.minutes * 60, options.kinds)

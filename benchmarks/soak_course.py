@@ -60,14 +60,11 @@ class Soak:
     """One test: what it started, what it saw, and what it found.
 
     folder: for everything. seed: of the faults. ahead: rows that the manifest grows by. patience:
-    seconds that the last run may take. pace: of the faults.
+    seconds that the last run may take.
     """
 
-    def __init__(
-        self, folder: Path, *, seed: int, ahead: int, patience: float, pace: float, quiet: bool
-    ):
+    def __init__(self, folder: Path, *, seed: int, ahead: int, patience: float, quiet: bool):
         self.folder, self.seed, self.patience, self.quiet = folder, seed, patience, quiet
-        self.pace = pace
         self.manifest = Manifest(folder / "manifest.csv", ahead)
         self.violations: list[str] = []
         self.endings: list[Ending] = []
@@ -143,7 +140,7 @@ class Soak:
     # -- under faults
 
     def _strike(self, scene: Scene, ledger: Ledger, seconds: float, kinds: int) -> None:
-        schedule = Schedule(scene.kinds(), scene.chance, self.pace)
+        schedule = Schedule(scene.kinds(), scene.chance)
         self.struck, self.missed = schedule.struck, schedule.missed
         looked, told = 0.0, time.monotonic()
         while schedule.goes_on(seconds, kinds):
@@ -192,7 +189,6 @@ class Soak:
         scene.tend(everything=True)
         if scene.place.proxy:
             scene.place.proxy.clear()
-        scene.server.tend()
         for runner in self.runners:
             if process := runner.process:
                 process.end()

@@ -146,9 +146,10 @@ class Server:
         )
 
     def wait(self, seconds: float = 120.0) -> None:
-        """Until it answers; TimeoutError."""
+        """Until it answers, whatever has just struck it; TimeoutError."""
         deadline = time.monotonic() + seconds
         while not healthy(self.api_url):
+            self.tend()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the Prefect server does not start; see {self.folder}/servers")
             time.sleep(0.2)

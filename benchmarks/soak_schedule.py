@@ -18,16 +18,13 @@ LONGEST = 5  # times as long as asked, at most, for the sake of kinds that did n
 class Schedule:
     """Counts of the faults that struck, and of those that found no target."""
 
-    def __init__(
-        self, strikes: Mapping[str, Strike], chance: random.Random, pace: float = 1.0
-    ) -> None:
-        """pace: how many times as fast as usual the faults follow each other."""
+    def __init__(self, strikes: Mapping[str, Strike], chance: random.Random) -> None:
         self.struck: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
-        self._strikes, self._chance, self._pace = strikes, chance, pace
+        self._strikes, self._chance = strikes, chance
         self._deck: list[str] = []
         self._began = time.monotonic()
-        self._due = self._began + GAP[1] / pace
+        self._due = self._began + GAP[1]
         self._aiming: tuple[str, float] | None = None  # which fault, and until when
         self._finished = 0  # assets at the last fault
 
@@ -40,18 +37,17 @@ class Schedule:
         """Lets the fault that is due strike; its name if it did. finished: assets so far."""
         now = time.monotonic()
         if self._aiming is None:
-            calm = CALM_SECONDS / self._pace if finished == self._finished else 0.0
-            if now < self._due + calm:
+            if now < self._due + (CALM_SECONDS if finished == self._finished else 0.0):
                 return None
             if not self._deck:
                 self._deck = sorted(self._strikes)
                 self._chance.shuffle(self._deck)
-            self._aiming = self._deck.pop(), now + AIM_SECONDS / self._pace
+            self._aiming = self._deck.pop(), now + AIM_SECONDS
         name, until = self._aiming
         struck = self._strikes[name](scene)
         if not struck and now < until:
             return None
         (self.struck if struck else self.missed)[name] += 1
         self._aiming, self._finished = None, finished
-        self._due = now + self._chance.uniform(*GAP) / self._pace
+        self._due = now + self._chance.uniform(*GAP)
         return name if struck else None
