@@ -197,7 +197,8 @@ def test_the_next_process_goes_on_where_one_was_ended_or_killed(
     third = start()
     third.add("car", spec("a red car", steps=10**6))
     first = third.until(lambda m: True)["first_step"]
-    assert f"car resumes from step {first}, {word - first} steps again" in third.log_text()
+    again = max(0, word - first)  # the checkpoint may be younger than the word
+    assert f"car resumes from step {first}, {again} steps again" in third.log_text()
     third.add("pig", spec("a pig", steps=10**6))
     third.until(lambda m: m["scene"] == "pig" and m["step"] > 0)
     assert third.process.stdin is not None
