@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,15 +19,6 @@ class RowFormat(StrEnum):
     csv = "csv"
     json = "json"
     parquet = "parquet"
-
-
-class Precision(StrEnum):
-    """Values of the recipe key `dtype`."""
-
-    auto = "auto"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
 
 
 def _scenes(text: str) -> int | None:
@@ -69,7 +60,7 @@ Set = Annotated[
     ),
 ]
 Dtype = Annotated[
-    Precision | None,
+    Literal["auto", "float16", "bfloat16", "float32"] | None,
     typer.Option(
         show_default="auto",
         help="Precision of the prior's network; auto: float32 on the CPU, float16 on a GPU.",
@@ -145,7 +136,7 @@ def run_settings(options: Mapping[str, Any]) -> Settings:
     return Settings(**given, overrides=parse_overrides(options["set_"], options["dtype"]))
 
 
-def parse_overrides(pairs: list[str] | None, dtype: Precision | None = None) -> dict[str, Any]:
+def parse_overrides(pairs: list[str] | None, dtype: str | None = None) -> dict[str, Any]:
     """--set key=value ... and --dtype as a dict of text; the recipe knows the keys' types."""
     values = {}
     for pair in pairs or []:
@@ -154,5 +145,5 @@ def parse_overrides(pairs: list[str] | None, dtype: Precision | None = None) -> 
             fail(f"sjc: --set {pair!r}: write key=value", 2)
         values[key.strip()] = value
     if dtype is not None:
-        values["dtype"] = dtype.value
+        values["dtype"] = dtype
     return values
