@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import typer
 
 from flows.commands import options
-from flows.commands.app import app, examples
+from flows.commands.app import command
 from flows.commands.output import size_text
 from flows.errors import FAILED
 from sjc_engine.errors import PriorError
@@ -60,7 +60,7 @@ class Check(NamedTuple):
 Results = Iterator[Check]
 
 
-@app.command(epilog=examples("sjc doctor", "sjc doctor --store s3://bucket/first --json"))
+@command("sjc doctor", "sjc doctor --store s3://bucket/first --json")
 def doctor(
     store: options.Store = "./store",
     scratch: Annotated[Path, typer.Option(help="As for `run`.")] = Path(".sjc"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -30,27 +31,43 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def whole_files() -> dict[str, Files]:
-    """What `whole` has made, by address."""
+def snapshots() -> dict[str, Files]:
+    """What `kept_store` has made, by address."""
     return {}
 
 
 @pytest.fixture(params=["local", "s3"])
-def whole(request: pytest.FixtureRequest, tmp_path: Path, whole_files: dict[str, Files]) -> Store:
-    """A store with all that there can be in one, always at the same address."""
-    url = str(tmp_path.parent / "whole-store")
-    if request.param == "s3":
-        request.getfixturevalue("s3_environment")
-        url = "s3://whole-store/some/prefix"
-    if url in whole_files:
-        restore(url, whole_files[url])
-    else:
+def kept_store(
+    request: pytest.FixtureRequest, tmp_path: Path, snapshots: dict[str, Files]
+) -> Callable[[str, Callable[[Store], object]], Store]:
+    """A store by name and what fills it, always at the same address: made once, then put back."""
+
+    def kept(name: str, fill: Callable[[Store], object]) -> Store:
+        url = str(tmp_path.parent / name)
         if request.param == "s3":
-            boto3.client("s3").create_bucket(Bucket="whole-store")
-        fill(open_store(url), tmp_path)
-        make(open_store(url), tmp_path, spec(), "run2", "failed")
-        whole_files[url] = snapshot(url)
-    return open_store(url)
+            request.getfixturevalue("s3_environment")
+            url = f"s3://{name}/some/prefix"
+        if url in snapshots:
+            restore(url, snapshots[url])
+        else:
+            if request.param == "s3":
+                boto3.client("s3").create_bucket(Bucket=name)
+            fill(open_store(url))
+            snapshots[url] = snapshot(url)
+        return open_store(url)
+
+    return kept
+
+
+@pytest.fixture
+def whole(kept_store: Callable[..., Store], tmp_path: Path) -> Store:
+    """A store with all that there can be in one."""
+
+    def everything(store: Store) -> None:
+        fill(store, tmp_path)
+        make(store, tmp_path, spec(), "run2", "failed")
+
+    return kept_store("whole-store", everything)
 
 
 @pytest.fixture

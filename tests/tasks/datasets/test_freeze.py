@@ -12,14 +12,13 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import boto3
 import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
-from store_snapshots import Files, restore, snapshot
 from task_samples import make, make_run, plan, spec
 
 from sjc_engine.recipes import Recipe
@@ -42,31 +41,17 @@ ROWS = "duck,a duck,animal,v\npig,a pig,animal,\ncar,a car,vehicle,\nDUCK,A duck
 FILES = {"mesh.glb", "preview.png", "field.safetensors", "views/mesh_1.png"}
 
 
-@pytest.fixture(scope="module")
-def known() -> dict[str, Files]:
-    """What the stores below hold when they are made, by address."""
-    return {}
-
-
-@pytest.fixture(params=["local", "s3"])
-def filled(request: pytest.FixtureRequest, tmp_path: Path, known: dict[str, Files]) -> Store:
+@pytest.fixture
+def filled(kept_store: Callable[..., Store], tmp_path: Path) -> Store:
     """Two spellings of a duck, a pig and a car; three more seeds of the pig; a failed mug."""
-    url = str(tmp_path.parent / "filled")
-    if request.param == "s3":
-        request.getfixturevalue("s3_environment")
-        url = "s3://filled/some/prefix"
-    if url in known:
-        restore(url, known[url])
-    else:
-        if request.param == "s3":
-            boto3.client("s3").create_bucket(Bucket="filled")
-        store = open_store(url)
+
+    def fill(store: Store) -> None:
         make_run(store, tmp_path, "run1", ROWS)
         for seed in range(1, 4):
             make(store, tmp_path, spec("a pig", seed), "run1", clip_score=10.0 * seed)
         make(store, tmp_path, spec("a mug"), "run1", "failed")
-        known[url] = snapshot(url)
-    return open_store(url)
+
+    return kept_store("filled", fill)
 
 
 @pytest.fixture
