@@ -81,6 +81,7 @@ def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[DevicePool]:
         Path(settings.scratch).resolve(),
         scenes_per_device=settings.scenes_per_device,
         compiled=settings.compiled,
+        fast_launch=settings.fast_launch,
     ) as pool:
         if warm:
             pool.warm_up([entry.spec.to_json() for entry in plan.todo.values()])

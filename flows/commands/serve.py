@@ -38,6 +38,7 @@ def serve(
     gallery: options.Gallery = None,
     checkpoint_to_store: options.Checkpoint = False,
     compiled: options.Compiled = False,
+    fast_launch: options.FastLaunch = False,
 ) -> None:
     """Run a manifest on a schedule, in this process: each run makes what is new."""
     from flows.plan import make_plan

@@ -61,6 +61,7 @@ class Prior(ABC):
 
     guided = True  # whether a condition says anything, so that guidance has a meaning
     latent = False
+    fast_launch = False  # see `enable_fast_launch`
 
     def __init__(
         self,
@@ -122,6 +123,15 @@ class Prior(ABC):
         from sjc_engine.priors.compiled import CompiledNetwork
 
         self._unet = CompiledNetwork(self._unet)
+
+    def enable_fast_launch(self) -> None:
+        """Has less of a GPU's step wait for Python; changes nothing on a CPU.
+
+        The network is replayed as a CUDA graph, and the renderer's kernels are launched without
+        Numba's launcher (`render_views(..., flat=True)`) in scenes of this prior. Neither has run
+        on a GPU yet. Where one of them does not work, the plain way is taken, with a warning.
+        """
+        self.fast_launch = True
 
     def _embed(self, prompts: Sequence[str]) -> Cond:
         """Prompts for the network; nothing, once for each, where they mean nothing to it."""

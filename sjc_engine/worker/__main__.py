@@ -82,9 +82,17 @@ def _place(message: Message) -> Message:
 class Worker:
     """The process's state, and its one loop."""
 
-    def __init__(self, device: str, replies: IO[str], *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        device: str,
+        replies: IO[str],
+        *,
+        compiled: bool = False,
+        fast_launch: bool = False,
+    ) -> None:
         self.device = torch.device(device)
         self.compiled = compiled  # whether priors' networks are
+        self.fast_launch = fast_launch
         self.replies = replies
         self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.prior: Prior | None = None
@@ -174,6 +182,8 @@ class Worker:
         self.prior = load_prior(prior, revision, device=self.device, dtype=dtype)
         if self.compiled:
             self.prior.compile()
+        if self.fast_launch:
+            self.prior.enable_fast_launch()
         self.loaded = prior_key(spec)
         self.probe = MemoryProbe(self.device) if self.device.type == "cuda" else None
 
@@ -313,6 +323,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     parser.add_argument("--threads", type=int, default=1, help="threads of a CPU device")
     parser.add_argument("--compiled", action="store_true", help="compile priors' networks")
+    parser.add_argument("--fast-launch", action="store_true", help="Prior.enable_fast_launch")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
@@ -322,7 +333,12 @@ def main() -> None:
         torch.cuda.set_device(arguments.device)  # else libraries take memory of cuda:0 too
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
-    worker = Worker(arguments.device, replies, compiled=arguments.compiled)
+    worker = Worker(
+        arguments.device,
+        replies,
+        compiled=arguments.compiled,
+        fast_launch=arguments.fast_launch,
+    )
     signal.signal(signal.SIGTERM, lambda *_: worker.commands.put(None))
     threading.Thread(target=worker.listen, args=(sys.stdin,), daemon=True).start()
     worker.run()

@@ -241,12 +241,19 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "no such device" in str(error)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_engines_are_told_to_compile(tmp_path: Path, compiled: bool) -> None:
+@pytest.mark.parametrize("switch", ["", "--compiled", "--fast-launch"])
+def test_engines_are_started_with_the_run_s_switches(tmp_path: Path, switch: str) -> None:
     command = (sys.executable, "-c", "import sys; raise SystemExit(str(sys.argv))")
-    with DevicePool(["cpu"], tmp_path, command=command, compiled=compiled) as devices:
+    with DevicePool(
+        ["cpu"],
+        tmp_path,
+        command=command,
+        compiled=switch == "--compiled",
+        fast_launch=switch == "--fast-launch",
+    ) as devices:
         error = run(devices, tmp_path, "duck")
-    assert ("'--compiled'" in str(error)) is compiled
+    found = {word for word in ("--compiled", "--fast-launch") if f"'{word}'" in str(error)}
+    assert found == ({switch} if switch else set())
 
 
 @pytest.mark.parametrize("early", [False, True])
