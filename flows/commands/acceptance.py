@@ -27,7 +27,7 @@ def measure(name: str | None, *, as_json: bool) -> bool:
     device = torch.device(name)
     bench = Bench(device)
     table = sys.stderr if as_json else sys.stdout
-    print(f"{name}, size: {bench.size.name}; up to eight minutes", file=sys.stderr)
+    print(f"on {name}; size: {bench.size.name}", file=table)
     lines = []
     for line in run(bench.checks(), lambda check: print(f"... {check}", file=sys.stderr)):
         lines.append(line)
@@ -45,6 +45,8 @@ def _show(line: Line, table: TextIO) -> None:
     bound = "" if line.most is None else f"<= {line.most:g}"
     state = "" if line.passed and line.most is None else "ok" if line.passed else "FAIL"
     state = typer.style(f"{state:<4}", fg="green" if line.passed else "red")
-    typer.echo(f"{state}  {line.name:<48}  {figure:>18}  {bound}".rstrip(), file=table)
+    more = [bound] * bool(bound) + [f"{value:.4g} {unit}" for unit, value in line.more.items()]
+    text = f"{state}  {line.name:<42}  {figure:>14}  {', '.join(more)}"
+    typer.echo(text.rstrip(), file=table)
     if remark := line.error or line.note:
         typer.echo(f"{'':<6}-> {remark}", file=table)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Line:
     unit: str = ""
     most: float | None = None  # that the value may be
     note: str = ""
+    more: Mapping[str, float] = field(default_factory=dict)  # figures by their units
     error: str = ""  # why there is no value, where there should be one
 
     @property
@@ -47,20 +49,39 @@ Check = Callable[[], Iterable[Line]]
 def run(
     checks: Mapping[str, Check], on_start: Callable[[str], None], seconds: float = SECONDS
 ) -> Iterator[Line]:
-    """The lines of all checks, each as soon as it is known; a check that raises is a failed line.
+    """The lines of all checks, each as soon as it is known.
 
+    A check that raises is a failed line, and so is each warning of the engine's.
     on_start: hears the name of a check before it begins.
     """
     end = time.monotonic() + seconds
-    for name, check in checks.items():
-        if time.monotonic() > end:
-            yield Line(name, error=f"not measured: {seconds:.0f} s are over")
-            continue
-        on_start(name)
-        try:
-            yield from check()
-        except Exception as error:  # whatever is broken here is what the user wants to hear of
-            yield Line(name, error=_described(error))
+    with _warnings() as warnings:
+        for name, check in checks.items():
+            if time.monotonic() > end:
+                yield Line(name, error=f"not measured: {seconds:.0f} s are over")
+                continue
+            on_start(name)
+            try:
+                yield from check()
+            except Exception as error:  # whatever is broken here is what the user wants to hear of
+                yield Line(name, error=_described(error))
+            for text in warnings:
+                yield Line(f"{name}: warning", error=text)
+            warnings.clear()
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the engine warns of meanwhile: where it takes another way than it was asked to."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("sjc_engine")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 def _described(error: Exception) -> str:

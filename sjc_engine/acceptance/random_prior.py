@@ -69,7 +69,7 @@ class RandomPrior(SchedulePrior):
 
         torch.manual_seed(0)
         with device:  # 860 million random numbers are made where they are needed
-            unet = UNet2DConditionModel(**shape)
+            unet: Any = UNet2DConditionModel(**shape)
             self._vae = frozen(AutoencoderKL(**vae), device) if vae else None
         source = ModelSource("prior", "random/sd15", Path(), "random", "stable_diffusion")
         network = torch.nn.Module.to(unet, dtype)  # diffusers' own warns, whatever is asked of it
