@@ -102,7 +102,7 @@ def run_context(plan: RunPlan, board: Board) -> Iterator[RunContext]:
     with contextlib.ExitStack() as stack:
         around = surroundings()
         pool = around.pool or stack.enter_context(start_devices(plan))
-        pool.report_to(get_run_logger())
+        pool.report_to(get_run_logger(), around.watcher.problem)
         judges = Judges()
         for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
             judges.get(recipe)

@@ -342,7 +342,10 @@ def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Ass
 
 
 def report_progress(watch: Watcher, name: str, event: dict[str, Any]) -> None:
-    """What an engine reports after a step of an asset, to the watcher."""
+    """What an engine reports of an asset, to the watcher."""
+    if event["type"] == "working":
+        watch.working(name, event["what"], event["done"], event["total"])
+        return
     watch.progress(name, event["step"], event["steps"], event["loss"])
     if event.get("unsaved"):
         watch.once(f"warning: no checkpoints, assets continue without them: {event['unsaved']}")

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,7 @@ def generate(
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     import tempfile
 
-    from flows.plan import check_devices
+    from flows.plan import check_devices, missing_gpus
     from sjc_engine.image_file import read_image
 
     if image and image.parts[0] in ("http:", "https:"):
@@ -66,7 +67,9 @@ def generate(
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file; name a folder")
-    chosen = check_devices(None if device is None else [device], "--device")[0]
+    wanted = None if device is None else [device]
+    chosen = check_devices(wanted, "--device")[0]
+    print_warnings(missing_gpus(wanted))
     home = out if out.is_dir() else out.parent
     with disk_errors("-o", out):
         home.mkdir(parents=True, exist_ok=True)
@@ -126,9 +129,10 @@ def _make(
     prompt, recipe = spec.prompt, spec.recipe
     judge, lpips = Judges().get(recipe.evaluate)
     revision = spec.prior_revision or None
-    prior = load_prior(spec.prior, revision, device, recipe.optimize.dtype)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
+        on_work = partial(watch.working, "asset")
+        prior = load_prior(spec.prior, revision, device, recipe.optimize.dtype, on_work=on_work)
         words_cut: list[str] = []
 
         def on_step(scene: Scene, stats: StepStats) -> None:
@@ -137,8 +141,9 @@ def _make(
 
         try:
             (field,) = optimize(
-                [prompt], prior, recipe, seeds=[spec.seed], on_step=on_step, images=images
-            )
+                [prompt], prior, recipe, seeds=[spec.seed], on_step=on_step, images=images,
+                on_work=on_work,
+            )  # fmt: skip
             field = field.cpu()
             watch.stage("asset", "extract")
             mesh = extract_mesh(field, recipe.mesh)

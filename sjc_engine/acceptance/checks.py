@@ -19,7 +19,6 @@ from sjc_engine.acceptance.random_prior import SD15, SD15_VAE, TINY, TINY_VAE, R
 from sjc_engine.fields.field import Field, Space
 from sjc_engine.fields.voxel import VoxelField, grid_centers
 from sjc_engine.memory import MemoryProbe, out_of_memory, peak_memory
-from sjc_engine.optimization.distill import VIEWS
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.optimization.step import draw
@@ -161,7 +160,7 @@ class Bench:
             yield Line(name, note="does not fit in memory")
             return
         r = Recipe().optimize
-        hourly = 3600 / (r.steps * seconds + VIEWS * self.decode_seconds)
+        hourly = 3600 / (r.steps * seconds + r.distill_views * self.decode_seconds)
         more = {"assets an hour": hourly, **self._memory()}
         yield Line(name, 1000 * seconds, "ms", more=more)
         if probe and count == SCENES[0]:

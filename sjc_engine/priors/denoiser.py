@@ -18,7 +18,7 @@ import gc
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sjc_engine.errors import PriorError
 from sjc_engine.priors.model_check import DOWNLOAD, broken
-from sjc_engine.priors.sources import ModelSource, find_prior
+from sjc_engine.priors.sources import ModelSource, OnWork, find_prior
 from sjc_engine.priors.tokens import read_end
 from sjc_engine.rendering.camera import Camera
 
@@ -196,6 +196,7 @@ def load_prior(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,
     local_files_only: bool = False,
+    on_work: OnWork | None = None,
 ) -> Prior:
     """Load "toybox", a diffusers folder, or a hub id: "owner/name", "owner/name@revision".
 
@@ -207,10 +208,12 @@ def load_prior(
     bfloat16. Only safetensors are read, those of variant
     "fp16" where there are no others. Raises PriorError, and no other, when there is no such prior,
     the engine does not know its kind, a folder's digest is not the given `revision`, or any
-    weight, word or setting of the model would not come from its files.
+    weight, word or setting of the model would not come from its files. `on_work` hears of each
+    component, before it is loaded.
     """
     source = find_prior(id, revision, local_files_only)
     source.fetch()
+    source = replace(source, on_work=on_work) if on_work else source
     device = torch.device(device)
     if dtype in (None, "auto"):
         dtype = "float32" if device.type == "cpu" else "float16"

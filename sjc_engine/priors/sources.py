@@ -55,6 +55,8 @@ MOVED = {
 }
 # Not the path of a checkpoint that is not there
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
+# Called with what is being done, how much of it is done, and of how much
+OnWork = Callable[[str, int, int], object]
 _REVISION = re.compile(r"\w[\w.-]*(/[\w.-]+)*")
 
 
@@ -63,6 +65,7 @@ class ModelSource:
     """A prior's or a judge's folder, which for one of the hub is a snapshot in the local cache.
 
     kind: `prior` or `judge`. revision: the hub's commit; for a folder the digest of what is read.
+    on_work: hears of each component that is loaded.
     """
 
     kind: str
@@ -72,6 +75,7 @@ class ModelSource:
     family: str
     on_hub: bool = False
     local_files_only: bool = True
+    on_work: OnWork = lambda *_: None
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -136,6 +140,8 @@ class ModelSource:
     def _weights(self, cls: Any, name: str, **options: Any) -> Any:
         variant, files = self._part(name).weights(list_names(self.folder))
         options |= {"use_safetensors": True, "variant": variant, "output_loading_info": True}
+        loaded = [part.name for part in self.parts if part.has_weights]
+        self.on_work(f"loading {name}", loaded.index(name) + 1, len(loaded))
         model, info = self._load(name, partial(cls.from_pretrained, **options))
         unlike = [key for key, *_ in info.get("mismatched_keys") or []]
         if missing := sorted(info["missing_keys"]) or unlike:
