@@ -8,7 +8,8 @@ time. Everything has its real size; only the steps and the decoded views are few
 
 Figures:
 
-silence   longest time without a line of progress, from the command's start to its end
+silence   longest time without a line of progress, from the command's start to its end; and the
+          most CPU seconds of the run and its engine meanwhile, which other work does not change
 engine    the engine process's peak of resident memory, as the kernel counts it
 stages    seconds, and resident memory at most of the engine and of `sjc run` itself, sampled
 """
@@ -119,7 +120,9 @@ class Watched:
 
     silence: float = 0.0  # seconds, the longest
     after: str = ""  # the line before it
+    silence_cpu: float = 0.0  # CPU seconds, the most between two lines
     engines: set[int] = field(default_factory=set)  # process ids
+    cpu: dict[int, float] = field(default_factory=dict)  # seconds, by process id
     engine_peak: int = 0  # bytes, of the kernel's own count
     stages: list[dict[str, Any]] = field(default_factory=list)
 
@@ -130,6 +133,7 @@ class Watched:
         """The memory of a run and of its engine right now."""
         found = self.stages[-1]
         found["run MB"] = max(found["run MB"], status(pid, "VmRSS") / 1e6)
+        self.cpu[pid] = max(self.cpu.get(pid, 0.0), cpu_seconds(pid))
         for child in children(pid):
             try:
                 is_engine = b"sjc_engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
@@ -137,6 +141,7 @@ class Watched:
                 continue
             if is_engine:
                 self.engines.add(child)
+                self.cpu[child] = max(self.cpu.get(child, 0.0), cpu_seconds(child))
                 self.engine_peak = max(self.engine_peak, status(child, "VmHWM"))
                 found["engine MB"] = max(found["engine MB"], status(child, "VmRSS") / 1e6)
 
@@ -149,11 +154,14 @@ def watch(command: list[str]) -> Watched:
     threading.Thread(target=read, args=(process.stdout, lines), daemon=True).start()
     began = last = time.monotonic()
     line: str | None = "the start"
+    cpu = 0.0
     watched.enter("start")
     while line is not None:
         watched.look(process.pid)
         with contextlib.suppress(queue.Empty):
             before, line, now = line, lines.get(timeout=SECONDS), time.monotonic()
+            used, cpu = sum(watched.cpu.values()) - cpu, sum(watched.cpu.values())
+            watched.silence_cpu = max(watched.silence_cpu, used)
             watched.stages[-1]["seconds"] += now - last
             if now - last > watched.silence:
                 watched.silence, watched.after = now - last, before
@@ -189,6 +197,15 @@ def status(pid: int, name: str) -> int:
     except OSError:
         return 0
     return 1024 * next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process's threads so far; 0 once it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -227,6 +244,7 @@ def measure(report: Report, place: Path, model: Path, changes: dict[str, str]) -
 
     print(f"the longest silence came after: {watched.after}")
     report.figure("longest silence", watched.silence, "s", "<= 30")
+    report.figure("most CPU seconds between two lines", watched.silence_cpu, "s", "<= 30")
     report.figure("watchdog, as users have it: silence allowed", DevicePool.silence, "s")
     report.figure("engine processes", len(watched.engines), "", "<= 1")
     report.figure("engine, peak", watched.engine_peak / 2**30, "GiB", "<= 8")
