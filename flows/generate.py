@@ -145,6 +145,8 @@ def run_plan(context: RunContext, plan: RunPlan) -> State[Any]:
         unknown = asset_states(plan.store, [k for k in todo if k not in outcomes])
         ended = {"finished": "ok", "failed": "failed"}
         outcomes |= {k: ended[state] for k, state in unknown.items() if state in ended}
+        if retired := context.pool.retired:
+            run["retired_devices"] = retired
         run = finish_run(plan.store, run, entry_outcomes(plan, outcomes))
         record_run(plan.store, run)
         if not complete:  # `conclude` is not reached

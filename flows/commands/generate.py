@@ -146,15 +146,15 @@ def _make(
             )  # fmt: skip
             field = field.cpu()
             watch.stage("asset", "extract")
-            mesh = extract_mesh(field, recipe.mesh)
+            mesh = extract_mesh(field, recipe.mesh, on_work)
         except (Diverged, MeshError) as error:
             raise RunError(f"no asset: {error}") from error
         watch.stage("asset", "evaluate")
-        pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
+        pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size, on_work)
         metrics = evaluate(pictures, mesh, prompt, judge, lpips).metrics
         contact_sheet(pictures, prompt).save(folder / "preview.png")
         if recipe.evaluate.turntable_frames:
-            write_turntable(mesh, folder, recipe.evaluate)
+            write_turntable(mesh, folder, recipe.evaluate, on_work)
     spec = replace(spec, prior=prior.id, prior_revision=prior.revision)
     field.save(folder / "field.safetensors")
     write_mesh(mesh, folder, recipe.mesh, spec.extras())

@@ -72,7 +72,7 @@ def run(
         print_warnings(plan.warnings)
     environment.apply(console_level="CRITICAL")
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
-    with start_devices(plan, warm=not in_use(Path(scratch))):
+    with start_devices(plan, warm=not in_use(Path(scratch)), quiet=quiet):
         # Seconds of imports, while the server starts and the engines load their prior
         from flows.generate import generate
 

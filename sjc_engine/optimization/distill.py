@@ -12,7 +12,7 @@ from sjc_engine.fields.field import Field
 from sjc_engine.fields.voxel import VoxelField, voxelize
 from sjc_engine.memory import out_of_memory
 from sjc_engine.priors.denoiser import Prior
-from sjc_engine.priors.sources import OnWork
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import OptimizeRecipe
 from sjc_engine.rendering.camera import Camera, sample_camera
 from sjc_engine.rendering.volume import composite, learned_background, render, render_views
@@ -73,7 +73,7 @@ def distill_rgb(
     recipe: OptimizeRecipe,
     seed: int,
     behind: Tensor | None = None,
-    on_work: OnWork = lambda *_: None,
+    on_work: OnWork = unheard,
 ) -> VoxelField:
     """Fit RGB colours to decoded views of a latent field, with its density (as voxels) frozen.
 

@@ -16,7 +16,7 @@ from sjc_engine.memory import out_of_memory
 from sjc_engine.optimization.scene import Diverged, Scene, StepStats
 from sjc_engine.optimization.step import StepInputs, draw, update
 from sjc_engine.priors.denoiser import Cond, Prior
-from sjc_engine.priors.sources import OnWork
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import Recipe
 
 
@@ -133,7 +133,7 @@ def optimize(
     on_step: Callable[[Scene, StepStats], None] | None = None,
     negative_prompts: Sequence[str] | None = None,
     images: Sequence[InputImage] | None = None,
-    on_work: OnWork = lambda *_: None,
+    on_work: OnWork = unheard,
 ) -> list[Field]:
     """Optimise one field per prompt, together; `on_step` hears of every scene's every step.
 

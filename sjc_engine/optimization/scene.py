@@ -22,8 +22,8 @@ from sjc_engine.optimization.resume import DeferredScalars, Recovery, put_state,
 from sjc_engine.priors.conditioning import mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
-from sjc_engine.priors.sources import OnWork
 from sjc_engine.priors.tokens import prompt_end, words_from
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 
 
@@ -197,7 +197,7 @@ class Scene:
         if scalars:
             self._accept(scalars)
 
-    def finish(self, on_work: OnWork = lambda *_: None) -> Field:
+    def finish(self, on_work: OnWork = unheard) -> Field:
         """The field in RGB (a latent one is decoded and distilled). Raises Diverged."""
         self._require_finite()
         if not self.prior.latent:

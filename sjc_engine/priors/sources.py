@@ -20,11 +20,12 @@ from sjc_engine.priors.model_check import DOWNLOAD, broken, check_model, check_n
 from sjc_engine.priors.model_files import (
     INDEX,
     Part,
-    files_read,
     folder_digest,
+    lean_files,
     list_names,
     parts_of,
 )
+from sjc_engine.progress import OnWork, unheard
 
 _WEIGHTS = Path(__file__).parents[1] / "toybox" / "weights"
 BUILTINS = {"toybox": _WEIGHTS / "prior", "toybox-duck": _WEIGHTS / "duck"}
@@ -55,8 +56,6 @@ MOVED = {
 }
 # Not the path of a checkpoint that is not there
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
-# Called with what is being done, how much of it is done, and of how much
-OnWork = Callable[[str, int, int], object]
 _REVISION = re.compile(r"\w[\w.-]*(/[\w.-]+)*")
 
 
@@ -75,7 +74,7 @@ class ModelSource:
     family: str
     on_hub: bool = False
     local_files_only: bool = True
-    on_work: OnWork = lambda *_: None
+    on_work: OnWork = unheard
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -86,17 +85,18 @@ class ModelSource:
     def parts(self) -> tuple[Part, ...]:
         return parts_of(self.family, self.index if self.kind == "prior" else {})
 
-    def fetch(self) -> None:
+    def fetch(self, half: bool = False, bar: type | None = None) -> None:
         """Downloads what is read of the hub's and not here yet, and checks it. Raises PriorError.
 
-        A folder was checked when it was found.
+        half: what is loaded in half precision comes in it, where the hub has that. bar: of tqdm's
+        interface, instead of the hub's own. A folder was checked when it was found.
         """
         if not self.on_hub:
             return
         names = self._names()
         check_named(self.id, self.parts, names, self.kind)
-        for name in files_read(self.parts, names):
-            hub_file(self.kind, self.id, name, self.revision, self.local_files_only)
+        for name in lean_files(self.parts, names, list_names(self.folder), half):
+            hub_file(self.kind, self.id, name, self.revision, self.local_files_only, bar)
         check_model(self.id, self.folder, self.parts, self.kind)
 
     def check(self) -> None:
@@ -200,6 +200,13 @@ def find_judge(id: str) -> ModelSource:
     name, revision = split_revision(id)
     folder = hub_file("judge", name, "config.json", revision).parent
     return ModelSource("judge", name, folder, folder.name, "judge", True, False)
+
+
+def precision_on(device: str, dtype: str | None) -> str:
+    """The precision of a prior's network on a kind of device, such as "cuda"; "auto" is None's."""
+    if dtype not in (None, "auto"):
+        return str(dtype)
+    return "float32" if device == "cpu" else "float16"
 
 
 def split_revision(id: str) -> tuple[str, str | None]:
@@ -384,7 +391,12 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def hub_file(
-    kind: str, id: str, name: str, revision: str | None = None, local_files_only: bool = False
+    kind: str,
+    id: str,
+    name: str,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    bar: type | None = None,
 ) -> Path:
     """A file of a prior or judge in the local cache; its folder is named after the commit.
 
@@ -394,7 +406,9 @@ def hub_file(
 
     unavailable = (errors.EntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError)
     try:
-        return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
+        options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        options |= {"tqdm_class": bar} if bar else {}
+        return Path(hf_hub_download(id, name, **options))
     except errors.GatedRepoError as error:
         fix = f"do so on https://huggingface.co/{id}, then run `hf auth login` here"
         raise PriorError(kind, f"{id!r} asks you to accept its licence first", fix) from error

@@ -105,6 +105,11 @@ class DevicePool:
         """How many scenes run at the same time, at most."""
         return sum(device.most for device in self._devices if not device.retired)
 
+    @property
+    def retired(self) -> dict[str, str]:
+        """The devices that are no longer used, and why."""
+        return {device.name: device.retired for device in self._devices if device.retired}
+
     def warm_up(self, specs: Sequence[dict[str, Any]]) -> None:
         """Starts the processes that these scenes will want; else each starts with its first."""
         with self._changed:
@@ -295,7 +300,7 @@ class DevicePool:
 
     def _end_waiting(self) -> None:
         """Ends the scenes that no device is left for; those that never ran resume with the next."""
-        reasons = "; ".join(dict.fromkeys(device.retired for device in self._devices))
+        reasons = "; ".join(dict.fromkeys(self.retired.values()))
         text = f"no device is left: {reasons}; see `sjc doctor`"
         for job in self._waiting:
             if job.lost_on:

@@ -341,6 +341,18 @@ def test_a_silent_process_is_killed(tmp_path: Path, journal: Path) -> None:
         assert 1.0 <= time.monotonic() - started < 5.0
 
 
+def test_work_that_is_no_step_is_no_silence(tmp_path: Path, journal: Path) -> None:
+    seen: list[Any] = []
+    with pool(tmp_path, ["cpu"], silence=1.5, restarts=0) as devices:
+        started = time.monotonic()
+        result = run(devices, tmp_path, "decode", on_progress=seen.append)
+        assert time.monotonic() - started > 2.0
+    assert result["step"] == 6
+    work = [(e["what"], e["done"], e["total"]) for e in seen if e["type"] == "working"]
+    assert work == [("decoding views", done, 5) for done in range(5)]
+    assert seen[0]["device"] == "cpu"
+
+
 def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path, journal: Path) -> None:
     with ThreadPoolExecutor(2) as many:
         devices = pool(tmp_path, ["cpu"])
