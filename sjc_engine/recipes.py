@@ -69,7 +69,10 @@ class _Part:
 
 @dataclass(frozen=True)
 class OptimizeRecipe(_Part):
-    """How a field is optimised. Defaults: the paper, as its published commands set it."""
+    """How a field is optimised. Defaults: the published commands', without two faults of the code.
+
+    Preset `paper` has the faults too (`presets.PAPER`).
+    """
 
     # Score (equations 14 to 16)
     steps: int = _number(10_000, 1, 1_000_000, "of the optimisation")
@@ -174,7 +177,7 @@ class EvaluateRecipe(_Part):
 class Recipe:
     """All settings of an asset. The name says which preset it began as and changes nothing."""
 
-    name: str = "paper"
+    name: str = "defaults"
     optimize: OptimizeRecipe = field(default_factory=OptimizeRecipe)
     mesh: MeshRecipe = field(default_factory=MeshRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)

@@ -30,6 +30,23 @@ def test_paper_is_what_the_published_commands_say():
         "emptiness_multiplier": 20.0,
         "emptiness_scale": 10.0,
         "depth_weight": 0.0,
+        "depth_loss": "official",
+        "overhead_prompt": "official",
+        "view_style": "paper",
+        "fov_min": 40.0,
+        "fov_max": 70.0,
+        "radius_spread": 0.0,
+        "optimizer": "adamax",
+        "noise_samples": 1,
+        "sigma_schedule": "random",
+        "tick_end": 0,
+        "ray_jitter": False,
+        "color_init": 1.0,
+        "grid_start": 0,
+        "plateau_steps": 0,
+        "binary_weight": 0.0,
+        "tv_weight": 0.0,
+        "distortion_weight": 0.0,
         "variance_reduction": True,
         "grid_size": 100,
         "half_length": 1.0,
@@ -62,7 +79,15 @@ def test_paper_is_what_the_published_commands_say():
 def test_paper_prompts_have_their_exceptions(name, changes):
     recipe = Recipe.for_prior(HUB, f"paper-{name}")
     assert recipe.name == f"paper-{name}"
-    assert recipe.optimize == dataclasses.replace(OptimizeRecipe(), **changes)
+    published = {"overhead_prompt": "official", "depth_loss": "official"}
+    assert recipe.optimize == dataclasses.replace(OptimizeRecipe(), **published, **changes)
+
+
+@pytest.mark.parametrize("name", ["fast", "draft", "sds"])
+def test_other_presets_have_the_faults_of_the_published_code_mended(name):
+    r = Recipe.for_prior(HUB, name).optimize
+    assert (r.overhead_prompt, r.depth_loss) == ("elevation", "fixed")
+    assert Recipe().name == "defaults"  # which `paper` is not
 
 
 def test_there_is_a_preset_for_each_published_prompt():
