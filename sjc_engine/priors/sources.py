@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ FAMILIES = {
     "DDIMPipeline": "unconditional",
     "ScoreSdeVePipeline": "unconditional",
     "Zero1to3StableDiffusionPipeline": "zero123",
+    "MVDreamPipeline": "mvdream",
 }
 # How the hub ids of the other families begin
 HUB_FAMILIES = {
@@ -44,6 +46,10 @@ HUB_FAMILIES = {
     "google/ddpm-": "unconditional",
     "google/ncsnpp-": "unconditional",
     "kxic/zero123-": "zero123",
+    "ashawkey/mvdream-": "mvdream",
+    "dylanebert/mvdream": "mvdream",
+    "lzq49/mvdream-": "mvdream",
+    "mindazhao/mvdream-": "mvdream",
 }
 # Hub ids that papers and tutorials still name, and where the same weights are today
 MOVED = {
@@ -120,6 +126,15 @@ class ModelSource:
         """A transformers model, of which every weight comes from the files."""
         with no_progress_bar():
             return self._weights(cls, name, dtype=dtype)
+
+    def convert(self, name: str, convert: Callable[[dict[str, Any]], Any]) -> Any:
+        """What is made of all of a component's weights by name; it raises if they do not fit."""
+        from safetensors.torch import load_file
+
+        _, files = self._part(name).weights(list_names(self.folder))
+        shards = [self.folder / file for file in files if file.endswith(".safetensors")]
+        weights = (load_file(shard).items() for shard in shards)
+        return self._load(name, lambda _: convert(dict(chain.from_iterable(weights))))
 
     def scheduler(self, cls: Any) -> Any:
         return self._load("scheduler", cls.from_pretrained)
@@ -334,6 +349,7 @@ LICENCES = {
     "DeepFloyd/": "deepfloyd-if-license",
     "google/ddpm-": "apache-2.0",
     "google/ncsnpp-": "apache-2.0",
+    "ashawkey/mvdream-": "openrail",
 }
 
 
