@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from sjc_engine.errors import PriorError
-from sjc_engine.priors.model_check import DOWNLOAD, broken
-from sjc_engine.priors.sources import ModelSource, find_prior
+from sjc_engine.priors.loading.components import ModelSource
+from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
+from sjc_engine.priors.sources import find_prior
 from sjc_engine.priors.tokens import read_end
 from sjc_engine.rendering.camera import Camera
 

@@ -30,8 +30,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from sjc_engine.priors.expected_weights import LAYOUTS
 from sjc_engine.priors.families.mvdream import ldm_config
+from sjc_engine.priors.loading.expected_weights import LAYOUTS
 from sjc_engine.priors.sources import BUILTINS
 
 WIDTH = 16

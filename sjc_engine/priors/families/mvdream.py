@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond
 from sjc_engine.priors.families.stable_diffusion import StableDiffusionPrior
-from sjc_engine.priors.sources import ModelSource
+from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.rendering.camera import Camera
 
 VIEWS = 4

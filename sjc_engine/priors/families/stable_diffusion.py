@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize, tokens_end
-from sjc_engine.priors.sources import ModelSource
+from sjc_engine.priors.loading.components import ModelSource
 
 
 class StableDiffusionPrior(SchedulePrior):

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.errors import PriorError
-from sjc_engine.priors.expected_weights import LAYOUTS, NEEDED, Shape, incomplete, usual_name
-from sjc_engine.priors.model_files import SETTINGS, VOCABULARIES, Part, list_names
+from sjc_engine.priors.loading.expected_weights import (
+    LAYOUTS,
+    NEEDED,
+    Shape,
+    incomplete,
+    usual_name,
+)
+from sjc_engine.priors.loading.model_files import SETTINGS, VOCABULARIES, Part, list_names
 
 _POINTER = b"version https://git-lfs"
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of state dicts from DDP, torch.compile, Lightning
