@@ -112,6 +112,9 @@ def _denoise_all(
 
 def _denoise(prior: Prior, batch: Sequence[StepInputs]) -> list[Tensor]:
     """D (n, V, C, H, W) for each of them, from one guided network call."""
+    rescale = None
+    if any(own.rescale for own in batch):
+        rescale = torch.cat([torch.full_like(own.scale, own.rescale) for own in batch])
     denoised = guide(
         prior,
         torch.cat([own.z.flatten(0, 1) for own in batch]),
@@ -121,6 +124,7 @@ def _denoise(prior: Prior, batch: Sequence[StepInputs]) -> list[Tensor]:
         torch.cat([own.scale for own in batch]),
         [Cond.cat(conds) for conds in zip(*(own.negatives for own in batch), strict=True)],
         torch.cat([own.weights for own in batch], dim=1),
+        rescale,
     )
     parts = denoised.split([len(own.cond) for own in batch])
     return [d.view_as(own.z) for d, own in zip(parts, batch, strict=True)]

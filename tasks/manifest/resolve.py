@@ -14,7 +14,7 @@ from typing import Any
 
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
-from sjc_engine.priors.conditioning import mismatches, no_silhouette
+from sjc_engine.priors.conditioning import group_of, mismatches, no_silhouette
 from sjc_engine.priors.sources import assumption, prior_error, split_revision, takes_image
 from sjc_engine.priors.tokens import text_limit
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
@@ -296,7 +296,12 @@ class _Resolver:
             if wrong and key not in row.overrides:
                 errors.append(wrong)
         found = mismatches(
-            prior, takes_image(prior), row.image is not None, row.negative_prompt, recipe.optimize
+            prior,
+            takes_image(prior),
+            group_of(prior),
+            row.image is not None,
+            row.negative_prompt,
+            recipe.optimize,
         )
         return recipe, [*errors, *found]
 
