@@ -69,7 +69,10 @@ class _Part:
 
 @dataclass(frozen=True)
 class OptimizeRecipe(_Part):
-    """How a field is optimised. Defaults: the paper, as its published commands set it."""
+    """How a field is optimised. Defaults: the published code's, with two faults fixed.
+
+    `presets.PAPER` puts the faults back.
+    """
 
     # Score (equations 14 to 16)
     steps: int = _number(10_000, 1, 1_000_000, "of the optimisation")
@@ -115,7 +118,7 @@ class OptimizeRecipe(_Part):
     background: Literal["learned", "random", "white"] = _choice("learned", "behind the object")
     # Camera and renderer
     render_size: int = _number(64, 8, 1024, "rays per side; resized if the prior's differs")
-    ray_step: float = _number(0.01, 1e-4, 1.0, "world units")
+    ray_step: float = _number(0.01, 1e-4, 1.0, "world units; follows grid_size unless set")
     ray_jitter: bool = _choice(False, "samples at random places of their intervals")
     views_per_step: int = _number(1, 1, 64, "cameras")
     radius: float = _number(1.5, 0.1, 100.0, "of the cameras' sphere, world units")
@@ -179,7 +182,7 @@ class EvaluateRecipe(_Part):
 class Recipe:
     """All settings of an asset. The name says which preset it began as and changes nothing."""
 
-    name: str = "paper"
+    name: str = "defaults"
     optimize: OptimizeRecipe = field(default_factory=OptimizeRecipe)
     mesh: MeshRecipe = field(default_factory=MeshRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
@@ -200,7 +203,9 @@ class Recipe:
     def override(self, values: Mapping[str, Value]) -> Recipe:
         """A copy with some flat keys changed; text is read as the key's type.
 
-        Raises SettingError for an unknown key (with a suggestion), a wrong type or a bad range.
+        A new `grid_size` without a `ray_step` scales the latter, so that a voxel keeps its number
+        of samples. Raises SettingError for an unknown key (with a suggestion), a wrong type or a
+        bad range.
         """
         changes, problems = self._read(values)
         for problem in problems:
@@ -208,6 +213,10 @@ class Recipe:
         parts = {part: getattr(self, part) for part in PARTS}
         for part, old in parts.items():
             parts[part] = replace(old, **{k: v for k, v in changes.items() if k in vars(old)})
+        if "grid_size" in changes and "ray_step" not in changes:
+            old, new = self.optimize, parts["optimize"]
+            ray_step = old.ray_step * (old.grid_size / new.grid_size)
+            parts["optimize"] = replace(new, ray_step=ray_step)
         return replace(self, **parts)
 
     def problems(self, values: Mapping[str, Value]) -> list[SettingError]:

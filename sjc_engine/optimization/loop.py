@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sjc_engine.cpu_tuning import flush_subnormals
 from sjc_engine.fields.field import Field
 from sjc_engine.guidance.score import guide
 from sjc_engine.image_file import InputImage
@@ -56,6 +57,7 @@ def try_step(
         return [outcome for scene in scenes for outcome in try_step([scene], prior, one_call=True)]
     before = [scene.generator.get_state() for scene in scenes]
     outcomes: dict[int, StepStats | Exception] = {}
+    flush_subnormals()
     try:
         inputs: dict[int, StepInputs] = {}
         for k, scene in enumerate(scenes):

@@ -29,6 +29,7 @@ from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
 from sjc_engine.priors.sources import find_prior
 from sjc_engine.priors.tokens import read_end
+from sjc_engine.priors.traced import TracedNetwork
 from sjc_engine.rendering.camera import Camera
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -89,6 +90,8 @@ class Prior(ABC):
         self.channels: int = network.config.in_channels
         self.resolution = sample_size(network.config)
         self._unet = frozen(network, device)
+        if device.type == "cpu":
+            self._unet = TracedNetwork(self._unet)
         self.device = device
         self.dtype = dtype  # of the network's weights and activations; images stay float32
 
@@ -133,7 +136,7 @@ class Prior(ABC):
         """
         from sjc_engine.priors.compiled import CompiledNetwork
 
-        self._unet = CompiledNetwork(self._unet)
+        self._unet = CompiledNetwork(getattr(self._unet, "network", self._unet))
 
     def _embed(self, prompts: Sequence[str]) -> Cond:
         """Prompts for the network; nothing, once for each, where they mean nothing to it."""

@@ -319,15 +319,19 @@ class _Resolver:
 def recipe_diff(prior: str, recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The inverse of `resolve`: a preset's name, and the keys of a recipe that differ from it.
 
-    The preset is today's; one that an older version had is replaced by the prior's default.
+    The preset is today's; one that an older version had is replaced by the prior's default. A
+    grid_size comes with its ray_step, which would follow it otherwise.
     """
     name, values = _preset(prior, recipe["name"])
-    return name, {
+    changes = {
         key: value
         for part in PARTS
         for key, value in recipe[part].items()
         if key not in values[part] or value != values[part][key]
     }
+    if "grid_size" in changes:
+        changes["ray_step"] = recipe["optimize"]["ray_step"]
+    return name, changes
 
 
 @lru_cache
