@@ -120,7 +120,7 @@ def names_in(text: str) -> set[str]:
 
 
 def specs() -> dict[str, AssetSpec]:
-    """Twelve that cover every family of presets, and all that a spec has. No weights are read."""
+    """Thirteen that cover every family of presets, and all that a spec has. No weights are read."""
     hub, clip = "stable-diffusion-v1-5/stable-diffusion-v1-5", "openai/clip-vit-large-patch14"
     return {
         "toybox": _spec("toybox"),
@@ -135,6 +135,7 @@ def specs() -> dict[str, AssetSpec]:
         "DeepFloyd if": _spec("DeepFloyd/IF-I-XL-v1.0", "if"),
         "unconditional annealed": _spec("google/ddpm-cat-256", "annealed"),
         "zero123, image": _spec("kxic/zero123-xl", image="89abcdef" * 8),
+        "stable-zero123, image": _spec("kxic/stable-zero123", image="89abcdef" * 8),
     }
 
 

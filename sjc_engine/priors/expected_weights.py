@@ -167,6 +167,11 @@ def _vae(config: Config) -> Shapes:
     }
 
 
+def _camera_projection(config: Config) -> Shapes:
+    width = config["embedding_dim"]
+    return _layer("proj", width, width + config["additional_embeddings"])
+
+
 # Of LPIPS, by network: the convolutions of torchvision's, and those whose outputs are compared
 LPIPS = {
     "alex": ((0, 3, 6, 8, 10), (0, 3, 6, 8, 10)),
@@ -207,6 +212,7 @@ LAYOUTS: dict[str, Callable[[Config], Shapes]] = {
     "T5EncoderModel": _t5,
     "Lpips": _lpips,
     "CCProjection": lambda config: _layer("projection"),
+    "CLIPCameraProjection": _camera_projection,
 }
 
 

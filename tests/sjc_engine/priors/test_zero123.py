@@ -333,7 +333,7 @@ class Content(Zero123Prior):
     def __init__(self):
         """There is nothing to load."""
 
-    def encode(self, image, camera):
+    def encode(self, image, camera, pose=None):
         self.camera = camera
         small = F.interpolate(image[None], (16, 16), mode="bilinear", antialias=True)[0]
         return type("Known", (), {"latents": small})
