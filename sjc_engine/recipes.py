@@ -140,10 +140,8 @@ class OptimizeRecipe(_Part):
     # The input picture, for priors that take one: where its camera stood, and its losses
     image_elevation: float = _number(0.0, -89.0, 89.0, "degrees; 0: at the object's height")
     image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: it shows the front")
-    image_pose: ImagePose = _choice(
-        "distance", 'last number of a pose; "elevation": Stable Zero123'
-    )
-    image_recenter: bool = _choice(False, "to its object, which then fills 78% of the side")
+    image_pose: ImagePose = _choice("distance", 'the last of a pose; "elevation": Stable Zero123')
+    image_recenter: bool = _choice(False, "on the object, which then fills 78% of a side")
     input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
     silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
 
