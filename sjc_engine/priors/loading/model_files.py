@@ -111,6 +111,15 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _UNET, _SCHEDULER, _VAE, _CC_PROJECTION,
         Part("image_encoder", "encoder", "CLIPVisionModelWithProjection"),
     ),
+    "mvdream": (
+        _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "CLIPTextModel"), _VAE,
+        Part("camera_proj", "network", "CameraMatrixEmbedding"),
+    ),
+    # The same in the names of the published checkpoint
+    "mvdream_ldm": (
+        Part("unet", "network", "MultiViewUNetModel"), _SCHEDULER, _TOKENIZER,
+        Part("text_encoder", "encoder", "CLIPTextModel"), _VAE,
+    ),
     "lpips": (Part("model", "encoder", "Lpips"),),
     "judge": (
         Part("model", "encoder", "CLIPModel"), _TOKENIZER, Part("preprocessor", "preprocessor"),
@@ -123,6 +132,8 @@ def parts_of(family: str, index: Mapping[str, Any]) -> tuple[Part, ...]:
 
     Without a VAE where that has none, and with the layer that maps poses under its name there.
     """
+    if family == "mvdream" and "camera_proj" not in index:
+        family = "mvdream_ldm"
     no_vae = family == "stable_diffusion" and index.get("vae") in (None, [], [None, None])
     parts = tuple(part for part in PARTS[family] if not (no_vae and part is _VAE))
     if index.get("_class_name") != "Zero123Pipeline":
