@@ -136,6 +136,7 @@ def specs() -> dict[str, AssetSpec]:
         "unconditional annealed": _spec("google/ddpm-cat-256", "annealed"),
         "MVDream": _spec("ashawkey/mvdream-sd2.1-diffusers"),
         "zero123, image": _spec("kxic/zero123-xl", image="89abcdef" * 8),
+        "stable-zero123, image": _spec("kxic/stable-zero123", image="89abcdef" * 8),
     }
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
+from sjc_engine.priors.image_pose import ImagePose
 
 if TYPE_CHECKING:
     from sjc_engine.priors.denoiser import Prior
@@ -27,7 +28,10 @@ RECIPE_VERSION = 1
 
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
 # a key is in no JSON, and so in no identity.
-_ADDED = {"dtype": "auto", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0}
+_ADDED = {
+    "dtype": "auto", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0,
+    "image_pose": "distance", "image_recenter": False,
+}  # fmt: skip
 
 Score = Literal["sjc", "sds", "recon", "naive"]
 Schedule = Literal["random", "annealed", "fixed"]
@@ -147,6 +151,8 @@ class OptimizeRecipe(_Part):
     # The input picture, for priors that take one: where its camera stood, and its losses
     image_elevation: float = _number(0.0, -89.0, 89.0, "degrees; 0: at the object's height")
     image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: it shows the front")
+    image_pose: ImagePose = _choice("distance", 'the last of a pose; "elevation": Stable Zero123')
+    image_recenter: bool = _choice(False, "on the object, which then fills 78% of a side")
     input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
     silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
 
