@@ -10,7 +10,7 @@ from tiny_priors import build_latent_prior
 
 from flows.progress import downloads
 from flows.progress.downloads import DownloadLines, NoBar, download_priors
-from sjc_engine.priors import model_files
+from sjc_engine.priors.loading import model_files
 from sjc_engine.priors.sources import find_prior
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec

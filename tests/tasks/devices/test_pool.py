@@ -241,8 +241,13 @@ def test_a_device_that_fails_every_scene_is_retired_and_costs_no_try(
     monkeypatch.setenv("STUB_BROKEN", "cuda:1")
     shown: list[str] = []
     retired = threading.Event()
+
+    def show(text: str) -> None:
+        shown.append(text)
+        retired.set()
+
     devices = pool(tmp_path, ["cuda:0", "cuda:1"])
-    devices.report_to(devices.log, lambda text: (shown.append(text), retired.set()))
+    devices.report_to(devices.log, show)
     with devices, ThreadPoolExecutor(5) as many:
         busy = many.submit(run, devices, tmp_path, "endless", cancelled=retired)  # on cuda:0
         while not devices._devices[0].active:
