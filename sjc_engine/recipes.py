@@ -27,9 +27,9 @@ RECIPE_VERSION = 1
 
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
 # a key is in no JSON, and so in no identity.
-_ADDED = {"dtype": "auto"}
+_ADDED = {"dtype": "auto", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0}
 
-Score = Literal["sjc", "sds", "naive"]
+Score = Literal["sjc", "sds", "recon", "naive"]
 Schedule = Literal["random", "annealed", "fixed"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
 
@@ -69,13 +69,19 @@ class _Part:
 
 @dataclass(frozen=True)
 class OptimizeRecipe(_Part):
-    """How a field is optimised. Defaults: the paper, as its published commands set it."""
+    """How a field is optimised. Defaults: the published code's, with two faults fixed.
+
+    `presets.PAPER` puts the faults back.
+    """
 
     # Score (equations 14 to 16)
     steps: int = _number(10_000, 1, 1_000_000, "of the optimisation")
     guidance_scale: float = _number(100.0, 0.0, 1000.0, "s of classifier-free guidance")
     guidance_end: float = _number(-1.0, -1.0, 1000.0, "at the last step, linear; -1: constant")
-    score: Score = _choice("sjc", '"sds": DreamFusion; "naive": of the rendering itself, no noise')
+    guidance_rescale: float = _number(0.0, 0.0, 1.0, "share of its added contrast taken back")
+    score: Score = _choice(
+        "sjc", '"sds": DreamFusion; "recon": MVDream; "naive": of the rendering itself, no noise'
+    )
     variance_reduction: bool = _choice(True, "eq. 16; False is eq. 15")
     noise_samples: int = _number(1, 1, 64, "n of eq. 14")
     perp_neg_weight: float = _number(0.0, 0.0, 100.0, "pushes views from behind off the front")
@@ -88,6 +94,8 @@ class OptimizeRecipe(_Part):
     tick_min: int = _number(10, 0, 999, "index into the prior's noise levels, inclusive")
     tick_max: int = _number(969, 0, 999, "inclusive, at the first step")
     tick_end: int = _number(0, 0, 999, "the same at the last step, linear between; 0: tick_max")
+    tick_start: int = _number(0, 0, 999, "the lowest at the first step, linear too; 0: tick_min")
+    tick_share: float = _number(1.0, 0.01, 1.0, "of the steps, after which the range stays")
     # Optimiser
     optimizer: Literal["adamax", "adam"] = _choice("adamax", "PyTorch's")
     lr: float = _number(0.05, 1e-6, 10.0, "of grids")
@@ -110,7 +118,7 @@ class OptimizeRecipe(_Part):
     background: Literal["learned", "random", "white"] = _choice("learned", "behind the object")
     # Camera and renderer
     render_size: int = _number(64, 8, 1024, "rays per side; resized if the prior's differs")
-    ray_step: float = _number(0.01, 1e-4, 1.0, "world units")
+    ray_step: float = _number(0.01, 1e-4, 1.0, "world units; follows grid_size unless set")
     ray_jitter: bool = _choice(False, "samples at random places of their intervals")
     views_per_step: int = _number(1, 1, 64, "cameras")
     radius: float = _number(1.5, 0.1, 100.0, "of the cameras' sphere, world units")
@@ -174,7 +182,7 @@ class EvaluateRecipe(_Part):
 class Recipe:
     """All settings of an asset. The name says which preset it began as and changes nothing."""
 
-    name: str = "paper"
+    name: str = "defaults"
     optimize: OptimizeRecipe = field(default_factory=OptimizeRecipe)
     mesh: MeshRecipe = field(default_factory=MeshRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
@@ -195,7 +203,9 @@ class Recipe:
     def override(self, values: Mapping[str, Value]) -> Recipe:
         """A copy with some flat keys changed; text is read as the key's type.
 
-        Raises SettingError for an unknown key (with a suggestion), a wrong type or a bad range.
+        A new `grid_size` without a `ray_step` scales the latter, so that a voxel keeps its number
+        of samples. Raises SettingError for an unknown key (with a suggestion), a wrong type or a
+        bad range.
         """
         changes, problems = self._read(values)
         for problem in problems:
@@ -203,6 +213,10 @@ class Recipe:
         parts = {part: getattr(self, part) for part in PARTS}
         for part, old in parts.items():
             parts[part] = replace(old, **{k: v for k, v in changes.items() if k in vars(old)})
+        if "grid_size" in changes and "ray_step" not in changes:
+            old, new = self.optimize, parts["optimize"]
+            ray_step = old.ray_step * (old.grid_size / new.grid_size)
+            parts["optimize"] = replace(new, ray_step=ray_step)
         return replace(self, **parts)
 
     def problems(self, values: Mapping[str, Value]) -> list[SettingError]:
@@ -290,8 +304,8 @@ def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:
 
 def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
     for low, high in (
-        ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("fov_min", "fov_max"),
-        ("elevation_min", "elevation_max"),
+        ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("tick_start", "tick_max"),
+        ("fov_min", "fov_max"), ("elevation_min", "elevation_max"),
     ):  # fmt: skip
         first, last = getattr(r, low), getattr(r, high)
         if first > last and not (high == "tick_end" and last == 0):  # 0: as tick_max

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
-from sjc_engine.priors.sources import ModelSource
+from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.rendering.camera import Camera, orbit
 
 POSE = 4  # numbers in a relative pose

@@ -25,8 +25,9 @@ from transformers import CLIPTokenizer
 
 from sjc_engine.errors import PriorError
 from sjc_engine.evaluation.clip import load_judge
-from sjc_engine.priors import model_files, sources
+from sjc_engine.priors import sources
 from sjc_engine.priors.denoiser import load_prior
+from sjc_engine.priors.loading import model_files
 from sjc_engine.priors.sources import family_of, find_prior, licence_of, prior_error
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
