@@ -45,10 +45,9 @@ def serve(
     from flows.prefect_server import environment, server
     from flows.prefect_server.schedule import deployment_name, format_times
 
-    settings = options.run_settings(context.params)
     environment.apply(console_level="INFO")  # the runs' own lines are what there is to see
     times = format_times(cron, timezone)
-    plan = make_plan(settings)
+    plan = make_plan(settings := options.run_settings(context.params))
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"), ui=True)
     from prefect.schedules import Cron
     from prefect.settings import PREFECT_API_URL, temporary_settings

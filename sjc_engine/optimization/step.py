@@ -62,6 +62,7 @@ def draw(scene: Scene) -> StepInputs:
         step=r.ray_step,
         generator=g if r.ray_jitter else None,
         emptiness_scale=r.emptiness_scale,
+        flat=scene.flat,
     )
     backdrop = _background(scene, views)
     images = _image(scene, views, backdrop)
@@ -171,8 +172,8 @@ def _condition(scene: Scene, cameras: Sequence[Camera]) -> Cond:
 
 def _render_plain(scene: Scene, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
     """Views that are not denoised, through pixel centres."""
-    r = scene.recipe.optimize
-    views = render_views(scene.field, cameras, r.render_size, r.render_size, step=r.ray_step)
+    r, size = scene.recipe.optimize, scene.recipe.optimize.render_size
+    views = render_views(scene.field, cameras, size, size, step=r.ray_step, flat=scene.flat)
     backdrop = _background(scene, views) if backdrop is None else backdrop
     return View(views, _image(scene, views, backdrop))
 

@@ -147,7 +147,11 @@ class Prior(ABC):
         Numba's launcher (`render_views(..., flat=True)`) in scenes of this prior. Neither has run
         on a GPU yet. Where one of them does not work, the plain way is taken, with a warning.
         """
-        self.fast_launch = True
+        from sjc_engine.priors.compiled import ReplayedNetwork
+
+        if self.device.type == "cuda":
+            self.fast_launch = True
+            self._unet = ReplayedNetwork(self._unet)
 
     def _embed(self, prompts: Sequence[str]) -> Cond:
         """Prompts for the network; nothing, once for each, where they mean nothing to it."""

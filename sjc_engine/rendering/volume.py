@@ -21,6 +21,7 @@ from sjc_engine.rendering.fused import (
     BACKGROUND_DEPTH,
     CutRays,
     fits,
+    flat_works,
     march_voxels,
     unavailable_reason,
 )
@@ -86,6 +87,7 @@ def render_views(
     generator: torch.Generator | None = None,
     emptiness_scale: float = 0.0,
     fused: bool | None = None,
+    flat: bool = False,
 ) -> Rendering:
     """Render several views of one field in one pass; every tensor gains a leading view axis.
 
@@ -94,6 +96,7 @@ def render_views(
     number for the whole call); without, rays pass through pixel centres. `emptiness_scale` is the
     beta of `losses.emptiness`, if that is wanted. `fused` asks for the kernels of
     `sjc_engine.rendering.fused` or for plain torch, their oracle (default: kernels that fit).
+    `flat` launches a GPU's kernels without Numba's launcher (`Prior.enable_fast_launch`).
     """
     step = field.voxel_length / 2 if step is None else step
     if not step > 0:
@@ -101,7 +104,8 @@ def render_views(
     voxels = field if fused is not False and fits(field) else None
     if fused and not voxels:
         raise ValueError("no fused kernels for this field: " + unavailable_reason(field))
-    march = partial(march_voxels, voxels) if voxels else partial(_march, field)
+    flat = flat and flat_works(field.device, field.channels)
+    march = partial(march_voxels, voxels, flat=flat) if voxels else partial(_march, field)
     lines = _cut_rays(field, cameras, height, width, step, generator, emptiness_scale)
     # Gradients of a whole grid are made for each chunk: with them there should be one
     size = RAYS_PER_CHUNK if torch.is_grad_enabled() else RAYS_PER_CHUNK // 4
