@@ -30,6 +30,7 @@ from sjc_engine.rendering.volume import learned_background, render_views
 
 SCENES = (1, 2, 4, 8)  # stepped together
 FAST = ", fast launch"
+KINDS: dict[Space, int] = {"rgb": 3, "latent": 4}  # channels
 WARM_UP, WAIT_FREE_STEPS = 3, 3
 MOST_ROUNDS = 30  # of what is timed
 # Largest difference over the largest value: of float32, summed in any order, from float64
@@ -66,16 +67,12 @@ class Bench:
 
     def checks(self) -> dict[str, Check]:
         """Each by what it is about, in the order in which they are made."""
-        checks: dict[str, Check] = {
-            "kernels, RGB": partial(self.kernels, 3),
-            "kernels, latents": partial(self.kernels, 4),
-            "renderer": self.renderer_speed,
-            "a whole step": self.whole_step,
-            "decoder": self.decoder,
-        }
+        checks: dict[str, Check] = {"a whole step": self.whole_step, "decoder": self.decoder}
         for way in ("", FAST):
+            checks |= {f"kernels, {kind}{way}": partial(self.kernels, kind, way) for kind in KINDS}
+            checks[f"renderer{way}"] = partial(self.renderer_speed, way)
             if way:
-                checks["the network, fast launch"] = self.fast_launch
+                checks[f"the network{way}"] = self.fast_launch
             checks[f"host waits{way}"] = partial(self.host_waits, way)
             checks |= {f"K = {k}{way}": partial(self.speed, k, way) for k in SCENES}
         return checks
@@ -88,26 +85,28 @@ class Bench:
     def scenes(self, count: int) -> list[Scene]:
         return [Scene(f"thing {k}", "", k, self.recipe, self.prior) for k in range(count)]
 
-    def kernels(self, channels: int) -> Iterator[Line]:
+    def kernels(self, kind: Space, way: str) -> Iterator[Line]:
         """The fused renderer in float32 against plain torch in float64, as a field starts and as it
         ends: pictures, and all gradients."""
         pictures, gradients = [], []
         for opaque in (False, True):
-            field = self._field(channels, opaque)
+            field = self._field(kind, opaque)
             oracle = copy.deepcopy(field).double()
-            found, wanted = self._seen(field, fused=True), self._seen(oracle, fused=False)
+            found = self._seen(field, fused=True, flat=bool(way))
+            wanted = self._seen(oracle, fused=False)
             pictures.append(_worst(found[0], wanted[0]))
             gradients.append(_worst(found[1], wanted[1]))
-        kind = "latents" if channels == 4 else "RGB"
-        yield Line(f"kernels, {kind}: pictures, off by", _max(pictures), most=PICTURES)
-        yield Line(f"kernels, {kind}: gradients, off by", _max(gradients), most=GRADIENTS)
+        yield Line(f"kernels, {kind}{way}: pictures, off by", _max(pictures), most=PICTURES)
+        yield Line(f"kernels, {kind}{way}: gradients, off by", _max(gradients), most=GRADIENTS)
 
-    def renderer_speed(self) -> Iterator[Line]:
-        """One view forward and backward, with the kernels and without."""
-        field = self._field(4, opaque=False)
-        for name, fused in (("kernels", True), ("plain torch", False)):
-            seconds = self._timed(partial(self._seen, field, fused=fused))
-            yield Line(f"renderer, {name}: a view", 1000 * seconds, "ms")
+    def renderer_speed(self, way: str) -> Iterator[Line]:
+        """One view forward and backward, with the kernels and, first of all, without."""
+        field = self._field("latent", opaque=False)
+        if not way:
+            seconds = self._timed(partial(self._seen, field, fused=False))
+            yield Line("renderer, plain torch: a view", 1000 * seconds, "ms")
+        seconds = self._timed(partial(self._seen, field, fused=True, flat=bool(way)))
+        yield Line(f"renderer, kernels{way}: a view", 1000 * seconds, "ms")
 
     def whole_step(self) -> Iterator[Line]:
         """A step of the embedded prior against the CPU's: rays, network, guidance, gradients."""
@@ -167,17 +166,18 @@ class Bench:
             capacity = probe.capacity(count)
             yield Line(f"scenes per device, auto{way}", capacity.scenes, note=str(capacity))
 
-    def _field(self, channels: int, opaque: bool) -> VoxelField:
+    def _field(self, kind: Space, opaque: bool) -> VoxelField:
         """As it starts, or with a ball of 11% of the box in empty space."""
         generator = torch.Generator().manual_seed(0)
         r = self.recipe.optimize
-        space: Space = "latent" if channels == 4 else "rgb"
-        field = VoxelField(r.grid_size, channels, r.half_length, space=space, generator=generator)
+        field = VoxelField(r.grid_size, KINDS[kind], r.half_length, space=kind, generator=generator)
         if opaque:
             put_ball(field)
         return field.to(self.device)
 
-    def _seen(self, field: VoxelField, *, fused: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def _seen(
+        self, field: VoxelField, *, fused: bool, flat: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """All that a loss may depend on, in a view, and the gradients of a loss of all of it."""
         generator, r = torch.Generator().manual_seed(1), self.recipe.optimize
         field.zero_grad()
@@ -190,6 +190,7 @@ class Bench:
             generator=generator,
             emptiness_scale=r.emptiness_scale,
             fused=fused,
+            flat=flat,
         )
         outputs = [view.rgb, view.opacity, view.depth, view.emptiness, view.weights]
         outputs.append(learned_background(field, view))

@@ -45,7 +45,10 @@ def test_every_line_on_a_cpu(tmp_path: Path) -> None:
             assert line["more"].keys() == {"assets an hour", "GB"}
         assert "not checked" in lines[f"host waits in a step{way}"]["note"]
     bounded = {name for name, line in lines.items() if line["most"] is not None}
-    assert {"kernels, RGB: gradients, off by", "kernels, latents: pictures, off by"} <= bounded
+    assert {
+        "kernels, rgb: gradients, off by",
+        "kernels, latent, fast launch: pictures, off by",
+    } <= bounded
     assert all(name in table for name in lines), "people see what the JSON has"
     assert table.rstrip().endswith("PASS")
     assert list(tmp_path.iterdir()) == []
@@ -55,10 +58,10 @@ def test_a_wrong_kernel_fails_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fused, "DENSITY_SHIFT", -1.001)
-    monkeypatch.setattr(Bench, "checks", lambda bench: {"RGB": lambda: bench.kernels(3)})
+    monkeypatch.setattr(Bench, "checks", lambda bench: {"RGB": lambda: bench.kernels("rgb", "")})
     assert not acceptance.measure("cpu", as_json=False)
     *_, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("FAIL: kernels, RGB: pictures, off by")
+    assert last.startswith("FAIL: kernels, rgb: pictures, off by")
 
 
 @pytest.mark.slow

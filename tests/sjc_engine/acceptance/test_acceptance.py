@@ -55,22 +55,22 @@ def test_an_interrupt_ends_the_run():
         made({"first": stops})
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-def test_kernels_that_are_wrong_fail(channels, monkeypatch):
-    assert all(line.passed for line in Bench(CPU).kernels(channels))
+@pytest.mark.parametrize(("kind", "way"), [("rgb", ""), ("latent", checks.FAST)])
+def test_kernels_that_are_wrong_fail(kind, way, monkeypatch):
+    assert all(line.passed for line in Bench(CPU).kernels(kind, way))
     monkeypatch.setattr(fused, "DENSITY_SHIFT", -1.001)
-    assert not any(line.passed for line in Bench(CPU).kernels(channels))
+    assert not any(line.passed for line in Bench(CPU).kernels(kind, way))
 
 
 def test_kernels_that_answer_nan_fail(monkeypatch):
     monkeypatch.setattr(fused, "BACKGROUND_DEPTH", math.nan)
-    pictures, _ = Bench(CPU).kernels(3)
+    pictures, _ = Bench(CPU).kernels("rgb", "")
     assert not pictures.passed
 
 
 def test_a_missing_kernel_is_a_failed_line(monkeypatch):
     monkeypatch.setattr(checks, "render_views", lambda *a, **k: 1 / 0)
-    (line,) = made({"kernels": lambda: Bench(CPU).kernels(3)})
+    (line,) = made({"kernels": lambda: Bench(CPU).kernels("rgb", "")})
     assert "acceptance/checks.py:" in line.error
 
 
@@ -88,9 +88,9 @@ def test_too_many_scenes_for_the_memory_are_no_failure_and_one_is(monkeypatch):
 def test_a_network_that_answers_otherwise_when_launched_fast_fails(monkeypatch):
     bench = Bench(CPU)
     network = bench.prior._network
-    factors = {False: 1.0, True: 1.1}
-    answer = lambda *a: network(*a) * factors[bench.prior.fast_launch]  # noqa: E731
-    monkeypatch.setattr(bench.prior, "_network", answer)
+    wrong = lambda *a: 1.1 * network(*a)  # noqa: E731
+    enable = lambda: monkeypatch.setattr(bench.prior, "_network", wrong)  # noqa: E731
+    monkeypatch.setattr(bench.prior, "enable_fast_launch", enable)
     (line,) = bench.fast_launch()
     assert not line.passed
 
