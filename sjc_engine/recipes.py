@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
+from sjc_engine.priors.image_pose import ImagePose
 
 if TYPE_CHECKING:
     from sjc_engine.priors.denoiser import Prior
@@ -27,9 +28,12 @@ RECIPE_VERSION = 1
 
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
 # a key is in no JSON, and so in no identity.
-_ADDED = {"dtype": "auto"}
+_ADDED = {
+    "dtype": "auto", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0,
+    "image_pose": "distance", "image_recenter": False,
+}  # fmt: skip
 
-Score = Literal["sjc", "sds", "naive"]
+Score = Literal["sjc", "sds", "recon", "naive"]
 Schedule = Literal["random", "annealed", "fixed"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
 
@@ -78,7 +82,10 @@ class OptimizeRecipe(_Part):
     steps: int = _number(10_000, 1, 1_000_000, "of the optimisation")
     guidance_scale: float = _number(100.0, 0.0, 1000.0, "s of classifier-free guidance")
     guidance_end: float = _number(-1.0, -1.0, 1000.0, "at the last step, linear; -1: constant")
-    score: Score = _choice("sjc", '"sds": DreamFusion; "naive": of the rendering itself, no noise')
+    guidance_rescale: float = _number(0.0, 0.0, 1.0, "share of its added contrast taken back")
+    score: Score = _choice(
+        "sjc", '"sds": DreamFusion; "recon": MVDream; "naive": of the rendering itself, no noise'
+    )
     variance_reduction: bool = _choice(True, "eq. 16; False is eq. 15")
     noise_samples: int = _number(1, 1, 64, "n of eq. 14")
     perp_neg_weight: float = _number(0.0, 0.0, 100.0, "pushes views from behind off the front")
@@ -91,6 +98,8 @@ class OptimizeRecipe(_Part):
     tick_min: int = _number(10, 0, 999, "index into the prior's noise levels, inclusive")
     tick_max: int = _number(969, 0, 999, "inclusive, at the first step")
     tick_end: int = _number(0, 0, 999, "the same at the last step, linear between; 0: tick_max")
+    tick_start: int = _number(0, 0, 999, "the lowest at the first step, linear too; 0: tick_min")
+    tick_share: float = _number(1.0, 0.01, 1.0, "of the steps, after which the range stays")
     # Optimiser
     optimizer: Literal["adamax", "adam"] = _choice("adamax", "PyTorch's")
     lr: float = _number(0.05, 1e-6, 10.0, "of grids")
@@ -142,6 +151,8 @@ class OptimizeRecipe(_Part):
     # The input picture, for priors that take one: where its camera stood, and its losses
     image_elevation: float = _number(0.0, -89.0, 89.0, "degrees; 0: at the object's height")
     image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: it shows the front")
+    image_pose: ImagePose = _choice("distance", 'the last of a pose; "elevation": Stable Zero123')
+    image_recenter: bool = _choice(False, "on the object, which then fills 78% of a side")
     input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
     silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
 
@@ -299,8 +310,8 @@ def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:
 
 def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
     for low, high in (
-        ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("fov_min", "fov_max"),
-        ("elevation_min", "elevation_max"),
+        ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("tick_start", "tick_max"),
+        ("fov_min", "fov_max"), ("elevation_min", "elevation_max"),
     ):  # fmt: skip
         first, last = getattr(r, low), getattr(r, high)
         if first > last and not (high == "tick_end" and last == 0):  # 0: as tick_max

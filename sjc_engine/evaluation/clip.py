@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sjc_engine.errors import PriorError
 from sjc_engine.priors.denoiser import tokens_end
-from sjc_engine.priors.model_check import DOWNLOAD
+from sjc_engine.priors.loading.model_check import DOWNLOAD
 from sjc_engine.priors.sources import find_judge
 
 BATCH = 32  # images or texts to a call of the network

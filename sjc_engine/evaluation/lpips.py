@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sjc_engine.errors import SettingError
-from sjc_engine.priors.expected_weights import LPIPS
-from sjc_engine.priors.model_files import PARTS, folder_digest
+from sjc_engine.priors.loading.expected_weights import LPIPS
+from sjc_engine.priors.loading.model_files import PARTS, folder_digest
 
 # Of torchvision's `features`: the width of the pooling windows, which halve, and the stride and
 # padding of those convolutions where they are not both 1.

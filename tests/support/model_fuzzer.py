@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sjc_engine.errors import PriorError
 from sjc_engine.evaluation.clip import load_judge
 from sjc_engine.priors.denoiser import load_prior
-from sjc_engine.priors.model_files import files_read, list_names
+from sjc_engine.priors.loading.model_files import files_read, list_names
 from sjc_engine.priors.sources import ModelSource, find_judge, find_prior, judge_error, prior_error
 
 NETWORKS = ("_unet", "_text_encoder", "_vae", "_image_encoder", "_projection", "_model")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize, tokens_end
-from sjc_engine.priors.sources import ModelSource
+from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.tokens import DEEPFLOYD_TOKENS
 
 # The cosine schedule ends at sigma = 2e4, where a rendering is nothing: 22 is enough.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, Prior, SchedulePrior
-from sjc_engine.priors.sources import ModelSource
+from sjc_engine.priors.loading.components import ModelSource
 
 VE_TICKS = 1000
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from sjc_engine.priors.expected_weights import LAYOUTS, NEEDED, incomplete, usual_name
+from sjc_engine.priors.loading.expected_weights import LAYOUTS, NEEDED, incomplete, usual_name
 
 SD15: dict[str, Any] = {
     "sample_size": 64,

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.errors import PriorError
-from sjc_engine.priors.expected_weights import LAYOUTS, NEEDED, Shape, incomplete, usual_name
-from sjc_engine.priors.model_files import SETTINGS, VOCABULARIES, Part, list_names
+from sjc_engine.priors.loading.expected_weights import (
+    LAYOUTS,
+    NEEDED,
+    Shape,
+    incomplete,
+    usual_name,
+)
+from sjc_engine.priors.loading.model_files import SETTINGS, VOCABULARIES, Part, list_names
 
 _POINTER = b"version https://git-lfs"
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of state dicts from DDP, torch.compile, Lightning
@@ -235,7 +241,8 @@ def _check_together(part: Part, read: Mapping[str, _Read]) -> None:
     if part.name == "text_encoder" and "unet" in read:
         config, unet = read["text_encoder"].config, read["unet"].config
         width = config.get("hidden_size") or config.get("d_model")
-        wanted = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
+        widths = ("encoder_hid_dim", "cross_attention_dim", "context_dim")
+        wanted = next((unet[key] for key in widths if unet.get(key)), None)
         if width != wanted:
             reason = f"gives {width} numbers a word, and its unet takes {wanted}"
             raise _Broken("", reason, "put the text encoder of this model there")

@@ -1,0 +1,1 @@
+"""From a model's files to its components: which are read, what is wrong with them, loading."""
