@@ -213,6 +213,7 @@ LICENCES = {
     "google/ddpm-": "apache-2.0",
     "google/ncsnpp-": "apache-2.0",
     "ashawkey/mvdream-": "openrail",
+    "kxic/zero123-": "mit",
 }
 
 
