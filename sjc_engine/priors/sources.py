@@ -79,6 +79,13 @@ def find_judge(id: str) -> ModelSource:
     return ModelSource("judge", name, folder, folder.name, "judge", True, False)
 
 
+def precision_on(device: str, dtype: str | None) -> str:
+    """The precision of a prior's network on a kind of device, such as "cuda"; "auto" is None's."""
+    if dtype not in (None, "auto"):
+        return str(dtype)
+    return "float32" if device == "cpu" else "float16"
+
+
 def split_revision(id: str) -> tuple[str, str | None]:
     """A hub id and what stands behind its @: a branch, a tag, refs/pr/1 or a commit; else None.
 
