@@ -220,6 +220,11 @@ LICENCES = {
     "google/ddpm-": "apache-2.0",
     "google/ncsnpp-": "apache-2.0",
     "ashawkey/mvdream-": "openrail",
+    "kxic/zero123-": "mit",
+    "bennyguo/zero123-": "mit",
+    "ashawkey/zero123-": "mit",
+    "kxic/stable-zero123": "stabilityai-nc-research-community",
+    "ashawkey/stable-zero123-": "stabilityai-nc-research-community",
 }
 
 
