@@ -158,8 +158,10 @@ def _cut_rays(
     # One copy instead of five
     lines = torch.cat([origins, directions, torch.stack([near, chord, pixel], dim=1)], dim=1)
     lines = upload(lines, field.device)
-    columns = lines[:, :3], lines[:, 3:6], *lines[:, 6:].unbind(dim=1)
-    return CutRays(*columns, first, step, count, emptiness_scale, inside)
+    origins, directions = lines[:, :3], lines[:, 3:6]
+    near, chord, pixel = lines[:, 6:].unbind(dim=1)
+    places = origins, directions, near, chord, pixel
+    return CutRays(*places, first, step, count, emptiness_scale, inside)
 
 
 def intersect_box(origins: Tensor, directions: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:
