@@ -38,6 +38,13 @@ def device_failed(error: BaseException) -> bool:
     return "CUDA error" in str(error)
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device. A GPU gets it from pinned memory: from any other the copy waits."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def free_memory() -> int | None:
     """Bytes of RAM that new processes can have, a container's limit included; None: not known."""
     try:

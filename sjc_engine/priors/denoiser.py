@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sjc_engine.errors import PriorError
+from sjc_engine.memory import upload
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
 from sjc_engine.priors.sources import find_prior, precision_on
@@ -54,12 +55,17 @@ class Cond:
     def seen_from(self, cameras: Sequence[Camera]) -> Cond:
         """The same of these views, over and over as often as it takes."""
         poses = torch.stack([camera.camera_to_world for camera in cameras])
-        poses = poses.to(self.hidden, non_blocking=True)
+        poses = upload(poses.to(self.hidden.dtype), self.hidden.device)
         return replace(self, camera=poses.repeat(len(self) // len(cameras), 1, 1))
 
     def repeat(self, count: int) -> Cond:
         """The first of them, `count` times."""
-        return self[[0] * count]
+        first = self[:1]  # a list of indices would be copied to the device, which is waited for
+        rest = [
+            None if part is None else part.expand(count, *part.shape[1:])
+            for part in (first.concat, first.camera)
+        ]
+        return Cond(first.hidden.expand(count, -1, -1), *rest)
 
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:

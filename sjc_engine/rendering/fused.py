@@ -90,7 +90,7 @@ def _try(device: torch.device, channels: int, *, flat: bool) -> Tensor:
     field = VoxelField(2, channels, generator=torch.Generator()).to(device)
     line, chord = torch.ones(1, 3, device=device), torch.ones(1, device=device)
     with torch.enable_grad():
-        rays = CutRays(-line, line, chord, chord, chord, 1.0, 0.5, 2, 1.0)
+        rays = CutRays(-line, line, chord, chord, chord, 1.0, 0.5, 2, 1.0, chord.cpu())
         seen = torch.cat([part.flatten() for part in march_voxels(field, rays, flat=flat)])
         seen.sum().backward()
     slopes = [p.grad.flatten() for p in (field.density, field.color) if p.grad is not None]
@@ -115,19 +115,25 @@ class CutRays:
     step: float
     count: int  # intervals
     emptiness_scale: float  # beta in log(1 + beta w)
+    inside: Tensor  # (n,) on the CPU: how many intervals begin inside the chord
 
     def __len__(self) -> int:
         return len(self.origins)
 
     def __getitem__(self, part: slice) -> CutRays:
-        names = ("origins", "directions", "near", "chord", "pixel")
+        names = ("origins", "directions", "near", "chord", "pixel", "inside")
         return replace(self, **{name: getattr(self, name)[part] for name in names})
 
     @property
     def t_edges(self) -> Tensor:
         """Where intervals begin and end (count + 1,), from the box's wall; the chord clips them."""
-        numbers = torch.arange(-1, self.count, dtype=torch.float64, device=self.near.device)
-        return (numbers + self.first).clamp_(min=0.0) * self.step
+        return t_edges(self.first, self.step, self.count, self.near.device)
+
+
+def t_edges(first: float, step: float, count: int, device: torch.device) -> Tensor:
+    """Where intervals begin and end (count + 1,), in float64."""
+    numbers = torch.arange(-1, count, dtype=torch.float64, device=device)
+    return (numbers + first).clamp_(min=0.0) * step
 
 
 def march_voxels(field: VoxelField, rays: CutRays, *, flat: bool = False) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -221,7 +221,8 @@ class FlatLauncher(Launcher):
         return FlatArray(_array_type(tensor.dtype, tensor.dim()), parameters + strides)
 
     def __call__(self, kernel: Any, shape: Shape, *arguments: Any) -> None:
-        parameters = list(_flatten(arguments))
+        parameters: list[Any] = []
+        _flatten(arguments, parameters)
         key = kernel, len(parameters)  # whose types depend on the number of channels only
         if key not in self._functions:
             compiled = kernel.compile(tuple(map(kernel.typeof_pyval, arguments)))
@@ -237,15 +238,15 @@ def _array_type(dtype: torch.dtype, dimensions: int) -> Any:
     return numba.types.Array(getattr(numba.types, names[dtype]), dimensions, "C")
 
 
-def _flatten(values: Iterable[Any]) -> Iterator[Any]:
-    """The parameters of arrays and numbers, also within tuples, in Numba's order."""
+def _flatten(values: Iterable[Any], parameters: list[Any]) -> None:
+    """Adds the parameters of arrays and numbers, also within tuples, in Numba's order."""
     for value in values:
         if isinstance(value, FlatArray):
-            yield from value.parameters
+            parameters += value.parameters
         elif isinstance(value, tuple):
-            yield from _flatten(value)
+            _flatten(value, parameters)
         else:
-            yield value
+            parameters.append(value)
 
 
 def _shape(threads: tuple[int, ...], *work: int) -> Shape:

@@ -15,19 +15,19 @@ from unittest.mock import patch
 
 import cuda.core
 import torch
+from cuda.core._kernel_arg_handler import ParamHolder
 from numba import cuda as numba_cuda
 from numba.cuda import codegen, dispatcher
 from numba.cuda.cudadrv import devices, driver
 
 from sjc_engine.rendering import fused, kernels_cuda
 
-STREAM = 0x5EA  # torch's current one
-
 
 @dataclass
 class Driver:
     """What a driver was asked for."""
 
+    STREAM = 0x5EA  # torch's current one
     compute_capability: tuple[int, int] = (8, 0)
     device: int = 0  # the thread's current one
     launches: list[tuple[str, Any, tuple[Any, ...]]] = field(default_factory=list)
@@ -72,13 +72,13 @@ def mocked_driver() -> Iterator[Driver]:
         made.device, made.contexts_pushed = number, made.contexts_pushed + 1
 
     def launch(stream: Any, config: Any, kernel: Any, *parameters: Any) -> None:
-        cuda.core._kernel_arg_handler.ParamHolder(parameters)  # as the driver gets them
+        ParamHolder(parameters)  # what the driver gets
         made.launches.append((kernel, (int(stream.handle), config.grid, config.block), parameters))
 
     def function(library: Any) -> Any:
         return SimpleNamespace(kernel=library.name, module=None)
 
-    stream = SimpleNamespace(cuda_stream=STREAM)
+    stream = SimpleNamespace(cuda_stream=made.STREAM)
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (dispatcher, "get_current_device", lambda: context.device),
