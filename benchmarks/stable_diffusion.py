@@ -88,7 +88,8 @@ def build_model(folder: Path) -> None:
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million", flush=True)
         del model
     options = {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}
-    PNDMScheduler(**SCHEDULE, **options).save_pretrained(folder / "scheduler")
+    scheduler: Any = PNDMScheduler(**SCHEDULE, **options)
+    scheduler.save_pretrained(folder / "scheduler")
     write_tokenizer(folder / "tokenizer")
     (folder / "model_index.json").write_text(json.dumps(INDEX))  # written last: it is whole
 
@@ -121,6 +122,7 @@ class Watched:
     silence: float = 0.0  # seconds, the longest
     after: str = ""  # the line before it
     silence_cpu: float = 0.0  # CPU seconds, the most between two lines
+    after_cpu: str = ""
     engines: set[int] = field(default_factory=set)  # process ids
     cpu: dict[int, float] = field(default_factory=dict)  # seconds, by process id
     engine_peak: int = 0  # bytes, of the kernel's own count
@@ -161,7 +163,8 @@ def watch(command: list[str]) -> Watched:
         with contextlib.suppress(queue.Empty):
             before, line, now = line, lines.get(timeout=SECONDS), time.monotonic()
             used, cpu = sum(watched.cpu.values()) - cpu, sum(watched.cpu.values())
-            watched.silence_cpu = max(watched.silence_cpu, used)
+            if used > watched.silence_cpu:
+                watched.silence_cpu, watched.after_cpu = used, before
             watched.stages[-1]["seconds"] += now - last
             if now - last > watched.silence:
                 watched.silence, watched.after = now - last, before
@@ -242,7 +245,7 @@ def measure(report: Report, place: Path, model: Path, changes: dict[str, str]) -
     report.table("as the table `assets` has it", [row])
     from tasks.devices.pool import DevicePool
 
-    print(f"the longest silence came after: {watched.after}")
+    print(f"the longest silence came after: {watched.after}; by CPU seconds: {watched.after_cpu}")
     report.figure("longest silence", watched.silence, "s", "<= 30")
     report.figure("most CPU seconds between two lines", watched.silence_cpu, "s", "<= 30")
     report.figure("watchdog, as users have it: silence allowed", DevicePool.silence, "s")
