@@ -158,6 +158,10 @@ def test_every_variant_steps_resumes_and_becomes_a_mesh(tmp_path, monkeypatch, p
     prior = load_prior(str(build_zero123_prior(tmp_path / name, pipeline)))
     recipe = small(prior, image_elevation=20, mesh_resolution=16)
     assert recipe.name == name
+    camera, pose = orbit(30, 20, 2.0), recipe.optimize.image_pose
+    known = prior.encode(ball().rgb, orbit(0, 0, 2.0), pose)
+    expected = prior.views(known, [camera]).hidden
+    assert torch.equal(prior.condition([""], [ball().rgb], [camera]).hidden, expected)
     whole, part = (Scene("a ball", "", 7, recipe, prior, ball()) for _ in range(2))
     step_scenes([whole, part], prior)
     part.save(tmp_path / "scene.ckpt")
