@@ -25,6 +25,7 @@ GROUPS = {
     "optimizer": "Optimiser",
     "field": "Field",
     "render_size": "Camera and renderer",
+    "distill_views": "From latents to RGB, at the end",
     "emptiness_weight": "Regularisers",
     "image_elevation": "The input image, for priors that take one: its camera and its losses",
 }

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 from urllib.parse import urlsplit
@@ -30,7 +30,9 @@ from sjc_engine.errors import PriorError
 if TYPE_CHECKING:
     import boto3
 
-DEADLINE = 60.0  # seconds for all checks; the first one on a machine compiles the renderer
+DEADLINE = 60.0  # seconds for all checks
+# But for those that take longer: the first one on a machine compiles the renderer, for each GPU
+DEADLINES = {"renderer": 300.0}
 REACH = 2.0  # seconds for a connection
 GIB = 1 << 30
 # An asset takes 1 to 5 MB in the store and up to 100 MB in the scratch folder while it is made.
@@ -84,6 +86,7 @@ def doctor(
             "hub": hub,
         },
         DEADLINE,
+        DEADLINES,
     )
     found = []
     for result in results:
@@ -95,14 +98,20 @@ def doctor(
     raise typer.Exit(FAILED if any(result.status == "problem" for result in found) else 0)
 
 
-def examine(checks: dict[str, Callable[[], Results]], deadline: float) -> Results:
+def examine(
+    checks: dict[str, Callable[[], Results]], deadline: float, others: Mapping[str, float]
+) -> Results:
     """The results of all checks, made side by side, each as soon as those before it are known.
 
-    One that fails, or has not ended within `deadline` seconds, is a problem.
+    One that fails, or has not ended within `deadline` seconds, is a problem; others: the deadlines
+    of those that have another.
     """
-    slow = f"no answer within {deadline:.0f} s"
-    fix = "try again; if it stays so, the disk or the network behind it hangs"
-    results = {name: [Check(name, "problem", slow, fix)] for name in checks}
+    fix = "try again; if it stays so, the disk, the network or the GPU behind it hangs"
+    seconds = {name: others.get(name, deadline) for name in checks}
+    results = {
+        name: [Check(name, "problem", f"no answer within {seconds[name]:.0f} s", fix)]
+        for name in checks
+    }
 
     def run(name: str, check: Callable[[], Results]) -> None:
         found: list[Check] = []
@@ -115,11 +124,11 @@ def examine(checks: dict[str, Callable[[], Results]], deadline: float) -> Result
         results[name] = found
 
     threads = [threading.Thread(target=run, args=check, daemon=True) for check in checks.items()]
-    end = time.monotonic() + deadline
+    started = time.monotonic()
     for thread in threads:
         thread.start()
     for thread, name in zip(threads, checks, strict=True):
-        thread.join(max(0.0, end - time.monotonic()))
+        thread.join(max(0.0, started + seconds[name] - time.monotonic()))
         yield from results[name]
 
 
@@ -164,36 +173,66 @@ def devices() -> Results:
     """torch and the GPUs that it can use."""
     import torch
 
+    from tasks.devices.gpus import find_gpus
+
+    gpus = find_gpus()
     build = f"{torch.__version__}, CUDA {torch.version.cuda}"
-    if count := torch.cuda.device_count():
-        yield Check("torch", "ok", f"{build}, {count} GPU{'s' if count > 1 else ''}")
-        for k in range(count):
-            name = torch.cuda.get_device_properties(k).name
-            free, total = torch.cuda.mem_get_info(k)
-            yield Check(f"cuda:{k}", "ok", f"{name}, {size_text(free)} of {size_text(total)} free")
-    elif not (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
+    if gpus.problem:
+        yield Check("torch", "warning", f"{gpus.problem}: engines run on the CPU", gpus.fix)
+    elif gpus.count == 0:
         detail = f"{torch.__version__}, no GPU: engines run on the CPU; --devices cpu,cpu makes two"
         yield Check("torch", "ok", detail)
-    elif torch.version.cuda is None:
-        detail = f"{torch.__version__}: a GPU driver is here, and this torch is built for the CPU"
-        yield Check("torch", "warning", detail, "install a CUDA build: https://pytorch.org")
     else:
-        fix = "compare with `nvidia-smi`; CUDA_VISIBLE_DEVICES hides GPUs when it is set"
-        yield Check("torch", "warning", f"{build}: it finds no usable GPU", fix)
+        yield Check("torch", "ok", f"{build}, {gpus.count} GPU{'s' if gpus.count > 1 else ''}")
+    for name in (f"cuda:{k}" for k in range(gpus.count)):
+        try:
+            kind = torch.cuda.get_device_properties(name).name
+            free, total = torch.cuda.mem_get_info(name)
+        except RuntimeError as error:
+            fix = "leave it out with --devices; see whether `nvidia-smi` lists it, or restart"
+            yield Check(name, "problem", f"does not work: {str(error).splitlines()[0]}", fix)
+        else:
+            yield Check(name, "ok", f"{kind}, {size_text(free)} of {size_text(total)} free")
 
 
 def renderer() -> Results:
-    """Whether the renderer's kernels work: on the GPUs or, without any, on the CPU."""
+    """Whether the renderer's kernels work: on every GPU or, without any, on the CPU."""
     import torch
 
+    from sjc_engine.memory import out_of_memory
     from sjc_engine.rendering.fused import device_unavailable_reason
+    from tasks.devices.gpus import find_gpus
 
-    kind = "cuda" if torch.cuda.device_count() else "cpu"
-    if problem := device_unavailable_reason(torch.device(kind)):
-        fix = 'pip install "sjc-foundry[cuda]"' if kind == "cuda" else "pip install numba"
-        yield Check("renderer", "warning", f"plain torch, which is slower: {problem}", fix)
-    else:
-        yield Check("renderer", "ok", f"fused kernels for {kind}, compiled by Numba")
+    for device in [f"cuda:{k}" for k in range(find_gpus().count)] or ["cpu"]:
+        try:  # colours, and latents of four channels, have kernels of their own
+            reasons = [device_unavailable_reason(torch.device(device), n) for n in (3, 4)]
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            detail = f"no memory on {device} for a try: {error}".splitlines()[0]
+            yield Check("renderer", "warning", detail, "end what else uses it, and look again")
+            continue
+        if problem := next(filter(None, reasons), ""):
+            fix = "pip install numba" if device == "cpu" else _cuda_kernels_fix()
+            detail = f"plain torch on {device}, which is slower: {problem}"
+            yield Check("renderer", "warning", detail, fix)
+        else:
+            yield Check("renderer", "ok", f"fused kernels for {device}, compiled by Numba")
+
+
+def _cuda_kernels_fix() -> str:
+    """What brings Numba the CUDA libraries that torch and the driver are made for."""
+    from importlib import metadata
+
+    import torch
+
+    wanted = str(torch.version.cuda).partition(".")[0]
+    fix = f'pip install --upgrade "sjc-foundry[{"cuda12" if wanted == "12" else "cuda"}]"'
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found = metadata.version("cuda-bindings").partition(".")[0]
+        if found != wanted:
+            return f"{fix}: torch is built for CUDA {wanted}, and numba-cuda for CUDA {found}"
+    return fix
 
 
 def machine() -> Results:

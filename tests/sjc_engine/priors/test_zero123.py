@@ -24,7 +24,7 @@ from sjc_engine.optimization.step import draw
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.priors.families.zero123 import Zero123Prior, relative_pose
 from sjc_engine.priors.image_pose import image_pose
-from sjc_engine.priors.sources import takes_image
+from sjc_engine.priors.sources import licence_of, takes_image
 from sjc_engine.recipes import Recipe
 from sjc_engine.rendering.camera import orbit
 
@@ -121,6 +121,9 @@ def test_a_hub_id_names_the_model_and_so_its_pose(id, pose, guessed):
     assert image_pose(id) == (pose, guessed)
     if not guessed:
         assert takes_image(id)
+        assert licence_of(id) == (
+            "mit" if pose == "distance" else "stabilityai-nc-research-community"
+        )
         recipe = Recipe.for_prior(id)
         assert (recipe.name == "stable-zero123") == (pose == "elevation")
         assert recipe.optimize.image_pose == pose
