@@ -20,7 +20,7 @@ LINE_SECONDS = 10.0  # between two lines of one file
 SHOWN_FROM = 10_000_000  # bytes: smaller files come without a word
 
 
-class DownloadBar(tqdm):  # type: ignore[misc]
+class DownloadBar(tqdm):
     """How far a file is, also where Prefect's sake has the hub's own bars switched off."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
