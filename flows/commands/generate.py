@@ -18,7 +18,10 @@ from flows.commands.output import print_warnings
 from flows.errors import RunError, UsageError, disk_errors
 
 if TYPE_CHECKING:
+    from sjc_engine.evaluation.clip import Judge
+    from sjc_engine.evaluation.lpips import Lpips
     from sjc_engine.image_file import InputImage
+    from sjc_engine.priors.denoiser import Prior
     from sjc_engine.spec import AssetSpec
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
@@ -42,6 +45,7 @@ def generate(
     recipe: options.Recipe = None,
     set_: options.Set = None,
     dtype: options.Dtype = None,
+    allow_pickle: options.AllowPickle = False,
     seed: options.Seed = 0,
     image: Annotated[
         Path | None, typer.Option(help="An input image, for priors that take one.")
@@ -60,7 +64,15 @@ def generate(
         raise UsageError("--image: only files are read; download it, and give its path")
     overrides = options.parse_overrides(set_, dtype)
     picture = read_image(image) if image else None
-    spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
+    spec = _spec(
+        prompt,
+        seed,
+        image,
+        prior=prior,
+        recipe=recipe,
+        overrides=overrides,
+        allow_pickle=allow_pickle,
+    )
     print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
     if taken := [name for name in FILES if (out / name).exists()]:
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
@@ -75,7 +87,7 @@ def generate(
     with temporary as folder, disk_errors("-o", out, only_refusals=True):
         if free < ROOM:
             raise OSError(errno.ENOSPC, "No space left on device")
-        report = _make(spec, picture, chosen, Path(folder), quiet)
+        report = _make(spec, picture, chosen, Path(folder), quiet, allow_pickle=allow_pickle)
         out.mkdir(exist_ok=True)
         made = [shutil.move(path, out / path.name) for path in sorted(Path(folder).iterdir())]
     print(json.dumps(report, indent=1) if json_ else "\n".join(map(str, made)))
@@ -104,8 +116,25 @@ def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSp
     return resolved.entries[0].spec
 
 
+def _load(spec: AssetSpec, device: str, allow_pickle: bool) -> tuple[Prior, Judge, Lpips | None]:
+    """The models that an asset is made and judged with."""
+    from sjc_engine.priors.denoiser import load_prior
+    from tasks.stages.judges import Judges
+
+    judge, lpips = Judges(allow_pickle=allow_pickle).get(spec.recipe.evaluate)
+    revision, dtype = spec.prior_revision or None, spec.recipe.optimize.dtype
+    prior = load_prior(spec.prior, revision, device, dtype, allow_pickle=allow_pickle)
+    return prior, judge, lpips
+
+
 def _make(
-    spec: AssetSpec, picture: InputImage | None, device: str, folder: Path, quiet: bool
+    spec: AssetSpec,
+    picture: InputImage | None,
+    device: str,
+    folder: Path,
+    quiet: bool,
+    *,
+    allow_pickle: bool,
 ) -> dict[str, Any]:
     """The asset's files, in `folder`, and the content of `report.json`.
 
@@ -119,14 +148,10 @@ def _make(
     from sjc_engine.mesh.isosurface import MeshError
     from sjc_engine.optimization.loop import optimize
     from sjc_engine.optimization.scene import Diverged, Scene, StepStats
-    from sjc_engine.priors.denoiser import load_prior
-    from tasks.stages.judges import Judges
 
     started = time.perf_counter()
     prompt, recipe = spec.prompt, spec.recipe
-    judge, lpips = Judges().get(recipe.evaluate)
-    revision = spec.prior_revision or None
-    prior = load_prior(spec.prior, revision, device, recipe.optimize.dtype)
+    prior, judge, lpips = _load(spec, device, allow_pickle)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
         words_cut: list[str] = []

@@ -187,6 +187,7 @@ def load_prior(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,
     local_files_only: bool = False,
+    allow_pickle: bool = False,
 ) -> Prior:
     """Load "toybox", a diffusers folder, or a hub id: "owner/name", "owner/name@revision".
 
@@ -196,11 +197,13 @@ def load_prior(
     multiplies the network's output of order 1 with, is sigma for eps and score models,
     sigma / sqrt(1 + sigma^2) for v and 1 for samples. A network that overflows in float16 wants
     bfloat16. Only safetensors are read, those of variant
-    "fp16" where there are no others. Raises PriorError, and no other, when there is no such prior,
+    "fp16" where there are no others. With `allow_pickle`, a component without safetensors may have
+    `.bin` files, which torch's restricted unpickler reads: it makes tensors, and calls nothing
+    else. Raises PriorError, and no other, when there is no such prior,
     the engine does not know its kind, a folder's digest is not the given `revision`, or any
     weight, word or setting of the model would not come from its files.
     """
-    source = find_prior(id, revision, local_files_only)
+    source = find_prior(id, revision, local_files_only, allow_pickle)
     source.fetch()
     device = torch.device(device)
     if dtype in (None, "auto"):

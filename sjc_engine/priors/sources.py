@@ -39,14 +39,19 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
 _REVISION = re.compile(r"\w[\w.-]*(/[\w.-]+)*")
 
 
-def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> ModelSource:
+def find_prior(
+    id: str,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
+) -> ModelSource:
     """Resolve a prior's name to its files without loading them.
 
     Raises PriorError when the name is neither a builtin, an existing folder, "owner/name" nor
     "owner/name@revision", when the hub has no such model at this revision, or when its files are
-    not what they should be.
+    not what they should be. allow_pickle: as of `load_prior`.
     """
-    if source := _local_source("prior", id):
+    if source := _local_source("prior", id, allow_pickle):
         digest = folder_digest(source.folder, source.parts)
         if revision not in (None, digest):
             problem = f"{id!r} has revision {digest}, not the wanted {revision}"
@@ -55,21 +60,23 @@ def find_prior(id: str, revision: str | None = None, local_files_only: bool = Fa
     name, named = split_revision(id)
     folder = hub_file("prior", name, INDEX, revision or named, local_files_only).parent
     family = _read_family(folder)
-    source = ModelSource("prior", name, folder, folder.name, family, True, local_files_only)
+    source = ModelSource(
+        "prior", name, folder, folder.name, family, True, local_files_only, allow_pickle
+    )
     source.check()
     return source
 
 
-def find_judge(id: str) -> ModelSource:
+def find_judge(id: str, allow_pickle: bool = False) -> ModelSource:
     """Resolve a judge's name to its files, checked and not loaded. Raises PriorError."""
     if id in JUDGES and not JUDGES[id].is_dir():
         fix = "install the package again, or name the folder of another judge"
         raise PriorError("judge", f"the weights of {id!r} are not in {JUDGES[id]}", fix)
-    if source := _local_source("judge", id):
+    if source := _local_source("judge", id, allow_pickle):
         return replace(source, revision=folder_digest(source.folder, source.parts))
     name, revision = split_revision(id)
     folder = hub_file("judge", name, "config.json", revision).parent
-    return ModelSource("judge", name, folder, folder.name, "judge", True, False)
+    return ModelSource("judge", name, folder, folder.name, "judge", True, False, allow_pickle)
 
 
 def split_revision(id: str) -> tuple[str, str | None]:
@@ -82,9 +89,9 @@ def split_revision(id: str) -> tuple[str, str | None]:
     return (name, revision) if at and is_model and not Path(id).exists() else (id, None)
 
 
-def judge_error(id: str) -> PriorError | None:
+def judge_error(id: str, allow_pickle: bool = False) -> PriorError | None:
     """What is wrong with a judge's name and files, as this machine knows it without the hub."""
-    return _local_error("judge", id)
+    return _local_error("judge", id, allow_pickle)
 
 
 def lpips_error(id: str) -> PriorError | None:
@@ -92,20 +99,20 @@ def lpips_error(id: str) -> PriorError | None:
     return None if id == "none" else _local_error("lpips", id)
 
 
-def prior_error(id: str) -> PriorError | None:
+def prior_error(id: str, allow_pickle: bool = False) -> PriorError | None:
     """What is wrong with a prior's name and files, as this machine knows it without the hub."""
-    return _local_error("prior", id)
+    return _local_error("prior", id, allow_pickle)
 
 
-def _local_error(kind: str, id: str) -> PriorError | None:
+def _local_error(kind: str, id: str, allow_pickle: bool = False) -> PriorError | None:
     try:
-        _local_source(kind, id)
+        _local_source(kind, id, allow_pickle)
     except PriorError as error:
         return error
     return None
 
 
-def _local_source(kind: str, id: str) -> ModelSource | None:
+def _local_source(kind: str, id: str, allow_pickle: bool) -> ModelSource | None:
     """A model's own folder, checked, its revision still unknown; None for what is on the hub.
 
     kind: `prior`, `judge` or `lpips`. Raises PriorError.
@@ -113,7 +120,7 @@ def _local_source(kind: str, id: str) -> ModelSource | None:
     folder = {"prior": BUILTINS, "judge": JUDGES}.get(kind, {}).get(id, Path(id))
     if folder.is_dir():
         family = _read_family(folder) if kind == "prior" else kind
-        source = ModelSource(kind, id, folder, "", family)
+        source = ModelSource(kind, id, folder, "", family, allow_pickle=allow_pickle)
         source.check()
         return source
     if kind == "lpips":

@@ -33,6 +33,7 @@ class ModelSource:
     """A prior's or a judge's folder, which for one of the hub is a snapshot in the local cache.
 
     kind: `prior` or `judge`. revision: the hub's commit; for a folder the digest of what is read.
+    allow_pickle: whether `.bin` files are read where there are no safetensors.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class ModelSource:
     family: str
     on_hub: bool = False
     local_files_only: bool = True
+    allow_pickle: bool = False
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -50,7 +52,8 @@ class ModelSource:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return parts_of(self.family, self.index if self.kind == "prior" else {})
+        index = self.index if self.kind == "prior" else {}
+        return parts_of(self.family, index, allow_pickle=self.allow_pickle)
 
     def fetch(self) -> None:
         """Downloads what is read of the hub's and not here yet, and checks it. Raises PriorError.
@@ -105,7 +108,9 @@ class ModelSource:
 
     def _weights(self, cls: Any, name: str, **options: Any) -> Any:
         variant, files = self._part(name).weights(list_names(self.folder))
-        options |= {"use_safetensors": True, "variant": variant, "output_loading_info": True}
+        # Of pickles, both libraries let torch.load's weights_only make tensors and nothing else.
+        safe = not files[-1].endswith(".bin")
+        options |= {"use_safetensors": safe, "variant": variant, "output_loading_info": True}
         model, info = self._load(name, partial(cls.from_pretrained, **options))
         unlike = [key for key, *_ in info.get("mismatched_keys") or []]
         if missing := sorted(info["missing_keys"]) or unlike:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of state dicts from DDP, torc
 _PADDING = 128  # rows that an embedding may have beyond its tokenizer's words, for speed
 _SHOWN = 3  # names in a message
 DOWNLOAD = "download it again"
+UNPICKLE = (
+    "name a revision that has safetensors (owner/name@refs/pr/1), convert it, or allow it with"
+    ' --allow-pickle: docs/priors.md, "Pickled weights"'
+)
+_OLD_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # torch.save before 1.6: a pickle of its magic number
 _MAY_BE_BLANK = ("special_tokens_map.json", "added_tokens.json")  # the tokenizer's own file says it
 
 
@@ -99,6 +105,8 @@ def _read(folder: Path, part: Part, names: set[str]) -> _Read:
     if lacking := [key for key in NEEDED.get(part.cls, ()) if key not in config]:
         raise _Broken(settings[0], f"does not say {', '.join(lacking)}")
     shapes = _shapes(folder, part, names)
+    if shapes is None:
+        return _Read(config)
     try:
         wanted = LAYOUTS[part.cls](config)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -143,16 +151,16 @@ def _check_schedule(file: str, config: Mapping[str, Any]) -> None:
         raise _Broken(file, "has neither betas nor sigmas", "put the model's own scheduler there")
 
 
-def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape]:
-    """The shape of every weight, by its name of today, from the files' headers."""
+def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape] | None:
+    """The shape of every weight, by its name of today, from the files' headers.
+
+    None of pickled ones, which have no header.
+    """
     _, files = part.weights(names)
     if not files:
         raise _no_weights(part, names)
     index = files[0] if files[0].endswith(".json") else None
     shards = set(files[1:] if index else files)
-    shapes: dict[str, Shape] = {}
-    for name in sorted(shards):
-        shapes |= {usual_name(k, part.cls): v for k, v in _header(folder / name).items()}
     if index:
         folder_name = index.rpartition("/")[0]
         weight_map = _json(folder / index).get("weight_map")
@@ -161,16 +169,33 @@ def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape]:
         wanted = {f"{folder_name}/{name}".lstrip("/") for name in weight_map.values()}
         if gone := sorted(wanted - shards):
             raise _Broken(gone[0], "is missing")
-    return shapes
+    if any(name.endswith(".bin") for name in shards):
+        for name in shards:
+            _check_pickle(folder / name)
+        return None
+    headers = [_header(folder / name) for name in sorted(shards)]
+    return {usual_name(k, part.cls): v for header in headers for k, v in header.items()}
 
 
 def _no_weights(part: Part, names: Set[str]) -> _Broken:
+    """What there is instead of weights that are read, and how they could be."""
+    if pickled := replace(part, pickled=True).weights(names)[1]:
+        shown = ", ".join(Path(name).name for name in pickled)
+        reason = f"is pickled, and there are no safetensors beside it ({shown})"
+        return _Broken(Path(pickled[-1]).name, reason, UNPICKLE)
     there = sorted(name for name in names if name.startswith(part.where(names)))
-    pickled = [name for name in there if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
-    if pickled:
+    if others := [Path(name).name for name in there if name.endswith((".ckpt", ".pt", ".pth"))]:
         fix = 'convert it, or name another model: docs/priors.md, "Getting weights"'
-        return _Broken(Path(pickled[0]).name, "is pickled, which is not read", fix)
+        return _Broken(others[0], "is pickled, which is not read", fix)
     return _Broken("", "has no weights (*.safetensors)")
+
+
+def _check_pickle(path: Path) -> None:
+    """What shows of a file of torch.save without reading it: a whole zip, or the older format."""
+    with path.open("rb") as file:
+        old = file.read(len(_OLD_PICKLE)) == _OLD_PICKLE
+    if not old and not zipfile.is_zipfile(path):  # whose table is at its end
+        raise _Broken(path.name, "is damaged (neither a zip nor a pickle of torch.save)")
 
 
 def _header(path: Path) -> dict[str, Shape]:

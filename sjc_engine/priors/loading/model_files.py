@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,24 @@ SETTINGS = {
 }  # fmt: skip
 # Any of these is enough.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-_STEMS = {"network": "diffusion_pytorch_model", "encoder": "model"}  # of files of weights
+# Of files of weights: as safetensors, and pickled
+_STEMS = {
+    "network": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "encoder": ("model", "pytorch_model"),
+}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A component: its folder, a key of SETTINGS, and the class that its config may name."""
+    """A component: its folder, a key of SETTINGS, and the class that its config may name.
+
+    pickled: whether its weights may be a `.bin`, where there are no safetensors.
+    """
 
     name: str
     kind: str
     cls: str = ""
+    pickled: bool = False
 
     def where(self, names: Collection[str]) -> str:
         """Its folder with a slash, or "": early repositories have a lone network in their root."""
@@ -52,27 +60,30 @@ class Part:
         return [folder + name for name in SETTINGS[self.kind] if folder + name in names]
 
     def weights(self, names: Collection[str]) -> tuple[str | None, list[str]]:
-        """The variant and the files of its safetensors: those without a variant, else "fp16".
+        """The variant and the files of its weights: those without a variant, else "fp16".
 
         A file of all weights, or the index of several and these; diffusers prefers the index,
         transformers the file.
         """
-        if self.kind not in _STEMS:
-            return None, []
-        folder, stem = self.where(names), _STEMS[self.kind]
-        for variant in (None, "fp16"):
-            dot = f".{variant}" if variant else ""
-            single = f"{folder}{stem}{dot}.safetensors"
-            index = f"{folder}{stem}.safetensors.index{dot}.json"
-            shard = re.compile(
-                re.escape(folder + stem) + rf"({re.escape(dot)}-\d+-of-\d+|-\d+-of-\d+"
-                rf"{re.escape(dot)})\.safetensors"
-            )
-            shards = [index, *sorted(name for name in names if shard.fullmatch(name))]
-            found = [files for files in ([single], shards) if files[0] in names]
-            if found:
-                return variant, found[-1 if self.kind == "network" else 0]
+        if self.kind in _STEMS:
+            for stem, suffix in zip(_STEMS[self.kind], ("safetensors", "bin"), strict=True):
+                for variant in (None, "fp16") if suffix == "safetensors" or self.pickled else ():
+                    if found := self._weights(names, self.where(names) + stem, suffix, variant):
+                        return variant, found
         return None, []
+
+    def _weights(
+        self, names: Collection[str], stem: str, suffix: str, variant: str | None
+    ) -> list[str]:
+        dot = f".{variant}" if variant else ""
+        single, index = f"{stem}{dot}.{suffix}", f"{stem}.{suffix}.index{dot}.json"
+        shard = re.compile(
+            re.escape(stem)
+            + rf"({re.escape(dot)}-\d+-of-\d+|-\d+-of-\d+{re.escape(dot)})\.{suffix}"
+        )
+        shards = [index, *sorted(name for name in names if shard.fullmatch(name))]
+        found = [files for files in ([single], shards) if files[0] in names]
+        return found[-1 if self.kind == "network" else 0] if found else []
 
     def files(self, names: Collection[str]) -> list[str]:
         return [*self.settings(names), *self.weights(names)[1]]
@@ -116,10 +127,13 @@ PARTS: dict[str, tuple[Part, ...]] = {
 }  # fmt: skip
 
 
-def parts_of(family: str, index: Mapping[str, Any]) -> tuple[Part, ...]:
+def parts_of(
+    family: str, index: Mapping[str, Any], *, allow_pickle: bool = False
+) -> tuple[Part, ...]:
     """The components of a family's model, without a VAE where model_index.json has none."""
     no_vae = family == "stable_diffusion" and index.get("vae") in (None, [], [None, None])
-    return tuple(part for part in PARTS[family] if not (no_vae and part is _VAE))
+    parts = (part for part in PARTS[family] if not (no_vae and part is _VAE))
+    return tuple(replace(part, pickled=allow_pickle) for part in parts)
 
 
 def list_names(folder: Path) -> set[str]:
