@@ -118,8 +118,10 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
     store = open_store(settings.store, writable=False)
     plan = load_plan(store, settings.plan)
     entries = plan.entries(settings.shard, Path(settings.scratch, "images"))
-    for prior, wanted in {(e.spec.prior, e.spec.prior_revision) for e in entries}:
-        find_prior(prior, wanted, allow_pickle=settings.allow_pickle)
+    for prior, wanted, loras in {
+        (e.spec.prior, e.spec.prior_revision, e.spec.recipe.optimize.loras) for e in entries
+    }:
+        find_prior(prior, wanted, allow_pickle=settings.allow_pickle, loras=loras)
     return Manifest(plan.manifest, plan.manifest_sha256, [], []), entries
 
 

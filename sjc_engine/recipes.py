@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
+from sjc_engine.priors.loading import lora
 
 if TYPE_CHECKING:
     from sjc_engine.priors.denoiser import Prior
@@ -27,7 +28,7 @@ RECIPE_VERSION = 1
 
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
 # a key is in no JSON, and so in no identity.
-_ADDED = {"dtype": "auto"}
+_ADDED = {"dtype": "auto", "loras": lora.NONE}
 
 Score = Literal["sjc", "sds", "naive"]
 Schedule = Literal["random", "annealed", "fixed"]
@@ -66,6 +67,10 @@ class _Part:
         """Its keys and values, without young keys at the value from before."""
         return {key: value for key, value in vars(self).items() if _ADDED.get(key) != value}
 
+    def identity(self) -> dict[str, Value]:
+        """The same without what does not matter: where files are."""
+        return self.to_json()
+
 
 @dataclass(frozen=True)
 class OptimizeRecipe(_Part):
@@ -81,6 +86,9 @@ class OptimizeRecipe(_Part):
     perp_neg_weight: float = _number(0.0, 0.0, 100.0, "pushes views from behind off the front")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = _choice(
         "auto", "precision of the prior's network; auto: float32 on the CPU, float16 on a GPU"
+    )
+    loras: str = _choice(
+        lora.NONE, '"none", or "FILE.safetensors:WEIGHT, ..." added to the prior (docs/priors.md)'
     )
     # Noise levels: random in the range, from its top to its bottom, or always the same
     sigma_schedule: Schedule = _choice("random", "how a step chooses it")
@@ -141,6 +149,10 @@ class OptimizeRecipe(_Part):
     image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: it shows the front")
     input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
     silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
+
+    def identity(self) -> dict[str, Value]:
+        data = self.to_json()
+        return data | {"loras": lora.identity(self.loras)} if "loras" in data else data
 
 
 @dataclass(frozen=True)
@@ -230,7 +242,7 @@ class Recipe:
     @cached_property
     def canonical(self) -> str:
         """Every setting, and not the name, as the JSON that identities are made from."""
-        return canonical_json({part: getattr(self, part).to_json() for part in PARTS})
+        return canonical_json({part: getattr(self, part).identity() for part in PARTS})
 
     @cached_property
     def hash(self) -> str:
@@ -240,7 +252,7 @@ class Recipe:
     @cached_property
     def canonical_optimize(self) -> str:
         """The same of what the optimisation depends on."""
-        return canonical_json(self.optimize.to_json())
+        return canonical_json(self.optimize.identity())
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
@@ -289,6 +301,10 @@ def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:
 
 
 def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
+    try:
+        lora.parse(r.loras)
+    except SettingError as error:
+        yield error
     for low, high in (
         ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("fov_min", "fov_max"),
         ("elevation_min", "elevation_max"),

@@ -34,7 +34,7 @@ FILES = (
 
 @command(
     'sjc generate "a DSLR photo of a yellow duck" -o duck',
-    'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
+    'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl@refs/pr/1 -o mug',
 )
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
@@ -122,8 +122,10 @@ def _load(spec: AssetSpec, device: str, allow_pickle: bool) -> tuple[Prior, Judg
     from tasks.stages.judges import Judges
 
     judge, lpips = Judges(allow_pickle=allow_pickle).get(spec.recipe.evaluate)
-    revision, dtype = spec.prior_revision or None, spec.recipe.optimize.dtype
-    prior = load_prior(spec.prior, revision, device, dtype, allow_pickle=allow_pickle)
+    revision, wanted = spec.prior_revision or None, spec.recipe.optimize
+    prior = load_prior(
+        spec.prior, revision, device, wanted.dtype, allow_pickle=allow_pickle, loras=wanted.loras
+    )
     return prior, judge, lpips
 
 

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sjc_engine.errors import PriorError
+from sjc_engine.errors import PriorError, SettingError
+from sjc_engine.priors.loading import lora
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
 from sjc_engine.priors.sources import find_prior
@@ -73,6 +74,7 @@ class Prior(ABC):
     ) -> None:
         self.id = source.id
         self.revision = source.revision
+        self.loras = source.loras
         self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
         # Of the images: the network's own, unless a family knows better
         self.channels: int = network.config.in_channels
@@ -188,8 +190,13 @@ def load_prior(
     dtype: torch.dtype | str | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
+    loras: str = lora.NONE,
 ) -> Prior:
     """Load "toybox", a diffusers folder, or a hub id: "owner/name", "owner/name@revision".
+
+    Or a single .safetensors file of Stable Diffusion 1.x or 2.x, whose settings and vocabulary are
+    those of "FILE@BASE", a folder or hub id. `loras` are what a recipe's key of that name says:
+    "FILE.safetensors:WEIGHT, ...".
 
     `dtype` is the network's precision, a torch.dtype or its name; None and "auto" are float32 on
     the CPU (bfloat16 gains nothing for a small model) and float16 elsewhere. In half precision
@@ -199,11 +206,13 @@ def load_prior(
     bfloat16. Only safetensors are read, those of variant
     "fp16" where there are no others. With `allow_pickle`, a component without safetensors may have
     `.bin` files, which torch's restricted unpickler reads: it makes tensors, and calls nothing
-    else. Raises PriorError, and no other, when there is no such prior,
+    else. Raises PriorError, and for
+    `loras` SettingError, when there is no such prior,
     the engine does not know its kind, a folder's digest is not the given `revision`, or any
     weight, word or setting of the model would not come from its files.
     """
-    source = find_prior(id, revision, local_files_only, allow_pickle)
+    pinned = lora.pin(loras)
+    source = find_prior(id, revision, local_files_only, allow_pickle, pinned)
     source.fetch()
     device = torch.device(device)
     if dtype in (None, "auto"):
@@ -214,7 +223,7 @@ def load_prior(
     try:
         with _uncollected():
             prior: Prior = home.load(source, device, dtype)
-    except PriorError:
+    except SettingError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # settings that do not fit
         raise PriorError("prior", f"{id!r} cannot be loaded ({error})", DOWNLOAD) from error

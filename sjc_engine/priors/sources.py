@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.errors import PriorError
+from sjc_engine.errors import PriorError, SettingError
+from sjc_engine.priors.loading import lora
 from sjc_engine.priors.loading.components import ModelSource, hub_file, read_index
 from sjc_engine.priors.loading.model_files import INDEX, folder_digest
+from sjc_engine.priors.loading.single_file import BASES, SingleFile, base_of, split_file
 
 _WEIGHTS = Path(__file__).parents[1] / "toybox" / "weights"
 BUILTINS = {"toybox": _WEIGHTS / "prior", "toybox-duck": _WEIGHTS / "duck"}
@@ -44,25 +46,72 @@ def find_prior(
     revision: str | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
+    loras: str = lora.NONE,
 ) -> ModelSource:
     """Resolve a prior's name to its files without loading them.
 
     Raises PriorError when the name is neither a builtin, an existing folder, "owner/name" nor
     "owner/name@revision", when the hub has no such model at this revision, or when its files are
-    not what they should be. allow_pickle: as of `load_prior`.
+    not what they should be. allow_pickle, loras: as of `load_prior`.
     """
+    source = replace(_find_prior(id, revision, local_files_only, allow_pickle), loras=loras)
+    source.check_loras()
+    return source
+
+
+def _find_prior(
+    id: str, revision: str | None, local_files_only: bool, allow_pickle: bool
+) -> ModelSource:
+    if split_file(id):
+        single = _single_file(id, local_files_only=local_files_only)
+        return _at_revision(single, single.settings_digest(), revision)
     if source := _local_source("prior", id, allow_pickle):
-        digest = folder_digest(source.folder, source.parts)
-        if revision not in (None, digest):
-            problem = f"{id!r} has revision {digest}, not the wanted {revision}"
-            raise PriorError("prior", problem, "restore those weights, or plan again")
-        return replace(source, revision=digest)
+        return _at_revision(source, folder_digest(source.folder, source.parts), revision)
     name, named = split_revision(id)
     folder = hub_file("prior", name, INDEX, revision or named, local_files_only).parent
     family = _read_family(folder)
     source = ModelSource(
         "prior", name, folder, folder.name, family, True, local_files_only, allow_pickle
     )
+    source.check()
+    return source
+
+
+def _at_revision(source: ModelSource, digest: str, wanted: str | None) -> ModelSource:
+    if wanted not in (None, digest):
+        problem = f"{source.id!r} has revision {digest}, not the wanted {wanted}"
+        raise PriorError("prior", problem, "restore those weights, or plan again")
+    return replace(source, revision=digest)
+
+
+def _single_file(id: str, *, local_files_only: bool) -> SingleFile:
+    """A single file beside the settings of its base. Raises PriorError."""
+    found, base = split_file(id), base_of(id)
+    assert found is not None
+    folder, (name, named) = Path(base), split_revision(base)
+    on_hub = not folder.is_dir()
+    if on_hub and not _is_hub_id(base):
+        problem = f"the base {base!r} of {str(found[0])!r} is unknown"
+        raise PriorError("prior", problem, "name a folder or owner/name")
+    try:
+        if on_hub:
+            folder = hub_file("prior", name, INDEX, named, local_files_only).parent
+        source = SingleFile(
+            "prior", id, folder, "", _read_family(folder), on_hub, local_files_only,
+            file=found[0], base=name,
+        )  # fmt: skip
+        if on_hub:
+            source.fetch_settings()
+    except PriorError as error:
+        if not on_hub:
+            raise
+        problem = f"{id!r} needs the settings and the vocabulary of {base}: {error.problem}"
+        files = 'model_index.json "*/*config.json" "tokenizer/*"'
+        fix = f"on a machine with access run: hf download {name} {files}"
+        raise PriorError("prior", problem, fix) from error
+    if source.family != "stable_diffusion":
+        fix = f"name one such as {next(iter(BASES.values()))}"
+        raise PriorError("prior", f"the base {base!r} is no Stable Diffusion", fix)
     source.check()
     return source
 
@@ -99,6 +148,19 @@ def lpips_error(id: str) -> PriorError | None:
     return None if id == "none" else _local_error("lpips", id)
 
 
+def loras_error(loras: str, prior: str, allow_pickle: bool = False) -> SettingError | None:
+    """What keeps LoRA from being used with a prior that is known to be right."""
+    try:
+        source = _local_source("prior", prior, allow_pickle)
+        if source is None:
+            lora.check(loras)
+        else:
+            replace(source, loras=loras).check_loras()
+    except SettingError as error:
+        return error
+    return None
+
+
 def prior_error(id: str, allow_pickle: bool = False) -> PriorError | None:
     """What is wrong with a prior's name and files, as this machine knows it without the hub."""
     return _local_error("prior", id, allow_pickle)
@@ -126,9 +188,14 @@ def _local_source(kind: str, id: str, allow_pickle: bool) -> ModelSource | None:
     if kind == "lpips":
         fix = "write none, or a folder of weights (docs/tables.md)"
         raise PriorError("lpips", f"{id!r:.60} is not a folder", fix)
+    if kind == "prior" and split_file(id):
+        if not _is_hub_id(base_of(id)):  # of the hub's, what is not here can come
+            _single_file(id, local_files_only=True)
+        return None
     if kind == "prior" and folder.is_file():
-        fix = 'make a diffusers folder of it: docs/priors.md, "Getting weights"'
-        raise PriorError("prior", f"{id!r} is a single file", fix, file=folder.name)
+        fix = 'convert it to safetensors: docs/priors.md, "Pickled weights"'
+        problem = f"{id!r} is a single file, and not of safetensors"
+        raise PriorError("prior", problem, fix, file=folder.name)
     if not _is_hub_id(id):
         raise unknown(kind, id)
     return None
@@ -188,7 +255,13 @@ def assumption(id: str, revision: str | None = None) -> str | None:
 
 
 def known_folder(id: str, revision: str | None = None) -> Path:
-    """A prior's folder: its own, or the snapshot of a hub id in the cache, if there is one."""
+    """A prior's folder: its own, or the snapshot of a hub id in the cache, if there is one.
+
+    Of a single file that of its base.
+    """
+    if split_file(id):
+        with contextlib.suppress(PriorError):
+            id = base_of(id)
     folder = BUILTINS.get(id, Path(id))
     if not folder.is_dir() and _is_hub_id(id):
         from huggingface_hub import try_to_load_from_cache
@@ -224,6 +297,8 @@ def licence_of(id: str, revision: str | None = None) -> str:
     """
     if id in BUILTINS:
         return "apache-2.0"
+    if split_file(id):  # its base's licence says little of it
+        return "unknown"
     import yaml
     from huggingface_hub import metadata_load
 

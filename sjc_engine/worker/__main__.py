@@ -96,7 +96,7 @@ class Worker:
         self.replies = replies
         self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.prior: Prior | None = None
-        self.loaded: tuple[str, str, str] | None = None  # the prior's, its revision and precision
+        self.loaded: tuple[str, str, str, str] | None = None  # the `prior_key` of it
         self.waiting: list[Message] = []
         self.running: list[RunningScene] = []
         self.probe: MemoryProbe | None = None  # until it is known how many scenes fit
@@ -178,8 +178,10 @@ class Worker:
 
     def _load(self, spec: Message) -> None:
         self.prior = self.loaded = None  # the old one's memory first
-        prior, revision, dtype = prior_key(spec)
-        self.prior = load_prior(prior, revision, self.device, dtype, allow_pickle=self.allow_pickle)
+        prior, revision, dtype, loras = prior_key(spec)
+        self.prior = load_prior(
+            prior, revision, self.device, dtype, allow_pickle=self.allow_pickle, loras=loras
+        )
         if self.compiled:
             self.prior.compile()
         self.loaded = prior_key(spec)

@@ -15,7 +15,8 @@ from typing import Any
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import mismatches, no_silhouette
-from sjc_engine.priors.sources import assumption, split_revision, takes_image
+from sjc_engine.priors.loading.lora import NONE, pin
+from sjc_engine.priors.sources import assumption, loras_error, split_revision, takes_image
 from sjc_engine.priors.tokens import text_limit
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
@@ -302,10 +303,22 @@ class _Resolver:
             wrong = self.memo.weights_error(key, getattr(recipe.evaluate, key))
             if wrong and key not in row.overrides:
                 errors.append(wrong)
+        if recipe.optimize.loras != NONE:
+            recipe, unfit_loras = self._with_loras(recipe, prior)
+            errors += unfit_loras
         found = mismatches(
             prior, takes_image(prior), row.image is not None, row.negative_prompt, recipe.optimize
         )
         return recipe, [*errors, *found]
+
+    def _with_loras(self, recipe: Recipe, prior: str) -> tuple[Recipe, list[SettingError]]:
+        """The recipe with the digests of its LoRA, or what keeps them from this prior."""
+        loras = recipe.optimize.loras
+        question = ("loras", prior, loras)
+        wrong = self.memo.get(question, loras_error, loras, prior, self.memo.allow_pickle)
+        if wrong:
+            return recipe, [wrong]
+        return recipe.override({"loras": pin(loras)}), []
 
     def _override(self, recipe: Recipe, row: Row) -> tuple[Recipe, list[SettingError]]:
         """The preset with those values of the command line and the row that are right."""

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.errors import PriorError
-from sjc_engine.priors.loading.model_check import DOWNLOAD, broken, check_model, check_named
+from sjc_engine.priors.loading import lora
+from sjc_engine.priors.loading.model_check import (
+    DOWNLOAD,
+    broken,
+    check_model,
+    check_named,
+    weight_shapes,
+)
 from sjc_engine.priors.loading.model_files import INDEX, Part, files_read, list_names, parts_of
 
 # Hub ids that papers and tutorials still name, and where the same weights are today
@@ -33,7 +40,8 @@ class ModelSource:
     """A prior's or a judge's folder, which for one of the hub is a snapshot in the local cache.
 
     kind: `prior` or `judge`. revision: the hub's commit; for a folder the digest of what is read.
-    allow_pickle: whether `.bin` files are read where there are no safetensors.
+    allow_pickle: whether `.bin` files are read where there are no safetensors. loras: as a recipe
+    has them; their matrices are added to the weights.
     """
 
     kind: str
@@ -44,6 +52,7 @@ class ModelSource:
     on_hub: bool = False
     local_files_only: bool = True
     allow_pickle: bool = False
+    loras: str = lora.NONE
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -62,7 +71,7 @@ class ModelSource:
         """
         if not self.on_hub:
             return
-        names = self._names()
+        names = self._names(self.id)
         check_named(self.id, self.parts, names, self.kind)
         for name in files_read(self.parts, names):
             hub_file(self.kind, self.id, name, self.revision, self.local_files_only)
@@ -74,7 +83,17 @@ class ModelSource:
         parts = [part for part in self.parts if not self.on_hub or part.is_whole(names)]
         check_model(self.id, self.folder, parts, self.kind)
 
-    def _names(self) -> set[str]:
+    def check_loras(self) -> None:
+        """Raises SettingError for LoRA of another model, as far as headers show that."""
+        names = list_names(self.folder)
+        models = {
+            part.name: weight_shapes(self.folder, part, names) if part.is_whole(names) else None
+            for part in self.parts
+            if part.name in lora.COMPONENTS
+        }
+        lora.check(self.loras, models)
+
+    def _names(self, id: str) -> set[str]:
         """The files that the hub has of this commit, or, out of its reach, the cache."""
         import httpx
         from huggingface_hub import list_repo_files
@@ -82,7 +101,7 @@ class ModelSource:
 
         with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OSError):
             if not self.local_files_only:
-                return set(list_repo_files(self.id, revision=self.revision))
+                return set(list_repo_files(id, revision=self.folder.name))
         return list_names(self.folder)
 
     def network(self, cls: Any, name: str, dtype: Any) -> Any:
@@ -117,6 +136,12 @@ class ModelSource:
             shown = ", ".join(missing[:3])
             reason = f"does not fill {len(missing)} weights of a {cls.__name__} ({shown})"
             raise broken(self.id, name, Path(files[0]).name, reason, DOWNLOAD, self.kind)
+        return self._merged(model, name)
+
+    def _merged(self, model: Any, name: str) -> Any:
+        """The model with what the LoRA add to this component."""
+        if name in lora.COMPONENTS:
+            lora.merge(model, name, self.loras)
         return model
 
     def _load(self, name: str, load: Callable[[str], Any]) -> Any:
@@ -133,6 +158,9 @@ class ModelSource:
     def settings(self, name: str) -> list[Path]:
         """A component's files of settings, the one to read first."""
         return [self.folder / file for file in self._part(name).settings(list_names(self.folder))]
+
+    def _config(self, name: str) -> dict[str, Any]:
+        return json.loads(self.settings(name)[0].read_text("utf-8"))
 
     def _part(self, name: str) -> Part:
         return next(part for part in self.parts if part.name == name)

@@ -49,15 +49,18 @@ class _Read:
     rows: int | None = None
 
 
-def check_model(id: str, folder: Path, parts: Sequence[Part], key: str = "prior") -> None:
+def check_model(
+    id: str, folder: Path, parts: Sequence[Part], key: str = "prior", *, weights: bool = True
+) -> None:
     """Raises PriorError for the first component that would not load as what it should be.
 
-    id: as the user named the model. key: whether it is a `prior` or a `judge`.
+    id: as the user named the model. key: whether it is a `prior` or a `judge`. weights: whether
+    they are there too, and not settings alone.
     """
     read: dict[str, _Read] = {}
     for part in parts:
         try:
-            read[part.name] = _read(folder, part, list_names(folder))
+            read[part.name] = _read(folder, part, list_names(folder), weights)
             _check_together(part, read)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             reason = f"has settings that are not what they should be ({error})"
@@ -88,9 +91,9 @@ def broken(
     return PriorError(key, problem, fix, component=component, file=file, reason=reason)
 
 
-def _read(folder: Path, part: Part, names: set[str]) -> _Read:
+def _read(folder: Path, part: Part, names: set[str], weights: bool) -> _Read:
     settings = part.settings(names)
-    for name in [*settings, *part.weights(names)[1]]:
+    for name in [*settings, *(part.weights(names)[1] if weights else ())]:
         _check_bytes(folder / name)
     if part.kind == "tokenizer":
         return _Read({}, _words(folder, part, names))
@@ -104,7 +107,7 @@ def _read(folder: Path, part: Part, names: set[str]) -> _Read:
     _check_class(settings[0], config, part.cls)
     if lacking := [key for key in NEEDED.get(part.cls, ()) if key not in config]:
         raise _Broken(settings[0], f"does not say {', '.join(lacking)}")
-    shapes = _shapes(folder, part, names)
+    shapes = weight_shapes(folder, part, names) if weights else None
     if shapes is None:
         return _Read(config)
     try:
@@ -151,7 +154,7 @@ def _check_schedule(file: str, config: Mapping[str, Any]) -> None:
         raise _Broken(file, "has neither betas nor sigmas", "put the model's own scheduler there")
 
 
-def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape] | None:
+def weight_shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape] | None:
     """The shape of every weight, by its name of today, from the files' headers.
 
     None of pickled ones, which have no header.
@@ -173,7 +176,7 @@ def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape] | Non
         for name in shards:
             _check_pickle(folder / name)
         return None
-    headers = [_header(folder / name) for name in sorted(shards)]
+    headers = [_header(folder / name)[0] for name in sorted(shards)]
     return {usual_name(k, part.cls): v for header in headers for k, v in header.items()}
 
 
@@ -198,12 +201,29 @@ def _check_pickle(path: Path) -> None:
         raise _Broken(path.name, "is damaged (neither a zip nor a pickle of torch.save)")
 
 
-def _header(path: Path) -> dict[str, Shape]:
+def read_header(path: Path, key: str) -> tuple[dict[str, Shape], dict[str, str]]:
+    """The shapes of a safetensors file that the user has named, by its keys, and its metadata.
+
+    key: the setting that names it. Raises PriorError.
+    """
+    try:
+        _check_bytes(path)
+        return _header(path)
+    except _Broken as error:
+        problem, reason, fix = f"{str(path)!r} {error.reason}", error.reason, error.fix
+    except OSError as error:
+        problem, fix = f"{str(path)!r} cannot be read ({error.strerror})", "name an existing file"
+        reason = problem
+    raise PriorError(key, problem, fix, file=path.name, reason=reason)
+
+
+def _header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "numpy") as file:  # also checks that it is as long as it says
-            return {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+            return shapes, file.metadata() or {}
     except (SafetensorError, ValueError) as error:
         raise _Broken(path.name, f"is damaged ({error})") from error
 

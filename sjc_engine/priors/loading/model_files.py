@@ -155,10 +155,14 @@ def files_read(parts: Sequence[Part], names: Collection[str]) -> list[str]:
 
 def folder_digest(folder: Path, parts: Sequence[Part]) -> str:
     """SHA-256 over the names and bytes of what is read of a model. Raises OSError."""
-    paths = [folder / name for name in files_read(parts, list_names(folder))]
+    return digest_of({name: folder / name for name in files_read(parts, list_names(folder))})
+
+
+def digest_of(files: Mapping[str, Path]) -> str:
+    """SHA-256 over files' names and bytes, in this order."""
     digest = hashlib.sha256()
-    for path, content in zip(paths, file_digests(paths), strict=True):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
+    for name, content in zip(files, file_digests(files.values()), strict=True):
+        digest.update(name.encode() + b"\0" + content)
     return digest.hexdigest()
 
 
