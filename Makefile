@@ -13,7 +13,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# What running needs, and what developing needs beside it
 READY  := $(VENV)/.ready
+DEV    := $(VENV)/.dev
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 DEVICES ?= cpu,cpu
 # Test files that run at the same time; many of their tests wait for processes and clocks.
 JOBS ?= 2
@@ -26,45 +29,49 @@ export OMP_NUM_THREADS ?= 1
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
 
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not system"
 
 test-all: check
 	scripts/install-system-packages
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
-test-fast: $(READY)
+test-fast: $(DEV)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not system"
 
-soak: $(READY)
+soak: $(DEV)
 	scripts/install-system-packages
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --store folder
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --store swift
 
-sweep: $(READY)
+sweep: $(DEV)
 	SWEEP=all $(BIN)/python -m pytest -q -n $(JOBS) tests/flows/test_read_faults.py
 
-fuzz: $(READY)
+fuzz: $(DEV)
 	FUZZ=500 $(BIN)/python -m pytest -q -n $(JOBS) tests/sjc_engine/priors/test_model_fuzz.py tests/tasks/manifest/test_fuzz.py
 
-check: $(READY)
+check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Of its own environment, so that the auditor's packages are not those of the project.
-audit: $(READY)
+audit: $(DEV)
 	scripts/make-venv "$(PYTHON)" $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
-format: $(READY)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 $(READY): pyproject.toml constraints.txt scripts/make-venv
 	scripts/make-venv "$(PYTHON)" $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) .
+	touch $@
+
+$(DEV): $(READY)
+	$(INSTALL) ".[dev]"
 	touch $@
 
 clean:

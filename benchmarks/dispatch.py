@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import heapq
+import logging
 import os
 import random
 import signal
@@ -41,10 +42,10 @@ from stub_shard import make_stubs
 from flows.commands.plan import make_shard_plan
 from flows.dispatch import DEPLOYMENT, Dispatcher, Pool, count_outcomes
 from flows.dispatch import dispatch as dispatch_flow
-from flows.generate import close_attempts, entry_outcomes
 from flows.plan import make_plan
 from flows.prefect_server.heartbeats import SILENCE
 from flows.progress.terminal import Watcher
+from flows.run_record import close_attempts, entry_outcomes
 from flows.scratch import sole_user
 from flows.settings import Settings
 from tasks.manifest.shard_plan import MOST_ASSETS, ShardPlan, keep_plan, make_plan_file
@@ -145,7 +146,7 @@ def record_shard(
     )
     made = make_plan(settings)
     with sole_user(folder):
-        close_attempts(made, Watcher())
+        close_attempts(made, Watcher(), logging.getLogger(__name__))
     todo = list(made.todo)
     run = start_run(
         store, new_run_id(), plan.manifest, plan.manifest_sha256, made.entries, settings.to_json()

@@ -22,6 +22,7 @@ from prefect.utilities.callables import get_call_parameters
 from flows.context import RunContext
 from flows.plan import RunPlan
 from flows.progress.terminal import Watcher
+from flows.run_record import Outcomes
 from flows.scratch import scratch_id
 from sjc_engine.files import is_refusal
 from tasks.devices.job import SceneError, interrupted
@@ -47,7 +48,6 @@ BEHIND = max(4, (os.cpu_count() or 1) // 4)  # past their optimisation, worked a
 ASK_SECONDS, SLOW_ASK_SECONDS = 2.0, 30.0
 STOP_SECONDS = 5.0  # for stages behind the devices, when the run is stopped
 
-Outcomes = dict[str, str]  # asset id -> ok, reused, interrupted or one of FAILURES
 OUTCOMES = {"computed": "ok", "reused": "reused"}  # by what `publish` says
 
 

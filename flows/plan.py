@@ -4,15 +4,16 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError, disk_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
+from sjc_engine.presets import Value
 from sjc_engine.priors.sources import find_prior
-from sjc_engine.recipes import RECIPE_VERSION
+from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.spec import AssetSpec
 from tasks.manifest.resolve import Entry, Manifest, Resolved
 from tasks.manifest.resolve import read_entries as read_manifest_entries
@@ -211,9 +212,9 @@ def find_related_assets(
     """What finished assets with other ids mean for the assets of these specs.
 
     Returns the finished assets by the fields that they have, where only mesh or judge settings
-    differ, and warnings if assets will be made again since the engine's recipe version has risen or
-    the prior has another revision. An asset counts when it was made from the same prompt, picture,
-    seed, prior and recipe, whatever their revisions.
+    differ, and warnings if assets will be made again since the engine's recipe version has risen,
+    the prior has another revision or the recipe other values. An asset counts when it was made from
+    the same prompt, picture, seed, prior and recipe, whatever their revisions.
     """
     if not specs:
         return {}, []
@@ -229,6 +230,8 @@ def find_related_assets(
     fields: dict[str, str] = {}
     versions: dict[tuple[Any, ...], int] = {}  # by request: the newest that has made it
     equal = set()  # requests, and the hashes of their recipes
+    finished = set(rows["asset_id"].to_pylist())
+    specs = [spec for spec in specs if spec.asset_id not in finished]
     for field_id, asset_id, version, *key, hashed in zip(*rows.to_pydict().values(), strict=True):
         fields[field_id] = asset_id
         request = tuple(key)
@@ -239,6 +242,7 @@ def find_related_assets(
     older = [version for version in found.values() if 0 < version < RECIPE_VERSION]
     newer = [s for s in specs if found[s.asset_id] == RECIPE_VERSION]
     other = [s for s in newer if (*_request(s), s.recipe.hash) in equal]
+    changed = [s for s in newer if (*_request(s), _hash_in_01(s.prior, s.recipe)) in equal]
     warnings = []
     if older:
         warnings.append(
@@ -250,7 +254,24 @@ def find_related_assets(
             f"{_were(len(other))} made from another revision of the prior"
             f" {other[0].prior!r} and will be made again; docs/priors.md says what a revision is"
         )
+    if changed:
+        warnings.append(
+            f"{_were(len(changed))} made before the preset, or the ray_step that goes with a"
+            " grid_size, changed and will be made again; docs/upgrading.md says what changed"
+        )
     return reusable, warnings
+
+
+@lru_cache
+def _hash_in_01(prior: str, recipe: Recipe) -> str:
+    """The recipe's hash if version 0.1 made something else of the same preset and changes."""
+    preset = Recipe.for_prior(prior, recipe.name).optimize
+    values: dict[str, Value] = {}
+    if recipe.name.startswith("paper"):
+        values = {"overhead_prompt": "elevation", "depth_loss": "fixed"}
+    if recipe.optimize.grid_size != preset.grid_size:
+        values["ray_step"] = preset.ray_step
+    return recipe.override(values).hash if values else ""
 
 
 def _were(count: int) -> str:

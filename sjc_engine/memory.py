@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +12,6 @@ if TYPE_CHECKING:
 # A network call for more is hardly faster per scene, and a run of few prompts ends later.
 MOST_SCENES = 8
 SHARE = 0.9  # of what is free: the rest is for fragments, and for scenes that take more
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 # What allocators say whose errors have no class of their own: torch on the CPU, C++, cuBLAS and
 # cuDNN, the CUDA runtime and its driver.
@@ -35,24 +31,6 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return not isinstance(error, OSError) and any(text in str(error) for text in _MESSAGES)
-
-
-def keep_freed_memory() -> None:
-    """Lets the C library keep what is freed for the next step: half a GB at its heap's end.
-
-    A step of the renderer frees tens of MB and wants as much again. glibc gives them back to the
-    system, which then hands out and clears page after page: up to a third of a step's time. An
-    environment that says what glibc is to do is obeyed; other C libraries are left alone.
-    """
-    if {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys():
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc, or not even POSIX
-        return
-    # Blocks of which size come from the system and go back to it; older versions take 32 MB at most
-    if any(mallopt(_M_MMAP_THRESHOLD, size << 20) for size in (128, 32)):
-        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
 def free_memory() -> int | None:

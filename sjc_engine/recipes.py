@@ -28,9 +28,12 @@ RECIPE_VERSION = 1
 
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
 # a key is in no JSON, and so in no identity.
-_ADDED = {"dtype": "auto", "loras": lora.NONE}
+_ADDED = {
+    "dtype": "auto", "loras": lora.NONE, "guidance_rescale": 0.0, "tick_start": 0,
+    "tick_share": 1.0,
+}  # fmt: skip
 
-Score = Literal["sjc", "sds", "naive"]
+Score = Literal["sjc", "sds", "recon", "naive"]
 Schedule = Literal["random", "annealed", "fixed"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
 
@@ -68,19 +71,26 @@ class _Part:
         return {key: value for key, value in vars(self).items() if _ADDED.get(key) != value}
 
     def identity(self) -> dict[str, Value]:
-        """The same without what does not matter: where files are."""
-        return self.to_json()
+        """The same without what does not matter: where LoRA are."""
+        data = self.to_json()
+        return data | {"loras": lora.identity(str(data["loras"]))} if "loras" in data else data
 
 
 @dataclass(frozen=True)
 class OptimizeRecipe(_Part):
-    """How a field is optimised. Defaults: the paper, as its published commands set it."""
+    """How a field is optimised. Defaults: the published code's, with two faults fixed.
+
+    `presets.PAPER` puts the faults back.
+    """
 
     # Score (equations 14 to 16)
     steps: int = _number(10_000, 1, 1_000_000, "of the optimisation")
     guidance_scale: float = _number(100.0, 0.0, 1000.0, "s of classifier-free guidance")
     guidance_end: float = _number(-1.0, -1.0, 1000.0, "at the last step, linear; -1: constant")
-    score: Score = _choice("sjc", '"sds": DreamFusion; "naive": of the rendering itself, no noise')
+    guidance_rescale: float = _number(0.0, 0.0, 1.0, "share of its added contrast taken back")
+    score: Score = _choice(
+        "sjc", '"sds": DreamFusion; "recon": MVDream; "naive": of the rendering itself, no noise'
+    )
     variance_reduction: bool = _choice(True, "eq. 16; False is eq. 15")
     noise_samples: int = _number(1, 1, 64, "n of eq. 14")
     perp_neg_weight: float = _number(0.0, 0.0, 100.0, "pushes views from behind off the front")
@@ -96,6 +106,8 @@ class OptimizeRecipe(_Part):
     tick_min: int = _number(10, 0, 999, "index into the prior's noise levels, inclusive")
     tick_max: int = _number(969, 0, 999, "inclusive, at the first step")
     tick_end: int = _number(0, 0, 999, "the same at the last step, linear between; 0: tick_max")
+    tick_start: int = _number(0, 0, 999, "the lowest at the first step, linear too; 0: tick_min")
+    tick_share: float = _number(1.0, 0.01, 1.0, "of the steps, after which the range stays")
     # Optimiser
     optimizer: Literal["adamax", "adam"] = _choice("adamax", "PyTorch's")
     lr: float = _number(0.05, 1e-6, 10.0, "of grids")
@@ -118,7 +130,7 @@ class OptimizeRecipe(_Part):
     background: Literal["learned", "random", "white"] = _choice("learned", "behind the object")
     # Camera and renderer
     render_size: int = _number(64, 8, 1024, "rays per side; resized if the prior's differs")
-    ray_step: float = _number(0.01, 1e-4, 1.0, "world units")
+    ray_step: float = _number(0.01, 1e-4, 1.0, "world units; follows grid_size unless set")
     ray_jitter: bool = _choice(False, "samples at random places of their intervals")
     views_per_step: int = _number(1, 1, 64, "cameras")
     radius: float = _number(1.5, 0.1, 100.0, "of the cameras' sphere, world units")
@@ -149,10 +161,6 @@ class OptimizeRecipe(_Part):
     image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: it shows the front")
     input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
     silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
-
-    def identity(self) -> dict[str, Value]:
-        data = self.to_json()
-        return data | {"loras": lora.identity(self.loras)} if "loras" in data else data
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ class EvaluateRecipe(_Part):
 class Recipe:
     """All settings of an asset. The name says which preset it began as and changes nothing."""
 
-    name: str = "paper"
+    name: str = "defaults"
     optimize: OptimizeRecipe = field(default_factory=OptimizeRecipe)
     mesh: MeshRecipe = field(default_factory=MeshRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
@@ -207,7 +215,9 @@ class Recipe:
     def override(self, values: Mapping[str, Value]) -> Recipe:
         """A copy with some flat keys changed; text is read as the key's type.
 
-        Raises SettingError for an unknown key (with a suggestion), a wrong type or a bad range.
+        A new `grid_size` without a `ray_step` scales the latter, so that a voxel keeps its number
+        of samples. Raises SettingError for an unknown key (with a suggestion), a wrong type or a
+        bad range.
         """
         changes, problems = self._read(values)
         for problem in problems:
@@ -215,6 +225,10 @@ class Recipe:
         parts = {part: getattr(self, part) for part in PARTS}
         for part, old in parts.items():
             parts[part] = replace(old, **{k: v for k, v in changes.items() if k in vars(old)})
+        if "grid_size" in changes and "ray_step" not in changes:
+            old, new = self.optimize, parts["optimize"]
+            ray_step = old.ray_step * (old.grid_size / new.grid_size)
+            parts["optimize"] = replace(new, ray_step=ray_step)
         return replace(self, **parts)
 
     def problems(self, values: Mapping[str, Value]) -> list[SettingError]:
@@ -306,8 +320,8 @@ def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
     except SettingError as error:
         yield error
     for low, high in (
-        ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("fov_min", "fov_max"),
-        ("elevation_min", "elevation_max"),
+        ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("tick_start", "tick_max"),
+        ("fov_min", "fov_max"), ("elevation_min", "elevation_max"),
     ):  # fmt: skip
         first, last = getattr(r, low), getattr(r, high)
         if first > last and not (high == "tick_end" and last == 0):  # 0: as tick_max

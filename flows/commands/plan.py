@@ -84,7 +84,7 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
     from functools import partial
 
     from flows.estimate import DEFAULT_COST, known_costs, seconds_of_assets
-    from flows.plan import read_entries, revision, select
+    from flows.plan import find_related_assets, read_entries, revision, select
     from tasks.manifest.shard_plan import make_plan_file
     from tasks.store import open_store
 
@@ -96,9 +96,13 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
     )
     entries = select(resolved.entries, settings.where, settings.limit)
     fresh = "://" not in settings.store and not Path(settings.store).exists()
-    known = {} if fresh else known_costs(open_store(settings.store, writable=False))
+    known, warnings = {}, list(resolved.warnings)
+    if not fresh:
+        opened = open_store(settings.store, writable=False)
+        known = known_costs(opened)
+        first = {entry.spec.asset_id: entry.spec for entry in entries}
+        warnings += find_related_assets(opened, list(first.values()))[1]
     seconds, guessed = seconds_of_assets(entries, known)
-    warnings = list(resolved.warnings)
     if guessed:
         named = ", ".join(f"{prior} with {recipe}" for prior, recipe in guessed)
         warnings.append(

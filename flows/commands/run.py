@@ -71,6 +71,8 @@ def run(
     if not quiet:
         print_warnings(plan.warnings)
     environment.apply(console_level="CRITICAL")
+    if not plan.todo and server.find() is None:
+        raise typer.Exit(print_results(plan, record_reuse(plan, quiet=quiet), as_json=json_))
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
     with start_devices(plan, warm=not in_use(Path(scratch))):
         # Seconds of imports, while the server starts and the engines load their prior
@@ -84,6 +86,17 @@ def run(
             state = generate(**settings.to_json(), return_state=True)
     raise_error(state)
     raise typer.Exit(print_results(plan, watch.run_id, as_json=json_))
+
+
+def record_reuse(plan: RunPlan, *, quiet: bool) -> str:
+    """A run that has nothing to make: in the store it is like any other. Returns its id."""
+    from flows import run_record
+    from flows.progress.terminal import terminal_watcher
+
+    with terminal_watcher(quiet=quiet) as watch:
+        watch.note("nothing to make: no Prefect server is started, and its pages miss this run")
+        run_record.record_reuse(plan, watch)
+    return watch.run_id
 
 
 def print_plan(settings: Settings, *, as_json: bool) -> None:

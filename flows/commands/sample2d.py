@@ -65,6 +65,7 @@ def sample2d(
 
 def _check(out: Path, priors: Sequence[str], guidance: Sequence[float], allow_pickle: bool) -> None:
     """Raises UsageError or SettingError for an option that cannot be right, before any work."""
+    from sjc_engine.priors.conditioning import group_of
     from sjc_engine.priors.sources import prior_error, takes_image
 
     if out.suffix.lower() != ".png":
@@ -78,3 +79,7 @@ def _check(out: Path, priors: Sequence[str], guidance: Sequence[float], allow_pi
             raise error
         if takes_image(prior):
             raise UsageError(f"--prior: {prior!r} starts from an image; name one that does not")
+        if group_of(prior) > 1:
+            raise UsageError(
+                f"--prior: {prior!r} sees several views at once; name one that does not"
+            )

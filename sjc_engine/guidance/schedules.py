@@ -20,15 +20,17 @@ def sigma_at(
 ) -> Tensor:
     """Noise levels (count,) of a step, out of a prior's `sigmas` (ticks,).
 
-    "random" draws from the range of ticks, whose top falls from `tick_max` to `tick_end`;
-    "annealed" goes from its top to its bottom; "fixed" is `sigma_fixed`.
+    "random" draws from the range of ticks, whose top falls from `tick_max` to `tick_end` and whose
+    bottom from `tick_start` to `tick_min`, until `tick_share` of the steps are done; "annealed"
+    goes from its top to its bottom; "fixed" is `sigma_fixed`.
     """
     if recipe.sigma_schedule == "fixed":
         return sigmas.new_full((count,), recipe.sigma_fixed)
-    share = _share(step, recipe.steps)
-    end = recipe.tick_end or recipe.tick_max
+    share = min(1.0, _share(step, recipe.steps) / recipe.tick_share)
+    start, end = recipe.tick_start or recipe.tick_min, recipe.tick_end or recipe.tick_max
+    lowest = round(start + (recipe.tick_min - start) * share)
     highest = round(recipe.tick_max + (end - recipe.tick_max) * share)
-    low, high = (min(tick, len(sigmas) - 1) for tick in (recipe.tick_min, highest))
+    low, high = (min(tick, len(sigmas) - 1) for tick in (lowest, highest))
     if recipe.sigma_schedule == "annealed":
         chosen = torch.full((count,), round(high + (low - high) * share))
     else:

@@ -24,12 +24,14 @@ def guide(
     scale: Tensor,
     negatives: Sequence[Cond] = (),
     weights: Tensor | None = None,
+    rescale: Tensor | None = None,
 ) -> Tensor:
     """D_uncond + s (D_cond - D_uncond) in one network call for all; `scale` is (B,).
 
     `negatives` and their `weights` (m, B) add Perp-Neg (Armandpour et al. 2023, eq. 6): what
     remains of (D_neg - D_uncond), once its part along (D_cond - D_uncond) is taken out, is
-    subtracted, so that "not the front" does not also say "not the object".
+    subtracted, so that "not the front" does not also say "not the object". `rescale` (B,) takes
+    that share of the contrast back that guidance adds (`rescaled`).
     """
     if not prior.guided:
         return prior.denoise(x, sigma, cond)
@@ -42,7 +44,18 @@ def guide(
     for weight, negative in zip(weights if weights is not None else (), against, strict=True):
         away = perpendicular(negative - without, towards)
         direction = direction - weight.to(x).view(-1, 1, 1, 1) * away
-    return without + scale.to(x).view(-1, 1, 1, 1) * direction
+    guided = without + scale.to(x).view(-1, 1, 1, 1) * direction
+    return guided if rescale is None else rescaled(guided, with_text, rescale, prior.group)
+
+
+def rescaled(guided: Tensor, with_text: Tensor, share: Tensor, group: int) -> Tensor:
+    """(1 - phi) D + phi D std(D_cond) / std(D), of all pixels of a group's views; phi is (B,).
+
+    Lin et al. 2023, eqs. 15 and 16, for D; a large s makes saturated colours.
+    """
+    text, all_of_it = (d.unflatten(0, (-1, group)).flatten(1).std(1) for d in (with_text, guided))
+    ratio = (text / all_of_it.clamp(min=1e-8)).repeat_interleave(group)
+    return guided * (1 + share.to(guided) * (ratio - 1)).view(-1, 1, 1, 1)
 
 
 def perpendicular(a: Tensor, b: Tensor) -> Tensor:
@@ -82,6 +95,9 @@ def average(d: Tensor, x: Tensor, z: Tensor, sigma: Tensor, *, variance_reductio
 def weighting(score: Score, sigma: Tensor) -> Tensor:
     """What multiplies the score (B,) before it is chained.
 
-    SJC's code uses sigma. SDS has sigma (1 - alpha_bar) = sigma^3 / (1 + sigma^2).
+    SJC's code uses sigma. SDS has sigma (1 - alpha_bar) = sigma^3 / (1 + sigma^2). MVDream's loss
+    |x - D|^2 / 2 has sigma^2, which makes the score of eq. 16 a plain D - x.
     """
+    if score == "recon":
+        return sigma**2
     return sigma**3 / (1 + sigma**2) if score == "sds" else sigma

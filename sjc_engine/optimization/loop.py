@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sjc_engine.cpu_tuning import flush_subnormals
 from sjc_engine.fields.field import Field
 from sjc_engine.guidance.score import guide
 from sjc_engine.image_file import InputImage
@@ -56,6 +57,7 @@ def try_step(
         return [outcome for scene in scenes for outcome in try_step([scene], prior, one_call=True)]
     before = [scene.generator.get_state() for scene in scenes]
     outcomes: dict[int, StepStats | Exception] = {}
+    flush_subnormals()
     try:
         inputs: dict[int, StepInputs] = {}
         for k, scene in enumerate(scenes):
@@ -110,6 +112,9 @@ def _denoise_all(
 
 def _denoise(prior: Prior, batch: Sequence[StepInputs]) -> list[Tensor]:
     """D (n, V, C, H, W) for each of them, from one guided network call."""
+    rescale = None
+    if any(own.rescale for own in batch):
+        rescale = torch.cat([torch.full_like(own.scale, own.rescale) for own in batch])
     denoised = guide(
         prior,
         torch.cat([own.z.flatten(0, 1) for own in batch]),
@@ -119,6 +124,7 @@ def _denoise(prior: Prior, batch: Sequence[StepInputs]) -> list[Tensor]:
         torch.cat([own.scale for own in batch]),
         [Cond.cat(conds) for conds in zip(*(own.negatives for own in batch), strict=True)],
         torch.cat([own.weights for own in batch], dim=1),
+        rescale,
     )
     parts = denoised.split([len(own.cond) for own in batch])
     return [d.view_as(own.z) for d, own in zip(parts, batch, strict=True)]

@@ -94,7 +94,10 @@ class Scene:
     ) -> None:
         r = recipe.optimize
         starts_from_image = isinstance(prior, Zero123Prior)
-        for error in mismatches(prior.id, starts_from_image, bool(image), negative_prompt, r):
+        self.group = getattr(prior, "group", 1)  # a prior of one's own may not say
+        for error in mismatches(
+            prior.id, starts_from_image, self.group, bool(image), negative_prompt, r
+        ):
             raise error
         if not prior.guided and (negative_prompt or r.perp_neg_weight):
             key = "negative_prompt" if negative_prompt else "perp_neg_weight"

@@ -20,7 +20,7 @@ from sjc_engine.optimization import losses
 from sjc_engine.optimization.reference_view import View
 from sjc_engine.optimization.scene import Scene, StepStats
 from sjc_engine.priors.denoiser import Cond
-from sjc_engine.rendering.camera import Camera, nearby, sample_camera
+from sjc_engine.rendering.camera import Camera, nearby, ring, sample_camera
 from sjc_engine.rendering.volume import (
     Rendering,
     composite,
@@ -43,6 +43,7 @@ class StepInputs:
     scale: Tensor  # (n * V,) guidance
     negatives: list[Cond]  # each n * V, for Perp-Neg
     weights: Tensor  # (negatives, n * V)
+    rescale: float  # of guidance
     near: View | None  # each view again, from a step aside
     reference: View | None  # the input picture's
 
@@ -52,8 +53,7 @@ def draw(scene: Scene) -> StepInputs:
     scene.grow()
     r, g, prior = scene.recipe.optimize, scene.generator, scene.prior
     count, size = r.views_per_step, r.render_size
-    fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
-    cameras = [sample_camera(g, _radius(scene), fov, elevation) for _ in range(count)]
+    cameras = _cameras(scene)
     views = render_views(
         scene.field,
         cameras,
@@ -65,7 +65,8 @@ def draw(scene: Scene) -> StepInputs:
     )
     backdrop = _background(scene, views)
     images = _image(scene, views, backdrop)
-    sigma = sigma_at(scene.step, r, prior.sigmas, count, g)
+    sigma = sigma_at(scene.step, r, prior.sigmas, count // scene.group, g)
+    sigma = sigma.repeat_interleave(scene.group)
     noise = torch.randn(r.noise_samples, *images.shape, generator=g)
     noise = noise.to(prior.device, non_blocking=True)
     if r.score == "naive":  # of the rendering itself
@@ -83,16 +84,21 @@ def draw(scene: Scene) -> StepInputs:
         near = _render_plain(scene, [nearby(camera, g) for camera in cameras], same)
     if scene.reference and scene.reference.demands:
         reference = _render_plain(scene, [scene.reference.camera])
+    cond = Cond.cat([_condition(scene, cameras)] * r.noise_samples)
+    uncond = scene.uncond.repeat(many)
+    if scene.group > 1:
+        cond, uncond, *negatives = (c.seen_from(cameras) for c in (cond, uncond, *negatives))
     return StepInputs(
         views,
         images,
         sigma,
         perturb(images.detach(), sigma, noise),
-        Cond.cat([_condition(scene, cameras)] * r.noise_samples),
-        scene.uncond.repeat(many),
+        cond,
+        uncond,
         torch.full((many,), guidance_at(scene.step, r), device=prior.device),
         negatives,
         weights,
+        r.guidance_rescale,
         near,
         reference,
     )
@@ -129,6 +135,17 @@ def update(scene: Scene, inputs: StepInputs, denoised: Tensor) -> StepStats:
         loss = loss + scene.reference.loss(inputs.reference)
     measured = [gradient.square().mean().sqrt(), empty, views.opacity.mean()]
     return scene.descend(loss, measured, [images.isfinite().all(), denoised.isfinite().all()])
+
+
+def _cameras(scene: Scene) -> list[Camera]:
+    """This step's, in groups of as many as the prior sees together."""
+    r, g = scene.recipe.optimize, scene.generator
+    fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
+    firsts = (
+        sample_camera(g, _radius(scene), fov, elevation)
+        for _ in range(r.views_per_step // scene.group)
+    )
+    return [camera for first in firsts for camera in ring(first, scene.group)]
 
 
 def _radius(scene: Scene) -> float:

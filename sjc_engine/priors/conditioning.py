@@ -12,10 +12,24 @@ if TYPE_CHECKING:
     from sjc_engine.recipes import OptimizeRecipe
 
 
+def group_of(prior: str) -> int:
+    """How many views a prior's network sees together (`Prior.group`), from its name alone."""
+    return 4 if family_of(prior)[0] == "mvdream" else 1
+
+
 def mismatches(
-    prior: str, takes_image: bool, has_image: bool, negative_prompt: str, recipe: OptimizeRecipe
+    prior: str,
+    takes_image: bool,
+    group: int,
+    has_image: bool,
+    negative_prompt: str,
+    recipe: OptimizeRecipe,
 ) -> Iterator[SettingError]:
     """What does not go together with a prior of this name."""
+    if recipe.views_per_step % group:
+        whole = f"prior {prior!r} sees groups of {group} views"
+        problem = f"{recipe.views_per_step} does not make whole groups, and {whole}"
+        yield SettingError("views_per_step", problem, f"use a multiple of {group}")
     if takes_image and not has_image:
         yield SettingError("image", f"prior {prior!r} needs an image", "name one")
     if not takes_image:
@@ -27,14 +41,19 @@ def mismatches(
             fix = "leave the image out, or use a prior such as kxic/zero123-xl@refs/pr/1"
             yield SettingError("image", text_only, fix)
     if takes_image or family_of(prior)[0] == "unconditional":
-        no_words = f"prior {prior!r} takes no words"
-        if negative_prompt:
-            yield SettingError("negative_prompt", no_words, "leave it out")
-        if recipe.perp_neg_weight:
-            yield SettingError("perp_neg_weight", no_words, "use 0")
+        yield from _worded(prior, negative_prompt, recipe)
     if takes_image and recipe.background == "random":
         problem = "'random' contradicts an image on white"
         yield SettingError("background", problem, "use white or learned")
+
+
+def _worded(prior: str, negative_prompt: str, recipe: OptimizeRecipe) -> Iterator[SettingError]:
+    """What only a prior that takes words can do."""
+    no_words = f"prior {prior!r} takes no words"
+    if negative_prompt:
+        yield SettingError("negative_prompt", no_words, "leave it out")
+    if recipe.perp_neg_weight:
+        yield SettingError("perp_neg_weight", no_words, "use 0")
 
 
 def no_silhouette() -> SettingError:

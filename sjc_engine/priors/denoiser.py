@@ -18,7 +18,7 @@ import gc
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
 from sjc_engine.priors.sources import find_prior
 from sjc_engine.priors.tokens import read_end
+from sjc_engine.priors.traced import TracedNetwork
 from sjc_engine.rendering.camera import Camera
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -41,12 +42,20 @@ class Cond:
 
     hidden: Tensor  # (B, tokens, width) embeddings
     concat: Tensor | None = None  # (B, C, H, W) channels beside the noisy image
+    camera: Tensor | None = None  # (B, 4, 4) camera-to-world of each view, for priors that ask
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def __getitem__(self, index: slice | list[int] | Tensor) -> Cond:
-        return Cond(self.hidden[index], None if self.concat is None else self.concat[index])
+        rest = [None if part is None else part[index] for part in (self.concat, self.camera)]
+        return Cond(self.hidden[index], *rest)
+
+    def seen_from(self, cameras: Sequence[Camera]) -> Cond:
+        """The same of these views, over and over as often as it takes."""
+        poses = torch.stack([camera.camera_to_world for camera in cameras])
+        poses = poses.to(self.hidden, non_blocking=True)
+        return replace(self, camera=poses.repeat(len(self) // len(cameras), 1, 1))
 
     def repeat(self, count: int) -> Cond:
         """The first of them, `count` times."""
@@ -54,14 +63,17 @@ class Cond:
 
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:
-        concat = [part.concat for part in parts if part.concat is not None]
-        return Cond(torch.cat([p.hidden for p in parts]), torch.cat(concat) if concat else None)
+        rest = [[part.concat for part in parts], [part.camera for part in parts]]
+        present = [[tensor for tensor in tensors if tensor is not None] for tensors in rest]
+        joined = [torch.cat(tensors) if tensors else None for tensors in present]
+        return Cond(torch.cat([part.hidden for part in parts]), *joined)
 
 
 class Prior(ABC):
     """A loaded model, whatever its family. Build it with `load_prior`."""
 
     guided = True  # whether a condition says anything, so that guidance has a meaning
+    group = 1  # views that its network sees together: one sigma, cameras evenly around the object
     latent = False
 
     def __init__(
@@ -80,6 +92,8 @@ class Prior(ABC):
         self.channels: int = network.config.in_channels
         self.resolution = sample_size(network.config)
         self._unet = frozen(network, device)
+        if device.type == "cpu":
+            self._unet = TracedNetwork(self._unet)
         self.device = device
         self.dtype = dtype  # of the network's weights and activations; images stay float32
 
@@ -124,7 +138,7 @@ class Prior(ABC):
         """
         from sjc_engine.priors.compiled import CompiledNetwork
 
-        self._unet = CompiledNetwork(self._unet)
+        self._unet = CompiledNetwork(getattr(self._unet, "network", self._unet))
 
     def _embed(self, prompts: Sequence[str]) -> Cond:
         """Prompts for the network; nothing, once for each, where they mean nothing to it."""

@@ -28,6 +28,7 @@ FAMILIES = {
     "DDIMPipeline": "unconditional",
     "ScoreSdeVePipeline": "unconditional",
     "Zero1to3StableDiffusionPipeline": "zero123",
+    "MVDreamPipeline": "mvdream",
 }
 # How the hub ids of the other families begin
 HUB_FAMILIES = {
@@ -35,6 +36,10 @@ HUB_FAMILIES = {
     "google/ddpm-": "unconditional",
     "google/ncsnpp-": "unconditional",
     "kxic/zero123-": "zero123",
+    "ashawkey/mvdream-": "mvdream",
+    "dylanebert/mvdream": "mvdream",
+    "lzq49/mvdream-": "mvdream",
+    "mindazhao/mvdream-": "mvdream",
 }
 # Not the path of a checkpoint that is not there
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
@@ -64,7 +69,7 @@ def _find_prior(
 ) -> ModelSource:
     if split_file(id):
         single = _single_file(id, local_files_only=local_files_only)
-        return _at_revision(single, single.settings_digest(), revision)
+        return _at_revision(single, single.digest(), revision)
     if source := _local_source("prior", id, allow_pickle):
         return _at_revision(source, folder_digest(source.folder, source.parts), revision)
     name, named = split_revision(id)
@@ -286,6 +291,7 @@ LICENCES = {
     "DeepFloyd/": "deepfloyd-if-license",
     "google/ddpm-": "apache-2.0",
     "google/ncsnpp-": "apache-2.0",
+    "ashawkey/mvdream-": "openrail",
 }
 
 

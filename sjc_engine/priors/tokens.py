@@ -118,7 +118,8 @@ def text_limit(prior: str, revision: str | None = None) -> TextLimit | None:
     """
     try:
         family, _ = family_of(prior, revision)
-        make = {"stable_diffusion": _clip_limit, "deepfloyd": _t5_limit}.get(family)
+        clip = dict.fromkeys(("stable_diffusion", "mvdream"), _clip_limit)
+        make = {**clip, "deepfloyd": _t5_limit}.get(family)
         limit = make(known_folder(prior, revision) / "tokenizer") if make else None
         if limit:
             limit.count("a \u2603")  # a vocabulary that does not fit shows here

@@ -71,6 +71,13 @@ def sample_camera(
     return orbit(azimuth * 360.0, math.degrees(math.asin(rise)), radius, low + zoom * (high - low))
 
 
+def ring(camera: Camera, count: int) -> list[Camera]:
+    """`count` cameras at equal angles around the object, the first of them this one."""
+    radius, fov_deg = float(camera.camera_to_world[:3, 3].norm()), math.degrees(camera.fov)
+    azimuths = [camera.azimuth_deg + 360.0 * k / count for k in range(1, count)]
+    return [camera, *(orbit(a, camera.elevation_deg, radius, fov_deg) for a in azimuths)]
+
+
 def nearby(camera: Camera, generator: torch.Generator, distance: float = NEAR) -> Camera:
     """A camera `distance` from this one in any direction, looking at the origin too.
 

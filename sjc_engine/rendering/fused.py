@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sjc_engine.cpu_tuning import flush_subnormals, keep_freed_memory
 from sjc_engine.fields.field import DENSITY_SHIFT, Field
 from sjc_engine.fields.voxel import VoxelField
-from sjc_engine.memory import keep_freed_memory, out_of_memory
+from sjc_engine.memory import out_of_memory
 
 BACKGROUND_DEPTH = 10.0  # where light that leaves the box is said to end (official code)
 LOG = logging.getLogger(__name__)
@@ -282,4 +283,4 @@ def _sum_layers(
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="render")
+    return ThreadPoolExecutor(threads, "render", initializer=flush_subnormals)

@@ -14,7 +14,7 @@ from typing import Any
 
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
-from sjc_engine.priors.conditioning import mismatches, no_silhouette
+from sjc_engine.priors.conditioning import group_of, mismatches, no_silhouette
 from sjc_engine.priors.loading.lora import NONE, pin
 from sjc_engine.priors.sources import assumption, loras_error, split_revision, takes_image
 from sjc_engine.priors.tokens import text_limit
@@ -307,7 +307,12 @@ class _Resolver:
             recipe, unfit_loras = self._with_loras(recipe, prior)
             errors += unfit_loras
         found = mismatches(
-            prior, takes_image(prior), row.image is not None, row.negative_prompt, recipe.optimize
+            prior,
+            takes_image(prior),
+            group_of(prior),
+            row.image is not None,
+            row.negative_prompt,
+            recipe.optimize,
         )
         return recipe, [*errors, *found]
 
@@ -334,15 +339,19 @@ class _Resolver:
 def recipe_diff(prior: str, recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The inverse of `resolve`: a preset's name, and the keys of a recipe that differ from it.
 
-    The preset is today's; one that an older version had is replaced by the prior's default.
+    The preset is today's; one that an older version had is replaced by the prior's default. A
+    grid_size comes with its ray_step, which would follow it otherwise.
     """
     name, values = _preset(prior, recipe["name"])
-    return name, {
+    changes = {
         key: value
         for part in PARTS
         for key, value in recipe[part].items()
         if key not in values[part] or value != values[part][key]
     }
+    if "grid_size" in changes:
+        changes["ray_step"] = recipe["optimize"]["ray_step"]
+    return name, changes
 
 
 @lru_cache

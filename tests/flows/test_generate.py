@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -395,7 +396,7 @@ def test_a_damaged_attempt_is_told_of_and_set_aside(tmp_path: Path) -> None:
     def close() -> None:
         plan = make_plan(settings)
         with sole_user(Path(settings.scratch)):
-            flows.generate.close_attempts(plan, Notes())
+            flows.run_record.close_attempts(plan, Notes(), logging.getLogger())
 
     for _ in range(2):
         assert make_plan(settings).counts()["interrupted"] == 1
@@ -453,17 +454,17 @@ def test_the_rows_that_a_dying_run_could_not_write_are_written_by_who_goes_on(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It dies after this one has looked for such attempts."""
-    close = flows.generate.close_attempts
+    close = flows.run_record.close_attempts
 
-    def close_and_miss(plan: Any, watch: Watcher) -> dict[str, int]:
-        settled = close(plan, watch)
+    def close_and_miss(plan: Any, watch: Watcher, log: Any) -> dict[str, int]:
+        settled = close(plan, watch, log)
         (entry,) = plan.todo.values()
         attempt = start_attempt(plan.store, entry.spec, "other")["attempt"]
         error = OSError("no room for rows")
         finish_attempt(plan.store, entry.spec.asset_id, attempt, "interrupted", error=error)
         return settled
 
-    monkeypatch.setattr(flows.generate, "close_attempts", close_and_miss)
+    monkeypatch.setattr(flows.run_record, "close_attempts", close_and_miss)
     assert run("id,prompt", "duck,a yellow duck").is_completed()
     attempts = tables(tmp_path)["attempts"]
     assert dict(zip(attempts.attempt, attempts.status, strict=True)) == {

@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import platform
-import resource
 import subprocess
 import sys
 import textwrap
@@ -71,37 +68,6 @@ def test_an_allocation_that_really_fails_under_a_limit_is_known() -> None:
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
     assert ran.stdout == "RuntimeError True True\n"
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-def test_freed_memory_is_kept_for_the_next_step() -> None:
-    """What a step of 100^3 voxels wants, again and again: it costs page faults once."""
-    code = """
-        import resource, sys, torch
-        from sjc_engine.memory import keep_freed_memory
-        def step():
-            held = [torch.zeros(megabytes << 20, dtype=torch.uint8) for megabytes in (16, 20, 16)]
-        def faults():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            for _ in range(10): step()
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        keep_freed_memory()
-        faults()  # until the heap is large enough
-        print(faults())
-    """
-    counts = []
-    for given in ({}, {"MALLOC_MMAP_THRESHOLD_": "131072"}):  # kept, and as the user says: not
-        ran = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, **given},
-        )
-        counts.append(int(ran.stdout))
-    pages = 10 * (52 << 20) // resource.getpagesize()
-    assert counts[0] < pages / 20
-    assert counts[1] > pages / 20
 
 
 def test_the_room_is_what_is_free_by_what_a_scene_takes() -> None:

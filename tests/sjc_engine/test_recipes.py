@@ -7,7 +7,7 @@ import pytest
 from tiny_priors import build_latent_prior, build_pixel_prior
 
 from sjc_engine.errors import SettingError
-from sjc_engine.presets import PAPER_EXCEPTIONS, presets_of
+from sjc_engine.presets import PAPER_EXCEPTIONS, PRESETS, presets_of
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import (
     PARTS,
@@ -30,6 +30,23 @@ def test_paper_is_what_the_published_commands_say():
         "emptiness_multiplier": 20.0,
         "emptiness_scale": 10.0,
         "depth_weight": 0.0,
+        "depth_loss": "official",
+        "overhead_prompt": "official",
+        "view_style": "paper",
+        "fov_min": 40.0,
+        "fov_max": 70.0,
+        "radius_spread": 0.0,
+        "optimizer": "adamax",
+        "noise_samples": 1,
+        "sigma_schedule": "random",
+        "tick_end": 0,
+        "ray_jitter": False,
+        "color_init": 1.0,
+        "grid_start": 0,
+        "plateau_steps": 0,
+        "binary_weight": 0.0,
+        "tv_weight": 0.0,
+        "distortion_weight": 0.0,
         "variance_reduction": True,
         "grid_size": 100,
         "half_length": 1.0,
@@ -62,7 +79,15 @@ def test_paper_is_what_the_published_commands_say():
 def test_paper_prompts_have_their_exceptions(name, changes):
     recipe = Recipe.for_prior(HUB, f"paper-{name}")
     assert recipe.name == f"paper-{name}"
-    assert recipe.optimize == dataclasses.replace(OptimizeRecipe(), **changes)
+    published = {"overhead_prompt": "official", "depth_loss": "official"}
+    assert recipe.optimize == dataclasses.replace(OptimizeRecipe(), **published, **changes)
+
+
+@pytest.mark.parametrize("name", ["fast", "draft", "sds"])
+def test_other_presets_fix_the_faults_of_the_published_code(name):
+    r = Recipe.for_prior(HUB, name).optimize
+    assert (r.overhead_prompt, r.depth_loss) == ("elevation", "fixed")
+    assert Recipe().name == "defaults"  # which `paper` is not
 
 
 def test_there_is_a_preset_for_each_published_prompt():
@@ -107,6 +132,27 @@ def test_override_changes_a_copy():
     assert changed.name == base.name
     assert base == Recipe.for_prior("toybox")
     assert base.override({}) == base
+
+
+def test_ray_step_follows_grid_size_unless_it_is_set():
+    """So that a voxel keeps its number of samples: two along an edge, as published."""
+    paper = Recipe.for_prior(HUB)
+    fine = paper.override({"grid_size": "128"})
+    assert fine.optimize.ray_step == pytest.approx(2 / 128 / 2)
+    assert fine.override({"ray_step": 0.01}).optimize.ray_step == 0.01
+    both = {"grid_size": 128, "ray_step": 0.01}
+    assert paper.override(both) == paper.override(dict(reversed(both.items())))
+    assert paper.override(both).optimize.ray_step == 0.01
+    assert paper.override({"grid_size": 100}) == paper
+    assert Recipe.from_json(fine.to_json()) == fine
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_every_preset_sets_a_ray_step_that_any_grid_size_can_scale(family):
+    for changes in PRESETS[family].values():
+        assert ("grid_size" in changes) == ("ray_step" in changes)
+        for size in (4, 512):
+            Recipe().override(changes).override({"grid_size": size, "grid_start": 0})
 
 
 def test_text_is_read_as_the_keys_type():

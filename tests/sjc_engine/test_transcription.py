@@ -5,11 +5,13 @@ import torch
 import transcription
 
 from sjc_engine.fields.voxel import grid_centers
+from sjc_engine.guidance.view_prompts import view_prompt
 from sjc_engine.optimization import step
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.priors.denoiser import Cond
 from sjc_engine.recipes import Recipe
+from sjc_engine.rendering.camera import sample_camera
 
 SMALL = {"steps": 4, "grid_size": 10, "render_size": 8, "ray_step": 0.05}
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
@@ -118,6 +120,22 @@ def test_both_rules_of_the_overhead_prompt(rule, words):
     """A camera between 41.8 and 60 degrees up: overhead to the published code alone."""
     scene, r, theta = start({"overhead_prompt": rule, "depth_weight": 10.0}, seed=1)
     assert follow(scene, r, theta, 1) == [words]
+
+
+def test_preset_paper_asks_for_the_published_words_in_every_step():
+    """docs/engine.md has the share of steps that the other rule words otherwise."""
+    r = Recipe.for_prior("owner/name", "paper").optimize
+    generator, others, steps = torch.Generator().manual_seed(0), 0, 4000
+    for _ in range(steps):
+        state = generator.get_state()
+        uniforms = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        generator.set_state(state)
+        fov, elevation = (r.fov_min, r.fov_max), (r.elevation_min, r.elevation_max)
+        c = sample_camera(generator, r.radius, fov, elevation)
+        words = transcription.camera(uniforms, "official")[3]
+        assert view_prompt(c.azimuth_deg, c.elevation_deg, r.view_style, r.overhead_prompt) == words
+        others += view_prompt(c.azimuth_deg, c.elevation_deg) != words
+    assert others / steps == pytest.approx(0.179, abs=0.02)
 
 
 @pytest.mark.parametrize("depth_loss", ["fixed", "official"])

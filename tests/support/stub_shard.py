@@ -15,9 +15,9 @@ from prefect.states import State
 
 import flows.generate
 import flows.shard
-from flows.pipeline import Outcomes
 from flows.plan import RunPlan
 from flows.progress.terminal import Watcher
+from flows.run_record import Outcomes
 from sjc_engine.spec import AssetSpec
 from tasks.prefect_ui.artifacts import Board
 from tasks.records.attempts import finish_attempt, start_attempt

@@ -17,6 +17,8 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.loaders.single_file_utils import LDM_UNET_KEY, convert_ldm_unet_checkpoint
+from safetensors.torch import save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -28,6 +30,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from sjc_engine.priors.families.mvdream import ldm_config
+from sjc_engine.priors.loading.expected_weights import LAYOUTS
 from sjc_engine.priors.sources import BUILTINS
 
 WIDTH = 16
@@ -124,6 +128,93 @@ def build_zero123_prior(folder: Path) -> Path:
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+# MVDream's network, small. It normalises in 32 groups; groups of one channel would not let any
+# embedding through, so that a level has two.
+MVDREAM: dict[str, object] = {
+    "attention_resolutions": [1],
+    "camera_dim": 16,
+    "channel_mult": [1, 2],
+    "context_dim": WIDTH,
+    "image_size": 8,
+    "in_channels": 4,
+    "model_channels": 32,
+    "num_head_channels": 16,
+    "num_res_blocks": 1,
+    "out_channels": 4,
+    "transformer_depth": 1,
+}
+
+
+def mvdream_weights(config: dict[str, object] = MVDREAM) -> dict[str, torch.Tensor]:
+    """Random weights of MVDream's network, in LDM's names."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**ldm_config(config))
+    ldm = {
+        LDM_UNET_KEY + name.replace("camera_embed.", "label_emb.0."): name
+        for name in LAYOUTS["MultiViewUNetModel"](config)
+    }
+    names = convert_ldm_unet_checkpoint(ldm, unet.config)
+    return {names[name]: weight.clone() for name, weight in unet.state_dict().items()}
+
+
+def build_mvdream_prior(
+    folder: Path, config: dict[str, object] = MVDREAM, weights: object = None
+) -> Path:
+    """The layout of ashawkey/mvdream-*: 8 x 8 latents, a network in the published names."""
+    build_latent_prior(folder)
+    shutil.rmtree(folder / "unet")
+    (folder / "unet").mkdir()
+    settings = {"_class_name": "MultiViewUNetModel", "_diffusers_version": "0.25.0", **config}
+    (folder / "unet" / "config.json").write_text(json.dumps(settings))
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(weights or mvdream_weights(config), path)
+    index = {
+        "_class_name": "MVDreamPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["mv_unet", "MultiViewUNetModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def build_diffusers_mvdream_prior(folder: Path) -> Path:
+    """The same model in the layout of lzq49/mvdream-*: the camera's embedding by itself."""
+    build_mvdream_prior(folder)
+    weights = mvdream_weights()
+    shutil.rmtree(folder / "unet")
+    config = ldm_config(MVDREAM)
+    del config["class_embed_type"], config["projection_class_embeddings_input_dim"]
+    unet = UNet2DConditionModel(**config)
+    ldm = {LDM_UNET_KEY + name: weight for name, weight in weights.items()}
+    unet.load_state_dict(convert_ldm_unet_checkpoint(ldm, unet.config))
+    unet.save_pretrained(folder / "unet", safe_serialization=True)
+    embedding = {
+        f"linear_{number}.{kind}": weights[f"camera_embed.{place}.{kind}"]
+        for number, place in ((1, 0), (2, 2))
+        for kind in ("weight", "bias")
+    }
+    (folder / "camera_proj").mkdir()
+    save_file(embedding, folder / "camera_proj" / "diffusion_pytorch_model.safetensors")
+    settings = {
+        "_class_name": "CameraMatrixEmbedding", "_diffusers_version": "0.18.2", "act_fn": "silu",
+        "camera_embed_dim": 128, "cond_proj_dim": None, "in_channels": 16, "out_dim": None,
+        "post_act_fn": None,
+    }  # fmt: skip
+    (folder / "camera_proj" / "config.json").write_text(json.dumps(settings))
+    index = json.loads((folder / "model_index.json").read_text()) | {
+        "camera_proj": ["camera_proj", "CameraMatrixEmbedding"],
+        "unet": ["unet", "UNet2DConditionModel"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder

@@ -18,10 +18,10 @@ class StableDiffusionPrior(SchedulePrior):
     """CLIP text encoder, `UNet2DConditionModel` and, for latents, an `AutoencoderKL`."""
 
     def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers import AutoencoderKL, DDPMScheduler
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        unet = source.network(UNet2DConditionModel, "unet", dtype)
+        unet = self._load_network(source, dtype)
         scheduler = source.scheduler(DDPMScheduler)
         # Text encoder and VAE stay in float32: they run rarely, and SD's VAE overflows in float16.
         encoder = source.encoder(CLIPTextModel, "text_encoder", torch.float32)
@@ -36,6 +36,12 @@ class StableDiffusionPrior(SchedulePrior):
         # A network of more channels sees each f x f block of the image as channels.
         self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, self.channels)
         self.resolution *= self.unshuffle
+
+    @staticmethod
+    def _load_network(source: ModelSource, dtype: torch.dtype) -> Any:
+        from diffusers import UNet2DConditionModel
+
+        return source.network(UNet2DConditionModel, "unet", dtype)
 
     @torch.no_grad()
     def _embed(self, prompts: Sequence[str]) -> Cond:

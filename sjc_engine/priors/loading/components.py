@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ class ModelSource:
         """A transformers model, of which every weight comes from the files."""
         with no_progress_bar():
             return self._weights(cls, name, dtype=dtype)
+
+    def convert(self, name: str, convert: Callable[[dict[str, Any]], Any]) -> Any:
+        """What is made of all of a component's weights by name; it raises if they do not fit."""
+        from safetensors.torch import load_file
+
+        _, files = self._part(name).weights(list_names(self.folder))
+        shards = [self.folder / file for file in files if file.endswith(".safetensors")]
+        weights = (load_file(shard).items() for shard in shards)
+        return self._load(name, lambda _: convert(dict(chain.from_iterable(weights))))
 
     def scheduler(self, cls: Any) -> Any:
         return self._load("scheduler", cls.from_pretrained)

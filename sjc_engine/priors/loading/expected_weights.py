@@ -167,6 +167,66 @@ def _vae(config: Config) -> Shapes:
     }
 
 
+def _ldm_residual(name: str, widens: bool) -> Shapes:
+    layers = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
+    layers += ["skip_connection"] * widens
+    return {k: v for layer in layers for k, v in _layer(f"{name}.{layer}").items()}
+
+
+def _ldm_attention(name: str, depth: int) -> Shapes:
+    """Of `depth` transformer blocks; none at all if 0."""
+    if not depth:
+        return {}
+    shapes = _layer(f"{name}.norm") | _layer(f"{name}.proj_in") | _layer(f"{name}.proj_out")
+    for number in range(depth):
+        block = f"{name}.transformer_blocks.{number}"
+        for layer in ("attn1.to_out.0", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2"):
+            shapes |= _layer(f"{block}.{layer}")
+        for attention in ("attn1", "attn2"):
+            shapes |= {f"{block}.{attention}.to_{kind}.weight": None for kind in "qkv"}
+        shapes |= _layer(f"{block}.norm1") | _layer(f"{block}.norm2") | _layer(f"{block}.norm3")
+    return shapes
+
+
+def _ldm_unet(config: Config) -> Shapes:
+    """MVDream's network, every weight, in the names of LDM, which number all its blocks through."""
+    if config.get("ip_dim"):
+        raise ValueError("it is an ImageDream, which starts from a picture")
+    width, depth, factors = (
+        config[k] for k in ("model_channels", "transformer_depth", "channel_mult")
+    )
+    attends = [2**level in config["attention_resolutions"] for level in range(len(factors))]
+    each = config["num_res_blocks"] + 1  # blocks of a level, with the one that changes the size
+    shapes: Shapes = {
+        **_layer("time_embed.0", 4 * width, width),
+        **_layer("time_embed.2", 4 * width, 4 * width),
+        **_layer("camera_embed.0", 4 * width, config["camera_dim"]),
+        **_layer("camera_embed.2", 4 * width, 4 * width),
+        **_layer("input_blocks.0.0", width, config["in_channels"], 3, 3),
+        **_ldm_residual("middle_block.0", widens=False),
+        **_ldm_attention("middle_block.1", depth),
+        **_ldm_residual("middle_block.2", widens=False),
+        **_layer("out.0", width),
+        **_layer("out.2", config["out_channels"], width, 3, 3),
+    }
+    for number in range(1, each * len(factors)):
+        level, place = divmod(number, each)
+        name = f"input_blocks.{number}"
+        if not place:
+            shapes |= _layer(f"{name}.0.op")
+            continue
+        before = factors[level - 1] if level else 1
+        shapes |= _ldm_residual(f"{name}.0", widens=place == 1 and factors[level] != before)
+        shapes |= _ldm_attention(f"{name}.1", depth * attends[level])
+    for number in range(each * len(factors)):
+        level, name = len(factors) - 1 - number // each, f"output_blocks.{number}"
+        shapes |= _ldm_residual(f"{name}.0", widens=True)
+        shapes |= _ldm_attention(f"{name}.1", depth * attends[level])
+        if level and number % each == each - 1:
+            shapes |= _layer(f"{name}.{1 + attends[level]}.conv")
+    return shapes
+
+
 # Of LPIPS, by network: the convolutions of torchvision's, and those whose outputs are compared
 LPIPS = {
     "alex": ((0, 3, 6, 8, 10), (0, 3, 6, 8, 10)),
@@ -200,6 +260,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
 LAYOUTS: dict[str, Callable[[Config], Shapes]] = {
     "UNet2DConditionModel": _unet,
     "UNet2DModel": _unet,
+    "MultiViewUNetModel": _ldm_unet,
+    "CameraMatrixEmbedding": lambda config: _layer("linear_1") | _layer("linear_2"),
     "AutoencoderKL": _vae,
     "CLIPTextModel": _clip_text,
     "CLIPVisionModelWithProjection": _clip_vision,

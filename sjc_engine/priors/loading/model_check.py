@@ -286,7 +286,8 @@ def _check_together(part: Part, read: Mapping[str, _Read]) -> None:
     if part.name == "text_encoder" and "unet" in read:
         config, unet = read["text_encoder"].config, read["unet"].config
         width = config.get("hidden_size") or config.get("d_model")
-        wanted = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
+        widths = ("encoder_hid_dim", "cross_attention_dim", "context_dim")
+        wanted = next((unet[key] for key in widths if unet.get(key)), None)
         if width != wanted:
             reason = f"gives {width} numbers a word, and its unet takes {wanted}"
             raise _Broken("", reason, "put the text encoder of this model there")

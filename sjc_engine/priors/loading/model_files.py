@@ -120,6 +120,15 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _UNET, _SCHEDULER, _VAE, Part("cc_projection", "network", "CCProjection"),
         Part("image_encoder", "encoder", "CLIPVisionModelWithProjection"),
     ),
+    "mvdream": (
+        _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "CLIPTextModel"), _VAE,
+        Part("camera_proj", "network", "CameraMatrixEmbedding"),
+    ),
+    # The same in the names of the published checkpoint
+    "mvdream_ldm": (
+        Part("unet", "network", "MultiViewUNetModel"), _SCHEDULER, _TOKENIZER,
+        Part("text_encoder", "encoder", "CLIPTextModel"), _VAE,
+    ),
     "lpips": (Part("model", "encoder", "Lpips"),),
     "judge": (
         Part("model", "encoder", "CLIPModel"), _TOKENIZER, Part("preprocessor", "preprocessor"),
@@ -131,6 +140,8 @@ def parts_of(
     family: str, index: Mapping[str, Any], *, allow_pickle: bool = False
 ) -> tuple[Part, ...]:
     """The components of a family's model, without a VAE where model_index.json has none."""
+    if family == "mvdream" and "camera_proj" not in index:
+        family = "mvdream_ldm"
     no_vae = family == "stable_diffusion" and index.get("vae") in (None, [], [None, None])
     parts = (part for part in PARTS[family] if not (no_vae and part is _VAE))
     return tuple(replace(part, pickled=allow_pickle) for part in parts)

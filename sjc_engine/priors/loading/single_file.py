@@ -58,13 +58,19 @@ def base_of(id: str) -> str:
     path, named = found
     header, metadata = read_header(path, "prior")
     width = _check_kind(path, header)
-    predicts = metadata.get("modelspec.prediction_type") or ("epsilon" if width == 768 else "")
-    predicts = "v" if "v_pred" in header else predicts
-    if base := named or BASES.get((width, predicts)):
+    said = _said(header, metadata)
+    if base := named or BASES.get((width, said or ("epsilon" if width == 768 else ""))):
         return base
-    ways = ", or ".join(f"{id}@{base}" for (w, _), base in BASES.items() if w == width)
+    ways = [f"{id}@{base}" for (w, _), base in BASES.items() if w == width and not said]
     problem = f"{id!r} does not say what its network predicts, epsilon or v"
-    raise PriorError("prior", problem, f"name a base that does: {ways or f'{id}@FOLDER'}")
+    if said:
+        problem = f"{id!r} says that its network predicts {said}, and no base for that is known"
+    raise PriorError("prior", problem, f"name one: {', or '.join(ways) or f'{id}@FOLDER'}")
+
+
+def _said(header: Mapping[str, Shape], metadata: Mapping[str, str]) -> str:
+    """What the network predicts, "epsilon" or "v"; "" where the file does not say it."""
+    return "v" if "v_pred" in header else metadata.get("modelspec.prediction_type", "")
 
 
 def _check_kind(path: Path, header: Mapping[str, Shape]) -> int:
@@ -99,7 +105,7 @@ class SingleFile(ModelSource):
     file: Path = Path()
     base: str = ""
 
-    def settings_digest(self) -> str:
+    def digest(self) -> str:
         """SHA-256 of the file and of the settings that are read beside it."""
         names = list_names(self.folder)
         read = {name: self.folder / name for part in self.parts for name in part.settings(names)}
@@ -118,7 +124,12 @@ class SingleFile(ModelSource):
     def check(self) -> None:
         """Raises PriorError for settings that do not fit the file."""
         check_model(self.base, self.folder, self.parts, weights=False)
-        width = _check_kind(self.file, read_header(self.file, "prior")[0])
+        header, metadata = read_header(self.file, "prior")
+        width, said = _check_kind(self.file, header), _said(header, metadata)
+        predicts = self._config("scheduler").get("prediction_type", "epsilon")
+        if said and not predicts.startswith(said):
+            reason = f"predicts {said}, and its base {self.base} {predicts}"
+            raise broken(self.id, "unet", self.file.name, reason, "name its own base")
         wanted = self._config("unet").get("cross_attention_dim")
         if width != wanted:
             reason = f"listens to {width} numbers a word, and its base {self.base} to {wanted}"

@@ -12,17 +12,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import boto3
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from command_line import SJC, Said, tiny
 from fleet import descendants
 from PIL import Image
+from stub_shard import make_stubs
 
+from flows.plan import make_plan
+from flows.settings import Settings
 from sjc_engine.optimization.checkpoint import read_checkpoint
-from tasks.records.attempts import asset_attempts
+from tasks.records.attempts import asset_attempts, finish_attempt, start_attempt
 from tasks.records.documents import asset_manifest
+from tasks.records.verify import verify_store
 from tasks.store import open_store
 from tasks.tables.read import read_table
+from tasks.tables.write import record_attempts
 
 ROOT = Path(__file__).parents[3]
 GOOD = "id,prompt\nduck,a yellow duck\n"
@@ -228,6 +234,41 @@ def test_a_dry_run_tells_the_plan_and_makes_nothing(
         "duplicate": 1,
     }
     assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]
+
+
+def test_with_nothing_to_make_no_server_is_started(tmp_path: Path) -> None:
+    """The run, its entries and its report are in the store all the same, and are as they were."""
+    (tmp_path / "m.csv").write_text(GOOD + "again,a yellow duck\ntank,a toy tank\n")
+    plan = make_plan(Settings(str(tmp_path / "m.csv"), str(tmp_path / "store"), devices=["cpu"]))
+    duck, tank = plan.todo
+    make_stubs(plan, [duck], "before")
+    start_attempt(plan.store, plan.assets[tank].spec, "before")
+    record_attempts(plan.store, [(finish_attempt(plan.store, tank, "a01", "failed"), {})])
+    program = (
+        "import sys\nfrom flows.commands.main import main\ntry: main()\n"
+        "finally: print(*{'prefect'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    ran = subprocess.run(
+        [sys.executable, "-c", program, "run", "m.csv", "--devices", "cpu"],
+        cwd=tmp_path,
+        env={k: v for k, v in environment.items() if k != "PREFECT_API_URL"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1, ran.stderr  # for the failed one
+    assert "nothing to make: no Prefect server is started" in ran.stderr
+    assert ran.stderr.endswith("\n\n"), "Prefect was imported"
+    assert [line.split()[:2] for line in ran.stdout.splitlines()[1:3]] == [
+        ["duck", "ok"],
+        ["tank", "failed"],
+    ]
+    [run] = read_table(plan.store, "runs").itertuples()
+    assert (pd.isna(run.flow_run_id), pd.isna(run.ended_at)) == (True, False)
+    entries = read_table(plan.store, "entries")
+    assert list(entries.outcome) == ["reused", "duplicate", "failed"]
+    assert "toy tank" in (tmp_path / f"store/runs/{run.run_id}/report.html").read_text()
+    assert verify_store(plan.store) == []
 
 
 @pytest.mark.parametrize("command", ["--help", "check m.csv", "run --help"])

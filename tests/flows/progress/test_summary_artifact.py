@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 from task_samples import report
 
-from flows.plan import RunPlan, make_plan
+from flows.commands.plan import make_shard_plan
+from flows.plan import RunPlan, find_related_assets, make_plan
 from flows.progress import summary_artifact, tally
 from flows.progress.results import RESULT_COLUMNS
 from flows.progress.summary_artifact import PrefectSummary, run_name, spent
 from flows.progress.tally import Tally
 from flows.progress.terminal import Lines, Watcher
 from flows.settings import Settings
-from sjc_engine.recipes import RECIPE_VERSION
+from sjc_engine.recipes import RECIPE_VERSION, Recipe
+from sjc_engine.spec import AssetSpec
 from tasks.prefect_ui.artifacts import Board
 from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
+from tasks.store.interface import Store
 from tasks.tables.write import record_attempt
 
 
@@ -159,19 +162,24 @@ def test_lines_tell_the_time_left(clock: Clock, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err.endswith("a: ok after 11 s (1/2 done, 1 to go, 10 s left)\n")
 
 
+def make(store: Store, spec: AssetSpec, tmp_path: Path, version: int = RECIPE_VERSION) -> None:
+    """A finished asset."""
+    made = tmp_path / "mesh.glb"
+    made.write_bytes(b"x")
+    versions = {"code": "1.0", "engine": f"0.1.0+recipe{version}"}
+    attempt = start_attempt(store, spec, "run1")["attempt"]
+    manifest = commit_asset(
+        store, spec.asset_id, attempt, {made.name: made}, spec, report(), {}, versions
+    )
+    record_attempt(store, finish_attempt(store, spec.asset_id, attempt, "ok"), manifest)
+
+
 def test_assets_of_an_older_recipe_version_are_a_warning(
     plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only those that this plan makes again: the pig is new, and the duck was made by version 1."""
     duck = next(iter(plan.assets.values())).spec
-    versions = {"code": "1.0", "engine": "0.1.0+recipe1"}
-    attempt = start_attempt(plan.store, duck, "run1")["attempt"]
-    made = tmp_path / "mesh.glb"
-    made.write_bytes(b"x")
-    manifest = commit_asset(
-        plan.store, duck.asset_id, attempt, {made.name: made}, duck, report(), {}, versions
-    )
-    record_attempt(plan.store, finish_attempt(plan.store, duck.asset_id, attempt, "ok"), manifest)
+    make(plan.store, duck, tmp_path, version=1)
     assert make_plan(plan.settings).warnings == plan.warnings
 
     monkeypatch.setattr("flows.plan.RECIPE_VERSION", 2)
@@ -190,18 +198,43 @@ def test_assets_of_another_revision_of_the_prior_are_a_warning(
 ) -> None:
     duck = next(iter(plan.assets.values())).spec
     older = replace(duck, prior_revision="0" * 40)
-    made = tmp_path / "mesh.glb"
-    made.write_bytes(b"x")
-    versions = {"engine": f"0.1.0+recipe{RECIPE_VERSION}"}
     for spec in (older, replace(older, recipe=older.recipe.override({"steps": 7}))):
-        attempt = start_attempt(plan.store, spec, "run1")["attempt"]
-        manifest = commit_asset(
-            plan.store, spec.asset_id, attempt, {made.name: made}, spec, report(), {}, versions
-        )
-        ended = finish_attempt(plan.store, spec.asset_id, attempt, "ok")
-        record_attempt(plan.store, ended, manifest)
-    assert make_plan(plan.settings).warnings == [
-        *plan.warnings,
+        make(plan.store, spec, tmp_path)
+    warning = (
         "1 asset was made from another revision of the prior 'toybox' and will be made again;"
-        " docs/priors.md says what a revision is",
+        " docs/priors.md says what a revision is"
+    )
+    assert make_plan(plan.settings).warnings == [*plan.warnings, warning]
+    assert warning in make_shard_plan(plan.settings, 3600)[1]
+    make(plan.store, duck, tmp_path)
+    assert warning not in make_shard_plan(plan.settings, 3600)[1]
+
+
+HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+@pytest.mark.parametrize(
+    ("prior", "now", "then"),
+    [
+        ("toybox", {"grid_size": 96}, {"grid_size": 96, "ray_step": 2.1 / 96}),
+        (HUB, {}, {"overhead_prompt": "elevation", "depth_loss": "fixed"}),
+    ],
+    ids=["ray_step", "paper"],
+)
+def test_assets_that_version_01_made_with_other_values_are_a_warning(
+    plan: RunPlan, tmp_path: Path, prior: str, now: dict[str, Any], then: dict[str, Any]
+) -> None:
+    """Not those that are finished, or that were asked for with other settings."""
+    duck = replace(next(iter(plan.assets.values())).spec, prior=prior)
+    preset = Recipe.for_prior(prior)
+    make(plan.store, replace(duck, recipe=preset.override(then)), tmp_path)
+    make(plan.store, replace(duck, seed=7, recipe=preset.override(now)), tmp_path)
+    asked = [
+        replace(duck, recipe=preset.override(now)),
+        replace(duck, seed=7, recipe=preset.override(now)),
+        replace(duck, recipe=preset.override({"steps": 7})),
+    ]
+    assert find_related_assets(plan.store, asked)[1] == [
+        "1 asset was made before the preset, or the ray_step that goes with a grid_size, changed"
+        " and will be made again; docs/upgrading.md says what changed"
     ]

@@ -13,7 +13,8 @@ from tiny_priors import build_latent_prior
 from sjc_engine.errors import PriorError
 from sjc_engine.evaluation.clip import load_judge
 from sjc_engine.priors.denoiser import load_prior
-from sjc_engine.priors.loading.model_files import Part
+from sjc_engine.priors.loading.model_check import check_named
+from sjc_engine.priors.loading.model_files import Part, parts_of
 from sjc_engine.priors.sources import find_prior, prior_error
 
 UNET = "unet/diffusion_pytorch_model"
@@ -156,3 +157,14 @@ def test_safetensors_come_first_and_pickles_may_be_in_parts():
         None, ["pytorch_model.bin.index.json", *sorted(parts)[:2]],
     )  # fmt: skip
     assert Part("model", "encoder").weights(parts) == (None, [])
+
+
+def test_of_the_hub_s_the_names_are_enough():
+    """As google/ddpm-bedroom-256 has them: all in its root."""
+    names = {"model_index.json", "config.json", "scheduler_config.json", f"{UNET[5:]}.bin"}
+    parts = parts_of("unconditional", {})
+    with pytest.raises(PriorError) as caught:
+        check_named("google/ddpm-bedroom-256", parts, names)
+    assert "(diffusion_pytorch_model.bin)" in caught.value.problem
+    assert "--allow-pickle" in caught.value.fix
+    check_named("google/ddpm-bedroom-256", parts_of("unconditional", {}, allow_pickle=True), names)

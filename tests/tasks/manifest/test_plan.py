@@ -13,7 +13,7 @@ from sjc_engine.presets import PAPER_EXCEPTIONS
 from sjc_engine.priors.sources import JUDGES
 from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
-from tasks.manifest.resolve import ManifestError, read_entries
+from tasks.manifest.resolve import ManifestError, read_entries, recipe_diff
 
 MANIFESTS = Path(__file__).parents[3] / "manifests"
 
@@ -34,6 +34,34 @@ def test_a_row_goes_before_the_command_line_and_that_before_the_preset(write: Wr
     other = plan(path, prior="other/prior", recipe="draft").entries
     assert [entry.spec.prior for entry in other] == ["other/prior", "other/prior", "owner/name"]
     assert {entry.spec.recipe.name for entry in other} == {"draft"}
+
+
+def test_ray_step_follows_grid_size_unless_row_or_command_line_set_it(write: Write) -> None:
+    path = write("prompt,grid_size,ray_step\na,96,\nb,96,0.03\nc,,0.03\nd,,\n")
+
+    def steps(overrides: dict[str, Any]) -> list[float]:
+        entries = plan(path, overrides=overrides).entries
+        return [entry.spec.recipe.optimize.ray_step for entry in entries]
+
+    preset = Recipe.for_prior("toybox").optimize.ray_step
+    assert steps({}) == [preset / 2, 0.03, 0.03, preset]
+    assert steps({"ray_step": 0.02}) == [0.02, 0.03, 0.03, 0.02]
+    assert steps({"grid_size": 24}) == [preset / 2, 0.03, 0.03, preset * 2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grid_size": 96},
+        {"grid_size": 96, "ray_step": 2.1 / 96},  # the preset's, as version 0.1 had it
+        {"steps": 7, "ray_step": 0.03},
+        {},
+    ],
+)
+def test_the_difference_to_a_preset_makes_the_same_recipe(changes: dict[str, Any]) -> None:
+    recipe = Recipe.for_prior("toybox").override(changes)
+    name, found = recipe_diff("toybox", recipe.to_json())
+    assert Recipe.for_prior("toybox", name).override(found) == recipe
 
 
 def test_the_command_line_is_checked_too(write: Write) -> None:
