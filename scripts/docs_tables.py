@@ -103,6 +103,7 @@ FAMILY_NAMES = {
     "unconditional": "DDPM and VE models",
     "toybox_unconditional": "`toybox-duck`",
     "zero123": "Zero-1-to-3",
+    "stable_zero123": "Stable Zero123",
     "mvdream": "MVDream",
 }
 PAGES = {"tables.md": tables_page, "recipes.md": recipes_page}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
+from sjc_engine.priors.image_pose import ImagePose
 from sjc_engine.priors.loading import lora
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ RECIPE_VERSION = 1
 # a key is in no JSON, and so in no identity.
 _ADDED = {
     "dtype": "auto", "loras": lora.NONE, "guidance_rescale": 0.0, "tick_start": 0,
-    "tick_share": 1.0,
+    "tick_share": 1.0, "image_pose": "distance", "image_recenter": False,
 }  # fmt: skip
 
 Score = Literal["sjc", "sds", "recon", "naive"]
@@ -97,9 +98,7 @@ class OptimizeRecipe(_Part):
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = _choice(
         "auto", "precision of the prior's network; auto: float32 on the CPU, float16 on a GPU"
     )
-    loras: str = _choice(
-        lora.NONE, '"none", or "FILE.safetensors:WEIGHT, ..." added to the prior (docs/priors.md)'
-    )
+    loras: str = _choice(lora.NONE, '"none", or "FILE.safetensors:WEIGHT, ..."; docs/priors.md')
     # Noise levels: random in the range, from its top to its bottom, or always the same
     sigma_schedule: Schedule = _choice("random", "how a step chooses it")
     sigma_fixed: float = _number(1.5, 1e-3, 1000.0, 'of "fixed"')
@@ -159,6 +158,8 @@ class OptimizeRecipe(_Part):
     # The input picture, for priors that take one: where its camera stood, and its losses
     image_elevation: float = _number(0.0, -89.0, 89.0, "degrees; 0: at the object's height")
     image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: it shows the front")
+    image_pose: ImagePose = _choice("distance", 'the last of a pose; "elevation": Stable Zero123')
+    image_recenter: bool = _choice(False, "on the object, which then fills 78% of a side")
     input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
     silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
 

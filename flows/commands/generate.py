@@ -64,7 +64,7 @@ def generate(
         raise UsageError("--image: only files are read; download it, and give its path")
     overrides = options.parse_overrides(set_, dtype)
     picture = read_image(image) if image else None
-    spec = _spec(
+    spec, found = _spec(
         prompt,
         seed,
         image,
@@ -73,7 +73,7 @@ def generate(
         overrides=overrides,
         allow_pickle=allow_pickle,
     )
-    print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
+    print_warnings(found)
     if taken := [name for name in FILES if (out / name).exists()]:
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
     if out.exists() and not out.is_dir():
@@ -93,8 +93,10 @@ def generate(
     print(json.dumps(report, indent=1) if json_ else "\n".join(map(str, made)))
 
 
-def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSpec:
-    """The asset that the options ask for, checked as one row of a manifest is.
+def _spec(
+    prompt: str, seed: int, image: Path | None, **options: Any
+) -> tuple[AssetSpec, list[str]]:
+    """The asset that the options ask for, checked as one row of a manifest is, and warnings.
 
     Raises ManifestError with everything that is wrong. The prior's revision is what the option
     says, if anything: loading the prior asks the hub.
@@ -113,7 +115,9 @@ def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSp
         raise ManifestError(
             [replace(p, column="--image") if p.column == "image" else p for p in problems]
         )
-    return resolved.entries[0].spec
+    spec, facts = resolved.entries[0].spec, rows[0].image
+    found = facts.remarks(spec.recipe.optimize.image_recenter) if facts else []
+    return spec, [f"--image: {text}" for text in found] + resolved.guesses
 
 
 def _load(spec: AssetSpec, device: str, allow_pickle: bool) -> tuple[Prior, Judge, Lpips | None]:

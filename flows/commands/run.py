@@ -103,8 +103,8 @@ def print_plan(settings: Settings, *, as_json: bool) -> None:
     """Prints what a run would do; nothing is made, not even the store."""
     import tempfile
 
-    from flows.estimate import seconds_expected
     from flows.plan import make_plan
+    from flows.progress.estimate import seconds_expected
     from flows.scratch import can_hold_files
     from tasks.pages.html import duration
     from tasks.store.interface import StoreError

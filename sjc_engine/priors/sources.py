@@ -28,14 +28,16 @@ FAMILIES = {
     "DDIMPipeline": "unconditional",
     "ScoreSdeVePipeline": "unconditional",
     "Zero1to3StableDiffusionPipeline": "zero123",
+    "Zero123Pipeline": "zero123",
     "MVDreamPipeline": "mvdream",
 }
-# How the hub ids of the other families begin
+# What the hub ids of the other families have in them
 HUB_FAMILIES = {
     "DeepFloyd/IF-I-": "deepfloyd",
     "google/ddpm-": "unconditional",
     "google/ncsnpp-": "unconditional",
-    "kxic/zero123-": "zero123",
+    "zero123-": "zero123",  # of kxic, ashawkey, bennyguo; zero123plus-... are something else
+    "/stable-zero123": "zero123",
     "ashawkey/mvdream-": "mvdream",
     "dylanebert/mvdream": "mvdream",
     "lzq49/mvdream-": "mvdream",
@@ -247,8 +249,7 @@ def family_of(id: str, revision: str | None = None) -> tuple[str, dict[str, Any]
 
 def assumed_family(id: str) -> str:
     """The family of a hub id by its name: Stable Diffusion unless it says otherwise."""
-    found = (family for start, family in HUB_FAMILIES.items() if id.startswith(start))
-    return next(found, "stable_diffusion")
+    return next((f for part, f in HUB_FAMILIES.items() if part in id), "stable_diffusion")
 
 
 def assumption(id: str, revision: str | None = None) -> str | None:
@@ -298,8 +299,7 @@ LICENCES = {
 def licence_of(id: str, revision: str | None = None) -> str:
     """What is known of the licence of a prior's weights: what its model card says in its header.
 
-    The card is README.md in its folder, or in the cache of the hub; without one the id tells
-    (LICENCES), else it is "unknown".
+    The card is README.md in its folder, or in the hub's cache; else its id tells, or "unknown".
     """
     if id in BUILTINS:
         return "apache-2.0"

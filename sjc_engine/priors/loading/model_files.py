@@ -108,6 +108,8 @@ class Part:
 _UNET = Part("unet", "network", "UNet2DConditionModel")
 _VAE = Part("vae", "network", "AutoencoderKL")
 _SCHEDULER, _TOKENIZER = Part("scheduler", "scheduler"), Part("tokenizer", "tokenizer")
+_CC_PROJECTION = Part("cc_projection", "network", "CCProjection")
+_CAMERA_PROJECTION = Part("clip_camera_projection", "network", "CLIPCameraProjection")
 PARTS: dict[str, tuple[Part, ...]] = {
     "stable_diffusion": (
         _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "CLIPTextModel"), _VAE,
@@ -117,7 +119,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     ),
     "unconditional": (Part("unet", "network", "UNet2DModel"), _SCHEDULER),
     "zero123": (
-        _UNET, _SCHEDULER, _VAE, Part("cc_projection", "network", "CCProjection"),
+        _UNET, _SCHEDULER, _VAE, _CC_PROJECTION,
         Part("image_encoder", "encoder", "CLIPVisionModelWithProjection"),
     ),
     "mvdream": (
@@ -139,11 +141,16 @@ PARTS: dict[str, tuple[Part, ...]] = {
 def parts_of(
     family: str, index: Mapping[str, Any], *, allow_pickle: bool = False
 ) -> tuple[Part, ...]:
-    """The components of a family's model, without a VAE where model_index.json has none."""
+    """The components of a family's model, as model_index.json has them.
+
+    Without a VAE where that has none, and with the layer that maps poses under its name there.
+    """
     if family == "mvdream" and "camera_proj" not in index:
         family = "mvdream_ldm"
     no_vae = family == "stable_diffusion" and index.get("vae") in (None, [], [None, None])
-    parts = (part for part in PARTS[family] if not (no_vae and part is _VAE))
+    parts = [part for part in PARTS[family] if not (no_vae and part is _VAE)]
+    if index.get("_class_name") == "Zero123Pipeline":
+        parts = [_CAMERA_PROJECTION if part is _CC_PROJECTION else part for part in parts]
     return tuple(replace(part, pickled=allow_pickle) for part in parts)
 
 
