@@ -34,7 +34,7 @@ def plain(base):
 
 
 def weights_of(prior):
-    parts = {"unet": prior._unet, "text_encoder": prior._text_encoder}
+    parts = {"unet": prior._unet.network, "text_encoder": prior._text_encoder}
     return {
         (component, key): value
         for component, model in parts.items()
@@ -91,7 +91,7 @@ def test_half_precision_is_rounded_once(base, plain, matrices, tmp_path):
     prior = load_prior(str(base), dtype="bfloat16", loras=path)
     key = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
     exact = wanted(plain, matrices, 1.0)["unet", key]
-    found = prior._unet.state_dict()[key]
+    found = prior._unet.network.state_dict()[key]
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, rtol=2**-7, atol=2**-7)
 

@@ -49,7 +49,7 @@ def test_it_is_the_model_that_it_was_made_of(made, tmp_path, open_clip):
     for found, wanted in zip(answer(single), answer(folder), strict=True):
         torch.testing.assert_close(found, wanted)
     half = load_prior(f"{path}@{made / 'base'}", dtype="bfloat16")
-    assert half._unet.dtype == torch.bfloat16
+    assert half._unet.network.dtype == torch.bfloat16
     assert half._vae.dtype == half._text_encoder.dtype == torch.float32
 
 
