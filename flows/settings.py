@@ -11,7 +11,7 @@ from sjc_engine.errors import SettingError
 from tasks.store.interface import check_address
 
 # What `sjc dispatch` passes on to every shard; the plan has fixed everything else.
-SHARD_OPTIONS = ("retry_failed", "timeout", "checkpoint_to_store", "compiled")
+SHARD_OPTIONS = ("retry_failed", "timeout", "checkpoint_to_store", "compiled", "allow_pickle")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Settings:
     gallery: str | None = None  # folder or address of the store's gallery, to link to
     checkpoint_to_store: bool = False
     compiled: bool = False  # priors' networks, by torch.compile
+    allow_pickle: bool = False  # whether .bin weights are read
     plan: str | None = None  # id of a shard plan in the store, which replaces the manifest
     shard: int | None = None  # the part of the plan to run
 

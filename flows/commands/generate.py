@@ -32,7 +32,7 @@ FILES = (
 
 @command(
     'sjc generate "a DSLR photo of a yellow duck" -o duck',
-    'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
+    'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl@refs/pr/1 -o mug',
 )
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
@@ -43,6 +43,7 @@ def generate(
     recipe: options.Recipe = None,
     set_: options.Set = None,
     dtype: options.Dtype = None,
+    allow_pickle: options.AllowPickle = False,
     seed: options.Seed = 0,
     image: Annotated[
         Path | None, typer.Option(help="An input image, for priors that take one.")
@@ -61,7 +62,15 @@ def generate(
         raise UsageError("--image: only files are read; download it, and give its path")
     overrides = options.parse_overrides(set_, dtype)
     picture = read_image(image) if image else None
-    spec, found = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
+    spec, found = _spec(
+        prompt,
+        seed,
+        image,
+        prior=prior,
+        recipe=recipe,
+        overrides=overrides,
+        allow_pickle=allow_pickle,
+    )
     print_warnings(found)
     if taken := [name for name in FILES if (out / name).exists()]:
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
@@ -78,7 +87,7 @@ def generate(
     with temporary as folder, disk_errors("-o", out, only_refusals=True):
         if free < ROOM:
             raise OSError(errno.ENOSPC, "No space left on device")
-        report = _make(spec, picture, chosen, Path(folder), quiet)
+        report = _make(spec, picture, chosen, Path(folder), quiet, allow_pickle=allow_pickle)
         out.mkdir(exist_ok=True)
         made = [shutil.move(path, out / path.name) for path in sorted(Path(folder).iterdir())]
     print(json.dumps(report, indent=1) if json_ else "\n".join(map(str, made)))
@@ -112,7 +121,13 @@ def _spec(
 
 
 def _make(
-    spec: AssetSpec, picture: InputImage | None, device: str, folder: Path, quiet: bool
+    spec: AssetSpec,
+    picture: InputImage | None,
+    device: str,
+    folder: Path,
+    quiet: bool,
+    *,
+    allow_pickle: bool,
 ) -> dict[str, Any]:
     """The asset's files, in `folder`, and the content of `report.json`.
 
@@ -131,12 +146,14 @@ def _make(
 
     started = time.perf_counter()
     prompt, recipe = spec.prompt, spec.recipe
-    judge, lpips = Judges().get(recipe.evaluate)
-    revision = spec.prior_revision or None
+    judge, lpips = Judges(allow_pickle=allow_pickle).get(recipe.evaluate)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
         on_work = partial(watch.working, "asset")
-        prior = load_prior(spec.prior, revision, device, recipe.optimize.dtype, on_work=on_work)
+        prior = load_prior(
+            spec.prior, spec.prior_revision or None, device, recipe.optimize.dtype,
+            allow_pickle=allow_pickle, loras=recipe.optimize.loras, on_work=on_work,
+        )  # fmt: skip
         words_cut: list[str] = []
 
         def on_step(scene: Scene, stats: StepStats) -> None:

@@ -107,6 +107,14 @@ Compiled = Annotated[
         help="Compile the prior's network (torch.compile): a minute at first for faster steps.",
     ),
 ]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read .bin weights where there are no safetensors, which are preferred: torch's "
+        "restricted unpickler makes tensors of them, and runs nothing.",
+    ),
+]
 Price = Annotated[
     float | None,
     typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),

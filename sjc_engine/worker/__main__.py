@@ -86,13 +86,21 @@ def _place(message: Message) -> Message:
 class Worker:
     """The process's state, and its one loop."""
 
-    def __init__(self, device: str, replies: IO[str], *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        device: str,
+        replies: IO[str],
+        *,
+        compiled: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
         self.device = torch.device(device)
         self.compiled = compiled  # whether priors' networks are
+        self.allow_pickle = allow_pickle  # as of `load_prior`
         self.replies = replies
         self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.prior: Prior | None = None
-        self.loaded: tuple[str, str, str] | None = None  # the prior's, its revision and precision
+        self.loaded: tuple[str, str, str, str] | None = None  # the `prior_key` of it
         self.waiting: list[Message] = []
         self.running: list[RunningScene] = []
         self.probe: MemoryProbe | None = None  # until it is known how many scenes fit
@@ -176,9 +184,15 @@ class Worker:
 
     def _load(self, spec: Message) -> None:
         self.prior = self.loaded = None  # the old one's memory first
-        prior, revision, dtype = prior_key(spec)
+        prior, revision, dtype, loras = prior_key(spec)
         self.prior = load_prior(
-            prior, revision, device=self.device, dtype=dtype, on_work=self._working
+            prior,
+            revision,
+            self.device,
+            dtype,
+            allow_pickle=self.allow_pickle,
+            loras=loras,
+            on_work=self._working,
         )
         if self.compiled:
             self.prior.compile()
@@ -339,6 +353,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     parser.add_argument("--threads", type=int, default=1, help="threads of a CPU device")
     parser.add_argument("--compiled", action="store_true", help="compile priors' networks")
+    parser.add_argument("--allow-pickle", action="store_true", help="read .bin weights")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
@@ -348,7 +363,12 @@ def main() -> None:
         torch.cuda.set_device(arguments.device)  # else libraries take memory of cuda:0 too
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
-    worker = Worker(arguments.device, replies, compiled=arguments.compiled)
+    worker = Worker(
+        arguments.device,
+        replies,
+        compiled=arguments.compiled,
+        allow_pickle=arguments.allow_pickle,
+    )
     signal.signal(signal.SIGTERM, lambda *_: worker.commands.put(None))
     threading.Thread(target=worker.listen, args=(sys.stdin,), daemon=True).start()
     worker.run()

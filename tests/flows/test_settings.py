@@ -20,14 +20,14 @@ OPTIONS = {option.name: default(option) for option in fields(Settings)}
 TYPES = get_type_hints(Settings)
 EVERYTHING = Settings(
     "my list.csv", "s3://b/p", "toybox", "draft", {"steps": "5"}, 3, "seed < 2",
-    ["cpu", "cuda:0"], 4, "fast", False, 9.5, 2.5, "wall", True, True,
+    ["cpu", "cuda:0"], 4, "fast", False, 9.5, 2.5, "wall", True, True, True,
 )  # fmt: skip
 EVERY_WORD = [
     "sjc", "run", "my list.csv", "--store", "s3://b/p", "--prior", "toybox", "--recipe",
     "draft", "--set", "steps=5", "--limit", "3", "--where", "seed < 2", "--devices",
     "cpu,cuda:0", "--scenes-per-device", "4", "--scratch", "fast", "--retry-failed",
     "--timeout", "9.5", "--price-per-hour", "2.5", "--gallery", "wall",
-    "--checkpoint-to-store", "--compiled",
+    "--checkpoint-to-store", "--compiled", "--allow-pickle",
 ]  # fmt: skip
 
 

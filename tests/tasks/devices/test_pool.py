@@ -307,12 +307,13 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "no such device" in str(error)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_engines_are_told_to_compile(tmp_path: Path, compiled: bool) -> None:
+@pytest.mark.parametrize("asked", [{}, {"compiled": True}, {"allow_pickle": True}])
+def test_engines_are_told_how_to_load(tmp_path: Path, asked: dict[str, Any]) -> None:
     command = (sys.executable, "-c", "import sys; raise SystemExit(str(sys.argv))")
-    with DevicePool(["cpu"], tmp_path, command=command, compiled=compiled) as devices:
+    with DevicePool(["cpu"], tmp_path, command=command, **asked) as devices:
         error = run(devices, tmp_path, "duck")
-    assert ("'--compiled'" in str(error)) is compiled
+    for name in ("compiled", "allow_pickle"):
+        assert (f"'--{name.replace('_', '-')}'" in str(error)) is asked.get(name, False)
 
 
 @pytest.mark.parametrize("early", [False, True])
