@@ -120,12 +120,12 @@ class ModelSource:
 
     def convert(self, name: str, convert: Callable[[dict[str, Any]], Any]) -> Any:
         """What is made of all of a component's weights by name; it raises if they do not fit."""
-        from safetensors.torch import load_file
+        from diffusers.models.model_loading_utils import load_state_dict
 
         self._say_loading(name)
         _, files = self._part(name).weights(list_names(self.folder))
-        shards = [self.folder / file for file in files if file.endswith(".safetensors")]
-        weights = (load_file(shard).items() for shard in shards)
+        shards = [self.folder / file for file in files if not file.endswith(".json")]
+        weights = (load_state_dict(shard).items() for shard in shards)
         return self._load(name, lambda _: convert(dict(chain.from_iterable(weights))))
 
     def scheduler(self, cls: Any) -> Any:
