@@ -1,4 +1,4 @@
-"""Memory: what is free, what a scene takes on a GPU, and how running out of it looks."""
+"""Memory: what is free, what a scene takes on a GPU, and how its want and a GPU's end look."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return not isinstance(error, OSError) and any(text in str(error) for text in _MESSAGES)
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether a GPU refuses to work, whatever it is asked; "CUDA error: out of memory" aside."""
+    return "CUDA error" in str(error)
 
 
 def free_memory() -> int | None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sjc_engine.evaluation.lpips import Lpips
     from sjc_engine.image_file import InputImage
     from sjc_engine.priors.denoiser import Prior
+    from sjc_engine.progress import OnWork
     from sjc_engine.spec import AssetSpec
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
@@ -57,7 +59,7 @@ def generate(
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     import tempfile
 
-    from flows.plan import check_devices
+    from flows.plan import check_devices, missing_gpus
     from sjc_engine.image_file import read_image
 
     if image and image.parts[0] in ("http:", "https:"):
@@ -78,7 +80,9 @@ def generate(
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file; name a folder")
-    chosen = check_devices(None if device is None else [device], "--device")[0]
+    wanted = None if device is None else [device]
+    chosen = check_devices(wanted, "--device")[0]
+    print_warnings(missing_gpus(wanted))
     home = out if out.is_dir() else out.parent
     with disk_errors("-o", out):
         home.mkdir(parents=True, exist_ok=True)
@@ -120,7 +124,9 @@ def _spec(
     return spec, [f"--image: {text}" for text in found] + resolved.guesses
 
 
-def _load(spec: AssetSpec, device: str, allow_pickle: bool) -> tuple[Prior, Judge, Lpips | None]:
+def _load(
+    spec: AssetSpec, device: str, allow_pickle: bool, on_work: OnWork
+) -> tuple[Prior, Judge, Lpips | None]:
     """The models that an asset is made and judged with."""
     from sjc_engine.priors.denoiser import load_prior
     from tasks.stages.judges import Judges
@@ -128,7 +134,13 @@ def _load(spec: AssetSpec, device: str, allow_pickle: bool) -> tuple[Prior, Judg
     judge, lpips = Judges(allow_pickle=allow_pickle).get(spec.recipe.evaluate)
     revision, wanted = spec.prior_revision or None, spec.recipe.optimize
     prior = load_prior(
-        spec.prior, revision, device, wanted.dtype, allow_pickle=allow_pickle, loras=wanted.loras
+        spec.prior,
+        revision,
+        device,
+        wanted.dtype,
+        allow_pickle=allow_pickle,
+        loras=wanted.loras,
+        on_work=on_work,
     )
     return prior, judge, lpips
 
@@ -157,9 +169,10 @@ def _make(
 
     started = time.perf_counter()
     prompt, recipe = spec.prompt, spec.recipe
-    prior, judge, lpips = _load(spec, device, allow_pickle)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
+        on_work = partial(watch.working, "asset")
+        prior, judge, lpips = _load(spec, device, allow_pickle, on_work)
         words_cut: list[str] = []
 
         def on_step(scene: Scene, stats: StepStats) -> None:
@@ -168,19 +181,20 @@ def _make(
 
         try:
             (field,) = optimize(
-                [prompt], prior, recipe, seeds=[spec.seed], on_step=on_step, images=images
-            )
+                [prompt], prior, recipe, seeds=[spec.seed], on_step=on_step, images=images,
+                on_work=on_work,
+            )  # fmt: skip
             field = field.cpu()
             watch.stage("asset", "extract")
-            mesh = extract_mesh(field, recipe.mesh)
+            mesh = extract_mesh(field, recipe.mesh, on_work)
         except (Diverged, MeshError) as error:
             raise RunError(f"no asset: {error}") from error
         watch.stage("asset", "evaluate")
-        pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
+        pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size, on_work)
         metrics = evaluate(pictures, mesh, prompt, judge, lpips).metrics
         contact_sheet(pictures, prompt).save(folder / "preview.png")
         if recipe.evaluate.turntable_frames:
-            write_turntable(mesh, folder, recipe.evaluate)
+            write_turntable(mesh, folder, recipe.evaluate, on_work)
     spec = replace(spec, prior=prior.id, prior_revision=prior.revision)
     field.save(folder / "field.safetensors")
     write_mesh(mesh, folder, recipe.mesh, spec.extras())

@@ -74,7 +74,7 @@ def run(
     if not plan.todo and server.find() is None:
         raise typer.Exit(print_results(plan, record_reuse(plan, quiet=quiet), as_json=json_))
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
-    with start_devices(plan, warm=not in_use(Path(scratch))):
+    with start_devices(plan, warm=not in_use(Path(scratch)), quiet=quiet):
         # Seconds of imports, while the server starts and the engines load their prior
         from flows.generate import generate
 

@@ -28,9 +28,10 @@ from sjc_engine.errors import PriorError, SettingError
 from sjc_engine.priors.loading import lora
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
-from sjc_engine.priors.sources import find_prior
+from sjc_engine.priors.sources import find_prior, precision_on
 from sjc_engine.priors.tokens import read_end
 from sjc_engine.priors.traced import TracedNetwork
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.rendering.camera import Camera
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -205,6 +206,7 @@ def load_prior(
     local_files_only: bool = False,
     allow_pickle: bool = False,
     loras: str = lora.NONE,
+    on_work: OnWork = unheard,
 ) -> Prior:
     """Load "toybox", a diffusers folder, or a hub id: "owner/name", "owner/name@revision".
 
@@ -217,22 +219,22 @@ def load_prior(
     |D_half - D| <= 16 u g(sigma): u is 2^-11 for float16 and 2^-8 for bfloat16, and g, what D
     multiplies the network's output of order 1 with, is sigma for eps and score models,
     sigma / sqrt(1 + sigma^2) for v and 1 for samples. A network that overflows in float16 wants
-    bfloat16. Only safetensors are read, those of variant
-    "fp16" where there are no others. With `allow_pickle`, a component without safetensors may have
-    `.bin` files, which torch's restricted unpickler reads: it makes tensors, and calls nothing
-    else. Raises PriorError, and for
-    `loras` SettingError, when there is no such prior,
-    the engine does not know its kind, a folder's digest is not the given `revision`, or any
+    bfloat16.
+
+    Only safetensors are read, those of variant "fp16" where there are no others. With
+    `allow_pickle`, a component without safetensors may have `.bin` files, which torch's restricted
+    unpickler reads: it makes tensors, and calls nothing else. `on_work` hears of each component,
+    before it is loaded. Raises PriorError, and for `loras` SettingError, when there is no such
+    prior, the engine does not know its kind, a folder's digest is not the given `revision`, or any
     weight, word or setting of the model would not come from its files.
     """
-    pinned = lora.pin(loras)
-    source = find_prior(id, revision, local_files_only, allow_pickle, pinned)
-    source.fetch()
+    source = find_prior(id, revision, local_files_only, allow_pickle, lora.pin(loras))
     device = torch.device(device)
-    if dtype in (None, "auto"):
-        dtype = "float32" if device.type == "cpu" else "float16"
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    if not isinstance(dtype, torch.dtype):
+        dtype = getattr(torch, precision_on(device.type, dtype))
+    assert isinstance(dtype, torch.dtype)
+    source.fetch(half=dtype == torch.float16)
+    source = replace(source, on_work=on_work)
     home = importlib.import_module(f"sjc_engine.priors.families.{source.family}")
     try:
         with _uncollected():

@@ -135,6 +135,13 @@ def find_judge(id: str, allow_pickle: bool = False) -> ModelSource:
     return ModelSource("judge", name, folder, folder.name, "judge", True, False, allow_pickle)
 
 
+def precision_on(device: str, dtype: str | None) -> str:
+    """The precision of a prior's network on a kind of device, such as "cuda"; "auto" is None's."""
+    if dtype not in (None, "auto"):
+        return str(dtype)
+    return "float32" if device == "cpu" else "float16"
+
+
 def split_revision(id: str) -> tuple[str, str | None]:
     """A hub id and what stands behind its @: a branch, a tag, refs/pr/1 or a commit; else None.
 
@@ -293,6 +300,11 @@ LICENCES = {
     "google/ddpm-": "apache-2.0",
     "google/ncsnpp-": "apache-2.0",
     "ashawkey/mvdream-": "openrail",
+    "kxic/zero123-": "mit",
+    "bennyguo/zero123-": "mit",
+    "ashawkey/zero123-": "mit",
+    "kxic/stable-zero123": "stabilityai-nc-research-community",
+    "ashawkey/stable-zero123-": "stabilityai-nc-research-community",
 }
 
 

@@ -92,7 +92,7 @@ def test_a_device_is_gauged_once_for_a_prior_by_the_peak_of_its_first_steps(
     assert MemoryProbe(torch.device("cuda:1")).capacity(2) == Capacity(1 * GB, 15 * GB)
     assert peaks == [torch.device("cuda:1")] * 2
 
-    monkeypatch.setattr(worker, "load_prior", lambda *names, device, dtype: load_prior(*names))
+    monkeypatch.setattr(worker, "load_prior", lambda *names, **_: load_prior(*names))
     told = drive(worker.Worker("cuda:1", Replies()), tmp_path, steps=4)
     rooms = [message for message in told if message["type"] == "room"]
     assert [room["scenes"] for room in rooms] == [8]

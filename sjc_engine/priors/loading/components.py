@@ -24,7 +24,8 @@ from sjc_engine.priors.loading.model_check import (
     check_named,
     weight_shapes,
 )
-from sjc_engine.priors.loading.model_files import INDEX, Part, files_read, list_names, parts_of
+from sjc_engine.priors.loading.model_files import INDEX, Part, lean_files, list_names, parts_of
+from sjc_engine.progress import OnWork, unheard
 
 # Hub ids that papers and tutorials still name, and where the same weights are today
 MOVED = {
@@ -43,6 +44,7 @@ class ModelSource:
     kind: `prior` or `judge`. revision: the hub's commit; for a folder the digest of what is read.
     allow_pickle: whether `.bin` files are read where there are no safetensors. loras: as a recipe
     has them; their matrices are added to the weights.
+    on_work: hears of each component that is loaded.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class ModelSource:
     local_files_only: bool = True
     allow_pickle: bool = False
     loras: str = lora.NONE
+    on_work: OnWork = unheard
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -65,17 +68,18 @@ class ModelSource:
         index = self.index if self.kind == "prior" else {}
         return parts_of(self.family, index, allow_pickle=self.allow_pickle)
 
-    def fetch(self) -> None:
+    def fetch(self, half: bool = False, bar: type | None = None) -> None:
         """Downloads what is read of the hub's and not here yet, and checks it. Raises PriorError.
 
-        A folder was checked when it was found.
+        half: what is loaded in half precision comes in it, where the hub has that. bar: of tqdm's
+        interface, instead of the hub's own. A folder was checked when it was found.
         """
         if not self.on_hub:
             return
         names = self._names(self.id)
         check_named(self.id, self.parts, names, self.kind)
-        for name in files_read(self.parts, names):
-            hub_file(self.kind, self.id, name, self.revision, self.local_files_only)
+        for name in lean_files(self.parts, names, list_names(self.folder), half):
+            hub_file(self.kind, self.id, name, self.revision, self.local_files_only, bar)
         check_model(self.id, self.folder, self.parts, self.kind)
 
     def check(self) -> None:
@@ -118,6 +122,7 @@ class ModelSource:
         """What is made of all of a component's weights by name; it raises if they do not fit."""
         from safetensors.torch import load_file
 
+        self._say_loading(name)
         _, files = self._part(name).weights(list_names(self.folder))
         shards = [self.folder / file for file in files if file.endswith(".safetensors")]
         weights = (load_file(shard).items() for shard in shards)
@@ -140,6 +145,7 @@ class ModelSource:
         # Of pickles, both libraries let torch.load's weights_only make tensors and nothing else.
         safe = not files[-1].endswith(".bin")
         options |= {"use_safetensors": safe, "variant": variant, "output_loading_info": True}
+        self._say_loading(name)
         model, info = self._load(name, partial(cls.from_pretrained, **options))
         unlike = [key for key, *_ in info.get("mismatched_keys") or []]
         if missing := sorted(info["missing_keys"]) or unlike:
@@ -153,6 +159,10 @@ class ModelSource:
         if name in lora.COMPONENTS:
             lora.merge(model, name, self.loras)
         return model
+
+    def _say_loading(self, name: str) -> None:
+        loaded = [part.name for part in self.parts if part.has_weights]
+        self.on_work(f"loading {name}", loaded.index(name) + 1, len(loaded))
 
     def _load(self, name: str, load: Callable[[str], Any]) -> Any:
         """What a library makes of a component's folder; whatever it raises is the files' fault."""
@@ -203,7 +213,12 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def hub_file(
-    kind: str, id: str, name: str, revision: str | None = None, local_files_only: bool = False
+    kind: str,
+    id: str,
+    name: str,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    bar: type | None = None,
 ) -> Path:
     """A file of a prior or judge in the local cache; its folder is named after the commit.
 
@@ -213,7 +228,9 @@ def hub_file(
 
     unavailable = (errors.EntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError)
     try:
-        return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
+        options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        options |= {"tqdm_class": bar} if bar else {}
+        return Path(hf_hub_download(id, name, **options))
     except errors.GatedRepoError as error:
         fix = f"do so on https://huggingface.co/{id}, then run `hf auth login` here"
         raise PriorError(kind, f"{id!r} asks you to accept its licence first", fix) from error

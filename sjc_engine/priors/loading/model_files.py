@@ -42,12 +42,14 @@ _STEMS = {
 class Part:
     """A component: its folder, a key of SETTINGS, and the class that its config may name.
 
-    pickled: whether its weights may be a `.bin`, where there are no safetensors.
+    pickled: whether its weights may be a `.bin`, where there are no safetensors. half: whether it
+    is loaded in half precision where the prior is, on GPUs.
     """
 
     name: str
     kind: str
     cls: str = ""
+    half: bool = False
     pickled: bool = False
 
     def where(self, names: Collection[str]) -> str:
@@ -59,15 +61,19 @@ class Part:
         folder = self.where(names)
         return [folder + name for name in SETTINGS[self.kind] if folder + name in names]
 
-    def weights(self, names: Collection[str]) -> tuple[str | None, list[str]]:
+    def weights(self, names: Collection[str], half: bool = False) -> tuple[str | None, list[str]]:
         """The variant and the files of its weights: those without a variant, else "fp16".
+
+        With `half` it is the other way round for what is loaded in half precision.
 
         A file of all weights, or the index of several and these; diffusers prefers the index,
         transformers the file.
         """
         if self.kind in _STEMS:
-            for stem, suffix in zip(_STEMS[self.kind], ("safetensors", "bin"), strict=True):
-                for variant in (None, "fp16") if suffix == "safetensors" or self.pickled else ():
+            variants = ("fp16", None) if half and self.half else (None, "fp16")
+            formats = list(zip(_STEMS[self.kind], ("safetensors", "bin"), strict=True))
+            for stem, suffix in formats[: 1 + self.pickled]:
+                for variant in variants:
                     if found := self._weights(names, self.where(names) + stem, suffix, variant):
                         return variant, found
         return None, []
@@ -85,8 +91,8 @@ class Part:
         found = [files for files in ([single], shards) if files[0] in names]
         return found[-1 if self.kind == "network" else 0] if found else []
 
-    def files(self, names: Collection[str]) -> list[str]:
-        return [*self.settings(names), *self.weights(names)[1]]
+    def files(self, names: Collection[str], half: bool = False) -> list[str]:
+        return [*self.settings(names), *self.weights(names, half)[1]]
 
     @property
     def has_weights(self) -> bool:
@@ -105,7 +111,7 @@ class Part:
         return any(all(folder + name in names for name in files) for files in VOCABULARIES)
 
 
-_UNET = Part("unet", "network", "UNet2DConditionModel")
+_UNET = Part("unet", "network", "UNet2DConditionModel", half=True)
 _VAE = Part("vae", "network", "AutoencoderKL")
 _SCHEDULER, _TOKENIZER = Part("scheduler", "scheduler"), Part("tokenizer", "tokenizer")
 _CC_PROJECTION = Part("cc_projection", "network", "CCProjection")
@@ -115,9 +121,9 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "CLIPTextModel"), _VAE,
     ),
     "deepfloyd": (
-        _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "T5EncoderModel"),
+        _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "T5EncoderModel", half=True),
     ),
-    "unconditional": (Part("unet", "network", "UNet2DModel"), _SCHEDULER),
+    "unconditional": (Part("unet", "network", "UNet2DModel", half=True), _SCHEDULER),
     "zero123": (
         _UNET, _SCHEDULER, _VAE, _CC_PROJECTION,
         Part("image_encoder", "encoder", "CLIPVisionModelWithProjection"),
@@ -163,6 +169,18 @@ def list_names(folder: Path) -> set[str]:
         elif path.is_file():
             names.add(path.name)
     return names
+
+
+def lean_files(
+    parts: Sequence[Part], names: Collection[str], here: Collection[str], half: bool
+) -> list[str]:
+    """What a model in this precision needs of a repository: half the bytes for half precision.
+
+    Full weights that are here already will do: a download of their halves would save nothing.
+    """
+    full = {part for part in parts if part.weights(here)[0] is None and part.weights(here)[1]}
+    read = {name for part in parts for name in part.files(names, half and part not in full)}
+    return sorted(read | ({INDEX} & set(names)))
 
 
 def files_read(parts: Sequence[Part], names: Collection[str]) -> list[str]:

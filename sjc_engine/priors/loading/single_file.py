@@ -111,7 +111,7 @@ class SingleFile(ModelSource):
         read = {name: self.folder / name for part in self.parts for name in part.settings(names)}
         return digest_of({self.file.suffix: self.file, **read})
 
-    def fetch(self) -> None:
+    def fetch(self, half: bool = False, bar: type | None = None) -> None:
         """Nothing is missing: settings came when the file was found."""
 
     def fetch_settings(self) -> None:
@@ -149,6 +149,7 @@ class SingleFile(ModelSource):
         from safetensors import safe_open
         from torch import nn
 
+        self._say_loading(name)
         with safe_open(self.file, "pt") as file:
             keys = [key for key in list(file.keys()) if key.startswith(PREFIXES[name])]
             weights = {key: file.get_tensor(key) for key in keys}

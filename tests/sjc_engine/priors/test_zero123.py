@@ -24,7 +24,7 @@ from sjc_engine.optimization.step import draw
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.priors.families.zero123 import Zero123Prior, relative_pose
 from sjc_engine.priors.image_pose import image_pose
-from sjc_engine.priors.sources import takes_image
+from sjc_engine.priors.sources import licence_of, takes_image
 from sjc_engine.recipes import Recipe
 from sjc_engine.rendering.camera import orbit
 
@@ -121,6 +121,9 @@ def test_a_hub_id_names_the_model_and_so_its_pose(id, pose, guessed):
     assert image_pose(id) == (pose, guessed)
     if not guessed:
         assert takes_image(id)
+        assert licence_of(id) == (
+            "mit" if pose == "distance" else "stabilityai-nc-research-community"
+        )
         recipe = Recipe.for_prior(id)
         assert (recipe.name == "stable-zero123") == (pose == "elevation")
         assert recipe.optimize.image_pose == pose
@@ -155,6 +158,10 @@ def test_every_variant_steps_resumes_and_becomes_a_mesh(tmp_path, monkeypatch, p
     prior = load_prior(str(build_zero123_prior(tmp_path / name, pipeline)))
     recipe = small(prior, image_elevation=20, mesh_resolution=16)
     assert recipe.name == name
+    camera, pose = orbit(30, 20, 2.0), recipe.optimize.image_pose
+    known = prior.encode(ball().rgb, orbit(0, 0, 2.0), pose)
+    expected = prior.views(known, [camera]).hidden
+    assert torch.equal(prior.condition([""], [ball().rgb], [camera]).hidden, expected)
     whole, part = (Scene("a ball", "", 7, recipe, prior, ball()) for _ in range(2))
     step_scenes([whole, part], prior)
     part.save(tmp_path / "scene.ckpt")
