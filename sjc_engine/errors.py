@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 
 class UsageError(ValueError):
     """What the user asked for cannot be done; the message says how to ask."""
@@ -45,9 +42,3 @@ class PriorError(SettingError):
     ) -> None:
         super().__init__(key, problem, fix, conflicts)
         self.component, self.file, self.reason = component, file, reason or problem
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The known name that was probably meant, as a question; "" if none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else ""

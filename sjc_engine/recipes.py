@@ -6,15 +6,16 @@ A recipe has three frozen parts, whose keys are flat and unique so that a manife
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from sjc_engine.errors import SettingError, suggestion
+from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
 from sjc_engine.priors.image_pose import ImagePose
@@ -29,9 +30,8 @@ RECIPE_VERSION = 1
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
 # a key is in no JSON, and so in no identity.
 _ADDED = {
-    "dtype": "auto", "loras": lora.NONE, "guidance_rescale": 0.0, "tick_start": 0,
-    "tick_share": 1.0, "image_pose": "distance", "image_recenter": False, "distill_views": 64,
-    "distill_steps": 400,
+    "dtype": "auto", "loras": "none", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0,
+    "image_pose": "distance", "image_recenter": False, "distill_views": 64, "distill_steps": 400,
 }  # fmt: skip
 
 Score = Literal["sjc", "sds", "recon", "naive"]
@@ -70,11 +70,6 @@ class _Part:
     def to_json(self) -> dict[str, Value]:
         """Its keys and values, without young keys at the value from before."""
         return {key: value for key, value in vars(self).items() if _ADDED.get(key) != value}
-
-    def identity(self) -> dict[str, Value]:
-        """The same without what does not matter: where LoRA are."""
-        data = self.to_json()
-        return data | {"loras": lora.identity(str(data["loras"]))} if "loras" in data else data
 
 
 @dataclass(frozen=True)
@@ -262,7 +257,8 @@ class Recipe:
     @cached_property
     def canonical(self) -> str:
         """Every setting, and not the name, as the JSON that identities are made from."""
-        return canonical_json({part: getattr(self, part).identity() for part in PARTS})
+        parts = {part: lora.without_paths(getattr(self, part).to_json()) for part in PARTS}
+        return canonical_json(parts)
 
     @cached_property
     def hash(self) -> str:
@@ -272,7 +268,7 @@ class Recipe:
     @cached_property
     def canonical_optimize(self) -> str:
         """The same of what the optimisation depends on."""
-        return canonical_json(self.optimize.identity())
+        return canonical_json(lora.without_paths(self.optimize.to_json()))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
@@ -321,10 +317,7 @@ def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:
 
 
 def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
-    try:
-        lora.parse(r.loras)
-    except SettingError as error:
-        yield error
+    yield from lora.problems(r.loras)
     for low, high in (
         ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("tick_start", "tick_max"),
         ("fov_min", "fov_max"), ("elevation_min", "elevation_max"),
@@ -393,6 +386,12 @@ def _preset_error(prior: str, name: str, presets: Mapping[str, Any]) -> SettingE
         problem = f"{name!r} is for {homes} priors and does not fit {prior!r}"
         return SettingError("recipe", problem, fix)
     return SettingError("recipe", f"{name!r} is unknown", suggestion(name, presets) or fix)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, as a question; "" if none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}

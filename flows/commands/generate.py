@@ -19,7 +19,11 @@ from flows.commands.output import print_warnings
 from flows.errors import RunError, UsageError, disk_errors
 
 if TYPE_CHECKING:
+    from sjc_engine.evaluation.clip import Judge
+    from sjc_engine.evaluation.lpips import Lpips
     from sjc_engine.image_file import InputImage
+    from sjc_engine.priors.denoiser import Prior
+    from sjc_engine.progress import OnWork
     from sjc_engine.spec import AssetSpec
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
@@ -120,6 +124,27 @@ def _spec(
     return spec, [f"--image: {text}" for text in found] + resolved.guesses
 
 
+def _load(
+    spec: AssetSpec, device: str, allow_pickle: bool, on_work: OnWork
+) -> tuple[Prior, Judge, Lpips | None]:
+    """The models that an asset is made and judged with."""
+    from sjc_engine.priors.denoiser import load_prior
+    from tasks.stages.judges import Judges
+
+    judge, lpips = Judges(allow_pickle=allow_pickle).get(spec.recipe.evaluate)
+    revision, wanted = spec.prior_revision or None, spec.recipe.optimize
+    prior = load_prior(
+        spec.prior,
+        revision,
+        device,
+        wanted.dtype,
+        allow_pickle=allow_pickle,
+        loras=wanted.loras,
+        on_work=on_work,
+    )
+    return prior, judge, lpips
+
+
 def _make(
     spec: AssetSpec,
     picture: InputImage | None,
@@ -141,19 +166,13 @@ def _make(
     from sjc_engine.mesh.isosurface import MeshError
     from sjc_engine.optimization.loop import optimize
     from sjc_engine.optimization.scene import Diverged, Scene, StepStats
-    from sjc_engine.priors.denoiser import load_prior
-    from tasks.stages.judges import Judges
 
     started = time.perf_counter()
     prompt, recipe = spec.prompt, spec.recipe
-    judge, lpips = Judges(allow_pickle=allow_pickle).get(recipe.evaluate)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
         on_work = partial(watch.working, "asset")
-        prior = load_prior(
-            spec.prior, spec.prior_revision or None, device, recipe.optimize.dtype,
-            allow_pickle=allow_pickle, loras=recipe.optimize.loras, on_work=on_work,
-        )  # fmt: skip
+        prior, judge, lpips = _load(spec, device, allow_pickle, on_work)
         words_cut: list[str] = []
 
         def on_step(scene: Scene, stats: StepStats) -> None:

@@ -39,7 +39,8 @@ Store = Annotated[
 Prior = Annotated[
     str | None,
     typer.Option(
-        help="The 2D model: toybox, a diffusers folder, or a hub id owner/name[@REVISION].",
+        help="The 2D model: toybox, a diffusers folder, a .safetensors file, or a hub id "
+        "owner/name[@REVISION].",
         autocompletion=completion.priors,
     ),
 ]

@@ -219,17 +219,16 @@ def load_prior(
     |D_half - D| <= 16 u g(sigma): u is 2^-11 for float16 and 2^-8 for bfloat16, and g, what D
     multiplies the network's output of order 1 with, is sigma for eps and score models,
     sigma / sqrt(1 + sigma^2) for v and 1 for samples. A network that overflows in float16 wants
-    bfloat16. Only safetensors are read, those of variant
-    "fp16" where there are no others. With `allow_pickle`, a component without safetensors may have
-    `.bin` files, which torch's restricted unpickler reads: it makes tensors, and calls nothing
-    else. Raises PriorError, and for
-    `loras` SettingError, when there is no such prior,
-    the engine does not know its kind, a folder's digest is not the given `revision`, or any
-    weight, word or setting of the model would not come from its files. `on_work` hears of each
-    component, before it is loaded.
+    bfloat16.
+
+    Only safetensors are read, those of variant "fp16" where there are no others. With
+    `allow_pickle`, a component without safetensors may have `.bin` files, which torch's restricted
+    unpickler reads: it makes tensors, and calls nothing else. `on_work` hears of each component,
+    before it is loaded. Raises PriorError, and for `loras` SettingError, when there is no such
+    prior, the engine does not know its kind, a folder's digest is not the given `revision`, or any
+    weight, word or setting of the model would not come from its files.
     """
-    pinned = lora.pin(loras)
-    source = find_prior(id, revision, local_files_only, allow_pickle, pinned)
+    source = find_prior(id, revision, local_files_only, allow_pickle, lora.pin(loras))
     device = torch.device(device)
     if not isinstance(dtype, torch.dtype):
         dtype = getattr(torch, precision_on(device.type, dtype))

@@ -39,11 +39,11 @@ class DevicePool:
     devices: `cpu`, `cuda:0`, ...; a name may come twice. scenes_per_device: how many scenes one
     process steps together, until it runs out of memory and continues with half of them; None: one
     on a CPU, which gains nothing from more, and as many as a GPU has memory for. compiled: whether
-    priors' networks are (`sjc_engine.priors.compiled`). allow_pickle: as of `load_prior`. restarts:
-    how often a scene may lose its process before it counts as the culprit. silence: seconds without
-    a message, with a scene on board, after which a process is killed. A device whose processes end
-    one after the other before any step is retired, and its scenes go to others. Log files are under
-    `scratch`/logs.
+    priors' networks are (`sjc_engine.priors.compiled`). allow_pickle: as of `load_prior`.
+    restarts: how often a scene may lose its process before it counts as the culprit. silence:
+    seconds without a message, with a scene on board, after which a process is killed. A device
+    whose processes end one after the other before any step is retired, and its scenes go to others.
+    Log files are under `scratch`/logs.
     """
 
     devices: Sequence[str]

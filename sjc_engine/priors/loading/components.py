@@ -43,8 +43,8 @@ class ModelSource:
 
     kind: `prior` or `judge`. revision: the hub's commit; for a folder the digest of what is read.
     allow_pickle: whether `.bin` files are read where there are no safetensors. loras: as a recipe
-    has them; their matrices are added to the weights. on_work: hears of each component that is
-    loaded.
+    has them; their matrices are added to the weights.
+    on_work: hears of each component that is loaded.
     """
 
     kind: str

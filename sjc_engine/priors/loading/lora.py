@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,24 @@ def pin(text: str) -> str:
     return ", ".join(map(str, pinned)) or NONE
 
 
+def problems(text: str) -> Iterator[SettingError]:
+    """What is wrong with such a text."""
+    try:
+        parse(text)
+    except SettingError as error:
+        yield error
+
+
 def identity(text: str) -> str:
     """What an asset depends on: contents and weights, wherever the files are."""
     loras = [f"{lora.digest or lora.path}:{lora.weight:.12g}" for lora in parse(text)]
     return ", ".join(loras) or NONE
+
+
+def without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """A part of a recipe with the `identity` of its `loras`, if it has them."""
+    loras = settings.get("loras")
+    return settings | {"loras": identity(loras)} if loras else settings
 
 
 def same(one: str, other: str) -> bool:

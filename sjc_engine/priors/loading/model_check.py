@@ -188,7 +188,7 @@ def _no_weights(part: Part, names: Set[str]) -> _Broken:
         return _Broken(Path(pickled[-1]).name, reason, UNPICKLE)
     there = sorted(name for name in names if name.startswith(part.where(names)))
     if others := [Path(name).name for name in there if name.endswith((".ckpt", ".pt", ".pth"))]:
-        fix = 'convert it, or name another model: docs/priors.md, "Getting weights"'
+        fix = 'convert it, or name another model: docs/priors.md, "Pickled weights"'
         return _Broken(others[0], "is pickled, which is not read", fix)
     return _Broken("", "has no weights (*.safetensors)")
 

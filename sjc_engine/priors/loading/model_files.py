@@ -49,8 +49,8 @@ class Part:
     name: str
     kind: str
     cls: str = ""
-    pickled: bool = False
     half: bool = False
+    pickled: bool = False
 
     def where(self, names: Collection[str]) -> str:
         """Its folder with a slash, or "": early repositories have a lone network in their root."""
@@ -69,13 +69,13 @@ class Part:
         A file of all weights, or the index of several and these; diffusers prefers the index,
         transformers the file.
         """
-        if self.kind not in _STEMS:
-            return None, []
-        variants = ("fp16", None) if half and self.half else (None, "fp16")
-        for stem, suffix in zip(_STEMS[self.kind], ("safetensors", "bin"), strict=True):
-            for variant in variants if suffix == "safetensors" or self.pickled else ():
-                if found := self._weights(names, self.where(names) + stem, suffix, variant):
-                    return variant, found
+        if self.kind in _STEMS:
+            variants = ("fp16", None) if half and self.half else (None, "fp16")
+            formats = list(zip(_STEMS[self.kind], ("safetensors", "bin"), strict=True))
+            for stem, suffix in formats[: 1 + self.pickled]:
+                for variant in variants:
+                    if found := self._weights(names, self.where(names) + stem, suffix, variant):
+                        return variant, found
         return None, []
 
     def _weights(

@@ -151,6 +151,7 @@ class SingleFile(ModelSource):
         from safetensors import safe_open
         from torch import nn
 
+        self._say_loading(name)
         with safe_open(self.file, "pt") as file:
             keys = [key for key in list(file.keys()) if key.startswith(PREFIXES[name])]
             weights = {key: file.get_tensor(key) for key in keys}

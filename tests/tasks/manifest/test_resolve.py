@@ -608,7 +608,7 @@ def test_loras_that_cannot_be_used(write: Write, tmp_path: Path) -> None:
     path = write(f"prompt,loras\na duck,{foreign}\na duck,no.safetensors\na duck,x.pt:1\n")
     shape, missing, name = problems(path)
     assert "2: loras: " in shape
-    assert "does not fit a weight of shape" in shape
+    assert "is not of this model" in shape
     assert "3: loras: 'no.safetensors' cannot be read" in missing
     assert "4: loras: 'x.pt:1' is wrong; write FILE.safetensors:WEIGHT" in name
     path = write("prompt\na duck\n")
