@@ -13,6 +13,7 @@ from flows.plan import RunPlan
 from flows.prefect_server.server import Server
 from flows.prefect_server.shutdown import Shutdown
 from flows.progress.terminal import Watcher, terminal_watcher
+from sjc_engine.priors.sources import BUILTINS
 from tasks.devices.pool import DevicePool
 
 if TYPE_CHECKING:
@@ -69,13 +70,18 @@ class RunContext:
 
 
 @contextlib.contextmanager
-def start_devices(plan: RunPlan, *, warm: bool = True) -> Iterator[DevicePool]:
+def start_devices(plan: RunPlan, *, warm: bool = True, quiet: bool = False) -> Iterator[DevicePool]:
     """The devices' processes, which start at once; flows that are called within use them.
 
     To be begun before what takes seconds, such as the import of the flows. warm: False where the
     run may have to wait, and others need the devices' memory: processes start with their scenes.
+    What the priors lack is downloaded before, once for all of them; quiet: without showing it.
     """
     settings = plan.settings
+    if {entry.spec.prior for entry in plan.todo.values()} - BUILTINS.keys():
+        from flows.progress.downloads import download_priors
+
+        download_priors(plan, quiet=quiet)
     with DevicePool(
         plan.devices,
         Path(settings.scratch).resolve(),
@@ -102,7 +108,7 @@ def run_context(plan: RunPlan, board: Board) -> Iterator[RunContext]:
     with contextlib.ExitStack() as stack:
         around = surroundings()
         pool = around.pool or stack.enter_context(start_devices(plan))
-        pool.report_to(get_run_logger())
+        pool.report_to(get_run_logger(), around.watcher.problem)
         judges = Judges()
         for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
             judges.get(recipe)

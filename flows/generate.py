@@ -102,6 +102,8 @@ def run_plan(context: RunContext, plan: RunPlan) -> State[Any]:
                 for start in range(0, len(todo), PART):
                     part = todo[start : start + PART]
                     outcomes |= generate_part(plan.manifest.name, part, run["run_id"])
+            if retired := context.pool.retired:
+                run["retired_devices"] = retired
     except RunCancelled as error:
         return Cancelled(message=str(error))
     run_id, counts = run["run_id"], Counter(outcomes.values())

@@ -68,6 +68,7 @@ def make_asset(
     fails becomes a row. Raises the error of a store that takes nothing more: the run ends.
     """
     report = partial(report_progress, context.watcher, asset.name)
+    working = partial(context.watcher.working, asset.name)
 
     def run(stage: Any, *arguments: Any) -> Any:
         # An attempt has to begin before it can be cancelled.
@@ -84,8 +85,8 @@ def make_asset(
         with window.at_device(asset):
             run(optimize, run_id, context.pool, timeout, report, context.board)
         with window.behind(asset):
-            run(extract)
-            run(evaluate, context.judges, context.board)
+            run(extract, working)
+            run(evaluate, context.judges, context.board, working)
             return OUTCOMES[run(publish)["outcome"]]
     except _Ended as ended:  # what a stop causes is not the asset's own failure
         return end_asset(asset, None if window.stopped.is_set() else ended.__cause__)
@@ -342,7 +343,10 @@ def _asset(plan: RunPlan, entry: Entry, scratch: Path, rows: TableWriter) -> Ass
 
 
 def report_progress(watch: Watcher, name: str, event: dict[str, Any]) -> None:
-    """What an engine reports after a step of an asset, to the watcher."""
+    """What an engine reports of an asset, to the watcher."""
+    if event["type"] == "working":
+        watch.working(name, event["what"], event["done"], event["total"])
+        return
     watch.progress(name, event["step"], event["steps"], event["loss"])
     if event.get("unsaved"):
         watch.once(f"warning: no checkpoints, assets continue without them: {event['unsaved']}")

@@ -15,6 +15,7 @@ from sjc_engine.presets import Value
 from sjc_engine.priors.sources import find_prior
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.spec import AssetSpec
+from tasks.devices.gpus import find_gpus
 from tasks.manifest.resolve import Entry, Manifest, Resolved
 from tasks.manifest.resolve import read_entries as read_manifest_entries
 from tasks.manifest.shard_plan import load_plan
@@ -89,6 +90,7 @@ def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
         mark_format(store)
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
+    warnings = [*warnings, *missing_gpus(settings.devices)]
     plan = RunPlan(settings, manifest, entries, warnings, store, states, {}, devices)
     fields, made_again = find_related_assets(store, [e.spec for e in plan.todo.values()])
     return replace(plan, reusable_fields=fields, warnings=warnings + made_again)
@@ -136,16 +138,23 @@ def check_devices(devices: Sequence[str] | None, option: str = "--devices") -> l
             raise UsageError(f"{option}: name at least one, such as cpu")
         if set(devices) == {"cpu"}:
             return list(devices)
-    import torch
-
-    gpus = torch.cuda.device_count()
+    gpus = find_gpus()
     if devices is None:
-        return [f"cuda:{n}" for n in range(gpus)] or ["cpu"]
+        return [f"cuda:{n}" for n in range(gpus.count)] or ["cpu"]
     names = ["cuda:0" if device == "cuda" else device for device in devices]
     for name in names:
-        if name != "cpu" and int(name.partition(":")[2]) >= gpus:
-            raise UsageError(f"{option}: there is no {name}; this machine has {gpus} CUDA devices")
+        if name != "cpu" and int(name.partition(":")[2]) >= gpus.count:
+            why = f"{gpus.problem}; {gpus.fix}" if gpus.problem else f"torch sees {gpus.count} GPUs"
+            raise UsageError(f"{option}: there is no {name}; {why}")
     return names
+
+
+def missing_gpus(devices: Sequence[str] | None) -> list[str]:
+    """A warning where the CPU is used only because torch cannot use what may be a GPU."""
+    gpus = find_gpus() if devices is None else None
+    if gpus is None or not gpus.problem:
+        return []
+    return [f"no GPU is used: {gpus.problem}; {gpus.fix}, or name the CPU: --devices cpu"]
 
 
 def select(entries: list[Entry], where: str | None, limit: int | None) -> list[Entry]:

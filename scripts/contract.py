@@ -120,7 +120,7 @@ def names_in(text: str) -> set[str]:
 
 
 def specs() -> dict[str, AssetSpec]:
-    """Twelve that cover every family of presets, and all that a spec has. No weights are read."""
+    """Some that cover every family of presets, and all that a spec has. No weights are read."""
     hub, clip = "stable-diffusion-v1-5/stable-diffusion-v1-5", "openai/clip-vit-large-patch14"
     return {
         "toybox": _spec("toybox"),
@@ -134,7 +134,9 @@ def specs() -> dict[str, AssetSpec]:
         "folder fast": _spec("models/own", "fast", revision=_DIGEST),
         "DeepFloyd if": _spec("DeepFloyd/IF-I-XL-v1.0", "if"),
         "unconditional annealed": _spec("google/ddpm-cat-256", "annealed"),
+        "MVDream": _spec("ashawkey/mvdream-sd2.1-diffusers"),
         "zero123, image": _spec("kxic/zero123-xl", image="89abcdef" * 8),
+        "stable-zero123, image": _spec("kxic/stable-zero123", image="89abcdef" * 8),
     }
 
 

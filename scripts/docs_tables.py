@@ -20,15 +20,14 @@ MARK = "<!-- From here on: `python scripts/docs_tables.py`. -->\n"
 GROUPS = {
     "steps": "Score (equations 14 to 16)",
     "sigma_schedule": (
-        "Noise levels: random in the range, from its top to its bottom, or always the same"
+        "Noise levels: random within the range, falling from its top to its bottom, or fixed"
     ),
     "optimizer": "Optimiser",
     "field": "Field",
     "render_size": "Camera and renderer",
+    "distill_views": "From latents to RGB, at the end",
     "emptiness_weight": "Regularisers",
-    "image_elevation": (
-        "The input picture, for priors that take one: where its camera stood, and its losses"
-    ),
+    "image_elevation": "The input image, for priors that take one: its camera and its losses",
 }
 
 _TYPES: dict[pa.DataType, str] = {
@@ -103,6 +102,7 @@ FAMILY_NAMES = {
     "unconditional": "DDPM and VE models",
     "toybox_unconditional": "`toybox-duck`",
     "zero123": "Zero-1-to-3",
+    "stable_zero123": "Stable Zero123",
     "mvdream": "MVDream",
 }
 PAGES = {"tables.md": tables_page, "recipes.md": recipes_page}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ TOUCHES_BORDER = 0.02  # at most this share of a white or clear border is the ob
 FRAMED = 0.5  # from this share on the border is no object that touches it, but a photo's
 SMALL = 0.02, 0.35  # share of the area, or of the longer side, below which a model sees too little
 OFF_CENTER = 0.1  # of a side
+# Of the side, by the longer side of an object that Zero-1-to-3's demo prepares: 200 of 256 pixels
+FILLED = 200 / 256
 _NAME_ONE = "name a PNG, JPEG or WebP file"
 _ORIENTATION = 0x0112  # EXIF's tag
 # What Pillow raises for a file, or for metadata, that it cannot read
@@ -59,6 +62,11 @@ class ImageFacts:
     sha256: str  # of the file, in hex: what the asset's identity holds
     silhouette: bool  # whether transparency or a white border tells the object from the background
     warnings: tuple[str, ...]  # why it may give a poor asset, and what to do
+    misplaced: tuple[str, ...]  # those of where its object is and how large, which `recenter` mends
+
+    def remarks(self, recentered: bool) -> list[str]:
+        """The warnings that matter for an image which is recentered, or which is not."""
+        return [text for text in self.warnings if not (recentered and text in self.misplaced)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +91,25 @@ def read_image(path: str | Path) -> InputImage:
     rgb = torch.from_numpy(2 * on_white - 1).movedim(-1, 0)
     clear = torch.from_numpy(opacity) if facts.silhouette else None
     return InputImage(rgb, clear, facts.sha256, facts.warnings)
+
+
+def recenter(image: InputImage, opacity: Tensor) -> InputImage:
+    """The image cut, or padded with white, to a square around its object, which fills 78% of it.
+
+    opacity: the image's.
+    """
+    import torch.nn.functional as F
+
+    places = (opacity >= OPAQUE_FROM * opacity.max()).nonzero()  # glass may be all but clear
+    low, high = places.amin(0), places.amax(0) + 1  # (2,) of rows and columns
+    side = math.ceil(int((high - low).max()) / FILLED)
+    before = (side - (high - low)) // 2 - low
+    after = side - before - len(opacity)
+    (top, left), (bottom, right) = before.tolist(), after.tolist()
+    pads = left, right, top, bottom  # those below zero cut
+    return replace(
+        image, rgb=F.pad(image.rgb, pads, value=1.0), opacity=F.pad(opacity, pads, value=0.0)
+    )
 
 
 def check_image(path: str | Path) -> ImageFacts:
@@ -110,8 +137,10 @@ def _examine(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], Imag
     mask = shown | (opacity >= OPAQUE_FROM)
     border = _on_border(mask)
     silhouette = clear or border <= TOUCHES_BORDER
-    found = tuple(_remarks(mask, border, silhouette))
-    return on_white, opacity, ImageFacts(hashlib.sha256(data).hexdigest(), silhouette, found)
+    misplaced = tuple(_misplaced(mask)) if silhouette and border < FRAMED else ()
+    found = (*_uncut(border, silhouette), *misplaced)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return on_white, opacity, ImageFacts(sha256, silhouette, found, misplaced)
 
 
 def _on_border(mask: NDArray[np.bool_]) -> float:
@@ -119,19 +148,22 @@ def _on_border(mask: NDArray[np.bool_]) -> float:
     return float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
 
 
-def _remarks(mask: NDArray[np.bool_], border: float, silhouette: bool) -> Iterator[str]:
-    """What is unlike the images that models were trained on: one object, whole, in the middle.
+# What is unlike the images that models were trained on: one object, whole, in the middle.
 
-    mask: (S, S), where the object is. border: the share of the outermost pixels that it has.
-    """
+
+def _uncut(border: float, silhouette: bool) -> Iterator[str]:
+    """border: the share of the outermost pixels that the object has."""
     if not silhouette or border >= FRAMED:
         yield (
             f"it is not cut out: {border:.0%} of its border is neither white nor transparent;"
             " remove the background, and leave a margin around the object"
         )
-        return
-    if border > TOUCHES_BORDER:
+    elif border > TOUCHES_BORDER:
         yield f"the object touches {border:.0%} of the border and may be cut off; leave a margin"
+
+
+def _misplaced(mask: NDArray[np.bool_]) -> Iterator[str]:
+    """mask: (S, S), where the object is."""
     # Percentiles: a few grains of dust move no edge.
     low, high = ((np.percentile(np.nonzero(mask), q, axis=1) + 0.5) / len(mask) for q in (1, 99))
     (height, width), (y, x) = high - low, (high + low) / 2
@@ -139,12 +171,12 @@ def _remarks(mask: NDArray[np.bool_], border: float, silhouette: bool) -> Iterat
     if area < SMALL[0] or max(height, width) < SMALL[1]:
         yield (
             f"the object covers {area:.1%} of the square image ({width:.0%} of its width,"
-            f" {height:.0%} of its height); let it fill about three quarters"
+            f" {height:.0%} of its height); let it fill about three quarters, or set image_recenter"
         )
     if max(abs(x - 0.5), abs(y - 0.5)) > OFF_CENTER:
         yield (
             f"the object is off centre, at {x:.0%} of the width and {y:.0%} of the height;"
-            " move it to the middle"
+            " move it to the middle, or set image_recenter"
         )
 
 

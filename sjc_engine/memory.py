@@ -1,4 +1,4 @@
-"""Memory: what is free, what a scene takes on a GPU, and how running out of it looks."""
+"""Memory: what is free, what a scene takes on a GPU, and how its want and a GPU's end look."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether a GPU refuses to work, whatever it is asked; "CUDA error: out of memory" aside."""
+    return "CUDA error" in str(error)
 
 
 def free_memory() -> int | None:

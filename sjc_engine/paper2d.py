@@ -177,7 +177,7 @@ def experiments(
         grid.append(_moved(prior, prompt, guidance, steps, seed))
         on_done(len(panels) + len(grid), total)
     columns = [f"{schedule}, {s:g}" for schedule in SCHEDULES for s in guidance]
-    title = f"{steps} steps along the perturb-and-average score, by schedule of sigma and guidance"
+    title = f"Pixels after {steps} steps along the score, by noise schedule and guidance scale"
     return draw([*panels, Panel(title, [prior.id for prior in priors], columns, grid)])
 
 
@@ -186,8 +186,8 @@ def _out_of_distribution(prior: Prior, prompt: str, seed: int) -> Panel:
     denoised = out_of_distribution(prior, prompt, sigmas, _generator(seed))
     shown = torch.cat([blob(prior).expand(3, 1, -1, -1, -1), denoised], dim=1)
     return Panel(
-        f"{_about(prior, prompt)}: its denoiser on a picture that it never saw",
-        ["D(x): no noise added", "D(x + noise), once", "the mean of 32"],
+        f"{_about(prior, prompt)}: denoiser output for an out-of-distribution image",
+        ["D(x): no noise added", "D(x + noise): one sample", f"mean of {NOISE_SAMPLES} samples"],
         ["x", *(f"sigma {s:g}" for s in sigmas)],
         [list(rgb(prior, row)) for row in shown],
     )
@@ -197,7 +197,7 @@ def _samples(prior: Prior, prompt: str, guidance: Sequence[float], seed: int) ->
     scales = list(guidance) if prior.guided else [1.0]
     drawn = [heun(prior, [prompt] * SAMPLES, _generator(seed), s) for s in scales]
     return Panel(
-        f"{_about(prior, prompt)}: samples (Heun, 24 steps)",
+        f"{_about(prior, prompt)}: samples (Heun's method, {HEUN_STEPS} steps)",
         [f"guidance {s:g}" for s in scales] if prior.guided else ["no guidance"],
         [""] * SAMPLES,
         [list(rgb(prior, row)) for row in drawn],

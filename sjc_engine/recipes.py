@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
+from sjc_engine.priors.image_pose import ImagePose
 
 if TYPE_CHECKING:
     from sjc_engine.priors.denoiser import Prior
@@ -27,7 +28,10 @@ RECIPE_VERSION = 1
 
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
 # a key is in no JSON, and so in no identity.
-_ADDED = {"dtype": "auto", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0}
+_ADDED = {
+    "dtype": "auto", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0,
+    "image_pose": "distance", "image_recenter": False, "distill_views": 64, "distill_steps": 400,
+}  # fmt: skip
 
 Score = Literal["sjc", "sds", "recon", "naive"]
 Schedule = Literal["random", "annealed", "fixed"]
@@ -75,96 +79,103 @@ class OptimizeRecipe(_Part):
     """
 
     # Score (equations 14 to 16)
-    steps: int = _number(10_000, 1, 1_000_000, "of the optimisation")
+    steps: int = _number(10_000, 1, 1_000_000, "number of optimisation steps")
     guidance_scale: float = _number(100.0, 0.0, 1000.0, "s of classifier-free guidance")
-    guidance_end: float = _number(-1.0, -1.0, 1000.0, "at the last step, linear; -1: constant")
-    guidance_rescale: float = _number(0.0, 0.0, 1.0, "share of its added contrast taken back")
+    guidance_end: float = _number(-1.0, -1.0, 1000.0, "s at the last step, linear; -1: constant")
+    guidance_rescale: float = _number(0.0, 0.0, 1.0, "share of guidance's added contrast to undo")
     score: Score = _choice(
-        "sjc", '"sds": DreamFusion; "recon": MVDream; "naive": of the rendering itself, no noise'
+        "sjc", '"sds": DreamFusion; "recon": MVDream; "naive": the rendering itself, no noise'
     )
-    variance_reduction: bool = _choice(True, "eq. 16; False is eq. 15")
-    noise_samples: int = _number(1, 1, 64, "n of eq. 14")
-    perp_neg_weight: float = _number(0.0, 0.0, 100.0, "pushes views from behind off the front")
+    variance_reduction: bool = _choice(True, "eq. 16; false: eq. 15")
+    noise_samples: int = _number(1, 1, 64, "noise samples per view, n in eq. 14")
+    perp_neg_weight: float = _number(0.0, 0.0, 100.0, "Perp-Neg: keeps the front off other views")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = _choice(
         "auto", "precision of the prior's network; auto: float32 on the CPU, float16 on a GPU"
     )
-    # Noise levels: random in the range, from its top to its bottom, or always the same
-    sigma_schedule: Schedule = _choice("random", "how a step chooses it")
-    sigma_fixed: float = _number(1.5, 1e-3, 1000.0, 'of "fixed"')
-    tick_min: int = _number(10, 0, 999, "index into the prior's noise levels, inclusive")
-    tick_max: int = _number(969, 0, 999, "inclusive, at the first step")
-    tick_end: int = _number(0, 0, 999, "the same at the last step, linear between; 0: tick_max")
-    tick_start: int = _number(0, 0, 999, "the lowest at the first step, linear too; 0: tick_min")
-    tick_share: float = _number(1.0, 0.01, 1.0, "of the steps, after which the range stays")
+    # Noise levels: random within the range, falling from its top to its bottom, or fixed
+    sigma_schedule: Schedule = _choice("random", "how a step chooses its noise level")
+    sigma_fixed: float = _number(1.5, 1e-3, 1000.0, 'the noise level of "fixed"')
+    tick_min: int = _number(10, 0, 999, "lowest index into the prior's noise levels")
+    tick_max: int = _number(969, 0, 999, "highest index, at the first step")
+    tick_end: int = _number(0, 0, 999, "highest index at the end, linear between; 0: tick_max")
+    tick_start: int = _number(0, 0, 999, "lowest index at the first step, linear; 0: tick_min")
+    tick_share: float = _number(1.0, 0.01, 1.0, "share of the steps in which the range changes")
     # Optimiser
-    optimizer: Literal["adamax", "adam"] = _choice("adamax", "PyTorch's")
-    lr: float = _number(0.05, 1e-6, 10.0, "of grids")
-    density_lr: float = _number(0.0, 0.0, 10.0, "of the density's own; 0: lr")
-    network_lr: float = _number(3e-3, 1e-6, 10.0, "of fields that hold networks")
-    background_lr: float = _number(1e-4, 0.0, 10.0, "of a learned background")
-    plateau_steps: int = _number(0, 0, 1_000_000, "ends when the score no longer falls; 0: never")
-    plateau_tolerance: float = _number(0.01, 0.0, 1.0, "by this share from span to span")
+    optimizer: Literal["adamax", "adam"] = _choice("adamax", "from torch.optim")
+    lr: float = _number(0.05, 1e-6, 10.0, "learning rate of grids")
+    density_lr: float = _number(0.0, 0.0, 10.0, "learning rate of the density; 0: lr")
+    network_lr: float = _number(3e-3, 1e-6, 10.0, "learning rate of networks in a field")
+    background_lr: float = _number(1e-4, 0.0, 10.0, "learning rate of a learned background")
+    plateau_steps: int = _number(0, 0, 1_000_000, "stop if the score stalls this long; 0: never")
+    plateau_tolerance: float = _number(0.01, 0.0, 1.0, "a smaller fall, as a share, is a stall")
     # Field
-    field: FieldKind = _choice("voxel", "what holds density and colour")
-    density_rank: int = _number(8, 1, 256, 'of "tensorf": products a plane')
-    color_rank: int = _number(16, 1, 256, "the same for colour")
-    mlp_width: int = _number(64, 1, 1024, 'of "mlp": units of a layer')
-    mlp_frequencies: int = _number(6, 1, 16, 'of "mlp": octaves of its positional encoding')
-    grid_size: int = _number(100, 4, 512, "voxels per side at the end")
-    grid_start: int = _number(0, 0, 512, "voxels per side at first; 0: grid_size")
-    grid_grow_at: float = _number(0.5, 0.0, 0.99, "share of the steps done on grid_start")
-    half_length: float = _number(1.0, 0.05, 10.0, "of the box, world units")
-    color_init: float = _number(1.0, 0.0, 10.0, "standard deviation of the first colours")
+    field: FieldKind = _choice("voxel", "representation of density and colour")
+    density_rank: int = _number(8, 1, 256, '"tensorf": products per plane for density')
+    color_rank: int = _number(16, 1, 256, '"tensorf": products per plane for colour')
+    mlp_width: int = _number(64, 1, 1024, '"mlp": units per layer')
+    mlp_frequencies: int = _number(6, 1, 16, '"mlp": octaves of the positional encoding')
+    grid_size: int = _number(100, 4, 512, "voxels per side")
+    grid_start: int = _number(0, 0, 512, "voxels per side at the start; 0: grid_size")
+    grid_grow_at: float = _number(0.5, 0.0, 0.99, "share of the steps at grid_start")
+    half_length: float = _number(1.0, 0.05, 10.0, "half the side of the box, world units")
+    color_init: float = _number(1.0, 0.0, 10.0, "standard deviation of the initial colours")
     background: Literal["learned", "random", "white"] = _choice("learned", "behind the object")
     # Camera and renderer
-    render_size: int = _number(64, 8, 1024, "rays per side; resized if the prior's differs")
-    ray_step: float = _number(0.01, 1e-4, 1.0, "world units; follows grid_size unless set")
-    ray_jitter: bool = _choice(False, "samples at random places of their intervals")
-    views_per_step: int = _number(1, 1, 64, "cameras")
-    radius: float = _number(1.5, 0.1, 100.0, "of the cameras' sphere, world units")
-    radius_spread: float = _number(0.0, 0.0, 10.0, "views come from radius +- this")
+    render_size: int = _number(64, 8, 1024, "rays per side; images are resized for the prior")
+    ray_step: float = _number(0.01, 1e-4, 1.0, "world units; scales with grid_size unless set")
+    ray_jitter: bool = _choice(False, "samples at random positions within their intervals")
+    views_per_step: int = _number(1, 1, 64, "cameras per step")
+    radius: float = _number(1.5, 0.1, 100.0, "camera distance, world units")
+    radius_spread: float = _number(0.0, 0.0, 10.0, "camera distance varies by up to this")
     fov_min: float = _number(40.0, 1.0, 170.0, "narrowest field of view, degrees")
-    fov_max: float = _number(70.0, 1.0, 170.0, "widest")
-    elevation_min: float = _number(LOWEST_DEG, -89.0, 90.0, "lowest camera, degrees")
-    elevation_max: float = _number(HIGHEST_DEG, -89.0, 90.0, "highest")
-    view_style: ViewStyle = _choice("paper", "words for the camera's side before the prompt")
-    overhead_prompt: OverheadRule = _choice("elevation", '"official": the published threshold')
+    fov_max: float = _number(70.0, 1.0, 170.0, "widest field of view, degrees")
+    elevation_min: float = _number(LOWEST_DEG, -89.0, 90.0, "lowest camera elevation, degrees")
+    elevation_max: float = _number(HIGHEST_DEG, -89.0, 90.0, "highest camera elevation, degrees")
+    view_style: ViewStyle = _choice("paper", "how the prompt names the camera's side")
+    overhead_prompt: OverheadRule = _choice("elevation", 'threshold 60 degrees; "official": 41.8')
+    # From latents to RGB, at the end. 64 views of 64 x 64 rays meet each of the 6 x 100^2 voxels of
+    # a cube's faces four times, and 400 steps of two views show every view a dozen times. They cost
+    # as much as 800 steps of the optimisation without their network.
+    distill_views: int = _number(64, 1, 4096, "decoded for the colours of a field of latents")
+    distill_steps: int = _number(400, 1, 100_000, "that fit the colours to them")
     # Regularisers
-    emptiness_weight: float = _number(1e4, 0.0, 1e9, "of a mean over all samples of all rays")
+    emptiness_weight: float = _number(1e4, 0.0, 1e9, "weight; a mean over all samples of all rays")
     emptiness_scale: float = _number(10.0, 0.0, 1e6, "beta in log(1 + beta w)")
     emptiness_step: float = _number(0.5, 0.0, 1.0, "share of the steps before the multiplier")
-    emptiness_multiplier: float = _number(20.0, 0.0, 1e6, "of the weight, from then on")
-    depth_weight: float = _number(0.0, 0.0, 1e9, "of the object's nearness to the box's centre")
+    emptiness_multiplier: float = _number(20.0, 0.0, 1e6, "factor on the weight from then on")
+    depth_weight: float = _number(0.0, 0.0, 1e9, "weight; draws the object to the box's centre")
     depth_loss: Literal["fixed", "official"] = _choice(
         "fixed", '"official": the published gradient'
     )
-    binary_weight: float = _number(0.0, 0.0, 1e9, "of the mean entropy of opacity")
-    tv_weight: float = _number(0.0, 0.0, 1e9, "of the sum of squared neighbour differences")
-    distortion_weight: float = _number(0.0, 0.0, 1e9, "of mip-NeRF 360's, mean over rays")
-    near_view_weight: float = _number(0.0, 0.0, 1e9, "of what changes in a step of 0.05 aside")
-    smooth_weight: float = _number(0.0, 0.0, 1e9, "of the mean difference of neighbours' depths")
-    smooth_start: float = _number(0.5, 0.0, 1.0, "share of the steps before it")
-    # The input picture, for priors that take one: where its camera stood, and its losses
-    image_elevation: float = _number(0.0, -89.0, 89.0, "degrees; 0: at the object's height")
-    image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: it shows the front")
-    input_view_weight: float = _number(0.0, 0.0, 1e9, "of the mean squared error there")
-    silhouette_weight: float = _number(0.0, 0.0, 1e9, "of its opacity's; wants a clear background")
+    binary_weight: float = _number(0.0, 0.0, 1e9, "weight of the mean entropy of opacity")
+    tv_weight: float = _number(0.0, 0.0, 1e9, "weight of the squared differences of neighbours")
+    distortion_weight: float = _number(0.0, 0.0, 1e9, "weight of mip-NeRF 360's, a mean over rays")
+    near_view_weight: float = _number(0.0, 0.0, 1e9, "weight of the change from a view 0.05 aside")
+    smooth_weight: float = _number(0.0, 0.0, 1e9, "weight of the depth difference of neighbours")
+    smooth_start: float = _number(0.5, 0.0, 1.0, "share of the steps before smooth_weight")
+    # The input image, for priors that take one: its camera and its losses
+    image_elevation: float = _number(0.0, -89.0, 89.0, "degrees; 0: level with the object")
+    image_azimuth: float = _number(0.0, -360.0, 360.0, "degrees; 0: the image shows the front")
+    image_pose: ImagePose = _choice("distance", 'fourth pose number; "elevation": Stable Zero123')
+    image_recenter: bool = _choice(False, "crop the image to the object, at 78% of its side")
+    input_view_weight: float = _number(0.0, 0.0, 1e9, "weight of the squared error against it")
+    silhouette_weight: float = _number(0.0, 0.0, 1e9, "the same for opacity; needs a cut-out image")
 
 
 @dataclass(frozen=True)
 class MeshRecipe(_Part):
     """How a field becomes a mesh."""
 
-    iso_level: float = _number(0.0, 0.0, 1e6, "density per unit length; 0: found from the data")
+    iso_level: float = _number(0.0, 0.0, 1e6, "density per unit length; 0: chosen from the data")
     mesh_resolution: int = _number(128, 0, 512, "samples per side, at least the field's voxels")
-    mesh_smoothing: float = _number(0.5, 0.0, 4.0, "Gaussian over the density, in field voxels")
-    min_component: float = _number(0.02, 0.0, 1.0, "less of the largest part's volume: a floater")
-    max_faces: int = _number(20_000, 0, 10_000_000, "decimated down to this; 0: keep all")
+    mesh_smoothing: float = _number(0.5, 0.0, 4.0, "Gaussian blur of the density, in field voxels")
+    min_component: float = _number(0.02, 0.0, 1.0, "drop parts below this share of the largest")
+    max_faces: int = _number(20_000, 0, 10_000_000, "decimate to this many; 0: keep all")
     texture_size: int = _number(1024, 0, 8192, "texels per side; 0: vertex colours")
     unwrap_seconds: float = _number(60.0, 1.0, 3600.0, "then the asset fails: UnwrapTimeout")
     also_write: Literal[
         "none", "ply", "obj", "stl", "ply+obj", "ply+stl", "obj+stl", "ply+obj+stl"
-    ] = _choice("none", "beside mesh.glb")
+    ] = _choice("none", "formats written beside mesh.glb")
 
 
 @dataclass(frozen=True)
@@ -172,8 +183,8 @@ class EvaluateRecipe(_Part):
     """How an asset is judged."""
 
     evaluation_size: int = _number(256, 16, 2048, "pixels per side of the evaluation views")
-    turntable_frames: int = _number(60, 0, 720, "of the video, 20 a second; 0: no video")
-    turntable_size: int = _number(256, 16, 2048, "pixels per side, even")
+    turntable_frames: int = _number(60, 0, 720, "frames of the video, 20 per second; 0: no video")
+    turntable_size: int = _number(256, 16, 2048, "pixels per side of the video, even")
     judge: str = _choice("toybox", '"toybox", a transformers CLIP folder, or owner/name[@revision]')
     lpips: str = _choice("none", '"none", or a folder of LPIPS weights (docs/tables.md)')
 

@@ -63,8 +63,8 @@ def test_the_specs_cover_every_family() -> None:
     specs = contract.specs().values()
     covered = [presets_of(spec.prior) for spec in specs]
     assert [family for family, presets in PRESETS.items() if presets not in covered] == []
-    assert len({spec.asset_id for spec in specs}) == len(specs) == 12
-    assert len({spec.field_id for spec in specs}) == 11  # another mesh and judge reuse the field
+    assert len({spec.asset_id for spec in specs}) == len(specs) == 14
+    assert len({spec.field_id for spec in specs}) == 13  # another mesh and judge reuse the field
 
 
 @pytest.mark.parametrize(

@@ -215,10 +215,10 @@ def _prefect_deploy(file: Path) -> None:
 
 def _print_workers(pool: str, api_url: str) -> None:
     """What to start on this machine, and likewise on others."""
-    import torch
+    from tasks.devices.gpus import find_gpus
 
     print(f"\nwork pool {pool}; one worker for each GPU of each machine:")
-    for gpu in range(max(1, torch.cuda.device_count())):
+    for gpu in range(max(1, find_gpus().count)):
         print(
             f"  PREFECT_API_URL={api_url} CUDA_VISIBLE_DEVICES={gpu} "
             f"prefect worker start --pool {pool} --name gpu{gpu} --limit 1"

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
 
 from flows.commands import options
 from flows.commands.app import command
+from flows.commands.device_checks import Check, Results, devices, machine, renderer
 from flows.commands.output import size_text
 from flows.errors import FAILED
 from sjc_engine.errors import PriorError
@@ -30,12 +30,13 @@ from sjc_engine.errors import PriorError
 if TYPE_CHECKING:
     import boto3
 
-DEADLINE = 60.0  # seconds for all checks; the first one on a machine compiles the renderer
+DEADLINE = 60.0  # seconds for all checks
+# But for those that take longer: the first one on a machine compiles the renderer, for each GPU
+DEADLINES = {"renderer": 300.0}
 REACH = 2.0  # seconds for a connection
 GIB = 1 << 30
 # An asset takes 1 to 5 MB in the store and up to 100 MB in the scratch folder while it is made.
 LITTLE_DISK, NO_DISK = 5 * GIB, GIB // 4
-LITTLE_MEMORY = 2 * GIB  # an engine takes up to 1 GB, Prefect's server and the run as much again
 SKEW = 300.0  # seconds between clocks; S3 servers refuse more than 900
 
 # Why a version outside of what this project asks for is no mere formality.
@@ -46,18 +47,6 @@ _WHY = {
 _SHOWN = (
     "sjc-foundry", "prefect", "torch", "diffusers", "transformers", "trimesh", "pyarrow", "duckdb",
 )  # fmt: skip
-
-
-class Check(NamedTuple):
-    """What a check found: one line."""
-
-    check: str
-    status: str  # ok, warning (some uses will not work) or problem (no run will)
-    detail: str
-    fix: str = ""  # what to do, unless it is ok
-
-
-Results = Iterator[Check]
 
 
 @command("sjc doctor", "sjc doctor --store s3://bucket/first --json")
@@ -84,6 +73,7 @@ def doctor(
             "hub": hub,
         },
         DEADLINE,
+        DEADLINES,
     )
     found = []
     for result in results:
@@ -95,14 +85,20 @@ def doctor(
     raise typer.Exit(FAILED if any(result.status == "problem" for result in found) else 0)
 
 
-def examine(checks: dict[str, Callable[[], Results]], deadline: float) -> Results:
+def examine(
+    checks: dict[str, Callable[[], Results]], deadline: float, others: Mapping[str, float]
+) -> Results:
     """The results of all checks, made side by side, each as soon as those before it are known.
 
-    One that fails, or has not ended within `deadline` seconds, is a problem.
+    One that fails, or has not ended within `deadline` seconds, is a problem; others: the deadlines
+    of those that have another.
     """
-    slow = f"no answer within {deadline:.0f} s"
-    fix = "try again; if it stays so, the disk or the network behind it hangs"
-    results = {name: [Check(name, "problem", slow, fix)] for name in checks}
+    fix = "try again; if it stays so, the disk, the network or the GPU behind it hangs"
+    seconds = {name: others.get(name, deadline) for name in checks}
+    results = {
+        name: [Check(name, "problem", f"no answer within {seconds[name]:.0f} s", fix)]
+        for name in checks
+    }
 
     def run(name: str, check: Callable[[], Results]) -> None:
         found: list[Check] = []
@@ -115,11 +111,11 @@ def examine(checks: dict[str, Callable[[], Results]], deadline: float) -> Result
         results[name] = found
 
     threads = [threading.Thread(target=run, args=check, daemon=True) for check in checks.items()]
-    end = time.monotonic() + deadline
+    started = time.monotonic()
     for thread in threads:
         thread.start()
     for thread, name in zip(threads, checks, strict=True):
-        thread.join(max(0.0, end - time.monotonic()))
+        thread.join(max(0.0, started + seconds[name] - time.monotonic()))
         yield from results[name]
 
 
@@ -158,56 +154,6 @@ def versions() -> Results:
         shown = ", ".join(f"{name} {installed[name]}" for name in _SHOWN)
         met = f"all {len(installed) - 1} requirements are met"
         yield Check("packages", "ok", f"{shown}; {met}")
-
-
-def devices() -> Results:
-    """torch and the GPUs that it can use."""
-    import torch
-
-    build = f"{torch.__version__}, CUDA {torch.version.cuda}"
-    if count := torch.cuda.device_count():
-        yield Check("torch", "ok", f"{build}, {count} GPU{'s' if count > 1 else ''}")
-        for k in range(count):
-            name = torch.cuda.get_device_properties(k).name
-            free, total = torch.cuda.mem_get_info(k)
-            yield Check(f"cuda:{k}", "ok", f"{name}, {size_text(free)} of {size_text(total)} free")
-    elif not (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
-        detail = f"{torch.__version__}, no GPU: engines run on the CPU; --devices cpu,cpu makes two"
-        yield Check("torch", "ok", detail)
-    elif torch.version.cuda is None:
-        detail = f"{torch.__version__}: a GPU driver is here, and this torch is built for the CPU"
-        yield Check("torch", "warning", detail, "install a CUDA build: https://pytorch.org")
-    else:
-        fix = "compare with `nvidia-smi`; CUDA_VISIBLE_DEVICES hides GPUs when it is set"
-        yield Check("torch", "warning", f"{build}: it finds no usable GPU", fix)
-
-
-def renderer() -> Results:
-    """Whether the renderer's kernels work: on the GPUs or, without any, on the CPU."""
-    import torch
-
-    from sjc_engine.rendering.fused import device_unavailable_reason
-
-    kind = "cuda" if torch.cuda.device_count() else "cpu"
-    if problem := device_unavailable_reason(torch.device(kind)):
-        fix = 'pip install "sjc-foundry[cuda]"' if kind == "cuda" else "pip install numba"
-        yield Check("renderer", "warning", f"plain torch, which is slower: {problem}", fix)
-    else:
-        yield Check("renderer", "ok", f"fused kernels for {kind}, compiled by Numba")
-
-
-def machine() -> Results:
-    """CPU and memory."""
-    from sjc_engine.memory import free_memory
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = os.environ.get("OMP_NUM_THREADS") or "not set"
-    yield Check("cpu", "ok", f"{cores} cores, OMP_NUM_THREADS: {threads}")
-    free = free_memory()
-    detail = "not known on this system" if free is None else f"{size_text(free)} free"
-    little = free is not None and free < LITTLE_MEMORY
-    fix = "close other programs, or use one engine (--devices cpu)" if little else ""
-    yield Check("memory", "warning" if little else "ok", detail, fix)
 
 
 def embedded() -> Results:

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,20 +54,22 @@ def generate(
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     import tempfile
 
-    from flows.plan import check_devices
+    from flows.plan import check_devices, missing_gpus
     from sjc_engine.image_file import read_image
 
     if image and image.parts[0] in ("http:", "https:"):
         raise UsageError("--image: only files are read; download it, and give its path")
     overrides = options.parse_overrides(set_, dtype)
     picture = read_image(image) if image else None
-    spec = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
-    print_warnings(f"--image: {warning}" for warning in (picture.warnings if picture else ()))
+    spec, found = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
+    print_warnings(found)
     if taken := [name for name in FILES if (out / name).exists()]:
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file; name a folder")
-    chosen = check_devices(None if device is None else [device], "--device")[0]
+    wanted = None if device is None else [device]
+    chosen = check_devices(wanted, "--device")[0]
+    print_warnings(missing_gpus(wanted))
     home = out if out.is_dir() else out.parent
     with disk_errors("-o", out):
         home.mkdir(parents=True, exist_ok=True)
@@ -81,8 +84,10 @@ def generate(
     print(json.dumps(report, indent=1) if json_ else "\n".join(map(str, made)))
 
 
-def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSpec:
-    """The asset that the options ask for, checked as one row of a manifest is.
+def _spec(
+    prompt: str, seed: int, image: Path | None, **options: Any
+) -> tuple[AssetSpec, list[str]]:
+    """The asset that the options ask for, checked as one row of a manifest is, and warnings.
 
     Raises ManifestError with everything that is wrong. The prior's revision is what the option
     says, if anything: loading the prior asks the hub.
@@ -101,7 +106,9 @@ def _spec(prompt: str, seed: int, image: Path | None, **options: Any) -> AssetSp
         raise ManifestError(
             [replace(p, column="--image") if p.column == "image" else p for p in problems]
         )
-    return resolved.entries[0].spec
+    spec, facts = resolved.entries[0].spec, rows[0].image
+    found = facts.remarks(spec.recipe.optimize.image_recenter) if facts else []
+    return spec, [f"--image: {text}" for text in found] + resolved.guesses
 
 
 def _make(
@@ -126,9 +133,10 @@ def _make(
     prompt, recipe = spec.prompt, spec.recipe
     judge, lpips = Judges().get(recipe.evaluate)
     revision = spec.prior_revision or None
-    prior = load_prior(spec.prior, revision, device, recipe.optimize.dtype)
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
+        on_work = partial(watch.working, "asset")
+        prior = load_prior(spec.prior, revision, device, recipe.optimize.dtype, on_work=on_work)
         words_cut: list[str] = []
 
         def on_step(scene: Scene, stats: StepStats) -> None:
@@ -137,19 +145,20 @@ def _make(
 
         try:
             (field,) = optimize(
-                [prompt], prior, recipe, seeds=[spec.seed], on_step=on_step, images=images
-            )
+                [prompt], prior, recipe, seeds=[spec.seed], on_step=on_step, images=images,
+                on_work=on_work,
+            )  # fmt: skip
             field = field.cpu()
             watch.stage("asset", "extract")
-            mesh = extract_mesh(field, recipe.mesh)
+            mesh = extract_mesh(field, recipe.mesh, on_work)
         except (Diverged, MeshError) as error:
             raise RunError(f"no asset: {error}") from error
         watch.stage("asset", "evaluate")
-        pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size)
+        pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size, on_work)
         metrics = evaluate(pictures, mesh, prompt, judge, lpips).metrics
         contact_sheet(pictures, prompt).save(folder / "preview.png")
         if recipe.evaluate.turntable_frames:
-            write_turntable(mesh, folder, recipe.evaluate)
+            write_turntable(mesh, folder, recipe.evaluate, on_work)
     spec = replace(spec, prior=prior.id, prior_revision=prior.revision)
     field.save(folder / "field.safetensors")
     write_mesh(mesh, folder, recipe.mesh, spec.extras())

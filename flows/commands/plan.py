@@ -71,8 +71,8 @@ def plan(
 
 def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, list[str]]:
     """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
-    from flows.estimate import DEFAULT_COST, known_costs, seconds_of_assets
     from flows.plan import find_related_assets, read_entries, revision, select
+    from flows.progress.estimate import DEFAULT_COST, known_costs, seconds_of_assets
     from tasks.manifest.shard_plan import make_plan_file
     from tasks.store import open_store
 

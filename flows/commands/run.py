@@ -74,7 +74,7 @@ def run(
     if not plan.todo and server.find() is None:
         raise typer.Exit(print_results(plan, record_reuse(plan, quiet=quiet), as_json=json_))
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
-    with start_devices(plan, warm=not in_use(Path(scratch))):
+    with start_devices(plan, warm=not in_use(Path(scratch)), quiet=quiet):
         # Seconds of imports, while the server starts and the engines load their prior
         from flows.generate import generate
 
@@ -103,8 +103,8 @@ def print_plan(settings: Settings, *, as_json: bool) -> None:
     """Prints what a run would do; nothing is made, not even the store."""
     import tempfile
 
-    from flows.estimate import seconds_expected
     from flows.plan import make_plan
+    from flows.progress.estimate import seconds_expected
     from flows.scratch import can_hold_files
     from tasks.pages.html import duration
     from tasks.store.interface import StoreError

@@ -10,7 +10,7 @@ import typer
 
 from flows.commands import completion, options
 from flows.commands.app import command
-from flows.commands.output import counter
+from flows.commands.output import counter, print_warnings
 from flows.errors import UsageError, disk_errors
 
 
@@ -39,9 +39,11 @@ def sample2d(
         raise UsageError(f"--guidance {guidance!r}: write numbers with commas between") from None
     priors = prior or ["toybox", "toybox-duck"]
     _check(out, priors, scales)
-    from flows.plan import check_devices
+    from flows.plan import check_devices, missing_gpus
 
-    chosen = check_devices(None if device is None else [device], "--device")[0]
+    wanted = None if device is None else [device]
+    chosen = check_devices(wanted, "--device")[0]
+    print_warnings(missing_gpus(wanted))
     with disk_errors("-o", out):  # a folder that cannot be written is found before the work
         temporary = tempfile.TemporaryDirectory(prefix=".sjc-", dir=out.parent)
     with temporary as folder:

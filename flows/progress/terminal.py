@@ -62,6 +62,9 @@ class Watcher:
         self.tally.progress(name, step, steps)
         self._changed()
 
+    def working(self, name: str, what: str, done: int, total: int) -> None:
+        """What is done for an asset that is no step of its optimisation."""
+
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         """An asset is through; outcome: `ok`, `reused` or how it failed."""
         self.tally.finished(name, outcome)
@@ -95,11 +98,22 @@ class Lines(Watcher):
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
         super().progress(name, step, steps, loss)
-        now = time.monotonic()
-        if now - self._printed.setdefault(name, now) >= LINE_SECONDS:
-            self._printed[name] = now
+        self._printed.setdefault(name, time.monotonic())
+        if self._is_due(name):
             left = _left(self.tally.seconds_left_of(name))
             self.note(_joined(f"{name}: step {step}/{steps}", _loss(loss), left))
+
+    def working(self, name: str, what: str, done: int, total: int) -> None:
+        if self._is_due(name):
+            self.note(f"{name}: {what} {done}/{total}")
+
+    def _is_due(self, name: str) -> bool:
+        """Whether the asset's last line is old enough for the next."""
+        now = time.monotonic()
+        due = now - self._printed.get(name, -LINE_SECONDS) >= LINE_SECONDS
+        if due:
+            self._printed[name] = now
+        return due
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         super().finished(name, outcome, seconds)
@@ -137,6 +151,9 @@ class Screen(Watcher):
         super().progress(name, step, steps, loss)
         self._rows[name] = ("optimize", step, steps, loss)
 
+    def working(self, name: str, what: str, done: int, total: int) -> None:
+        self._rows[name] = (what, done, total, None)
+
     def finished(self, name: str, outcome: str, seconds: float) -> None:
         self._rows.pop(name, None)
         super().finished(name, outcome, seconds)
@@ -156,7 +173,7 @@ class Screen(Watcher):
                 ProgressBar(total=steps, completed=step, width=24) if steps else "",
                 Text(f"{step}/{steps}" if steps else ""),
                 Text(_loss(loss)),
-                Text(_left(self.tally.seconds_left_of(name)) if steps else ""),
+                Text(_left(self.tally.seconds_left_of(name)) if stage == "optimize" else ""),
             )
         seconds = int(self.tally.elapsed)
         clock = f"{seconds // 60}:{seconds % 60:02d}"

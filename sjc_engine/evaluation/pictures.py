@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sjc_engine.fields.field import Field
 from sjc_engine.mesh.gltf import Mesh
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.rendering.camera import Camera, evaluation_cameras
 from sjc_engine.rendering.rasterize import Raster, rasterize
 from sjc_engine.rendering.volume import composite, render
@@ -44,15 +45,18 @@ class Pictures:
 
 
 @torch.no_grad()
-def take_pictures(field: Field, mesh: Mesh, size: int) -> Pictures:
+def take_pictures(field: Field, mesh: Mesh, size: int, on_work: OnWork = unheard) -> Pictures:
     """Render field and mesh from `evaluation_cameras`, size x size pixels, on the field's device.
 
     The field is sampled once per voxel: half that step changes a picture by 0.2 of 255 grey levels
-    on average and takes four times as long.
+    on average and takes four times as long. `on_work` hears of each view of the field.
     """
     device = field.device
     cameras = evaluation_cameras()
-    renderings = [render(field, c, size, size, step=field.voxel_length) for c in cameras]
+    renderings = []
+    for number, camera in enumerate(cameras):
+        on_work("taking pictures", number, len(cameras))
+        renderings.append(render(field, camera, size, size, step=field.voxel_length))
     rasters = [rasterize(mesh, camera, size, size, device=device) for camera in cameras]
     white = torch.full((3, 1, 1), WHITE, device=device)
     pairs = list(zip(rasters, cameras, strict=True))

@@ -13,6 +13,7 @@ from PIL import Image
 from sjc_engine.evaluation.pictures import to_image
 from sjc_engine.files import write_atomically
 from sjc_engine.mesh.gltf import Mesh
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import EvaluateRecipe
 from sjc_engine.rendering.camera import orbit
 from sjc_engine.rendering.rasterize import rasterize
@@ -22,17 +23,22 @@ FRAMES_PER_SECOND = 20
 THUMBNAIL_FRAMES, THUMBNAIL_SIZE = 20, 128
 
 
-def write_turntable(mesh: Mesh, folder: Path, recipe: EvaluateRecipe) -> None:
-    """turntable.mp4 and thumbnail.webp into the folder."""
-    frames = turntable_frames(mesh, recipe.turntable_frames, recipe.turntable_size)
+def write_turntable(
+    mesh: Mesh, folder: Path, recipe: EvaluateRecipe, on_work: OnWork = unheard
+) -> None:
+    """turntable.mp4 and thumbnail.webp into the folder; `on_work` hears of every frame."""
+    frames = turntable_frames(mesh, recipe.turntable_frames, recipe.turntable_size, on_work)
     write_video(frames, folder / "turntable.mp4")
     write_thumbnail(frames, folder / "thumbnail.webp")
 
 
-def turntable_frames(mesh: Mesh, frames: int = 60, size: int = 256) -> NDArray[np.uint8]:
+def turntable_frames(
+    mesh: Mesh, frames: int = 60, size: int = 256, on_work: OnWork = unheard
+) -> NDArray[np.uint8]:
     """One turn of the mesh over white, (frames, size, size, 3), the front first."""
     views = np.empty((frames, size, size, 3), np.uint8)
     for k in range(frames):
+        on_work("filming", k, frames)
         camera = orbit(360.0 * k / frames, ELEVATION_DEG, fov_deg=FOV_DEG)
         seen = rasterize(mesh, camera, size, size)
         views[k] = np.asarray(to_image(seen.rgb + (1 - seen.opacity)))  # premultiplied

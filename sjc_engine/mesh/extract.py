@@ -24,6 +24,7 @@ from sjc_engine.mesh.isosurface import (
     vertex_normals,
 )
 from sjc_engine.mesh.texture import bake, surface_colors
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import MeshRecipe
 
 
@@ -36,25 +37,28 @@ def write_mesh(mesh: Mesh, folder: Path, recipe: MeshRecipe, extras: dict[str, s
 
 
 @torch.no_grad()
-def extract_mesh(field: Field, recipe: MeshRecipe | None = None) -> Mesh:
+def extract_mesh(field: Field, recipe: MeshRecipe | None = None, on_work: OnWork = unheard) -> Mesh:
     """The field's coloured surface: closed, manifold, outward, at most `recipe.max_faces` faces.
 
     Raises NonFinite, EmptyField or OpaqueField where there is none, UnwrapTimeout where it gets no
-    texture in time, and ValueError for a field that is not RGB.
+    texture in time, and ValueError for a field that is not RGB. `on_work` hears what is next.
     """
     recipe = recipe or MeshRecipe()
     if field.space != "rgb":
         raise ValueError("only an RGB field has a mesh: decode the latent field first")
     if not all(bool(torch.isfinite(parameter).all()) for parameter in field.parameters()):
         raise NonFinite("the field holds values that are not finite: the optimisation diverged")
+    on_work("cutting out the surface", 1, 3)
     field = voxelize(field)
     occupancy = _occupancy(field, recipe)
     level = _level(field, occupancy, recipe)
     surface = isosurface(occupancy, level, field.half_length, recipe.min_component)
+    on_work("simplifying", 2, 3)
     vertices, faces = simplify(*surface, recipe.max_faces or len(surface[1]))
     normals = vertex_normals(vertices, faces)
     mesh = Mesh(vertices, faces, normals, surface_colors(field, vertices, normals))
     if recipe.texture_size:
+        on_work("unwrapping", 3, 3)
         texture = bake(field, mesh, recipe.texture_size, recipe.unwrap_seconds)
         mesh = replace(mesh, texture=texture)
     return mesh

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from sjc_engine.fields.field import Field
 from sjc_engine.fields.voxel import VoxelField, voxelize
+from sjc_engine.memory import out_of_memory
 from sjc_engine.priors.denoiser import Prior
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import OptimizeRecipe
 from sjc_engine.rendering.camera import Camera, sample_camera
 from sjc_engine.rendering.volume import composite, learned_background, render, render_views
 
-# 64 views of the paper's 64 x 64 rays meet each of the 6 x 100^2 voxels of a cube's faces four
-# times, and 400 steps show every view a dozen times. They cost as much as 800 of the paper's
-# 10,000 steps without their network.
-VIEWS = 64
-STEPS = 400
 VIEWS_PER_STEP = 2
 LEARNING_RATE = 0.05
+# Pictures that a GPU decodes together, 1.2 GB each for Stable Diffusion's VAE. A CPU decodes one at
+# a time: a batch is no faster there, and an engine is to stay within 8 GB.
+DECODED_TOGETHER = 4
 
 
 def decode_views(
@@ -40,31 +40,60 @@ def decode_views(
     frames of a video they are sharper than views of `distill_rgb`'s field, but they may flicker,
     since a decoder sees one at a time.
     """
-    for camera in cameras:
+    together = 1 if prior.device.type == "cpu" else DECODED_TOGETHER
+    for first in range(0, len(cameras), together):
+        latents = []
         with torch.no_grad():
-            view = render(field, camera, size, size, step=step)
-            latents = composite(view, learned_background(field, view) if behind is None else behind)
-            picture = prior.decode(latents[None])[0]
-        yield picture
+            for camera in cameras[first : first + together]:
+                view = render(field, camera, size, size, step=step)
+                background = learned_background(field, view) if behind is None else behind
+                latents.append(composite(view, background))
+        yield from _decode(prior, torch.stack(latents))
+
+
+def _decode(prior: Prior, latents: Tensor) -> Iterator[Tensor]:
+    """The pictures of some latents, half of them at a time where memory is short."""
+    pictures = None
+    try:
+        with torch.no_grad():
+            pictures = prior.decode(latents)
+    except Exception as error:
+        if len(latents) == 1 or not out_of_memory(error):
+            raise
+    if pictures is None:  # only now is the error gone, which held what was computed so far
+        for half in latents.chunk(2):
+            yield from _decode(prior, half)
+    else:
+        yield from pictures
 
 
 def distill_rgb(
-    field: Field, prior: Prior, recipe: OptimizeRecipe, seed: int, behind: Tensor | None = None
+    field: Field,
+    prior: Prior,
+    recipe: OptimizeRecipe,
+    seed: int,
+    behind: Tensor | None = None,
+    on_work: OnWork = unheard,
 ) -> VoxelField:
     """Fit RGB colours to decoded views of a latent field, with its density (as voxels) frozen.
 
     `behind` (C, render_size, render_size) are the latents of its background, if not its own.
 
     Views are drawn from the training cameras and decoded once each; the decoded pictures, averaged
-    down to the rays' resolution, are what the colours are fitted to (mean squared error).
+    down to the rays' resolution, are what the colours are fitted to (mean squared error). `on_work`
+    hears of every view and every step.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = recipe.render_size
+    size, count = recipe.render_size, recipe.distill_views
     fov = (recipe.fov_min, recipe.fov_max)
     elevation = (recipe.elevation_min, recipe.elevation_max)
-    cameras = [sample_camera(generator, recipe.radius, fov, elevation) for _ in range(VIEWS)]
+    cameras = [sample_camera(generator, recipe.radius, fov, elevation) for _ in range(count)]
     decoded = decode_views(field, prior, cameras, size, step=recipe.ray_step, behind=behind)
-    targets = [F.interpolate(picture[None], (size, size), mode="area")[0] for picture in decoded]
+    targets: list[Tensor] = []
+    on_work("decoding views", 0, count)
+    for picture in decoded:
+        targets.append(F.interpolate(picture[None], (size, size), mode="area")[0])
+        on_work("decoding views", len(targets), count)
 
     result = VoxelField(
         field.resolution, 3, field.half_length, color_init=0.0, generator=generator
@@ -75,8 +104,9 @@ def distill_rgb(
     result.density.requires_grad_(False)
     result.d_scale.requires_grad_(False)
     optimizer = torch.optim.Adam([result.color, result.background], lr=LEARNING_RATE)
-    for _ in range(STEPS):
-        picks = torch.randint(VIEWS, (VIEWS_PER_STEP,), generator=generator).tolist()
+    for step in range(recipe.distill_steps):
+        on_work("fitting colours", step, recipe.distill_steps)
+        picks = torch.randint(count, (VIEWS_PER_STEP,), generator=generator).tolist()
         views = render_views(result, [cameras[k] for k in picks], size, size, step=recipe.ray_step)
         pictures = composite(views, learned_background(result, views))
         loss = F.mse_loss(pictures, torch.stack([targets[k] for k in picks]))

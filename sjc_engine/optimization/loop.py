@@ -17,6 +17,7 @@ from sjc_engine.memory import out_of_memory
 from sjc_engine.optimization.scene import Diverged, Scene, StepStats
 from sjc_engine.optimization.step import StepInputs, draw, update
 from sjc_engine.priors.denoiser import Cond, Prior
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import Recipe
 
 
@@ -138,8 +139,11 @@ def optimize(
     on_step: Callable[[Scene, StepStats], None] | None = None,
     negative_prompts: Sequence[str] | None = None,
     images: Sequence[InputImage] | None = None,
+    on_work: OnWork = unheard,
 ) -> list[Field]:
     """Optimise one field per prompt, together; `on_step` hears of every scene's every step.
+
+    `on_work` hears what is done of a field of latents when its colours become RGB.
 
     `seeds`, `negative_prompts` and `images` (of `read_image`, for priors that start from one) hold
     one entry per prompt (default: 0, none and none). Raises Diverged when any scene does, and
@@ -156,4 +160,4 @@ def optimize(
         for scene, stats in zip(active, step_scenes(active, prior), strict=True):
             if on_step:
                 on_step(scene, stats)
-    return [scene.finish() for scene in scenes]
+    return [scene.finish(on_work) for scene in scenes]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjc_engine.image_file import InputImage
+from sjc_engine.image_file import InputImage, recenter
 from sjc_engine.optimization.losses import depth_smoothness
 from sjc_engine.priors.conditioning import no_silhouette
 from sjc_engine.priors.denoiser import Cond
@@ -32,21 +32,24 @@ class View:
 class ReferenceView:
     """The input picture of one scene and the camera that took it.
 
-    Raises ValueError when the recipe wants a silhouette that the picture does not have.
+    Raises SettingError when the recipe wants a silhouette that the picture does not have.
     """
 
     def __init__(self, image: InputImage, prior: Zero123Prior, recipe: OptimizeRecipe) -> None:
         fov = (recipe.fov_min + recipe.fov_max) / 2
         self.camera = orbit(recipe.image_azimuth, recipe.image_elevation, recipe.radius, fov)
         self._prior, self._recipe = prior, recipe
-        self._reference = prior.encode(image.rgb, self.camera)
+        if image.opacity is None:
+            for error in no_silhouette(recipe):
+                raise error
+        elif recipe.image_recenter:
+            image = recenter(image, image.opacity)
+        self._reference = prior.encode(image.rgb, self.camera, recipe.image_pose)
         self._latents = self._reference.latents[None]
         size = (recipe.render_size, recipe.render_size)
         self.white = F.interpolate(prior.white()[None], size, mode="bilinear", antialias=True)[0]
         self._opacity: Tensor | None = None
-        if recipe.silhouette_weight:
-            if image.opacity is None:
-                raise no_silhouette()
+        if recipe.silhouette_weight and image.opacity is not None:
             mask = image.opacity[None, None].to(self._latents)
             self._opacity = F.interpolate(mask, size, mode="bilinear", antialias=True)[0]
 

@@ -23,6 +23,7 @@ from sjc_engine.priors.conditioning import mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
 from sjc_engine.priors.tokens import prompt_end, words_from
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 
 
@@ -200,14 +201,14 @@ class Scene:
         if scalars:
             self._accept(scalars)
 
-    def finish(self) -> Field:
+    def finish(self, on_work: OnWork = unheard) -> Field:
         """The field in RGB (a latent one is decoded and distilled). Raises Diverged."""
         self._require_finite()
         if not self.prior.latent:
             return self.field
         r = self.recipe.optimize
         white = self.reference.white if self.reference and r.background == "white" else None
-        return distill_rgb(self.field, self.prior, r, self.seed, white)
+        return distill_rgb(self.field, self.prior, r, self.seed, white, on_work)
 
     def save(self, path: str | Path) -> None:
         """Write everything that the next step depends on. Raises Diverged, writing nothing."""

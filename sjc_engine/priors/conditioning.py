@@ -56,7 +56,9 @@ def _worded(prior: str, negative_prompt: str, recipe: OptimizeRecipe) -> Iterato
         yield SettingError("perp_neg_weight", no_words, "use 0")
 
 
-def no_silhouette() -> SettingError:
-    """The error for a silhouette that is asked of an image without one."""
+def no_silhouette(recipe: OptimizeRecipe) -> Iterator[SettingError]:
+    """The errors for what is asked of an image that does not show where its object is."""
     problem = "the image has neither transparency nor a white border, so it has no silhouette"
-    return SettingError("silhouette_weight", problem, "cut the object out, or use 0")
+    for key, off in (("silhouette_weight", "0"), ("image_recenter", "false")):
+        if getattr(recipe, key):
+            yield SettingError(key, problem, f"cut the object out, or use {off}")

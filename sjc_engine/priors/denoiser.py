@@ -28,9 +28,10 @@ from sjc_engine.errors import PriorError
 from sjc_engine.memory import upload
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
-from sjc_engine.priors.sources import find_prior
+from sjc_engine.priors.sources import find_prior, precision_on
 from sjc_engine.priors.tokens import read_end
 from sjc_engine.priors.traced import TracedNetwork
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.rendering.camera import Camera
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -221,6 +222,7 @@ def load_prior(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,
     local_files_only: bool = False,
+    on_work: OnWork = unheard,
 ) -> Prior:
     """Load "toybox", a diffusers folder, or a hub id: "owner/name", "owner/name@revision".
 
@@ -232,15 +234,16 @@ def load_prior(
     bfloat16. Only safetensors are read, those of variant
     "fp16" where there are no others. Raises PriorError, and no other, when there is no such prior,
     the engine does not know its kind, a folder's digest is not the given `revision`, or any
-    weight, word or setting of the model would not come from its files.
+    weight, word or setting of the model would not come from its files. `on_work` hears of each
+    component, before it is loaded.
     """
     source = find_prior(id, revision, local_files_only)
-    source.fetch()
     device = torch.device(device)
-    if dtype in (None, "auto"):
-        dtype = "float32" if device.type == "cpu" else "float16"
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    if not isinstance(dtype, torch.dtype):
+        dtype = getattr(torch, precision_on(device.type, dtype))
+    assert isinstance(dtype, torch.dtype)
+    source.fetch(half=dtype == torch.float16)
+    source = replace(source, on_work=on_work)
     home = importlib.import_module(f"sjc_engine.priors.families.{source.family}")
     try:
         with _uncollected():

@@ -26,14 +26,16 @@ FAMILIES = {
     "DDIMPipeline": "unconditional",
     "ScoreSdeVePipeline": "unconditional",
     "Zero1to3StableDiffusionPipeline": "zero123",
+    "Zero123Pipeline": "zero123",
     "MVDreamPipeline": "mvdream",
 }
-# How the hub ids of the other families begin
+# What the hub ids of the other families have in them
 HUB_FAMILIES = {
     "DeepFloyd/IF-I-": "deepfloyd",
     "google/ddpm-": "unconditional",
     "google/ncsnpp-": "unconditional",
-    "kxic/zero123-": "zero123",
+    "zero123-": "zero123",  # of kxic, ashawkey, bennyguo; zero123plus-... are something else
+    "/stable-zero123": "zero123",
     "ashawkey/mvdream-": "mvdream",
     "dylanebert/mvdream": "mvdream",
     "lzq49/mvdream-": "mvdream",
@@ -75,6 +77,13 @@ def find_judge(id: str) -> ModelSource:
     name, revision = split_revision(id)
     folder = hub_file("judge", name, "config.json", revision).parent
     return ModelSource("judge", name, folder, folder.name, "judge", True, False)
+
+
+def precision_on(device: str, dtype: str | None) -> str:
+    """The precision of a prior's network on a kind of device, such as "cuda"; "auto" is None's."""
+    if dtype not in (None, "auto"):
+        return str(dtype)
+    return "float32" if device == "cpu" else "float16"
 
 
 def split_revision(id: str) -> tuple[str, str | None]:
@@ -173,8 +182,7 @@ def family_of(id: str, revision: str | None = None) -> tuple[str, dict[str, Any]
 
 def assumed_family(id: str) -> str:
     """The family of a hub id by its name: Stable Diffusion unless it says otherwise."""
-    found = (family for start, family in HUB_FAMILIES.items() if id.startswith(start))
-    return next(found, "stable_diffusion")
+    return next((f for part, f in HUB_FAMILIES.items() if part in id), "stable_diffusion")
 
 
 def assumption(id: str, revision: str | None = None) -> str | None:
@@ -212,14 +220,18 @@ LICENCES = {
     "google/ddpm-": "apache-2.0",
     "google/ncsnpp-": "apache-2.0",
     "ashawkey/mvdream-": "openrail",
+    "kxic/zero123-": "mit",
+    "bennyguo/zero123-": "mit",
+    "ashawkey/zero123-": "mit",
+    "kxic/stable-zero123": "stabilityai-nc-research-community",
+    "ashawkey/stable-zero123-": "stabilityai-nc-research-community",
 }
 
 
 def licence_of(id: str, revision: str | None = None) -> str:
     """What is known of the licence of a prior's weights: what its model card says in its header.
 
-    The card is README.md in its folder, or in the cache of the hub; without one the id tells
-    (LICENCES), else it is "unknown".
+    The card is README.md in its folder, or in the hub's cache; else its id tells, or "unknown".
     """
     if id in BUILTINS:
         return "apache-2.0"

@@ -13,7 +13,7 @@ CALLS = 3  # of one kind before it is traced, which takes about ten calls' time
 LARGEST = 50_000_000  # weights: of a larger network's time Python has no share
 
 
-class TracedNetwork:
+class TracedNetwork(nn.Module):
     """Is called like a diffusers network and answers like it, bit for bit, in less time.
 
     Python is a quarter of a small network's time. Each kind of call (shapes and precisions) is
@@ -22,12 +22,13 @@ class TracedNetwork:
     """
 
     def __init__(self, network: nn.Module) -> None:
+        super().__init__()
         self.network = network
         self._is_small = sum(weight.numel() for weight in network.parameters()) <= LARGEST
         self._calls: dict[Any, int] = {}  # how often each kind was asked for
         self._traces: dict[Any, Any] = {}  # by kind; None: the network itself
 
-    def __call__(self, *inputs: Tensor, **named: Tensor) -> Any:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         tensors = (*inputs, *named.values())
         kind = (tuple(named), *((tensor.shape, tensor.dtype) for tensor in tensors))
         if trace := self._traces.get(kind):

@@ -23,6 +23,8 @@ failed    error_type; error
 returned  the scene has left for want of memory, and goes on from its checkpoint when it is added
           again. scenes: how many fit; error
 room      no scene, no steps; once for each prior, on CUDA. scenes: how many fit; why
+working   no steps. scene: or null, for all that wait for the prior; what is being done that is no
+          step, such as "decoding views", and may take minutes; done, of total
 
 A disk that takes no more costs checkpoints and no scene: it goes on without. If the field itself
 cannot be written either the scene is `failed` with error_type ScratchFull, and ScratchLost for any
@@ -31,7 +33,8 @@ other error of the folder: neither is the scene's own.
 A scene that cannot start, diverges or has an error in its own step is `failed` alone. An error in
 everyone's step says nothing about whose it is: a scene that is alone is `failed`, and the process
 ends; with more whoever runs it tries each alone. Out of memory the younger half leaves, and only a
-scene that is alone is `failed`. SIGTERM, or the end of stdin, makes it checkpoint and end.
+scene that is alone is `failed`. An error of the device ends the process and is no scene's: whoever
+runs it may try another device. SIGTERM, or the end of stdin, makes it checkpoint and end.
 """
 
 from __future__ import annotations
@@ -48,12 +51,13 @@ import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from typing import IO
 
 import torch
 
 from sjc_engine.files import is_refusal
-from sjc_engine.memory import MemoryProbe, out_of_memory
+from sjc_engine.memory import MemoryProbe, device_failed, out_of_memory
 from sjc_engine.optimization.loop import try_step
 from sjc_engine.optimization.scene import Diverged
 from sjc_engine.priors.denoiser import Prior, load_prior
@@ -159,6 +163,8 @@ class Worker:
                     raise
                 if out_of_memory(error):
                     error = OutOfMemory(self.device, error)
+                elif device_failed(error):
+                    self._give_up(error)
                 served = self._served(message)  # else it is the prior that cannot be loaded
                 self._fail(_place(message), error, _scratch_error(error) if served else "")
             else:
@@ -179,7 +185,9 @@ class Worker:
     def _load(self, spec: Message) -> None:
         self.prior = self.loaded = None  # the old one's memory first
         prior, revision, dtype = prior_key(spec)
-        self.prior = load_prior(prior, revision, device=self.device, dtype=dtype)
+        self.prior = load_prior(
+            prior, revision, device=self.device, dtype=dtype, on_work=self._working
+        )
         if self.compiled:
             self.prior.compile()
         if self.fast_launch:
@@ -194,6 +202,8 @@ class Worker:
         outcomes = try_step([r.scene for r in active], self.prior)
         seconds = time.perf_counter() - started
         errors = [o for o in outcomes if isinstance(o, Exception) and not isinstance(o, Diverged)]
+        for error in filter(device_failed, errors):
+            self._give_up(error)
         if len(errors) == len(active) > 1:
             raise errors[0]
         for run, outcome in zip(active, outcomes, strict=True):
@@ -207,6 +217,11 @@ class Worker:
         if self.probe and active and probed:
             capacity, self.probe = self.probe.capacity(len(active)), None
             self._send({"type": "room", "scenes": capacity.scenes, "why": str(capacity)})
+
+    def _give_up(self, error: Exception) -> None:
+        """Ends the process; the log's last line is what a person reads of it."""
+        traceback.print_exception(error)
+        raise SystemExit(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
 
     def _shed(self, problem: str) -> None:
         """Out of memory: the younger half leaves; a scene that was alone has failed."""
@@ -272,7 +287,7 @@ class Worker:
     def _finish(self, run: RunningScene) -> None:
         started = time.perf_counter()
         try:
-            field = run.scene.finish()
+            field = run.scene.finish(partial(self._working, scene=run.key))
             run.write(field)
         except (Diverged, OverflowError, OSError) as error:  # the second: beyond half precision
             self._end(run, error, _scratch_error(error))
@@ -310,6 +325,10 @@ class Worker:
         text = str(error) or type(error).__name__
         kind = kind or type(error).__name__
         self._send({"type": "failed", **place, "error_type": kind, "error": text})
+
+    def _working(self, what: str, done: int, total: int, scene: str | None = None) -> None:
+        facts = {"scene": scene, "what": what, "done": done, "total": total}
+        self._send({"type": "working", **facts})
 
     def _send(self, message: Message) -> None:
         # A reader that is gone has closed stdin too: the loop ends with the next command.

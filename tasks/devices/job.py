@@ -52,7 +52,7 @@ class Job:
     device: str = ""
     first_step: int | None = None
     last_step: int = 0
-    deaths: int = 0  # engine processes that ended under it
+    lost_on: list[Any] = field(default_factory=list)  # devices whose process ended under it
     events: "queue.SimpleQueue[Event | SceneError]" = field(default_factory=queue.SimpleQueue)
 
     def end(self, status: str, error_type: str, message: str) -> None:

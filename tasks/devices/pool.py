@@ -18,6 +18,7 @@ from typing import Any
 
 from sjc_engine.memory import MOST_SCENES
 from sjc_engine.spec import prior_key
+from tasks.devices.device import Device
 from tasks.devices.engine import EngineProcess, numba_cache
 from tasks.devices.job import Event, Job, SceneError
 
@@ -32,23 +33,6 @@ _STATUS = {"Diverged": "diverged", "ScratchFull": "interrupted", "ScratchLost": 
 
 
 @dataclass(eq=False)
-class Device:
-    """One device: the scenes that its process steps, and how many more it takes.
-
-    room: scenes it takes now; most: it may take when its process has measured its memory.
-    """
-
-    name: str
-    room: int = 1
-    most: int = 1
-    active: list[Job] = field(default_factory=list)
-    prior: tuple[str, str, str] | None = None  # the one its process has loaded
-    early: dict[str, Any] | None = None  # load this spec's prior though there is no scene yet
-    running: bool = False  # messages may be sent
-    heard: float = 0.0  # monotonic seconds of the last message
-
-
-@dataclass(eq=False)
 class DevicePool:
     """Runs scenes on engine processes, one process for each name in `devices`.
 
@@ -58,7 +42,8 @@ class DevicePool:
     priors' networks are (`sjc_engine.priors.compiled`). fast_launch: whether they and the renderer
     are launched so (`Prior.enable_fast_launch`). restarts: how often a scene may lose its process
     before it counts as the culprit. silence: seconds without a message, with a scene on board,
-    after which a process is killed. Log files are under `scratch`/logs.
+    after which a process is killed. A device whose processes end one after the other before any
+    step is retired, and its scenes go to others. Log files are under `scratch`/logs.
     """
 
     devices: Sequence[str]
@@ -109,16 +94,21 @@ class DevicePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def report_to(self, log: Log) -> None:
-        """Where the choice of scenes per device, and what changes it, is logged from now on."""
-        self.log = log
+    def report_to(self, log: Log, show: Callable[[str], object] = lambda _: None) -> None:
+        """Where devices and their scenes are logged from now on; show: what a person must see."""
+        self.log, self._show = log, show
         if self.scenes_per_device is None and any(d.name == "cpu" for d in self._devices):
             log.info("scenes per device on cpu: 1 (side by side they take as long)")
 
     @property
     def slots(self) -> int:
         """How many scenes run at the same time, at most."""
-        return sum(device.most for device in self._devices)
+        return sum(device.most for device in self._devices if not device.retired)
+
+    @property
+    def retired(self) -> dict[str, str]:
+        """The devices that are no longer used, and why."""
+        return {device.name: device.retired for device in self._devices if device.retired}
 
     def warm_up(self, specs: Sequence[dict[str, Any]]) -> None:
         """Starts the processes that these scenes will want; else each starts with its first."""
@@ -141,8 +131,9 @@ class DevicePool:
         """Optimises the scene of an `AssetSpec.to_json()` and blocks until its field is written.
 
         Returns the engine's `done` message plus `device` and `seconds_queue`. image: the file of
-        the spec's picture. timeout: seconds from the moment a device takes the scene. cancelled:
-        set it to give the scene up. Raises SceneError; the checkpoint stays.
+        the spec's picture. on_progress: gets the engine's `progress` and `working` messages of the
+        scene. timeout: seconds from the moment a device takes the scene. cancelled: set it to
+        give the scene up. Raises SceneError; the checkpoint stays.
         """
         paths = {"field": str(field), "checkpoint": str(checkpoint)}
         picture = str(image) if image else None
@@ -222,6 +213,8 @@ class DevicePool:
     def _assign(self) -> None:
         """Gives waiting scenes to devices with room, the emptiest device first."""
         while not self._closing:
+            if all(device.retired for device in self._devices):
+                self._end_waiting()
             emptiest = sorted(self._devices, key=lambda device: len(device.active))
             pairs = ((d, job) for d in emptiest if (job := self._next_for(d)))
             device, job = next(pairs, (None, None))
@@ -233,12 +226,19 @@ class DevicePool:
 
     def _next_for(self, device: Device) -> Job | None:
         """The scene this device should take now: same prior while it runs any, else the oldest."""
-        if len(device.active) >= device.room or any(j.deaths for j in device.active):
+        full = len(device.active) >= device.room or any(j.lost_on for j in device.active)
+        if full or device.retired:
             return None
-        same = [j for j in self._waiting if j.prior == device.prior]
+        waiting = [j for j in self._waiting if not self._wants_another(device, j)]
+        same = [j for j in waiting if j.prior == device.prior]
         if device.active:  # a scene that has lost a process runs alone: it may be the culprit
-            return next((j for j in same if not j.deaths), None)
-        return next(iter(same + self._waiting), None)
+            return next((j for j in same if not j.lost_on), None)
+        return next(iter(same + waiting), None)
+
+    def _wants_another(self, device: Device, job: Job) -> bool:
+        """Whether a scene waits for a device that it has not tried: it lost two processes here."""
+        untried = (d for d in self._devices if not d.retired and d not in job.lost_on)
+        return job.lost_on.count(device) > 1 and any(untried)
 
     def _give(self, device: Device, job: Job) -> None:
         now = time.monotonic()
@@ -268,18 +268,46 @@ class DevicePool:
         device.prior = None
         again = []
         for job in jobs:
-            job.deaths += 1
+            job.lost_on.append(device)
             job.spent += time.monotonic() - job.taken
+        if not self._closing:
+            device.count_death(jobs, problem)
+            if device.retired:
+                self._retire(device, jobs)
+        for job in jobs:
             if self._closing:
                 job.end(
                     "interrupted", "Interrupted", "the run was stopped; run it again to continue"
                 )
-            elif job.deaths > self.restarts:
-                job.end("failed", "EngineDied", f"{job.deaths} engine processes ended: {problem}")
+            elif (deaths := len(job.lost_on)) > self.restarts:
+                job.end("failed", "EngineDied", f"{deaths} engine processes ended: {problem}")
             else:
                 again.append(job)
         self._waiting[:0] = again
         self._assign()
+
+    def _retire(self, device: Device, jobs: Sequence[Job]) -> None:
+        """Says that a device takes no more scenes. Those that it failed get their tries back."""
+        left = [d for d in self._devices if not d.retired]
+        for job in [*jobs, *self._waiting, *(j for d in left for j in d.active)]:
+            if left:
+                job.lost_on = [d for d in job.lost_on if d is not device]
+        names = ", ".join(d.name for d in left)
+        then = f"its scenes go to {names}" if left else "no device is left, so the run ends"
+        text = f"{device.name} is no longer used; {then}. {device.retired}"
+        self.log.error(text)
+        self._show(text)
+
+    def _end_waiting(self) -> None:
+        """Ends the scenes that no device is left for; those that never ran resume with the next."""
+        reasons = "; ".join(dict.fromkeys(self.retired.values()))
+        text = f"no device is left: {reasons}; see `sjc doctor`"
+        for job in self._waiting:
+            if job.lost_on:
+                job.end("failed", "EngineDied", text)
+            else:
+                job.end("interrupted", "NoDevice", f"{text}, then run the same command again")
+        self._waiting.clear()
 
     # The callbacks of engine processes, each in the process's own thread.
 
@@ -311,8 +339,9 @@ class DevicePool:
     def _on_event(self, device: Device, event: Event) -> None:
         with self._changed:
             device.heard = time.monotonic()
-            if event["type"] == "room":
-                self._on_room(device, event)
+            of_all = {"room": self._on_room, "working": self._on_working}.get(event["type"])
+            if of_all is not None:
+                of_all(device, event)
                 return
             job = next((j for j in device.active if j.key == event["scene"]), None)
             if event["type"] == "returned":
@@ -321,6 +350,8 @@ class DevicePool:
             if job is None:
                 return  # a scene dropped a moment ago
             job.last_step = event["step"]
+            if event["step"] > event["first_step"] or event["type"] == "done":
+                device.count_step()
             # Of the whole attempt: a process that replaces a dead one starts from a later step.
             if job.first_step is None or event["first_step"] < job.first_step:
                 job.first_step = event["first_step"]
@@ -333,6 +364,12 @@ class DevicePool:
             job.end(status, event["error_type"], event["error"])
         else:
             job.events.put(event)
+
+    def _on_working(self, device: Device, event: Event) -> None:
+        """Its process does something that is no step, for one scene or for all that wait."""
+        for job in device.active:
+            if event["scene"] in (None, job.key):
+                job.events.put(event)
 
     def _on_room(self, device: Device, event: Event) -> None:
         """Its process has measured how many scenes it has memory for."""

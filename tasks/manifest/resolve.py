@@ -15,6 +15,7 @@ from typing import Any
 from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import group_of, mismatches, no_silhouette
+from sjc_engine.priors.image_pose import pose_guess
 from sjc_engine.priors.sources import assumption, prior_error, split_revision, takes_image
 from sjc_engine.priors.tokens import text_limit
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
@@ -67,6 +68,7 @@ class Resolved:
     entries: list[Entry]
     problems: list[Problem]
     warnings: list[str]
+    guesses: list[str]  # of the warnings, those of what is taken for granted of priors
 
     @property
     def assets(self) -> int:
@@ -118,7 +120,8 @@ def resolve(
         spec = resolver.spec(row)
         reading = resolver.reading(spec)
         remarks.add_entry(row.manifest, row.line, row.row_id, spec, reading)
-        seen = row.image.warnings if row.image else ()
+        recentered = spec.recipe.optimize.image_recenter
+        seen = row.image.remarks(recentered) if row.image else ()
         warnings += [f"{row.manifest}:{row.line}: image: {warning}" for warning in seen]
         index = first.setdefault(spec.asset_id, len(entries))
         covered = None
@@ -137,8 +140,9 @@ def resolve(
     warnings += [warning for entry in entries for warning in _warnings(entry, entries)]
     warnings += remarks.texts() + (resolver.unused_options(rows) if rows else [])
     priors = dict.fromkeys((entry.spec.prior, entry.spec.prior_revision) for entry in entries)
-    warnings += [warning for prior in priors if (warning := assumption(*prior))]
-    return Resolved(entries, list(dict.fromkeys(resolver.problems)), list(dict.fromkeys(warnings)))
+    guesses = [warning for prior in priors if (warning := assumption(*prior))] + resolver.guesses
+    warnings = list(dict.fromkeys([*warnings, *guesses]))
+    return Resolved(entries, list(dict.fromkeys(resolver.problems)), warnings, guesses)
 
 
 def _warnings(entry: Entry, entries: list[Entry]) -> list[str]:
@@ -180,6 +184,7 @@ class _Resolver:
         self.prior, self.recipe = prior, recipe
         self.overrides = {k: v for k, v in overrides.items() if k in RECIPE_KEYS}
         self.problems: list[Problem] = []
+        self.guesses: list[str] = []
         self.memo = Memo()
         unknown = {k: v for k, v in overrides.items() if k not in RECIPE_KEYS}
         for error in Recipe().problems(unknown):
@@ -195,8 +200,8 @@ class _Resolver:
         revision, wrong = self.memo.get(("revision", prior), self._revision, prior)
         recipe, found = self.memo.get(question, self._settle, row, prior)
         errors = [*wrong, *found]
-        if recipe.optimize.silhouette_weight and row.image and takes_image(prior):
-            errors += [] if row.image.silhouette else [no_silhouette()]
+        if row.image and not row.image.silhouette and takes_image(prior):
+            errors += no_silhouette(recipe.optimize)
         for error in errors:
             self._add_problem(*self._origin(row, error), error)
         return AssetSpec(
@@ -295,9 +300,13 @@ class _Resolver:
             wrong = self.memo.get(("weights", key, value), error_of, value)
             if wrong and key not in row.overrides:
                 errors.append(wrong)
+        starts_from_image = takes_image(prior)
+        says_pose = "image_pose" in self.overrides.keys() | row.overrides.keys()
+        if starts_from_image and name in (None, "draft") and not says_pose:
+            self.guesses += pose_guess(prior)
         found = mismatches(
             prior,
-            takes_image(prior),
+            starts_from_image,
             group_of(prior),
             row.image is not None,
             row.negative_prompt,

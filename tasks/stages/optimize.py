@@ -91,7 +91,8 @@ def optimize(
         if asset.copy:
             asset.copy.offer()
         watcher(event)
-        show(event["step"] / event["steps"])
+        if event["type"] == "progress":
+            show(event["step"] / event["steps"])
 
     try:
         notes = asset.kept_field() or _reused_field(asset)

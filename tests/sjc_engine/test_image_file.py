@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sjc_engine import image_file
-from sjc_engine.image_file import ImageError, check_image, read_image
+from sjc_engine.image_file import FILLED, ImageError, check_image, read_image, recenter
 
 GREEN, WHITE = (0, 255, 51, 255), (255, 255, 255, 255)
 
@@ -47,6 +47,48 @@ def test_a_picture_is_square_and_on_white(tmp_path, ground, mode, name):
     assert (image.rgb[:, ~inside] == 1).all()
     assert torch.equal(image.opacity, inside.float())
     assert image.sha256 == check_image(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("size", "place"), [((40, 40), (1, 1)), ((40, 40), (18, 28)), ((300, 200), (180, 60))]
+)
+@pytest.mark.parametrize("ground", [(9, 9, 9, 0), WHITE])
+def test_a_recentered_object_fills_the_middle(tmp_path, size, place, ground):
+    """Wherever it was; nothing is resampled, so each of its pixels stays as it is."""
+    picture = Image.new("RGBA", size, ground)
+    picture.paste(GREEN, (*place, place[0] + 20, place[1] + 10))
+    picture.save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    moved = recenter(image, image.opacity)
+    side = moved.rgb.shape[-1]
+    assert moved.rgb.shape[1:] == moved.opacity.shape == (side, side)
+    assert moved.opacity.sum() == image.opacity.sum() == ((moved.rgb < 1).any(0)).sum()
+    rows, columns = moved.opacity.nonzero().unbind(1)
+    for line in (rows, columns):
+        assert abs((line.min() + line.max() + 1) / 2 - side / 2) <= 0.5
+    assert (columns.max() - columns.min() + 1) / side == pytest.approx(FILLED, abs=0.02)
+    assert torch.equal(recenter(moved, moved.opacity).rgb, moved.rgb)
+
+
+def test_soft_edges_and_glass_are_recentered_whole(tmp_path):
+    picture = Image.new("RGBA", (60, 60), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 40), (6, 6, 30, 30))  # glass: nothing of it is half opaque
+    picture.paste((0, 0, 0, 90), (8, 8, 28, 28))
+    picture.save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    moved = recenter(image, image.opacity)
+    assert moved.rgb.shape[-1] == 26  # 20 pixels of 90
+    assert moved.opacity.sum().item() == pytest.approx(image.opacity.sum().item())
+
+
+def test_what_recentering_mends_is_no_warning_of_it(tmp_path):
+    facts = seen(tmp_path, cut_out(box=(2, 2, 20, 20)))
+    assert len(facts.warnings) == 2
+    assert facts.remarks(recentered=False) == list(facts.warnings)
+    assert facts.remarks(recentered=True) == []
+    assert "or set image_recenter" in facts.warnings[0]
+    [cut] = seen(tmp_path, cut_out(box=(30, 15, 100, 85))).remarks(recentered=True)
+    assert "touches 18% of the border" in cut
 
 
 def test_half_transparent_is_half_white(tmp_path):

@@ -92,7 +92,7 @@ def test_a_device_is_gauged_once_for_a_prior_by_the_peak_of_its_first_steps(
     assert MemoryProbe(torch.device("cuda:1")).capacity(2) == Capacity(1 * GB, 15 * GB)
     assert peaks == [torch.device("cuda:1")] * 2
 
-    monkeypatch.setattr(worker, "load_prior", lambda *names, device, dtype: load_prior(*names))
+    monkeypatch.setattr(worker, "load_prior", lambda *names, **_: load_prior(*names))
     told = drive(worker.Worker("cuda:1", Replies()), tmp_path, steps=4)
     rooms = [message for message in told if message["type"] == "room"]
     assert [room["scenes"] for room in rooms] == [8]
@@ -223,7 +223,7 @@ def test_real_allocations_that_fail_halve_the_scenes_and_change_nothing(
     start: Callable[..., Engine], tmp_path: Path
 ) -> None:
     """Two scenes are under way when two more want memory that there is not."""
-    large = {"grid_size": 96, "steps": 6}
+    large = {"grid_size": 96, "ray_step": 0.1, "steps": 6}
     engine = start("bytes", 260 << 20)
     names = ["a", "b", "c", "d"]
     for name in names[:2]:

@@ -226,6 +226,14 @@ def test_json_goes_there_and_back():
         Recipe.from_json(missing)
 
 
+def test_how_latents_are_distilled_is_another_recipe_only_where_it_is_chosen():
+    recipe = Recipe.for_prior("toybox", "draft")
+    assert not {"distill_views", "distill_steps"} & recipe.to_json()["optimize"].keys()
+    chosen = recipe.override({"distill_views": "16", "distill_steps": 100})
+    assert Recipe.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+    assert chosen.hash != recipe.hash == recipe.override({"distill_views": 64}).hash
+
+
 def test_a_precision_that_is_asked_for_is_another_recipe_and_none_is_what_was_before():
     recipe = Recipe.for_prior("toybox", "draft")
     assert "dtype" not in recipe.to_json()["optimize"]

@@ -88,6 +88,7 @@ def test_a_file_names_its_asset_its_prior_and_the_licence_of_its_weights(tmp_pat
     assert (extras["asset_id"], extras["prompt"]) == (spec.asset_id, spec.prompt)
     assert extras["licence"].endswith("creativeml-openrail-m")
     assert licence_of("toybox") == "apache-2.0"
+    assert licence_of("kxic/zero123-xl") == "mit"
     assert licence_of("somebody/something") == "unknown"
     card = tmp_path / "README.md"
     card.write_text("---\ntags: [x]\nlicense: cc-by-4.0\n---\n# A model\n")

@@ -40,12 +40,14 @@ class Engine:
             text=True,
         )
         self.messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.work: list[dict[str, Any]] = []  # what it said of work that is no step
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.messages.put(json.loads(line))
+            message = json.loads(line)
+            (self.work.append if message["type"] == "working" else self.messages.put)(message)
         self.messages.put(None)
 
     def send(self, **message: Any) -> None:

@@ -1,9 +1,10 @@
 """An engine process without an engine, for the device pool's tests.
 
 Each scene says in its prompt how it behaves ("diverge", "hang", "garbage", "die", "die at 4",
-"endless"), counts its steps in its checkpoint and is done after six. Every message is also written
-to the file STUB_JOURNAL. STUB_ROOM: the scenes that it says it has memory for. STUB_FITS: the
-scenes from which on it runs out of memory and returns the younger half.
+"endless", "decode"), counts its steps in its checkpoint and is done after six. Every message is
+also written to the file STUB_JOURNAL. STUB_ROOM: the scenes that it says it has memory for.
+STUB_FITS: the scenes from which on it runs out of memory and returns the younger half. STUB_BROKEN:
+the devices on which every process ends with its first scene.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ class StubEngine:
             print(json.dumps(room), flush=True)
         self.scenes[command["scene"]] = command | {"step": step, "first": step}
         added = {"type": "add", "scene": command["scene"], "step": step, "pid": os.getpid()}
-        self.note(added | {"image": command["image"]})
+        device = sys.argv[sys.argv.index("--device") + 1]
+        self.note(added | {"image": command["image"], "device": device})
+        if device in os.environ.get("STUB_BROKEN", "").split(","):
+            raise SystemExit("CUDA error: uncorrectable ECC error encountered")
 
     def shed(self) -> None:
         """Out of memory: the younger half goes back to the pool."""
@@ -98,6 +102,10 @@ class StubEngine:
             time.sleep(600)
         if prompt == "garbage":
             print("not json", flush=True)
+        if prompt == "decode" and scene["step"] == 0:
+            for done in range(5):
+                self.send("working", key, what="decoding views", done=done, total=5)
+                time.sleep(0.5)
         scene["step"] += 1
         Path(scene["checkpoint"]).write_text(str(scene["step"]))
         place = {"step": scene["step"], "first_step": scene["first"]}

@@ -17,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.configuration_utils import register_to_config
 from diffusers.loaders.single_file_utils import LDM_UNET_KEY, convert_ldm_unet_checkpoint
 from safetensors.torch import save_file
 from transformers import (
@@ -84,8 +85,22 @@ class CCProjection(ModelMixin, ConfigMixin):
         self.projection = torch.nn.Linear(in_channel, out_channel)
 
 
-def build_zero123_prior(folder: Path) -> Path:
-    """The layout of kxic/zero123-*: 8 x 8 latents of 16 x 16 RGB, CLIP's 768 numbers, one token."""
+class CLIPCameraProjection(ModelMixin, ConfigMixin):
+    """As threestudio's Zero123Pipeline has it."""
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, embedding_dim: int = 768, additional_embeddings: int = 4) -> None:
+        super().__init__()
+        self.proj = torch.nn.Linear(embedding_dim + additional_embeddings, embedding_dim)
+
+
+def build_zero123_prior(folder: Path, pipeline: str = "Zero1to3StableDiffusionPipeline") -> Path:
+    """The layout of kxic/zero123-*: 8 x 8 latents of 16 x 16 RGB, CLIP's 768 numbers, one token.
+
+    pipeline: "Zero123Pipeline" for the layout of bennyguo/zero123-* and ashawkey/*zero123-*.
+    """
     torch.manual_seed(0)
     UNet2DConditionModel(
         sample_size=8,
@@ -111,7 +126,10 @@ def build_zero123_prior(folder: Path) -> Path:
             projection_dim=768,
         )
     ).save_pretrained(folder / "image_encoder")
-    CCProjection().save_pretrained(folder / "cc_projection", safe_serialization=True)
+    unified = pipeline == "Zero123Pipeline"
+    name = "clip_camera_projection" if unified else "cc_projection"
+    projection = CLIPCameraProjection() if unified else CCProjection()
+    projection.save_pretrained(folder / name, safe_serialization=True)
     DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
     ).save_pretrained(folder / "scheduler")
@@ -119,8 +137,8 @@ def build_zero123_prior(folder: Path) -> Path:
     settings = {"crop_size": 12, "size": 12, "resample": 3, "do_center_crop": True}
     (folder / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(settings))
     index = {
-        "_class_name": "Zero1to3StableDiffusionPipeline",
-        "cc_projection": ["pipeline_zero1to3", "CCProjection"],
+        "_class_name": pipeline,
+        name: ["zero123" if unified else "pipeline_zero1to3", type(projection).__name__],
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
         "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
         "requires_safety_checker": False,

@@ -1,9 +1,13 @@
 """Zero-1-to-3 (Liu et al. 2023): a new view of the object in a picture, from a relative pose.
 
-The layout is that of diffusers' community pipeline and of the hub ids `kxic/zero123-*`. The network
-sees cat[noisy scaled latents, the picture's latents], the latter as the VAE's mode gives them: they
-were never multiplied by its scaling factor. It attends to one token, the linear layer
-`cc_projection` of cat[CLIP embedding of the picture, pose]. Unconditional is zeros for both.
+The network sees cat[noisy scaled latents, the picture's latents], the latter as the VAE's mode
+gives them: they were never multiplied by its scaling factor. It attends to one token, a linear
+layer of cat[CLIP embedding of the picture, pose]. Unconditional is zeros for both.
+
+Two layouts have that layer under different names: `cc_projection` in diffusers' community pipeline
+(the hub's `kxic/...`), and `clip_camera_projection` in threestudio's Zero123Pipeline
+(`bennyguo/...`, `ashawkey/...`). Either may hold Stable Zero123, whose pose ends otherwise: see
+`relative_pose`.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from torch import Tensor
 from sjc_engine.memory import upload
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
+from sjc_engine.priors.image_pose import ImagePose, image_pose
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.rendering.camera import Camera, orbit
 
@@ -34,6 +39,7 @@ class Reference:
     """A picture as the model knows it, so that no step has to encode it again."""
 
     camera: Camera  # where it was taken from
+    pose: ImagePose
     embedding: Tensor  # (width,) CLIP's, projected
     concat: Tensor  # (C, H, W) latents as the network wants them, unscaled
     latents: Tensor  # (C, H, W) scaled, like those that are optimised
@@ -68,11 +74,15 @@ class Zero123Prior(SchedulePrior):
         self._vae = frozen(vae, device)
         self._image_encoder = frozen(image_encoder, device)
         self._projection = frozen(projection, device)
+        self._pose = image_pose(source.id, source.revision)[0]
         self._factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
 
     @torch.no_grad()
-    def encode(self, image: Tensor, camera: Camera) -> Reference:
-        """Encode a picture (3, H, W) in [-1, 1] that `camera` took."""
+    def encode(self, image: Tensor, camera: Camera, pose: ImagePose | None = None) -> Reference:
+        """Encode a picture (3, H, W) in [-1, 1] that `camera` took.
+
+        pose: how its views' poses end; None is what the prior's name says.
+        """
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"an image is (3, H, W), not {tuple(image.shape)}")
         side = self.resolution * self._factor
@@ -82,12 +92,15 @@ class Zero123Prior(SchedulePrior):
             picture = picture.clamp(-1, 1)
         concat = self._vae.encode(picture).latent_dist.mode()[0]
         embedding = self._image_encoder(self._clip_input(picture)).image_embeds[0]
-        return Reference(camera, embedding, concat, concat * self._vae.config.scaling_factor)
+        latents = concat * self._vae.config.scaling_factor
+        return Reference(camera, pose or self._pose, embedding, concat, latents)
 
     @torch.no_grad()
     def views(self, reference: Reference, cameras: Sequence[Camera]) -> Cond:
         """The condition of each of `cameras`: this object, from there."""
-        poses = torch.stack([relative_pose(camera, reference.camera) for camera in cameras])
+        poses = torch.stack(
+            [relative_pose(camera, reference.camera, reference.pose) for camera in cameras]
+        )
         embedding = reference.embedding.expand(len(cameras), -1)
         poses = upload(poses.to(embedding.dtype), self.device)
         token = self._projection(torch.cat([embedding, poses], dim=1))
@@ -146,19 +159,25 @@ class Zero123Prior(SchedulePrior):
         return super()._network(both, time, cond)
 
 
-def relative_pose(camera: Camera, reference: Camera) -> Tensor:
-    """[polar - polar', sin(azimuth - azimuth'), cos(...), radius - radius'] (4,), in radians.
+def relative_pose(camera: Camera, reference: Camera, pose: ImagePose = "distance") -> Tensor:
+    """[polar - polar', sin(azimuth - azimuth'), cos(...), last] (4,), in radians.
 
     Zero-1-to-3 measures the polar angle from the zenith downwards and the azimuth against the
     clock as seen from above: a camera that rises has a negative first number, one that moves to
     its own right a positive sine. Our azimuth turns the same way, from the front (-X, azimuth 0)
     over the object's own left (+Z, 90 degrees), which is to the right of who looks at its front;
     only elevation and polar angle are opposite.
+
+    The last number is radius - radius' or, for Stable Zero123, which was trained at one distance,
+    the picture's own polar angle polar', whatever the wanted view is (threestudio's
+    stable_zero123_guidance.py).
     """
     polar = math.radians(reference.elevation_deg - camera.elevation_deg)
     turn = math.radians(camera.azimuth_deg - reference.azimuth_deg)
-    radius = _distance(camera) - _distance(reference)
-    return torch.tensor([polar, math.sin(turn), math.cos(turn), radius])
+    last = math.radians(90 - reference.elevation_deg)
+    if pose == "distance":
+        last = _distance(camera) - _distance(reference)
+    return torch.tensor([polar, math.sin(turn), math.cos(turn), last])
 
 
 def _distance(camera: Camera) -> float:
@@ -166,7 +185,7 @@ def _distance(camera: Camera) -> float:
 
 
 def _pose_projection(source: ModelSource) -> Any:
-    """The linear layer of the community pipeline's own module."""
+    """The linear layer of the layout's own module."""
     from diffusers import ConfigMixin, ModelMixin
     from diffusers.configuration_utils import register_to_config
 
@@ -178,7 +197,17 @@ def _pose_projection(source: ModelSource) -> Any:
             super().__init__()
             self.projection = torch.nn.Linear(in_channel, out_channel)
 
-    return source.network(CCProjection, "cc_projection", torch.float32).projection
+    class CLIPCameraProjection(ModelMixin, ConfigMixin):
+        """Its weights are `proj.{weight,bias}`."""
+
+        @register_to_config
+        def __init__(self, embedding_dim: int = 768, additional_embeddings: int = POSE) -> None:
+            super().__init__()
+            self.proj = torch.nn.Linear(embedding_dim + additional_embeddings, embedding_dim)
+
+    if any(part.name == "cc_projection" for part in source.parts):
+        return source.network(CCProjection, "cc_projection", torch.float32).projection
+    return source.network(CLIPCameraProjection, "clip_camera_projection", torch.float32).proj
 
 
 load = Zero123Prior

@@ -17,7 +17,8 @@ from typing import Any
 
 from sjc_engine.errors import PriorError
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken, check_model, check_named
-from sjc_engine.priors.loading.model_files import INDEX, Part, files_read, list_names, parts_of
+from sjc_engine.priors.loading.model_files import INDEX, Part, lean_files, list_names, parts_of
+from sjc_engine.progress import OnWork, unheard
 
 # Hub ids that papers and tutorials still name, and where the same weights are today
 MOVED = {
@@ -34,6 +35,7 @@ class ModelSource:
     """A prior's or a judge's folder, which for one of the hub is a snapshot in the local cache.
 
     kind: `prior` or `judge`. revision: the hub's commit; for a folder the digest of what is read.
+    on_work: hears of each component that is loaded.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class ModelSource:
     family: str
     on_hub: bool = False
     local_files_only: bool = True
+    on_work: OnWork = unheard
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -53,17 +56,18 @@ class ModelSource:
     def parts(self) -> tuple[Part, ...]:
         return parts_of(self.family, self.index if self.kind == "prior" else {})
 
-    def fetch(self) -> None:
+    def fetch(self, half: bool = False, bar: type | None = None) -> None:
         """Downloads what is read of the hub's and not here yet, and checks it. Raises PriorError.
 
-        A folder was checked when it was found.
+        half: what is loaded in half precision comes in it, where the hub has that. bar: of tqdm's
+        interface, instead of the hub's own. A folder was checked when it was found.
         """
         if not self.on_hub:
             return
         names = self._names()
         check_named(self.id, self.parts, names, self.kind)
-        for name in files_read(self.parts, names):
-            hub_file(self.kind, self.id, name, self.revision, self.local_files_only)
+        for name in lean_files(self.parts, names, list_names(self.folder), half):
+            hub_file(self.kind, self.id, name, self.revision, self.local_files_only, bar)
         check_model(self.id, self.folder, self.parts, self.kind)
 
     def check(self) -> None:
@@ -96,6 +100,7 @@ class ModelSource:
         """What is made of all of a component's weights by name; it raises if they do not fit."""
         from safetensors.torch import load_file
 
+        self._say_loading(name)
         _, files = self._part(name).weights(list_names(self.folder))
         shards = [self.folder / file for file in files if file.endswith(".safetensors")]
         weights = (load_file(shard).items() for shard in shards)
@@ -116,6 +121,7 @@ class ModelSource:
     def _weights(self, cls: Any, name: str, **options: Any) -> Any:
         variant, files = self._part(name).weights(list_names(self.folder))
         options |= {"use_safetensors": True, "variant": variant, "output_loading_info": True}
+        self._say_loading(name)
         model, info = self._load(name, partial(cls.from_pretrained, **options))
         unlike = [key for key, *_ in info.get("mismatched_keys") or []]
         if missing := sorted(info["missing_keys"]) or unlike:
@@ -123,6 +129,10 @@ class ModelSource:
             reason = f"does not fill {len(missing)} weights of a {cls.__name__} ({shown})"
             raise broken(self.id, name, Path(files[0]).name, reason, DOWNLOAD, self.kind)
         return model
+
+    def _say_loading(self, name: str) -> None:
+        loaded = [part.name for part in self.parts if part.has_weights]
+        self.on_work(f"loading {name}", loaded.index(name) + 1, len(loaded))
 
     def _load(self, name: str, load: Callable[[str], Any]) -> Any:
         """What a library makes of a component's folder; whatever it raises is the files' fault."""
@@ -170,7 +180,12 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def hub_file(
-    kind: str, id: str, name: str, revision: str | None = None, local_files_only: bool = False
+    kind: str,
+    id: str,
+    name: str,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    bar: type | None = None,
 ) -> Path:
     """A file of a prior or judge in the local cache; its folder is named after the commit.
 
@@ -180,7 +195,9 @@ def hub_file(
 
     unavailable = (errors.EntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError)
     try:
-        return Path(hf_hub_download(id, name, revision=revision, local_files_only=local_files_only))
+        options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        options |= {"tqdm_class": bar} if bar else {}
+        return Path(hf_hub_download(id, name, **options))
     except errors.GatedRepoError as error:
         fix = f"do so on https://huggingface.co/{id}, then run `hf auth login` here"
         raise PriorError(kind, f"{id!r} asks you to accept its licence first", fix) from error

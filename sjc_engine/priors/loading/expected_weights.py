@@ -167,6 +167,11 @@ def _vae(config: Config) -> Shapes:
     }
 
 
+def _camera_projection(config: Config) -> Shapes:
+    width = config["embedding_dim"]
+    return _layer("proj", width, width + config["additional_embeddings"])
+
+
 def _ldm_residual(name: str, widens: bool) -> Shapes:
     layers = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
     layers += ["skip_connection"] * widens
@@ -269,6 +274,7 @@ LAYOUTS: dict[str, Callable[[Config], Shapes]] = {
     "T5EncoderModel": _t5,
     "Lpips": _lpips,
     "CCProjection": lambda config: _layer("projection"),
+    "CLIPCameraProjection": _camera_projection,
 }
 
 

@@ -36,11 +36,15 @@ _STEMS = {"network": "diffusion_pytorch_model", "encoder": "model"}  # of files 
 
 @dataclass(frozen=True)
 class Part:
-    """A component: its folder, a key of SETTINGS, and the class that its config may name."""
+    """A component: its folder, a key of SETTINGS, and the class that its config may name.
+
+    half: whether it is loaded in half precision where the prior is, on GPUs.
+    """
 
     name: str
     kind: str
     cls: str = ""
+    half: bool = False
 
     def where(self, names: Collection[str]) -> str:
         """Its folder with a slash, or "": early repositories have a lone network in their root."""
@@ -51,8 +55,10 @@ class Part:
         folder = self.where(names)
         return [folder + name for name in SETTINGS[self.kind] if folder + name in names]
 
-    def weights(self, names: Collection[str]) -> tuple[str | None, list[str]]:
+    def weights(self, names: Collection[str], half: bool = False) -> tuple[str | None, list[str]]:
         """The variant and the files of its safetensors: those without a variant, else "fp16".
+
+        With `half` it is the other way round for what is loaded in half precision.
 
         A file of all weights, or the index of several and these; diffusers prefers the index,
         transformers the file.
@@ -60,7 +66,8 @@ class Part:
         if self.kind not in _STEMS:
             return None, []
         folder, stem = self.where(names), _STEMS[self.kind]
-        for variant in (None, "fp16"):
+        variants = ("fp16", None) if half and self.half else (None, "fp16")
+        for variant in variants:
             dot = f".{variant}" if variant else ""
             single = f"{folder}{stem}{dot}.safetensors"
             index = f"{folder}{stem}.safetensors.index{dot}.json"
@@ -74,8 +81,8 @@ class Part:
                 return variant, found[-1 if self.kind == "network" else 0]
         return None, []
 
-    def files(self, names: Collection[str]) -> list[str]:
-        return [*self.settings(names), *self.weights(names)[1]]
+    def files(self, names: Collection[str], half: bool = False) -> list[str]:
+        return [*self.settings(names), *self.weights(names, half)[1]]
 
     @property
     def has_weights(self) -> bool:
@@ -94,19 +101,21 @@ class Part:
         return any(all(folder + name in names for name in files) for files in VOCABULARIES)
 
 
-_UNET = Part("unet", "network", "UNet2DConditionModel")
+_UNET = Part("unet", "network", "UNet2DConditionModel", half=True)
 _VAE = Part("vae", "network", "AutoencoderKL")
 _SCHEDULER, _TOKENIZER = Part("scheduler", "scheduler"), Part("tokenizer", "tokenizer")
+_CC_PROJECTION = Part("cc_projection", "network", "CCProjection")
+_CAMERA_PROJECTION = Part("clip_camera_projection", "network", "CLIPCameraProjection")
 PARTS: dict[str, tuple[Part, ...]] = {
     "stable_diffusion": (
         _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "CLIPTextModel"), _VAE,
     ),
     "deepfloyd": (
-        _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "T5EncoderModel"),
+        _UNET, _SCHEDULER, _TOKENIZER, Part("text_encoder", "encoder", "T5EncoderModel", half=True),
     ),
-    "unconditional": (Part("unet", "network", "UNet2DModel"), _SCHEDULER),
+    "unconditional": (Part("unet", "network", "UNet2DModel", half=True), _SCHEDULER),
     "zero123": (
-        _UNET, _SCHEDULER, _VAE, Part("cc_projection", "network", "CCProjection"),
+        _UNET, _SCHEDULER, _VAE, _CC_PROJECTION,
         Part("image_encoder", "encoder", "CLIPVisionModelWithProjection"),
     ),
     "mvdream": (
@@ -126,11 +135,17 @@ PARTS: dict[str, tuple[Part, ...]] = {
 
 
 def parts_of(family: str, index: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The components of a family's model, without a VAE where model_index.json has none."""
+    """The components of a family's model, as model_index.json has them.
+
+    Without a VAE where that has none, and with the layer that maps poses under its name there.
+    """
     if family == "mvdream" and "camera_proj" not in index:
         family = "mvdream_ldm"
     no_vae = family == "stable_diffusion" and index.get("vae") in (None, [], [None, None])
-    return tuple(part for part in PARTS[family] if not (no_vae and part is _VAE))
+    parts = tuple(part for part in PARTS[family] if not (no_vae and part is _VAE))
+    if index.get("_class_name") != "Zero123Pipeline":
+        return parts
+    return tuple(_CAMERA_PROJECTION if part is _CC_PROJECTION else part for part in parts)
 
 
 def list_names(folder: Path) -> set[str]:
@@ -142,6 +157,18 @@ def list_names(folder: Path) -> set[str]:
         elif path.is_file():
             names.add(path.name)
     return names
+
+
+def lean_files(
+    parts: Sequence[Part], names: Collection[str], here: Collection[str], half: bool
+) -> list[str]:
+    """What a model in this precision needs of a repository: half the bytes for half precision.
+
+    Full weights that are here already will do: a download of their halves would save nothing.
+    """
+    full = {part for part in parts if part.weights(here)[0] is None and part.weights(here)[1]}
+    read = {name for part in parts for name in part.files(names, half and part not in full)}
+    return sorted(read | ({INDEX} & set(names)))
 
 
 def files_read(parts: Sequence[Part], names: Collection[str]) -> list[str]:

@@ -155,8 +155,12 @@ def _figures(report: RunReport) -> str:
 
 
 def _next_step(report: RunReport) -> str:
-    """The commands that continue, when there is something left."""
-    notes = []
+    """What went wrong with devices, and the commands that continue, when something is left."""
+    notes = [
+        f"<p>{escaped(device)} was no longer used; <code>sjc doctor</code> examines it."
+        f" {escaped(reason)}</p>"
+        for device, reason in report.run.get("retired_devices", {}).items()
+    ]
     if any(row["outcome"] is None for row in report.rows):
         command = report.command
         notes.append(f"<p>To resume what is unfinished:</p><pre>{escaped(command)}</pre>")

@@ -14,12 +14,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from certificates import write_certificates
 from fault_proxy import FaultProxy
 
 from flows.commands import doctor
 from flows.commands.doctor import Check, examine
 from flows.prefect_server import server
+from tasks.devices.gpus import Gpus
 
 NO_NETWORK = {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "COLUMNS": "300"}
 
@@ -187,6 +189,64 @@ def test_a_bucket_behind_its_own_certificate_authority(
         assert "AWS_CA_BUNDLE" in found[1].fix
 
 
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr("tasks.devices.gpus.find_gpus", lambda: Gpus(2))
+    monkeypatch.setattr("torch.version.cuda", "12.8")
+    return monkeypatch
+
+
+def test_the_kernels_are_tried_on_every_gpu_for_colours_and_latents(
+    two_gpus: pytest.MonkeyPatch,
+) -> None:
+    problem = "CudaAPIError: [222] Call to cuLinkAddData results in UNSUPPORTED_PTX_VERSION"
+
+    def reason(device: torch.device, channels: int) -> str:
+        return problem if (device.index, channels) == (1, 4) else ""
+
+    two_gpus.setattr("sjc_engine.rendering.fused.device_unavailable_reason", reason)
+    versions = {"cuda-bindings": "13.0.3"}
+    two_gpus.setattr(metadata, "version", versions.__getitem__)
+    good, bad = doctor.renderer()
+    assert (good.status, "cuda:0" in good.detail) == ("ok", True)
+    assert (bad.status, bad.detail) == (
+        "warning", f"plain torch on cuda:1, which is slower: {problem}"
+    )  # fmt: skip
+    assert bad.fix == (
+        'pip install --upgrade "sjc-foundry[cuda12]":'
+        " torch is built for CUDA 12, and numba-cuda for CUDA 13"
+    )
+    versions["cuda-bindings"] = "12.9.4"
+    *_, bad = doctor.renderer()
+    assert bad.fix == 'pip install --upgrade "sjc-foundry[cuda12]"'
+
+
+def test_a_full_gpu_says_nothing_about_its_kernels(two_gpus: pytest.MonkeyPatch) -> None:
+    def reason(device: torch.device, channels: int) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nSee ...")
+
+    two_gpus.setattr("sjc_engine.rendering.fused.device_unavailable_reason", reason)
+    first, _ = doctor.renderer()
+    assert first.detail == "no memory on cuda:0 for a try: " + (
+        "CUDA out of memory. Tried to allocate 2.00 MiB."
+    )
+
+
+def test_a_gpu_that_does_not_answer_is_one_line(two_gpus: pytest.MonkeyPatch) -> None:
+    def properties(name: str) -> SimpleNamespace:
+        if name == "cuda:1":
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA ...")
+        return SimpleNamespace(name="NVIDIA H200")
+
+    two_gpus.setattr(torch.cuda, "get_device_properties", properties)
+    two_gpus.setattr(torch.cuda, "mem_get_info", lambda name: (130 << 30, 139 << 30))
+    torch_line, good, bad = doctor.devices()
+    assert torch_line.detail.endswith("2 GPUs")
+    assert (good.check, good.status) == ("cuda:0", "ok")
+    assert (bad.check, bad.status) == ("cuda:1", "problem")
+    assert bad.detail == "does not work: CUDA error: uncorrectable ECC error encountered"
+
+
 def test_no_check_takes_longer_than_it_may() -> None:
     def hangs() -> doctor.Results:
         time.sleep(30)
@@ -195,9 +255,14 @@ def test_no_check_takes_longer_than_it_may() -> None:
     started = time.monotonic()
     good = Check("good", "ok", "")
     checks = {"known": lambda: iter([good]), "slow": hangs, "good": lambda: iter([good])}
-    results = examine(checks, deadline=1.0)
+    checks["later"] = lambda: iter([time.sleep(1.5) or good])  # type: ignore[func-returns-value]
+    results = examine(checks, 1.0, {"later": 25.0})
     assert next(results) == good
     assert time.monotonic() - started < 0.9, "a result is shown while others are waited for"
     found = list(results)
     assert time.monotonic() - started < 5
-    assert [(f.check, f.status) for f in found] == [("slow", "problem"), ("good", "ok")]
+    assert [(f.check, f.status) for f in found] == [
+        ("slow", "problem"),
+        ("good", "ok"),
+        ("good", "ok"),
+    ]

@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 from flows.commands.main import app
 from flows.commands.plan import SHARD_SECONDS, make_shard_plan
 from flows.dispatch import DEPLOYMENT
-from flows.estimate import DEFAULT_COST
 from flows.prefect_server.heartbeats import NAME, crash_silent_runs
+from flows.progress.estimate import DEFAULT_COST
 from flows.settings import Settings
 from flows.shard import generate_shard
 from tasks.manifest.shard_plan import keep_plan

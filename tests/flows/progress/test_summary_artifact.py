@@ -10,8 +10,9 @@ import pytest
 from task_samples import report
 
 from flows.commands.plan import make_shard_plan
+from flows.pipeline import report_progress
 from flows.plan import RunPlan, find_related_assets, make_plan
-from flows.progress import summary_artifact, tally
+from flows.progress import summary_artifact, tally, terminal
 from flows.progress.results import RESULT_COLUMNS
 from flows.progress.summary_artifact import PrefectSummary, run_name, spent
 from flows.progress.tally import Tally
@@ -160,6 +161,21 @@ def test_lines_tell_the_time_left(clock: Clock, capfd: pytest.CaptureFixture[str
     lines.progress("a", 51, 100, None)
     lines.finished("a", "ok", 11.0)
     assert capfd.readouterr().err.endswith("a: ok after 11 s (1/2 done, 1 to go, 10 s left)\n")
+
+
+def test_lines_tell_of_work_that_is_no_step(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At once when nothing was said yet, and then every ten seconds."""
+    monkeypatch.setattr(terminal, "time", clock)
+    lines = Lines()
+    for done in range(5):
+        event = {"type": "working", "what": "decoding views", "done": done, "total": 64}
+        report_progress(lines, "duck", event)
+        clock.now += 4
+    report_progress(lines, "duck", {"type": "progress", "step": 3, "steps": 9, "loss": 0.5})
+    said = capfd.readouterr().err.splitlines()
+    assert said == ["duck: decoding views 0/64", "duck: decoding views 3/64"]
 
 
 def make(store: Store, spec: AssetSpec, tmp_path: Path, version: int = RECIPE_VERSION) -> None:

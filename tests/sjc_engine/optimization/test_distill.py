@@ -1,6 +1,7 @@
 """Latents to RGB, with a VAE whose colours are known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,10 +68,9 @@ def test_the_vae_made_for_these_tests_decodes_to_its_colours(tmp_path, blocks, f
     assert expected.std() > 0.4
 
 
-def test_the_distilled_field_looks_like_the_decoded_one_from_unseen_views(prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 100)
+def test_the_distilled_field_looks_like_the_decoded_one_from_unseen_views(prior):
     field = latent_ball()
-    result = distill_rgb(field, prior, RECIPE, seed=0)
+    result = distill_rgb(field, prior, replace(RECIPE, distill_steps=100), seed=0)
     assert (result.space, result.channels) == ("rgb", 3)
     assert torch.equal(result.density_grid(), field.density_grid())
     decoded = decode_views(field, prior, HELD_OUT, 48)
@@ -93,6 +93,40 @@ def test_decoded_views_are_the_decoders_pictures_of_rendered_latents(prior):
     torch.testing.assert_close(pictures[2], expected, atol=2e-3, rtol=0)
 
 
+def test_a_gpu_without_memory_for_all_views_decodes_half_of_them(prior, monkeypatch):
+    field, sizes = latent_ball(), []
+    one_by_one = list(decode_views(field, prior, HELD_OUT, 12))
+    decode = prior.decode
+
+    def scarce(latents):
+        sizes.append(len(latents))
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return decode(latents)
+
+    monkeypatch.setattr(prior, "device", torch.device("cuda"))
+    together = list(decode_views(field, prior, HELD_OUT, 12))
+    monkeypatch.setattr(prior, "decode", scarce)
+    halved = list(decode_views(field, prior, HELD_OUT, 12))
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    for pictures in (together, halved):
+        torch.testing.assert_close(torch.stack(pictures), torch.stack(one_by_one))
+    monkeypatch.setattr(prior, "decode", lambda latents: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(decode_views(field, prior, HELD_OUT, 12))
+
+
+def test_every_view_and_every_step_is_heard_of(prior):
+    """Each takes half a minute with Stable Diffusion on a CPU, and silence looks like a hang."""
+    heard = []
+    recipe = replace(RECIPE, distill_views=3, distill_steps=2)
+    distill_rgb(latent_ball(), prior, recipe, seed=0, on_work=lambda *what: heard.append(what))
+    assert heard == [
+        *(("decoding views", k, 3) for k in range(4)),
+        *(("fitting colours", k, 2) for k in range(2)),
+    ]
+
+
 def test_views_are_decoded_from_where_the_scene_was_trained(prior, monkeypatch):
     seen = []
 
@@ -101,11 +135,12 @@ def test_views_are_decoded_from_where_the_scene_was_trained(prior, monkeypatch):
         return decode_views(field, prior, cameras, size, **options)
 
     monkeypatch.setattr("sjc_engine.optimization.distill.decode_views", listening)
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 1)
     recipe = OptimizeRecipe(
-        **SMALL, elevation_min=-20, elevation_max=15, fov_min=44, fov_max=46, radius=1.8
-    )
+        **SMALL, elevation_min=-20, elevation_max=15, fov_min=44, fov_max=46, radius=1.8,
+        distill_steps=1, distill_views=48,
+    )  # fmt: skip
     distill_rgb(latent_ball(), prior, recipe, seed=0)
+    assert len(seen) == 48
     elevations = [camera.elevation_deg for camera in seen]
     assert -20 <= min(elevations) < -15
     assert 10 < max(elevations) <= 15
@@ -114,10 +149,9 @@ def test_views_are_decoded_from_where_the_scene_was_trained(prior, monkeypatch):
         assert camera.camera_to_world[:3, 3].norm().item() == pytest.approx(1.8)
 
 
-def test_a_mesh_from_latents_has_their_colours(prior, monkeypatch):
+def test_a_mesh_from_latents_has_their_colours(prior):
     """The whole way of a latent scene: finish, extract, look at every vertex."""
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 100)
-    recipe = Recipe.for_prior(prior.id, "paper").override(SMALL)
+    recipe = Recipe.for_prior(prior.id, "paper").override({**SMALL, "distill_steps": 100})
     scene = Scene("a ball", "", 0, recipe, prior)
     fill(scene.field)
     mesh = extract_mesh(scene.finish(), MeshRecipe(mesh_resolution=48))
@@ -132,17 +166,16 @@ def test_a_mesh_from_latents_has_their_colours(prior, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_latent_field_is_distilled(kind, prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 2)
+def test_every_kind_of_latent_field_is_distilled(kind, prior):
     generator = torch.Generator().manual_seed(0)
     field = KINDS[kind](8, 4, HALF, space="latent", generator=generator)
-    result = distill_rgb(field, prior, RECIPE, seed=0)
+    result = distill_rgb(field, prior, replace(RECIPE, distill_steps=2), seed=0)
     assert (result.kind, result.space, result.resolution) == ("voxel", "rgb", 8)
 
 
-def test_distilling_is_repeatable(prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
-    one, same, other = (distill_rgb(latent_ball(), prior, RECIPE, s).color for s in (0, 0, 1))
+def test_distilling_is_repeatable(prior):
+    recipe = replace(RECIPE, distill_steps=3)
+    one, same, other = (distill_rgb(latent_ball(), prior, recipe, s).color for s in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert one.abs().max().item() == pytest.approx(0.15, abs=0.05)  # three steps of Adam
@@ -171,10 +204,10 @@ class KnownLatents(KnownPrior):
         return self._decoder.decode(latents)
 
 
-def test_a_run_in_latents_ends_as_a_mesh_with_their_colours(prior, monkeypatch):
+def test_a_run_in_latents_ends_as_a_mesh_with_their_colours(prior):
     """Optimised from nothing by scores of latent pictures, decoded, distilled and cut out."""
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 100)
     changes = {
+        "distill_steps": 100,
         "steps": 250,
         "guidance_scale": 1.0,
         "sigma_schedule": "annealed",

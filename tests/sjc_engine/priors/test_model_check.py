@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
+CAMERA = "clip_camera_projection/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
 
@@ -43,6 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "if": build_deepfloyd_prior,
         "ddpm": build_ddpm_prior,
         "zero123": build_zero123_prior,
+        "unified": partial(build_zero123_prior, pipeline="Zero123Pipeline"),
     }
     made = {name: tmp_path_factory.mktemp(name) for name in builders}
     for name, build in builders.items():
@@ -129,6 +132,14 @@ def missing_setting(folder: Path) -> None:
     path.write_text(json.dumps(values))
 
 
+def another_layer(folder: Path) -> None:
+    rename_weights(folder / CAMERA, lambda key: key.replace("proj", "projection"))
+
+
+def another_pose(folder: Path) -> None:
+    edit(folder / "clip_camera_projection" / "config.json", additional_embeddings=5)
+
+
 @pytest.mark.parametrize(
     ("family", "harm", "component", "file", "reason"),
     [
@@ -137,6 +148,8 @@ def missing_setting(folder: Path) -> None:
         ("sd", half, "unet", UNET[5:], "lacks"),
         ("ddpm", half, "unet", UNET[5:], "lacks"),
         ("zero123", half, "unet", UNET[5:], "lacks"),
+        ("unified", another_layer, CAMERA[:22], CAMERA[23:], "lacks 2 weights of a CLIPCamera"),
+        ("unified", another_pose, CAMERA[:22], CAMERA[23:], "has proj.weight of shape (768, 772)"),
         ("sd", one_block_gone, "unet", UNET[5:], "lacks 2 weights"),
         ("sd", no_vocabulary, "tokenizer", "", "has no vocabulary"),
         ("if", no_vocabulary, "tokenizer", "", "has no vocabulary"),

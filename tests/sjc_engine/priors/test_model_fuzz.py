@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from model_fuzzer import fuzz
 from tiny_clip import save_tiny_clip
-from tiny_priors import FAMILIES, build_zero123_prior
+from tiny_priors import FAMILIES, build_mvdream_prior, build_zero123_prior
 
 COUNT = int(os.environ.get("FUZZ", "20"))
 SEED = int(os.environ.get("FUZZ_SEED", "18"))
@@ -23,6 +23,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, build in {
         **FAMILIES,
         "zero123": build_zero123_prior,
+        "mvdream": build_mvdream_prior,
         "judge": save_tiny_clip,
     }.items():
         made[name] = tmp_path_factory.mktemp(name)
@@ -30,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "zero123", "judge"])
+@pytest.mark.parametrize("family", [*FAMILIES, "zero123", "mvdream", "judge"])
 def test_a_broken_folder_never_loads_as_another_model(
     family: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -27,9 +27,11 @@ from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.optimization.loop import optimize, step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.optimization.step import draw
+from sjc_engine.priors.conditioning import group_of, mismatches
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.priors.families.mvdream import camera_numbers
 from sjc_engine.priors.sources import family_of, prior_error
+from sjc_engine.priors.tokens import text_limit
 from sjc_engine.recipes import Recipe
 from sjc_engine.rendering.camera import orbit, ring
 
@@ -184,6 +186,10 @@ def test_views_that_are_no_groups_are_refused(prior, folder):
         prior.denoise(x[:3], sigma[:3], cond[:3])
     with pytest.raises(ValueError, match="each with its camera"):
         prior.denoise(x, sigma, prior.condition([""] * 4))
+    id = "dylanebert/mvdream"  # by its name alone, as `sjc check` does it
+    [error] = mismatches(id, False, group_of(id), False, "", recipe.optimize)
+    assert (error.key, error.fix) == ("views_per_step", "use a multiple of 4")
+    assert text_limit(str(folder)) is not None
 
 
 def test_scenes_share_a_call_and_resume_bit_for_bit(prior, tmp_path):
@@ -212,9 +218,9 @@ def test_scenes_share_a_call_and_resume_bit_for_bit(prior, tmp_path):
         assert (a - b).abs().max() <= 1e-5 * a.abs().max()
 
 
-def test_a_prompt_becomes_a_mesh(prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
-    [field] = optimize(["a ball"], prior, small(prior, steps=2))
+def test_a_prompt_becomes_a_mesh(prior):
+    recipe = small(prior, steps=2, distill_views=4, distill_steps=3)
+    [field] = optimize(["a ball"], prior, recipe)
     assert (field.space, field.channels) == ("rgb", 3)
     with torch.no_grad():  # two steps leave no surface: carve one
         field.density.fill_(-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from sjc_engine.optimization.scene import Scene
 from sjc_engine.optimization.step import draw
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.priors.families.zero123 import Zero123Prior, relative_pose
+from sjc_engine.priors.image_pose import image_pose
+from sjc_engine.priors.sources import licence_of, takes_image
 from sjc_engine.recipes import Recipe
 from sjc_engine.rendering.camera import orbit
 
@@ -94,6 +97,86 @@ def test_a_pose_has_the_signs_of_the_published_demo():
     assert view_prompt(90, 0, "sided") == "left side view of"  # the object's own left
     assert relative_pose(aside, front).tolist() == pytest.approx([0, 1, 0, 0], abs=1e-6)
     assert relative_pose(orbit(0, 0, 1.8), front)[3].item() == pytest.approx(-0.2)
+
+
+def test_stable_zero123_is_told_the_pictures_own_polar_angle_and_no_distance():
+    reference = orbit(10, 20, 2.0)
+    for camera in (orbit(100, 50, 2.0), orbit(100, 50, 1.8)):
+        ours = relative_pose(camera, reference, "elevation").tolist()
+        assert ours == pytest.approx([math.radians(-30), 1, 0, math.radians(70)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("id", "pose", "guessed"),
+    [
+        ("kxic/zero123-xl", "distance", False),
+        ("bennyguo/zero123-diffusers", "distance", False),
+        ("ashawkey/zero123-xl-diffusers", "distance", False),
+        ("kxic/stable-zero123", "elevation", False),
+        ("ashawkey/stable-zero123-diffusers@refs/pr/1", "elevation", False),
+        ("stable-people/views", "distance", True),
+    ],
+)
+def test_a_hub_id_names_the_model_and_so_its_pose(id, pose, guessed):
+    assert image_pose(id) == (pose, guessed)
+    if not guessed:
+        assert takes_image(id)
+        assert licence_of(id) == (
+            "mit" if pose == "distance" else "stabilityai-nc-research-community"
+        )
+        recipe = Recipe.for_prior(id)
+        assert (recipe.name == "stable-zero123") == (pose == "elevation")
+        assert recipe.optimize.image_pose == pose
+
+
+def test_other_models_views_are_not_for_this_family():
+    assert not takes_image("sudo-ai/zero123plus-v1.2")
+
+
+def test_of_a_folder_only_the_name_that_it_was_saved_from_is_no_guess(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index = Path("models/zero123/model_index.json")
+    index.parent.mkdir(parents=True)
+    kind = {"_class_name": "Zero1to3StableDiffusionPipeline"}
+    for name, expected in (
+        (None, ("distance", True)),  # whatever it is called; it also looks like a hub id
+        ("kxic/stable-zero123", ("elevation", False)),
+        ("kxic/zero123-xl", ("distance", False)),
+        ("me/views", ("distance", True)),
+    ):
+        index.write_text(json.dumps(kind | ({"_name_or_path": name} if name else {})))
+        assert image_pose("models/zero123") == expected
+    index.write_text(json.dumps(kind))
+    index.parent.rename("models/stable_zero123")
+    assert image_pose("models/stable_zero123") == ("elevation", True)
+
+
+@pytest.mark.parametrize("name", ["zero123", "stable-zero123"])
+@pytest.mark.parametrize("pipeline", ["Zero1to3StableDiffusionPipeline", "Zero123Pipeline"])
+def test_every_variant_steps_resumes_and_becomes_a_mesh(tmp_path, monkeypatch, pipeline, name):
+    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
+    prior = load_prior(str(build_zero123_prior(tmp_path / name, pipeline)))
+    recipe = small(prior, image_elevation=20, mesh_resolution=16)
+    assert recipe.name == name
+    camera, pose = orbit(30, 20, 2.0), recipe.optimize.image_pose
+    known = prior.encode(ball().rgb, orbit(0, 0, 2.0), pose)
+    expected = prior.views(known, [camera]).hidden
+    assert torch.equal(prior.condition([""], [ball().rgb], [camera]).hidden, expected)
+    whole, part = (Scene("a ball", "", 7, recipe, prior, ball()) for _ in range(2))
+    step_scenes([whole, part], prior)
+    part.save(tmp_path / "scene.ckpt")
+    resumed = Scene.load(tmp_path / "scene.ckpt", prior, ball())
+    for _ in range(3):
+        step_scenes([whole], prior)
+        step_scenes([resumed], prior)
+    assert whole.done
+    assert resumed.done
+    assert equal(parameters(whole), parameters(resumed))
+    [field] = optimize(["a ball"], prior, recipe, images=[ball()])
+    with torch.no_grad():  # so few steps leave no surface: carve one
+        field.density.fill_(-5)
+        field.density[..., 2:6, 2:6, 2:6] = 50
+    assert len(extract_mesh(field, recipe.mesh).faces) > 0
 
 
 def test_denoising_is_the_schedulers_own_x0_of_the_components(folder, prior):
@@ -205,6 +288,19 @@ def test_the_preset_is_3drecs_command(folder):
     assert Recipe.for_prior("kxic/zero123-xl", "draft").optimize.steps == 1000
 
 
+def test_the_preset_of_stable_zero123_has_threestudios_cameras():
+    for id, preset in (("kxic/stable-zero123", None), ("kxic/zero123-xl", "stable-zero123")):
+        r = Recipe.for_prior(id, preset).optimize
+        assert (r.radius, r.radius_spread, r.fov_min, r.fov_max) == (3.8, 0.0, 20.0, 20.0)
+        assert (r.elevation_min, r.elevation_max) == (-10.0, 80.0)
+        seen = r.radius * math.tan(math.radians(r.fov_max / 2))
+        assert r.half_length == pytest.approx(seen, rel=0.05)
+    draft = Recipe.for_prior("kxic/stable-zero123", "draft").optimize
+    assert (draft.image_pose, draft.steps) == ("elevation", 1000)
+    plain = Recipe.for_prior("kxic/stable-zero123", "zero123").optimize
+    assert plain == Recipe.for_prior("kxic/zero123-xl").optimize
+
+
 def test_a_scene_looks_at_its_picture_once(folder):
     prior = load_prior(str(folder))
     calls = []
@@ -260,6 +356,7 @@ def test_a_text_scene_has_no_picture_to_resume_with(tmp_path):
         (ball(), "", {"perp_neg_weight": 1, "view_style": "paper"}, "takes no words; use 0"),
         (ball(), "", {"background": "random"}, "contradicts an image on white"),
         (InputImage(ball().rgb, None, "ab"), "", {"silhouette_weight": 1}, "no silhouette"),
+        (InputImage(ball().rgb, None, "ab"), "", {"image_recenter": True}, "no silhouette"),
     ],
 )
 def test_what_does_not_go_with_a_picture_is_said(prior, image, negative, changes, message):
@@ -273,6 +370,8 @@ def test_what_does_not_go_with_a_picture_is_said(prior, image, negative, changes
         {"radius_spread": 0.0},
         {"image_elevation": 20.0},
         {"image_azimuth": 90.0},
+        {"image_pose": "elevation"},
+        {"image_recenter": True},
         {"input_view_weight": 0.0},
         {"silhouette_weight": 1e4},
         {"near_view_weight": 0.0},
@@ -333,7 +432,7 @@ class Content(Zero123Prior):
     def __init__(self):
         """There is nothing to load."""
 
-    def encode(self, image, camera):
+    def encode(self, image, camera, pose=None):
         self.camera = camera
         small = F.interpolate(image[None], (16, 16), mode="bilinear", antialias=True)[0]
         return type("Known", (), {"latents": small})

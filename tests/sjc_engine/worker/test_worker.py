@@ -1,5 +1,6 @@
 """The engine process as its parent sees it: a real process, real scenes, real signals."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -11,10 +12,14 @@ import pytest
 import torch
 from engine_process import Engine, in_process, spec
 from PIL import Image, ImageDraw
-from tiny_priors import build_zero123_prior
+from tiny_priors import SMALL, build_latent_prior, build_zero123_prior
 
 from sjc_engine import Recipe, load_prior, optimize, read_image
+from sjc_engine.priors.sources import find_prior
 from sjc_engine.spec import AssetSpec
+from sjc_engine.worker import __main__ as worker
+
+PARTS = ("unet", "text_encoder", "vae")
 
 
 @pytest.fixture
@@ -96,6 +101,45 @@ def test_a_scene_starts_from_the_picture_that_its_spec_means(
     image.rotate(90, fillcolor="gold").resize((30, 30)).save(picture)
     engine.add("other", asset, image=str(picture))
     assert "ball.png has changed since" in engine.ended("other")["other"]["error"]
+
+
+def test_work_that_is_no_step_is_reported(engine: Engine, tmp_path: Path) -> None:
+    """Or a process that loads, or decodes, would look like one that hangs."""
+    source = find_prior(str(build_latent_prior(tmp_path / "prior")))
+    small = {**SMALL, "steps": 2, "distill_views": 3, "distill_steps": 2}
+    recipe = Recipe.for_prior(source.id, "paper").override(small)
+    asset = AssetSpec("a duck", "", None, 0, source.id, source.revision, recipe)
+    engine.work.clear()
+    engine.add("duck", asset.to_json())
+    assert engine.ended("duck")["duck"]["type"] == "done"
+    assert [(m["scene"], m["what"], m["done"], m["total"]) for m in engine.work] == [
+        *((None, f"loading {part}", k, 3) for k, part in enumerate(PARTS, 1)),
+        *(("duck", "decoding views", k, 3) for k in range(4)),
+        *(("duck", "fitting colours", k, 2) for k in range(2)),
+    ]
+
+
+@pytest.mark.parametrize("at", ["load_prior", "try_step"])
+def test_an_error_of_the_device_ends_the_process_and_no_scene(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch raises it on a GPU whose memory is damaged, at any call."""
+    error = RuntimeError("CUDA error: uncorrectable ECC error encountered\nSearch for ...")
+
+    def broken(*_: object, **__: object) -> list[Exception]:
+        if at == "load_prior":
+            raise error
+        return [error]
+
+    monkeypatch.setattr(worker, at, broken)
+    replies = io.StringIO()
+    process = worker.Worker("cpu", replies)
+    paths = {"field": str(tmp_path / "field"), "checkpoint": str(tmp_path / "checkpoint")}
+    process.commands.put({"type": "add", "scene": "duck", "spec": spec("a duck"), **paths})
+    with pytest.raises(SystemExit) as ended:
+        process.run()
+    assert str(ended.value) == "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+    assert '"failed"' not in replies.getvalue()
 
 
 def test_scenes_join_and_leave_without_touching_each_other(engine: Engine, tmp_path: Path) -> None:

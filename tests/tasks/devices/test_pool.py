@@ -15,6 +15,7 @@ import pytest
 import stub_engine
 
 from sjc_engine.memory import MOST_SCENES
+from tasks.devices.device import MOST_DEATHS
 from tasks.devices.engine import numba_cache
 from tasks.devices.job import SceneError
 from tasks.devices.pool import ENGINE, DevicePool
@@ -233,6 +234,71 @@ def test_a_scene_that_kills_its_process_is_found(tmp_path: Path, journal: Path) 
     assert len(taken) <= 6  # at most one neighbour lost its process once
 
 
+def test_a_device_that_fails_every_scene_is_retired_and_costs_no_try(
+    tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is always the emptiest, so it would take scene after scene, and each would fail."""
+    monkeypatch.setenv("STUB_BROKEN", "cuda:1")
+    shown: list[str] = []
+    retired = threading.Event()
+
+    def show(text: str) -> None:
+        shown.append(text)
+        retired.set()
+
+    devices = pool(tmp_path, ["cuda:0", "cuda:1"])
+    devices.report_to(devices.log, show)
+    with devices, ThreadPoolExecutor(5) as many:
+        busy = many.submit(run, devices, tmp_path, "endless", cancelled=retired)  # on cuda:0
+        while not devices._devices[0].active:
+            time.sleep(0.01)
+        jobs = [many.submit(run, devices, tmp_path, "duck", f"d{n}") for n in range(4)]
+        assert busy.result().status == "cancelled"
+        assert devices.slots == 1
+        results = [job.result() for job in jobs]
+    assert [(r["step"], r["device"]) for r in results] == [(6, "cuda:0")] * 4
+    broken = [e["scene"] for e in events(journal, "add") if e["device"] == "cuda:1"]
+    assert MOST_DEATHS <= len(broken) < 2 * MOST_DEATHS
+    [text] = shown
+    assert text.startswith("cuda:1 is no longer used; its scenes go to cuda:0.")
+    assert "uncorrectable ECC error" in text
+    assert [r.message for r in caplog.records if r.levelname == "ERROR"] == shown
+
+
+def test_without_a_device_left_every_scene_ends_and_says_why(
+    tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_BROKEN", "cuda:0,cuda:1")
+    shown: list[str] = []
+    devices = pool(tmp_path, ["cuda:0", "cuda:1"])
+    devices.report_to(devices.log, shown.append)
+    with devices, ThreadPoolExecutor(12) as many:
+        results = list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(12)))
+        late = run(devices, tmp_path, "duck", "late")
+    assert len(shown) == 2
+    assert "no device is left, so the run ends" in shown[1]
+    assert {(e.status, e.error_type) for e in results} == {
+        ("failed", "EngineDied"),
+        ("interrupted", "NoDevice"),
+    }
+    assert (late.status, late.error_type) == ("interrupted", "NoDevice")
+    assert all("uncorrectable ECC error" in str(e) for e in [*results, late])
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_one_scene_alone_retires_no_device(
+    tmp_path: Path, journal: Path, together: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines = pool(tmp_path, ["cuda:0"], scenes_per_device=together)
+    with engines as devices, ThreadPoolExecutor(5) as many:
+        prompts = ["die", "duck", "duck", "duck", "duck"]
+        jobs = [many.submit(run, devices, tmp_path, p, f"s{n}") for n, p in enumerate(prompts)]
+        bad, *good = [job.result() for job in jobs]
+    assert (bad.status, bad.error_type) == ("failed", "EngineDied")
+    assert [result["step"] for result in good] == [6] * 4
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     command = (sys.executable, "-c", "raise SystemExit('no such device')")
     with DevicePool(["cpu"], tmp_path, command=command) as devices:
@@ -278,6 +344,18 @@ def test_a_silent_process_is_killed(tmp_path: Path, journal: Path) -> None:
         started = time.monotonic()
         assert run(devices, tmp_path, "hang").error_type == "EngineDied"
         assert 1.0 <= time.monotonic() - started < 5.0
+
+
+def test_work_that_is_no_step_is_no_silence(tmp_path: Path, journal: Path) -> None:
+    seen: list[Any] = []
+    with pool(tmp_path, ["cpu"], silence=1.5, restarts=0) as devices:
+        started = time.monotonic()
+        result = run(devices, tmp_path, "decode", on_progress=seen.append)
+        assert time.monotonic() - started > 2.0
+    assert result["step"] == 6
+    work = [(e["what"], e["done"], e["total"]) for e in seen if e["type"] == "working"]
+    assert work == [("decoding views", done, 5) for done in range(5)]
+    assert seen[0]["device"] == "cpu"
 
 
 def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path, journal: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from task_samples import Write, plan, problems
+from tiny_priors import build_zero123_prior
 
 from sjc_engine.recipes import Recipe
 from tasks.manifest.resolve import ManifestError, Problem, read_entries, read_manifest
@@ -91,6 +92,40 @@ def test_an_image_row(write: Write, tmp_path: Path) -> None:
     ]
     draw_ball(picture, 24)
     assert plan(path).entries[0].spec.asset_id != asset_id  # the same name, another picture
+
+
+def test_which_zero_1_to_3_a_folder_is_may_be_a_guess(write: Write, tmp_path: Path) -> None:
+    draw_ball(tmp_path / "a.png")
+    folder = build_zero123_prior(tmp_path / "views")
+    header, row = "prompt,image,prior,recipe,image_pose", f"a mug,a.png,{folder}"
+    [warning] = plan(write(f"{header}\n{row},,\n{row},draft,\n")).warnings
+    assert warning == (
+        f"prior '{folder}' is taken for a Zero-1-to-3, which its files do not say; write --recipe"
+        " zero123 to confirm, or stable-zero123 for a Stable Zero123"
+    )
+    for said in ("zero123,", "stable-zero123,", ",elevation"):
+        assert plan(write(f"{header}\n{row},{said}\n")).warnings == []
+    path = write(f"{header}\n{row},,\n")
+    assert plan(path, overrides={"image_pose": "elevation"}).warnings == []
+    assert plan(path, recipe="stable-zero123").entries[0].spec.recipe.optimize.radius == 3.8
+    stable = folder.rename(tmp_path / "stable-zero123")
+    found = plan(write(f"{header}\na mug,a.png,{stable},,\n"))
+    assert "taken for a Stable Zero123" in found.warnings[0]
+    assert found.entries[0].spec.recipe.optimize.image_pose == "elevation"
+
+
+def test_recentering_wants_to_know_where_the_object_is(write: Write, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (40, 40), "gold").save(picture)
+    path = write("prompt,image,prior,image_recenter\na mug,a.png,kxic/zero123-xl,true\n")
+    [problem] = problems(path)
+    assert "image_recenter: the image has neither transparency" in problem
+    image = Image.new("RGB", (60, 60), "white")
+    ImageDraw.Draw(image).ellipse((2, 2, 18, 18), "red")
+    image.save(picture)
+    assert not [text for text in plan(path).warnings if "image: " in text]
+    path = write("prompt,image,prior\na mug,a.png,kxic/zero123-xl\n")
+    assert [text for text in plan(path).warnings if "or set image_recenter" in text]
 
 
 def test_what_an_image_shows_is_a_warning_or_a_problem(write: Write, tmp_path: Path) -> None:

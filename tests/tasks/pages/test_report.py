@@ -106,6 +106,7 @@ def test_what_a_run_did_and_not_what_others_did(store: Store, tmp_path: Path) ->
         {**e, "outcome": o} for e, o in zip(run["entries"], ["reused", "failed"], strict=True)
     ]
     run |= {"entries": entries, "ended_at": run["started_at"]}
+    run["retired_devices"] = {"cuda:1": "3 engine processes <ended>"}
     store.put_bytes("runs/run1.json", json.dumps(run).encode(), replace=True)
     record_run(store, run)
     make(store, tmp_path, spec("a mug"), "run2", "ok")
@@ -115,6 +116,8 @@ def test_what_a_run_did_and_not_what_others_did(store: Store, tmp_path: Path) ->
     assert "loss is NaN" in page
     assert "--retry-failed" in page
     assert "of 1 asset made or tried" in page
+    assert "cuda:1 was no longer used" in page
+    assert "3 engine processes &lt;ended&gt;" in page
 
 
 def test_a_run_that_was_killed_has_a_report(store: Store, tmp_path: Path) -> None:
