@@ -23,14 +23,14 @@ import torch
 from report import Report
 from shaped_prior import SMALL, ShapedPrior
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-
-from counting_device import META, counting_device
-
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.recipes import Recipe
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from counting_device import META, counting_device  # noqa: E402
 
 PYTHON = ROOT / ".venv" / "ptx" / "bin" / "python"
 FUSED_LAUNCHES = 7  # of the renderer, forward and backward
