@@ -5,6 +5,7 @@
 # make soak      MINUTES of faults on a folder and on Swift: kills, broken requests, full disks
 # make fuzz      hundreds of broken model folders and manifests: minutes
 # make check     ruff and mypy
+# make ptx       the CUDA kernels compiled for GPUs, without one; the first time 440 MB of packages
 # make sweep     every file of a store, every read fault, every command: about an hour
 # make audit     known vulnerabilities of the pinned packages; asks PyPI
 #
@@ -24,7 +25,7 @@ MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-fast soak sweep fuzz check audit format clean
+.PHONY: demo test test-all test-fast soak sweep fuzz check ptx audit format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -34,6 +35,7 @@ test: $(DEV)
 
 test-all: check
 	scripts/install-system-packages
+	scripts/install-cuda-compiler $(BIN)/python $(VENV)/ptx
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-fast: $(DEV)
@@ -54,6 +56,10 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+ptx: $(READY)
+	scripts/install-cuda-compiler $(BIN)/python $(VENV)/ptx
+	$(BIN)/python -m pytest -q tests/sjc_engine/rendering/test_ptx.py
 
 # Of its own environment, so that the auditor's packages are not those of the project.
 audit: $(DEV)

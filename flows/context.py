@@ -88,6 +88,7 @@ def start_devices(plan: RunPlan, *, warm: bool = True, quiet: bool = False) -> I
         scenes_per_device=settings.scenes_per_device,
         compiled=settings.compiled,
         allow_pickle=settings.allow_pickle,
+        fast_launch=settings.fast_launch,
     ) as pool:
         if warm:
             pool.warm_up([entry.spec.to_json() for entry in plan.todo.values()])

@@ -122,6 +122,7 @@ def dispatch(
     checkpoint_to_store: bool = False,
     compiled: bool = False,
     allow_pickle: bool = False,
+    fast_launch: bool = False,
 ) -> State[Any]:
     """Submits the shards of a plan that the store has, and waits until all assets have their row.
 

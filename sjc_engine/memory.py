@@ -33,6 +33,13 @@ def out_of_memory(error: BaseException) -> bool:
     return not isinstance(error, OSError) and any(text in str(error) for text in _MESSAGES)
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device. A GPU gets it from pinned memory: from any other the copy waits."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def device_failed(error: BaseException) -> bool:
     """Whether a GPU refuses to work, whatever it is asked; "CUDA error: out of memory" aside."""
     return "CUDA error" in str(error)

@@ -34,6 +34,7 @@ def dispatch(
     checkpoint_to_store: options.Checkpoint = False,
     compiled: options.Compiled = False,
     allow_pickle: options.AllowPickle = False,
+    fast_launch: options.FastLaunch = False,
     quiet: options.Quiet = False,
     json_: options.Json = False,
 ) -> None:

@@ -116,6 +116,13 @@ AllowPickle = Annotated[
         "restricted unpickler makes tensors of them, and runs nothing.",
     ),
 ]
+FastLaunch = Annotated[
+    bool,
+    typer.Option(
+        "--fast-launch",
+        help="Launch a GPU's kernels with less work for the CPU (new: not yet run on a GPU).",
+    ),
+]
 Price = Annotated[
     float | None,
     typer.Option(envvar="SJC_PRICE_PER_HOUR", help="Of one device, for the costs in the UI."),

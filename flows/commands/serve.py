@@ -39,15 +39,15 @@ def serve(
     checkpoint_to_store: options.Checkpoint = False,
     compiled: options.Compiled = False,
     allow_pickle: options.AllowPickle = False,
+    fast_launch: options.FastLaunch = False,
 ) -> None:
     """Run a manifest on a schedule, in this process: each run makes what is new."""
     from flows.plan import make_plan
     from flows.prefect_server import environment, schedule, server
 
-    settings = options.run_settings(context.params)
     environment.apply(console_level="INFO")  # the runs' own lines are what there is to see
     times = schedule.format_times(cron, timezone)
-    plan = make_plan(settings)
+    plan = make_plan(settings := options.run_settings(context.params))
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"), ui=True)
     from prefect.schedules import Cron
     from prefect.settings import PREFECT_API_URL, temporary_settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sjc_engine.memory import upload
 from sjc_engine.recipes import OptimizeRecipe
 
 
@@ -35,7 +36,7 @@ def sigma_at(
         chosen = torch.full((count,), round(high + (low - high) * share))
     else:
         chosen = torch.randint(low, high + 1, (count,), generator=generator)
-    return sigmas[chosen.to(sigmas.device, non_blocking=True)]
+    return sigmas[upload(chosen, sigmas.device)]
 
 
 def _share(step: int, steps: int) -> float:

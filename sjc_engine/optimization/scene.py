@@ -115,6 +115,7 @@ class Scene:
         self.prompt, self.negative_prompt, self.seed = prompt, negative_prompt, seed
         self.image_sha256 = image.sha256 if image else None
         self.recipe, self.prior = recipe, prior
+        self.flat = getattr(prior, "fast_launch", False)  # how kernels are launched
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
         space: Space = "latent" if prior.latent else "rgb"

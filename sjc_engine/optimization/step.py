@@ -16,6 +16,7 @@ from torch import Tensor
 from sjc_engine.guidance.schedules import guidance_at, sigma_at
 from sjc_engine.guidance.score import average, perturb, weighting
 from sjc_engine.guidance.view_prompts import view_prompt
+from sjc_engine.memory import upload
 from sjc_engine.optimization import losses
 from sjc_engine.optimization.reference_view import View
 from sjc_engine.optimization.scene import Scene, StepStats
@@ -62,13 +63,13 @@ def draw(scene: Scene) -> StepInputs:
         step=r.ray_step,
         generator=g if r.ray_jitter else None,
         emptiness_scale=r.emptiness_scale,
+        flat=scene.flat,
     )
     backdrop = _background(scene, views)
     images = _image(scene, views, backdrop)
     sigma = sigma_at(scene.step, r, prior.sigmas, count // scene.group, g)
     sigma = sigma.repeat_interleave(scene.group)
-    noise = torch.randn(r.noise_samples, *images.shape, generator=g)
-    noise = noise.to(prior.device, non_blocking=True)
+    noise = upload(torch.randn(r.noise_samples, *images.shape, generator=g), prior.device)
     if r.score == "naive":  # of the rendering itself
         noise = torch.zeros_like(noise)
     many = r.noise_samples * count
@@ -77,7 +78,7 @@ def draw(scene: Scene) -> StepInputs:
         negatives = [scene.conds[scene.front].repeat(many)]
         behind = [(1 - math.cos(math.radians(c.azimuth_deg))) / 2 for c in cameras]
         weights = r.perp_neg_weight * torch.tensor([behind * r.noise_samples])
-        weights = weights.to(prior.device, non_blocking=True)
+        weights = upload(weights, prior.device)
     near = reference = None
     if r.near_view_weight:
         same = backdrop if r.background == "random" else None
@@ -171,8 +172,8 @@ def _condition(scene: Scene, cameras: Sequence[Camera]) -> Cond:
 
 def _render_plain(scene: Scene, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
     """Views that are not denoised, through pixel centres."""
-    r = scene.recipe.optimize
-    views = render_views(scene.field, cameras, r.render_size, r.render_size, step=r.ray_step)
+    r, size = scene.recipe.optimize, scene.recipe.optimize.render_size
+    views = render_views(scene.field, cameras, size, size, step=r.ray_step, flat=scene.flat)
     backdrop = _background(scene, views) if backdrop is None else backdrop
     return View(views, _image(scene, views, backdrop))
 

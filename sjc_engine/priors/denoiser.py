@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sjc_engine.errors import PriorError, SettingError
 from sjc_engine.priors.loading import lora
+from sjc_engine.memory import upload
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
 from sjc_engine.priors.sources import find_prior, precision_on
@@ -55,12 +56,17 @@ class Cond:
     def seen_from(self, cameras: Sequence[Camera]) -> Cond:
         """The same of these views, over and over as often as it takes."""
         poses = torch.stack([camera.camera_to_world for camera in cameras])
-        poses = poses.to(self.hidden, non_blocking=True)
+        poses = upload(poses.to(self.hidden.dtype), self.hidden.device)
         return replace(self, camera=poses.repeat(len(self) // len(cameras), 1, 1))
 
     def repeat(self, count: int) -> Cond:
         """The first of them, `count` times."""
-        return self[[0] * count]
+        first = self[:1]  # a list of indices would be copied to the device, which is waited for
+        rest = [
+            None if part is None else part.expand(count, *part.shape[1:])
+            for part in (first.concat, first.camera)
+        ]
+        return Cond(first.hidden.expand(count, -1, -1), *rest)
 
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:
@@ -76,6 +82,7 @@ class Prior(ABC):
     guided = True  # whether a condition says anything, so that guidance has a meaning
     group = 1  # views that its network sees together: one sigma, cameras evenly around the object
     latent = False
+    fast_launch = False  # see `enable_fast_launch`
 
     def __init__(
         self,
@@ -140,6 +147,19 @@ class Prior(ABC):
         from sjc_engine.priors.compiled import CompiledNetwork
 
         self._unet = CompiledNetwork(getattr(self._unet, "network", self._unet))
+
+    def enable_fast_launch(self) -> None:
+        """Has less of a GPU's step wait for Python; changes nothing on a CPU.
+
+        The network is replayed as a CUDA graph, and the renderer's kernels are launched without
+        Numba's launcher (`render_views(..., flat=True)`) in scenes of this prior. Neither has run
+        on a GPU yet. Where one of them does not work, the plain way is taken, with a warning.
+        """
+        from sjc_engine.priors.compiled import ReplayedNetwork
+
+        if self.device.type == "cuda":
+            self.fast_launch = True
+            self._unet = ReplayedNetwork(self._unet)
 
     def _embed(self, prompts: Sequence[str]) -> Cond:
         """Prompts for the network; nothing, once for each, where they mean nothing to it."""

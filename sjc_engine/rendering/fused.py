@@ -60,7 +60,7 @@ def device_unavailable_reason(device: torch.device, channels: int = 3) -> str:
     if device.type == "cpu":
         keep_freed_memory()
     try:
-        _try(device, channels)
+        _try(device, channels, flat=False)
     except Exception as error:  # a package's, driver's or compiler's: no reason to stop
         if out_of_memory(error):  # which says nothing of another time
             raise
@@ -68,15 +68,33 @@ def device_unavailable_reason(device: torch.device, channels: int = 3) -> str:
     return ""
 
 
-def _try(device: torch.device, channels: int) -> None:
+@cache
+def flat_works(device: torch.device, channels: int) -> bool:
+    """Whether flat launches do what Numba's do, on a GPU. Warns once when they do not."""
+    if device.type != "cuda":
+        return False
+    try:
+        found, wanted = (_try(device, channels, flat=flat) for flat in (True, False))
+        reason = "" if torch.allclose(found, wanted, rtol=1e-4) else "another picture or gradient"
+    except Exception as error:  # a package's or driver's
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        LOG.warning("kernels are launched by Numba, which takes the CPU longer: %s", reason)
+    return not reason
+
+
+def _try(device: torch.device, channels: int, *, flat: bool) -> Tensor:
     """A ray and its gradients: what does not compile, or cannot be cached, shows in no step."""
     field = VoxelField(2, channels, generator=torch.Generator()).to(device)
     line, chord = torch.ones(1, 3, device=device), torch.ones(1, device=device)
     with torch.enable_grad():
-        parts = march_voxels(field, CutRays(-line, line, chord, chord, chord, 1.0, 0.5, 2, 1.0))
-        torch.cat([part.flatten() for part in parts]).sum().backward()
-    assert field.density.grad is not None
-    field.density.grad.sum().item()  # a GPU tells of errors when it is waited for
+        rays = CutRays(-line, line, chord, chord, chord, 1.0, 0.5, 2, 1.0, chord.cpu())
+        seen = torch.cat([part.flatten() for part in march_voxels(field, rays, flat=flat)])
+        seen.sum().backward()
+    slopes = [p.grad.flatten() for p in (field.density, field.color) if p.grad is not None]
+    return torch.cat([seen.detach(), *slopes]).cpu()  # a GPU reports errors when it is waited for
 
 
 @cache
@@ -97,35 +115,48 @@ class CutRays:
     step: float
     count: int  # intervals
     emptiness_scale: float  # beta in log(1 + beta w)
+    inside: Tensor  # (n,) on the CPU: how many intervals begin inside the chord
 
     def __len__(self) -> int:
         return len(self.origins)
 
     def __getitem__(self, part: slice) -> CutRays:
-        names = ("origins", "directions", "near", "chord", "pixel")
+        names = ("origins", "directions", "near", "chord", "pixel", "inside")
         return replace(self, **{name: getattr(self, name)[part] for name in names})
 
     @property
     def t_edges(self) -> Tensor:
         """Where intervals begin and end (count + 1,), from the box's wall; the chord clips them."""
-        numbers = torch.arange(-1, self.count, dtype=torch.float64, device=self.near.device)
-        return (numbers + self.first).clamp_(min=0.0) * self.step
+        return t_edges(self.first, self.step, self.count, self.near.device)
 
 
-def march_voxels(field: VoxelField, rays: CutRays) -> tuple[Tensor, ...]:
+def t_edges(first: float, step: float, count: int, device: torch.device) -> Tensor:
+    """Where intervals begin and end (count + 1,), in float64."""
+    numbers = torch.arange(-1, count, dtype=torch.float64, device=device)
+    return (numbers + first).clamp_(min=0.0) * step
+
+
+def march_voxels(field: VoxelField, rays: CutRays, *, flat: bool = False) -> tuple[Tensor, ...]:
     """Colour (n, C), opacity, depth, emptiness (n,), weights (n, count), differentiable once.
 
-    The oracle's numbers, to float32's precision.
+    The oracle's numbers, to float32's precision. flat: a GPU's kernels, without Numba's launcher.
     """
     names = ("origins", "directions", "near", "chord")
     rays = replace(rays, **{name: getattr(rays, name).float().contiguous() for name in names})
-    return _March.apply(field.density, field.color, field.d_scale, field, rays)
+    with torch.cuda.device_of(field.density):
+        return _March.apply(field.density, field.color, field.d_scale, field, rays, flat)
 
 
 class _March(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, density: Tensor, color: Tensor, d_scale: Tensor, field: VoxelField, rays: CutRays
+        ctx: Any,
+        density: Tensor,
+        color: Tensor,
+        d_scale: Tensor,
+        field: VoxelField,
+        rays: CutRays,
+        flat: bool,
     ) -> tuple[Tensor, ...]:
         n, count = len(rays), rays.count
         voxels = color.movedim(1, -1).contiguous()
@@ -133,11 +164,11 @@ class _March(torch.autograd.Function):
         kept = *density.new_empty(3, n, count), colors
         rgb = density.new_zeros(n, field.channels)
         opacity, depth, emptiness = density.new_empty(3, n)
-        call = _Call(field, rays, density, voxels, d_scale.exp())
+        call = _Call(field, rays, density, voxels, d_scale.exp(), flat)
         pixels = call.pack(call.kernels.Pixels, rgb, opacity, depth, emptiness)
         call.forward(call.pack(call.kernels.Samples, *kept), pixels)
         ctx.save_for_backward(voxels, density, d_scale, *kept)
-        ctx.field, ctx.rays = field, rays
+        ctx.field, ctx.rays, ctx.flat = field, rays, flat
         ctx.set_materialize_grads(False)
         return rgb, opacity, depth, emptiness, kept[0]
 
@@ -145,7 +176,7 @@ class _March(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         voxels, density, d_scale, *kept = ctx.saved_tensors
-        call = _Call(ctx.field, ctx.rays, density, voxels, d_scale.exp())
+        call = _Call(ctx.field, ctx.rays, density, voxels, d_scale.exp(), ctx.flat)
         # Additions are not atomic on the CPU: there each thread has grids of its own.
         d_density = [torch.empty_like(density) for _ in range(call.threads)]
         d_voxels = [torch.empty_like(voxels) for _ in range(call.threads)]
@@ -157,25 +188,31 @@ class _March(torch.autograd.Function):
         )
         # Interpolation is linear: the scale's slope is that of the values, summed.
         d_scale_slope = torch.dot(d_density[0].view(-1), density.reshape(-1))
-        return d_density[0], d_voxels[0].movedim(-1, 1), d_scale_slope, None, None
+        return d_density[0], d_voxels[0].movedim(-1, 1), d_scale_slope, None, None, None
 
 
 class _Call:
     """One call of the kernels: a field and rays as arrays, on the CPU's threads or the GPU."""
 
     def __init__(
-        self, field: VoxelField, rays: CutRays, density: Tensor, voxels: Tensor, scale: Tensor
+        self,
+        field: VoxelField,
+        rays: CutRays,
+        density: Tensor,
+        voxels: Tensor,
+        scale: Tensor,
+        flat: bool,
     ) -> None:
         from sjc_engine.rendering import kernels
 
-        self.n, self.count, self.on_gpu = len(rays), rays.count, density.is_cuda
+        self.n, self.count, self.on_gpu = len(rays), rays.count, _on_gpu(density)
         self.kernels, self.scale = kernels, scale
         self.threads = 1 if self.on_gpu else torch.get_num_threads()
         if self.on_gpu:
             from sjc_engine.rendering import kernels_cuda
 
             self.cuda = kernels_cuda
-            self.cuda.select(density.get_device())
+            self.launch = kernels_cuda.launcher(density.get_device(), flat=flat)
         real = kernels.real
         self.rays = kernels.Rays(
             *map(self.array, (rays.origins, rays.directions, rays.near, rays.chord)),
@@ -194,7 +231,7 @@ class _Call:
 
     def array(self, tensor: Tensor) -> Any:
         """The tensor's memory, contiguous, as the kernels want it."""
-        return self.cuda.array(tensor.detach()) if self.on_gpu else tensor.detach().numpy()
+        return self.launch.array(tensor.detach()) if self.on_gpu else tensor.detach().numpy()
 
     def whole(self, given: Sequence[Tensor | None]) -> list[Tensor]:
         """The gradients of what `march_voxels` returns, contiguous. Only the weights' stay away."""
@@ -210,7 +247,8 @@ class _Call:
 
     def forward(self, samples: Any, pixels: Any) -> None:
         if self.on_gpu:
-            self.cuda.forward(self.rays, self.grid, self._places(), samples, pixels)
+            places, size = self._places(), (self.n, self.count)
+            self.cuda.forward(self.launch, size, self.rays, self.grid, places, samples, pixels)
             return
 
         def part(thread: int, begin: int, end: int) -> None:
@@ -222,8 +260,9 @@ class _Call:
         """Fills the first of the gradients; there is one for each thread."""
         if self.on_gpu:
             back = self.pack(self.kernels.Back, *self.scale.new_empty(3, self.n, self.count))
+            inputs = self.rays, self.grid, self._places(), samples, given
             out = back, d_density[0], d_voxels[0]
-            self.cuda.backward(self.rays, self.grid, self._places(), samples, given, *out)
+            self.cuda.backward(self.launch, (self.n, self.count), *inputs, *out)
             return
 
         side = int(self.grid.side)
@@ -279,6 +318,10 @@ def _sum_layers(
         density[0][begin:end] += density[k][begin:end]
         low, high = np.clip(reached[k], begin, end)
         color[0][low:high] += color[k][low:high]
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 @cache

@@ -137,8 +137,9 @@ def _add_on_cpu(array: Array, place: Any, value: np.float32) -> Any:
 @inlined
 def samples_inside(rays: Rays, r: int, count: int) -> int:
     """How many of the count intervals begin inside the chord."""
-    inside = math.ceil(rays.chord[r] / rays.step + (ONE - rays.first))
-    return inside if inside < count else count
+    # On a GPU `ceil` is a float64
+    inside = np.int32(math.ceil(rays.chord[r] / rays.step + (ONE - rays.first)))
+    return inside if inside < count else count  # type: ignore[return-value]
 
 
 @inlined

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from sjc_engine.fields.field import ConeSamples, Field
+from sjc_engine.memory import upload
 from sjc_engine.rendering.camera import Camera, rays
 from sjc_engine.rendering.fused import (
     BACKGROUND_DEPTH,
     CutRays,
     fits,
+    flat_works,
     march_voxels,
+    t_edges,
     unavailable_reason,
 )
 
@@ -65,7 +68,7 @@ def random_background(images: Tensor, generator: torch.Generator) -> Tensor:
     plain = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
     bottom = torch.where(plain, top, torch.lerp(top, other, 0.6))
     ramp = torch.linspace(0, 1, height).view(1, 1, height, 1)
-    return torch.lerp(top, bottom, ramp).to(images.device, non_blocking=True).expand_as(images)
+    return upload(torch.lerp(top, bottom, ramp), images.device).expand_as(images)
 
 
 def render(
@@ -86,6 +89,7 @@ def render_views(
     generator: torch.Generator | None = None,
     emptiness_scale: float = 0.0,
     fused: bool | None = None,
+    flat: bool = False,
 ) -> Rendering:
     """Render several views of one field in one pass; every tensor gains a leading view axis.
 
@@ -94,6 +98,7 @@ def render_views(
     number for the whole call); without, rays pass through pixel centres. `emptiness_scale` is the
     beta of `losses.emptiness`, if that is wanted. `fused` asks for the kernels of
     `sjc_engine.rendering.fused` or for plain torch, their oracle (default: kernels that fit).
+    `flat` launches a GPU's kernels without Numba's launcher (`Prior.enable_fast_launch`).
     """
     step = field.voxel_length / 2 if step is None else step
     if not step > 0:
@@ -101,7 +106,8 @@ def render_views(
     voxels = field if fused is not False and fits(field) else None
     if fused and not voxels:
         raise ValueError("no fused kernels for this field: " + unavailable_reason(field))
-    march = partial(march_voxels, voxels) if voxels else partial(_march, field)
+    flat = flat and flat_works(field.device, field.channels)
+    march = partial(march_voxels, voxels, flat=flat) if voxels else partial(_march, field)
     lines = _cut_rays(field, cameras, height, width, step, generator, emptiness_scale)
     # Gradients of a whole grid are made for each chunk: with them there should be one
     size = RAYS_PER_CHUNK if torch.is_grad_enabled() else RAYS_PER_CHUNK // 4
@@ -142,17 +148,20 @@ def _cut_rays(
         for camera, jitter in zip(cameras, jitters, strict=True)
     ]
     origins, directions = (torch.cat(parts) for parts in zip(*bundles, strict=True))
-    # Still on the CPU, so that the number of intervals is known without waiting for the device
+    # Still on the CPU, so that the numbers of intervals are known without waiting for the device
     near, chord = intersect_box(origins, directions, field.aabb)
     count = max(1, math.ceil(float(chord.max()) / step + 1.0 - first))
+    inside = torch.searchsorted(t_edges(first, step, count, chord.device)[:-1], chord)
     # A pixel's width one unit away, for fields that look at cones and not at points
     widths = torch.tensor([[2 * math.tan(camera.fov / 2) / width] for camera in cameras])
     pixel = widths.expand(-1, height * width).reshape(-1)
-    origins, directions, near, chord, pixel = (
-        line.to(field.device, non_blocking=True)
-        for line in (origins, directions, near, chord, pixel)
-    )
-    return CutRays(origins, directions, near, chord, pixel, first, step, count, emptiness_scale)
+    # One copy instead of five
+    lines = torch.cat([origins, directions, torch.stack([near, chord, pixel], dim=1)], dim=1)
+    lines = upload(lines, field.device)
+    origins, directions = lines[:, :3], lines[:, 3:6]
+    near, chord, pixel = lines[:, 6:].unbind(dim=1)
+    places = origins, directions, near, chord, pixel
+    return CutRays(*places, first, step, count, emptiness_scale, inside)
 
 
 def intersect_box(origins: Tensor, directions: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,8 +184,11 @@ def _march(field: Field, rays: CutRays) -> tuple[Tensor, ...]:
     deltas = edges.diff()
     middle = rays.near[:, None] + edges[:, :-1] + deltas / 2
     # The m samples inside the box, ray by ray: where they are in (n, samples), and on which ray
-    inside = deltas.flatten().nonzero()[:, 0]
-    ray = inside // deltas.shape[1]
+    number, total = upload(rays.inside, rays.chord.device), int(rays.inside.sum())
+    ray = torch.arange(len(rays), device=number.device)
+    ray = ray.repeat_interleave(number, output_size=total)
+    before = number.cumsum(dim=0) - number  # samples of the rays before
+    inside = ray * rays.count + torch.arange(total, device=number.device) - before[ray]
     distance = middle.flatten()[inside]
     points = rays.origins[ray] + rays.directions[ray] * distance[:, None]
     cones = None

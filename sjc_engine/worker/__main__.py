@@ -93,10 +93,12 @@ class Worker:
         *,
         compiled: bool = False,
         allow_pickle: bool = False,
+        fast_launch: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.compiled = compiled  # whether priors' networks are
         self.allow_pickle = allow_pickle  # as of `load_prior`
+        self.fast_launch = fast_launch
         self.replies = replies
         self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.prior: Prior | None = None
@@ -196,6 +198,8 @@ class Worker:
         )
         if self.compiled:
             self.prior.compile()
+        if self.fast_launch:
+            self.prior.enable_fast_launch()
         self.loaded = prior_key(spec)
         self.probe = MemoryProbe(self.device) if self.device.type == "cuda" else None
 
@@ -354,6 +358,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of a CPU device")
     parser.add_argument("--compiled", action="store_true", help="compile priors' networks")
     parser.add_argument("--allow-pickle", action="store_true", help="read .bin weights")
+    parser.add_argument("--fast-launch", action="store_true", help="Prior.enable_fast_launch")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
@@ -368,6 +373,7 @@ def main() -> None:
         replies,
         compiled=arguments.compiled,
         allow_pickle=arguments.allow_pickle,
+        fast_launch=arguments.fast_launch,
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.commands.put(None))
     threading.Thread(target=worker.listen, args=(sys.stdin,), daemon=True).start()

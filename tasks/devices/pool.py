@@ -40,6 +40,7 @@ class DevicePool:
     process steps together, until it runs out of memory and continues with half of them; None: one
     on a CPU, which gains nothing from more, and as many as a GPU has memory for. compiled: whether
     priors' networks are (`sjc_engine.priors.compiled`). allow_pickle: as of `load_prior`.
+    fast_launch: whether they and the renderer are launched so (`Prior.enable_fast_launch`).
     restarts: how often a scene may lose its process before it counts as the culprit. silence:
     seconds without a message, with a scene on board, after which a process is killed. A device
     whose processes end one after the other before any step is retired, and its scenes go to others.
@@ -51,6 +52,7 @@ class DevicePool:
     scenes_per_device: int | None = 1
     compiled: bool = False
     allow_pickle: bool = False
+    fast_launch: bool = False
     threads: int = 1
     restarts: int = 2
     silence: float = 900.0
@@ -74,11 +76,14 @@ class DevicePool:
         self.report_to(self.log)
 
     def _engine(self, device: Device, log: Path) -> EngineProcess:
-        command = [*self.command, "--threads", str(self.threads)]
-        command += ["--compiled"] if self.compiled else []
-        command += ["--allow-pickle"] if self.allow_pickle else []
+        switches = {
+            "--compiled": self.compiled,
+            "--allow-pickle": self.allow_pickle,
+            "--fast-launch": self.fast_launch,
+        }
+        chosen = [switch for switch, on in switches.items() if on]
         return EngineProcess(
-            command,
+            [*self.command, "--threads", str(self.threads), *chosen],
             device.name,
             log,
             numba_cache(log.parent.parent)

@@ -97,7 +97,8 @@ class CrossViewAttention:
 
 def camera_numbers(camera_to_world: Tensor) -> Tensor:
     """What the network knows of cameras (B, 4, 4): (B, 16), in its own frame, from distance 1."""
-    pose = camera_to_world[:, AXES]
+    rows = camera_to_world.unbind(dim=1)
+    pose = torch.stack([rows[k] for k in AXES], dim=1)  # a list as index would be waited for
     pose[:, :3, 3] = pose[:, :3, 3] / pose[:, :3, 3].norm(dim=1, keepdim=True)
     return pose.flatten(1)
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sjc_engine.memory import upload
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
 from sjc_engine.priors.image_pose import ImagePose, image_pose
@@ -101,7 +102,8 @@ class Zero123Prior(SchedulePrior):
             [relative_pose(camera, reference.camera, reference.pose) for camera in cameras]
         )
         embedding = reference.embedding.expand(len(cameras), -1)
-        token = self._projection(torch.cat([embedding, poses.to(embedding)], dim=1))
+        poses = upload(poses.to(embedding.dtype), self.device)
+        token = self._projection(torch.cat([embedding, poses], dim=1))
         return Cond(token[:, None], reference.concat.expand(len(cameras), -1, -1, -1))
 
     def unconditional(self, count: int) -> Cond:

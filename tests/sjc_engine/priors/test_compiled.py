@@ -1,11 +1,14 @@
 """Networks compiled by torch.compile: the same answers, or the plain network's."""
 
+import contextlib
 import logging
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from tiny_priors import FAMILIES, WIDTH
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sjc_engine.priors import compiled
 from sjc_engine.priors.denoiser import load_prior
@@ -136,3 +139,119 @@ def test_an_answer_that_is_not_finite_says_nothing_of_the_compiler(prior, monkey
     assert not caplog.records
     prior.denoise(x, sigma, cond)
     assert len(prior._unet._agreed) == 1
+
+
+class Graph(TorchDispatchMode):
+    """A CUDA graph's stand-in: operations on the same memory, done again when it is replayed."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.done.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self):
+        for func, args, kwargs, result in self.done:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old is not new:
+                    old.copy_(new)
+
+    def pool(self):
+        return "pool"
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """All graphs that are recorded, and the memory pools that they were given."""
+    made = []
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+        def wait_stream(self, other):
+            pass
+
+    @contextlib.contextmanager
+    def record(graph, pool, stream, capture_error_mode):
+        with graph:
+            yield
+        made.append((graph, pool))
+
+    cuda = compiled.torch.cuda
+    monkeypatch.setattr(cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(cuda, "graph", record)
+    monkeypatch.setattr(cuda, "Stream", Stream)
+    monkeypatch.setattr(cuda, "current_stream", Stream)
+    monkeypatch.setattr(cuda, "stream", contextlib.nullcontext)
+    return made
+
+
+def launch_fast(prior):
+    """As if the prior were on a GPU."""
+    prior._unet = getattr(prior._unet, "network", prior._unet)
+    prior.device = torch.device("cuda")
+    prior.enable_fast_launch()
+    prior.device = torch.device("cpu")
+
+
+def test_a_replayed_network_answers_the_same_for_every_size_of_batch(prior, graphs, caplog):
+    asked = [questions(prior, count) for count in (2, 4, 2, 4)]
+    asked[2] = (asked[2][0] + 1, asked[2][1] * 2, prior.condition(["a chair", "a cup"]))
+    launch_fast(prior)
+    assert prior.fast_launch
+    plain = prior._unet.network
+    found = [prior.denoise(*question) for question in asked]
+    again = [prior.denoise(*question) for question in asked]
+    prior._unet = plain
+    for answers in (found, again):  # those of before are not written over
+        for answer, question in zip(answers, asked, strict=True):
+            assert torch.equal(answer, prior.denoise(*question))
+    assert [pool for _, pool in graphs] == [None, "pool"]  # a graph for each size, one memory
+    assert not caplog.records
+
+
+def test_only_a_gpu_is_launched_fast(prior):
+    network = prior._unet
+    prior.enable_fast_launch()
+    assert not prior.fast_launch
+    assert prior._unet is network
+
+
+@pytest.mark.parametrize("error", [RuntimeError("capture"), torch.OutOfMemoryError("no room")])
+def test_what_cannot_be_recorded_runs_plain_and_says_so_once(
+    prior, graphs, monkeypatch, caplog, error
+):
+    """Also for want of memory: the network alone has some."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    question = questions(prior, 2)
+    launch_fast(prior)
+    expected = prior._unet.network
+    monkeypatch.setattr(compiled.torch.cuda, "graph", fail)
+    found = [prior.denoise(*question) for _ in range(3)]
+    prior._unet = expected
+    assert all(torch.equal(answer, prior.denoise(*question)) for answer in found)
+    [record] = caplog.records
+    assert "not replayed as a CUDA graph, which may be slower" in record.getMessage()
+
+
+def test_a_graph_with_another_answer_is_not_used(prior, graphs, monkeypatch, caplog):
+    """One that reads old inputs, say."""
+    question = questions(prior, 2)
+    launch_fast(prior)
+    plain = prior._unet.network
+    replay = Graph.replay
+    monkeypatch.setattr(
+        Graph, "replay", lambda graph: (replay(graph), graph.done[-1][-1].mul_(1.1))
+    )
+    found = [prior.denoise(*question) for _ in range(2)]
+    prior._unet = plain
+    assert all(torch.equal(answer, prior.denoise(*question)) for answer in found)
+    assert "differ from the plain network's" in caplog.text

@@ -1,5 +1,6 @@
 """The fused renderer against its oracle in plain torch."""
 
+import math
 import os
 import subprocess
 import sys
@@ -189,6 +190,18 @@ def test_exp_and_log1p_are_exact_to_float32():
     assert np.isnan(kernels.log_above(np.float32("nan")))
 
 
+@pytest.mark.parametrize("step", [0.01, 0.1, 1 / 3, 3e-6])
+def test_samples_inside_a_chord_are_counted_as_python_counts_them(step):
+    chords = np.concatenate([np.arange(0, 2, 0.05), np.linspace(0, 3.5, 200)]).astype(np.float32)
+    one = np.ones((1, 3), np.float32)
+    step, first = np.float32(step), np.float32(0.3)
+    for chord in chords:
+        rays = kernels.Rays(one, one, chord[None], chord[None], first, step, step, step)
+        wanted = math.ceil(chord / step + (np.float32(1) - first))
+        assert kernels.samples_inside(rays, 0, 1 << 30) == wanted
+        assert kernels.samples_inside(rays, 0, wanted - 1) == wanted - 1
+
+
 def python(code, **environment):
     """A new interpreter's output."""
     done = subprocess.run(
@@ -257,12 +270,13 @@ def test_the_cuda_kernels_in_numbas_simulator():
         """
         import torch
         from sjc_engine.rendering import fused, kernels_cuda
-        kernels_cuda.array, kernels_cuda.stream = lambda tensor: tensor.numpy(), lambda: 0
-        start = fused._Call.__init__
-        def on_gpu(call, *arguments):
-            start(call, *arguments)
-            call.on_gpu, call.cuda, call.threads = True, kernels_cuda, 1
-        fused._Call.__init__ = on_gpu
+        class Simulator(kernels_cuda.Launcher):
+            def array(self, tensor):
+                return tensor.numpy()
+            def __call__(self, kernel, shape, *arguments):
+                kernel[shape](*arguments)
+        kernels_cuda.launcher = lambda device, flat: Simulator(device)
+        fused._on_gpu = lambda tensor: True
         from test_fused import make_field, off, seen
         for channels, space in [(3, "rgb"), (4, "latent")]:
             field = make_field(channels, space, opaque=False, side=6)
