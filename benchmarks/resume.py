@@ -152,7 +152,7 @@ def serving(variables: dict[str, str]) -> Iterator[str]:
         process.wait()
 
 
-def checkpoint_costs(device: str, settings: dict[str, int]) -> tuple[float, float, float]:
+def checkpoint_costs(device: str, settings: dict[str, float]) -> tuple[float, float, float]:
     """Median seconds of a step and of a checkpoint, and the interval that the engine chooses."""
     import torch
 

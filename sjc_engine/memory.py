@@ -33,16 +33,16 @@ def out_of_memory(error: BaseException) -> bool:
     return not isinstance(error, OSError) and any(text in str(error) for text in _MESSAGES)
 
 
-def device_failed(error: BaseException) -> bool:
-    """Whether a GPU refuses to work, whatever it is asked; "CUDA error: out of memory" aside."""
-    return "CUDA error" in str(error)
-
-
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on a device. A GPU gets it from pinned memory: from any other the copy waits."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether a GPU refuses to work, whatever it is asked; "CUDA error: out of memory" aside."""
+    return "CUDA error" in str(error)
 
 
 def free_memory() -> int | None:
@@ -58,17 +58,6 @@ def free_memory() -> int | None:
         return min(free, limit - int((group / "memory.current").read_text()))
     except (OSError, ValueError):  # no such group, or "max"
         return free
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at most so far: of this process (CPU) or this device (CUDA)."""
-    if device.type == "cuda":
-        from torch import cuda
-
-        return cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ class TensorField(Field):
 
     def _products(self, planes: Tensor, lines: Tensor, unit: Tensor) -> Tensor:
         """(3 * rank, n): every plane's value times its line's at points (n, 3) in [-1, 1]."""
-        on_planes = torch.stack([unit[:, list(axes)] for axes in PLANES])[:, :, None]
+        # Slices, since a GPU would be waited for to be given a list of axes
+        on_planes = torch.stack([unit[:, a : b + 1 : b - a] for a, b in PLANES])[:, :, None]
         along = torch.stack([unit[:, axis] for axis in LINES])
         on_lines = torch.stack([torch.zeros_like(along), along], dim=-1)[:, :, None]
         sampled = [

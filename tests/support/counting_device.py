@@ -113,7 +113,7 @@ class _CountingIndices(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].is_meta:
             parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(isinstance(part, list) for part in parts):
+            if any(isinstance(part, list | tuple) for part in parts):
                 self.counts.waits[f"list as index {_line()}"] += 1
         return func(*args, **(kwargs or {}))
 

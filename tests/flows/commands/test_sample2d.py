@@ -31,6 +31,7 @@ def test_one_picture_of_both_embedded_priors(tmp_path: Path) -> None:
         (["-o", "picture.jpg"], "name a .png file"),
         (["-o", "nowhere/picture.png"], "its folder does not exist"),
         (["-o", "picture.png", "--prior", "nonsense"], "'nonsense' is unknown; use toybox"),
+        (["-o", "picture.png", "--prior", "dylanebert/mvdream"], "sees several views at once"),
         (["-o", "picture.png", "--guidance", "1;2"], "write numbers with commas between"),
         (["-o", "picture.png", "--device", "cuda:9"], "cuda:9"),
     ],

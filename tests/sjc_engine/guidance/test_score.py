@@ -199,6 +199,17 @@ def test_sds_is_dreamfusions_formula():
     assert weighting("sjc", sigma) is sigma
 
 
+def test_recon_is_mvdreams_loss():
+    """|x - D|^2 / 2 with D held fixed: its descent direction is D - x, as eq. 16 has it."""
+    x, sigma, noise = draw(1)
+    towards = paas(gaussian_denoiser, x, sigma, noise)
+    target = gaussian_denoiser(x + sigma.view(-1, 1, 1, 1) * noise[0], sigma)
+    pulled = x.clone().requires_grad_()
+    ((pulled - target).square().sum() / 2).backward()
+    weighted = weighting("recon", sigma).view(-1, 1, 1, 1) * towards
+    torch.testing.assert_close(weighted, -pulled.grad)
+
+
 def test_the_naive_score_is_wrong_where_the_denoiser_was_never_trained():
     """Data are two points, -1 and 1. At x = 0.9 the true score of their blur points to 1; a
     denoiser that expects noise of level sigma takes x for a noisy picture and is too sure of

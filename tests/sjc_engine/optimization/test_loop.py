@@ -557,6 +557,13 @@ def test_noise_levels_follow_their_schedule():
     assert ticks[920] < max(random) <= ticks[969]
     falling = asked({"tick_end": 200}, steps=200).sigmas_asked[::2]
     assert max(falling[-20:]) < ticks[300]
+    both = {"tick_start": 969, "tick_end": 500, "tick_share": 0.8}
+    narrow = asked(both, steps=200).sigmas_asked[::2]
+    assert narrow[0] == ticks[969]  # the lowest and the highest
+    assert min(narrow[:80]) >= ticks[530]  # halfway the range is 534 to 734
+    assert max(narrow[80:]) <= ticks[740]
+    late = narrow[160:]  # 40 draws from 100 to 500
+    assert ticks[100] <= min(late) < ticks[180] < ticks[420] < max(late) <= ticks[500]
 
 
 def test_perp_neg_asks_for_the_front_as_well():
@@ -621,6 +628,10 @@ def test_optimize_gives_a_field_per_prompt_and_tells_of_every_step(prior):
         {"variance_reduction": False},
         {"tick_max": 100},
         {"tick_end": 100},
+        {"tick_start": 969},
+        {"tick_share": 0.1, "tick_end": 100},
+        {"guidance_rescale": 0.5},
+        {"score": "recon"},
         {"lr": 0.01},
         {"grid_start": 4},
         {"half_length": 0.5},
@@ -672,7 +683,7 @@ def test_latent_priors_keep_their_own_background(latent_prior):
         Scene("a duck", "", 0, LATENT.override({"background": "white"}), latent_prior)
 
 
-def test_a_latent_scene_leaves_in_rgb(latent_prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
-    [field] = optimize(["a duck"], latent_prior, LATENT.override({"steps": 2}))
+def test_a_latent_scene_leaves_in_rgb(latent_prior):
+    recipe = LATENT.override({"steps": 2, "distill_steps": 3})
+    [field] = optimize(["a duck"], latent_prior, recipe)
     assert (field.space, field.channels) == ("rgb", 3)

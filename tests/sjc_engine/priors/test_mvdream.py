@@ -27,9 +27,11 @@ from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.optimization.loop import optimize, step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.optimization.step import draw
+from sjc_engine.priors.conditioning import group_of, mismatches
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.priors.families.mvdream import camera_numbers
 from sjc_engine.priors.sources import family_of, prior_error
+from sjc_engine.priors.tokens import text_limit
 from sjc_engine.recipes import Recipe
 from sjc_engine.rendering.camera import orbit, ring
 
@@ -146,6 +148,17 @@ def test_views_hear_of_one_another_within_their_group_alone(prior):
     assert moved.tolist() == [True] * 4 + [False] * 8
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 6e-3), (torch.bfloat16, 6e-2)])
+def test_half_precision_is_within_its_bound(folder, prior, dtype, bound):
+    """Relative to sigma, which multiplies the network's error."""
+    x, sigma, cond = questions(prior, 2)
+    half = load_prior(str(folder), dtype=dtype)
+    assert {p.dtype for p in half._unet.parameters()} == {dtype}
+    error = (half.denoise(x, sigma, cond) - prior.denoise(x, sigma, cond)).abs().amax((1, 2, 3))
+    assert error.max() > 0
+    assert (error / sigma).max() <= bound
+
+
 def test_guidance_keeps_groups_whole_and_takes_contrast_back(prior):
     x, sigma, cond = questions(prior, 2)
     uncond = prior.condition([""] * 8, cameras=cameras_of((0, 0), (37, 10)))
@@ -184,6 +197,10 @@ def test_views_that_are_no_groups_are_refused(prior, folder):
         prior.denoise(x[:3], sigma[:3], cond[:3])
     with pytest.raises(ValueError, match="each with its camera"):
         prior.denoise(x, sigma, prior.condition([""] * 4))
+    id = "dylanebert/mvdream"  # by its name alone, as `sjc check` does it
+    [error] = mismatches(id, False, group_of(id), False, "", recipe.optimize)
+    assert (error.key, error.fix) == ("views_per_step", "use a multiple of 4")
+    assert text_limit(str(folder)) is not None
 
 
 def test_scenes_share_a_call_and_resume_bit_for_bit(prior, tmp_path):
@@ -212,9 +229,9 @@ def test_scenes_share_a_call_and_resume_bit_for_bit(prior, tmp_path):
         assert (a - b).abs().max() <= 1e-5 * a.abs().max()
 
 
-def test_a_prompt_becomes_a_mesh(prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
-    [field] = optimize(["a ball"], prior, small(prior, steps=2))
+def test_a_prompt_becomes_a_mesh(prior):
+    recipe = small(prior, steps=2, distill_views=4, distill_steps=3)
+    [field] = optimize(["a ball"], prior, recipe)
     assert (field.space, field.channels) == ("rgb", 3)
     with torch.no_grad():  # two steps leave no surface: carve one
         field.density.fill_(-5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sjc_engine.guidance.view_prompts import view_prompt, view_prompts
-from sjc_engine.rendering.camera import evaluation_cameras, nearby, orbit, rays, sample_camera
+from sjc_engine.rendering.camera import evaluation_cameras, nearby, orbit, rays, ring, sample_camera
 
 
 @pytest.mark.parametrize(
@@ -186,3 +186,15 @@ def test_a_near_camera_is_a_step_away_in_any_direction_and_looks_at_the_origin(a
     torch.testing.assert_close(steps.norm(dim=1), torch.full((200,), 0.05, dtype=torch.float64))
     assert steps.mean(0).norm() < 0.01
     assert (steps.std(0) > 0.02).all()  # 0.05 / sqrt(3) in each direction
+
+
+def test_a_ring_begins_at_its_camera_and_goes_on_in_equal_turns():
+    first = orbit(300, 20, 2.2, 35.0)
+    assert ring(first, 1) == [first]
+    cameras = ring(first, 4)
+    assert cameras[0] is first
+    assert [camera.azimuth_deg for camera in cameras] == pytest.approx([300, 30, 120, 210])
+    for camera in cameras:
+        wanted = orbit(camera.azimuth_deg, 20, 2.2, 35.0)
+        assert camera.fov == pytest.approx(first.fov)
+        torch.testing.assert_close(camera.camera_to_world, wanted.camera_to_world)
