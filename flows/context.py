@@ -87,6 +87,7 @@ def start_devices(plan: RunPlan, *, warm: bool = True, quiet: bool = False) -> I
         Path(settings.scratch).resolve(),
         scenes_per_device=settings.scenes_per_device,
         compiled=settings.compiled,
+        allow_pickle=settings.allow_pickle,
         fast_launch=settings.fast_launch,
     ) as pool:
         if warm:
@@ -109,7 +110,7 @@ def run_context(plan: RunPlan, board: Board) -> Iterator[RunContext]:
         around = surroundings()
         pool = around.pool or stack.enter_context(start_devices(plan))
         pool.report_to(get_run_logger(), around.watcher.problem)
-        judges = Judges()
+        judges = Judges(allow_pickle=plan.settings.allow_pickle)
         for recipe in {entry.spec.recipe.evaluate for entry in plan.todo.values()}:
             judges.get(recipe)
         yield RunContext(pool, judges, around.watcher, board)

@@ -121,6 +121,7 @@ def dispatch(
     timeout: float | None = None,
     checkpoint_to_store: bool = False,
     compiled: bool = False,
+    allow_pickle: bool = False,
     fast_launch: bool = False,
 ) -> State[Any]:
     """Submits the shards of a plan that the store has, and waits until all assets have their row.

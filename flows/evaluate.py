@@ -57,13 +57,14 @@ def evaluate(
     overrides: dict[str, Any] | None = None,
     device: str | None = None,
     scratch: str = ".sjc",
+    allow_pickle: bool = False,
 ) -> State[Any]:
     """Measures finished assets again and writes new rows; meshes and fields stay as they are.
 
     where: SQL over best_assets. manifest: only what it asks for. overrides: judge, lpips,
-    evaluation_size instead of what each asset's recipe says.
+    evaluation_size instead of what each asset's recipe says. allow_pickle: as of `generate`.
     """
-    chosen = prepare(store, where, manifest, overrides or {}, device)
+    chosen = prepare(store, where, manifest, overrides or {}, device, allow_pickle)
     watch, folder = surroundings().watcher, Path(scratch).resolve()
     make_private(folder)
     with leases(chosen.store, new_run_id()) as held:
@@ -147,6 +148,7 @@ def prepare(
     manifest: str | None,
     overrides: dict[str, Any],
     device: str | None,
+    allow_pickle: bool = False,
 ) -> EvaluationPlan:
     """Checks everything before anything is written. Raises UsageError and StoreError."""
     changes = check_changes(overrides)
@@ -158,7 +160,7 @@ def prepare(
     rows = selected_assets(opened, columns, manifest, where, "status = 'ok'").to_pylist()
     if not rows:
         raise UsageError(f"no finished asset of {opened.url} matches; see `sjc assets`")
-    judges = Judges(device)
+    judges = Judges(device, allow_pickle=allow_pickle)
     for recipe in {evaluation_recipe(json.loads(row["spec_json"]), changes) for row in rows}:
         judges.get(recipe)
     assets = {row["asset_id"]: row["name"] or row["asset_id"] for row in rows}

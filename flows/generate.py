@@ -47,6 +47,7 @@ def generate(
     gallery: str | None = None,
     checkpoint_to_store: bool = False,
     compiled: bool = False,
+    allow_pickle: bool = False,
     fast_launch: bool = False,
 ) -> State[Any]:
     """Turns the prompts of a manifest into assets in a store.
@@ -58,6 +59,7 @@ def generate(
     of the worker, as in .sjc/gpu$CUDA_VISIBLE_DEVICES. timeout: seconds of optimisation per asset.
     price_per_hour: of one device. gallery: folder or address of the store's gallery, to link to.
     checkpoint_to_store: so that another machine can resume. compiled: by torch.compile.
+    allow_pickle: reads .bin weights, by torch's restricted unpickler.
     fast_launch: less work for the CPU in each step on a GPU.
     """
     # Every parameter is the setting of its name.

@@ -74,7 +74,9 @@ def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
     settings.check()
     devices = check_devices(settings.devices)
     if settings.plan is None:
-        manifest, resolved = read_entries(settings, revision)
+        manifest, resolved = read_entries(
+            settings, partial(revision, allow_pickle=settings.allow_pickle)
+        )
         entries = select(resolved.entries, settings.where, settings.limit)
         warnings = resolved.warnings
     else:
@@ -104,6 +106,7 @@ def read_entries(settings: Settings, revision: Callable[[str], str]) -> tuple[Ma
         prior=settings.prior,
         recipe=settings.recipe,
         overrides=settings.overrides,
+        allow_pickle=settings.allow_pickle,
     )
 
 
@@ -118,14 +121,16 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
     store = open_store(settings.store, writable=False)
     plan = load_plan(store, settings.plan)
     entries = plan.entries(settings.shard, Path(settings.scratch, "images"))
-    for prior, wanted in {(e.spec.prior, e.spec.prior_revision) for e in entries}:
-        find_prior(prior, wanted)
+    for prior, wanted, loras in {
+        (e.spec.prior, e.spec.prior_revision, e.spec.recipe.optimize.loras) for e in entries
+    }:
+        find_prior(prior, wanted, allow_pickle=settings.allow_pickle, loras=loras)
     return Manifest(plan.manifest, plan.manifest_sha256, [], []), entries
 
 
-def revision(prior: str) -> str:
+def revision(prior: str, *, allow_pickle: bool = False) -> str:
     """The revision of a prior's weights; SettingError when there is no such prior."""
-    return find_prior(prior).revision
+    return find_prior(prior, allow_pickle=allow_pickle).revision
 
 
 def check_devices(devices: Sequence[str] | None, option: str = "--devices") -> list[str]:

@@ -11,7 +11,9 @@ from sjc_engine.errors import SettingError
 from tasks.store.interface import check_address
 
 # What `sjc dispatch` passes on to every shard; the plan has fixed everything else.
-SHARD_OPTIONS = ("retry_failed", "timeout", "checkpoint_to_store", "compiled", "fast_launch")
+SHARD_OPTIONS = (
+    "retry_failed", "timeout", "checkpoint_to_store", "compiled", "allow_pickle", "fast_launch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Settings:
     gallery: str | None = None  # folder or address of the store's gallery, to link to
     checkpoint_to_store: bool = False
     compiled: bool = False  # priors' networks, by torch.compile
+    allow_pickle: bool = False  # whether .bin weights are read
     fast_launch: bool = False  # of a GPU's kernels (`Prior.enable_fast_launch`)
     plan: str | None = None  # id of a shard plan in the store, which replaces the manifest
     shard: int | None = None  # the part of the plan to run

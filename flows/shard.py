@@ -26,6 +26,7 @@ def generate_shard(
     timeout: float | None = None,
     checkpoint_to_store: bool = False,
     compiled: bool = False,
+    allow_pickle: bool = False,
     fast_launch: bool = False,
 ) -> State[Any]:
     """Makes the assets of one shard of a plan that lies in the store.

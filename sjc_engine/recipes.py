@@ -19,6 +19,7 @@ from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
 from sjc_engine.presets import PRESETS, Value, presets_of
 from sjc_engine.priors.image_pose import ImagePose
+from sjc_engine.priors.loading import lora
 
 if TYPE_CHECKING:
     from sjc_engine.priors.denoiser import Prior
@@ -29,7 +30,7 @@ RECIPE_VERSION = 1
 # Keys younger than RECIPE_VERSION, each with the value that means what was before it: at that value
 # a key is in no JSON, and so in no identity.
 _ADDED = {
-    "dtype": "auto", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0,
+    "dtype": "auto", "loras": "none", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0,
     "image_pose": "distance", "image_recenter": False, "distill_views": 64, "distill_steps": 400,
 }  # fmt: skip
 
@@ -92,6 +93,7 @@ class OptimizeRecipe(_Part):
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = _choice(
         "auto", "precision of the prior's network; auto: float32 on the CPU, float16 on a GPU"
     )
+    loras: str = _choice(lora.NONE, '"none", or "FILE.safetensors:WEIGHT, ..."; docs/priors.md')
     # Noise levels: random within the range, falling from its top to its bottom, or fixed
     sigma_schedule: Schedule = _choice("random", "how a step chooses its noise level")
     sigma_fixed: float = _number(1.5, 1e-3, 1000.0, 'the noise level of "fixed"')
@@ -255,7 +257,8 @@ class Recipe:
     @cached_property
     def canonical(self) -> str:
         """Every setting, and not the name, as the JSON that identities are made from."""
-        return canonical_json({part: getattr(self, part).to_json() for part in PARTS})
+        parts = {part: lora.without_paths(getattr(self, part).to_json()) for part in PARTS}
+        return canonical_json(parts)
 
     @cached_property
     def hash(self) -> str:
@@ -265,7 +268,7 @@ class Recipe:
     @cached_property
     def canonical_optimize(self) -> str:
         """The same of what the optimisation depends on."""
-        return canonical_json(self.optimize.to_json())
+        return canonical_json(lora.without_paths(self.optimize.to_json()))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
@@ -314,6 +317,7 @@ def _problems(values: Mapping[str, Any], part: type) -> Iterator[SettingError]:
 
 
 def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
+    yield from lora.problems(r.loras)
     for low, high in (
         ("tick_min", "tick_max"), ("tick_min", "tick_end"), ("tick_start", "tick_max"),
         ("fov_min", "fov_max"), ("elevation_min", "elevation_max"),

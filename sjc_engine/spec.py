@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sjc_engine.priors.loading.lora import NONE
 from sjc_engine.priors.sources import BUILTINS, licence_of
 from sjc_engine.recipes import RECIPE_VERSION, Recipe, canonical_json
 
 SHA256_DIGITS = 64  # in hex; a hub's commit has 40
 
 
-def prior_key(spec: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The weights that the scene of an `AssetSpec.to_json()` wants: prior, revision, precision."""
-    precision = spec["recipe"].get("optimize", {}).get("dtype", "auto")
-    return spec["prior"], spec["prior_revision"], precision
+def prior_key(spec: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """The weights that the scene of an `AssetSpec.to_json()` wants.
+
+    Prior, revision, precision and LoRA.
+    """
+    recipe = spec["recipe"].get("optimize", {})
+    precision, loras = recipe.get("dtype", "auto"), recipe.get("loras", NONE)
+    return spec["prior"], spec["prior_revision"], precision, loras
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ def check(
     recipe: options.Recipe = None,
     set_: options.Set = None,
     dtype: options.Dtype = None,
+    allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Validate a manifest, and show every bad row at once."""
     from sjc_engine.priors.sources import split_revision
@@ -22,6 +23,7 @@ def check(
         prior=prior,
         recipe=recipe,
         overrides=options.parse_overrides(set_, dtype),
+        allow_pickle=allow_pickle,
         prior_revision=lambda prior: split_revision(prior)[1],  # names are enough here
     )
     print_warnings(found.warnings)

@@ -61,6 +61,7 @@ def deploy(
     gallery: options.Gallery = None,
     checkpoint_to_store: options.Checkpoint = False,
     compiled: options.Compiled = False,
+    allow_pickle: options.AllowPickle = False,
     fast_launch: options.FastLaunch = False,
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""

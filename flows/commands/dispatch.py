@@ -33,6 +33,7 @@ def dispatch(
     retry_failed: options.Retry = False,
     checkpoint_to_store: options.Checkpoint = False,
     compiled: options.Compiled = False,
+    allow_pickle: options.AllowPickle = False,
     fast_launch: options.FastLaunch = False,
     quiet: options.Quiet = False,
     json_: options.Json = False,

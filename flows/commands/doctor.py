@@ -160,9 +160,9 @@ def embedded() -> Results:
     """The weights that ship with the package."""
     from sjc_engine.priors.sources import BUILTINS, find_judge, find_prior
 
-    for name, find in [*((id, find_prior) for id in BUILTINS), ("judge toybox", find_judge)]:
+    for name in (*BUILTINS, "judge toybox"):
         try:
-            source = find(name.removeprefix("judge "))
+            source = find_prior(name) if name in BUILTINS else find_judge("toybox")
         except PriorError as error:
             fix = "install the package again; with git, `git lfs pull` or `git checkout` them"
             yield Check(name, "problem", error.problem, fix)

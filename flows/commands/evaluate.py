@@ -29,6 +29,7 @@ def evaluate(
     ] = None,
     set_: options.Set = None,
     device: options.Device = None,
+    allow_pickle: options.AllowPickle = False,
     scratch: options.Scratch = ".sjc",
     quiet: options.Quiet = False,
     json_: Annotated[bool, typer.Option("--json", help="The new rows as JSON.")] = False,
@@ -44,10 +45,12 @@ def evaluate(
     from tasks.tables.read import query
 
     overrides = options.parse_overrides(set_) | ({"judge": judge} if judge else {})
-    chosen = prepare(store, where, manifest, overrides, device)
+    chosen = prepare(store, where, manifest, overrides, device, allow_pickle)
     connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
     with watching(connection, quiet=quiet) as watch:
-        state = evaluate_flow(store, where, manifest, overrides, device, scratch, return_state=True)
+        state = evaluate_flow(
+            store, where, manifest, overrides, device, scratch, allow_pickle, return_state=True
+        )
     problem = None
     try:
         raise_error(state)

@@ -19,7 +19,11 @@ from flows.commands.output import print_warnings
 from flows.errors import RunError, UsageError, disk_errors
 
 if TYPE_CHECKING:
+    from sjc_engine.evaluation.clip import Judge
+    from sjc_engine.evaluation.lpips import Lpips
     from sjc_engine.image_file import InputImage
+    from sjc_engine.priors.denoiser import Prior
+    from sjc_engine.progress import OnWork
     from sjc_engine.spec import AssetSpec
 
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
@@ -32,7 +36,7 @@ FILES = (
 
 @command(
     'sjc generate "a DSLR photo of a yellow duck" -o duck',
-    'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl -o mug',
+    'sjc generate "a mug" --image mug.png --prior kxic/zero123-xl@refs/pr/1 -o mug',
 )
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
@@ -43,6 +47,7 @@ def generate(
     recipe: options.Recipe = None,
     set_: options.Set = None,
     dtype: options.Dtype = None,
+    allow_pickle: options.AllowPickle = False,
     seed: options.Seed = 0,
     image: Annotated[
         Path | None, typer.Option(help="An input image, for priors that take one.")
@@ -61,7 +66,15 @@ def generate(
         raise UsageError("--image: only files are read; download it, and give its path")
     overrides = options.parse_overrides(set_, dtype)
     picture = read_image(image) if image else None
-    spec, found = _spec(prompt, seed, image, prior=prior, recipe=recipe, overrides=overrides)
+    spec, found = _spec(
+        prompt,
+        seed,
+        image,
+        prior=prior,
+        recipe=recipe,
+        overrides=overrides,
+        allow_pickle=allow_pickle,
+    )
     print_warnings(found)
     if taken := [name for name in FILES if (out / name).exists()]:
         raise UsageError(f"{out} has {', '.join(taken)} already; name another folder")
@@ -78,7 +91,7 @@ def generate(
     with temporary as folder, disk_errors("-o", out, only_refusals=True):
         if free < ROOM:
             raise OSError(errno.ENOSPC, "No space left on device")
-        report = _make(spec, picture, chosen, Path(folder), quiet)
+        report = _make(spec, picture, chosen, Path(folder), quiet, allow_pickle=allow_pickle)
         out.mkdir(exist_ok=True)
         made = [shutil.move(path, out / path.name) for path in sorted(Path(folder).iterdir())]
     print(json.dumps(report, indent=1) if json_ else "\n".join(map(str, made)))
@@ -111,8 +124,35 @@ def _spec(
     return spec, [f"--image: {text}" for text in found] + resolved.guesses
 
 
+def _load(
+    spec: AssetSpec, device: str, allow_pickle: bool, on_work: OnWork
+) -> tuple[Prior, Judge, Lpips | None]:
+    """The models that an asset is made and judged with."""
+    from sjc_engine.priors.denoiser import load_prior
+    from tasks.stages.judges import Judges
+
+    judge, lpips = Judges(allow_pickle=allow_pickle).get(spec.recipe.evaluate)
+    revision, wanted = spec.prior_revision or None, spec.recipe.optimize
+    prior = load_prior(
+        spec.prior,
+        revision,
+        device,
+        wanted.dtype,
+        allow_pickle=allow_pickle,
+        loras=wanted.loras,
+        on_work=on_work,
+    )
+    return prior, judge, lpips
+
+
 def _make(
-    spec: AssetSpec, picture: InputImage | None, device: str, folder: Path, quiet: bool
+    spec: AssetSpec,
+    picture: InputImage | None,
+    device: str,
+    folder: Path,
+    quiet: bool,
+    *,
+    allow_pickle: bool,
 ) -> dict[str, Any]:
     """The asset's files, in `folder`, and the content of `report.json`.
 
@@ -126,17 +166,13 @@ def _make(
     from sjc_engine.mesh.isosurface import MeshError
     from sjc_engine.optimization.loop import optimize
     from sjc_engine.optimization.scene import Diverged, Scene, StepStats
-    from sjc_engine.priors.denoiser import load_prior
-    from tasks.stages.judges import Judges
 
     started = time.perf_counter()
     prompt, recipe = spec.prompt, spec.recipe
-    judge, lpips = Judges().get(recipe.evaluate)
-    revision = spec.prior_revision or None
     images = [picture] if picture else None
     with terminal_watcher(quiet=quiet) as watch:
         on_work = partial(watch.working, "asset")
-        prior = load_prior(spec.prior, revision, device, recipe.optimize.dtype, on_work=on_work)
+        prior, judge, lpips = _load(spec, device, allow_pickle, on_work)
         words_cut: list[str] = []
 
         def on_step(scene: Scene, stats: StepStats) -> None:

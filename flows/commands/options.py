@@ -39,7 +39,8 @@ Store = Annotated[
 Prior = Annotated[
     str | None,
     typer.Option(
-        help="The 2D model: toybox, a diffusers folder, or a hub id owner/name[@REVISION].",
+        help="The 2D model: toybox, a diffusers folder, a .safetensors file, or a hub id "
+        "owner/name[@REVISION].",
         autocompletion=completion.priors,
     ),
 ]
@@ -105,6 +106,14 @@ Compiled = Annotated[
     typer.Option(
         "--compiled",
         help="Compile the prior's network (torch.compile): a minute at first for faster steps.",
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read .bin weights where there are no safetensors, which are preferred: torch's "
+        "restricted unpickler makes tensors of them, and runs nothing.",
     ),
 ]
 FastLaunch = Annotated[

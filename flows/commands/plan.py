@@ -42,6 +42,7 @@ def plan(
     recipe: options.Recipe = None,
     set_: options.Set = None,
     dtype: options.Dtype = None,
+    allow_pickle: options.AllowPickle = False,
     where: options.Where = None,
     limit: options.Limit = None,
     shard_seconds: Annotated[
@@ -52,7 +53,16 @@ def plan(
 ) -> None:
     """Cut a manifest into shards for many machines; `dispatch` has them made."""
     overrides = options.parse_overrides(set_, dtype)
-    settings = Settings(manifest, store, prior, recipe, overrides, limit=limit, where=where)
+    settings = Settings(
+        manifest,
+        store,
+        prior,
+        recipe,
+        overrides,
+        limit=limit,
+        where=where,
+        allow_pickle=allow_pickle,
+    )
     if not out.parent.is_dir() or out.is_dir():
         raise UsageError(f"-o {out}: name a file in a folder that exists")
     made, warnings = make_shard_plan(settings, shard_seconds)
@@ -71,6 +81,8 @@ def plan(
 
 def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan, list[str]]:
     """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
+    from functools import partial
+
     from flows.plan import find_related_assets, read_entries, revision, select
     from flows.progress.estimate import DEFAULT_COST, known_costs, seconds_of_assets
     from tasks.manifest.shard_plan import make_plan_file
@@ -79,7 +91,9 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
     if not shard_seconds > 0:
         raise UsageError("--shard-seconds: use a number of seconds above 0")
     settings.check()
-    manifest, resolved = read_entries(settings, revision)
+    manifest, resolved = read_entries(
+        settings, partial(revision, allow_pickle=settings.allow_pickle)
+    )
     entries = select(resolved.entries, settings.where, settings.limit)
     fresh = "://" not in settings.store and not Path(settings.store).exists()
     known, warnings = {}, list(resolved.warnings)

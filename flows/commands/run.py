@@ -54,6 +54,7 @@ def run(
     gallery: options.Gallery = None,
     checkpoint_to_store: options.Checkpoint = False,
     compiled: options.Compiled = False,
+    allow_pickle: options.AllowPickle = False,
     fast_launch: options.FastLaunch = False,
 ) -> None:
     """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""

@@ -30,6 +30,7 @@ def sample2d(
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    allow_pickle: options.AllowPickle = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw the paper's 2D experiments: the perturbed score, samples, schedules and guidance."""
@@ -38,7 +39,7 @@ def sample2d(
     except ValueError:
         raise UsageError(f"--guidance {guidance!r}: write numbers with commas between") from None
     priors = prior or ["toybox", "toybox-duck"]
-    _check(out, priors, scales)
+    _check(out, priors, scales, allow_pickle)
     from flows.plan import check_devices, missing_gpus
 
     wanted = None if device is None else [device]
@@ -50,7 +51,10 @@ def sample2d(
         from sjc_engine.paper2d import experiments
         from sjc_engine.priors.denoiser import load_prior
 
-        loaded = [load_prior(prior, device=chosen, dtype=dtype) for prior in priors]
+        loaded = [
+            load_prior(prior, device=chosen, dtype=dtype, allow_pickle=allow_pickle)
+            for prior in priors
+        ]
         on_done = counter("parts", quiet=quiet)
         picture = experiments(
             loaded, prompt, guidance=scales, steps=steps, seed=seed, on_done=on_done
@@ -61,7 +65,7 @@ def sample2d(
     print(out)
 
 
-def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:
+def _check(out: Path, priors: Sequence[str], guidance: Sequence[float], allow_pickle: bool) -> None:
     """Raises UsageError or SettingError for an option that cannot be right, before any work."""
     from sjc_engine.priors.conditioning import group_of
     from sjc_engine.priors.sources import prior_error, takes_image
@@ -73,7 +77,7 @@ def _check(out: Path, priors: Sequence[str], guidance: Sequence[float]) -> None:
     if not all(math.isfinite(scale) for scale in guidance):
         raise UsageError("--guidance: use finite numbers")
     for prior in priors:
-        if error := prior_error(prior):
+        if error := prior_error(prior, allow_pickle):
             raise error
         if takes_image(prior):
             raise UsageError(f"--prior: {prior!r} starts from an image; name one that does not")

@@ -38,15 +38,15 @@ def serve(
     gallery: options.Gallery = None,
     checkpoint_to_store: options.Checkpoint = False,
     compiled: options.Compiled = False,
+    allow_pickle: options.AllowPickle = False,
     fast_launch: options.FastLaunch = False,
 ) -> None:
     """Run a manifest on a schedule, in this process: each run makes what is new."""
     from flows.plan import make_plan
-    from flows.prefect_server import environment, server
-    from flows.prefect_server.schedule import deployment_name, format_times
+    from flows.prefect_server import environment, schedule, server
 
     environment.apply(console_level="INFO")  # the runs' own lines are what there is to see
-    times = format_times(cron, timezone)
+    times = schedule.format_times(cron, timezone)
     plan = make_plan(settings := options.run_settings(context.params))
     connection = server.connect(Path(settings.scratch, "logs", "prefect-server.log"), ui=True)
     from prefect.schedules import Cron
@@ -56,7 +56,7 @@ def serve(
     from flows.progress.summary_artifact import run_name
 
     connection.wait()
-    name = deployment_name(settings.manifest)
+    name = schedule.deployment_name(settings.manifest)
     for line in (
         *(f"warning: {warning}" for warning in plan.warnings),
         f"now: {run_name(plan)}",

@@ -54,7 +54,10 @@ def download_priors(plan: RunPlan, *, quiet: bool = False) -> None:
     What cannot be had is left to them: their scenes then fail, and others do not.
     """
     bar = NoBar if quiet else DownloadBar if sys.stderr.isatty() else DownloadLines
-    for prior, revision, dtype in {prior_key(entry.spec.to_json()) for entry in plan.todo.values()}:
+    allow_pickle = plan.settings.allow_pickle
+    wanted = {prior_key(entry.spec.to_json())[:3] for entry in plan.todo.values()}
+    for prior, revision, dtype in wanted:
         kinds = {precision_on(device.partition(":")[0], dtype) for device in plan.devices}
         with contextlib.suppress(PriorError):
-            find_prior(prior, revision).fetch(half=kinds == {"float16"}, bar=bar)
+            source = find_prior(prior, revision, allow_pickle=allow_pickle)
+            source.fetch(half=kinds == {"float16"}, bar=bar)

@@ -86,15 +86,17 @@ class Judge:
         return tokens_end(self._tokenizer, text, self._length)
 
 
-def load_judge(id: str = "toybox", device: str | torch.device = "cpu") -> Judge:
+def load_judge(
+    id: str = "toybox", device: str | torch.device = "cpu", allow_pickle: bool = False
+) -> Judge:
     """Load "toybox", a folder in transformers' CLIPModel layout, or a hub id.
 
-    The revision is a folder's digest, or the hub's commit. Raises PriorError, saying what is
-    missing and how to get it.
+    The revision is a folder's digest, or the hub's commit. allow_pickle: as of `load_prior`.
+    Raises PriorError, saying what is missing and how to get it.
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    source = find_judge(id)
+    source = find_judge(id, allow_pickle)
     source.fetch()
     model: Any = source.encoder(CLIPModel, "model", torch.float32)
     tokenizer = source.tokenizer(CLIPTokenizer, model.config.text_config.vocab_size)

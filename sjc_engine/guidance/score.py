@@ -45,7 +45,8 @@ def guide(
         away = perpendicular(negative - without, towards)
         direction = direction - weight.to(x).view(-1, 1, 1, 1) * away
     guided = without + scale.to(x).view(-1, 1, 1, 1) * direction
-    return guided if rescale is None else rescaled(guided, with_text, rescale, prior.group)
+    group = getattr(prior, "group", 1)  # a prior of one's own may not say
+    return guided if rescale is None else rescaled(guided, with_text, rescale, group)
 
 
 def rescaled(guided: Tensor, with_text: Tensor, share: Tensor, group: int) -> Tensor:

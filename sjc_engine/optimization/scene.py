@@ -22,6 +22,7 @@ from sjc_engine.optimization.resume import DeferredScalars, Recovery, put_state,
 from sjc_engine.priors.conditioning import mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
+from sjc_engine.priors.loading.lora import NONE, same
 from sjc_engine.priors.tokens import prompt_end, words_from
 from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
@@ -108,6 +109,9 @@ class Scene:
         if r.dtype not in ("auto", precision := _precision(prior)):
             problem = f"{r.dtype!r} is asked of prior {prior.id!r}, which is loaded in {precision}"
             raise SettingError("dtype", problem, f"use load_prior(..., dtype={r.dtype!r})")
+        if not same(r.loras, getattr(prior, "loras", NONE)):
+            problem = f"{r.loras!r} is asked of prior {prior.id!r}, which is loaded with others"
+            raise SettingError("loras", problem, f"use load_prior(..., loras={r.loras!r})")
         self.prompt, self.negative_prompt, self.seed = prompt, negative_prompt, seed
         self.image_sha256 = image.sha256 if image else None
         self.recipe, self.prior = recipe, prior

@@ -38,7 +38,7 @@ def mismatches(
             if getattr(recipe, key):
                 yield SettingError(key, text_only, "use 0")
         if has_image:
-            fix = "leave the image out, or use a prior such as kxic/zero123-xl"
+            fix = "leave the image out, or use a prior such as kxic/zero123-xl@refs/pr/1"
             yield SettingError("image", text_only, fix)
     if takes_image or family_of(prior)[0] == "unconditional":
         yield from _worded(prior, negative_prompt, recipe)

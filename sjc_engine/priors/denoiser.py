@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sjc_engine.errors import PriorError
+from sjc_engine.errors import PriorError, SettingError
+from sjc_engine.priors.loading import lora
 from sjc_engine.memory import upload
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
@@ -93,6 +94,7 @@ class Prior(ABC):
     ) -> None:
         self.id = source.id
         self.revision = source.revision
+        self.loras = source.loras
         self.sigmas = sigmas.to(device)  # (ticks,) ascending, float64
         # Of the images: the network's own, unless a family knows better
         self.channels: int = network.config.in_channels
@@ -222,22 +224,31 @@ def load_prior(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,
     local_files_only: bool = False,
+    allow_pickle: bool = False,
+    loras: str = lora.NONE,
     on_work: OnWork = unheard,
 ) -> Prior:
     """Load "toybox", a diffusers folder, or a hub id: "owner/name", "owner/name@revision".
+
+    Or a single .safetensors file of Stable Diffusion 1.x or 2.x, whose settings and vocabulary are
+    those of "FILE@BASE", a folder or hub id. `loras` are what a recipe's key of that name says:
+    "FILE.safetensors:WEIGHT, ...".
 
     `dtype` is the network's precision, a torch.dtype or its name; None and "auto" are float32 on
     the CPU (bfloat16 gains nothing for a small model) and float16 elsewhere. In half precision
     |D_half - D| <= 16 u g(sigma): u is 2^-11 for float16 and 2^-8 for bfloat16, and g, what D
     multiplies the network's output of order 1 with, is sigma for eps and score models,
     sigma / sqrt(1 + sigma^2) for v and 1 for samples. A network that overflows in float16 wants
-    bfloat16. Only safetensors are read, those of variant
-    "fp16" where there are no others. Raises PriorError, and no other, when there is no such prior,
-    the engine does not know its kind, a folder's digest is not the given `revision`, or any
-    weight, word or setting of the model would not come from its files. `on_work` hears of each
-    component, before it is loaded.
+    bfloat16.
+
+    Only safetensors are read, those of variant "fp16" where there are no others. With
+    `allow_pickle`, a component without safetensors may have `.bin` files, which torch's restricted
+    unpickler reads: it makes tensors, and calls nothing else. `on_work` hears of each component,
+    before it is loaded. Raises PriorError, and for `loras` SettingError, when there is no such
+    prior, the engine does not know its kind, a folder's digest is not the given `revision`, or any
+    weight, word or setting of the model would not come from its files.
     """
-    source = find_prior(id, revision, local_files_only)
+    source = find_prior(id, revision, local_files_only, allow_pickle, lora.pin(loras))
     device = torch.device(device)
     if not isinstance(dtype, torch.dtype):
         dtype = getattr(torch, precision_on(device.type, dtype))
@@ -248,7 +259,7 @@ def load_prior(
     try:
         with _uncollected():
             prior: Prior = home.load(source, device, dtype)
-    except PriorError:
+    except SettingError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # settings that do not fit
         raise PriorError("prior", f"{id!r} cannot be loaded ({error})", DOWNLOAD) from error

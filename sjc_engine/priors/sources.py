@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sjc_engine.errors import PriorError
+from sjc_engine.errors import PriorError, SettingError
+from sjc_engine.priors.loading import lora
 from sjc_engine.priors.loading.components import ModelSource, hub_file, read_index
 from sjc_engine.priors.loading.model_files import INDEX, folder_digest
+from sjc_engine.priors.loading.single_file import BASES, SingleFile, base_of, split_file
 
 _WEIGHTS = Path(__file__).parents[1] / "toybox" / "weights"
 BUILTINS = {"toybox": _WEIGHTS / "prior", "toybox-duck": _WEIGHTS / "duck"}
@@ -46,37 +48,91 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
 _REVISION = re.compile(r"\w[\w.-]*(/[\w.-]+)*")
 
 
-def find_prior(id: str, revision: str | None = None, local_files_only: bool = False) -> ModelSource:
+def find_prior(
+    id: str,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
+    loras: str = lora.NONE,
+) -> ModelSource:
     """Resolve a prior's name to its files without loading them.
 
     Raises PriorError when the name is neither a builtin, an existing folder, "owner/name" nor
     "owner/name@revision", when the hub has no such model at this revision, or when its files are
-    not what they should be.
+    not what they should be. allow_pickle, loras: as of `load_prior`.
     """
-    if source := _local_source("prior", id):
-        digest = folder_digest(source.folder, source.parts)
-        if revision not in (None, digest):
-            problem = f"{id!r} has revision {digest}, not the wanted {revision}"
-            raise PriorError("prior", problem, "restore those weights, or plan again")
-        return replace(source, revision=digest)
+    source = replace(_find_prior(id, revision, local_files_only, allow_pickle), loras=loras)
+    source.check_loras()
+    return source
+
+
+def _find_prior(
+    id: str, revision: str | None, local_files_only: bool, allow_pickle: bool
+) -> ModelSource:
+    if split_file(id):
+        single = _single_file(id, local_files_only=local_files_only)
+        return _at_revision(single, single.digest(), revision)
+    if source := _local_source("prior", id, allow_pickle):
+        return _at_revision(source, folder_digest(source.folder, source.parts), revision)
     name, named = split_revision(id)
     folder = hub_file("prior", name, INDEX, revision or named, local_files_only).parent
     family = _read_family(folder)
-    source = ModelSource("prior", name, folder, folder.name, family, True, local_files_only)
+    source = ModelSource(
+        "prior", name, folder, folder.name, family, True, local_files_only, allow_pickle
+    )
     source.check()
     return source
 
 
-def find_judge(id: str) -> ModelSource:
+def _at_revision(source: ModelSource, digest: str, wanted: str | None) -> ModelSource:
+    if wanted not in (None, digest):
+        problem = f"{source.id!r} has revision {digest}, not the wanted {wanted}"
+        raise PriorError("prior", problem, "restore those weights, or plan again")
+    return replace(source, revision=digest)
+
+
+def _single_file(id: str, *, local_files_only: bool) -> SingleFile:
+    """A single file beside the settings of its base. Raises PriorError."""
+    found, base = split_file(id), base_of(id)
+    assert found is not None
+    folder, (name, named) = Path(base), split_revision(base)
+    on_hub = not folder.is_dir()
+    if on_hub and not _is_hub_id(base):
+        problem = f"the base {base!r} of {str(found[0])!r} is unknown"
+        raise PriorError("prior", problem, "name a folder or owner/name")
+    try:
+        if on_hub:
+            folder = hub_file("prior", name, INDEX, named, local_files_only).parent
+        source = SingleFile(
+            "prior", id, folder, "", _read_family(folder), on_hub, local_files_only,
+            file=found[0], base=name,
+        )  # fmt: skip
+        if on_hub:
+            source.fetch_settings()
+    except PriorError as error:
+        if not on_hub:
+            raise
+        problem = f"{id!r} needs the settings and the vocabulary of {base}: {error.problem}"
+        files = 'model_index.json "*/*config.json" "tokenizer/*"'
+        fix = f"on a machine with access run: hf download {name} {files}"
+        raise PriorError("prior", problem, fix) from error
+    if source.family != "stable_diffusion":
+        fix = f"name one such as {next(iter(BASES.values()))}"
+        raise PriorError("prior", f"the base {base!r} is no Stable Diffusion", fix)
+    source.check()
+    return source
+
+
+def find_judge(id: str, allow_pickle: bool = False) -> ModelSource:
     """Resolve a judge's name to its files, checked and not loaded. Raises PriorError."""
     if id in JUDGES and not JUDGES[id].is_dir():
         fix = "install the package again, or name the folder of another judge"
         raise PriorError("judge", f"the weights of {id!r} are not in {JUDGES[id]}", fix)
-    if source := _local_source("judge", id):
+    if source := _local_source("judge", id, allow_pickle):
         return replace(source, revision=folder_digest(source.folder, source.parts))
     name, revision = split_revision(id)
     folder = hub_file("judge", name, "config.json", revision).parent
-    return ModelSource("judge", name, folder, folder.name, "judge", True, False)
+    return ModelSource("judge", name, folder, folder.name, "judge", True, False, allow_pickle)
 
 
 def precision_on(device: str, dtype: str | None) -> str:
@@ -96,9 +152,9 @@ def split_revision(id: str) -> tuple[str, str | None]:
     return (name, revision) if at and is_model and not Path(id).exists() else (id, None)
 
 
-def judge_error(id: str) -> PriorError | None:
+def judge_error(id: str, allow_pickle: bool = False) -> PriorError | None:
     """What is wrong with a judge's name and files, as this machine knows it without the hub."""
-    return _local_error("judge", id)
+    return _local_error("judge", id, allow_pickle)
 
 
 def lpips_error(id: str) -> PriorError | None:
@@ -106,20 +162,33 @@ def lpips_error(id: str) -> PriorError | None:
     return None if id == "none" else _local_error("lpips", id)
 
 
-def prior_error(id: str) -> PriorError | None:
-    """What is wrong with a prior's name and files, as this machine knows it without the hub."""
-    return _local_error("prior", id)
-
-
-def _local_error(kind: str, id: str) -> PriorError | None:
+def loras_error(loras: str, prior: str, allow_pickle: bool = False) -> SettingError | None:
+    """What keeps LoRA from being used with a prior that is known to be right."""
     try:
-        _local_source(kind, id)
+        source = _local_source("prior", prior, allow_pickle)
+        if source is None:
+            lora.check(loras)
+        else:
+            replace(source, loras=loras).check_loras()
+    except SettingError as error:
+        return error
+    return None
+
+
+def prior_error(id: str, allow_pickle: bool = False) -> PriorError | None:
+    """What is wrong with a prior's name and files, as this machine knows it without the hub."""
+    return _local_error("prior", id, allow_pickle)
+
+
+def _local_error(kind: str, id: str, allow_pickle: bool = False) -> PriorError | None:
+    try:
+        _local_source(kind, id, allow_pickle)
     except PriorError as error:
         return error
     return None
 
 
-def _local_source(kind: str, id: str) -> ModelSource | None:
+def _local_source(kind: str, id: str, allow_pickle: bool) -> ModelSource | None:
     """A model's own folder, checked, its revision still unknown; None for what is on the hub.
 
     kind: `prior`, `judge` or `lpips`. Raises PriorError.
@@ -127,15 +196,20 @@ def _local_source(kind: str, id: str) -> ModelSource | None:
     folder = {"prior": BUILTINS, "judge": JUDGES}.get(kind, {}).get(id, Path(id))
     if folder.is_dir():
         family = _read_family(folder) if kind == "prior" else kind
-        source = ModelSource(kind, id, folder, "", family)
+        source = ModelSource(kind, id, folder, "", family, allow_pickle=allow_pickle)
         source.check()
         return source
     if kind == "lpips":
         fix = "write none, or a folder of weights (docs/tables.md)"
         raise PriorError("lpips", f"{id!r:.60} is not a folder", fix)
+    if kind == "prior" and split_file(id):
+        if not _is_hub_id(base_of(id)):  # of the hub's, what is not here can come
+            _single_file(id, local_files_only=True)
+        return None
     if kind == "prior" and folder.is_file():
-        fix = 'make a diffusers folder of it: docs/priors.md, "Getting weights"'
-        raise PriorError("prior", f"{id!r} is a single file", fix, file=folder.name)
+        fix = 'convert it to safetensors: docs/priors.md, "Pickled weights"'
+        problem = f"{id!r} is a single file, and not of safetensors"
+        raise PriorError("prior", problem, fix, file=folder.name)
     if not _is_hub_id(id):
         raise unknown(kind, id)
     return None
@@ -194,7 +268,13 @@ def assumption(id: str, revision: str | None = None) -> str | None:
 
 
 def known_folder(id: str, revision: str | None = None) -> Path:
-    """A prior's folder: its own, or the snapshot of a hub id in the cache, if there is one."""
+    """A prior's folder: its own, or the snapshot of a hub id in the cache, if there is one.
+
+    Of a single file that of its base.
+    """
+    if split_file(id):
+        with contextlib.suppress(PriorError):
+            id = base_of(id)
     folder = BUILTINS.get(id, Path(id))
     if not folder.is_dir() and _is_hub_id(id):
         from huggingface_hub import try_to_load_from_cache
@@ -235,6 +315,8 @@ def licence_of(id: str, revision: str | None = None) -> str:
     """
     if id in BUILTINS:
         return "apache-2.0"
+    if split_file(id):  # its base's licence says little of it
+        return "unknown"
     import yaml
     from huggingface_hub import metadata_load
 

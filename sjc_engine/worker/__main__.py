@@ -92,15 +92,17 @@ class Worker:
         replies: IO[str],
         *,
         compiled: bool = False,
+        allow_pickle: bool = False,
         fast_launch: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.compiled = compiled  # whether priors' networks are
+        self.allow_pickle = allow_pickle  # as of `load_prior`
         self.fast_launch = fast_launch
         self.replies = replies
         self.commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.prior: Prior | None = None
-        self.loaded: tuple[str, str, str] | None = None  # the prior's, its revision and precision
+        self.loaded: tuple[str, str, str, str] | None = None  # the `prior_key` of it
         self.waiting: list[Message] = []
         self.running: list[RunningScene] = []
         self.probe: MemoryProbe | None = None  # until it is known how many scenes fit
@@ -184,9 +186,15 @@ class Worker:
 
     def _load(self, spec: Message) -> None:
         self.prior = self.loaded = None  # the old one's memory first
-        prior, revision, dtype = prior_key(spec)
+        prior, revision, dtype, loras = prior_key(spec)
         self.prior = load_prior(
-            prior, revision, device=self.device, dtype=dtype, on_work=self._working
+            prior,
+            revision,
+            self.device,
+            dtype,
+            allow_pickle=self.allow_pickle,
+            loras=loras,
+            on_work=self._working,
         )
         if self.compiled:
             self.prior.compile()
@@ -349,6 +357,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     parser.add_argument("--threads", type=int, default=1, help="threads of a CPU device")
     parser.add_argument("--compiled", action="store_true", help="compile priors' networks")
+    parser.add_argument("--allow-pickle", action="store_true", help="read .bin weights")
     parser.add_argument("--fast-launch", action="store_true", help="Prior.enable_fast_launch")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     arguments = parser.parse_args()
@@ -363,6 +372,7 @@ def main() -> None:
         arguments.device,
         replies,
         compiled=arguments.compiled,
+        allow_pickle=arguments.allow_pickle,
         fast_launch=arguments.fast_launch,
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.commands.put(None))

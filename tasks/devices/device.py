@@ -23,7 +23,7 @@ class Device:
     room: int = 1
     most: int = 1
     active: list[Job] = field(default_factory=list)
-    prior: tuple[str, str, str] | None = None  # the one its process has loaded
+    prior: tuple[str, ...] | None = None  # the one its process has loaded
     early: dict[str, Any] | None = None  # load this spec's prior though there is no scene yet
     running: bool = False  # messages may be sent
     heard: float = 0.0  # monotonic seconds of the last message

@@ -44,7 +44,7 @@ class Job:
 
     key: str
     message: Event  # the `add` message
-    prior: tuple[str, str, str]  # its id, revision and precision
+    prior: tuple[str, ...]  # its `prior_key`
     queued: float  # monotonic seconds
     started: float | None = None  # when a device first took it
     taken: float = 0.0  # when this device did

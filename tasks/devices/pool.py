@@ -39,17 +39,19 @@ class DevicePool:
     devices: `cpu`, `cuda:0`, ...; a name may come twice. scenes_per_device: how many scenes one
     process steps together, until it runs out of memory and continues with half of them; None: one
     on a CPU, which gains nothing from more, and as many as a GPU has memory for. compiled: whether
-    priors' networks are (`sjc_engine.priors.compiled`). fast_launch: whether they and the renderer
-    are launched so (`Prior.enable_fast_launch`). restarts: how often a scene may lose its process
-    before it counts as the culprit. silence: seconds without a message, with a scene on board,
-    after which a process is killed. A device whose processes end one after the other before any
-    step is retired, and its scenes go to others. Log files are under `scratch`/logs.
+    priors' networks are (`sjc_engine.priors.compiled`). allow_pickle: as of `load_prior`.
+    fast_launch: whether they and the renderer are launched so (`Prior.enable_fast_launch`).
+    restarts: how often a scene may lose its process before it counts as the culprit. silence:
+    seconds without a message, with a scene on board, after which a process is killed. A device
+    whose processes end one after the other before any step is retired, and its scenes go to others.
+    Log files are under `scratch`/logs.
     """
 
     devices: Sequence[str]
     scratch: Path
     scenes_per_device: int | None = 1
     compiled: bool = False
+    allow_pickle: bool = False
     fast_launch: bool = False
     threads: int = 1
     restarts: int = 2
@@ -74,7 +76,11 @@ class DevicePool:
         self.report_to(self.log)
 
     def _engine(self, device: Device, log: Path) -> EngineProcess:
-        switches = {"--compiled": self.compiled, "--fast-launch": self.fast_launch}
+        switches = {
+            "--compiled": self.compiled,
+            "--allow-pickle": self.allow_pickle,
+            "--fast-launch": self.fast_launch,
+        }
         chosen = [switch for switch, on in switches.items() if on]
         return EngineProcess(
             [*self.command, "--threads", str(self.threads), *chosen],

@@ -52,9 +52,13 @@ class Row:
 
 
 class Memo:
-    """Answers to what many rows of one manifest ask again and again."""
+    """Answers to what many rows of one manifest ask again and again.
 
-    def __init__(self) -> None:
+    allow_pickle: whether the run may read pickled weights.
+    """
+
+    def __init__(self, *, allow_pickle: bool = False) -> None:
+        self.allow_pickle = allow_pickle
         self._answers: dict[Any, Any] = {}
 
     def get(self, question: Any, find: Callable[..., Any], *arguments: Any) -> Any:
@@ -62,6 +66,20 @@ class Memo:
         if question not in self._answers:
             self._answers[question] = find(*arguments)
         return self._answers[question]
+
+    def prior_error(self, prior: str) -> SettingError | None:
+        """What is wrong with a prior's name and files."""
+        error: SettingError | None = self.get(
+            ("prior", prior), prior_error, prior, self.allow_pickle
+        )
+        return error
+
+    def weights_error(self, key: str, value: str) -> SettingError | None:
+        """The same of a recipe key of WEIGHTS."""
+        error: SettingError | None = self.get(
+            ("weights", key, value), WEIGHTS[key], value, self.allow_pickle
+        )
+        return error
 
 
 class RowReader:
@@ -196,7 +214,7 @@ class RowReader:
 
     def _prior(self) -> str | None:
         text = self._text("prior").strip()
-        if text and (error := self.memo.get(("prior", text), prior_error, text)):
+        if text and (error := self.memo.prior_error(text)):
             self.errors.append(error)
             return None
         return text or None
@@ -212,7 +230,7 @@ class RowReader:
         overrides = {key: value for key, value in self.given.items() if key in RECIPE_KEYS}
         for key, value in overrides.items():
             # True, 1 and 1.0 are equal, and are not the same in a recipe.
-            self.errors += self.memo.get((key, repr(value)), key_errors, key, value)
+            self.errors += self.memo.get((key, repr(value)), key_errors, key, value, self.memo)
         return overrides
 
     def _tags(self) -> list[str]:
@@ -235,11 +253,11 @@ class RowReader:
         return meta
 
 
-def key_errors(key: str, value: Value) -> list[SettingError]:
+def key_errors(key: str, value: Value, memo: Memo) -> list[SettingError]:
     """What is wrong with a recipe key's value, whatever the preset."""
     # What conflicts with another key may fit the preset's value of it.
     found = [error for error in Recipe().problems({key: value}) if not error.conflicts]
-    if not found and key in WEIGHTS and (error := WEIGHTS[key](str(value).strip())):
+    if not found and key in WEIGHTS and (error := memo.weights_error(key, str(value).strip())):
         found.append(error)
     return found
 
@@ -257,7 +275,10 @@ def preset_error(prior: str | None, recipe: str) -> SettingError | None:
 
 
 # Recipe keys that name what an evaluation loads.
-WEIGHTS = {"judge": judge_error, "lpips": lpips_error}
+WEIGHTS: dict[str, Callable[[str, bool], SettingError | None]] = {
+    "judge": judge_error,
+    "lpips": lambda id, allow_pickle: lpips_error(id),
+}
 
 
 def _not_text(value: Any) -> tuple[str, str]:

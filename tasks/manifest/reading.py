@@ -41,7 +41,7 @@ def read_manifest(manifest: str | Path) -> Manifest:
     return found
 
 
-def read_rows(manifest: str | Path) -> Manifest:
+def read_rows(manifest: str | Path, *, allow_pickle: bool = False) -> Manifest:
     """The rows of a manifest, and what is wrong with the others, in the order of files and lines.
 
     manifest: a CSV, JSONL or Parquet file, a folder of them, s3://bucket/key or s3://bucket/prefix.
@@ -54,7 +54,7 @@ def read_rows(manifest: str | Path) -> Manifest:
     given: dict[str, Place] = {}
     count = 0
     for records in sources:
-        memo = Memo()
+        memo = Memo(allow_pickle=allow_pickle)
         for line, cells in records:
             reader = RowReader(cells, records.folder, memo)
             place, row_id = (records.file, line), reader.row_id()

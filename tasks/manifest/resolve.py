@@ -16,7 +16,8 @@ from sjc_engine.errors import SettingError
 from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import group_of, mismatches, no_silhouette
 from sjc_engine.priors.image_pose import pose_guess
-from sjc_engine.priors.sources import assumption, prior_error, split_revision, takes_image
+from sjc_engine.priors.loading.lora import NONE, pin
+from sjc_engine.priors.sources import assumption, loras_error, split_revision, takes_image
 from sjc_engine.priors.tokens import text_limit
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
@@ -83,14 +84,20 @@ def read_entries(
     prior: str | None = None,
     recipe: str | None = None,
     overrides: Mapping[str, Value] | None = None,
+    allow_pickle: bool = False,
 ) -> tuple[Manifest, Resolved]:
     """The manifest and what its rows ask for, as `resolve` finds out.
 
     Raises `ManifestError` with every problem of the rows and of the options.
     """
-    found = read_rows(manifest)
+    found = read_rows(manifest, allow_pickle=allow_pickle)
     resolved = resolve(
-        found.rows, prior_revision=prior_revision, prior=prior, recipe=recipe, overrides=overrides
+        found.rows,
+        prior_revision=prior_revision,
+        prior=prior,
+        recipe=recipe,
+        overrides=overrides,
+        allow_pickle=allow_pickle,
     )
     if problems := found.problems + resolved.problems:
         order = {file: place for place, file in enumerate(dict.fromkeys(p.file for p in problems))}
@@ -105,13 +112,15 @@ def resolve(
     prior: str | None = None,
     recipe: str | None = None,
     overrides: Mapping[str, Value] | None = None,
+    allow_pickle: bool = False,
 ) -> Resolved:
     """The assets that rows ask for. A row's value wins, then the command line's, then the preset's.
 
-    `prior`, `recipe` and `overrides` are the command line's. `prior_revision` returns a prior's
-    revision, or raises SettingError.
+    `prior`, `recipe`, `overrides` and `allow_pickle` are the command line's. `prior_revision`
+    returns a prior's revision, or raises SettingError.
     """
-    resolver = _Resolver(prior_revision, prior, recipe, overrides or {})
+    memo = Memo(allow_pickle=allow_pickle)
+    resolver = _Resolver(prior_revision, prior, recipe, overrides or {}, memo)
     entries: list[Entry] = []
     first: dict[str, int] = {}
     remarks = Remarks()
@@ -179,13 +188,14 @@ class _Resolver:
         prior: str | None,
         recipe: str | None,
         overrides: Mapping[str, Value],
+        memo: Memo,
     ) -> None:
         self.prior_revision = prior_revision
         self.prior, self.recipe = prior, recipe
         self.overrides = {k: v for k, v in overrides.items() if k in RECIPE_KEYS}
         self.problems: list[Problem] = []
         self.guesses: list[str] = []
-        self.memo = Memo()
+        self.memo = memo
         unknown = {k: v for k, v in overrides.items() if k not in RECIPE_KEYS}
         for error in Recipe().problems(unknown):
             self._add_problem(None, f"--set {error.key}", error)
@@ -243,8 +253,11 @@ class _Resolver:
     def check_unused(self) -> None:
         """Adds the problems of options that no row needed."""
         reported = {problem.column for problem in self.problems if problem.file == COMMAND_LINE}
-        found = {f"--set {key}": key_errors(key, value) for key, value in self.overrides.items()}
-        if self.prior and (error := self._prior_error(self.prior)):
+        found = {
+            f"--set {key}": key_errors(key, value, self.memo)
+            for key, value in self.overrides.items()
+        }
+        if self.prior and (error := self.memo.prior_error(self.prior)):
             found["--prior"] = [error]
         if self.recipe and (error := preset_error(None, self.recipe)):
             found["--recipe"] = [error]
@@ -272,13 +285,9 @@ class _Resolver:
             return None, f"--set {given[0]}"
         return row, key
 
-    def _prior_error(self, prior: str) -> SettingError | None:
-        error: SettingError | None = self.memo.get(("prior", prior), prior_error, prior)
-        return error
-
     def _revision(self, prior: str) -> tuple[str, list[SettingError]]:
         """The prior's revision, "" with what is wrong; it may read all weights, or ask the hub."""
-        if error := self._prior_error(prior):
+        if error := self.memo.prior_error(prior):
             return "", [error]
         try:
             return self.prior_revision(prior) or "", []
@@ -288,18 +297,20 @@ class _Resolver:
     def _settle(self, row: Row, prior: str) -> tuple[Recipe, list[SettingError]]:
         """A row's recipe, and what does not go together: prior, image, settings for images."""
         name = row.recipe or self.recipe
-        if self._prior_error(prior):  # which presets fit it is unknown
+        if self.memo.prior_error(prior):  # which presets fit it is unknown
             wrong = preset_error(None, name) if name and not row.recipe else None
             return Recipe(), [wrong] if wrong else []
         try:
             recipe, errors = self._override(Recipe.for_prior(prior, name), row)
         except SettingError as unfit:
             recipe, errors = Recipe(), [unfit]
-        for key, error_of in WEIGHTS.items():
-            value = getattr(recipe.evaluate, key)
-            wrong = self.memo.get(("weights", key, value), error_of, value)
+        for key in WEIGHTS:
+            wrong = self.memo.weights_error(key, getattr(recipe.evaluate, key))
             if wrong and key not in row.overrides:
                 errors.append(wrong)
+        if recipe.optimize.loras != NONE:
+            recipe, unfit_loras = self._with_loras(recipe, prior)
+            errors += unfit_loras
         starts_from_image = takes_image(prior)
         says_pose = "image_pose" in self.overrides.keys() | row.overrides.keys()
         if starts_from_image and name in (None, "draft") and not says_pose:
@@ -313,6 +324,15 @@ class _Resolver:
             recipe.optimize,
         )
         return recipe, [*errors, *found]
+
+    def _with_loras(self, recipe: Recipe, prior: str) -> tuple[Recipe, list[SettingError]]:
+        """The recipe with the digests of its LoRA, or what keeps them from this prior."""
+        loras = recipe.optimize.loras
+        question = ("loras", prior, loras)
+        wrong = self.memo.get(question, loras_error, loras, prior, self.memo.allow_pickle)
+        if wrong:
+            return recipe, [wrong]
+        return recipe.override({"loras": pin(loras)}), []
 
     def _override(self, recipe: Recipe, row: Row) -> tuple[Recipe, list[SettingError]]:
         """The preset with those values of the command line and the row that are right."""

@@ -27,7 +27,7 @@ EVERY_WORD = [
     "draft", "--set", "steps=5", "--limit", "3", "--where", "seed < 2", "--devices",
     "cpu,cuda:0", "--scenes-per-device", "4", "--scratch", "fast", "--retry-failed",
     "--timeout", "9.5", "--price-per-hour", "2.5", "--gallery", "wall",
-    "--checkpoint-to-store", "--compiled", "--fast-launch",
+    "--checkpoint-to-store", "--compiled", "--allow-pickle", "--fast-launch",
 ]  # fmt: skip
 
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.errors import PriorError
-from sjc_engine.priors.loading.model_check import DOWNLOAD, broken, check_model, check_named
+from sjc_engine.priors.loading import lora
+from sjc_engine.priors.loading.model_check import (
+    DOWNLOAD,
+    broken,
+    check_model,
+    check_named,
+    weight_shapes,
+)
 from sjc_engine.priors.loading.model_files import INDEX, Part, lean_files, list_names, parts_of
 from sjc_engine.progress import OnWork, unheard
 
@@ -35,6 +42,8 @@ class ModelSource:
     """A prior's or a judge's folder, which for one of the hub is a snapshot in the local cache.
 
     kind: `prior` or `judge`. revision: the hub's commit; for a folder the digest of what is read.
+    allow_pickle: whether `.bin` files are read where there are no safetensors. loras: as a recipe
+    has them; their matrices are added to the weights.
     on_work: hears of each component that is loaded.
     """
 
@@ -45,6 +54,8 @@ class ModelSource:
     family: str
     on_hub: bool = False
     local_files_only: bool = True
+    allow_pickle: bool = False
+    loras: str = lora.NONE
     on_work: OnWork = unheard
 
     @cached_property
@@ -54,7 +65,8 @@ class ModelSource:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return parts_of(self.family, self.index if self.kind == "prior" else {})
+        index = self.index if self.kind == "prior" else {}
+        return parts_of(self.family, index, allow_pickle=self.allow_pickle)
 
     def fetch(self, half: bool = False, bar: type | None = None) -> None:
         """Downloads what is read of the hub's and not here yet, and checks it. Raises PriorError.
@@ -64,7 +76,7 @@ class ModelSource:
         """
         if not self.on_hub:
             return
-        names = self._names()
+        names = self._names(self.id)
         check_named(self.id, self.parts, names, self.kind)
         for name in lean_files(self.parts, names, list_names(self.folder), half):
             hub_file(self.kind, self.id, name, self.revision, self.local_files_only, bar)
@@ -76,7 +88,17 @@ class ModelSource:
         parts = [part for part in self.parts if not self.on_hub or part.is_whole(names)]
         check_model(self.id, self.folder, parts, self.kind)
 
-    def _names(self) -> set[str]:
+    def check_loras(self) -> None:
+        """Raises SettingError for LoRA of another model, as far as headers show that."""
+        names = list_names(self.folder)
+        models = {
+            part.name: weight_shapes(self.folder, part, names) if part.is_whole(names) else None
+            for part in self.parts
+            if part.name in lora.COMPONENTS
+        }
+        lora.check(self.loras, models)
+
+    def _names(self, id: str) -> set[str]:
         """The files that the hub has of this commit, or, out of its reach, the cache."""
         import httpx
         from huggingface_hub import list_repo_files
@@ -84,7 +106,7 @@ class ModelSource:
 
         with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OSError):
             if not self.local_files_only:
-                return set(list_repo_files(self.id, revision=self.revision))
+                return set(list_repo_files(id, revision=self.folder.name))
         return list_names(self.folder)
 
     def network(self, cls: Any, name: str, dtype: Any) -> Any:
@@ -98,12 +120,12 @@ class ModelSource:
 
     def convert(self, name: str, convert: Callable[[dict[str, Any]], Any]) -> Any:
         """What is made of all of a component's weights by name; it raises if they do not fit."""
-        from safetensors.torch import load_file
+        from diffusers.models.model_loading_utils import load_state_dict
 
         self._say_loading(name)
         _, files = self._part(name).weights(list_names(self.folder))
-        shards = [self.folder / file for file in files if file.endswith(".safetensors")]
-        weights = (load_file(shard).items() for shard in shards)
+        shards = [self.folder / file for file in files if not file.endswith(".json")]
+        weights = (load_state_dict(shard).items() for shard in shards)
         return self._load(name, lambda _: convert(dict(chain.from_iterable(weights))))
 
     def scheduler(self, cls: Any) -> Any:
@@ -120,7 +142,9 @@ class ModelSource:
 
     def _weights(self, cls: Any, name: str, **options: Any) -> Any:
         variant, files = self._part(name).weights(list_names(self.folder))
-        options |= {"use_safetensors": True, "variant": variant, "output_loading_info": True}
+        # Of pickles, both libraries let torch.load's weights_only make tensors and nothing else.
+        safe = not files[-1].endswith(".bin")
+        options |= {"use_safetensors": safe, "variant": variant, "output_loading_info": True}
         self._say_loading(name)
         model, info = self._load(name, partial(cls.from_pretrained, **options))
         unlike = [key for key, *_ in info.get("mismatched_keys") or []]
@@ -128,6 +152,12 @@ class ModelSource:
             shown = ", ".join(missing[:3])
             reason = f"does not fill {len(missing)} weights of a {cls.__name__} ({shown})"
             raise broken(self.id, name, Path(files[0]).name, reason, DOWNLOAD, self.kind)
+        return self._merged(model, name)
+
+    def _merged(self, model: Any, name: str) -> Any:
+        """The model with what the LoRA add to this component."""
+        if name in lora.COMPONENTS:
+            lora.merge(model, name, self.loras)
         return model
 
     def _say_loading(self, name: str) -> None:
@@ -148,6 +178,9 @@ class ModelSource:
     def settings(self, name: str) -> list[Path]:
         """A component's files of settings, the one to read first."""
         return [self.folder / file for file in self._part(name).settings(list_names(self.folder))]
+
+    def _config(self, name: str) -> dict[str, Any]:
+        return json.loads(self.settings(name)[0].read_text("utf-8"))
 
     def _part(self, name: str) -> Part:
         return next(part for part in self.parts if part.name == name)

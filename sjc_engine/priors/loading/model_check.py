@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of state dicts from DDP, torc
 _PADDING = 128  # rows that an embedding may have beyond its tokenizer's words, for speed
 _SHOWN = 3  # names in a message
 DOWNLOAD = "download it again"
+UNPICKLE = (
+    "name a revision that has safetensors (owner/name@refs/pr/1), convert it, or allow it with"
+    ' --allow-pickle: docs/priors.md, "Pickled weights"'
+)
+_OLD_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # torch.save before 1.6: a pickle of its magic number
 _MAY_BE_BLANK = ("special_tokens_map.json", "added_tokens.json")  # the tokenizer's own file says it
 
 
@@ -43,15 +49,18 @@ class _Read:
     rows: int | None = None
 
 
-def check_model(id: str, folder: Path, parts: Sequence[Part], key: str = "prior") -> None:
+def check_model(
+    id: str, folder: Path, parts: Sequence[Part], key: str = "prior", *, weights: bool = True
+) -> None:
     """Raises PriorError for the first component that would not load as what it should be.
 
-    id: as the user named the model. key: whether it is a `prior` or a `judge`.
+    id: as the user named the model. key: whether it is a `prior` or a `judge`. weights: whether
+    they are there too, and not settings alone.
     """
     read: dict[str, _Read] = {}
     for part in parts:
         try:
-            read[part.name] = _read(folder, part, list_names(folder))
+            read[part.name] = _read(folder, part, list_names(folder), weights)
             _check_together(part, read)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             reason = f"has settings that are not what they should be ({error})"
@@ -82,9 +91,9 @@ def broken(
     return PriorError(key, problem, fix, component=component, file=file, reason=reason)
 
 
-def _read(folder: Path, part: Part, names: set[str]) -> _Read:
+def _read(folder: Path, part: Part, names: set[str], weights: bool) -> _Read:
     settings = part.settings(names)
-    for name in [*settings, *part.weights(names)[1]]:
+    for name in [*settings, *(part.weights(names)[1] if weights else ())]:
         _check_bytes(folder / name)
     if part.kind == "tokenizer":
         return _Read({}, _words(folder, part, names))
@@ -98,7 +107,9 @@ def _read(folder: Path, part: Part, names: set[str]) -> _Read:
     _check_class(settings[0], config, part.cls)
     if lacking := [key for key in NEEDED.get(part.cls, ()) if key not in config]:
         raise _Broken(settings[0], f"does not say {', '.join(lacking)}")
-    shapes = _shapes(folder, part, names)
+    shapes = weight_shapes(folder, part, names) if weights else None
+    if shapes is None:
+        return _Read(config)
     try:
         wanted = LAYOUTS[part.cls](config)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -143,16 +154,16 @@ def _check_schedule(file: str, config: Mapping[str, Any]) -> None:
         raise _Broken(file, "has neither betas nor sigmas", "put the model's own scheduler there")
 
 
-def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape]:
-    """The shape of every weight, by its name of today, from the files' headers."""
+def weight_shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape] | None:
+    """The shape of every weight, by its name of today, from the files' headers.
+
+    None of pickled ones, which have no header.
+    """
     _, files = part.weights(names)
     if not files:
         raise _no_weights(part, names)
     index = files[0] if files[0].endswith(".json") else None
     shards = set(files[1:] if index else files)
-    shapes: dict[str, Shape] = {}
-    for name in sorted(shards):
-        shapes |= {usual_name(k, part.cls): v for k, v in _header(folder / name).items()}
     if index:
         folder_name = index.rpartition("/")[0]
         weight_map = _json(folder / index).get("weight_map")
@@ -161,24 +172,58 @@ def _shapes(folder: Path, part: Part, names: set[str]) -> dict[str, Shape]:
         wanted = {f"{folder_name}/{name}".lstrip("/") for name in weight_map.values()}
         if gone := sorted(wanted - shards):
             raise _Broken(gone[0], "is missing")
-    return shapes
+    if any(name.endswith(".bin") for name in shards):
+        for name in shards:
+            _check_pickle(folder / name)
+        return None
+    headers = [_header(folder / name)[0] for name in sorted(shards)]
+    return {usual_name(k, part.cls): v for header in headers for k, v in header.items()}
 
 
 def _no_weights(part: Part, names: Set[str]) -> _Broken:
+    """What there is instead of weights that are read, and how they could be."""
+    if pickled := replace(part, pickled=True).weights(names)[1]:
+        shown = ", ".join(Path(name).name for name in pickled)
+        reason = f"is pickled, and there are no safetensors beside it ({shown})"
+        return _Broken(Path(pickled[-1]).name, reason, UNPICKLE)
     there = sorted(name for name in names if name.startswith(part.where(names)))
-    pickled = [name for name in there if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
-    if pickled:
-        fix = 'convert it, or name another model: docs/priors.md, "Getting weights"'
-        return _Broken(Path(pickled[0]).name, "is pickled, which is not read", fix)
+    if others := [Path(name).name for name in there if name.endswith((".ckpt", ".pt", ".pth"))]:
+        fix = 'convert it, or name another model: docs/priors.md, "Pickled weights"'
+        return _Broken(others[0], "is pickled, which is not read", fix)
     return _Broken("", "has no weights (*.safetensors)")
 
 
-def _header(path: Path) -> dict[str, Shape]:
+def _check_pickle(path: Path) -> None:
+    """What shows of a file of torch.save without reading it: a whole zip, or the older format."""
+    with path.open("rb") as file:
+        old = file.read(len(_OLD_PICKLE)) == _OLD_PICKLE
+    if not old and not zipfile.is_zipfile(path):  # whose table is at its end
+        raise _Broken(path.name, "is damaged (neither a zip nor a pickle of torch.save)")
+
+
+def read_header(path: Path, key: str) -> tuple[dict[str, Shape], dict[str, str]]:
+    """The shapes of a safetensors file that the user has named, by its keys, and its metadata.
+
+    key: the setting that names it. Raises PriorError.
+    """
+    try:
+        _check_bytes(path)
+        return _header(path)
+    except _Broken as error:
+        problem, reason, fix = f"{str(path)!r} {error.reason}", error.reason, error.fix
+    except OSError as error:
+        problem, fix = f"{str(path)!r} cannot be read ({error.strerror})", "name an existing file"
+        reason = problem
+    raise PriorError(key, problem, fix, file=path.name, reason=reason)
+
+
+def _header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "numpy") as file:  # also checks that it is as long as it says
-            return {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+            return shapes, file.metadata() or {}
     except (SafetensorError, ValueError) as error:
         raise _Broken(path.name, f"is damaged ({error})") from error
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,26 @@ SETTINGS = {
 }  # fmt: skip
 # Any of these is enough.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-_STEMS = {"network": "diffusion_pytorch_model", "encoder": "model"}  # of files of weights
+# Of files of weights: as safetensors, and pickled
+_STEMS = {
+    "network": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "encoder": ("model", "pytorch_model"),
+}
 
 
 @dataclass(frozen=True)
 class Part:
     """A component: its folder, a key of SETTINGS, and the class that its config may name.
 
-    half: whether it is loaded in half precision where the prior is, on GPUs.
+    pickled: whether its weights may be a `.bin`, where there are no safetensors. half: whether it
+    is loaded in half precision where the prior is, on GPUs.
     """
 
     name: str
     kind: str
     cls: str = ""
     half: bool = False
+    pickled: bool = False
 
     def where(self, names: Collection[str]) -> str:
         """Its folder with a slash, or "": early repositories have a lone network in their root."""
@@ -56,30 +62,34 @@ class Part:
         return [folder + name for name in SETTINGS[self.kind] if folder + name in names]
 
     def weights(self, names: Collection[str], half: bool = False) -> tuple[str | None, list[str]]:
-        """The variant and the files of its safetensors: those without a variant, else "fp16".
+        """The variant and the files of its weights: those without a variant, else "fp16".
 
         With `half` it is the other way round for what is loaded in half precision.
 
         A file of all weights, or the index of several and these; diffusers prefers the index,
         transformers the file.
         """
-        if self.kind not in _STEMS:
-            return None, []
-        folder, stem = self.where(names), _STEMS[self.kind]
-        variants = ("fp16", None) if half and self.half else (None, "fp16")
-        for variant in variants:
-            dot = f".{variant}" if variant else ""
-            single = f"{folder}{stem}{dot}.safetensors"
-            index = f"{folder}{stem}.safetensors.index{dot}.json"
-            shard = re.compile(
-                re.escape(folder + stem) + rf"({re.escape(dot)}-\d+-of-\d+|-\d+-of-\d+"
-                rf"{re.escape(dot)})\.safetensors"
-            )
-            shards = [index, *sorted(name for name in names if shard.fullmatch(name))]
-            found = [files for files in ([single], shards) if files[0] in names]
-            if found:
-                return variant, found[-1 if self.kind == "network" else 0]
+        if self.kind in _STEMS:
+            variants = ("fp16", None) if half and self.half else (None, "fp16")
+            formats = list(zip(_STEMS[self.kind], ("safetensors", "bin"), strict=True))
+            for stem, suffix in formats[: 1 + self.pickled]:
+                for variant in variants:
+                    if found := self._weights(names, self.where(names) + stem, suffix, variant):
+                        return variant, found
         return None, []
+
+    def _weights(
+        self, names: Collection[str], stem: str, suffix: str, variant: str | None
+    ) -> list[str]:
+        dot = f".{variant}" if variant else ""
+        single, index = f"{stem}{dot}.{suffix}", f"{stem}.{suffix}.index{dot}.json"
+        shard = re.compile(
+            re.escape(stem)
+            + rf"({re.escape(dot)}-\d+-of-\d+|-\d+-of-\d+{re.escape(dot)})\.{suffix}"
+        )
+        shards = [index, *sorted(name for name in names if shard.fullmatch(name))]
+        found = [files for files in ([single], shards) if files[0] in names]
+        return found[-1 if self.kind == "network" else 0] if found else []
 
     def files(self, names: Collection[str], half: bool = False) -> list[str]:
         return [*self.settings(names), *self.weights(names, half)[1]]
@@ -134,7 +144,9 @@ PARTS: dict[str, tuple[Part, ...]] = {
 }  # fmt: skip
 
 
-def parts_of(family: str, index: Mapping[str, Any]) -> tuple[Part, ...]:
+def parts_of(
+    family: str, index: Mapping[str, Any], *, allow_pickle: bool = False
+) -> tuple[Part, ...]:
     """The components of a family's model, as model_index.json has them.
 
     Without a VAE where that has none, and with the layer that maps poses under its name there.
@@ -142,10 +154,10 @@ def parts_of(family: str, index: Mapping[str, Any]) -> tuple[Part, ...]:
     if family == "mvdream" and "camera_proj" not in index:
         family = "mvdream_ldm"
     no_vae = family == "stable_diffusion" and index.get("vae") in (None, [], [None, None])
-    parts = tuple(part for part in PARTS[family] if not (no_vae and part is _VAE))
-    if index.get("_class_name") != "Zero123Pipeline":
-        return parts
-    return tuple(_CAMERA_PROJECTION if part is _CC_PROJECTION else part for part in parts)
+    parts = [part for part in PARTS[family] if not (no_vae and part is _VAE)]
+    if index.get("_class_name") == "Zero123Pipeline":
+        parts = [_CAMERA_PROJECTION if part is _CC_PROJECTION else part for part in parts]
+    return tuple(replace(part, pickled=allow_pickle) for part in parts)
 
 
 def list_names(folder: Path) -> set[str]:
@@ -179,10 +191,14 @@ def files_read(parts: Sequence[Part], names: Collection[str]) -> list[str]:
 
 def folder_digest(folder: Path, parts: Sequence[Part]) -> str:
     """SHA-256 over the names and bytes of what is read of a model. Raises OSError."""
-    paths = [folder / name for name in files_read(parts, list_names(folder))]
+    return digest_of({name: folder / name for name in files_read(parts, list_names(folder))})
+
+
+def digest_of(files: Mapping[str, Path]) -> str:
+    """SHA-256 over files' names and bytes, in this order."""
     digest = hashlib.sha256()
-    for path, content in zip(paths, file_digests(paths), strict=True):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
+    for name, content in zip(files, file_digests(files.values()), strict=True):
+        digest.update(name.encode() + b"\0" + content)
     return digest.hexdigest()
 
 

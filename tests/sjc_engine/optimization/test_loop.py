@@ -683,7 +683,7 @@ def test_latent_priors_keep_their_own_background(latent_prior):
         Scene("a duck", "", 0, LATENT.override({"background": "white"}), latent_prior)
 
 
-def test_a_latent_scene_leaves_in_rgb(latent_prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
-    [field] = optimize(["a duck"], latent_prior, LATENT.override({"steps": 2}))
+def test_a_latent_scene_leaves_in_rgb(latent_prior):
+    recipe = LATENT.override({"steps": 2, "distill_steps": 3})
+    [field] = optimize(["a duck"], latent_prior, recipe)
     assert (field.space, field.channels) == ("rgb", 3)

@@ -547,7 +547,7 @@ def test_a_single_file_is_no_hub_id(
     """Though a relative path of one folder looks like one."""
     monkeypatch.chdir(copy("sd"))
     for load in (find_prior, load_prior):
-        with pytest.raises(PriorError, match=r"'unet/diff.*safetensors' is a single file; make a"):
+        with pytest.raises(PriorError, match=r"'unet/diff.*safetensors' is a component of a"):
             load(UNET)
 
 

@@ -148,6 +148,17 @@ def test_views_hear_of_one_another_within_their_group_alone(prior):
     assert moved.tolist() == [True] * 4 + [False] * 8
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 6e-3), (torch.bfloat16, 6e-2)])
+def test_half_precision_is_within_its_bound(folder, prior, dtype, bound):
+    """Relative to sigma, which multiplies the network's error."""
+    x, sigma, cond = questions(prior, 2)
+    half = load_prior(str(folder), dtype=dtype)
+    assert {p.dtype for p in half._unet.parameters()} == {dtype}
+    error = (half.denoise(x, sigma, cond) - prior.denoise(x, sigma, cond)).abs().amax((1, 2, 3))
+    assert error.max() > 0
+    assert (error / sigma).max() <= bound
+
+
 def test_guidance_keeps_groups_whole_and_takes_contrast_back(prior):
     x, sigma, cond = questions(prior, 2)
     uncond = prior.condition([""] * 8, cameras=cameras_of((0, 0), (37, 10)))

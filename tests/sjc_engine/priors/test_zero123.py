@@ -55,7 +55,7 @@ def noise(count, seed=0):
 
 
 def small(prior, **changes):
-    return Recipe.for_prior(prior).override(SMALL | changes)
+    return Recipe.for_prior(prior).override(SMALL | {"distill_steps": 3} | changes)
 
 
 def parameters(scene):
@@ -153,8 +153,7 @@ def test_of_a_folder_only_the_name_that_it_was_saved_from_is_no_guess(tmp_path, 
 
 @pytest.mark.parametrize("name", ["zero123", "stable-zero123"])
 @pytest.mark.parametrize("pipeline", ["Zero1to3StableDiffusionPipeline", "Zero123Pipeline"])
-def test_every_variant_steps_resumes_and_becomes_a_mesh(tmp_path, monkeypatch, pipeline, name):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
+def test_every_variant_steps_resumes_and_becomes_a_mesh(tmp_path, pipeline, name):
     prior = load_prior(str(build_zero123_prior(tmp_path / name, pipeline)))
     recipe = small(prior, image_elevation=20, mesh_resolution=16)
     assert recipe.name == name
@@ -409,8 +408,7 @@ def test_scenes_of_other_pictures_do_not_disturb_one_another(prior):
         assert (a - b).abs().max() <= 1e-5 * a.abs().max()
 
 
-def test_a_picture_becomes_a_field_in_rgb(prior, monkeypatch):
-    monkeypatch.setattr("sjc_engine.optimization.distill.STEPS", 3)
+def test_a_picture_becomes_a_field_in_rgb(prior):
     [field] = optimize(["a ball"], prior, small(prior, steps=2), images=[ball()])
     assert (field.space, field.channels) == ("rgb", 3)
     assert all(torch.isfinite(p).all() for p in field.parameters())

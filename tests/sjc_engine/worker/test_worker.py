@@ -12,10 +12,12 @@ import pytest
 import torch
 from engine_process import Engine, in_process, spec
 from PIL import Image, ImageDraw
+from single_files import write_small_lora
 from tiny_priors import SMALL, build_latent_prior, build_zero123_prior
 
 from sjc_engine import Recipe, load_prior, optimize, read_image
-from sjc_engine.priors.sources import find_prior
+from sjc_engine.priors.loading.lora import pin
+from sjc_engine.priors.sources import BUILTINS, find_prior
 from sjc_engine.spec import AssetSpec
 from sjc_engine.worker import __main__ as worker
 
@@ -64,6 +66,15 @@ def test_a_scene_becomes_the_field_that_the_library_makes(engine: Engine, tmp_pa
     assert done["field"] == str(engine.field("duck"))
     expected = in_process(spec("a yellow duck"), tmp_path / "expected.safetensors")
     assert engine.field("duck").read_bytes() == expected
+
+
+def test_a_scene_gets_the_lora_that_its_spec_asks_for(engine: Engine, tmp_path: Path) -> None:
+    path = write_small_lora(tmp_path / "x.safetensors", BUILTINS["toybox"])
+    for name, loras in {"plain": "none", "styled": pin(path), "again": "none"}.items():
+        engine.add(name, spec("a duck", steps=3, loras=loras))
+    assert {done["type"] for done in engine.ended("plain", "styled", "again").values()} == {"done"}
+    plain, styled, again = (engine.field(n).read_bytes() for n in ("plain", "styled", "again"))
+    assert plain == again != styled
 
 
 def test_a_scene_gets_the_precision_that_its_spec_asks_for(engine: Engine) -> None:

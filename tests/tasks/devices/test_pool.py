@@ -307,19 +307,14 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "no such device" in str(error)
 
 
-@pytest.mark.parametrize("switch", ["", "--compiled", "--fast-launch"])
-def test_engines_are_started_with_the_run_s_switches(tmp_path: Path, switch: str) -> None:
+@pytest.mark.parametrize("asked", ["", "compiled", "allow_pickle", "fast_launch"])
+def test_engines_are_started_with_the_run_s_switches(tmp_path: Path, asked: str) -> None:
     command = (sys.executable, "-c", "import sys; raise SystemExit(str(sys.argv))")
-    with DevicePool(
-        ["cpu"],
-        tmp_path,
-        command=command,
-        compiled=switch == "--compiled",
-        fast_launch=switch == "--fast-launch",
-    ) as devices:
+    options: dict[str, Any] = {asked: True} if asked else {}
+    with DevicePool(["cpu"], tmp_path, command=command, **options) as devices:
         error = run(devices, tmp_path, "duck")
-    found = {word for word in ("--compiled", "--fast-launch") if f"'{word}'" in str(error)}
-    assert found == ({switch} if switch else set())
+    for name in ("compiled", "allow_pickle", "fast_launch"):
+        assert (f"'--{name.replace('_', '-')}'" in str(error)) == (name == asked)
 
 
 @pytest.mark.parametrize("early", [False, True])

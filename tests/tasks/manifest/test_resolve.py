@@ -18,9 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from single_files import write_small_lora
 from task_samples import Write, plan, problems
-from tiny_priors import build_zero123_prior
+from tiny_priors import build_pixel_prior, build_zero123_prior
 
+from sjc_engine.priors.loading.lora import pin
+from sjc_engine.priors.sources import BUILTINS
 from sjc_engine.recipes import Recipe
 from tasks.manifest.resolve import ManifestError, Problem, read_entries, read_manifest
 
@@ -582,3 +585,31 @@ def test_no_column_is_ever_shifted(
     found = read_manifest(path).rows
     assert [(row.prompt, row.meta["a"], row.meta["b"]) for row in found] == rows
     assert [row.line for row in found] == lines
+
+
+def test_loras_are_known_by_their_contents(write: Write, tmp_path: Path) -> None:
+    path = write_small_lora(tmp_path / "one.safetensors", BUILTINS["toybox"])
+    other = write_small_lora(tmp_path / "two.safetensors", BUILTINS["toybox"], scale=2.0)
+    rows = ["", "none", f"{path}:0", path, f"{path}:0.5", other, f'"{path}, {other}:0.1"']
+    table = write("prompt,loras\n" + "".join(f"a duck,{row}\n" for row in rows))
+    entries = plan(table).entries
+    assert [entry.duplicate_of for entry in entries] == [None, 0, 0, *[None] * 4]
+    assert entries[3].spec.recipe.optimize.loras == pin(path)
+    Path(path).rename(tmp_path / "moved.safetensors")
+    write("prompt\na duck\n", "m.csv")
+    [moved] = plan(
+        tmp_path / "m.csv", overrides={"loras": str(tmp_path / "moved.safetensors")}
+    ).entries
+    assert moved.spec.asset_id == entries[3].spec.asset_id
+
+
+def test_loras_that_cannot_be_used(write: Write, tmp_path: Path) -> None:
+    foreign = write_small_lora(tmp_path / "x.safetensors", build_pixel_prior(tmp_path / "prior"))
+    path = write(f"prompt,loras\na duck,{foreign}\na duck,no.safetensors\na duck,x.pt:1\n")
+    shape, missing, name = problems(path)
+    assert "2: loras: " in shape
+    assert "is not of this model" in shape
+    assert "3: loras: 'no.safetensors' cannot be read" in missing
+    assert "4: loras: 'x.pt:1' is wrong; write FILE.safetensors:WEIGHT" in name
+    path = write("prompt\na duck\n")
+    assert "command line: --set loras: 'x.pt'" in problems(path, overrides={"loras": "x.pt"})[0]
