@@ -20,7 +20,7 @@ OPTIONS = {option.name: default(option) for option in fields(Settings)}
 TYPES = get_type_hints(Settings)
 EVERYTHING = Settings(
     "my list.csv", "s3://b/p", "toybox", "draft", {"steps": "5"}, 3, "seed < 2",
-    ["cpu", "cuda:0"], 4, "fast", False, 9.5, 2.5, "wall", True, True, True,
+    ["cpu", "cuda:0"], 4, "fast", False, 9.5, 2.5, "wall", True, True, True, True,
 )  # fmt: skip
 EVERY_WORD = [
     "sjc", "run", "my list.csv", "--store", "s3://b/p", "--prior", "toybox", "--recipe",
