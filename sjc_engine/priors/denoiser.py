@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from sjc_engine.errors import PriorError, SettingError
-from sjc_engine.priors.loading import lora
 from sjc_engine.memory import upload
+from sjc_engine.priors.loading import lora
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.priors.loading.model_check import DOWNLOAD, broken
 from sjc_engine.priors.sources import find_prior, precision_on
