@@ -1,4 +1,5 @@
 # make demo      the paper's six prompts -> ./store, with the embedded prior
+# make gpu-check whether a GPU computes the right numbers, and how fast -> gpu-check.json; 8 minutes
 # make test      the tests that need nothing but pip
 # make test-all  everything: check, test and the suites that need Debian or npm packages
 # make test-fast the tests without engine processes, kills and trainings: minutes
@@ -25,10 +26,13 @@ MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-fast soak sweep fuzz check ptx audit format clean
+.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz check ptx audit format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
+
+gpu-check: $(READY)
+	$(BIN)/sjc doctor --benchmark --json > gpu-check.json
 
 test: $(DEV)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not system"

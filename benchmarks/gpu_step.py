@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 from report import Report
-from shaped_prior import SMALL, ShapedPrior
 
+from sjc_engine.acceptance.random_prior import SMALL, RandomPrior
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.recipes import Recipe
@@ -39,7 +39,7 @@ FUSED_LAUNCHES = 7  # of the renderer, forward and backward
 def counted(scenes: int) -> dict[str, Any]:
     """The second step of so many scenes."""
     with counting_device() as counts:
-        prior = ShapedPrior(SMALL, META, torch.float16)
+        prior = RandomPrior(SMALL, META, torch.float16)
         recipe = Recipe.for_prior("owner/name")
         running = [Scene("a thing", "", seed, recipe, prior) for seed in range(scenes)]
         prior._unet = lambda scaled, *rest, **named: argparse.Namespace(sample=scaled)

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 import os
 import subprocess
 import sys
@@ -52,6 +51,7 @@ import torch.nn.functional as F
 from report import Report, interleaved, ratio
 from torch import Tensor
 
+from sjc_engine.acceptance.checks import put_ball
 from sjc_engine.fields.kinds import load_field
 from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.optimization.losses import emptiness
@@ -73,18 +73,6 @@ def make_field(state: str, device: str) -> VoxelField:
     elif state == "tank":
         put_run(field, TANK)
     return field.to(device)
-
-
-@torch.no_grad()
-def put_ball(field: VoxelField) -> None:
-    """Makes a field opaque in a ball that fills 11% of the box, and clear around it."""
-    side = field.resolution
-    ticks = (torch.arange(side) + 0.5) / side * 2 - 1
-    z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
-    radius = (0.11 * 8 * 3 / 4 / math.pi) ** (1 / 3)
-    inside = (x**2 + y**2 + z**2).sqrt() < radius
-    noise = torch.randn(side, side, side, generator=torch.Generator().manual_seed(1))
-    field.density.copy_((torch.where(inside, 30.0, -30.0) + noise)[None, None])
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from peak import Peak
 from report import Report, interleaved, ratio
-from shaped_prior import SD15, ShapedPrior
 
+from sjc_engine.acceptance.random_prior import SD15, RandomPrior
 from sjc_engine.guidance.score import guide
 from sjc_engine.memory import MemoryProbe
 from sjc_engine.optimization.loop import try_step
@@ -100,7 +100,7 @@ def main() -> None:
     report = Report("scenes", used | changes)
     prior: Prior
     if settings.unet == "sd15":
-        prior = ShapedPrior(SD15, device, torch.bfloat16)
+        prior = RandomPrior(SD15, device, torch.bfloat16)
         recipe = Recipe.for_prior("owner/name")
     else:
         prior, recipe = load_prior("toybox", device=device), Recipe.for_prior("toybox")

@@ -24,10 +24,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from renderer import put_ball
 from report import Report, interleaved, ratio
-from shaped_prior import SD15, SMALL, ShapedPrior
 
+from sjc_engine.acceptance.checks import put_ball
+from sjc_engine.acceptance.random_prior import SD15, SMALL, RandomPrior
 from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.guidance.score import guide
 from sjc_engine.optimization.loop import step_scenes
@@ -44,7 +44,7 @@ def load(unet: str, device: torch.device) -> tuple[Prior, Recipe]:
     if unet == "toybox":
         return load_prior("toybox", device=device), Recipe.for_prior("toybox")
     shape, dtype = (SD15, torch.bfloat16) if unet == "sd15" else (SMALL, torch.float32)
-    return ShapedPrior(shape, device, dtype), Recipe.for_prior("owner/name")
+    return RandomPrior(shape, device, dtype), Recipe.for_prior("owner/name")
 
 
 @contextmanager

@@ -63,14 +63,13 @@ def dispatch(
     check_usable(opened := open_store(store))
     keep_plan(opened, made)  # where workers find it
 
-    from flows.dispatch import count_outcomes
-    from flows.dispatch import dispatch as dispatch_flow
+    import flows.dispatch
 
     parameters = {name: context.params[name] for name in ("deployment", "workers", *SHARD_OPTIONS)}
     with watching(connection, quiet=quiet):
-        state = dispatch_flow(made.id, opened.url, **parameters, return_state=True)
+        state = flows.dispatch.dispatch(made.id, opened.url, **parameters, return_state=True)
     raise_error(state)
-    counts = count_outcomes(made, opened)
+    counts = flows.dispatch.count_outcomes(made, opened)
     facts = {"plan": made.id, "assets": sum(counts.values()), **counts}
     places = {"store": opened.url, "tables": opened.uri("tables")}
     if json_:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from flows.commands import options
+from flows.commands import acceptance, options
 from flows.commands.app import command
 from flows.commands.device_checks import Check, Results, devices, machine, renderer
 from flows.commands.output import size_text
@@ -49,16 +49,31 @@ _SHOWN = (
 )  # fmt: skip
 
 
-@command("sjc doctor", "sjc doctor --store s3://bucket/first --json")
+@command(
+    "sjc doctor",
+    "sjc doctor --store s3://bucket/first --json",
+    "sjc doctor --benchmark --json > gpu.json",
+)
 def doctor(
     store: options.Store = "./store",
     scratch: Annotated[Path, typer.Option(help="As for `run`.")] = Path(".sjc"),
+    benchmark: Annotated[
+        bool,
+        typer.Option(
+            "--benchmark",
+            help="Instead: whether the engine computes the right numbers on a GPU, and how fast;"
+            " up to eight minutes, nothing to download.",
+        ),
+    ] = False,
+    device: options.Device = None,
     json_: options.Json = False,
 ) -> None:
     """Examine this machine: versions, devices, weights, store, server; what to do where it fails.
 
     Nothing is made. Exit code 0 when a run would work, 1 when there is a problem.
     """
+    if benchmark:
+        raise typer.Exit(0 if acceptance.measure(device, as_json=json_) else FAILED)
     results = examine(
         {
             "versions": versions,

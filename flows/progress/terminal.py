@@ -98,7 +98,6 @@ class Lines(Watcher):
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
         super().progress(name, step, steps, loss)
-        self._printed.setdefault(name, time.monotonic())
         if self._is_due(name):
             left = _left(self.tally.seconds_left_of(name))
             self.note(_joined(f"{name}: step {step}/{steps}", _loss(loss), left))

@@ -57,7 +57,7 @@ from typing import IO
 import torch
 
 from sjc_engine.files import is_refusal
-from sjc_engine.memory import MemoryProbe, device_failed, out_of_memory
+from sjc_engine.memory import MemoryProbe, device_failed, out_of_memory, peak_memory
 from sjc_engine.optimization.loop import try_step
 from sjc_engine.optimization.scene import Diverged
 from sjc_engine.priors.denoiser import Prior, load_prior
@@ -312,16 +312,9 @@ class Worker:
                 "rolled_back": run.scene.recovery.rolled_back,
                 "words_cut": run.scene.words_cut,
                 "dtype": run.scene.prior.precision,
-                "peak_memory_bytes": self._peak_memory(),
+                "peak_memory_bytes": peak_memory(self.device),
             }
         )
-
-    def _peak_memory(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
     def _end(self, run: RunningScene, error: Exception, kind: str = "") -> None:
         self.running.remove(run)

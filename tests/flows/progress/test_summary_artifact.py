@@ -160,7 +160,9 @@ def test_lines_tell_the_time_left(clock: Clock, capfd: pytest.CaptureFixture[str
     clock.now += 10
     lines.progress("a", 51, 100, None)
     lines.finished("a", "ok", 11.0)
-    assert capfd.readouterr().err.endswith("a: ok after 11 s (1/2 done, 1 to go, 10 s left)\n")
+    said = capfd.readouterr().err
+    assert "a: step 1/100" in said, "the first is shown at once: the second may be minutes away"
+    assert said.endswith("a: ok after 11 s (1/2 done, 1 to go, 10 s left)\n")
 
 
 def test_lines_tell_of_work_that_is_no_step(
