@@ -60,8 +60,7 @@ def dispatch(
             "workers have to reach Prefect's server, and none is known; set PREFECT_API_URL "
             "(docs/many-machines.md), or start `sjc ui` for workers on this machine"
         )
-    opened = open_store(store)
-    check_usable(opened)
+    check_usable(opened := open_store(store))
     keep_plan(opened, made)  # where workers find it
 
     import flows.dispatch

@@ -83,18 +83,21 @@ def launches(driver: Driver, render: Callable[[bool], None]) -> dict[str, Any]:
     }
 
 
-def milliseconds(render: Callable[[bool], None], flat: bool, rounds: int = 25) -> float:
-    """The CPU's time for one step's launches, from tensors to the driver: the least of some."""
+def milliseconds(render: Callable[[bool], None], flat: bool, rounds: int = 50) -> float:
+    """The CPU's time for one step's launches, from tensors to the driver.
+
+    The least of each call's, summed: others that use the machine interrupt some of them.
+    """
     launcher = kernels_cuda.FlatLauncher if flat else kernels_cuda.Launcher
     spent: list[float] = []
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            start = time.thread_time()
+            start = time.perf_counter()
             try:
                 return method(*arguments)
             finally:
-                spent.append(time.thread_time() - start)
+                spent.append(time.perf_counter() - start)
 
         return call
 
@@ -105,10 +108,10 @@ def milliseconds(render: Callable[[bool], None], flat: bool, rounds: int = 25) -
         for _ in range(rounds):
             spent.clear()
             render(flat)
-            steps.append(sum(spent))
+            steps.append(list(spent))
     finally:
         launcher.array, launcher.__call__ = array, call  # type: ignore[method-assign]
-    return 1e3 * min(steps)
+    return 1e3 * sum(map(min, zip(*steps, strict=True)))
 
 
 def compiled(name: str, kernel: Any, types: Any, gpu: tuple[int, int]) -> dict[str, Any]:
