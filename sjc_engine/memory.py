@@ -71,6 +71,17 @@ def free_memory() -> int | None:
         return free
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: of this process (CPU) or this device (CUDA)."""
+    if device.type == "cuda":
+        from torch import cuda
+
+        return cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
 @dataclass(frozen=True)
 class Capacity:
     """How many scenes a device has memory for."""
