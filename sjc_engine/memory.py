@@ -45,17 +45,6 @@ def device_failed(error: BaseException) -> bool:
     return "CUDA error" in str(error)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes at most so far: of this process (CPU) or this device (CUDA)."""
-    if device.type == "cuda":
-        from torch import cuda
-
-        return cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-
-
 def free_memory() -> int | None:
     """Bytes of RAM that new processes can have, a container's limit included; None: not known."""
     try:
