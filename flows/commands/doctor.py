@@ -20,10 +20,11 @@ from urllib.parse import urlsplit
 
 import typer
 
-from flows.commands import acceptance, options
+from flows.commands import options
 from flows.commands.app import command
-from flows.commands.device_checks import Check, Results, devices, machine, renderer
 from flows.commands.output import size_text
+from flows.doctor import benchmark as benchmarks
+from flows.doctor.devices import Check, Results, devices, machine, renderer
 from flows.errors import FAILED
 from sjc_engine.errors import PriorError
 
@@ -52,7 +53,7 @@ _SHOWN = (
 @command(
     "sjc doctor",
     "sjc doctor --store s3://bucket/first --json",
-    "sjc doctor --benchmark --json > gpu.json",
+    "sjc doctor --benchmark --json",
 )
 def doctor(
     store: options.Store = "./store",
@@ -73,7 +74,7 @@ def doctor(
     Nothing is made. Exit code 0 when a run would work, 1 when there is a problem.
     """
     if benchmark:
-        raise typer.Exit(0 if acceptance.measure(device, as_json=json_) else FAILED)
+        raise typer.Exit(0 if benchmarks.measure(device, as_json=json_) else FAILED)
     results = examine(
         {
             "versions": versions,

@@ -295,6 +295,7 @@ class _Call:
 
     def _in_parts(self, work: Callable[[int, int, int], None], edges: list[int]) -> None:
         """work(thread, begin, end) for each part; the kernels let go of the interpreter's lock."""
+        flush_subnormals()  # as in the other threads
         others = [
             _pool(self.threads - 1).submit(work, k, edges[k], edges[k + 1])
             for k in range(1, self.threads)

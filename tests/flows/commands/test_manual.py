@@ -76,7 +76,7 @@ COMPLETIONS: dict[str, set[str]] = {
     "ru": {"run"},
     "run --ret": {"--retry-failed"},
     "run m.csv --recipe ": {"toybox", "draft", "fast", "sds"},
-    "run m.csv --prior kxic/zero123-xl --recipe ": {"zero123", "draft"},
+    "run m.csv --prior kxic/zero123-xl --recipe ": {"zero123", "stable-zero123", "draft"},
     "run m.csv --recipe paper-z": set(),
     "run m.csv --set guidance_s": {"guidance_scale="},
     "assets --format ": {"table", "csv", "json", "parquet"},

@@ -103,7 +103,9 @@ def test_pickled_weights_are_not_read(pixel_folder, tmp_path):
     shutil.copytree(pixel_folder, folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match=r"its unet: \S*\.bin is pickled, which is not read"):
+    with pytest.raises(
+        ValueError, match=r"its unet: \S*\.bin is pickled, and there are no safetensors"
+    ):
         load_prior(str(folder))
 
 

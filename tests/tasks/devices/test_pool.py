@@ -89,8 +89,18 @@ def test_scenes_per_device_is_a_bound(
     assert len({e["pid"] for e in events(journal)}) == 1
 
 
+def wait_for_loads(journal: Path, count: int) -> None:
+    """Until so many processes have been told to load a prior."""
+    deadline = time.monotonic() + 30
+    while len(events(journal, "load")) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_two_devices_share_the_queue(tmp_path: Path, journal: Path) -> None:
     with pool(tmp_path, ["cpu", "cpu"]) as devices, ThreadPoolExecutor(4) as many:
+        devices.warm_up([weights("toybox")] * 2)
+        wait_for_loads(journal, 2)  # a process takes longer to start than to do a scene
         list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(4)))
     done = [e["pid"] for e in events(journal, "done")]
     assert sorted(done.count(pid) for pid in set(done)) == [2, 2]
@@ -180,16 +190,13 @@ def test_processes_start_before_their_scenes_where_they_will_be_wanted(
 ) -> None:
     with pool(tmp_path, ["cpu", "cpu", "cpu"]) as devices:
         devices.warm_up([weights("toybox")] * 2)
-        deadline = time.monotonic() + 10
+        wait_for_loads(journal, 2)
         engines = list(devices._engines.values())
-        while sum(e.process is not None for e in engines) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
         first = engines[0].process
         assert [e.process is not None for e in engines] == [True, True, False]
         assert run(devices, tmp_path, "duck")["step"] == 6
         assert engines[0].process is first
-    assert [e["spec"]["prior"] for e in events(journal) if e["type"] == "load"] == ["toybox"] * 2
+    assert [e["spec"]["prior"] for e in events(journal, "load")] == ["toybox"] * 2
 
 
 def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> None:

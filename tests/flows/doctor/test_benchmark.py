@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands import acceptance
+from flows.doctor import benchmark
 from sjc_engine.acceptance.checks import Bench
 from sjc_engine.rendering import fused
 
@@ -59,7 +59,7 @@ def test_a_wrong_kernel_fails_the_command(
 ) -> None:
     monkeypatch.setattr(fused, "DENSITY_SHIFT", -1.001)
     monkeypatch.setattr(Bench, "checks", lambda bench: {"RGB": lambda: bench.kernels("rgb", "")})
-    assert not acceptance.measure("cpu", as_json=False)
+    assert not benchmark.measure("cpu", as_json=False)
     *_, last = capsys.readouterr().out.splitlines()
     assert last.startswith("FAIL: kernels, rgb: pictures, off by")
 
