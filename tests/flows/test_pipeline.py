@@ -53,7 +53,7 @@ def test_what_a_stop_breaks_is_interrupted_and_not_failed(
         asset.attempt = "a01"
 
     @task
-    def extract(asset: Asset) -> None:
+    def extract(asset: Asset, on_progress: Any) -> None:
         window.stopped.set() if stopped else None
         raise MeshError("xatlas failed (exit -2)")
 

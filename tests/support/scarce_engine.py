@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.priors.denoiser import Cond, Prior
+from sjc_engine.priors.traced import CALLS
 from sjc_engine.recipes import Recipe
 from sjc_engine.worker import __main__ as worker
 
@@ -27,7 +28,9 @@ load_prior = worker.load_prior
 def with_little_address_space(limit: int, *prior: Any, **options: Any) -> Prior:
     loaded = load_prior(*prior, **options)
     small = Recipe.for_prior("toybox").override({"grid_size": 8, "ray_step": 0.1})
-    worker.try_step([Scene("", "", 0, small, loaded)], loaded)  # what is loaded once is no scene's
+    scene = Scene("", "", 0, small, loaded)
+    for _ in range(CALLS + 1):  # what is loaded or traced once is no scene's
+        worker.try_step([scene], loaded)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + limit
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -53,7 +53,8 @@ def plan(devices: list[str], prior: str = "owner/name", dtype: str = "auto") -> 
     recipe = Recipe.for_prior(prior, "paper").override({"dtype": dtype})
     spec = AssetSpec("a duck", "", None, 0, prior, COMMIT, recipe)
     entries = {str(n): SimpleNamespace(spec=spec) for n in range(3)}
-    return SimpleNamespace(todo=entries, devices=devices)
+    settings = SimpleNamespace(allow_pickle=False)
+    return SimpleNamespace(todo=entries, devices=devices, settings=settings)
 
 
 def weights(hub: SimpleNamespace) -> set[str]:
