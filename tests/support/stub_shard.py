@@ -38,6 +38,7 @@ def generate_shard(
     timeout: float | None = None,
     checkpoint_to_store: bool = False,
     compiled: bool = False,
+    allow_pickle: bool = False,
     fast_launch: bool = False,
     scratch: str | None = None,
 ) -> State[Any]:
