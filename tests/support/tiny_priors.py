@@ -96,6 +96,21 @@ class CLIPCameraProjection(ModelMixin, ConfigMixin):
         self.proj = torch.nn.Linear(embedding_dim + additional_embeddings, embedding_dim)
 
 
+def save_image_encoder(folder: Path, image_size: int, patch_size: int) -> None:
+    """Zero-1-to-3's view of its picture: CLIP's, as wide as the real one and one layer deep."""
+    CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=image_size,
+            patch_size=patch_size,
+            projection_dim=768,
+        )
+    ).save_pretrained(folder / "image_encoder")
+
+
 def build_zero123_prior(folder: Path, pipeline: str = "Zero1to3StableDiffusionPipeline") -> Path:
     """The layout of kxic/zero123-*: 8 x 8 latents of 16 x 16 RGB, CLIP's 768 numbers, one token.
 
@@ -115,17 +130,7 @@ def build_zero123_prior(folder: Path, pipeline: str = "Zero1to3StableDiffusionPi
         norm_num_groups=4,
     ).save_pretrained(folder / "unet", safe_serialization=True)
     _build_vae(folder)
-    CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=12,
-            patch_size=4,
-            projection_dim=768,
-        )
-    ).save_pretrained(folder / "image_encoder")
+    save_image_encoder(folder, image_size=12, patch_size=4)
     unified = pipeline == "Zero123Pipeline"
     name = "clip_camera_projection" if unified else "cc_projection"
     projection = CLIPCameraProjection() if unified else CCProjection()

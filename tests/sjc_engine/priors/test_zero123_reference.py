@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_priors import build_zero123_prior
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from tiny_priors import build_zero123_prior, save_image_encoder
 
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.rendering.camera import orbit
@@ -41,17 +40,7 @@ def waves(*shape, phase=0.0):
 def deterministic(folder, pipeline):
     """A tiny checkpoint with weights that no random generator made, and CLIP's 224 pixels."""
     build_zero123_prior(folder, pipeline)
-    CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=224,
-            patch_size=56,
-            projection_dim=768,
-        )
-    ).save_pretrained(folder / "image_encoder")
+    save_image_encoder(folder, image_size=224, patch_size=56)
     for file in sorted(folder.glob("*/*.safetensors")):
         weights = load_file(file)
         for number, (name, weight) in enumerate(sorted(weights.items())):
