@@ -289,7 +289,7 @@ def _check_together(part: Part, read: Mapping[str, _Read]) -> None:
         widths = ("encoder_hid_dim", "cross_attention_dim", "context_dim")
         wanted = next((unet[key] for key in widths if unet.get(key)), None)
         if width != wanted:
-            reason = f"gives {width} numbers a word, and its unet takes {wanted}"
+            reason = f"gives text embeddings {width} wide, and its unet takes {wanted}"
             raise _Broken("", reason, "put the text encoder of this model there")
     if part.name == "vae" and "unet" in read:
         latent, channels = read["vae"].config["latent_channels"], read["unet"].config["in_channels"]

@@ -132,7 +132,7 @@ class SingleFile(ModelSource):
             raise broken(self.id, "unet", self.file.name, reason, "name its own base")
         wanted = self._config("unet").get("cross_attention_dim")
         if width != wanted:
-            reason = f"listens to {width} numbers a word, and its base {self.base} to {wanted}"
+            reason = f"takes text embeddings {width} wide, and its base {self.base} takes {wanted}"
             raise broken(self.id, "unet", self.file.name, reason, "name its own base")
 
     def network(self, cls: Any, name: str, dtype: Any) -> Any:

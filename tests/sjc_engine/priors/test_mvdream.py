@@ -263,7 +263,7 @@ def test_broken_and_other_models_are_refused_before_they_load(folder, tmp_path):
         ({}, "input_blocks.1.1.transformer_blocks.0.attn1.to_k.weight", "lacks 1 weights"),
         ({}, "camera_embed.2.bias", "lacks 1 weights"),
         ({"ip_dim": 16}, None, "an ImageDream, which starts from a picture"),
-        ({"context_dim": 32}, None, "gives 16 numbers a word, and its unet takes 32"),
+        ({"context_dim": 32}, None, "gives text embeddings 16 wide, and its unet takes 32"),
         ({"num_res_blocks": 2}, None, "lacks"),
     ):
         broken = tmp_path / f"{len(list(tmp_path.iterdir()))}"

@@ -189,7 +189,7 @@ def test_a_base_of_another_model_is_refused(made, file, tmp_path):
     for part, key in (("unet", "cross_attention_dim"), ("text_encoder", "hidden_size")):
         config = base / part / "config.json"
         config.write_text(re.sub(rf'"{key}": \d+', f'"{key}": 24', config.read_text()))
-    assert "listens to 16 numbers a word" in prior_error(f"{file}@{base}").reason
+    assert "takes text embeddings 16 wide" in prior_error(f"{file}@{base}").reason
     says = {"modelspec.prediction_type": "epsilon"}
     save_file(load_file(file), file, says)
     error = prior_error(f"{file}@{made / 'base'}")
