@@ -18,7 +18,9 @@ BIN    := $(VENV)/bin
 # What running needs, and what developing needs beside it
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.dev
-INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+# Not with --no-compile: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process
+# would compile what it imports, and `sjc run` take twice as long to start.
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 DEVICES ?= cpu,cpu
 # Test files that run at the same time; many of their tests wait for processes and clocks.
 JOBS ?= 2
