@@ -14,7 +14,7 @@ import scarce_engine
 import torch
 from engine_process import Engine, in_process, spec
 
-from sjc_engine import load_prior, memory
+from sjc_engine import Prior, load_prior, memory
 from sjc_engine.memory import MOST_SCENES, Capacity, MemoryProbe, out_of_memory
 from sjc_engine.optimization.scene import Diverged, Scene
 from sjc_engine.worker import __main__ as worker
@@ -92,7 +92,10 @@ def test_a_device_is_gauged_once_for_a_prior_by_the_peak_of_its_first_steps(
     assert MemoryProbe(torch.device("cuda:1")).capacity(2) == Capacity(1 * GB, 15 * GB)
     assert peaks == [torch.device("cuda:1")] * 2
 
-    monkeypatch.setattr(worker, "load_prior", lambda *names, **_: load_prior(*names))
+    def on_cpu(id: str, revision: str, *_: Any, **__: Any) -> Prior:
+        return load_prior(id, revision)
+
+    monkeypatch.setattr(worker, "load_prior", on_cpu)
     told = drive(worker.Worker("cuda:1", Replies()), tmp_path, steps=4)
     rooms = [message for message in told if message["type"] == "room"]
     assert [room["scenes"] for room in rooms] == [8]
