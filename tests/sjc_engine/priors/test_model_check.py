@@ -503,6 +503,16 @@ def test_a_download_that_was_interrupted_is_continued(
         find_prior("owner/name")
 
 
+def test_a_cached_model_loads_out_of_the_hubs_reach(
+    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever HTTP client huggingface_hub fails with."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    in_cache(whole["sd"], tmp_path, "owner/name")
+    assert load_prior("owner/name").resolution == 8
+
+
 def test_a_repository_of_pickled_weights_is_told_before_the_download(
     whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
