@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,10 +26,14 @@ THUMBNAIL_FRAMES, THUMBNAIL_SIZE = 20, 128
 def write_turntable(
     mesh: Mesh, folder: Path, recipe: EvaluateRecipe, on_work: OnWork = unheard
 ) -> None:
-    """turntable.mp4 and thumbnail.webp into the folder; `on_work` hears of every frame."""
+    """thumbnail.webp into the folder, and turntable.mp4 if the extra `video` is installed.
+
+    `on_work` hears of every frame.
+    """
     frames = turntable_frames(mesh, recipe.turntable_frames, recipe.turntable_size, on_work)
-    write_video(frames, folder / "turntable.mp4")
     write_thumbnail(frames, folder / "thumbnail.webp")
+    if find_spec("imageio_ffmpeg") is not None:
+        write_video(frames, folder / "turntable.mp4")
 
 
 def turntable_frames(
@@ -47,6 +51,8 @@ def turntable_frames(
 
 def write_video(frames: NDArray[np.uint8], path: Path) -> None:
     """An H.264 .mp4 that every browser plays, of frames (n, H, W, 3) with even H and W."""
+    import imageio_ffmpeg  # of the extra `video`
+
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise ValueError(f"H.264 wants even sides, not {width} x {height}")
