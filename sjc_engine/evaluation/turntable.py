@@ -16,7 +16,7 @@ from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import EvaluateRecipe
 from sjc_engine.rendering.camera import orbit
-from sjc_engine.rendering.rasterize import rasterize
+from sjc_engine.rendering.rasterize import rasterize_views
 
 ELEVATION_DEG, FOV_DEG = 15.0, 60.0
 FRAMES_PER_SECOND = 20
@@ -41,10 +41,10 @@ def turntable_frames(
 ) -> NDArray[np.uint8]:
     """One turn of the mesh over white, (frames, size, size, 3), the front first."""
     views = np.empty((frames, size, size, 3), np.uint8)
-    for k in range(frames):
+    angles = (360.0 * k / frames for k in range(frames))
+    cameras = (orbit(angle, ELEVATION_DEG, fov_deg=FOV_DEG) for angle in angles)
+    for k, seen in enumerate(rasterize_views(mesh, cameras, size, size)):
         on_work("filming", k, frames)
-        camera = orbit(360.0 * k / frames, ELEVATION_DEG, fov_deg=FOV_DEG)
-        seen = rasterize(mesh, camera, size, size)
         views[k] = np.asarray(to_image(seen.rgb + (1 - seen.opacity)))  # premultiplied
     return views
 
