@@ -28,6 +28,7 @@ PARTS = ("prior", "recipe", "overrides", "limit", "where")  # settings that a pl
 @command(
     "sjc plan prompts.csv -o plan.parquet",
     "sjc plan prompts.csv -o plan.parquet --shard-seconds 3600",
+    "sjc plan prompts.csv -o plan.parquet --slurm job.sh --store /shared/store",
 )
 def plan(
     manifest: options.Manifest,
@@ -48,10 +49,13 @@ def plan(
     shard_seconds: Annotated[
         float, typer.Option(help="Seconds of one device that a shard should take.")
     ] = SHARD_SECONDS,
+    slurm: Annotated[
+        Path | None, typer.Option(help="A batch script for SLURM to write, an array of shards.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No warnings.")] = False,
     json_: options.Json = False,
 ) -> None:
-    """Cut a manifest into shards for many machines; `dispatch` has them made."""
+    """Cut a manifest into shards for many machines; `dispatch` or `run --plan` makes them."""
     overrides = options.parse_overrides(set_, dtype)
     settings = Settings(
         manifest,
@@ -63,8 +67,9 @@ def plan(
         where=where,
         allow_pickle=allow_pickle,
     )
-    if not out.parent.is_dir() or out.is_dir():
-        raise UsageError(f"-o {out}: name a file in a folder that exists")
+    for option, path in (("-o", out), ("--slurm", slurm)):
+        if path and (not path.parent.is_dir() or path.is_dir()):
+            raise UsageError(f"{option} {path}: name a file in a folder that exists")
     made, warnings = make_shard_plan(settings, shard_seconds)
     if not quiet:
         print_warnings(warnings)
@@ -76,6 +81,11 @@ def plan(
                 f"-o {out}: is another plan, or no plan; plans are never changed, so name another "
                 "file (the manifest, an option, or the times that the store knows differ)"
             )
+    if slurm:
+        from flows.commands.slurm import batch_script
+
+        with disk_errors("--slurm", slurm):
+            write_atomically(slurm, batch_script(made, out, slurm, store).encode())
     _show(made, out, as_json=json_)
 
 

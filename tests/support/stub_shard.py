@@ -15,8 +15,8 @@ from prefect.states import State
 
 import flows.generate
 import flows.shard
+from flows.context import surroundings
 from flows.plan import RunPlan
-from flows.progress.terminal import Watcher
 from flows.run_record import Outcomes
 from sjc_engine.spec import AssetSpec
 from tasks.prefect_ui.artifacts import Board
@@ -55,7 +55,8 @@ def generate_shard(
 
 @contextmanager
 def no_devices(plan: RunPlan, board: Board) -> Iterator[Any]:
-    yield SimpleNamespace(watcher=Watcher(), board=board)
+    pool = SimpleNamespace(retired=[])
+    yield SimpleNamespace(watcher=surroundings().watcher, board=board, pool=pool)
 
 
 def make_stubs(plan: RunPlan, asset_ids: list[str], run_id: str) -> Outcomes:

@@ -15,7 +15,7 @@ from flows import commands
 from flows.commands.main import app
 
 MANUAL = typer.main.get_command(app)
-SHARED = {"__init__", "app", "completion", "main", "options", "output"}
+SHARED = {"__init__", "app", "completion", "main", "options", "output", "slurm"}
 COMMANDS = MANUAL.commands  # type: ignore[attr-defined]
 
 
