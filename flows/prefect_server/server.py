@@ -235,6 +235,7 @@ def serve(port: int, ui: bool) -> None:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            gc.freeze()  # what is there by now
             lock.close()
 
     app = create_app(final=True)
