@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
-from prefect_database import copy_database, make_database
 from swift_server import SwiftServer, unavailable
 
 # Before prefect and torch are imported anywhere, and inherited by every process a test starts.
@@ -19,40 +18,30 @@ os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("SJC_STORE", None)
 
 from flows.prefect_server import environment
+from flows.prefect_server.database import create_database
 
 environment.apply(console_level="CRITICAL")
 # A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session")
-def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database, for `copy_database`; the session's own home has it from now on, too."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all processes of the session
-    database = make_database(folder / "prefect-database")
-    if not Path(os.environ["PREFECT_HOME"], "prefect.db").exists():
-        copy_database(database, Path(os.environ["PREFECT_HOME"]))
-    return database
-
-
 @pytest.fixture
-def prefect_home(prefect_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def prefect_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of this test alone, where no server is up."""
-    home = copy_database(prefect_database, tmp_path / "home")
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
     monkeypatch.setenv("PREFECT_HOME", str(home))
     return home
 
 
 @pytest.fixture(scope="session")
-def prefect_api(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server for this session; processes find it through PREFECT_API_URL = this."""
     from prefect.settings import PREFECT_API_URL
     from prefect.testing import utilities
 
     folder = tmp_path_factory.mktemp("harness")
-    copy_database(prefect_database, folder, "prefect-test.db")
+    create_database(f"sqlite:///{folder}/prefect-test.db")
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(utilities, "mkdtemp", lambda: str(folder))

@@ -1,6 +1,10 @@
 """`sjc` with all its commands. What is slow to import is imported where it is needed."""
 
+import atexit
+import contextlib
 import gc
+import logging
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -31,8 +35,30 @@ for _names in GROUPS.values():
         import_module(f"flows.commands.{_name}")  # which adds its command to `app`
 
 
+def sjc() -> None:
+    """The entry point of the program `sjc`, whose process ends at once.
+
+    Else the interpreter would take its modules apart: a second of a core when torch is among them.
+    """
+    code = 1
+
+    def leave() -> None:
+        logging.shutdown()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # the first of all, so that it is the last to be called
+    try:
+        main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+        raise
+
+
 def main() -> None:
-    """The entry point of the program `sjc`."""
+    """`sjc`, in a process that goes on after it."""
     gc.set_threshold(50_000)  # at 700 a fifth of the time to import what all stays
     with standard_streams():
         app()

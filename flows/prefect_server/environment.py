@@ -29,6 +29,7 @@ _DEFAULTS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PY_KEY_VALUE_DISABLE_BEARTYPE": "true",  # docket's checks of types, compiled at each start
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bars too, which would cut our lines
 }
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.errors import RunError, UsageError
+from flows.prefect_server.database import create_database
 from flows.prefect_server.environment import prefect_home, settings_files
 from flows.scratch import make_private
 from sjc_engine.worker.parent_death import die_with_parent
@@ -227,12 +228,14 @@ def serve(port: int, ui: bool) -> None:
     gc.set_threshold(50_000)  # at 700 a quarter of the time to import what all stays
     import uvicorn
     from prefect.server.api.server import create_app
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
     class LockedStart(uvicorn.Server):
         """Gives the lock free once the database is migrated."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            gc.freeze()  # what is there by now
             lock.close()
 
     app = create_app(final=True)
@@ -241,6 +244,7 @@ def serve(port: int, ui: bool) -> None:
     with (prefect_home() / "start.lock").open("a") as lock, contextlib.suppress(KeyboardInterrupt):
         with contextlib.suppress(OSError):  # on a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
+        create_database(PREFECT_API_DATABASE_CONNECTION_URL.value())
         LockedStart(config).run()
 
 

@@ -49,10 +49,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import IO
+from types import ModuleType
+from typing import IO, cast
 
 import torch
 
@@ -187,15 +188,16 @@ class Worker:
     def _load(self, spec: Message) -> None:
         self.prior = self.loaded = None  # the old one's memory first
         prior, revision, dtype, loras = prior_key(spec)
-        self.prior = load_prior(
-            prior,
-            revision,
-            self.device,
-            dtype,
-            allow_pickle=self.allow_pickle,
-            loras=loras,
-            on_work=self._working,
-        )
+        with absent("scipy"):  # half a second, for what no prior does
+            self.prior = load_prior(
+                prior,
+                revision,
+                self.device,
+                dtype,
+                allow_pickle=self.allow_pickle,
+                loras=loras,
+                on_work=self._working,
+            )
         if self.compiled:
             self.prior.compile()
         if self.fast_launch:
@@ -336,6 +338,17 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self.replies.write(json.dumps(message) + "\n")
             self.replies.flush()
+
+
+@contextlib.contextmanager
+def absent(package: str) -> Iterator[None]:
+    """Without an optional package of what is imported within, if it has not been imported yet."""
+    hidden = sys.modules.setdefault(package, cast(ModuleType, None)) is None
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[package]
 
 
 def _scratch_error(error: Exception) -> str:

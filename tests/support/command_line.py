@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-SJC = [sys.executable, "-c", "from flows.commands.main import main; main()"]
+SJC = [sys.executable, "-c", "from flows.commands.main import sjc; sjc()"]
 # Opaque after 20 steps, and a small mesh.
 TINY: dict[str, Any] = {
     "steps": 20,

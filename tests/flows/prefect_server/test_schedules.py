@@ -18,7 +18,6 @@ import pytest
 import yaml
 from command_line import SJC, tiny
 from fleet import descendants, flow_run_of
-from prefect_database import copy_database
 
 from flows.commands.deploy import read_file, validate
 from flows.errors import UsageError
@@ -51,9 +50,9 @@ def far() -> str:
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[httpx.Client]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A Prefect server of these tests."""
-    port, home = free_port(), copy_database(prefect_database, tmp_path_factory.mktemp("home"))
+    port, home = free_port(), tmp_path_factory.mktemp("home")
     command = [sys.executable, "-m", "flows.prefect_server.server", "--port", str(port)]
     server = subprocess.Popen(
         [*command, "--parent", str(os.getpid())],

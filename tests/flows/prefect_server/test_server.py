@@ -16,7 +16,6 @@ from pathlib import Path
 import httpx
 import pytest
 from command_line import SJC
-from prefect_database import copy_database
 from task_samples import make, spec
 
 from flows.errors import RunError
@@ -57,10 +56,8 @@ def block_types(api_url: str) -> int:
     return len(httpx.post(f"{api_url}/block_types/filter", json={}, timeout=60).json())
 
 
-def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(
-    prefect_database: Path, tmp_path: Path
-) -> None:
-    database = copy_database(prefect_database, tmp_path / "database") / "prefect.db"
+def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(tmp_path: Path) -> None:
+    database = tmp_path / "other.db"
     environment = os.environ | {
         "PREFECT_HOME": str(tmp_path / "home"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",

@@ -1,11 +1,13 @@
 """The engine process as its parent sees it: a real process, real scenes, real signals."""
 
+import importlib
 import io
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -275,3 +277,14 @@ def test_a_torn_checkpoint_is_not_used(engine: Engine) -> None:
 def test_a_process_without_its_parent_ends_at_once() -> None:
     worker = [sys.executable, "-m", "sjc_engine.worker", "--parent", "1"]
     assert subprocess.run(worker, stdin=subprocess.DEVNULL, check=False).returncode == 3
+
+
+def test_an_optional_package_is_absent_only_within_and_only_if_it_is_not_there_yet() -> None:
+    sys.modules.pop("colorsys", None)
+    with worker.absent("colorsys"):
+        assert find_spec("colorsys") is None
+        with pytest.raises(ImportError):
+            importlib.import_module("colorsys")
+    assert importlib.import_module("colorsys") is sys.modules["colorsys"]
+    with worker.absent("colorsys"):
+        assert find_spec("colorsys")
