@@ -185,8 +185,8 @@ class EvaluateRecipe(_Part):
     """How an asset is judged."""
 
     evaluation_size: int = _number(256, 16, 2048, "pixels per side of the evaluation views")
-    turntable_frames: int = _number(60, 0, 720, "frames of the video, 20 per second; 0: no video")
-    turntable_size: int = _number(256, 16, 2048, "pixels per side of the video, even")
+    turntable_frames: int = _number(60, 0, 720, "frames of the turntable, 20 per second; 0: none")
+    turntable_size: int = _number(256, 16, 2048, "pixels per side of turntable.mp4, even")
     judge: str = _choice("toybox", '"toybox", a transformers CLIP folder, or owner/name[@revision]')
     lpips: str = _choice("none", '"none", or a folder of LPIPS weights (docs/tables.md)')
 

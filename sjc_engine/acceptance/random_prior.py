@@ -12,6 +12,7 @@ from torch import Tensor
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
 from sjc_engine.priors.loading.components import ModelSource
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.rendering.camera import Camera
 
 TOKENS = 77
@@ -85,6 +86,6 @@ class RandomPrior(SchedulePrior):
         return Cond(torch.randn(len(prompts), TOKENS, self.width, device=self.device))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, on_work: OnWork = unheard) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1], in float32 as that of a real model."""
-        return decode_latents(self._vae, latents)
+        return decode_latents(self._vae, latents, on_work)

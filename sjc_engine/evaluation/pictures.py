@@ -17,7 +17,7 @@ from sjc_engine.fields.field import Field
 from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.progress import OnWork, unheard
 from sjc_engine.rendering.camera import Camera, evaluation_cameras
-from sjc_engine.rendering.rasterize import Raster, rasterize
+from sjc_engine.rendering.rasterize import Raster, rasterize_views
 from sjc_engine.rendering.volume import composite, render
 
 AROUND = 8  # the first views are a ring, 45 degrees apart, the first one from the front
@@ -46,7 +46,7 @@ class Pictures:
 
 @torch.no_grad()
 def take_pictures(field: Field, mesh: Mesh, size: int, on_work: OnWork = unheard) -> Pictures:
-    """Render field and mesh from `evaluation_cameras`, size x size pixels, on the field's device.
+    """Render field and mesh from `evaluation_cameras`, size x size pixels; the field on its device.
 
     The field is sampled once per voxel: half that step changes a picture by 0.2 of 255 grey levels
     on average and takes four times as long. `on_work` hears of each view of the field.
@@ -57,18 +57,18 @@ def take_pictures(field: Field, mesh: Mesh, size: int, on_work: OnWork = unheard
     for number, camera in enumerate(cameras):
         on_work("taking pictures", number, len(cameras))
         renderings.append(render(field, camera, size, size, step=field.voxel_length))
-    rasters = [rasterize(mesh, camera, size, size, device=device) for camera in cameras]
+    rasters = list(rasterize_views(mesh, cameras, size, size))
     white = torch.full((3, 1, 1), WHITE, device=device)
     pairs = list(zip(rasters, cameras, strict=True))
     return Pictures(
         cameras,
         field=torch.stack([composite(r, white).clamp(-1, 1) for r in renderings]).cpu(),
         field_opacity=torch.stack([r.opacity for r in renderings]).cpu(),
-        mesh=torch.stack([_over_white(raster.rgb, raster) for raster in rasters]).cpu(),
-        mesh_opacity=torch.stack([raster.opacity for raster in rasters]).cpu(),
-        geometry=torch.stack([_over_white(_shade(*pair), pair[0]) for pair in pairs]).cpu(),
-        normals=torch.stack([_over_white(_seen_normals(*pair), pair[0]) for pair in pairs]).cpu(),
-        depth=torch.stack([_over_white(_nearness(*pair), pair[0]) for pair in pairs]).cpu(),
+        mesh=torch.stack([_over_white(raster.rgb, raster) for raster in rasters]),
+        mesh_opacity=torch.stack([raster.opacity for raster in rasters]),
+        geometry=torch.stack([_over_white(_shade(*pair), pair[0]) for pair in pairs]),
+        normals=torch.stack([_over_white(_seen_normals(*pair), pair[0]) for pair in pairs]),
+        depth=torch.stack([_over_white(_nearness(*pair), pair[0]) for pair in pairs]),
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,7 +16,7 @@ from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import EvaluateRecipe
 from sjc_engine.rendering.camera import orbit
-from sjc_engine.rendering.rasterize import rasterize
+from sjc_engine.rendering.rasterize import rasterize_views
 
 ELEVATION_DEG, FOV_DEG = 15.0, 60.0
 FRAMES_PER_SECOND = 20
@@ -26,10 +26,14 @@ THUMBNAIL_FRAMES, THUMBNAIL_SIZE = 20, 128
 def write_turntable(
     mesh: Mesh, folder: Path, recipe: EvaluateRecipe, on_work: OnWork = unheard
 ) -> None:
-    """turntable.mp4 and thumbnail.webp into the folder; `on_work` hears of every frame."""
+    """thumbnail.webp into the folder, and turntable.mp4 if the extra `video` is installed.
+
+    `on_work` hears of every frame.
+    """
     frames = turntable_frames(mesh, recipe.turntable_frames, recipe.turntable_size, on_work)
-    write_video(frames, folder / "turntable.mp4")
     write_thumbnail(frames, folder / "thumbnail.webp")
+    if find_spec("imageio_ffmpeg") is not None:
+        write_video(frames, folder / "turntable.mp4")
 
 
 def turntable_frames(
@@ -37,16 +41,18 @@ def turntable_frames(
 ) -> NDArray[np.uint8]:
     """One turn of the mesh over white, (frames, size, size, 3), the front first."""
     views = np.empty((frames, size, size, 3), np.uint8)
-    for k in range(frames):
+    angles = (360.0 * k / frames for k in range(frames))
+    cameras = (orbit(angle, ELEVATION_DEG, fov_deg=FOV_DEG) for angle in angles)
+    for k, seen in enumerate(rasterize_views(mesh, cameras, size, size)):
         on_work("filming", k, frames)
-        camera = orbit(360.0 * k / frames, ELEVATION_DEG, fov_deg=FOV_DEG)
-        seen = rasterize(mesh, camera, size, size)
         views[k] = np.asarray(to_image(seen.rgb + (1 - seen.opacity)))  # premultiplied
     return views
 
 
 def write_video(frames: NDArray[np.uint8], path: Path) -> None:
     """An H.264 .mp4 that every browser plays, of frames (n, H, W, 3) with even H and W."""
+    import imageio_ffmpeg  # of the extra `video`
+
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise ValueError(f"H.264 wants even sides, not {width} x {height}")

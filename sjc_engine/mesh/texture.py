@@ -12,22 +12,21 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
 from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.mesh.gltf import Mesh, Texture
 from sjc_engine.mesh.isosurface import Vertices
 from sjc_engine.mesh.unwrap import Unwrapped, unwrap
-from sjc_engine.rendering.rasterize import visible
+from sjc_engine.rendering.rasterize import spread, visible
+from sjc_engine.rendering.volume import render_lines
 
 OUTSIDE, INSIDE, STEP = 2.0, 6.0, 0.5  # voxels of the field's grid
-_POINTS_AT_ONCE = 32_768  # surface points, of 16 samples each: bounds the memory at about 50 MB
 
 
 def bake(field: VoxelField, mesh: Mesh, size: int, seconds: float) -> Texture:
     """Unwrap the surface and colour `size` x `size` texels. Raises UnwrapTimeout."""
     flat = unwrap(mesh.vertices, mesh.faces, size, seconds)
-    texel, points, directions = texel_surface(flat, mesh.vertices, mesh.normals, size, field.device)
+    texel, points, directions = texel_surface(flat, mesh.vertices, mesh.normals, size)
     image = np.zeros((size * size, 3), np.uint8)
     colors = surface_colors(field, points, directions)
     image[texel] = (colors * 255).round().astype(np.uint8)
@@ -38,26 +37,17 @@ def bake(field: VoxelField, mesh: Mesh, size: int, seconds: float) -> Texture:
 
 
 def texel_surface(
-    flat: Unwrapped,
-    vertices: Vertices,
-    normals: NDArray[np.float32],
-    size: int,
-    device: torch.device | str = "cpu",
+    flat: Unwrapped, vertices: Vertices, normals: NDArray[np.float32], size: int
 ) -> tuple[NDArray[np.int64], Vertices, NDArray[np.float32]]:
     """What each covered texel shows: its index row * size + column (n,), position and unit normal.
 
     The rasteriser draws the charts in the plane of the texture, at one depth.
     """
-    faces = torch.from_numpy(flat.faces).to(device)
-    x, y = (torch.from_numpy(flat.uv).to(device) * size).unbind(1)
-    hits = visible(x, y, torch.ones_like(x), faces, size, size)
-    corners = torch.from_numpy(flat.corners).to(device)[faces[hits.face]]  # (n, 3)
-
-    def spread(values: NDArray[np.float32]) -> Tensor:
-        return (torch.from_numpy(values).to(device)[corners] * hits.weights[..., None]).sum(1)
-
-    directions = F.normalize(spread(normals), dim=1)
-    return (hits.pixel.cpu().numpy(), spread(vertices).cpu().numpy(), directions.cpu().numpy())
+    x, y = np.ascontiguousarray(flat.uv.T * np.float32(size))
+    hits = visible(x, y, np.ones_like(x), flat.faces, size, size)
+    corners = flat.corners[flat.faces]
+    directions = F.normalize(torch.from_numpy(spread(normals, corners, hits)), dim=1)
+    return hits.pixel, spread(vertices, corners, hits), directions.numpy()
 
 
 def dilate(image: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -77,20 +67,9 @@ def surface_colors(
     The colour at the surface itself is not what a viewer of the field sees: the surface is fuzzy,
     and outside the shell that was ever visible the colour grid still holds its random start.
     """
-    batches = (torch.from_numpy(rows).split(_POINTS_AT_ONCE) for rows in (points, normals))
-    return np.concatenate([_along_normals(field, *batch) for batch in zip(*batches, strict=True)])
-
-
-def _along_normals(field: VoxelField, points: Tensor, normals: Tensor) -> NDArray[np.float32]:
-    device = field.device
-    step = STEP * field.voxel_length
-    middles = torch.arange(-OUTSIDE + STEP / 2, INSIDE, STEP, device=device) * field.voxel_length
-    inward = -normals.to(device)
-    samples = points.to(device)[:, None] + inward[:, None] * middles[:, None]  # (n, samples, 3)
-    optical = field.sigma(samples.reshape(-1, 3)).view(samples.shape[:2]) * step
-    colors = field.rgb(samples.reshape(-1, 3)).view(samples.shape)
-    reached = optical.cumsum(1)
-    weights = torch.exp(optical - reached) * -torch.expm1(-optical)
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-    composited = (weights[..., None] * colors).sum(1)  # front to back
-    return ((composited + 1) / 2).clamp(0, 1).cpu().numpy()
+    voxel, outward = field.voxel_length, torch.from_numpy(normals)
+    origins = torch.from_numpy(points) + outward * (OUTSIDE * voxel)
+    length, step = (OUTSIDE + INSIDE) * voxel, STEP * voxel
+    rgb, opacity = render_lines(field, origins, -outward, length, step)
+    colors = rgb / opacity[:, None].clamp(min=1e-12)
+    return ((colors + 1) / 2).clamp(0, 1).cpu().numpy()

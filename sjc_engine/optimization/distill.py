@@ -32,37 +32,47 @@ def decode_views(
     *,
     step: float | None = None,
     behind: Tensor | None = None,
+    on_work: OnWork = unheard,
 ) -> Iterator[Tensor]:
     """What the prior sees in a field of its own space: a picture (3, H, W) in [-1, 1] per camera.
 
     Each view is rendered with size x size rays and decoded by itself, over `behind` (C, size, size)
     or else the learned background; H and W are `size` times what the decoder enlarges by. As the
     frames of a video they are sharper than views of `distill_rgb`'s field, but they may flicker,
-    since a decoder sees one at a time.
+    since a decoder sees one at a time. `on_work` hears of every view, and of the decoder's blocks.
     """
     together = 1 if prior.device.type == "cpu" else DECODED_TOGETHER
-    for first in range(0, len(cameras), together):
+    what, count, number = "decoding views", len(cameras), 0
+
+    def on_block(block: str, done: int, total: int) -> None:
+        on_work(f"{what} {number}/{count}, {block}", done, total)
+
+    on_work(what, 0, count)
+    for first in range(0, count, together):
         latents = []
         with torch.no_grad():
             for camera in cameras[first : first + together]:
                 view = render(field, camera, size, size, step=step)
                 background = learned_background(field, view) if behind is None else behind
                 latents.append(composite(view, background))
-        yield from _decode(prior, torch.stack(latents))
+        for picture in _decode(prior, torch.stack(latents), on_block):
+            yield picture
+            number += 1
+            on_work(what, number, count)
 
 
-def _decode(prior: Prior, latents: Tensor) -> Iterator[Tensor]:
+def _decode(prior: Prior, latents: Tensor, on_work: OnWork) -> Iterator[Tensor]:
     """The pictures of some latents, half of them at a time where memory is short."""
     pictures = None
     try:
         with torch.no_grad():
-            pictures = prior.decode(latents)
+            pictures = prior.decode(latents, on_work)
     except Exception as error:
         if len(latents) == 1 or not out_of_memory(error):
             raise
     if pictures is None:  # only now is the error gone, which held what was computed so far
         for half in latents.chunk(2):
-            yield from _decode(prior, half)
+            yield from _decode(prior, half, on_work)
     else:
         yield from pictures
 
@@ -88,12 +98,10 @@ def distill_rgb(
     fov = (recipe.fov_min, recipe.fov_max)
     elevation = (recipe.elevation_min, recipe.elevation_max)
     cameras = [sample_camera(generator, recipe.radius, fov, elevation) for _ in range(count)]
-    decoded = decode_views(field, prior, cameras, size, step=recipe.ray_step, behind=behind)
-    targets: list[Tensor] = []
-    on_work("decoding views", 0, count)
-    for picture in decoded:
-        targets.append(F.interpolate(picture[None], (size, size), mode="area")[0])
-        on_work("decoding views", len(targets), count)
+    decoded = decode_views(
+        field, prior, cameras, size, step=recipe.ray_step, behind=behind, on_work=on_work
+    )
+    targets = [F.interpolate(picture[None], (size, size), mode="area")[0] for picture in decoded]
 
     result = VoxelField(
         field.resolution, 3, field.half_length, color_init=0.0, generator=generator

@@ -131,8 +131,11 @@ class Prior(ABC):
             raise ValueError(f"prior {self.id!r} takes text only, not images")
         return self._embed(prompts)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
+    def decode(self, latents: Tensor, on_work: OnWork = unheard) -> Tensor:
+        """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips.
+
+        `on_work` hears of the blocks of a decoder: a picture takes it half a minute on a CPU.
+        """
         return latents.clamp(-1, 1)
 
     def read_end(self, text: str) -> int:

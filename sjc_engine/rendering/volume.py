@@ -128,6 +128,31 @@ def render_views(
     )
 
 
+@torch.no_grad()
+def render_lines(
+    field: Field, origins: Tensor, directions: Tensor, length: float, step: float
+) -> tuple[Tensor, Tensor]:
+    """What the first `length` of rays (n, 3) shows: RGB (n, C), times the opacity, and that (n,).
+
+    They may begin inside of the box. Cut into steps as in `render_views`.
+    """
+    origins, directions = origins.double(), directions.double()
+    near, chord = intersect_box(origins, directions, field.aabb.cpu())
+    chord = chord.minimum(length - near).clamp(min=0.0)
+    count = math.ceil(length / step)
+    inside = torch.searchsorted(t_edges(1.0, step, count, chord.device)[:-1], chord)
+    origins, directions, near, chord = (
+        part.to(field.device) for part in (origins, directions, near, chord)
+    )
+    no_cones = torch.zeros_like(near)
+    lines = CutRays(origins, directions, near, chord, no_cones, 1.0, step, count, 0.0, inside)
+    march = partial(march_voxels, field) if fits(field) else partial(_march, field)
+    starts, size = range(0, len(lines), RAYS_PER_CHUNK), RAYS_PER_CHUNK
+    parts = [march(lines[start : start + size])[:2] for start in starts]
+    rgb, opacity = zip(*parts, strict=True)
+    return torch.cat(rgb), torch.cat(opacity)
+
+
 def _cut_rays(
     field: Field,
     cameras: Sequence[Camera],

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from tasks.datasets.export import column, member
+from tasks.datasets.export import column, folder_schema, member
+from tasks.datasets.features import card_features, kind_of, row_fields
 from tasks.datasets.frozen_tables import is_plain
-from tasks.datasets.select import Sample, Selection
+from tasks.datasets.select import Sample, Selection, picture_of
 from tasks.pages.report.charts import histogram_sheet, number
-from tasks.records.documents import read_file
 from tasks.store.interface import Store
 from tasks.tables.columns import Column
 from tasks.tables.diff import METRICS
@@ -61,7 +61,7 @@ def _readme(
 ) -> str:
     priors = ", ".join(map(_code, sorted({sample.row["prior"] for sample in selection.samples})))
     prompts = list(dict.fromkeys(sample.row["prompt"] for sample in selection.samples))
-    return f"""{_front(facts)}
+    return f"""{_front(selection, facts)}
 # {_text(facts["request"]["name"])}
 
 {facts["assets"]:,} meshes from {facts["prompts"]:,} prompts, made by Score Jacobian Chaining with
@@ -118,7 +118,7 @@ it is in the same split of every dataset. Pairs of near-duplicate prompts (trigr
 at least {near["similar"]:g}): {near["pairs"]}{left_out}; see `near_duplicates.csv`."""
 
 
-def _front(facts: Mapping[str, Any]) -> str:
+def _front(selection: Selection, facts: Mapping[str, Any]) -> str:
     """The YAML that the Hub reads. JSON is YAML, so quoting is json's."""
     licences = list(facts["licences"])
     known = len(licences) == 1 and licences[0] in HUB_LICENCES
@@ -132,15 +132,38 @@ def _front(facts: Mapping[str, Any]) -> str:
             next((name for most, name in SIZES.items() if facts["assets"] < most), "n>1M")
         ],
     }
-    if facts["request"]["format"] != "files":
+    if patterns := _data_files(selection, facts["request"]["format"]):
         data = [
-            {"split": HUB_SPLITS[split], "path": f"data/{split}-*"}
+            {"split": HUB_SPLITS[split], "path": [f"data/{split}{end}" for end in patterns]}
             for split, about in facts["splits"].items()
             if about["assets"]
         ]
         lines["configs"] = [{"config_name": "default", "data_files": data}]
+    if facts["request"]["format"] == "webdataset":
+        lines["dataset_info"] = {"config_name": "default", "features": _tar_features(selection)}
     text = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=True)}" for k, v in lines.items())
     return f"---\n{text}\n---\n"
+
+
+def _data_files(selection: Selection, format: str) -> list[str]:
+    """The patterns of the data that `datasets` loads, after data/SPLIT."""
+    if format != "files":
+        return ["-*"]
+    samples = selection.samples
+    if (schema := folder_schema(samples)) is None:
+        return []
+    loaded = {column(name): name for sample in samples for name in sample.files}
+    ends = [f.name.removesuffix("_file_name") for f in schema if f.name.endswith("_file_name")]
+    return ["/metadata.parquet", *(f"/*/{loaded[end]}" for end in ends)]
+
+
+def _tar_features(selection: Selection) -> list[dict[str, Any]]:
+    """What is in a sample of a tar: its row came through JSON, where a null has no type."""
+    names = sorted({name for sample in selection.samples for name in sample.files})
+    files = [{"name": member(name), "dtype": (kind_of(name) or "binary").lower()} for name in names]
+    row = card_features(row_fields([sample.row for sample in selection.samples]))
+    place = [{"name": name, "dtype": "string"} for name in ("__key__", "__url__")]
+    return [*files, {"name": "json", "struct": row}, *place]
 
 
 def _how_measured(selection: Selection, measured: Sequence[Measured]) -> str:
@@ -195,7 +218,11 @@ def _layout(selection: Selection, facts: Mapping[str, Any]) -> str:
     elif facts["request"]["links"]:
         data = f"Parquet; columns `NAME_uri` and `NAME_sha256` say where the files are: {columns}"
     else:
-        data = f"Parquet, one row for each asset, with its files in the binary columns {columns}"
+        data = f"Parquet, one row for each asset, with its files in the columns {columns}"
+    if _data_files(selection, facts["request"]["format"]) and not facts["request"]["links"]:
+        data += """
+- `datasets.load_dataset`, of Hugging Face, takes the folder or, on the hub, OWNER/NAME: splits are
+  `train`, `validation` and `test`, with meshes and pictures decoded"""
     return f"""- `data/`: {data}
 - `manifest.parquet`: a row for each asset: metrics, tags, split, where it is, SHA-256 of its files
 - `prompts.csv`, `prompts.jsonl`: what was asked for, as manifests for `sjc run`
@@ -274,10 +301,10 @@ def wall(store: Store, samples: Sequence[Sample]) -> bytes:
 
 def _tile(store: Store, sample: Sample) -> Image.Image | None:
     """The asset's picture, or None if it has none that can be shown."""
-    if sample.picture is None:
+    if (data := picture_of(store, sample)) is None:
         return None
     try:
-        with Image.open(io.BytesIO(read_file(store, sample.picture))) as image:
+        with Image.open(io.BytesIO(data)) as image:
             picture = image.convert("RGB")
     except UnidentifiedImageError:
         return None

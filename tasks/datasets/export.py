@@ -14,17 +14,17 @@ from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wa
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.datasets.destination import Destination
+from tasks.datasets.features import FILE, kind_of, row_fields, with_features
 from tasks.datasets.select import SPLITS, Sample, Selection, sample_json
 from tasks.records.documents import read_file
 from tasks.store.interface import Store, StoredFile
-from tasks.tables.columns import TEXT, TEXT_MAP, TEXTS
-from tasks.tables.schemas import SCHEMAS
+from tasks.tables.columns import TEXT
 
 # What each format holds by default; a loader's samples should be small.
 INCLUDED = {
@@ -34,16 +34,6 @@ INCLUDED = {
 }
 AHEAD = 16  # samples that are read while others are written
 GROUP_BYTES = 64 << 20  # of a Parquet row group: what a reader holds at once
-_METADATA = [f for f in SCHEMAS["assets"] if not f.name.startswith("uri_")]
-ROW_SCHEMA = pa.schema(
-    [
-        *_METADATA,
-        pa.field("tags", TEXTS),
-        pa.field("meta", TEXT_MAP),
-        pa.field("licence", TEXT),
-        pa.field("licence_of_prompt", TEXT),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Part:
 def plan_parts(selection: Selection, format: str, most_bytes: int, most_samples: int) -> list[Part]:
     """Where each sample goes. Shards hold one split and at least one sample, in order."""
     if format == "files":
-        return [Part(f"data/{sample.asset_id}", [sample]) for sample in selection.samples]
+        return [Part(f"data/{s.split}/{s.asset_id}", [s]) for s in selection.samples]
     suffix = "tar" if format == "webdataset" else "parquet"
     parts: list[Part] = []
     for split in SPLITS:
@@ -102,24 +92,71 @@ def write_tar(target: BinaryIO, found: Iterator[tuple[Sample, dict[str, bytes]]]
                 tar.addfile(about, io.BytesIO(data))
 
 
-def write_parquet(
-    target: BinaryIO,
-    samples: Sequence[Sample],
-    found: Iterator[tuple[Sample, dict[str, bytes]]],
-    linked: Store | None = None,
-) -> None:
-    """Rows with the files' bytes in binary columns, in row groups of about 64 MB.
+Row = tuple[dict[str, Any], int]  # and the bytes of its files
 
-    With `linked`, the store of the files: their addresses there, and their SHA-256, instead.
-    """
+
+def parquet_schema(samples: Sequence[Sample], *, linked: bool = False) -> pa.Schema:
+    """Rows with the files' bytes; with `linked`, their addresses and SHA-256 instead."""
     names = sorted({name for sample in samples for name in sample.files})
+    fields = row_fields([sample.row for sample in samples])
     if linked:
         ends = ("uri", "sha256")
-        about_files = [pa.field(f"{column(name)}_{end}", TEXT) for name in names for end in ends]
-    else:
-        about_files = [pa.field(column(name), pa.binary()) for name in names]
-    schema = pa.schema([*ROW_SCHEMA, pa.field("split", TEXT), *about_files])
-    compressed = dict.fromkeys(schema.names, "zstd") | {column(name): "none" for name in names}
+        return pa.schema(
+            [*fields, *(pa.field(f"{column(n)}_{e}", TEXT) for n in names for e in ends)]
+        )
+    kinds = {column(name): kind for name in names if (kind := kind_of(name))}
+    files = [pa.field(column(n), FILE if column(n) in kinds else pa.binary()) for n in names]
+    return with_features(pa.schema([*fields, *files]), kinds)
+
+
+def parquet_rows(
+    found: Iterator[tuple[Sample, dict[str, bytes]]], linked: Store | None = None
+) -> Iterator[Row]:
+    """As `parquet_schema` has them; `linked` is the store of the files."""
+    for sample, files in found:
+        row = {**sample.row, "split": sample.split}
+        for name, data in files.items():
+            path = f"{sample.asset_id}.{member(name)}"
+            row[column(name)] = {"bytes": data, "path": path} if kind_of(name) else data
+        if linked:
+            for name, file in sample.files.items():
+                row[f"{column(name)}_uri"] = linked.uri(file.key)
+                row[f"{column(name)}_sha256"] = file.stored.sha256
+        yield row, sum(map(len, files.values()))
+
+
+def folder_schema(samples: Sequence[Sample]) -> pa.Schema | None:
+    """Of the `metadata.parquet` beside the folders of assets; None if `datasets` cannot load them.
+
+    It loads files of one kind by the paths in such a table: meshes or, without them, pictures.
+    Beside meshes the table holds each asset's small picture itself.
+    """
+    names = sorted({name for sample in samples for name in sample.files})
+    meshes = [name for name in names if kind_of(name) == "Mesh"]
+    files = [pa.field(f"{column(n)}_file_name", TEXT) for n in meshes or names if kind_of(n)]
+    pictures = {"picture": "Image"} if meshes else {}
+    fields = row_fields([sample.row for sample in samples])
+    schema = pa.schema([*fields, *files, *(pa.field(name, FILE) for name in pictures)])
+    return with_features(schema, pictures) if files else None
+
+
+def folder_rows(samples: Sequence[Sample], pictures: Iterator[bytes | None]) -> Iterator[Row]:
+    """As `folder_schema` has them."""
+    for sample, picture in zip(samples, pictures, strict=True):
+        row = {**sample.row, "split": sample.split}
+        for name in sample.files:
+            row[f"{column(name)}_file_name"] = f"{sample.asset_id}/{name}"
+        if picture and sample.picture:
+            path = f"{sample.asset_id}{PurePosixPath(sample.picture.key).suffix}"
+            row["picture"] = {"bytes": picture, "path": path}
+        yield row, len(picture or b"")
+
+
+def write_parquet(target: BinaryIO, schema: pa.Schema, found: Iterator[Row]) -> None:
+    """Rows in row groups of about 64 MB; files are compressed already."""
+    files = [f"{f.name}.bytes" for f in schema if f.type == FILE]
+    files += [f.name for f in schema if f.type == pa.binary()]
+    compressed = dict.fromkeys(schema.names, "zstd") | dict.fromkeys(files, "none")
     with pq.ParquetWriter(
         target,
         schema,
@@ -128,15 +165,9 @@ def write_parquet(
         write_page_checksum=True,
     ) as writer:
         rows, size = [], 0
-        for sample, files in found:
-            row = {**sample.row, "split": sample.split}
-            row |= {column(name): data for name, data in files.items()}
-            if linked:
-                for name, file in sample.files.items():
-                    row[f"{column(name)}_uri"] = linked.uri(file.key)
-                    row[f"{column(name)}_sha256"] = file.stored.sha256
+        for row, taken in found:
             rows.append(row)
-            size += sum(map(len, files.values()))
+            size += taken
             if size >= GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows, size = [], 0
@@ -180,6 +211,9 @@ class Copy:
         """Size and SHA-256 of every file by key. Raises `StoreError` for a damaged one."""
         sizes = [sample.bytes for part in parts for sample in part.samples]
         self.total = len(sizes), sum(sizes)
+        # One for all parts: readers that stream them expect no other
+        samples = [sample for part in parts for sample in part.samples]
+        self._schema = parquet_schema(samples, linked=self.linked is not None)
         whole = self.format == "files"
         write = self._write_files if whole else self._write_shard
         files: dict[str, StoredFile] = {}
@@ -220,7 +254,8 @@ class Copy:
             if self.format == "webdataset":
                 write_tar(target, self._found(part, reads))
             else:
-                write_parquet(target, part.samples, self._found(part, reads), self.linked)
+                rows = parquet_rows(self._found(part, reads), self.linked)
+                write_parquet(target, self._schema, rows)
 
         stored = self.destination.put_new(part.key, write)
         with self.lock:

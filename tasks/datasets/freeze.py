@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,15 @@ from typing import Any
 from sjc_engine.spec import canonical_json
 from tasks.datasets.card import card_files
 from tasks.datasets.destination import Destination
-from tasks.datasets.export import INCLUDED, Copy, OnCopied, plan_parts
+from tasks.datasets.export import (
+    INCLUDED,
+    Copy,
+    OnCopied,
+    folder_rows,
+    folder_schema,
+    plan_parts,
+    write_parquet,
+)
 from tasks.datasets.frozen_tables import table_files
 from tasks.datasets.near_duplicates import SIMILAR
 from tasks.datasets.select import (
@@ -27,13 +36,15 @@ from tasks.datasets.select import (
     Selection,
     SelectionError,
     candidate_rows,
+    picture_of,
     sample_json,
     select,
 )
 from tasks.records.documents import read_document, write_json
 from tasks.store.interface import Damaged, NotInStore, Store, StoredFile
+from tasks.tables.read import FILES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, UNFINISHED, SUMS = "manifest.json", "unfinished.json", "SHA256SUMS"
 SHARD_MEGABYTES = 500
 SHARD_ASSETS = 10_000
@@ -100,6 +111,8 @@ def freeze(
     keep = partial(_keep, destination, digest)
     linked = store if request.links else None
     files = Copy(store, destination, request.format, linked, done, keep, on_progress).run(parts)
+    if request.format == "files":
+        files |= _folder_tables(store, selection, destination)
     for key, data in table_files(selection, parts, request.fractions).items():
         files[key] = destination.put(key, data)
     facts = _facts(request, include, selection, digest, files)
@@ -111,6 +124,23 @@ def freeze(
     destination.put(MANIFEST, _json(document))
     destination.store.delete(UNFINISHED)
     return Frozen(url, card, document, was_there=False)
+
+
+def _folder_tables(
+    store: Store, selection: Selection, destination: Destination
+) -> dict[str, StoredFile]:
+    """`metadata.parquet` beside the assets of each split, as `datasets` wants it."""
+    if (schema := folder_schema(selection.samples)) is None:
+        return {}
+    files = {}
+    with ThreadPoolExecutor(FILES) as pool:
+        for split in SPLITS:
+            if samples := selection.of(split):
+                pictures = pool.map(lambda sample: picture_of(store, sample), samples)
+                write = partial(write_parquet, schema=schema, found=folder_rows(samples, pictures))
+                key = f"data/{split}/metadata.parquet"
+                files[key] = destination.put_new(key, write)
+    return files
 
 
 def _digest(store: Store, request: DatasetRequest, selection: Selection) -> str:

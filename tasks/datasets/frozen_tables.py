@@ -8,21 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 import pyarrow as pa
 
 from tasks.datasets.csv_text import FORMULAS, to_csv
-from tasks.datasets.export import ROW_SCHEMA, Part
+from tasks.datasets.export import Part
+from tasks.datasets.features import row_fields, text_struct
 from tasks.datasets.near_duplicates import Pair
 from tasks.datasets.select import Sample, Selection, split_of
 from tasks.manifest.resolve import recipe_diff
-from tasks.tables.columns import REAL, TEXT, TEXT_MAP, WHOLE
+from tasks.tables.columns import REAL, TEXT, WHOLE
 from tasks.tables.write import parquet_bytes
 
-MANIFEST_SCHEMA = pa.schema(
-    [
-        *ROW_SCHEMA,
-        pa.field("split", TEXT),
-        pa.field("path", TEXT),  # of the shard, or of the asset's folder
-        pa.field("sha256", TEXT_MAP),  # of each file, by its name within the asset
-    ]
-)
 _SIDES = (("prompt", TEXT), ("count", WHOLE), ("split", TEXT))
 PAIR_SCHEMA = pa.schema(
     {
@@ -43,10 +36,17 @@ def table_files(
         for part in parts
         for sample in part.samples
     ]
+    schema = pa.schema(
+        [
+            *row_fields(rows),
+            pa.field("path", TEXT),  # of the shard, or of the asset's folder
+            *text_struct("sha256", {name for row in rows for name in row["sha256"]}),
+        ]
+    )
     names = list(dict.fromkeys(name for row in asked for name in row))
     pairs = pair_rows(selection.pairs, selection.uses, fractions, selection.dropped)
     return {
-        "manifest.parquet": parquet_bytes(pa.Table.from_pylist(rows, MANIFEST_SCHEMA)),
+        "manifest.parquet": parquet_bytes(pa.Table.from_pylist(rows, schema)),
         "prompts.csv": to_csv(pa.table({n: [row.get(n) for row in asked] for n in names})).encode(),
         "prompts.jsonl": "".join(
             json.dumps(row, ensure_ascii=False) + "\n" for row in asked

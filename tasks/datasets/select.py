@@ -23,7 +23,12 @@ from tasks.datasets.near_duplicates import (
     normalised,
     without_near_duplicates,
 )
-from tasks.records.documents import CommittedFile, committed_files, finished_manifest
+from tasks.records.documents import (
+    CommittedFile,
+    committed_files,
+    finished_manifest,
+    read_file,
+)
 from tasks.store.interface import Store
 from tasks.tables.read import FILES, of_files, query
 from tasks.tables.schemas import COLUMNS
@@ -158,6 +163,11 @@ def split_of(prompt: str, fractions: Sequence[float] = FRACTIONS) -> str:
     edges = list(accumulate(fractions))
     position = int.from_bytes(digest[:6]) / 2**48 * edges[-1]
     return SPLITS[bisect_right(edges, position)]
+
+
+def picture_of(store: Store, sample: Sample) -> bytes | None:
+    """The sample's small picture, if it has one."""
+    return None if sample.picture is None else read_file(store, sample.picture)
 
 
 def sample_json(sample: Sample) -> bytes:

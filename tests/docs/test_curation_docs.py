@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trimesh
 from PIL import Image
 from task_samples import report
 from typer.testing import CliRunner
@@ -57,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = {}
         if status == "ok":
             Image.new("RGB", (32, 32), "red").save(folder / "preview.png")
-            (folder / "mesh.glb").write_bytes(b"glTF")
+            trimesh.creation.box().export(folder / "mesh.glb")
             files = {name: folder / name for name in ("mesh.glb", "preview.png")}
             found = report(
                 clip_score=float(score), janus_score=janus, faces=1000, components=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -59,16 +60,22 @@ def report(**changes: Any) -> dict[str, Any]:
 
 
 def make(
-    store: Store, folder: Path, spec: AssetSpec, run_id: str, status: str = "ok", **changes: Any
+    store: Store,
+    folder: Path,
+    spec: AssetSpec,
+    run_id: str,
+    status: str = "ok",
+    contents: Mapping[str, bytes] = MappingProxyType({}),
+    **changes: Any,
 ) -> None:
-    """One asset's attempt, with its rows."""
+    """One asset's attempt, with its rows; `contents` of files that are to be real."""
     attempt = start_attempt(store, spec, run_id, prior_coverage=1.0)["attempt"]
     manifest: Mapping[str, Any] = {}
     if status == "ok":
         files = {}
         for name in ("mesh.glb", "preview.png", "field.safetensors", "views/mesh_1.png"):
             files[name] = folder / name.replace("/", "-")
-            files[name].write_text(f"{name} of {spec.prompt}")
+            files[name].write_bytes(contents.get(name, f"{name} of {spec.prompt}".encode()))
         timings = {"queue": 0.0, "optimize": 40.0, "extract": 2.0, "evaluate": 1.0}
         versions = {"code": "1.0", "engine": "1.0/1"}
         manifest = commit_asset(
@@ -81,7 +88,13 @@ def make(
     record_attempt(store, document, manifest)
 
 
-def make_run(store: Store, folder: Path, run_id: str, rows: str) -> None:
+def make_run(
+    store: Store,
+    folder: Path,
+    run_id: str,
+    rows: str,
+    contents: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """A run of a manifest with its assets, all ok."""
     path = folder / "m.csv"
     path.write_text(f"id,prompt,tags,meta.k\n{rows}")
@@ -93,7 +106,7 @@ def make_run(store: Store, folder: Path, run_id: str, rows: str) -> None:
         known = asset_manifest(store, entry.spec.asset_id) is not None
         outcomes[entry.row_id] = "reused" if known else "computed"
         if not known:
-            make(store, folder, entry.spec, run_id)
+            make(store, folder, entry.spec, run_id, contents=contents)
     record_run(store, finish_run(store, run, outcomes))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen, tokenize, tokens_end
 from sjc_engine.priors.loading.components import ModelSource
+from sjc_engine.progress import OnWork, unheard
 
 
 class StableDiffusionPrior(SchedulePrior):
@@ -52,19 +55,26 @@ class StableDiffusionPrior(SchedulePrior):
         return tokens_end(self._tokenizer, text, self._tokenizer.model_max_length)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, on_work: OnWork = unheard) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] from what `denoise` works on; a pixel prior only clips."""
-        return latents.clamp(-1, 1) if self._vae is None else decode_latents(self._vae, latents)
+        if self._vae is None:
+            return latents.clamp(-1, 1)
+        return decode_latents(self._vae, latents, on_work)
 
     def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         output = super()._network(F.pixel_unshuffle(scaled, self.unshuffle), time, cond)
         return F.pixel_shuffle(output, self.unshuffle)
 
 
-def decode_latents(vae: Any, latents: Tensor) -> Tensor:
-    """RGB (B, 3, H, W) in [-1, 1] from scaled latents."""
+def decode_latents(vae: Any, latents: Tensor, on_work: OnWork = unheard) -> Tensor:
+    """RGB (B, 3, H, W) in [-1, 1] from scaled latents. `on_work` hears of each of its blocks."""
     unscaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    return vae.decode(unscaled).sample.clamp(-1, 1)
+    blocks = vae.decoder.up_blocks
+    with contextlib.ExitStack() as hooks:
+        for number, block in enumerate(blocks, 1):
+            heard = partial(on_work, "block", number, len(blocks))
+            hooks.callback(block.register_forward_hook(lambda *_, heard=heard: heard()).remove)
+        return vae.decode(unscaled).sample.clamp(-1, 1)
 
 
 def _unshuffle_factor(id: str, in_channels: int, channels: int) -> int:

@@ -26,6 +26,7 @@ from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
 from sjc_engine.priors.image_pose import ImagePose, image_pose
 from sjc_engine.priors.loading.components import ModelSource
+from sjc_engine.progress import OnWork, unheard
 from sjc_engine.rendering.camera import Camera, orbit
 
 POSE = 4  # numbers in a relative pose
@@ -135,8 +136,8 @@ class Zero123Prior(SchedulePrior):
         return Cond.cat([self.views(self.encode(image, front), [c]) for image, front, c in pairs])
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_latents(self._vae, latents)
+    def decode(self, latents: Tensor, on_work: OnWork = unheard) -> Tensor:
+        return decode_latents(self._vae, latents, on_work)
 
     @torch.no_grad()
     def white(self) -> Tensor:

@@ -110,6 +110,8 @@ def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Itera
     pictures = []
     if "turntable.mp4" in kept:
         pictures.append('<video src="turntable.mp4" autoplay loop muted playsinline></video>')
+    elif "thumbnail.webp" in kept:  # smaller, but it turns too
+        pictures.append('<img class="turntable" src="thumbnail.webp" alt="">')
     if row["error"]:
         pictures.append(f"<pre>{escaped(row['error_type'])}: {escaped(row['error'])}</pre>")
     viewer = (

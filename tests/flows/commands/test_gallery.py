@@ -54,7 +54,7 @@ def asset(prompt: str, seed: int = 0, **changes: Any) -> AssetSpec:
     return AssetSpec(prompt, "", None, seed, "toybox", "r", recipe)
 
 
-def commit(store: Store, folder: Path, spec: AssetSpec, **metrics: Any) -> None:
+def commit(store: Store, folder: Path, spec: AssetSpec, video: bool = True, **metrics: Any) -> None:
     """An asset with files that a browser can show."""
     attempt = start_attempt(store, spec, "run1", prior_coverage=1.0)["attempt"]
     solid = trimesh.creation.icosphere(subdivisions=2, radius=0.4)
@@ -66,7 +66,10 @@ def commit(store: Store, folder: Path, spec: AssetSpec, **metrics: Any) -> None:
     Mesh(placed, faces, placed / np.float32(0.4), abs(vertices)).export(files["mesh.glb"])
     for name in ("preview.png", "thumbnail.webp", "views/mesh_1.png"):
         Image.new("RGB", (128, 128), (200, 60, 40)).save(files[name])
-    write_video(np.zeros((4, 32, 32, 3), np.uint8), files["turntable.mp4"])
+    if video:
+        write_video(np.zeros((4, 32, 32, 3), np.uint8), files["turntable.mp4"])
+    else:
+        del files["turntable.mp4"]
     timings = {"queue": 0.0, "optimize": 40.0, "extract": 2.0, "evaluate": 1.0}
     versions = {"code": "1.0", "engine": "1.0/1"}
     manifest = commit_asset(
@@ -123,6 +126,19 @@ def test_a_second_time_copies_only_what_is_new(store: Store, tmp_path: Path) -> 
     again = build_gallery(store, tmp_path / "pages")
     assert (again.assets, again.copied) == (4, 5)
     assert torn.stat().st_size > 100
+
+
+def test_an_asset_without_a_video_shows_its_thumbnail(store: Store, tmp_path: Path) -> None:
+    spec = asset("a pig")
+    commit(store, tmp_path, spec, video=False)
+    build_gallery(store, tmp_path / "pages")
+    shown = {
+        path.parent.name: path.read_text() for path in (tmp_path / "pages/assets").rglob("*.html")
+    }
+    thumbnail = 'src="thumbnail.webp"'
+    assert (thumbnail in shown[spec.asset_id], "<video" in shown[spec.asset_id]) == (True, False)
+    other = shown[asset("a duck", steps=77).asset_id]
+    assert (thumbnail in other, "<video" in other) == (False, True)
 
 
 def test_where_chooses_and_wrong_sql_is_told(store: Store, tmp_path: Path) -> None:

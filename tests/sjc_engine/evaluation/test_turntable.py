@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -18,20 +19,26 @@ from sjc_engine.evaluation.turntable import (
     THUMBNAIL_SIZE,
     turntable_frames,
     write_thumbnail,
+    write_turntable,
     write_video,
 )
 from sjc_engine.mesh.gltf import Mesh
+from sjc_engine.recipes import EvaluateRecipe
 
 
 @pytest.fixture(scope="module")
-def frames() -> np.ndarray:
+def bar() -> Mesh:
     """A bar whose front half (-X) is red and whose back is blue."""
     solid = trimesh.creation.box(extents=[0.8, 0.2, 0.2]).subdivide().subdivide()
     vertices = np.asarray(solid.vertices, np.float32)
     colors = np.where(vertices[:, :1] < 0, [[1.0, 0, 0]], [[0, 0, 1.0]]).astype(np.float32)
     normals = np.asarray(solid.vertex_normals, np.float32)
-    mesh = Mesh(vertices, np.asarray(solid.faces, np.int64), normals, colors)
-    return turntable_frames(mesh, frames=24, size=64)
+    return Mesh(vertices, np.asarray(solid.faces, np.int64), normals, colors)
+
+
+@pytest.fixture(scope="module")
+def frames(bar: Mesh) -> np.ndarray:
+    return turntable_frames(bar, frames=24, size=64)
 
 
 def test_the_turn_begins_at_the_front_and_goes_once_around(frames: np.ndarray) -> None:
@@ -81,3 +88,16 @@ def test_the_thumbnail_is_small_and_loops(frames: np.ndarray, tmp_path: Path) ->
         first = np.asarray(picture.convert("RGB").resize((64, 64)), int)
     assert np.abs(first - frames[0]).mean() < 8
     assert path.stat().st_size < 40_000
+
+
+def test_without_the_extra_there_is_the_thumbnail_alone(
+    bar: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = EvaluateRecipe(turntable_frames=2, turntable_size=16)
+    write_turntable(bar, tmp_path, recipe)
+    assert {p.name for p in tmp_path.iterdir()} == {"thumbnail.webp", "turntable.mp4"}
+    (tmp_path / "turntable.mp4").unlink()
+    monkeypatch.setattr("sys.path", [])  # nor can it be imported
+    monkeypatch.delitem(sys.modules, "imageio_ffmpeg")
+    write_turntable(bar, tmp_path, recipe)
+    assert [p.name for p in tmp_path.iterdir()] == ["thumbnail.webp"]

@@ -98,11 +98,11 @@ def test_a_gpu_without_memory_for_all_views_decodes_half_of_them(prior, monkeypa
     one_by_one = list(decode_views(field, prior, HELD_OUT, 12))
     decode = prior.decode
 
-    def scarce(latents):
+    def scarce(latents, on_work):
         sizes.append(len(latents))
         if len(latents) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return decode(latents)
+        return decode(latents, on_work)
 
     monkeypatch.setattr(prior, "device", torch.device("cuda"))
     together = list(decode_views(field, prior, HELD_OUT, 12))
@@ -111,18 +111,26 @@ def test_a_gpu_without_memory_for_all_views_decodes_half_of_them(prior, monkeypa
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
     for pictures in (together, halved):
         torch.testing.assert_close(torch.stack(pictures), torch.stack(one_by_one))
-    monkeypatch.setattr(prior, "decode", lambda latents: 1 / 0)
+    monkeypatch.setattr(prior, "decode", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(decode_views(field, prior, HELD_OUT, 12))
 
 
-def test_every_view_and_every_step_is_heard_of(prior):
-    """Each takes half a minute with Stable Diffusion on a CPU, and silence looks like a hang."""
+def test_every_block_of_every_view_and_every_step_is_heard_of(prior):
+    """A view takes half a minute with Stable Diffusion on a CPU, and silence looks like a hang."""
     heard = []
     recipe = replace(RECIPE, distill_views=3, distill_steps=2)
     distill_rgb(latent_ball(), prior, recipe, seed=0, on_work=lambda *what: heard.append(what))
     assert heard == [
-        *(("decoding views", k, 3) for k in range(4)),
+        ("decoding views", 0, 3),
+        *(
+            line
+            for k in range(3)
+            for line in (
+                *((f"decoding views {k}/3, block", block, 2) for block in (1, 2)),
+                ("decoding views", k + 1, 3),
+            )
+        ),
         *(("fitting colours", k, 2) for k in range(2)),
     ]
 
@@ -200,8 +208,8 @@ class KnownLatents(KnownPrior):
         levels = (0.05, 6.0)
         super().__init__(torch.stack(pictures), groups=groups, levels=levels, guided=False)
 
-    def decode(self, latents):
-        return self._decoder.decode(latents)
+    def decode(self, latents, on_work):
+        return self._decoder.decode(latents, on_work)
 
 
 def test_a_run_in_latents_ends_as_a_mesh_with_their_colours(prior):

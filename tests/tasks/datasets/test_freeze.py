@@ -152,9 +152,9 @@ def test_files_and_parquet_hold_the_same(filled: Store, tmp_path: Path) -> None:
     assert sorted(row["asset_id"] for row in table) == ids(filled)
     for row, link in zip(table, linked, strict=True):
         stored = in_store(filled, row["asset_id"])
-        folder = tmp_path / "files" / "data" / row["asset_id"]
-        assert row["glb"] == (folder / "mesh.glb").read_bytes() == stored["mesh.glb"]
-        assert row["png"] == stored["preview.png"]
+        folder = tmp_path / "files" / "data" / row["split"] / row["asset_id"]
+        assert row["glb"]["bytes"] == (folder / "mesh.glb").read_bytes() == stored["mesh.glb"]
+        assert row["png"] == {"bytes": stored["preview.png"], "path": f"{row['asset_id']}.png"}
         assert tree(folder).keys() == {"mesh.glb", "views/mesh_1.png", "asset.json"}
         assert link["glb_uri"].endswith(f"/assets/{row['asset_id']}/a01/mesh.glb")
         assert link["glb_sha256"] == hashlib.sha256(stored["mesh.glb"]).hexdigest()
