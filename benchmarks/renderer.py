@@ -8,7 +8,8 @@ One step's share of the renderer at the paper's setting: 64 x 64 rays of a rando
 gradients. Three states of the field: `init`, a haze everywhere; `converged`, an opaque ball in
 empty space; `tank`, the end of a run of the demo (benchmarks/fields), resampled to these voxels,
 with its mean colour for a fourth channel. Every round has another camera and runs all renderers;
-times are wall-clock, ratios are medians over rounds of one round's two times.
+times are CPU time with one thread and wall-clock otherwise, ratios are medians over rounds of one
+round's two times.
 
 published   benchmarks/published_renderer.py, the baseline
 torch       this engine's oracle
@@ -34,6 +35,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -55,6 +57,7 @@ from sjc_engine.acceptance.checks import put_ball
 from sjc_engine.fields.kinds import load_field
 from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.optimization.losses import emptiness
+from sjc_engine.rendering import fused as kernels
 from sjc_engine.rendering.camera import Camera, rays, sample_camera
 from sjc_engine.rendering.volume import intersect_box, render_views
 
@@ -65,14 +68,19 @@ BLOCK = 5  # steps
 
 
 def make_field(state: str, device: str) -> VoxelField:
-    """A field as it starts, with a ball that fills 11% of the box, or as a run has left it."""
+    """A field in one of the states, at the paper's setting."""
     generator = torch.Generator().manual_seed(0)
     field = VoxelField(SIDE, CHANNELS, space="latent", generator=generator)
+    put_state(field, state)
+    return field.to(device)
+
+
+def put_state(field: VoxelField, state: str) -> None:
+    """Leaves a field as it starts, or gives it a ball in 11% of the box, or what a run has left."""
     if state == "converged":
         put_ball(field)
     elif state == "tank":
         put_run(field, TANK)
-    return field.to(device)
 
 
 @torch.no_grad()
@@ -158,9 +166,13 @@ def renderers(
         return camera, torch.randn(CHANNELS, size, size, generator=generator).to(device)
 
     def ours(fused: bool, flush: bool = True) -> Callable[[int, int], None]:
+        def set_flush() -> None:
+            torch.set_flush_denormal(flush)
+
         def step(number: int, size: int) -> None:
             camera, score = draw(number, size)
-            torch.set_flush_denormal(flush)
+            kernels.flush_subnormals = set_flush
+            set_flush()
             our_step(field, camera, size, score, fused)
 
         return step
@@ -241,6 +253,7 @@ def main() -> None:
     settings = {"rays": args.size**2, "voxels": SIDE**3, "channels": CHANNELS, "step": STEP}
     report = Report("renderer", {**settings, "rounds": args.rounds, "device": args.device})
     cpu = args.device == "cpu"
+    clock = time.process_time if cpu and args.threads == 1 else time.perf_counter
     rows = []
     for state in STATES:
         works, differs = renderers(state, args.size, args.device, args.against)
@@ -248,7 +261,8 @@ def main() -> None:
         runs = {name: turn.of(work, args.size) for name, work in works.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}
         for turn.number in range(args.rounds):
-            for name, seconds in interleaved(runs, 1, warmup=turn.number == 0).items():
+            warmup = int(turn.number == 0)
+            for name, seconds in interleaved(runs, 1, warmup, clock).items():
                 times[name] += seconds
         memory = {
             name: added_memory(name, state, args.size, args.device)

@@ -106,7 +106,8 @@ Compiled = Annotated[
     bool,
     typer.Option(
         "--compiled",
-        help="Compile the prior's network (torch.compile): a minute at first for faster steps.",
+        help="Compile the prior's network (torch.compile): a minute at first for faster steps on "
+        "a GPU. On a CPU it is no faster than without.",
     ),
 ]
 AllowPickle = Annotated[

@@ -20,8 +20,9 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
-from numba.extending import overload
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
 
 # All of fastmath but what takes NaN and infinity for impossible: a scene may diverge.
 FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
@@ -282,20 +283,55 @@ def mix(color: Array, low: int, row: int, shares: tuple[np.float32, ...], c: int
 
 
 @inlined
-def add_color(
+def add_scalars(
     array: Array,
     row: int,
     share: np.float32,
     color: tuple[np.float32, ...],
     channels: tuple[int, ...],
 ) -> None:
-    """array[row] += share * color."""
+    """array[row] += share * color, channel by channel: additions on a GPU are atomic."""
     c0, c1, c2, c3 = color
     add(array, (row, 0), share * c0)
     add(array, (row, 1), share * c1)
     add(array, (row, 2), share * c2)
     if len(channels) == 4:
         add(array, (row, 3), share * c3)
+
+
+@intrinsic
+def _add_vector(
+    typing: Any, array: Any, row: Any, share: Any, color: Any, channels: Any
+) -> tuple[Any, Any]:
+    """The same as one load, multiply-add and store, which Numba does not make of scalars."""
+    vector, lane = ir.VectorType(ir.FloatType(), len(channels)), ir.IntType(32)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, row, share, color, _ = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        first = builder.gep(data, [builder.mul(row, row.type(vector.count))])
+        place = builder.bitcast(first, vector.as_pointer())
+        colors = shares = ir.Constant(vector, ir.Undefined)
+        for c in range(vector.count):
+            colors = builder.insert_element(colors, builder.extract_value(color, c), lane(c))
+            shares = builder.insert_element(shares, share, lane(c))
+        total = builder.fadd(builder.load(place, align=4), builder.fmul(shares, colors))
+        builder.store(total, place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, row, share, color, channels), generate
+
+
+def add_color(array: Array, row: Any, share: Any, color: Any, channels: Any) -> None:
+    """array[row] += share * color, as the target does it fastest."""
+    add_scalars(array, row, share, color, channels)
+
+
+overload(add_color, target="cpu")(
+    lambda array, row, share, color, channels: (
+        lambda array, row, share, color, channels: _add_vector(array, row, share, color, channels)
+    )
+)
 
 
 @inlined

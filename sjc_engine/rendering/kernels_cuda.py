@@ -49,6 +49,13 @@ def _add_on_cuda(array: Any, place: Any, value: Any) -> Any:
     return atomic
 
 
+overload(k.add_color, target="cuda")(
+    lambda array, row, share, color, channels: (
+        lambda array, row, share, color, channels: k.add_scalars(array, row, share, color, channels)
+    )
+)
+
+
 @_kernel
 def _densities(rays, grid, places, samples):  # type: ignore[no-untyped-def]
     i, r = cuda.grid(2)

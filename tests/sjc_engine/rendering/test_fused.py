@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from numba import njit
 
 from sjc_engine.fields.plenoxels import PlenoxelField
 from sjc_engine.fields.voxel import VoxelField
@@ -188,6 +189,25 @@ def test_exp_and_log1p_are_exact_to_float32():
     ours = np.array([kernels.log_above(v) for v in z], dtype=np.float64)
     np.testing.assert_allclose(ours, np.log1p(z.astype(np.float64)), rtol=5e-7)
     assert np.isnan(kernels.log_above(np.float32("nan")))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_channels_as_a_vector_add_what_they_add_alone(channels):
+    """Bit for bit, and nothing beside them: three channels are no vector of four."""
+    generator = np.random.default_rng(1)
+    before, colors = (generator.normal(size=(9, n)).astype(np.float32) for n in (channels, 4))
+
+    @njit(**kernels.OPTIONS | {"cache": False})
+    def add_all(add, array, colors, count):
+        for row in range(len(array)):
+            c = colors[row]
+            add(array, row, c[0] * c[1], (c[0], c[1], c[2], c[3]), count)
+
+    found, wanted = before.copy(), before.copy()
+    add_all(njit(lambda *given: kernels.add_color(*given)), found, colors, (0,) * channels)
+    add_all(kernels.add_scalars, wanted, colors, (0,) * channels)
+    assert np.array_equal(found, wanted)
+    assert (found != before).all()
 
 
 @pytest.mark.parametrize("step", [0.01, 0.1, 1 / 3, 3e-6])
