@@ -99,14 +99,18 @@ def test_a_version_that_breaks_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
     assert '"fastapi<0.151,>=0.139"' in bad.fix
 
 
-def test_without_the_extra_for_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_what_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     (found, _) = doctor.programs()
     assert (found.check, found.status, "ffmpeg version" in found.detail) == ("ffmpeg", "ok", True)
     monkeypatch.setattr("sys.path", [])
     monkeypatch.delitem(sys.modules, "imageio_ffmpeg", raising=False)
-    (found, _) = doctor.programs()
-    assert (found.check, found.status) == ("ffmpeg", "ok")
-    assert "not installed: assets have thumbnail.webp; for turntable.mp4" in found.detail
+    (ffmpeg, xatlas) = doctor.programs()
+    assert (ffmpeg.check, ffmpeg.status) == ("ffmpeg", "ok")
+    assert "not installed: assets have thumbnail.webp; for turntable.mp4" in ffmpeg.detail
+    assert (xatlas.check, xatlas.status) == ("xatlas", "warning")
+    assert (xatlas.detail, xatlas.fix[:18]) == (
+        "not installed: meshes get vertex colours", "pip install xatlas",
+    )  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
