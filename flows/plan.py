@@ -39,9 +39,13 @@ class RunPlan:
     store: Store
     states: dict[str, str]  # by asset id: `new`, `interrupted`, `failed` or `finished`
     reusable_fields: dict[str, str]  # by field id: a finished asset that has this field
-    devices: list[str]
     # By asset id, the last attempt whose end is known, and recorded; later ones are news.
     settled: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def devices(self) -> list[str]:
+        """The devices to use. A run that makes nothing never asks: torch takes a second to look."""
+        return check_devices(self.settings.devices)
 
     @cached_property
     def assets(self) -> dict[str, Entry]:
@@ -73,7 +77,8 @@ def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
     found right.
     """
     settings.check()
-    devices = check_devices(settings.devices)
+    if settings.devices is not None:
+        check_devices(settings.devices)
     if settings.plan is None:
         manifest, resolved = read_entries(
             settings, partial(revision, allow_pickle=settings.allow_pickle)
@@ -93,9 +98,10 @@ def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
         mark_format(store)
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
-    warnings = [*warnings, *missing_gpus(settings.devices)]
-    warnings += missing_xatlas(entry.spec.recipe for entry in entries)
-    plan = RunPlan(settings, manifest, entries, warnings, store, states, {}, devices)
+    plan = RunPlan(settings, manifest, entries, warnings, store, states, {})
+    if plan.todo or not writable:  # else there is nothing that a GPU would make
+        warnings = [*warnings, *missing_gpus(settings.devices)]
+    warnings = [*warnings, *missing_xatlas(e.spec.recipe for e in plan.todo.values())]
     fields, made_again = find_related_assets(store, [e.spec for e in plan.todo.values()])
     return replace(plan, reusable_fields=fields, warnings=warnings + made_again)
 

@@ -57,6 +57,12 @@ def _locked(lock: IO[str]) -> bool:
     return True
 
 
+def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
+    """The scratch folder of a shard, below that of the machine."""
+    folder = scratch or os.environ.get("SJC_SCRATCH") or "~/.cache/sjc"
+    return Path(folder).expanduser() / "shards" / f"{plan}-{shard:05d}"
+
+
 def scratch_id(scratch: Path) -> str:
     """The name of a folder that has a sole user, unlike that of any other folder.
 

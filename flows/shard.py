@@ -1,6 +1,5 @@
 """The flow that workers run: a shard of a plan, with a run document and table parts of its own."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from prefect.states import State
 
 from flows.generate import run_on_devices
 from flows.plan import make_plan
-from flows.scratch import sole_user
+from flows.scratch import shard_scratch, sole_user
 from flows.settings import Settings
 from tasks.manifest.shard_plan import fetch_images
 
@@ -42,9 +41,3 @@ def generate_shard(
     with sole_user(Path(settings.scratch)):
         fetch_images(run.store, list(run.todo.values()))
         return run_on_devices(run)
-
-
-def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
-    """The scratch folder of a shard."""
-    folder = scratch or os.environ.get("SJC_SCRATCH") or "~/.cache/sjc"
-    return Path(folder).expanduser() / "shards" / f"{plan}-{shard:05d}"

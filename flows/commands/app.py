@@ -12,7 +12,8 @@ from flows.errors import reported
 GROUPS = {
     "Make assets": ("run", "check", "generate", "evaluate"),
     "Look at assets": (
-        "assets", "query", "curate", "duplicates", "diff", "gallery", "report", "sample2d",
+        "assets", "query", "curate", "push", "duplicates", "diff", "gallery", "report",
+        "sample2d",
     ),
     "Operate": ("serve", "deploy", "plan", "dispatch", "verify", "compact", "ui", "doctor"),
 }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import print_places, print_table
+from flows.commands.run import read_shard_plan
 from flows.errors import FAILED, UsageError, raise_error
 
 
@@ -42,17 +42,14 @@ def dispatch(
     from flows.context import watching
     from flows.prefect_server import environment, server
     from flows.settings import SHARD_OPTIONS, Settings
-    from tasks.manifest.shard_plan import keep_plan, read_plan
+    from tasks.manifest.shard_plan import keep_plan
     from tasks.records.documents import check_usable
     from tasks.store import open_store
 
     if workers is not None and workers < 1:
         raise UsageError("--workers: use a whole number above 0")
     Settings("", timeout=timeout).check()
-    try:
-        made = read_plan(plan.read_bytes(), os.fspath(plan))
-    except OSError as error:
-        raise UsageError(f"{plan}: {error.strerror}; make a plan with `sjc plan`") from error
+    made = read_shard_plan(plan)
     environment.apply(console_level="CRITICAL")
     connection = server.find()
     if connection is None:

@@ -71,6 +71,7 @@ MANIFEST_HELP = (
     "File of prompts (CSV, TSV, JSONL, Parquet or text; .gz too) or a folder of them; or s3://."
 )
 Manifest = Annotated[str, typer.Argument(help=MANIFEST_HELP)]
+ManifestOrPlan = Annotated[str | None, typer.Argument(help=MANIFEST_HELP, show_default=False)]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many entries.")]
 Where = Annotated[str | None, typer.Option(help="Only entries for which this SQL holds: seed < 3.")]
 Scenes = Annotated[

@@ -1,27 +1,34 @@
-"""`sjc run`: the plan first, the server, the live lines, the end."""
+"""`sjc run`: the plan first, the server, the live lines, the end; of a manifest, or of a shard."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands import options
 from flows.commands.app import command
 from flows.commands.output import print_places, print_table, print_warnings
-from flows.errors import FAILED, STORE, raise_error
+from flows.errors import FAILED, STORE, UsageError, raise_error
 from flows.progress.results import RESULT_COLUMNS, results
-from flows.settings import Settings
+from flows.settings import SHARD_OPTIONS, Settings
 
 if TYPE_CHECKING:
     from flows.plan import RunPlan
     from tasks.manifest.resolve import Entry
+    from tasks.manifest.shard_plan import ShardPlan
 
 PREVIEWS = 24  # paths that are printed; the picture holds as many
+# What clusters call the place of a task among those that differ in nothing else
+TASK_NUMBERS = ["SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX", "JOB_COMPLETION_INDEX"]
+FIXED = {"manifest": "the manifest", "set_": "--set"}  # by a plan, and how users write it
+FIXED |= {name: f"--{name}" for name in ("prior", "recipe", "dtype", "limit", "where")}
 
 
 @command(
@@ -30,11 +37,19 @@ PREVIEWS = 24  # paths that are printed; the picture holds as many
     "sjc run prompts.csv --dry-run                              what it would do",
     "sjc run prompts.csv --devices cuda:0,cuda:1 --store s3://bucket/first",
     "sjc run prompts.csv --retry-failed --set steps=2000",
+    "sjc run --plan plan.parquet --shard 3 --store s3://bucket/first",
     interrupted="run the same command again to continue",
 )
 def run(
     context: typer.Context,
-    manifest: options.Manifest,
+    manifest: options.ManifestOrPlan = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="A plan of `sjc plan`, of which to run one shard."),
+    ] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=0, envvar=TASK_NUMBERS, help="Which one, from 0.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and end.")] = False,
     quiet: options.Quiet = False,
     json_: options.Json = False,
@@ -57,36 +72,103 @@ def run(
     allow_pickle: options.AllowPickle = False,
     fast_launch: options.FastLaunch = False,
 ) -> None:
-    """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones."""
+    """Make the assets of a manifest: reuse the finished ones, go on with the interrupted ones.
+
+    With --plan, those of one shard, without a work pool: what a task of a SLURM array runs.
+    """
+    settings = shard_settings(context.params) if plan else manifest_settings(context.params)
+    if dry_run:
+        print_plan(settings, as_json=json_)
+        return
+    if plan:
+        keep_plan(plan, settings.store)
+    raise typer.Exit(make_assets(settings, quiet=quiet, as_json=json_))
+
+
+def manifest_settings(given: Mapping[str, Any]) -> Settings:
+    """The options of a run of a manifest; a cluster's number of the task means nothing to it."""
+    if given["manifest"] is None:
+        raise UsageError("name a manifest, or a plan and its shard: --plan FILE --shard K")
+    return options.run_settings({**given, "plan": None, "shard": None})
+
+
+def shard_settings(given: Mapping[str, Any]) -> Settings:
+    """The options of a shard; its scratch folder lies in that of the run."""
+    from flows.scratch import shard_scratch
+
+    for name, written in FIXED.items():
+        if given[name]:
+            raise UsageError(f"--plan: has fixed {written}; leave that out")
+    if given["shard"] is None:
+        raise UsageError(f"--plan: name its shard, by --shard or {TASK_NUMBERS[0]}")
+    made = read_shard_plan(given["plan"])
+    scratch = shard_scratch(given["scratch"], made.id, given["shard"])
+    chosen = {"manifest": made.id, "plan": made.id, "scratch": str(scratch)}
+    return options.run_settings({**given, **chosen})
+
+
+def read_shard_plan(path: Path) -> ShardPlan:
+    """The plan in a file. Raises UsageError."""
+    from tasks.manifest.shard_plan import read_plan
+
+    try:
+        return read_plan(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
+
+
+def keep_plan(path: Path, store: str) -> None:
+    """Puts a plan into the store, which is made if it is missing."""
+    from tasks.manifest import shard_plan
+    from tasks.records.documents import check_usable
+    from tasks.store import open_store
+
+    check_usable(opened := open_store(store))
+    shard_plan.keep_plan(opened, read_shard_plan(path))
+
+
+def make_assets(settings: Settings, *, quiet: bool, as_json: bool) -> int:
+    """Runs the flow, shows how far it is, and prints the results; the exit code."""
     from flows.context import start_devices, surrounded_by, watching
     from flows.plan import make_plan
     from flows.prefect_server import environment, server
     from flows.prefect_server.shutdown import exit_when_interrupted
     from flows.scratch import in_use
 
-    settings = options.run_settings(context.params)
-    if dry_run:
-        print_plan(settings, as_json=json_)
-        return
-    plan = make_plan(settings)
+    plan, scratch = make_plan(settings), Path(settings.scratch)
     if not quiet:
         print_warnings(plan.warnings)
     environment.apply(console_level="CRITICAL")
     if not plan.todo and server.find() is None:
-        raise typer.Exit(print_results(plan, record_reuse(plan, quiet=quiet), as_json=json_))
-    connection = server.connect(Path(scratch, "logs", "prefect-server.log"))
-    with start_devices(plan, warm=not in_use(Path(scratch)), quiet=quiet):
+        return print_results(plan, record_reuse(plan, quiet=quiet), as_json=as_json)
+    if settings.plan is not None:
+        environment.use_local_home()
+    connection = server.connect(scratch / "logs" / "prefect-server.log")
+    with start_devices(plan, warm=not in_use(scratch), quiet=quiet):
         # Seconds of imports, while the server starts and the engines load their prior
-        from flows.generate import generate
-
+        flow = flow_of(settings)
         with (
             watching(connection, quiet=quiet) as watch,
             exit_when_interrupted() as shutdown,
             surrounded_by(shutdown=shutdown),
         ):
-            state = generate(**settings.to_json(), return_state=True)
+            state = flow(return_state=True)
     raise_error(state)
-    raise typer.Exit(print_results(plan, watch.run_id, as_json=json_))
+    return print_results(plan, watch.run_id, as_json=as_json)
+
+
+def flow_of(settings: Settings) -> Callable[..., Any]:
+    """The flow of these settings."""
+    if settings.plan is None:
+        from flows.generate import generate
+
+        return partial(generate, **settings.to_json())
+    from flows.shard import generate_shard
+
+    names = ("plan", "shard", "store", "devices", "scenes_per_device", *SHARD_OPTIONS)
+    given = {name: getattr(settings, name) for name in names}
+    # It goes down again to the folder of the shard.
+    return partial(generate_shard, **given, scratch=str(Path(settings.scratch).parents[1]))
 
 
 def record_reuse(plan: RunPlan, *, quiet: bool) -> str:

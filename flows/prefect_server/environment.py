@@ -1,8 +1,10 @@
 """The environment Prefect runs in. It has to stand before `prefect` is first imported."""
 
+import atexit
 import contextlib
 import importlib.util
 import os
+import shutil
 import tempfile
 import tomllib
 from pathlib import Path
@@ -35,6 +37,10 @@ def prefect_home() -> Path:
     """`PREFECT_HOME`, or our own folder so that a user's other Prefect work stays apart."""
     if given := os.environ.get("PREFECT_HOME"):
         return Path(given)
+    return _own_home()
+
+
+def _own_home() -> Path:
     try:
         return Path.home() / ".prefect" / "sjc"
     except RuntimeError as error:  # in a container: no HOME, and a user without an entry
@@ -57,6 +63,19 @@ def _profiles() -> Path | None:
     profile = found.get("profiles", {}).get(name, {})
     # Without an address it may have Prefect's own database, which is not for our server.
     return path if "PREFECT_API_URL" in profile or "PREFECT_API_URL" in os.environ else None
+
+
+def use_local_home() -> None:
+    """Has a server of this run keep its database on this machine, unless PREFECT_HOME was given.
+
+    Home folders of clusters are shared by their machines, and SQLite's locks do not reach so far.
+    The database ends with this process: what a run has made is in its store.
+    """
+    if os.environ["PREFECT_HOME"] == str(_own_home()):
+        with disk_errors("TMPDIR", Path(tempfile.gettempdir())):
+            home = tempfile.mkdtemp(prefix="sjc-prefect-")
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        os.environ["PREFECT_HOME"] = home
 
 
 def settings_files() -> bool:

@@ -40,8 +40,10 @@ def healthy(api_url: str, timeout: float = 2.0) -> bool:
 
     try:
         url = httpx.URL(f"{api_url.rstrip('/')}/health")
-        loopback = url.host in (HOST, "localhost")  # where no proxy comes between
-        return httpx.get(url, timeout=timeout, trust_env=not loopback).status_code == httpx.codes.OK
+        # No proxy comes between, and certificates, 45 ms at each call, are of no use
+        remote = url.host not in (HOST, "localhost")
+        response = httpx.get(url, timeout=timeout, trust_env=remote, verify=remote)
+        return response.status_code == httpx.codes.OK
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
 

@@ -235,7 +235,7 @@ def load_plan(store: Store, plan_id: str) -> ShardPlan:
         plan = read_checked(store, plan_key(plan_id), lambda data: read_plan(data, name))
     except NotInStore as error:
         raise PlanError(
-            f"{store.url} has no plan {plan_id}; `sjc dispatch` puts it there"
+            f"{store.url} has no plan {plan_id}; `sjc dispatch` and `sjc run --plan` put it there"
         ) from error
     except Damaged as error:
         raise PlanError(error.flaw) from error

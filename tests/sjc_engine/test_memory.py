@@ -14,9 +14,10 @@ import scarce_engine
 import torch
 from engine_process import Engine, in_process, spec
 
-from sjc_engine import Prior, load_prior, memory
+from sjc_engine import load_prior, memory
 from sjc_engine.memory import MOST_SCENES, Capacity, MemoryProbe, out_of_memory
 from sjc_engine.optimization.scene import Diverged, Scene
+from sjc_engine.priors.denoiser import Prior
 from sjc_engine.worker import __main__ as worker
 
 GB = 10**9

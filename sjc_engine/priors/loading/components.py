@@ -100,11 +100,11 @@ class ModelSource:
 
     def _names(self, id: str) -> set[str]:
         """The files that the hub has of this commit, or, out of its reach, the cache."""
-        import httpx
         from huggingface_hub import list_repo_files
         from huggingface_hub.errors import HfHubHTTPError
 
-        with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OSError):
+        # Its bases: OSError, and the errors of whichever HTTP client huggingface_hub uses
+        with contextlib.suppress(*HfHubHTTPError.__bases__):
             if not self.local_files_only:
                 return set(list_repo_files(id, revision=self.folder.name))
         return list_names(self.folder)

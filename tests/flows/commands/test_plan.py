@@ -69,6 +69,12 @@ def test_a_plan_is_written_once_and_never_changed(sjc: Any) -> None:
         ("dispatch m.csv", "m.csv is not a shard plan"),
         ("dispatch m.csv --workers 0", "--workers"),
         ("dispatch m.csv --timeout 0", "--timeout"),
+        ("run", "name a manifest, or a plan and its shard: --plan FILE --shard K"),
+        ("run --plan none.parquet --shard 0", "make a plan with `sjc plan`"),
+        ("run --plan m.csv --shard 0", "m.csv is not a shard plan"),
+        ("run m.csv --plan p.parquet --shard 0", "has fixed the manifest; leave that out"),
+        ("run --plan p.parquet --shard 0 --set steps=3", "has fixed --set; leave that out"),
+        ("run --plan p.parquet", "name its shard, by --shard or SLURM_ARRAY_TASK_ID"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(sjc: Any, words: str, message: str) -> None:
@@ -104,22 +110,45 @@ def test_the_time_of_an_asset_counts_its_field_once(sjc: Any) -> None:
     assert sorted(assets.values()) == [rest, pytest.approx(10 * step + rest)]
 
 
+def test_an_index_of_a_cluster_names_the_shard(
+    sjc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And means nothing to a run of a manifest."""
+    made, _ = make_shard_plan(Settings("m.csv"), 1.0)
+    Path("p.parquet").write_bytes(made.data)
+    keep_plan(open_store(tmp_path / "store"), made)
+    for variable in ("SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX", "JOB_COMPLETION_INDEX"):
+        with monkeypatch.context() as cluster:
+            cluster.setenv(variable, "1")
+            shard = sjc("run", "--plan", "p.parquet", "--dry-run", "--json")
+            assert list(json.loads(shard.stdout)["entries"].values()) == ["new"], shard.stderr
+            whole = sjc("run", "m.csv", "--dry-run", "--json")
+            assert len(json.loads(whole.stdout)["entries"]) == 2
+    none = sjc("run", "--plan", "p.parquet", "--shard", "2", "--dry-run")
+    assert (none.exit_code, "has no shard 2; it has 2" in none.stderr) == (2, True)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
 def test_a_shard_is_a_run_of_its_own(sjc: Any, judge: str, tmp_path: Path) -> None:
+    """By a worker's flow, and by a command that has the plan as a file."""
     overrides = {**TINY, "judge": judge}
     made, _ = make_shard_plan(Settings("m.csv", recipe="draft", overrides=overrides), 30.0)
     assert len(made.shards()) == 2
-    store = open_store(tmp_path / "store")
-    keep_plan(store, made)
+    Path("p.parquet").write_bytes(made.data)
     Path("m.csv").unlink()  # a worker has no manifest
+    store = open_store(tmp_path / "store")
+    command = ("run", "--plan", "p.parquet", "--shard", "1", "--devices", "cpu", "--json")
+    said = sjc(*command, "--store", store.url, "--scratch", str(tmp_path / "s"))
+    assert said.exit_code == 0, said.stderr
+    assert [asset["status"] for asset in json.loads(said.stdout)["assets"]] == ["ok"]
 
     def run(shard: int) -> Any:
         return generate_shard(
             made.id, shard, store.url, ["cpu"], scratch=str(tmp_path / "s"), return_state=True
         )
 
-    assert (run(1).message, run(1).message) == ("1 ok", "1 reused")
+    assert run(1).message == "1 reused"
     rows = query(store, "SELECT r.manifest, e.row_id, e.outcome, a.prompt FROM runs r "
                         "JOIN entries e USING (run_id) JOIN best_assets a USING (asset_id) "
                         "ORDER BY r.started_at").to_pylist()  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -19,9 +20,11 @@ from fleet import descendants
 from PIL import Image
 from stub_shard import make_stubs
 
+from flows.errors import UsageError
 from flows.plan import make_plan
 from flows.settings import Settings
 from sjc_engine.optimization.checkpoint import read_checkpoint
+from tasks.devices.gpus import Gpus
 from tasks.records.attempts import asset_attempts, finish_attempt, start_attempt
 from tasks.records.documents import asset_manifest
 from tasks.records.verify import verify_store
@@ -245,11 +248,11 @@ def test_with_nothing_to_make_no_server_is_started(tmp_path: Path) -> None:
     record_attempts(plan.store, [(finish_attempt(plan.store, tank, "a01", "failed"), {})])
     program = (
         "import sys\nfrom flows.commands.main import main\ntry: main()\n"
-        "finally: print(*{'prefect'} & sys.modules.keys(), file=sys.stderr)"
+        "finally: print(*{'prefect', 'torch'} & sys.modules.keys(), file=sys.stderr)"
     )
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     ran = subprocess.run(
-        [sys.executable, "-c", program, "run", "m.csv", "--devices", "cpu"],
+        [sys.executable, "-c", program, "run", "m.csv"],
         cwd=tmp_path,
         env={k: v for k, v in environment.items() if k != "PREFECT_API_URL"},
         capture_output=True,
@@ -257,7 +260,7 @@ def test_with_nothing_to_make_no_server_is_started(tmp_path: Path) -> None:
     )
     assert ran.returncode == 1, ran.stderr  # for the failed one
     assert "nothing to make: no Prefect server is started" in ran.stderr
-    assert ran.stderr.endswith("\n\n"), "Prefect was imported"
+    assert ran.stderr.endswith("\n\n"), "Prefect was imported, or torch to look for GPUs"
     assert [line.split()[:2] for line in ran.stdout.splitlines()[1:3]] == [
         ["duck", "ok"],
         ["tank", "failed"],
@@ -268,6 +271,22 @@ def test_with_nothing_to_make_no_server_is_started(tmp_path: Path) -> None:
     assert list(entries.outcome) == ["reused", "duplicate", "failed"]
     assert "toy tank" in (tmp_path / f"store/runs/{runs.run_id[0]}/report.html").read_text()
     assert verify_store(plan.store) == []
+
+
+def test_a_missing_gpu_concerns_only_what_is_made_or_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.plan.find_gpus", lambda: Gpus(0, "no driver", "install one"))
+    (tmp_path / "m.csv").write_text(GOOD)
+    settings = Settings(str(tmp_path / "m.csv"), str(tmp_path / "store"))
+    plan = make_plan(settings)
+    warning = "no GPU is used: no driver; install one, or name the CPU: --devices cpu"
+    assert (plan.warnings, plan.devices) == ([warning], ["cpu"])
+    make_stubs(plan, list(plan.todo), "before")
+    assert make_plan(settings).warnings == []
+    assert make_plan(settings, writable=False).warnings == [warning]
+    with pytest.raises(UsageError, match="there is no cuda:7"):
+        make_plan(replace(settings, devices=["cuda:7"]))
 
 
 @pytest.mark.parametrize("command", ["--help", "check m.csv", "run --help"])

@@ -73,3 +73,17 @@ def test_without_a_home_folder_the_message_names_what_to_set(
     surroundings.setattr(Path, "home", nowhere)
     with pytest.raises(UsageError, match="no home folder; set HOME or PREFECT_HOME"):
         environment.apply()
+
+
+def test_a_shard_keeps_its_database_on_its_machine(
+    surroundings: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unless the user says where: cluster homes are shared, and SQLite's locks are not."""
+    environment.use_local_home()
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / "home")
+    surroundings.setattr("tempfile.tempdir", str(tmp_path))
+    surroundings.setenv("HOME", str(tmp_path))
+    surroundings.setenv("PREFECT_HOME", str(tmp_path / ".prefect" / "sjc"))  # as `apply` sets it
+    environment.use_local_home()
+    local = Path(os.environ["PREFECT_HOME"])
+    assert (local.parent, local.stat().st_mode & 0o777) == (tmp_path, 0o700)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import get_session
 from safetensors.torch import load_file, save_file
 from tiny_clip import save_tiny_clip
 from tiny_priors import (
@@ -501,6 +502,17 @@ def test_a_download_that_was_interrupted_is_continued(
     (snapshot / TEXT).write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(PriorError, match="is a git-lfs pointer"):
         find_prior("owner/name")
+
+
+def test_a_cached_model_loads_out_of_the_hubs_reach(
+    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever HTTP client huggingface_hub uses, and fails with."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    closed = lambda *_, **__: get_session().get("http://127.0.0.1:9")  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.list_repo_files", closed)
+    in_cache(whole["sd"], tmp_path, "owner/name")
+    assert load_prior("owner/name").resolution == 8
 
 
 def test_a_repository_of_pickled_weights_is_told_before_the_download(
