@@ -8,6 +8,7 @@
 # make check     ruff and mypy
 # make ptx       the CUDA kernels compiled for GPUs, without one; the first time 440 MB of packages
 # make sweep     every file of a store, every read fault, every command: about an hour
+# make platforms on which systems it installs from wheels alone; asks PyPI
 # make audit     known vulnerabilities of the pinned packages; asks PyPI
 #
 # PYTHON names the interpreter (3.11 or newer) that .venv is made from; JOBS how many tests run at once.
@@ -28,7 +29,7 @@ MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz check ptx audit format clean
+.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz check ptx audit platforms format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -72,6 +73,12 @@ audit: $(DEV)
 	scripts/make-venv "$(PYTHON)" $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+# It may need other packages than are installed here, and other than this Python's.
+platforms:
+	scripts/make-venv "$(PYTHON)" $(VENV)/uv
+	$(VENV)/uv/bin/python -m pip install --quiet uv==0.13.9
+	$(VENV)/uv/bin/python scripts/platforms.py $(VENV)/uv/bin/uv
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,11 @@
 """What a run is going to do: everything is read and checked here, before anything starts."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
     plan = RunPlan(settings, manifest, entries, warnings, store, states, {})
     if plan.todo or not writable:  # else there is nothing that a GPU would make
         warnings = [*warnings, *missing_gpus(settings.devices)]
+    warnings = [*warnings, *missing_xatlas(e.spec.recipe for e in plan.todo.values())]
     fields, made_again = find_related_assets(store, [e.spec for e in plan.todo.values()])
     return replace(plan, reusable_fields=fields, warnings=warnings + made_again)
 
@@ -166,6 +168,13 @@ def missing_gpus(devices: Sequence[str] | None) -> list[str]:
     if gpus is None or not gpus.problem:
         return []
     return [f"no GPU is used: {gpus.problem}; {gpus.fix}, or name the CPU: --devices cpu"]
+
+
+def missing_xatlas(recipes: Iterable[Recipe]) -> list[str]:
+    """A warning where meshes get no textures, which have their price in quality."""
+    if find_spec("xatlas") is not None or not any(recipe.mesh.texture_size for recipe in recipes):
+        return []
+    return ["xatlas is not installed: meshes get vertex colours instead of textures; sjc doctor"]
 
 
 def select(entries: list[Entry], where: str | None, limit: int | None) -> list[Entry]:

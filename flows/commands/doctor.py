@@ -40,11 +40,6 @@ GIB = 1 << 30
 LITTLE_DISK, NO_DISK = 5 * GIB, GIB // 4
 SKEW = 300.0  # seconds between clocks; S3 servers refuse more than 900
 
-# Why a version outside of what this project asks for is no mere formality.
-_WHY = {
-    "fastapi": ": newer ones keep Prefect's server from starting, or from taking deployments",
-    "sqlalchemy": ": newer ones keep Prefect's server from making scheduled runs",
-}
 _SHOWN = (
     "sjc-foundry", "prefect", "torch", "diffusers", "transformers", "trimesh", "pyarrow", "duckdb",
 )  # fmt: skip
@@ -164,7 +159,7 @@ def versions() -> Results:
             found = "missing"
         if found == "missing" or not versions.contains(found, prereleases=True):
             wrong = True
-            detail = f"{found}, and {versions} is needed{_WHY.get(name, '')}"
+            detail = f"{found}, and {versions} is needed"
             yield Check(name, "problem", detail, f'pip install "{name}{versions}"')
     if not wrong:
         shown = ", ".join(f"{name} {installed[name]}" for name in _SHOWN)
@@ -201,6 +196,10 @@ def programs() -> Results:
         if name == "ffmpeg" and find_spec("imageio_ffmpeg") is None:
             extra = 'for turntable.mp4 as well, pip install "sjc-foundry[video]"'
             yield Check(name, "ok", f"not installed: assets have thumbnail.webp; {extra}")
+            continue
+        if name == "xatlas" and find_spec("xatlas") is None:
+            fix = "pip install xatlas; without a wheel for this Python and CPU it wants a compiler"
+            yield Check(name, "warning", "not installed: meshes get vertex colours", fix)
             continue
         command = [sys.executable, "-P", "-c", code]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)

@@ -59,7 +59,7 @@ def generate(
     """Make one asset with the engine alone: no manifest, no store, no Prefect."""
     import tempfile
 
-    from flows.plan import check_devices, missing_gpus
+    from flows.plan import check_devices, missing_gpus, missing_xatlas
     from sjc_engine.image_file import read_image
 
     if image and image.parts[0] in ("http:", "https:"):
@@ -82,7 +82,7 @@ def generate(
         raise UsageError(f"-o {out} is a file; name a folder")
     wanted = None if device is None else [device]
     chosen = check_devices(wanted, "--device")[0]
-    print_warnings(missing_gpus(wanted))
+    print_warnings(missing_gpus(wanted) + missing_xatlas([spec.recipe]))
     home = out if out.is_dir() else out.parent
     with disk_errors("-o", out):
         home.mkdir(parents=True, exist_ok=True)

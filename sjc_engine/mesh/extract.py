@@ -24,6 +24,7 @@ from sjc_engine.mesh.isosurface import (
     vertex_normals,
 )
 from sjc_engine.mesh.texture import bake, surface_colors
+from sjc_engine.mesh.unwrap import can_unwrap
 from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import MeshRecipe
 
@@ -40,8 +41,9 @@ def write_mesh(mesh: Mesh, folder: Path, recipe: MeshRecipe, extras: dict[str, s
 def extract_mesh(field: Field, recipe: MeshRecipe | None = None, on_work: OnWork = unheard) -> Mesh:
     """The field's coloured surface: closed, manifold, outward, at most `recipe.max_faces` faces.
 
-    Raises NonFinite, EmptyField or OpaqueField where there is none, UnwrapTimeout where it gets no
-    texture in time, and ValueError for a field that is not RGB. `on_work` hears what is next.
+    Without xatlas it has no texture. Raises NonFinite, EmptyField or OpaqueField where there is
+    none, UnwrapTimeout where it gets no texture in time, and ValueError for a field that is not
+    RGB. `on_work` hears what is next.
     """
     recipe = recipe or MeshRecipe()
     if field.space != "rgb":
@@ -57,7 +59,7 @@ def extract_mesh(field: Field, recipe: MeshRecipe | None = None, on_work: OnWork
     vertices, faces = simplify(*surface, recipe.max_faces or len(surface[1]))
     normals = vertex_normals(vertices, faces)
     mesh = Mesh(vertices, faces, normals, surface_colors(field, vertices, normals))
-    if recipe.texture_size:
+    if recipe.texture_size and can_unwrap():
         on_work("unwrapping", 3, 3)
         texture = bake(field, mesh, recipe.texture_size, recipe.unwrap_seconds)
         mesh = replace(mesh, texture=texture)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ class Unwrapped:
     corners: NDArray[np.int64]  # (W,) the surface's vertex that each of the cut one's copies
     faces: Faces  # (F, 3) indices into `corners`
     uv: NDArray[np.float32]  # (W, 2) in [0, 1]; v runs down, as the rows of a picture do
+
+
+def can_unwrap() -> bool:
+    """Whether xatlas is installed, which has no wheels for Python 3.14 or for Linux on ARM."""
+    return find_spec("xatlas") is not None
 
 
 def unwrap(vertices: Vertices, faces: Faces, size: int, seconds: float = SECONDS) -> Unwrapped:

@@ -26,8 +26,8 @@ from tasks.store import open_store
 pytestmark = pytest.mark.slow
 
 # What a run does: start a server, wait for it. Then this process deploys a flow with a cron
-# schedule and waits for the scheduler. Newer FastAPI and SQLAlchemy releases break one or the
-# other without a word: the pins in pyproject.toml are there for this test to pass.
+# schedule and waits for the scheduler. Releases of FastAPI and SQLAlchemy that Prefect did not know
+# have broken one or the other without a word: constraints.txt has those that this test passes with.
 SCHEDULE = """
 import sys, time
 from pathlib import Path

@@ -139,6 +139,16 @@ def test_an_unwrap_that_takes_too_long_is_ended() -> None:
     assert time.monotonic() - began < 20
 
 
+def test_without_xatlas_there_are_vertex_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = centers(16)
+    field = make_field(soft_density(sphere(RADIUS)(points)), stripes(points))
+    recipe = replace(RECIPE, mesh_resolution=16, texture_size=64)
+    assert extract_mesh(field, recipe).texture is not None
+    monkeypatch.setattr(unwrapping, "find_spec", lambda name: None)
+    mesh = extract_mesh(field, recipe)
+    assert (mesh.texture, len(mesh.colors)) == (None, len(mesh.vertices))
+
+
 def test_a_crash_of_the_unwrapper_is_told(monkeypatch, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('no charts today')\n")
