@@ -80,12 +80,8 @@ def test_an_array_makes_every_asset_once(
     first, second = at_work()
     ask(variables, "scontrol", "requeue", f"{job}_{first}")
     told = time.monotonic()
-    over = [
-        "scancel",
-        "--signal=USR1",
-        "--batch",
-        f"{job}_{second}",
-    ]  # it insists while a task ends
+    # It asks again and again while the task ends.
+    over = ["scancel", "--signal=USR1", "--batch", f"{job}_{second}"]
     signalling = subprocess.Popen(over, env=os.environ | variables, stderr=subprocess.DEVNULL)
     log = Path(f"sjc-{plan['plan']}-{second}.log")
     until(lambda: "run the same command again" in log.read_text(), variables)
