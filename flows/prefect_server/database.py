@@ -25,9 +25,10 @@ def create_database(url: str) -> None:
     from sqlalchemy import make_url
 
     parts, schema = make_url(url), SCHEMA.read_text("utf-8")
-    path = Path(parts.database or ":memory:")
+    path = Path(parts.database or "")
     known = Path(prefect.server.database.__path__[0], "_migrations/versions/sqlite")
-    if parts.get_backend_name() != "sqlite" or path.exists() or not path.parent.is_dir():
+    # Anything else is PostgreSQL's name of a database, ":memory:", or SQLite's own kind of address
+    if not path.is_absolute() or path.exists() or not path.parent.is_dir():
         return
     if any(known.glob(f"*_{revision(schema)}_*.py")):
         half = path.with_name(f"{path.name}.new")  # never seen by another server

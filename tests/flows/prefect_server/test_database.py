@@ -26,9 +26,14 @@ def test_the_schema_is_what_prefect_makes_of_an_empty_database(tmp_path: Path) -
 def test_it_is_made_once_and_only_where_prefect_can_go_on_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "prefect.db"
     url = f"sqlite+aiosqlite:///{path}"
-    for other in ("postgresql+asyncpg://me@host/prefect", "sqlite+aiosqlite:///:memory:"):
+    for other in (
+        "postgresql+asyncpg://me@host/prefect",
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true",
+    ):
         create_database(other)
     create_database(f"sqlite:///{tmp_path}/missing/prefect.db")
     older = tmp_path / "schema.sql"
