@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
@@ -27,7 +26,7 @@ def _update(
 
 
 class OnePassAdamax(torch.optim.Adamax):
-    """For float32 on a CPU, in tensors that leave no gaps in memory. Its state is torch's."""
+    """For a CPU, and tensors that leave no gaps in memory. Its state is torch's."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -39,7 +38,8 @@ class OnePassAdamax(torch.optim.Adamax):
                 count += 1
                 rate = -(group["lr"] / (1 - beta1 ** count.item()))
                 arrays = [_flat(tensor, value) for tensor in (value, slope, mean, bound)]
-                _update(*arrays, *map(np.float32, (1 - beta1, beta2, group["eps"], rate)))
+                real = arrays[0].dtype.type
+                _update(*arrays, *map(real, (1 - beta1, beta2, group["eps"], rate)))
 
 
 def _flat(tensor: Tensor, like: Tensor) -> Any:
