@@ -150,7 +150,7 @@ def test_what_is_no_plan_of_this_program_is_refused(write: Write, tmp_path: Path
         with pytest.raises(PlanError, match="another version of this program"):
             forged.entries(0, Path())
     store = open_store(tmp_path / "store")
-    with pytest.raises(PlanError, match=f"has no plan {made.id}; `sjc dispatch` puts it"):
+    with pytest.raises(PlanError, match=f"has no plan {made.id}; `sjc dispatch` and"):
         load_plan(store, made.id)
     store.put_bytes(f"plans/{made.id}.parquet", changed(made, "seconds", lambda s: s + 1))
     with pytest.raises(PlanError, match="is damaged"):
