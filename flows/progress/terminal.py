@@ -15,7 +15,7 @@ from rich.text import Text
 from flows.progress.tally import GOOD, Tally
 from tasks.pages.html import duration
 
-LINE_SECONDS = 10.0  # between two plain lines of one asset
+LINE_SECONDS = 10.0  # between two plain lines of one asset's steps, or of its other work
 
 
 class Watcher:
@@ -83,10 +83,14 @@ def terminal_watcher(*, quiet: bool) -> Watcher:
 
 
 class Lines(Watcher):
-    """Plain lines for logs and pipes; each asset has one at most every ten seconds."""
+    """Plain lines for logs and pipes; each asset has one at most every ten seconds.
+
+    Steps and other work do not count for each other, or the last line of loading would keep the
+    first step back, and a step may take half a minute.
+    """
 
     def __init__(self) -> None:
-        self._printed: dict[str, float] = {}
+        self._printed: dict[tuple[str, str], float] = {}
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -98,20 +102,20 @@ class Lines(Watcher):
 
     def progress(self, name: str, step: int, steps: int, loss: float | None) -> None:
         super().progress(name, step, steps, loss)
-        if self._is_due(name):
+        if self._is_due(name, "step"):
             left = _left(self.tally.seconds_left_of(name))
             self.note(_joined(f"{name}: step {step}/{steps}", _loss(loss), left))
 
     def working(self, name: str, what: str, done: int, total: int) -> None:
-        if self._is_due(name):
+        if self._is_due(name, "work"):
             self.note(f"{name}: {what} {done}/{total}")
 
-    def _is_due(self, name: str) -> bool:
-        """Whether the asset's last line is old enough for the next."""
+    def _is_due(self, name: str, kind: str) -> bool:
+        """Whether the asset's last line of this kind is old enough for the next."""
         now = time.monotonic()
-        due = now - self._printed.get(name, -LINE_SECONDS) >= LINE_SECONDS
+        due = now - self._printed.get((name, kind), -LINE_SECONDS) >= LINE_SECONDS
         if due:
-            self._printed[name] = now
+            self._printed[name, kind] = now
         return due
 
     def finished(self, name: str, outcome: str, seconds: float) -> None:

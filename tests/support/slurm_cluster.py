@@ -74,7 +74,12 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
             if command[0] == "munged":
                 _wait((folder / "socket").exists)
         _wait(lambda: "idle" in ask(variables, "sinfo", "--noheader", "--format=%T"))
-        yield variables
+        try:
+            yield variables
+        finally:  # of a test that failed
+            ask(variables, "scancel", "--state=PENDING", "--user=root")
+            ask(variables, "scancel", "--signal=KILL", "--full", "--user=root")
+            _wait(lambda: not ask(variables, "squeue", "--noheader").strip())
 
 
 def ask(variables: dict[str, str], *command: str) -> str:

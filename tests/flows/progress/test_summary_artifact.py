@@ -168,16 +168,18 @@ def test_lines_tell_the_time_left(clock: Clock, capfd: pytest.CaptureFixture[str
 def test_lines_tell_of_work_that_is_no_step(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """At once when nothing was said yet, and then every ten seconds."""
+    """At once when nothing was said yet, and then every ten seconds; the first step always."""
     monkeypatch.setattr(terminal, "time", clock)
     lines = Lines()
     for done in range(5):
         event = {"type": "working", "what": "decoding views", "done": done, "total": 64}
         report_progress(lines, "duck", event)
         clock.now += 4
-    report_progress(lines, "duck", {"type": "progress", "step": 3, "steps": 9, "loss": 0.5})
+    for step in (3, 4):
+        report_progress(lines, "duck", {"type": "progress", "step": step, "steps": 9, "loss": 0.5})
     said = capfd.readouterr().err.splitlines()
-    assert said == ["duck: decoding views 0/64", "duck: decoding views 3/64"]
+    assert said[:2] == ["duck: decoding views 0/64", "duck: decoding views 3/64"]
+    assert [line.partition(",")[0] for line in said[2:]] == ["duck: step 3/9"]
 
 
 def make(store: Store, spec: AssetSpec, tmp_path: Path, version: int = RECIPE_VERSION) -> None:
