@@ -76,12 +76,16 @@ def run(
 
     With --plan, those of one shard, without a work pool: what a task of a SLURM array runs.
     """
-    settings = shard_settings(context.params) if plan else manifest_settings(context.params)
+    made = None
+    if plan is None:
+        settings = manifest_settings(context.params)
+    else:
+        settings, made = shard_settings(context.params)
     if dry_run:
         print_plan(settings, as_json=json_)
         return
-    if plan:
-        keep_plan(plan, settings.store)
+    if made is not None:
+        keep_plan(made, settings)
     raise typer.Exit(make_assets(settings, quiet=quiet, as_json=json_))
 
 
@@ -92,8 +96,8 @@ def manifest_settings(given: Mapping[str, Any]) -> Settings:
     return options.run_settings({**given, "plan": None, "shard": None})
 
 
-def shard_settings(given: Mapping[str, Any]) -> Settings:
-    """The options of a shard; its scratch folder lies in that of the run."""
+def shard_settings(given: Mapping[str, Any]) -> tuple[Settings, ShardPlan]:
+    """The options of a shard, and its plan; its scratch folder lies in that of the run."""
     from flows.scratch import shard_scratch
 
     for name, written in FIXED.items():
@@ -102,9 +106,10 @@ def shard_settings(given: Mapping[str, Any]) -> Settings:
     if given["shard"] is None:
         raise UsageError(f"--plan: name its shard, by --shard or {TASK_NUMBERS[0]}")
     made = read_shard_plan(given["plan"])
+    made.entries(given["shard"], Path())  # PlanError if there is no such shard
     scratch = shard_scratch(given["scratch"], made.id, given["shard"])
     chosen = {"manifest": made.id, "plan": made.id, "scratch": str(scratch)}
-    return options.run_settings({**given, **chosen})
+    return options.run_settings({**given, **chosen}), made
 
 
 def read_shard_plan(path: Path) -> ShardPlan:
@@ -117,14 +122,18 @@ def read_shard_plan(path: Path) -> ShardPlan:
         raise UsageError(f"{path}: {error.strerror}; make a plan with `sjc plan`") from error
 
 
-def keep_plan(path: Path, store: str) -> None:
-    """Puts a plan into the store, which is made if it is missing."""
+def keep_plan(plan: ShardPlan, settings: Settings) -> None:
+    """Puts a plan into the store, which is made if it is missing: once all else is found right."""
+    from flows.plan import check_devices
     from tasks.manifest import shard_plan
     from tasks.records.documents import check_usable
     from tasks.store import open_store
 
-    check_usable(opened := open_store(store))
-    shard_plan.keep_plan(opened, read_shard_plan(path))
+    settings.check()
+    if settings.devices is not None:
+        check_devices(settings.devices)
+    check_usable(opened := open_store(settings.store))
+    shard_plan.keep_plan(opened, plan)
 
 
 def make_assets(settings: Settings, *, quiet: bool, as_json: bool) -> int:

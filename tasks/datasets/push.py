@@ -18,7 +18,7 @@ from tasks.store import open_store
 from tasks.store.interface import NotInStore, StoredFile, StoreError, stream_digest
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT_FILES = 1000  # of one commit: the hub answers larger ones slowly, or not at all
@@ -44,7 +44,7 @@ def push(folder: Path, repository: str, *, private: bool, on_progress: OnCopied)
     if not REPOSITORY.fullmatch(repository):
         raise SelectionError(f"{repository!r} is no repository; write OWNER/NAME")
     sizes = _verified(folder)
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     with _hub_errors(repository):
         api = HfApi(library_name="sjc-foundry")
@@ -55,15 +55,9 @@ def push(folder: Path, repository: str, *, private: bool, on_progress: OnCopied)
             raise SelectionError(f"{repository} holds other files; name another repository")
         if there.get(MANIFEST) == _git_digest((folder / MANIFEST).read_bytes()):
             return Pushed(url, len(sizes), was_there=True)
-        stale = sorted(foreign - sizes.keys())
-        upload = _Upload(
-            api,
-            repository,
-            [CommitOperationAdd(key, folder / key) for key in sizes],
-            [CommitOperationDelete(key) for key in stale],
-            on_progress,
-        )
-        upload.run(MANIFEST in foreign)
+        additions = [CommitOperationAdd(key, folder / key) for key in sizes]
+        stale, replaces = foreign - sizes.keys(), MANIFEST in foreign
+        _upload(api, repository, additions, stale, replaces, on_progress)
     return Pushed(url, len(sizes), was_there=False)
 
 
@@ -103,43 +97,39 @@ def _listed(api: HfApi, repository: str) -> dict[str, str]:
     return {entry.path: entry.blob_id for entry in found if hasattr(entry, "blob_id")}
 
 
-@dataclass
-class _Upload:
-    """Commits of some files each; until the last one, `unfinished.json` is there."""
+def _upload(
+    api: HfApi,
+    repository: str,
+    additions: Sequence[CommitOperationAdd],
+    stale: set[str],
+    replaces: bool,
+    on_progress: OnCopied,
+) -> None:
+    """Commits of some files each. Until the last, `unfinished.json` stands for `manifest.json`.
 
-    api: HfApi
-    repository: str
-    additions: list[CommitOperationAdd]  # manifest.json last
-    stale: list[CommitOperationDelete]
-    on_progress: OnCopied
+    stale: files of the repository that the dataset does not have. replaces: whether it holds a
+    finished dataset.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    def run(self, replaces: bool) -> None:
-        """replaces: whether there is a finished dataset, which is unfinished from now on."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-        parts = _slices(self.additions, COMMIT_FILES)
-        gone = {operation.path_in_repo for operation in self.stale}
-        sizes = [addition.upload_info.size for addition in self.additions]
-        files = written = 0
-        for number, part in enumerate(parts, 1):
-            for some in _slices(part, UPLOADED_TOGETHER):
-                self.api.preupload_lfs_files(self.repository, some, repo_type="dataset")
-                files += len(some)
-                written = sum(sizes[:files])
-                self.on_progress(files, len(sizes), written, sum(sizes))
-            more: list[Any] = []
-            if number < len(parts):
-                more = [CommitOperationAdd(UNFINISHED, b"{}\n")]
-                if number == 1 and replaces:
-                    more.append(CommitOperationDelete(MANIFEST))
-            else:
-                more = [*self.stale]
-                if len(parts) > 1 and UNFINISHED not in gone:
-                    more.append(CommitOperationDelete(UNFINISHED))
-            message = "Dataset" if len(parts) == 1 else f"Dataset, part {number} of {len(parts)}"
-            self.api.create_commit(
-                self.repository, [*part, *more], commit_message=message, repo_type="dataset"
-            )
+    parts = _slices(additions, COMMIT_FILES)
+    total = sum(addition.upload_info.size for addition in additions)
+    files = written = 0
+    for number, part in enumerate(parts, 1):
+        for some in _slices(part, UPLOADED_TOGETHER):
+            sizes = [addition.upload_info.size for addition in some]
+            api.preupload_lfs_files(repository, some, repo_type="dataset")
+            files, written = files + len(some), written + sum(sizes)
+            on_progress(files, len(additions), written, total)
+        more: list[Any] = []
+        if number < len(parts):
+            more.append(CommitOperationAdd(UNFINISHED, b"{}\n"))
+            gone = {MANIFEST} if number == 1 and replaces else set()
+        else:
+            gone = stale | {UNFINISHED} if number > 1 else stale
+        more += [CommitOperationDelete(key) for key in sorted(gone)]
+        message = "Dataset" if len(parts) == 1 else f"Dataset, part {number} of {len(parts)}"
+        api.create_commit(repository, [*part, *more], commit_message=message, repo_type="dataset")
 
 
 def _slices(items: Sequence[Any], size: int) -> list[Any]:

@@ -124,6 +124,10 @@ def test_an_index_of_a_cluster_names_the_shard(
             assert list(json.loads(shard.stdout)["entries"].values()) == ["new"], shard.stderr
             whole = sjc("run", "m.csv", "--dry-run", "--json")
             assert len(json.loads(whole.stdout)["entries"]) == 2
+    wrong = ("run", "--plan", "p.parquet", "--store", "other", "--shard")
+    for words in (("2",), ("0", "--devices", "cuda:9"), ("0", "--timeout", "0")):
+        assert sjc(*wrong, *words).exit_code == 2
+        assert not Path("other").exists(), "a mistake is found before anything is written"
     none = sjc("run", "--plan", "p.parquet", "--shard", "2", "--dry-run")
     assert (none.exit_code, "has no shard 2; it has 2" in none.stderr) == (2, True)
 
