@@ -69,3 +69,8 @@ def view_prompts(style: ViewStyle) -> list[str]:
     if style == "detailed":
         sides = [f"{height} {side}" for height, _ in HEIGHTS for side in sides]
     return [*sides, OVERHEAD]
+
+
+def away_from_front(azimuth_deg: float) -> float:
+    """Perp-Neg's weight of "not the front" for a camera here: 0 at the front, 1 at the back."""
+    return (1 - math.cos(math.radians(azimuth_deg))) / 2

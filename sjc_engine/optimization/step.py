@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sjc_engine.guidance.schedules import guidance_at, sigma_at
 from sjc_engine.guidance.score import average, perturb, weighting
-from sjc_engine.guidance.view_prompts import view_prompt
+from sjc_engine.guidance.view_prompts import away_from_front, view_prompt
 from sjc_engine.memory import upload
 from sjc_engine.optimization import losses
 from sjc_engine.optimization.reference_view import View
@@ -76,8 +75,8 @@ def draw(scene: Scene) -> StepInputs:
     negatives, weights = [], torch.zeros(0, many, device=prior.device)
     if r.perp_neg_weight:
         negatives = [scene.conds[scene.front].repeat(many)]
-        behind = [(1 - math.cos(math.radians(c.azimuth_deg))) / 2 for c in cameras]
-        weights = r.perp_neg_weight * torch.tensor([behind * r.noise_samples])
+        away = [away_from_front(camera.azimuth_deg) for camera in cameras]
+        weights = r.perp_neg_weight * torch.tensor([away * r.noise_samples])
         weights = upload(weights, prior.device)
     near = reference = None
     if r.near_view_weight:
