@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.errors import RunError, UsageError
 from flows.prefect_server.database import create_database
@@ -27,6 +28,9 @@ from flows.prefect_server.environment import prefect_home, settings_files
 from flows.scratch import make_private
 from sjc_engine.worker.parent_death import die_with_parent
 from tasks.store.disk import disk_advice
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0  # for our own; 5 to 15 s measured on a quiet machine of two cores
@@ -210,6 +214,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def only_own_pages(app: "ASGIApp", port: int) -> "ASGIApp":
+    """The app for programs and its own pages, not for pages from elsewhere.
+
+    Whoever reaches the API can run code, a browser on this machine reaches it, and Prefect answers
+    pages of any origin. Host names are checked as well: one may be made to lead to this machine.
+    """
+    own = {f"http://{host}:{port}".encode() for host in (HOST, "localhost")}
+
+    async def guarded(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        origins = {value for name, value in scope.get("headers", ()) if name == b"origin"}
+        if origins <= own:
+            await app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            from starlette.responses import PlainTextResponse
+
+            refusal = PlainTextResponse("not for pages of another origin", 403)
+            await refusal(scope, receive, send)
+
+    return guarded
+
+
 def serve(port: int, ui: bool) -> None:
     """Runs a Prefect server in this process until it is stopped.
 
@@ -229,6 +256,7 @@ def serve(port: int, ui: bool) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     class LockedStart(uvicorn.Server):
         """Gives the lock free once the database is migrated."""
@@ -238,7 +266,8 @@ def serve(port: int, ui: bool) -> None:
             gc.freeze()  # what is there by now
             lock.close()
 
-    app = create_app(final=True)
+    local = TrustedHostMiddleware(create_app(final=True), [HOST, "localhost"])
+    app = only_own_pages(local, port)
     config = uvicorn.Config(app, host=HOST, port=port, log_level="error", lifespan="on")
     make_private(prefect_home())
     with (prefect_home() / "start.lock").open("a") as lock, contextlib.suppress(KeyboardInterrupt):

@@ -17,6 +17,9 @@ import httpx
 import pytest
 from command_line import SJC
 from task_samples import make, spec
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from flows.errors import RunError
 from flows.prefect_server import server
@@ -108,12 +111,32 @@ def test_a_run_finds_the_server_of_sjc_ui(prefect_home: Path) -> None:
         with urllib.request.urlopen(page) as reply:
             assert b"<html" in reply.read()
         assert block_types(found) > 0, "the pages offer none"
+        check_who_is_let_in(page)
     finally:
         ui.send_signal(signal.SIGINT)
         ui.communicate(timeout=30)
     assert ui.returncode == 0
     assert ui_server() is None
     assert not (prefect_home / "sjc-ui.json").exists()
+
+
+def check_who_is_let_in(page: str) -> None:
+    """Programs and the server's own pages; no page of elsewhere, whatever name it has."""
+    port = page.rpartition(":")[2]
+    strangers = ("http://example.com", f"http://example.com:{port}", "http://127.0.0.1:1", "null")
+    events = f"{page.replace('http', 'ws')}/api/events/in"
+    for own in (page, f"http://localhost:{port}"):
+        assert httpx.get(f"{page}/api/health", headers={"Origin": own}).status_code == 200
+        with connect(events, origin=Origin(own), proxy=None):
+            pass
+    for stranger in strangers:
+        reply = httpx.post(f"{page}/api/flows/filter", headers={"Origin": stranger}, json={})
+        assert reply.status_code == 403
+        with pytest.raises(InvalidStatus), connect(events, origin=Origin(stranger), proxy=None):
+            pass
+    # A name of the stranger's own that leads to this machine
+    reply = httpx.get(f"{page}/api/health", headers={"Host": f"example.com:{port}"})
+    assert reply.status_code == 400
 
 
 # What a first run does until its server answers.
