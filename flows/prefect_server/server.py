@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -173,11 +174,16 @@ def connect(log: Path, *, ui: bool = False) -> Server:
     """Finds a server, or starts one, and sets PREFECT_API_URL to it.
 
     It returns at once, so that imports happen while the server starts: requests belong inside
-    `available`. log: for the output of an own server; ui: whether that one has pages. It ends with
-    the interpreter, after Prefect's own exit hooks have sent their last records.
+    `available`. log: for the output of an own server; ui: whether that one has pages. One without
+    answers this process and its children alone, since other users of the machine reach it too. It
+    ends with the interpreter, after Prefect's own exit hooks have sent their last records.
     """
     if found := find():
         return found
+    if not ui:  # people would have to type it
+        password = f"run:{secrets.token_urlsafe()}"
+        os.environ["PREFECT_SERVER_API_AUTH_STRING"] = password
+        os.environ["PREFECT_API_AUTH_STRING"] = password
     port = free_port()
     command = [sys.executable, "-P", "-m", "flows.prefect_server.server"]
     command += ["--port", str(port), "--parent", str(os.getpid()), *(["--ui"] if ui else [])]

@@ -32,13 +32,13 @@ pytestmark = pytest.mark.slow
 # schedule and waits for the scheduler. Releases of FastAPI and SQLAlchemy that Prefect did not know
 # have broken one or the other without a word: constraints.txt has those that this test passes with.
 SCHEDULE = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from flows.prefect_server import environment, server
 environment.apply("CRITICAL")
 connection = server.connect(Path("server.log"))
 connection.wait()
-print(connection.api_url, flush=True)
+print(connection.api_url, os.environ["PREFECT_API_AUTH_STRING"], flush=True)
 from prefect import flow
 from prefect.client.orchestration import get_client
 @flow
@@ -54,9 +54,11 @@ time.sleep(600)
 """
 
 
-def block_types(api_url: str) -> int:
+def block_types(api_url: str, password: str = "") -> int:
     """How many types of blocks a server knows."""
-    return len(httpx.post(f"{api_url}/block_types/filter", json={}, timeout=60).json())
+    user, _, secret = password.partition(":")
+    reply = httpx.post(f"{api_url}/block_types/filter", json={}, timeout=60, auth=(user, secret))
+    return len(reply.raise_for_status().json())
 
 
 def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(tmp_path: Path) -> None:
@@ -77,11 +79,13 @@ def test_a_cron_deployment_is_scheduled_and_the_server_ends_with_its_run(tmp_pat
     )
     assert run.stdout is not None
     try:
-        api_url = run.stdout.readline().strip()
+        api_url, password = run.stdout.readline().split()
         assert healthy(api_url)
+        with pytest.raises(httpx.HTTPStatusError, match="401"):  # for other users of the machine
+            block_types(api_url)
         assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
         assert int(run.stdout.readline()) >= 1
-        assert block_types(api_url) == 0
+        assert block_types(api_url, password) == 0
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
