@@ -184,6 +184,12 @@ def test_its_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(place), f"{page.name}: {target} has no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_the_tests_that_it_names_exist(page: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text("utf-8")):
+        assert f"\ndef {name}(" in (ROOT / path).read_text("utf-8"), f"{page.name}: {path}::{name}"
+
+
 def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall(prose(ROOT / "docs" / "README.md")))
     missing = {page.name for page in ROOT.glob("docs/*.md")} - linked - {"README.md"}
