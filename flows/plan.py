@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tasks.records.documents import LOOKUPS, check_usable, mark_format
 from tasks.store import open_store
 from tasks.store.interface import Store
 
+PARTS = 64  # of the assets that threads look up: a task for each costs as much as its look
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -226,8 +228,13 @@ def _matching(entries: list[Entry], where: str) -> list[int]:
 
 def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
     """What the store knows of each asset: `new`, `interrupted`, `failed` or `finished`."""
+
+    def find(some: Sequence[str]) -> list[tuple[str, str]]:
+        return [(asset_id, asset_state(store, asset_id)) for asset_id in some]
+
+    parts = (asset_ids[start::PARTS] for start in range(PARTS))
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        return dict(zip(asset_ids, pool.map(partial(asset_state, store), asset_ids), strict=True))
+        return dict(chain.from_iterable(pool.map(find, parts)))
 
 
 def find_related_assets(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from sjc_engine.priors.loading.lora import NONE
@@ -36,7 +37,7 @@ class AssetSpec:
     prior_revision: str  # a hub commit; for a folder the digest of what is read of it
     recipe: Recipe
 
-    @property
+    @cached_property
     def asset_id(self) -> str:
         """16 hex digits: SHA-256 of the canonical JSON and RECIPE_VERSION.
 
@@ -45,7 +46,7 @@ class AssetSpec:
         """
         return self._digest(self.recipe.canonical)
 
-    @property
+    @cached_property
     def field_id(self) -> str:
         """Like `asset_id`, from what the optimisation depends on: no mesh or judge settings."""
         return self._digest(self.recipe.canonical_optimize)
@@ -60,7 +61,8 @@ class AssetSpec:
         }
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "recipe": self.recipe.to_json()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "recipe": self.recipe.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AssetSpec:

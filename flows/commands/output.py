@@ -14,9 +14,9 @@ from flows.progress.results import cell
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from rich.console import JustifyMethod
 
 LINE_SECONDS = 2.0  # between two lines of progress
-PIPE_WIDTH = 240  # characters of a table line where there is no window
 
 
 def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:
@@ -53,21 +53,31 @@ def _finite(value: Any) -> Any:
 
 def print_table(rows: list[dict[str, Any]], columns: Mapping[str, str] | None = None) -> None:
     """A table for people: headings over columns of the rows, by default all under their names."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
     columns = columns or {name: name for name in rows[0]}
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for name, heading in columns.items():
-        numeric = any(isinstance(row[name], int | float) for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        # markup and emoji codes in a prompt are text
-        table.add_row(*(cell(row[name]) for name in columns))
+    numeric = {name: any(isinstance(row[name], int | float) for row in rows) for name in columns}
+    lines = [[cell(row[name]) for name in columns] for row in rows]
+    # markup and emoji codes in a prompt are text
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    console.print(table)
+    if console.is_terminal:
+        table = Table(header_style="bold", box=None, pad_edge=False)
+        for name, heading in columns.items():
+            justify: JustifyMethod = "right" if numeric[name] else "left"
+            table.add_column(heading, justify=justify, overflow="fold")
+        for line in lines:
+            table.add_row(*line)
+        return console.print(table)
+    # Elsewhere a row is a line, however long; and rich would take seconds for ten thousand.
+    lines.insert(0, list(columns.values()))
+    for column, right in enumerate(numeric.values()):
+        widest = max(cell_len(line[column]) for line in lines)
+        for line in lines:
+            space = " " * (widest - cell_len(line[column]))
+            line[column] = space + line[column] if right else line[column] + space
+    sys.stdout.writelines("  ".join(line).rstrip() + "\n" for line in lines)
 
 
 def print_places(places: Mapping[str, str | None]) -> None:

@@ -1,4 +1,4 @@
-"""Warnings about a row's texts: words beyond a prior's length, other tools' syntax, blanks.
+"""Warnings about rows, such as of words beyond a prior's length, other tools' syntax, blanks.
 
 A run is possible with all of them, so none is an error.
 """
@@ -22,6 +22,10 @@ _SHORTEN = "shorten it, or put what matters first"
 CUT = "texts are longer than their prior reads"
 SYNTAX = "texts have this syntax of other tools"
 LITERAL = "cells hold what other programs write for blanks and errors"
+DUPLICATES = "rows ask for an asset that another row asks for"
+STRANGE = "prompts name no object that their prior knows"
+UNKNOWN = "prompts have words that their prior does not know"
+IMAGES = "images have this warning"
 
 _WEIGHT = "weights are not supported, so write the words alone"
 _CHOICE = "nothing is expanded here, so write a row for each"
@@ -66,8 +70,9 @@ class Remarks:
     """What is to be known of many entries; of a kind that is frequent only the first in full."""
 
     def __init__(self) -> None:
-        # By file, column, kind and fix: lines, and what is said of them; "" of those not shown
-        self._found: dict[tuple[str, str, str, str], dict[int, str]] = {}
+        # By file, column, kind and fix: lines with their rows' ids, and what is said of them; "" of
+        # those not shown
+        self._found: dict[tuple[str, str, str, str], dict[tuple[int, str], str]] = {}
 
     def add_entry(
         self, manifest: str, line: int, row_id: str, spec: AssetSpec, reading: Reading
@@ -95,25 +100,32 @@ class Remarks:
     def _add(
         self, manifest: str, line: int, column: str, kind: str, about: str, words: Sequence[str]
     ) -> None:
+        named = ", ".join(repr(shown(word)) for word in words[:MOST_WORDS])
+        if len(words) > MOST_WORDS:
+            named += f" and {len(words) - MOST_WORDS:,} more words"
+        text = f"{about} {named}; {_SHORTEN}" if kind == CUT else f"{named} {about}"
+        self.add(manifest, line, column, kind, text, about=about)
+
+    def add(
+        self, manifest: str, line: int, column: str, kind: str, text: str,
+        *, row_id: str = "", about: str = "",
+    ) -> None:  # fmt: skip
+        """Adds what `text` says of a line, or of each of its entries if they have a `row_id` here.
+
+        kind: what many of these are called. about: what tells groups of a kind apart.
+        """
         lines = self._found.setdefault((manifest, column, kind, about), {})
-        if line in lines:
-            return
-        named = ""
-        if len(lines) < MOST:
-            named = ", ".join(repr(shown(word)) for word in words[:MOST_WORDS])
-            if len(words) > MOST_WORDS:
-                named += f" and {len(words) - MOST_WORDS:,} more words"
-        lines[line] = named
+        lines.setdefault((line, row_id), text if len(lines) < MOST else "")
 
     def texts(self) -> list[str]:
         found = []
-        for (manifest, column, kind, about), lines in self._found.items():
-            for line, named in list(lines.items())[:MOST]:
-                text = f"{about} {named}; {_SHORTEN}" if kind == CUT else f"{named} {about}"
+        for (manifest, column, kind, _), lines in self._found.items():
+            for (line, _), text in list(lines.items())[:MOST]:
                 found.append(f"{manifest}:{line}: {column}: {text}")
             if others := list(lines)[MOST:]:
-                first = ", ".join(map(str, others[:MOST_LINES]))
-                first += ", ..." if len(others) > MOST_LINES else ""
+                numbers = dict.fromkeys(line for line, _ in others)
+                first = ", ".join(map(str, list(numbers)[:MOST_LINES]))
+                first += ", ..." if len(numbers) > MOST_LINES else ""
                 found.append(f"{manifest}: {column}: {len(others):,} more {kind} (lines {first})")
         return found
 

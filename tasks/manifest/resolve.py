@@ -25,7 +25,7 @@ from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
 from tasks.manifest.entries import WEIGHTS, Memo, Row, key_errors, preset_error
 from tasks.manifest.formats import ManifestError, Problem
 from tasks.manifest.reading import Manifest, line_in, read_manifest, read_rows
-from tasks.manifest.remarks import Reading, Remarks
+from tasks.manifest.remarks import DUPLICATES, IMAGES, STRANGE, UNKNOWN, Reading, Remarks
 
 __all__ = [
     "Entry", "Manifest", "ManifestError", "Problem", "Resolved", "Row", "read_entries",
@@ -124,14 +124,14 @@ def resolve(
     entries: list[Entry] = []
     first: dict[str, int] = {}
     remarks = Remarks()
-    warnings: list[str] = []
     for row in rows:
         spec = resolver.spec(row)
         reading = resolver.reading(spec)
         remarks.add_entry(row.manifest, row.line, row.row_id, spec, reading)
         recentered = spec.recipe.optimize.image_recenter
         seen = row.image.remarks(recentered) if row.image else ()
-        warnings += [f"{row.manifest}:{row.line}: image: {warning}" for warning in seen]
+        for text in seen:
+            remarks.add(row.manifest, row.line, "image", IMAGES, text, about=text)
         index = first.setdefault(spec.asset_id, len(entries))
         covered = None
         if spec.prior == DEFAULT_PRIOR:
@@ -146,37 +146,34 @@ def resolve(
             )
         )
     resolver.check_unused()
-    warnings += [warning for entry in entries for warning in _warnings(entry, entries)]
-    warnings += remarks.texts() + (resolver.unused_options(rows) if rows else [])
+    for entry in entries:
+        _add_remarks(remarks, entry, entries)
+    warnings = remarks.texts() + (resolver.unused_options(rows) if rows else [])
     priors = dict.fromkeys((entry.spec.prior, entry.spec.prior_revision) for entry in entries)
     guesses = [warning for prior in priors if (warning := assumption(*prior))] + resolver.guesses
     warnings = list(dict.fromkeys([*warnings, *guesses]))
     return Resolved(entries, list(dict.fromkeys(resolver.problems)), warnings, guesses)
 
 
-def _warnings(entry: Entry, entries: list[Entry]) -> list[str]:
-    """What to know of an entry before it runs. Seeds of one row have the same."""
-    place, found = f"{entry.manifest}:{entry.line}", []
+def _add_remarks(remarks: Remarks, entry: Entry, entries: list[Entry]) -> None:
+    """What to know of an entry before it runs. Seeds of one row have the same prompt."""
+    place = entry.manifest, entry.line
     if entry.duplicate_of is not None:
         first = entries[entry.duplicate_of]
         other = line_in(first.manifest, first.line, entry.manifest)
-        found.append(
-            f"{place}: id: {entry.row_id} is the same asset as {first.row_id} ({other}); "
-            "it is made once"
-        )
+        text = f"{entry.row_id} is the same asset as {first.row_id} ({other}); it is made once"
+        remarks.add(*place, "id", DUPLICATES, text, row_id=entry.row_id)
     prompt, covered = entry.spec.prompt, entry.prior_coverage
     if covered == 0 and not coverage(prompt):  # else what it knows is cut, which is said elsewhere
-        found.append(
-            f"{place}: prompt: the prior {DEFAULT_PRIOR!r} has no such object "
-            f"({', '.join(NOUNS)}); expect nonsense, or use another prior"
+        text = (
+            f"the prior {DEFAULT_PRIOR!r} has no such object ({', '.join(NOUNS)}); expect nonsense,"
+            " or use another prior"
         )
+        remarks.add(*place, "prompt", STRANGE, text)
     elif covered is not None and covered < 1 and (unknown := unknown_words(prompt)):
         words = ", ".join(map(repr, dict.fromkeys(unknown)))
-        found.append(
-            f"{place}: prompt: the prior {DEFAULT_PRIOR!r} does not know {words}; "
-            "it will leave that out"
-        )
-    return found
+        text = f"the prior {DEFAULT_PRIOR!r} does not know {words}; it will leave that out"
+        remarks.add(*place, "prompt", UNKNOWN, text)
 
 
 class _Resolver:
