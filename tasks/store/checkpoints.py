@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sjc_engine.optimization.checkpoint import CheckpointError, read_checkpoint
 from tasks.records.documents import LOOKUPS, asset_manifest, committed_attempt, read_attempt
 from tasks.store.interface import Damaged, NotInStore, Store, StoreError
 from tasks.store.layout import CHECKPOINTS, attempt_key, checkpoint_keys
@@ -141,6 +140,8 @@ def _finished_field(store: Store, asset_id: str) -> str | None:
 
 def _step(path: Path) -> int:
     """How far a checkpoint has come; -1 for one that is not there or not whole."""
+    from sjc_engine.optimization.checkpoint import CheckpointError, read_checkpoint  # torch
+
     try:
         return int(read_checkpoint(path)[1]["step"])
     except (CheckpointError, FileNotFoundError):

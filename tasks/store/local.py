@@ -66,7 +66,7 @@ class LocalStore:
         return str(self.root)
 
     def uri(self, key: str) -> str:
-        return str(self._path(key))
+        return str(self.root / check_key(key))
 
     def put_file(self, key: str, path: Path, *, replace: bool = False) -> StoredFile:
         with path.open("rb") as source:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from task_samples import make, spec
 
+from sjc_engine.optimization import checkpoint
 from sjc_engine.optimization.checkpoint import read_checkpoint, write_checkpoint
 from tasks.records.verify import Finding, repair_store, verify_store
 from tasks.store import checkpoints as checkpoint_copy
@@ -178,7 +179,7 @@ def test_a_copy_that_cannot_be_read_here_is_not_replaced(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_copy, "read_checkpoint", broken)
+        patch.setattr(checkpoint, "read_checkpoint", broken)
         with pytest.raises(OSError, match="Input/output"):
             copy_of(store, tmp_path / "b").fetch()
     copy_of(store, tmp_path / "b").fetch()
