@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import platform
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from flows.errors import UsageError, disk_errors
+from tasks.store.locks import lock_flaw
 
 ASK_SECONDS = 0.5  # between two looks at a folder that another run uses
 
@@ -44,16 +46,21 @@ def in_use(scratch: Path) -> bool:
     try:
         with (scratch / "lock").open("a") as lock:
             return not _locked(lock)
-    except OSError:  # no folder yet, or none that can be used
+    except (OSError, UsageError):  # no folder yet, or none that can be used
         return False
 
 
 def _locked(lock: IO[str]) -> bool:
-    """Takes the lock of an open file; False while another process has it."""
+    """Takes the lock of an open file; False while another process has it. Raises UsageError."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise UsageError(
+            f"{lock.name} cannot be locked ({error.strerror}); with --scratch, name a folder on a"
+            " disk of this machine"
+        ) from error
     return True
 
 
@@ -66,7 +73,8 @@ def shard_scratch(scratch: str | None, plan: str, shard: int) -> Path:
 def scratch_id(scratch: Path) -> str:
     """The name of a folder that has a sole user, unlike that of any other folder.
 
-    A folder that was deleted under its user gets a new one.
+    A folder that was deleted under its user gets a new one. Where each machine has locks of its own
+    a folder has a user for each of them.
     """
     make_private(scratch)
     with (scratch / "lock").open("a+") as lock:
@@ -74,7 +82,7 @@ def scratch_id(scratch: Path) -> str:
         if not (name := lock.read()):
             name = secrets.token_hex(8)
             lock.write(name)
-    return name
+    return f"{name}-{platform.node()}" if lock_flaw(scratch) else name
 
 
 def can_hold_files(folder: Path) -> bool:

@@ -79,7 +79,7 @@ def doctor(
             "prior": embedded,
             "programs": programs,
             "store": lambda: s3_store(store) if "://" in store else local_store(Path(store)),
-            "scratch": lambda: disk("scratch folder", scratch, "name another with --scratch"),
+            "scratch": lambda: scratch_folder(scratch),
             "prefect": prefect_server,
             "hub": hub,
         },
@@ -215,15 +215,29 @@ def local_store(folder: Path) -> Results:
     """A store in a folder: there or possible, writable, room on its disk."""
     from tasks.store import open_store
     from tasks.store.interface import StoreError
+    from tasks.store.leases import why_expiring
 
     try:
         if there := folder.exists():
             open_store(folder)  # one small write, which goes away again
+        reason = why_expiring(folder)
     except StoreError as error:
         yield Check("store", "problem", error.problem, error.fix)
     else:
         detail = "can be read and written" if there else "not there yet; a run makes it"
-        yield from disk("store", folder, "choose another --store", f": {detail}")
+        kind = f"files that expire ({reason})" if reason else "file locks"
+        yield from disk("store", folder, "choose another --store", f": {detail}; leases: {kind}")
+
+
+def scratch_folder(folder: Path) -> Results:
+    """The scratch folder: room on its disk, and whether two machines could take it for theirs."""
+    from tasks.store.locks import lock_flaw
+
+    remedy = "name another with --scratch"
+    yield from disk("scratch folder", folder, remedy)
+    if flaw := lock_flaw(folder):
+        fix = f"let no two machines use it at once: on each, {remedy}"
+        yield Check("scratch folder", "warning", f"{folder.absolute()}: {flaw}", fix)
 
 
 def disk(name: str, folder: Path, remedy: str, detail: str = "") -> Results:

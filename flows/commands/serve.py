@@ -53,7 +53,8 @@ def serve(
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.generate import generate
-    from flows.progress.summary_artifact import run_name
+    from flows.progress.summary_artifact import plan_tags, run_name
+    from tasks.stages.versions import versions
 
     connection.wait()
     name = schedule.deployment_name(settings.manifest)
@@ -72,6 +73,8 @@ def serve(
             name,
             schedule=Cron(cron, timezone=timezone),
             parameters=settings.to_json(),
+            tags=plan_tags(plan),
+            version=versions()["code"],
             limit=1,
             pause_on_shutdown=False,
             print_starting_message=False,

@@ -7,7 +7,6 @@ asset make two attempts at it, in separate folders, and the first to commit coun
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,23 +20,34 @@ from tasks.store.disk import disk_problem
 from tasks.store.interface import AlreadyCommitted, Damaged, NotInStore, Store, StoreError
 from tasks.store.layout import lease_key
 from tasks.store.local import LocalStore
+from tasks.store.locks import lock_flaw
 
 EXPIRE_SECONDS = 90.0  # after its holder's last heartbeat an object counts for nothing
 BEAT_SECONDS = 20.0
 
-# What file systems without locks answer.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+CHOICE = "SJC_LEASES"  # which leases a folder has: locks or files; unset, what its mount allows
 
 
 def leases(store: Store, owner: str) -> Leases:
     """Leases on a store's assets.
 
-    owner: of objects on S3; a run with the same owner takes them over without waiting for their
-    end, so it must be one that no two living runs have.
+    owner: of leases that expire; a run with the same owner takes them over without waiting for
+    their end, so it must be one that no two living runs have.
     """
-    if isinstance(store, LocalStore):
+    if isinstance(store, LocalStore) and not why_expiring(store.root):
         return FileLeases(store.root / ".leases")
-    return ObjectLeases(store, owner)
+    return ExpiringLeases(store, owner)
+
+
+def why_expiring(folder: Path) -> str:
+    """Why the leases of a store in a folder are files that expire; empty if they are locks.
+
+    Raises `StoreError`.
+    """
+    choice = os.environ.get(CHOICE, "")
+    if choice not in ("", "locks", "files"):
+        raise StoreError(f"{CHOICE} is {choice!r}", "set it to locks or to files, or unset it")
+    return lock_flaw(folder) if not choice else f"{CHOICE}={choice}" * (choice == "files")
 
 
 class FileLeases:
@@ -72,8 +82,6 @@ class FileLeases:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return True
             problem, fix = disk_problem(error, "--store")
             raise StoreError(f"Cannot lock {path}: {problem}", fix) from error
         self._held[asset_id] = file
@@ -105,10 +113,11 @@ def _lock(path: Path) -> IO[str] | None:
     return None
 
 
-class ObjectLeases:
-    """The same on S3: objects with an owner and an end, which a thread puts off while they live.
+class ExpiringLeases:
+    """The same without locks: documents with an owner and an end, which a thread puts off.
 
-    The clocks of machines may differ by less than `EXPIRE_SECONDS - BEAT_SECONDS`.
+    A store lets one writer make a key, object or file. The clocks of machines may differ by less
+    than `EXPIRE_SECONDS - BEAT_SECONDS`.
     """
 
     def __init__(self, store: Store, owner: str) -> None:
@@ -178,4 +187,4 @@ class ObjectLeases:
                         self._store.put_bytes(lease_key(asset_id), self._document(), replace=True)
 
 
-Leases = FileLeases | ObjectLeases
+Leases = FileLeases | ExpiringLeases

@@ -76,7 +76,12 @@ class LocalStore:
         return self._put(key, io.BytesIO(data), replace)
 
     def get_bytes(self, key: str) -> bytes:
-        with self._explained("read", self._path(key)), self._open(key) as source:
+        path = self._path(key)
+        with self._explained("read", path):
+            return self._looked_up(path, lambda: self._read(key, path))
+
+    def _read(self, key: str, path: Path) -> bytes:
+        with path.open("rb") as source:
             data = source.read()
             self._check_complete(key, source, len(data))
         return data
@@ -165,12 +170,15 @@ class LocalStore:
     def _looked_up(self, path: Path, look: Callable[[], T]) -> T:
         """What `look` finds at `path`; that it is not there is believed of its folder alone.
 
-        A network mount that comes and goes knows a name in one call and not in the next.
+        A network mount that comes and goes knows a name in one call and not in the next, and NFS
+        loses an open file that another machine replaces, as leases are.
         """
         for _ in range(TRANSFERS):
             try:
                 return look()
-            except (FileNotFoundError, NotADirectoryError):
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                    raise
                 if path == self.root or not self._is_listed(path):
                     raise
         raise self._hidden(path)

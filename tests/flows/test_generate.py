@@ -1,5 +1,6 @@
 """The flow with real prompts, the embedded prior and real engine processes, very small."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -45,6 +46,7 @@ import flows.generate
 import tasks.devices.engine
 import tasks.stages.publish
 from flows.context import surrounded_by
+from flows.errors import UsageError
 from flows.plan import make_plan
 from flows.progress.terminal import Watcher
 from flows.scratch import in_use, sole_user
@@ -56,7 +58,7 @@ from tasks.prefect_ui import cancel as cancelling
 from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.documents import asset_manifest
 from tasks.records.verify import verify_store
-from tasks.store import open_store
+from tasks.store import locks, open_store
 from tasks.store.interface import StoreError
 from tasks.store.leases import FileLeases
 from tasks.tables.read import query, read_table
@@ -413,13 +415,30 @@ def test_whether_a_scratch_folder_is_in_use(tmp_path: Path) -> None:
     assert not in_use(scratch)
 
 
-@pytest.mark.parametrize("how", ["one scratch folder", "two scratch folders", "broken leases"])
+def test_a_scratch_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    scratch = tmp_path / "scratch"
+    wanted = r"scratch/lock cannot be locked \(No locks available\); with --scratch, name a folder"
+    with pytest.raises(UsageError, match=wanted), sole_user(scratch):
+        pass
+    assert not in_use(scratch)
+
+
+@pytest.mark.parametrize(
+    "how", ["one scratch folder", "two scratch folders", "locks that lie", "broken leases"]
+)
 def test_two_runs_of_a_manifest_at_once(
     how: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One works, and the other waits or takes other rows; the store is right in any case."""
-    if how == "broken leases":
+    if how in ("locks that lie", "broken leases"):
         monkeypatch.setattr(FileLeases, "take", lambda self, asset_id: True)
+    if how == "locks that lie":
+        (tmp_path / "mounts").write_text("1 0 0:1 / / rw - lustre x rw,localflock")
+        monkeypatch.setattr(locks, "MOUNTS", tmp_path / "mounts")
     folders = ["scratch"] * 2 if how == "one scratch folder" else ["scratch", "other"]
     both = threading.Barrier(2)
 
@@ -447,7 +466,7 @@ def test_two_runs_of_a_manifest_at_once(
     if how == "two scratch folders":
         assert good.run_id.nunique() == 2, "one of them did nothing"
     assert verify_store(open_store(tmp_path / "store")) == []
-    assert not list((tmp_path / "store" / ".leases").glob("*"))
+    assert not list((tmp_path / "store").glob("*leases/*"))
 
 
 def test_the_rows_that_a_dying_run_could_not_write_are_written_by_who_goes_on(

@@ -22,6 +22,7 @@ from flows.commands import doctor
 from flows.commands.doctor import Check, examine
 from flows.prefect_server import server
 from tasks.devices.gpus import Gpus
+from tasks.store import locks
 
 NO_NETWORK = {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "COLUMNS": "300"}
 
@@ -119,6 +120,24 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert (found.status, "choose another --store" in found.fix) == ("problem", True)
     (found,) = doctor.local_store(tmp_path / "file")
     assert found.status == "problem"
+
+
+def test_where_locks_hold_on_one_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = doctor.local_store(tmp_path)
+    assert (found.status, "leases: file locks; " in found.detail) == ("ok", True)
+    assert [found.status for found in doctor.scratch_folder(tmp_path)] == ["ok"]
+    (tmp_path / "mounts").write_text("1 0 0:1 / / rw - lustre x rw,localflock")
+    monkeypatch.setattr(locks, "MOUNTS", tmp_path / "mounts")
+    (found,) = doctor.local_store(tmp_path)
+    expire = "leases: files that expire (lustre, mounted with localflock); "
+    assert (found.status, expire in found.detail) == ("ok", True)
+    (_, shared) = doctor.scratch_folder(tmp_path)
+    assert (shared.status, "no two machines" in shared.fix) == ("warning", True)
+    monkeypatch.setenv("SJC_LEASES", "no")
+    (found,) = doctor.local_store(tmp_path)
+    assert (found.status, "set it to locks or to files" in found.fix) == ("problem", True)
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,30 @@ from tasks.records.verify import verify_store
 from tasks.store import leases as module
 from tasks.store import open_store
 from tasks.store.interface import AlreadyCommitted, Store, StoreError
-from tasks.store.leases import ObjectLeases, leases
+from tasks.store.leases import ExpiringLeases, leases
 from tasks.tables.write import projection, record_attempt
 
 ROOT = Path(__file__).parents[3]
 A, B = "a" * 16, "b" * 16
+
+
+def opened(request: pytest.FixtureRequest) -> Store:
+    """A store with locks or expiring files in a folder, or on a server."""
+    if request.param == "s3":
+        return open_store(request.getfixturevalue("s3_url"))
+    request.getfixturevalue("monkeypatch").setenv(module.CHOICE, request.param)
+    return open_store(request.getfixturevalue("tmp_path") / "store")
+
+
+@pytest.fixture(params=["locks", "files", "s3"])
+def store(request: pytest.FixtureRequest) -> Store:
+    return opened(request)
+
+
+@pytest.fixture(params=["files", "s3"])
+def expiring(request: pytest.FixtureRequest) -> Store:
+    """A store whose leases expire."""
+    return opened(request)
 
 
 def test_one_run_at_a_time_has_an_asset(store: Store) -> None:
@@ -67,17 +87,22 @@ with leases(open_store(url), owner) as held:
 """
 
 
+@contextlib.contextmanager
+def holder(url: str, owner: str, before: str = "") -> Iterator[bool]:
+    """A process that asks for A, and is killed in the end; whether it has got it."""
+    command = [sys.executable, "-c", before + HOLDER, url, owner, A]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield process.stdout.readline() == "True\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
 def killed_holder(url: str, owner: str) -> None:
     """A process that has A, and is killed."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, url, owner, A], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "True\n"
-    with leases(open_store(url), "other") as other:
+    with holder(url, owner) as got, leases(open_store(url), "other") as other:
+        assert got
         assert not other.take(A)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.communicate()
 
 
 def test_a_killed_holder_blocks_nobody_on_a_disk(tmp_path: Path) -> None:
@@ -86,27 +111,25 @@ def test_a_killed_holder_blocks_nobody_on_a_disk(tmp_path: Path) -> None:
         assert other.take(A)
 
 
-def test_a_killed_holder_on_s3_blocks_its_own_scratch_folder_never_and_others_for_a_while(
-    s3_url: str, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_holder_of_what_expires_blocks_others_for_a_while_and_its_own_folder_never(
+    expiring: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed_holder(s3_url, "one")
-    store = open_store(s3_url)
-    with leases(store, "other") as other:
+    killed_holder(expiring.url, "one")
+    with leases(expiring, "other") as other:
         assert not other.take(A), "it has not expired"
         clock = time.time() + module.EXPIRE_SECONDS + 1
-        monkeypatch.setattr(module.time, "time", lambda: clock)
-        assert other.take(A)
-
-
-def test_the_next_run_of_a_scratch_folder_takes_over_at_once(s3_url: str) -> None:
-    killed_holder(s3_url, "one")
-    with leases(open_store(s3_url), "one") as again:
+        with monkeypatch.context() as patch:
+            patch.setattr(module.time, "time", lambda: clock)
+            assert other.take(A)
+    killed_holder(expiring.url, "one")
+    with leases(expiring, "one") as again:
         assert again.take(A)
+    assert verify_store(expiring) == []
 
 
-def test_a_heartbeat_keeps_an_object(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_keeps_a_lease(expiring: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
-    store, key = open_store(s3_url), f"leases/{A}.json"
+    store, key = expiring, f"leases/{A}.json"
 
     def until(change: Any) -> None:
         deadline = time.monotonic() + 30
@@ -114,7 +137,7 @@ def test_a_heartbeat_keeps_an_object(s3_url: str, monkeypatch: pytest.MonkeyPatc
             assert time.monotonic() < deadline, "its heart does not beat"
             time.sleep(0.05)
 
-    with ObjectLeases(store, "one") as one:
+    with ExpiringLeases(store, "one") as one:
         assert one.take(A)
         first = json.loads(store.get_bytes(key))["expires_at"]
         until(lambda lease: lease["expires_at"] > first)
@@ -145,17 +168,40 @@ def test_a_server_that_lets_every_writer_succeed_has_one_holder(
         assert not one.take(A)
 
 
-def test_a_disk_without_locks_is_no_obstacle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store(tmp_path / "store")
+# A machine whose locks nobody else sees, on the file system that `mounts` says.
+ALONE = """
+import fcntl
+from pathlib import Path
+from tasks.store import locks
+fcntl.flock = lambda *_: None
+locks.MOUNTS = Path({mounts!r})
+"""
 
+
+@pytest.mark.parametrize(("kind", "winners"), [("ext4", 2), ("lustre", 1)])
+def test_where_locks_lie_leases_expire(tmp_path: Path, kind: str, winners: int) -> None:
+    """Each of two processes has locks of its own; on ext4 they could not, and nobody looks."""
+    (tmp_path / "mounts").write_text(f"1 0 0:1 / / rw - {kind} x rw")
+    before, url = ALONE.format(mounts=str(tmp_path / "mounts")), str(tmp_path / "store")
+    with holder(url, "one", before) as one, holder(url, "two", before) as two:
+        assert one + two == winners
+
+
+def test_where_locks_fail_leases_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
-        raise OSError(95, "Operation not supported")
+        raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(module.fcntl, "flock", refuse)
+    store = open_store(tmp_path / "store")
     with leases(store, "one") as one, leases(store, "two") as two:
-        assert (one.take(A), two.take(A)) == (True, True)
+        assert (one.take(A), two.take(A)) == (True, False)
+    assert module.why_expiring(tmp_path / "store") == "flock: No locks available"
+    monkeypatch.setenv(module.CHOICE, "locks")
+    with leases(store, "one") as one, pytest.raises(StoreError, match="No locks available"):
+        one.take(A)
+    monkeypatch.setenv(module.CHOICE, "flock")
+    with pytest.raises(StoreError, match="set it to locks or to files"):
+        leases(store, "one")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOSPC])
