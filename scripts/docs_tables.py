@@ -11,7 +11,7 @@ import pyarrow as pa
 from sjc_engine.presets import PRESETS
 from sjc_engine.recipes import PARTS
 from tasks.tables.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE, Column
-from tasks.tables.schemas import TABLES
+from tasks.tables.schemas import RATINGS, TABLES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MARK = "<!-- From here on: `python scripts/docs_tables.py`. -->\n"
@@ -41,6 +41,12 @@ _TYPES: dict[pa.DataType, str] = {
 }
 
 
+_BEST_ASSETS = (
+    "A view: one row per asset, its best outcome. It has all columns of `assets`, and what people"
+    " say of it ([annotations.md](annotations.md))."
+)
+
+
 def tables_page() -> str:
     """Every column of every table."""
     blocks = []
@@ -52,6 +58,10 @@ def tables_page() -> str:
         ]
         lines += [f"| {' | '.join(_cells(column))} |" for column in columns]
         blocks.append("\n".join(lines) + "\n")
+        if table == "assets":
+            lines = ["## `best_assets`\n", f"{_BEST_ASSETS}\n", *lines[1:3]]
+            lines += [f"| {' | '.join(_cells(column))} |" for column in RATINGS]
+            blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 

@@ -12,8 +12,8 @@ from flows.errors import reported
 GROUPS = {
     "Make assets": ("run", "check", "generate", "evaluate"),
     "Look at assets": (
-        "assets", "query", "curate", "push", "duplicates", "diff", "gallery", "report",
-        "sample2d",
+        "assets", "query", "annotate", "curate", "push", "duplicates", "diff", "gallery",
+        "report", "sample2d",
     ),
     "Operate": ("serve", "deploy", "plan", "dispatch", "verify", "compact", "ui", "doctor"),
 }  # fmt: skip

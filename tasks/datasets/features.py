@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.tables.columns import FLAG, REAL, TEXT, TEXTS, TIME, WHOLE
-from tasks.tables.schemas import SCHEMAS
+from tasks.tables.schemas import RATING_FIELDS, SCHEMAS
 
 KINDS = {".glb": "Mesh", ".png": "Image", ".webp": "Image"}
 FILE = pa.struct({"bytes": pa.binary(), "path": TEXT})  # how `datasets` keeps these kinds in Arrow
@@ -29,9 +29,10 @@ def text_struct(name: str, keys: Iterable[str]) -> list[pa.Field]:
 
 
 def row_fields(rows: Sequence[Mapping[str, Any]]) -> list[pa.Field]:
-    """The columns that each row of a dataset has: those of `assets`, and what its entries said."""
+    """The columns that each row of a dataset has: those of `assets`, and what people said."""
     return [
         *(f for f in SCHEMAS["assets"] if not f.name.startswith("uri_")),
+        *RATING_FIELDS,
         pa.field("tags", TEXTS),
         *text_struct("meta", {key for row in rows for key in row["meta"]}),
         pa.field("licence", TEXT),

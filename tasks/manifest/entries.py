@@ -82,19 +82,17 @@ class Memo:
         return error
 
 
-class RowReader:
-    """Reads the cells of one row; what is wrong with them goes to `errors`, under its column.
+class Cells:
+    """The cells of one row; what is wrong with them goes to `errors`, under its column.
 
-    folder: where paths of images start, None if the manifest is on S3.
+    given: those that are not blank.
     """
 
-    def __init__(self, cells: Mapping[str, Any], folder: Path | None, memo: Memo) -> None:
+    def __init__(self, cells: Mapping[str, Any]) -> None:
         self.cells = cells
-        self.folder = folder
-        self.memo = memo
         self.errors: list[SettingError] = []
-        self.given: dict[str, Any] = {}  # the cells that are not blank
-        for column, value in self.cells.items():
+        self.given: dict[str, Any] = {}
+        for column, value in cells.items():
             if value != "":
                 self._check_characters(column, value)
                 if not (isinstance(value, str) and value.isspace()):
@@ -102,6 +100,46 @@ class RowReader:
 
     def add_error(self, column: str, problem: str, fix: str) -> None:
         self.errors.append(SettingError(column, problem, fix))
+
+    def text(self, column: str) -> str:
+        """The cell's text, verbatim; "" if it is blank."""
+        value = self.given.get(column)
+        if value is None or isinstance(value, str):
+            return value or ""
+        self.add_error(column, *_not_text(value))
+        return ""
+
+    def texts(self, column: str) -> list[str]:
+        """The parts of the cell, which is a list or "a;b", each once."""
+        value = self.given.get(column)
+        parts = value if isinstance(value, list) else self.text(column).split(";")
+        if not all(isinstance(part, str) for part in parts):
+            self.add_error(column, f"{shown(repr(value))} is not a list of text", 'write "a;b"')
+            return []
+        return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+    def _check_characters(self, column: str, value: Any) -> None:
+        for text in value if isinstance(value, list) else (value,):
+            if not isinstance(text, str):
+                continue
+            if len(text) > MAX_CELL:
+                problem = f"has {len(text):,} characters, and the limit is {MAX_CELL:,}"
+                self.add_error(shown(column), problem, "shorten it; a quote may not be closed")
+            elif found := _CONTROL.search(text):
+                problem = f"has the control character {found[0]!a}"
+                self.add_error(shown(column), problem, "remove it, or write a space")
+
+
+class RowReader(Cells):
+    """Reads the cells of one row of a manifest.
+
+    folder: where paths of images start, None if the manifest is on S3.
+    """
+
+    def __init__(self, cells: Mapping[str, Any], folder: Path | None, memo: Memo) -> None:
+        super().__init__(cells)
+        self.folder = folder
+        self.memo = memo
 
     def row_id(self) -> str:
         """The given id; "" if there is none or it is not valid."""
@@ -129,14 +167,14 @@ class RowReader:
             line=line,
             row_id=row_id,
             prompt=self._prompt(),
-            negative_prompt=self._text("negative_prompt"),
+            negative_prompt=self.text("negative_prompt"),
             image_path=image_path,
             image=image,
             seed=seeds[0],
             prior=prior,
             recipe=self._recipe(prior),
             overrides=self._overrides(),
-            tags=self._tags(),
+            tags=self.texts("tags"),
             meta=self._meta(),
         )
         rows = [replace(row, seed=s, row_id=f"{row_id}-s{s}") for s in seeds] if ranged else [row]
@@ -144,29 +182,10 @@ class RowReader:
             self.add_error("id", f"is longer than {MAX_ID} characters with its seed", "shorten it")
         return rows
 
-    def _text(self, column: str) -> str:
-        """The cell's text, verbatim; "" if it is blank."""
-        value = self.given.get(column)
-        if value is None or isinstance(value, str):
-            return value or ""
-        self.add_error(column, *_not_text(value))
-        return ""
-
-    def _check_characters(self, column: str, value: Any) -> None:
-        for text in value if isinstance(value, list) else (value,):
-            if not isinstance(text, str):
-                continue
-            if len(text) > MAX_CELL:
-                problem = f"has {len(text):,} characters, and the limit is {MAX_CELL:,}"
-                self.add_error(shown(column), problem, "shorten it; a quote may not be closed")
-            elif found := _CONTROL.search(text):
-                problem = f"has the control character {found[0]!a}"
-                self.add_error(shown(column), problem, "remove it, or write a space")
-
     def _prompt(self) -> str:
         if self.given.get("prompt") is None:
             self.add_error("prompt", "is blank", "write what to make, or remove the row")
-        return self._text("prompt")
+        return self.text("prompt")
 
     def _seeds(self) -> tuple[list[int], bool]:
         """The seeds, and whether they were given as a range; [0] if they are wrong."""
@@ -193,7 +212,7 @@ class RowReader:
         return [0], False
 
     def _image(self) -> tuple[Path | None, ImageFacts | None]:
-        text = self._text("image")
+        text = self.text("image")
         if not text:
             return None, None
         if _ADDRESS.match(text):
@@ -213,14 +232,14 @@ class RowReader:
             return None, None
 
     def _prior(self) -> str | None:
-        text = self._text("prior").strip()
+        text = self.text("prior").strip()
         if text and (error := self.memo.prior_error(text)):
             self.errors.append(error)
             return None
         return text or None
 
     def _recipe(self, prior: str | None) -> str | None:
-        text = self._text("recipe").strip()
+        text = self.text("recipe").strip()
         question = "recipe", prior, text
         if text and (error := self.memo.get(question, preset_error, prior, text)):
             self.errors.append(error)
@@ -232,14 +251,6 @@ class RowReader:
             # True, 1 and 1.0 are equal, and are not the same in a recipe.
             self.errors += self.memo.get((key, repr(value)), key_errors, key, value, self.memo)
         return overrides
-
-    def _tags(self) -> list[str]:
-        value = self.given.get("tags")
-        tags = value if isinstance(value, list) else self._text("tags").split(";")
-        if not all(isinstance(tag, str) for tag in tags):
-            self.add_error("tags", f"{shown(repr(value))} is not a list of text", 'write "a;b"')
-            return []
-        return list(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
 
     def _meta(self) -> dict[str, str]:
         meta = {}

@@ -29,6 +29,25 @@ from sjc_engine.recipes import RECIPE_KEYS
 
 COLUMNS = ("prompt", "id", "negative_prompt", "image", "seed", "prior", "recipe", "tags")
 META = "meta."
+
+
+@dataclass(frozen=True, eq=False)  # one of each kind
+class Columns:
+    """The columns that a kind of file has. needed: those that its header must have.
+
+    prefix: what the names of further ones begin with, "" if there are none.
+    """
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    prefix: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.needed, *self.optional)
+
+
+MANIFEST = Columns(COLUMNS[:1], (*COLUMNS[1:], *RECIPE_KEYS), META)
 UNNAMED = ("", "Unnamed: 0")  # pandas' row numbers, where this is the first column of a CSV
 PANDAS_INDEX = "__index_level_"
 MAX_FIELD = 10_000_000  # characters of a CSV field that are read before giving up
@@ -71,6 +90,7 @@ Record = tuple[int, dict[str, Any]]
 class Records:
     """The records of one manifest file, one after the other, and what is wrong so far.
 
+    A file may be of another kind: one with other `columns`.
     folder: where its pictures' paths start from, None on S3. sha256: of its bytes, "" while they
     have not been read. open: gives them from their beginning; without it there are no records.
     """
@@ -80,6 +100,7 @@ class Records:
     sha256: str = ""
     open: Callable[[], BinaryIO] | None = None
     problems: list[Problem] = field(default_factory=list)
+    columns: Columns = MANIFEST
 
     def add_problem(self, line: int, column: str, problem: str, fix: str) -> None:
         self.problems.append(Problem(self.file, line, column, problem, fix))
@@ -107,7 +128,7 @@ class Records:
             problem = f"is not a whole gzip file ({shown(str(error))})"
             self.add_problem(1, "file", problem, "pack it again")
         if empty and not self.problems:
-            self.add_problem(1, "file", "has no rows", "add at least one prompt")
+            self.add_problem(1, "file", "has no rows", f"add at least one {self.columns.needed[0]}")
 
 
 def kind_of(name: str) -> str:
@@ -150,7 +171,7 @@ def _read_csv(content: BinaryIO, records: Records, separator: str = ",") -> Iter
         header.pop()  # a spreadsheet's blank columns
     if not header or not _check_header(header, header_line, records):
         return
-    known = [(k, c) for k, c in enumerate(header) if _column_problem(c) is None]
+    known = [(k, c) for k, c in enumerate(header) if _column_problem(c, records.columns) is None]
     for line, cells in rows:
         if len(cells) not in (len(header), width):
             problem = f"{len(cells)} cells, and the header has {width}"
@@ -193,14 +214,15 @@ def _csv_rows(content: BinaryIO, separator: str) -> Iterator[tuple[int, list[str
 
 def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
     """Whether the rows can be read; unknown columns are reported, and their cells left out."""
-    doubled = False
-    if "prompt" not in header:
-        apart = [mark for mark in ",;\t|" if "prompt" in header[0].split(mark)]
+    doubled, missing = False, [name for name in records.columns.needed if name not in header]
+    if missing:
+        apart = [mark for mark in ",;\t|" if missing[0] in header[0].split(mark)]
         if apart:
             fix = "use commas, or tabs in a file that ends in .tsv"
             records.add_problem(line, "header", f"cells are separated by {apart[0]!r}", fix)
             return False
-        records.add_problem(line, "header", "the column 'prompt' is missing", "add it")
+        for name in missing:
+            records.add_problem(line, "header", f"the column {name!r} is missing", "add it")
     for position, name in enumerate(header):
         if header.index(name) < position:
             doubled = True
@@ -209,9 +231,9 @@ def _check_header(header: Sequence[str], line: int, records: Records) -> bool:
             )
         elif (position == 0 and name in UNNAMED) or name.startswith(PANDAS_INDEX):
             continue  # left out, as pandas itself does
-        elif problem := _column_problem(name):
+        elif problem := _column_problem(name, records.columns):
             records.add_problem(line, shown(name) or f"column {position + 1}", *problem)
-    return "prompt" in header and not doubled
+    return not missing and not doubled
 
 
 def shown(text: str) -> str:
@@ -221,18 +243,18 @@ def shown(text: str) -> str:
 
 
 @lru_cache(1024)  # of few names, asked for in every row
-def _column_problem(name: str) -> tuple[str, str] | None:
+def _column_problem(name: str, columns: Columns) -> tuple[str, str] | None:
     """What is wrong with a column's name, and the fix."""
-    if name in COLUMNS or name in RECIPE_KEYS:
+    prefix = columns.prefix
+    if name in columns.names:
         return None
-    if name.startswith(META) and name != META and name.isprintable():
+    if prefix and name.startswith(prefix) and name != prefix and name.isprintable():
         return None
     if not name.strip():
         return "has no name", "name it, or remove the column"
-    known = [*COLUMNS, *RECIPE_KEYS]
-    close = difflib.get_close_matches(name.strip().lower(), known, n=1, cutoff=0.6)
-    fix = f"did you mean {close[0]!r}?" if close else f"remove it, or call it {META}NAME"
-    return "is an unknown column", fix
+    close = difflib.get_close_matches(name.strip().lower(), columns.names, n=1, cutoff=0.6)
+    other = f"remove it, or call it {prefix}NAME" if prefix else "remove it"
+    return "is an unknown column", f"did you mean {close[0]!r}?" if close else other
 
 
 def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
@@ -249,17 +271,17 @@ def _read_jsonl(content: BinaryIO, records: Records) -> Iterator[Record]:
             records.add_problem(line, "row", "is not a JSON object", fix)
             continue
         for name in row:
-            if problem := _column_problem(name):
+            if problem := _column_problem(name, records.columns):
                 records.add_problem(line, shown(name) or "row", *problem)
-        yield line, _present(row)
+        yield line, _present(row, records.columns)
 
 
-def _present(row: dict[str, Any]) -> dict[str, Any]:
+def _present(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """The known cells that are not null, which pandas writes as NaN."""
     return {
         name: value
         for name, value in row.items()
-        if _column_problem(name) is None
+        if _column_problem(name, columns) is None
         and not (value is None or (isinstance(value, float) and math.isnan(value)))
     }
 
@@ -290,7 +312,7 @@ def _read_parquet(content: BinaryIO, records: Records) -> Iterator[Record]:
         batches = file.iter_batches(BATCH, use_threads=False)
         rows = (row for batch in batches for row in batch.to_pylist())
         for line, row in enumerate(rows, start=2):
-            yield line, _present(row)
+            yield line, _present(row, records.columns)
     except (pa.ArrowException, OSError, ValueError) as error:
         problem = f"is not a readable Parquet file ({shown(str(error))})"
         raise _Unreadable(1, "file", problem, "write it again") from error

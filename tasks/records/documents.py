@@ -7,14 +7,16 @@ versions add some.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from sjc_engine.spec import canonical_json
 from tasks.store import layout
 from tasks.store.interface import (
     Damaged,
@@ -28,7 +30,14 @@ from tasks.store.interface import (
     read_checked,
     read_committed,
 )
-from tasks.tables.projection import asset_row, attempt_row, check_known, entry_rows, run_row
+from tasks.tables.projection import (
+    annotation_rows,
+    asset_row,
+    attempt_row,
+    check_known,
+    entry_rows,
+    run_row,
+)
 from tasks.tables.schemas import SCHEMA_VERSION, check_row
 
 Document = dict[str, Any]
@@ -67,6 +76,10 @@ _RUN: dict[str, Any] = {
     **dict.fromkeys(("flow_run_id", "ended_at"), str | None),
     "settings": dict,
     "entries": list,
+}
+_ANNOTATION: dict[str, Any] = {
+    **dict.fromkeys(("asset_id", "key", "who"), str),
+    **dict.fromkeys(("value", "when"), str | None),
 }
 
 
@@ -199,6 +212,32 @@ def read_file(store: Store, file: CommittedFile) -> bytes:
 def run_ids(store: Store) -> list[str]:
     """Every run of the store, the oldest first. Its picture and its report are beside its JSON."""
     return [run_id for run_id in map(layout.run_of, store.list(layout.RUNS)) if run_id]
+
+
+def annotations_digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a document of these annotations is called: 16 hex digits."""
+    return hashlib.sha256(canonical_json(rows).encode()).hexdigest()[:16]
+
+
+def read_annotations(store: Store, digest: str) -> Document:
+    """A document of annotations; raises `NotInStore`, and `Damaged`."""
+
+    def check(data: bytes) -> Document:
+        document = _object(data, {"made_at": str, "rows": list})
+        for row in document["rows"]:
+            _check_types(row, _ANNOTATION, "rows.")
+        if annotations_digest(document["rows"]) != digest:
+            raise ValueError("rows: not those that its name is the digest of")
+        for row in annotation_rows(document, digest):
+            check_row("annotations", row)
+        return document
+
+    return read_checked(store, layout.annotations_key(digest), check)
+
+
+def annotation_digests(store: Store) -> list[str]:
+    """Every document of annotations."""
+    return [d for d in map(layout.annotations_of, store.list(layout.ANNOTATIONS)) if d]
 
 
 def check_usable(store: Store) -> None:

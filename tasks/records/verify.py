@@ -39,8 +39,8 @@ T = TypeVar("T")
 class Finding:
     """One thing that is not as it should be.
 
-    kind: asset, attempt, run, table or leftover; gone, of an asset that only tables know; or
-    unreadable, of which nothing else is known.
+    kind: asset, attempt, run, annotations, table or leftover; gone, of an asset that only tables
+    know; or unreadable, of which nothing else is known.
     """
 
     kind: str
@@ -102,6 +102,9 @@ def verify_store(
                 ahead.append(pool.submit(_check_asset, store, following))
     for run_id in documents.run_ids(store):
         _read(findings, "run", layout.run_key(run_id), documents.read_run, store, run_id)
+    for digest in documents.annotation_digests(store):
+        key = layout.annotations_key(digest)
+        _read(findings, "annotations", key, documents.read_annotations, store, digest)
     findings += _check_tables(store, comparable=not findings)  # they are made from the documents
     if unreadable(findings):
         return findings
@@ -120,7 +123,8 @@ def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
     """What to do about findings; writes nothing.
 
     A damaged asset is set aside, so that the next run of its manifest makes it again; so is a
-    damaged document of an attempt that does not count, or of a run, and nothing else with it.
+    damaged document of an attempt that does not count, of a run or of annotations, and nothing
+    else with it.
     Raises `StoreError` if anything could not be read: it may be all that the other findings are.
     """
     findings = list(findings)
@@ -134,7 +138,7 @@ def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
     for finding in findings:
         if finding.kind == "asset" and is_needed(store, finding.key):
             assets.setdefault(finding.key.split("/")[1], str(finding))
-        elif finding.kind in ("asset", "run"):
+        elif finding.kind in ("asset", "run", "annotations"):
             aside.setdefault(finding.key, finding.problem)
     aside = {k: why for k, why in aside.items() if k.split("/")[1] not in assets}
     gone, attempts = ([f.key for f in findings if f.kind == kind] for kind in ("gone", "attempt"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 FORMAT = "store.json"
-ASSETS, RUNS, CHECKPOINTS = "assets/", "runs/", "checkpoints/"
+ASSETS, RUNS, CHECKPOINTS, ANNOTATIONS = "assets/", "runs/", "checkpoints/", "annotations/"
 
 ASSET_ID = re.compile(r"[0-9a-f]{16}")
 ATTEMPT = re.compile(r"a\d{2,}")
@@ -13,6 +13,7 @@ ATTEMPT_FILE = re.compile(r"assets/[0-9a-f]{16}/a\d{2,}/.+")
 # Of an attempt: its document, or what is left of one that was set aside.
 _ATTEMPT_DOCUMENT = re.compile(r"assets/[0-9a-f]{16}/a\d{2,}/attempt\.(json|(.+\.)?damaged)")
 _RUN = re.compile(r"runs/([^/]+)\.json")
+_ANNOTATIONS = re.compile(r"annotations/([0-9a-f]{16})\.json")
 
 
 def asset_folder(asset_id: str) -> str:
@@ -60,6 +61,16 @@ def picture_key(run_id: str) -> str:
 
 def report_key(run_id: str) -> str:
     return f"{RUNS}{run_id}/report.html"
+
+
+def annotations_key(digest: str) -> str:
+    return f"{ANNOTATIONS}{digest}.json"
+
+
+def annotations_of(key: str) -> str | None:
+    """The digest in the key of a document of annotations, None of any other key."""
+    found = _ANNOTATIONS.fullmatch(key)
+    return found[1] if found else None
 
 
 def checkpoint_keys(field_id: str) -> tuple[str, str]:

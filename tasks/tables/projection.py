@@ -1,7 +1,8 @@
 """Table rows from the store's JSON documents, and from nothing else.
 
 `attempt` is an ended `attempt.json`, `manifest` the asset's `manifest.json` ({} if there is none),
-`run` a `runs/{run_id}.json`. So every table can be made again from the store.
+`run` a `runs/{run_id}.json`, `annotations` an `annotations/{digest}.json`. So every
+table can be made again from the store.
 """
 
 from __future__ import annotations
@@ -173,6 +174,15 @@ def run_row(run: Document) -> Row:
         "flow_run_id": run["flow_run_id"],
         "settings": canonical_json(run["settings"]),
     }
+
+
+def annotation_rows(annotations: Document, digest: str) -> list[Row]:
+    """The rows of table `annotations`: all of the document, those that are replaced too."""
+    return [
+        {key: row[key] for key in ("asset_id", "key", "value", "who")}
+        | {"made_at": _time(row["when"] or annotations["made_at"]), "document": digest}
+        for row in annotations["rows"]
+    ]
 
 
 def _files(attempt: Document, manifest: Document) -> dict[str, dict[str, Any]]:

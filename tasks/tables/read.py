@@ -1,4 +1,4 @@
-"""Reading the five tables, from a folder or S3: for pandas and for SQL.
+"""Reading the tables, from a folder or S3: for pandas and for SQL.
 
 A table is the rows of all its files. A row may be in several of them: writers and `sjc compact`
 write rows into a new file before they delete the old one. `last_rows` says which one counts.
@@ -22,7 +22,14 @@ import pyarrow.dataset as ds
 from tasks.manifest.locations import file_digests
 from tasks.store import open_store
 from tasks.store.interface import NewerStore, NotInStore, Store, StoreError, read_checked
-from tasks.tables.schemas import COUNTS_FIRST, ROW_KEYS, SCHEMA_VERSION, SCHEMAS, is_file_schema
+from tasks.tables.schemas import (
+    COUNTS_FIRST,
+    RATINGS,
+    ROW_KEYS,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    is_file_schema,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +41,21 @@ READS = 10  # of a table whose files are replaced meanwhile
 FILES = 16  # at a time
 # A later failure must not hide an earlier success. The last two only break ties.
 BEST_FIRST = "(status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC, run_id DESC"
+RATINGS_SQL = """
+SELECT asset_id, avg(stars) AS rating, count(stars) AS rating_count,
+       max(stars) - min(stars) AS rating_spread,
+       list_sort(list_distinct(flatten(list(words)))) AS labels
+FROM (SELECT asset_id, CASE key WHEN 'rating' THEN try_cast(value AS DOUBLE) END AS stars,
+             CASE WHEN key = 'label' AND value <> '' THEN string_split(value, ';') ELSE [] END
+             AS words
+      FROM annotations) GROUP BY asset_id
+"""
 BEST_ASSETS = f"""
-SELECT * FROM assets
-QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY {BEST_FIRST}) = 1
+SELECT a.*, rating, coalesce(rating_count, 0) AS rating_count, rating_spread,
+       coalesce(labels, []) AS labels
+FROM (SELECT * FROM assets
+      QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY {BEST_FIRST}) = 1) a
+LEFT JOIN ({RATINGS_SQL}) USING (asset_id)
 """
 _ORDER = {
     "assets": "started_at, asset_id",
@@ -44,6 +63,7 @@ _ORDER = {
     "entries": "run_id, line, row_id",
     "attempts": "started_at, asset_id, attempt",
     "runs": "started_at, run_id",
+    "annotations": "made_at, asset_id, key, who",
 }
 _OF_MANIFEST = {
     "assets": "asset_id IN (SELECT asset_id FROM entries WHERE {entries})",
@@ -73,7 +93,7 @@ def read_table(
     where: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """A table as pandas; `assets` has one row per asset, its best outcome.
+    """A table as pandas; `assets` has one row per asset, its best outcome, and people's ratings.
 
     store: a directory or s3:// URL. manifest: a file, a folder or s3:// address; only what its
     entries, as its files are now, ever asked for. where: SQL over the rows, "clip_score > 25".
@@ -86,7 +106,8 @@ def read_table(
         raise QueryError(f"there is no table {name!r}; use one of {', '.join(SCHEMAS)}")
     if isinstance(store, str | Path):
         store = open_store(store, writable=False)
-    unknown = set(columns or ()) - set(SCHEMAS[name].names)
+    known = {*SCHEMAS[name].names, *(c.name for c in RATINGS if name == "assets")}
+    unknown = set(columns or ()) - known
     if unknown:
         raise QueryError(f"table {name} has no column {', '.join(sorted(unknown))}")
     chosen = ", ".join(columns) if columns else "*"
@@ -102,17 +123,19 @@ def read_table(
 
 
 def query(store: Store, sql: str) -> pa.Table:
-    """The rows of an SQL query (DuckDB) over the five tables and the view `best_assets`.
+    """The rows of an SQL query (DuckDB) over the tables and the view `best_assets`.
 
     Here `assets` has one row per asset and run. Raises `QueryError` for wrong SQL, `Damaged` for a
     damaged file, and `StoreError` for one that could not be read.
     """
-    words = {word.removeprefix("best_") for word in re.findall(r"\w+", sql.lower())}
+    words = set(re.findall(r"\w+", sql.lower()))
+    if "best_assets" in words:
+        words |= {"assets", "annotations"}
     files = {name: read_files(store, name, read_file) for name in SCHEMAS if name in words}
     with _query_errors(store, files), duckdb.connect() as connection:
         for name, found in files.items():
             connection.register(name, _dataset(connection, name, found))
-        if "assets" in files:
+        if "best_assets" in words:
             connection.execute(f"CREATE TEMP VIEW best_assets AS {BEST_ASSETS}")
         return _run_sql(connection, sql)
 
@@ -205,7 +228,7 @@ def last_rows(connection: Connection, table: str, rows: pa.Table) -> pa.Table:
 
     connection: any; to open one takes longer than this.
     """
-    keys = ", ".join(("run_id", *ROW_KEYS[table]))
+    keys = ", ".join(ROW_KEYS[table])
     order = ", ".join((*COUNTS_FIRST[table], "number DESC"))
     numbered = rows.append_column("number", pa.array(range(rows.num_rows), pa.int64()))
     connection.register("numbered", numbered)
@@ -219,12 +242,11 @@ def last_rows(connection: Connection, table: str, rows: pa.Table) -> pa.Table:
 
 def row_keys(table: str, rows: pa.Table) -> set[tuple[object, ...]]:
     """What tells the rows of a table from each other."""
-    names = ("run_id", *ROW_KEYS[table])
-    return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
+    return set(zip(*(rows[name].to_pylist() for name in ROW_KEYS[table]), strict=True))
 
 
 def _dataset(connection: Connection, table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
-    """Files as one table without repeats, which are of a run that has several files.
+    """Files as one table without repeats, which are of a run, or an asset, in several files.
 
     Only the columns that a query needs are decoded, but all of them if some rows are repeated.
     """
@@ -232,10 +254,11 @@ def _dataset(connection: Connection, table: str, files: Mapping[str, ds.Dataset]
     rows = ds.UnionDataset(SCHEMAS[table], [*files.values(), nothing])
     if len(files) < 2:
         return rows
-    found = (file.to_table(["run_id"])["run_id"].unique() for file in files.values())
-    runs = Counter(run for names in found for run in names)
-    if max(runs.values(), default=0) > 1:
-        keys = rows.to_table(["run_id", *ROW_KEYS[table]])
+    first = ROW_KEYS[table][0]
+    found = (file.to_table([first])[first].unique() for file in files.values())
+    counts = Counter(value for values in found for value in values)
+    if max(counts.values(), default=0) > 1:
+        keys = rows.to_table(list(ROW_KEYS[table]))
         if keys.group_by(keys.column_names).aggregate([]).num_rows < keys.num_rows:
             return ds.dataset(last_rows(connection, table, rows.to_table()))
     return rows

@@ -1,4 +1,4 @@
-"""The five tables: their columns, their Arrow schemas, and the check of a row before it is written.
+"""The tables: their columns, their Arrow schemas, and the check of a row before it is written.
 
 `docs/tables.md` is this file for people.
 """
@@ -267,37 +267,67 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             required("settings", "The flow's parameters, as JSON."),
         ),
     ),
+    "annotations": (
+        "One row for what a person says of an asset under a key: the latest. See"
+        " [annotations.md](annotations.md).",
+        (
+            _ASSET_ID,
+            required("key", "What it is about: `rating`, `label`, or any other word."),
+            Column(
+                "value",
+                "A rating from 1 to 5, labels as `a;b`, or any other text; null if withdrawn.",
+            ),
+            required("who", "The person."),
+            required("made_at", "When it was said (UTC).", TIME),
+            required("document", "Where it is in the store: `annotations/DOCUMENT.json`."),
+        ),
+    ),
 }  # fmt: skip
+
+# What people say of an asset in all: columns of the view `best_assets` beside those of `assets`.
+RATINGS = (
+    Column("rating", "Mean of people's ratings; null if there is none.", REAL, low=1, high=5,
+           better="higher"),
+    count("rating_count", "People who rated it.", required=True),
+    Column("rating_spread", "The highest rating less the lowest: 0 where all agree.", REAL, low=0,
+           high=4, better="lower"),
+    required("labels", "Labels that anybody gave it, each once, sorted.", TEXTS),
+)  # fmt: skip
 
 COLUMNS: dict[str, tuple[Column, ...]] = {name: columns for name, (_, columns) in TABLES.items()}
 
 
-def _schema(table: str) -> pa.Schema:
-    fields = [pa.field(c.name, c.type, nullable=not c.required) for c in COLUMNS[table]]
-    return pa.schema(fields, {"sjc.table": table, "sjc.version": str(SCHEMA_VERSION)})
+def _fields(columns: Iterable[Column]) -> list[pa.Field]:
+    return [pa.field(c.name, c.type, nullable=not c.required) for c in columns]
 
 
-SCHEMAS: dict[str, pa.Schema] = {table: _schema(table) for table in TABLES}
+SCHEMAS: dict[str, pa.Schema] = {
+    table: pa.schema(_fields(columns), {"sjc.table": table, "sjc.version": str(SCHEMA_VERSION)})
+    for table, columns in COLUMNS.items()
+}
+RATING_FIELDS = _fields(RATINGS)
 # In the files the run is the folder's name alone: a column too, and pandas and pyarrow could not
 # read the folder as the hive-partitioned table that it is.
 FILE_SCHEMAS: dict[str, pa.Schema] = {
-    table: schema.remove(schema.get_field_index("run_id")) for table, schema in SCHEMAS.items()
+    table: pa.schema([field for field in schema if field.name != "run_id"], schema.metadata)
+    for table, schema in SCHEMAS.items()
 }
 # A compacted file has the rows of many runs, and so the column: as a dictionary, which is what
 # pandas makes of the folders' names too. It is in no run's folder.
 _RUN_COLUMN = pa.field("run_id", pa.dictionary(pa.int32(), pa.string()), nullable=False)
 COMPACTED_SCHEMAS: dict[str, pa.Schema] = {
-    table: schema.set(schema.get_field_index("run_id"), _RUN_COLUMN)
+    table: pa.schema([_RUN_COLUMN if f.name == "run_id" else f for f in schema], schema.metadata)
     for table, schema in SCHEMAS.items()
 }
 
-# What tells a run's rows of a table apart.
+# What tells the rows of a table apart. Annotations are of no run: the later replaces the earlier.
 ROW_KEYS = {
-    "assets": ("asset_id",),
-    "attempts": ("asset_id", "attempt"),
-    "views": ("asset_id", "source", "view"),
-    "entries": ("row_id",),
-    "runs": ("manifest",),
+    "assets": ("run_id", "asset_id"),
+    "attempts": ("run_id", "asset_id", "attempt"),
+    "views": ("run_id", "asset_id", "source", "view"),
+    "entries": ("run_id", "row_id"),
+    "runs": ("run_id", "manifest"),
+    "annotations": ("asset_id", "key", "who"),
 }
 # Which of several rows with the same key counts: the first in this order, as SQL. A run that was
 # taken for dead may still write the true end of an attempt, so `interrupted` gives way. Attempts
@@ -308,6 +338,7 @@ COUNTS_FIRST = {
     "views": (),
     "entries": ("outcome IS NULL",),
     "runs": ("ended_at IS NULL",),
+    "annotations": ("made_at DESC", "document DESC"),
 }
 
 
@@ -344,7 +375,7 @@ def to_arrow(table: str, run_id: str | None, rows: Iterable[Row]) -> pa.Table:
     rows = list(rows)
     for row in rows:
         check_row(table, row)
-        if run_id not in (None, row["run_id"]):
+        if run_id and row["run_id"] != run_id:
             raise RowError(f"table {table}: run_id: {row['run_id']!r} in the part of {run_id!r}")
     schema = (FILE_SCHEMAS if run_id else SCHEMAS)[table]
     return pa.Table.from_pylist([{f: row[f] for f in schema.names} for row in rows], schema)

@@ -1,4 +1,4 @@
-"""Writing the five tables: plain Parquet files, a projection of the store's JSON.
+"""Writing the tables: plain Parquet files, a projection of the store's JSON.
 
 A file is never changed. Rows that belong together go into a new file, and then the files are
 deleted that it replaces; until they are, readers leave the repeats out. So no row is ever missing
@@ -24,9 +24,9 @@ from tasks.records.attempts import asset_attempts
 from tasks.records.runs import new_run_id
 from tasks.store.interface import Damaged, NotInStore, Store, StoreError
 from tasks.tables import read as table_reader
-from tasks.tables.projection import rows_of_attempt, rows_of_run
+from tasks.tables.projection import annotation_rows, rows_of_attempt, rows_of_run
 from tasks.tables.read import last_rows, query
-from tasks.tables.schemas import COMPACTED_SCHEMAS, SCHEMAS, to_arrow
+from tasks.tables.schemas import COMPACTED_SCHEMAS, ROW_KEYS, SCHEMAS, Row, to_arrow
 
 Ended = tuple[Mapping[str, Any], Mapping[str, Any]]  # an attempt, and its asset's manifest or {}
 
@@ -163,6 +163,24 @@ def record_unended_runs(store: Store) -> None:
                 record_run(store, run)
 
 
+def record_annotations(store: Store) -> None:
+    """Write the rows of documents of annotations that the table does not name."""
+    known = query(store, "SELECT DISTINCT document FROM annotations")["document"].to_pylist()
+    if new := set(documents.annotation_digests(store)).difference(known):
+        content = to_arrow("annotations", None, _annotation_rows(store, sorted(new)))
+        with duckdb.connect() as connection:
+            _replace(store, "annotations", last_rows(connection, "annotations", content), ())
+
+
+def _annotation_rows(store: Store, digests: Iterable[str]) -> list[Row]:
+    with ThreadPoolExecutor(table_reader.FILES) as pool:
+        found = pool.map(
+            lambda digest: annotation_rows(documents.read_annotations(store, digest), digest),
+            digests,
+        )
+        return [row for rows in found for row in rows]
+
+
 def compact_store(store: Store, tell: Callable[[str], None] = lambda line: None) -> dict[str, int]:
     """Leaves one file of each table, but for rows that were written meanwhile; counts the files.
 
@@ -171,6 +189,7 @@ def compact_store(store: Store, tell: Callable[[str], None] = lambda line: None)
     documents.check_usable(store)
     documents.mark_format(store)
     record_unended_runs(store)
+    record_annotations(store)
     counts = {}
     for table in SCHEMAS:
         files = table_reader.read_files(store, table, partial(table_reader.read_file, whole=True))
@@ -223,6 +242,7 @@ def projection(store: Store) -> dict[str, pa.Table]:
         if attempt["status"] != "running"
     ]
     made += [rows_of_run(documents.read_run(store, run_id)) for run_id in documents.run_ids(store)]
+    made.append({"annotations": _annotation_rows(store, documents.annotation_digests(store))})
 
     def content(table: str) -> pa.Table:
         return to_arrow(table, None, [row for rows in made for row in rows.get(table, [])])
@@ -232,9 +252,9 @@ def projection(store: Store) -> dict[str, pa.Table]:
 
 
 def _replace(store: Store, table: str, rows: pa.Table, keys: Iterable[str]) -> None:
-    """Write rows of many runs, with their `run_id`, and delete the files that they replace."""
+    """Write rows of many runs, with all columns, and delete the files that they replace."""
     if rows.num_rows:
-        content = rows.sort_by("run_id").cast(COMPACTED_SCHEMAS[table])
+        content = rows.sort_by(ROW_KEYS[table][0]).cast(COMPACTED_SCHEMAS[table])
         store.put_bytes(f"tables/{table}/compacted/{new_run_id()}.parquet", parquet_bytes(content))
     with ThreadPoolExecutor(table_reader.FILES) as pool:
         list(pool.map(store.delete, keys))

@@ -12,6 +12,7 @@ import pytest
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 from tasks.manifest.resolve import ManifestError, Resolved, read_entries
+from tasks.records.annotations import save_annotations
 from tasks.records.attempts import close_interrupted, finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
 from tasks.records.documents import asset_manifest
@@ -118,7 +119,7 @@ def all_tables(store: Store) -> dict[str, list[dict[str, Any]]]:
 
 
 def fill(store: Store, folder: Path) -> None:
-    """A run with a retry in it, an interrupted attempt, and another run after it."""
+    """A run with a retry in it, an interrupted attempt, another run after it, and annotations."""
     make_run(store, folder, "run1", "duck,a duck,t,v\npig,a pig,,\n")
     make(store, folder, spec("a mug"), "run1", "failed")
     make(store, folder, spec("a mug"), "run1", "ok")
@@ -126,3 +127,10 @@ def fill(store: Store, folder: Path) -> None:
     for attempt, manifest in close_interrupted(store, [spec("a tank").asset_id]):
         record_attempt(store, attempt, manifest)
     make_run(store, folder, "run2", "duck,a duck,t,v\ncar,a car,,\n")
+    save_annotations(store, [rating(spec(), "3"), rating(spec("a car"), "4")])
+
+
+def rating(spec: AssetSpec, value: str, who: str = "anna") -> dict[str, Any]:
+    """What somebody says of an asset, as documents of annotations have it."""
+    when = "2026-01-31T09:30:00.000000+00:00"
+    return {"asset_id": spec.asset_id, "key": "rating", "value": value, "who": who, "when": when}

@@ -1,4 +1,4 @@
-"""The five tables: what may be written, what is read back, and what no crash can lose."""
+"""The tables: what may be written, what is read back, and what no crash can lose."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tasks.tables import read as table_reader
 from tasks.tables.columns import RowError
 from tasks.tables.projection import asset_row
 from tasks.tables.read import QueryError, query, read_table
-from tasks.tables.schemas import FILE_SCHEMAS, SCHEMAS, TABLES, check_row, to_arrow
+from tasks.tables.schemas import FILE_SCHEMAS, RATINGS, SCHEMAS, TABLES, check_row, to_arrow
 
 ROOT = Path(__file__).parents[3]
 # The page that fixes the names of columns, word for word, with its groups written out; and what
@@ -44,6 +44,7 @@ DESIGN = {
     ended_at""",
     "runs": """run_id manifest count_entries count_assets count_computed count_reused
     count_duplicate count_failed started_at ended_at seconds_total flow_run_id settings""",
+    "annotations": "asset_id key value who made_at document",
 }
 
 
@@ -128,7 +129,8 @@ def test_an_empty_store_has_empty_typed_tables(store: Store) -> None:
     for name, schema in SCHEMAS.items():
         frame = read_table(store, name)
         assert frame.empty
-        assert list(frame.columns) == schema.names
+        ratings = [column.name for column in RATINGS if name == "assets"]
+        assert list(frame.columns) == schema.names + ratings
         assert query(store, f"SELECT * FROM {name}").schema.types == schema.types
     frame = read_table(store, "assets")
     assert frame["faces"].dtype == pd.Int64Dtype()
