@@ -1,4 +1,4 @@
-"""The five tables, a projection of the store's JSON to Parquet: schemas, writing, reading."""
+"""The tables, a projection of the store's JSON to Parquet: schemas, writing, reading."""
 
 from __future__ import annotations
 

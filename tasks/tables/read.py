@@ -1,4 +1,4 @@
-"""Reading the five tables, from a folder or S3: for pandas and for SQL.
+"""Reading the tables, from a folder or S3: for pandas and for SQL.
 
 A table is the rows of all its files. A row may be in several of them: writers and `sjc compact`
 write rows into a new file before they delete the old one. `last_rows` says which one counts.
@@ -43,6 +43,7 @@ _ORDER = {
     "views": "asset_id, run_id, source, view",
     "entries": "run_id, line, row_id",
     "attempts": "started_at, asset_id, attempt",
+    "history": "asset_id, attempt, run_id",
     "runs": "started_at, run_id",
 }
 _OF_MANIFEST = {
@@ -102,7 +103,7 @@ def read_table(
 
 
 def query(store: Store, sql: str) -> pa.Table:
-    """The rows of an SQL query (DuckDB) over the five tables and the view `best_assets`.
+    """The rows of an SQL query (DuckDB) over the tables and the view `best_assets`.
 
     Here `assets` has one row per asset and run. Raises `QueryError` for wrong SQL, `Damaged` for a
     damaged file, and `StoreError` for one that could not be read.

@@ -1,4 +1,4 @@
-"""The five tables: their columns, their Arrow schemas, and the check of a row before it is written.
+"""The tables: their columns, their Arrow schemas, and the check of a row before it is written.
 
 `docs/tables.md` is this file for people.
 """
@@ -13,10 +13,12 @@ import pyarrow as pa
 from tasks.tables.columns import (
     FLAG,
     REAL,
+    REALS,
     TEXT_MAP,
     TEXTS,
     TIME,
     WHOLE,
+    WHOLES,
     Column,
     RowError,
     count,
@@ -249,6 +251,20 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             _ENDED,
         ),
     ),
+    "history": (
+        "One row per ended attempt that optimised: what its steps measured, about 100 of them.",
+        (
+            _ASSET_ID,
+            _ATTEMPT,
+            _RUN_ID,
+            required("steps", "Which steps: the first, every so many, the last.", WHOLES),
+            required("loss", "What was minimised; its score part is a surrogate.", REALS),
+            required("score_norm", "Root mean square of the weighted score.", REALS),
+            required("emptiness", "Mean log(1 + beta w), before its weight.", REALS),
+            required("opacity", "Mean opacity of the rendered views, 0 to 1.", REALS),
+            required("sigma", "Mean noise level.", REALS),
+        ),
+    ),
     "runs": (
         "One row per run.",
         (
@@ -270,6 +286,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
 }  # fmt: skip
 
 COLUMNS: dict[str, tuple[Column, ...]] = {name: columns for name, (_, columns) in TABLES.items()}
+CURVES = tuple(column for column in COLUMNS["history"] if column.type in (WHOLES, REALS))
 
 
 def _schema(table: str) -> pa.Schema:
@@ -296,6 +313,7 @@ ROW_KEYS = {
     "assets": ("asset_id",),
     "attempts": ("asset_id", "attempt"),
     "views": ("asset_id", "source", "view"),
+    "history": ("asset_id", "attempt"),
     "entries": ("row_id",),
     "runs": ("manifest",),
 }
@@ -306,6 +324,7 @@ COUNTS_FIRST = {
     "assets": ("try_cast(attempt[2:] AS INT) DESC", "status = 'interrupted'", "ended_at DESC"),
     "attempts": ("status = 'interrupted'", "ended_at DESC"),
     "views": (),
+    "history": (),
     "entries": ("outcome IS NULL",),
     "runs": ("ended_at IS NULL",),
 }

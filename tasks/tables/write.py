@@ -1,4 +1,4 @@
-"""Writing the five tables: plain Parquet files, a projection of the store's JSON.
+"""Writing the tables: plain Parquet files, a projection of the store's JSON.
 
 A file is never changed. Rows that belong together go into a new file, and then the files are
 deleted that it replaces; until they are, readers leave the repeats out. So no row is ever missing
