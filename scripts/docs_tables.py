@@ -10,7 +10,18 @@ import pyarrow as pa
 
 from sjc_engine.presets import PRESETS
 from sjc_engine.recipes import PARTS
-from tasks.tables.columns import FLAG, REAL, TEXT, TEXT_MAP, TEXTS, TIME, WHOLE, Column
+from tasks.tables.columns import (
+    FLAG,
+    REAL,
+    REALS,
+    TEXT,
+    TEXT_MAP,
+    TEXTS,
+    TIME,
+    WHOLE,
+    WHOLES,
+    Column,
+)
 from tasks.tables.schemas import RATINGS, TABLES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -37,6 +48,8 @@ _TYPES: dict[pa.DataType, str] = {
     FLAG: "bool",
     TIME: "timestamp (µs, UTC)",
     TEXTS: "list of text",
+    WHOLES: "list of int32",
+    REALS: "list of float32",
     TEXT_MAP: "map of text to text",
 }
 

@@ -17,6 +17,7 @@ from sjc_engine.recipes import RECIPE_VERSION
 
 SNAPSHOT_STEPS = 100  # between two snapshots: what a roll-back can cost
 LR_FACTOR = 0.5  # of the learning rates after it
+HISTORY_POINTS = 100  # of a scene's history, beside its first step and its last
 
 # What was the first in a step not to be finite; "loss" stands for its gradient too
 Culprit = Literal["field", "prior", "loss"]
@@ -61,7 +62,8 @@ Snapshot = tuple[int, dict[str, Tensor]]
 class DeferredScalars:
     """A step's numbers on their way from the device; nobody waits before they are asked for."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, step: int, values: Tensor) -> None:
+        self.step = step  # that measured them, counted from 1
         self._there = values  # (n,)
         self._here = values.to("cpu", non_blocking=True)
         self._arrival = torch.cuda.Event() if values.is_cuda else None
@@ -87,9 +89,12 @@ class Recovery:
     """What a scene's steps measured, and the way back from one that was not finite."""
 
     plateau_steps: int  # the spans that a plateau is judged by; 0: never
+    stride: int  # the steps between two points of the history
     rolled_back: bool = False
     measured: list[float] | None = None  # what the last good step did
     scores: list[float] = field(default_factory=list)  # of the last two spans
+    # Steps with what they measured: the first, each multiple of the stride, and the last so far
+    history: list[list[float]] = field(default_factory=list)
     snapshot: Snapshot | None = None
     culprit: Culprit | None = None  # of the last step that was not finite
     unread: DeferredScalars | None = None  # of the last step, where the device is not waited for
@@ -115,6 +120,9 @@ class Recovery:
             self.unread = None
             return False
         self.measured = values
+        if self.history and self.history[-1][0] > 1 and self.history[-1][0] % self.stride:
+            self.history.pop()  # it was there as the last
+        self.history.append([scalars.step, *(float(f"{value:.6g}") for value in values)])
         if self.plateau_steps:
             self.scores = [*self.scores, values[1]][-2 * self.plateau_steps :]
         return True
@@ -125,6 +133,7 @@ class Recovery:
             return None
         self.rolled_back = True
         (step, tensors), self.snapshot = self.snapshot, None
+        self.history = [point for point in self.history if point[0] <= step]
         put_state(field, optimizer, tensors)
         for group in optimizer.param_groups:
             group["lr"] *= LR_FACTOR
@@ -145,6 +154,7 @@ class Recovery:
             "snapshot_step": self.snapshot[0] if self.snapshot else None,
             "measured": self.measured,
             "scores": self.scores,
+            "history": self.history,
         }
 
     def tensors(self, field: Field, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -158,6 +168,7 @@ class Recovery:
         """The inverse of `header` and `tensors`."""
         self.rolled_back, self.scores = header["rolled_back"], header["scores"]
         self.measured = header["measured"]
+        self.history = header.get("history", [])  # older checkpoints have none
         if earlier := _below("snapshot.", tensors):
             self.snapshot = header["snapshot_step"], earlier
 

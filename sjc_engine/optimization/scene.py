@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,13 @@ from sjc_engine.optimization.checkpoint import write_checkpoint
 from sjc_engine.optimization.distill import distill_rgb
 from sjc_engine.optimization.optimizer import make_optimizer
 from sjc_engine.optimization.reference_view import ReferenceView
-from sjc_engine.optimization.resume import DeferredScalars, Recovery, put_state, read_scene
+from sjc_engine.optimization.resume import (
+    HISTORY_POINTS,
+    DeferredScalars,
+    Recovery,
+    put_state,
+    read_scene,
+)
 from sjc_engine.priors.conditioning import mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior
@@ -26,6 +33,9 @@ from sjc_engine.priors.loading.lora import NONE, same
 from sjc_engine.priors.tokens import prompt_end, words_from
 from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
+
+# What a history has of each of its steps
+HISTORY = ("steps", "loss", "score_norm", "emptiness", "opacity", "sigma")
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class StepStats:
     score: float  # root mean square of the weighted score
     emptiness: float  # mean log(1 + beta w), before its weight
     opacity: float  # mean over the rendered views, [0, 1]
+    sigma: float | None = None  # mean noise level; None right after an older checkpoint
 
 
 class Diverged(ArithmeticError):
@@ -121,7 +132,7 @@ class Scene:
         space: Space = "latent" if prior.latent else "rgb"
         self.field = make_field(r, prior.channels, space, self.generator).to(prior.device)
         self.optimizer = make_optimizer(self.field, r)
-        self.recovery = Recovery(r.plateau_steps)
+        self.recovery = Recovery(r.plateau_steps, math.ceil(r.steps / HISTORY_POINTS))
         self.intact = True  # False: an optimiser's step has begun and not ended
         # A GPU works while the next step is prepared: what it measured is read a step later.
         self.reads_late = prior.device.type != "cpu"
@@ -160,7 +171,7 @@ class Scene:
     def descend(
         self, loss: Tensor, measured: Sequence[Tensor], finite: Sequence[Tensor]
     ) -> StepStats:
-        """Take the optimiser's step down this loss. measured: score, emptiness and opacity, ().
+        """Take the optimiser's step down this loss. measured: the rest of `StepStats`, each ().
 
         finite: whether the rendered images, and the prior's answer to them, are, ().
 
@@ -174,7 +185,7 @@ class Scene:
         slopes = [p.grad.abs().amax() for p in self.field.parameters() if p.grad is not None]
         steepest = torch.stack(slopes).amax()
         numbers = torch.stack([loss, *measured, steepest, *(flag.to(loss) for flag in finite)])
-        scalars = DeferredScalars(numbers.detach())
+        scalars = DeferredScalars(self.step + 1, numbers.detach())
         due: DeferredScalars | None = scalars
         if self.reads_late and self.recovery.measured:
             scalars.clear_gradients_unless_finite(self.field)
@@ -253,6 +264,14 @@ class Scene:
         put_state(scene.field, scene.optimizer, tensors)
         scene.generator.set_state(tensors["generator"])
         return scene
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """A list for each of `HISTORY`, over about 100 of the steps so far; {} before the first.
+
+        The same however often the scene was interrupted.
+        """
+        return dict(zip(HISTORY, map(list, zip(*self.recovery.history, strict=True)), strict=False))
 
     def progress(self, share: float) -> bool:
         """Whether this share of the steps is done."""

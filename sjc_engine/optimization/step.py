@@ -133,7 +133,8 @@ def update(scene: Scene, inputs: StepInputs, denoised: Tensor) -> StepStats:
         loss = loss + r.smooth_weight * losses.depth_smoothness(views.depth)
     if scene.reference and inputs.reference:
         loss = loss + scene.reference.loss(inputs.reference)
-    measured = [gradient.square().mean().sqrt(), empty, views.opacity.mean()]
+    opacity, sigma = views.opacity.mean(), inputs.sigma.mean()
+    measured = [gradient.square().mean().sqrt(), empty, opacity, sigma]
     return scene.descend(loss, measured, [images.isfinite().all(), denoised.isfinite().all()])
 
 

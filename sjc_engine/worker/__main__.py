@@ -10,8 +10,8 @@ add   scene: name for the messages; spec: `AssetSpec.to_json()`; field: path for
 drop  scene: forget it. Its checkpoint stays.
 load  spec: load its prior, so that it is there for the scenes to come.
 
-On stdout, each with `scene`, `first_step` (steps that an earlier process had done) and `step`
-(steps done):
+On stdout, each with `scene`, `first_step` (steps that an earlier process had done), `step`
+(steps done) and, of a scene on board, `history` (`Scene.history`):
 
 progress  steps: steps in all; loss; seconds: spent on this scene, earlier processes included;
           unsaved: why the last checkpoint could not be written, or null

@@ -119,7 +119,8 @@ class RunningScene:
             field.save(self.field)
 
     def place(self) -> Message:
-        return {"scene": self.key, "first_step": self.first_step, "step": self.scene.step}
+        place = {"scene": self.key, "first_step": self.first_step, "step": self.scene.step}
+        return place | {"history": self.scene.history}
 
     def progress(self) -> Message:
         steps = self.scene.recipe.optimize.steps

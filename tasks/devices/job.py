@@ -12,8 +12,9 @@ class SceneError(Exception):
     """A scene that did not become a field.
 
     status: `failed`, `diverged`, `timeout`, `cancelled` or `interrupted`. first_step and
-    last_step: how far it came on `device` (both 0 and "" when it never started).
-    log_tail: of one that failed, the last lines of its engine's log.
+    last_step: how far it came on `device` (both 0 and "" when it never started); history: what its
+    steps measured, as `Scene.history`. log_tail: of one that failed, the last lines of its
+    engine's log.
     """
 
     def __init__(self, status: str, error_type: str, message: str) -> None:
@@ -24,6 +25,7 @@ class SceneError(Exception):
         self.first_step = 0
         self.last_step = 0
         self.log_tail = ""
+        self.history: dict[str, list[float]] = {}
 
 
 # What is no scene's own fault is `interrupted`, and resumes later: the message of each error_type.
@@ -56,6 +58,7 @@ class Job:
     first_step: int | None = None
     last_step: int = 0
     log_tail: Callable[[], str] = str  # of the engine that has it
+    history: dict[str, list[float]] = field(default_factory=dict)
     lost_on: list[Any] = field(default_factory=list)  # devices whose process ended under it
     events: "queue.SimpleQueue[Event | SceneError]" = field(default_factory=queue.SimpleQueue)
 
@@ -63,4 +66,5 @@ class Job:
         error = SceneError(status, error_type, message)
         error.device = self.device
         error.first_step, error.last_step = self.first_step or 0, self.last_step
+        error.history = self.history
         self.events.put(error)

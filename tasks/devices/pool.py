@@ -357,7 +357,7 @@ class DevicePool:
                 return
             if job is None:
                 return  # a scene dropped a moment ago
-            job.last_step = event["step"]
+            job.last_step, job.history = event["step"], event.get("history", {})
             if event["step"] > event["first_step"] or event["type"] == "done":
                 device.count_step()
             # Of the whole attempt: a process that replaces a dead one starts from a later step.

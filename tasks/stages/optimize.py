@@ -15,7 +15,8 @@ from tasks.stages.retries import STAGE
 from tasks.store.interface import Damaged, NotInStore
 
 _OLD_NOTES = ("steps", "loss_first", "loss_last", "loss_min", "peak_memory_bytes", "device")
-_NOTES = (*_OLD_NOTES, "rolled_back", "words_cut", "dtype")  # these: not in older versions' fields
+# Not all of these are with the fields of older versions
+_NOTES = (*_OLD_NOTES, "rolled_back", "words_cut", "dtype", "history")
 
 
 def _new_field(
@@ -39,6 +40,7 @@ def _new_field(
             asset.copy.finish()
         asset.device = error.device or None
         asset.first_step, asset.last_step = error.first_step, error.last_step
+        asset.report["history"] = error.history
         raise
     if asset.copy:
         asset.copy.settle()  # it reads the checkpoint, which goes now

@@ -83,7 +83,8 @@ def reevaluate(
         pictures = take_pictures(field.to(judges.device), mesh, recipe.evaluation_size)
         found = evaluate(pictures, mesh, manifest["spec"]["prompt"], *judges.get(recipe))
         timings = {**manifest["timings"], "evaluate": time.perf_counter() - started}
-        kept = {k: v for k, v in manifest["report"].items() if "lpips" not in k}
+        report = manifest["report"].items()
+        kept = {k: v for k, v in report if "lpips" not in k and k != "history"}
         end("ok", report=kept | found.metrics | {"views": found.views}, timings=timings)
     except Exception as error:
         end("failed", error=error)

@@ -13,6 +13,7 @@ import pyarrow as pa
 TEXT, WHOLE, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", tz="UTC")
 TEXTS, TEXT_MAP = pa.list_(TEXT), pa.map_(TEXT, TEXT)
+WHOLES, REALS = pa.list_(pa.int32()), pa.list_(pa.float32())
 
 _KINDS: dict[pa.DataType, Any] = {
     TEXT: str,
@@ -20,8 +21,9 @@ _KINDS: dict[pa.DataType, Any] = {
     REAL: int | float,
     FLAG: bool,
     TIME: datetime,
-    TEXTS: list,
+    **dict.fromkeys((TEXTS, WHOLES, REALS), list),
 }
+_ITEMS: dict[pa.DataType, Any] = {WHOLES: int, REALS: int | float}
 
 
 class RowError(ValueError):
@@ -61,6 +63,10 @@ class Column:
             raise RowError(f"{self.name}: {value!r} is not one of {', '.join(self.choices)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise RowError(f"{self.name}: {value} is not finite")
+        if (kind := _ITEMS.get(self.type)) and not all(
+            isinstance(item, kind) and math.isfinite(item) for item in value
+        ):
+            raise RowError(f"{self.name}: not every item is a finite {self.type.value_type}")
         # A mean of float32 ones may exceed 1.
         if (self.low is not None and value < self.low - 1e-6) or (
             self.high is not None and value > self.high * (1 + 1e-6)

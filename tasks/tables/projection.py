@@ -17,7 +17,7 @@ from sjc_engine.spec import canonical_json
 from tasks.store.interface import Store
 from tasks.store.layout import file_key
 from tasks.tables.columns import RowError
-from tasks.tables.schemas import COLUMNS, LINKED_FILES, OUTCOMES, STAGES, Row
+from tasks.tables.schemas import COLUMNS, CURVES, LINKED_FILES, OUTCOMES, STAGES, Row
 
 Document = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ _OF_SPEC = ("prompt", "negative_prompt", "image", "seed", "prior", "prior_revisi
 
 def check_report(report: Document, timings: Document, versions: Document) -> None:
     """Raises `RowError` unless the columns of `assets` and `views` can hold all of it."""
-    _check_keys("report", report, (*REPORT_KEYS, "views"))
+    _check_keys("report", report, (*REPORT_KEYS, "views", "history"))
     for view in report.get("views", []):
         _check_keys("report: views", view, VIEW_KEYS)
     _check_keys("timings", timings, STAGES)
@@ -72,6 +72,18 @@ def check_known(report: Document, timings: Document, versions: Document) -> None
     for view in views:
         for key in VIEW_KEYS:
             _VIEW_COLUMNS[key].check(view.get(key))
+    _check_history(report.get("history"))
+
+
+def _check_history(history: Any) -> None:
+    if not history:  # of an older version, or before the first step
+        return
+    if not isinstance(history, dict):
+        raise RowError("report: history: not an object")
+    for column in CURVES:
+        column.check(history.get(column.name))
+    if len({len(history[column.name]) for column in CURVES}) > 1:
+        raise RowError("report: history: its lists are not equally long")
 
 
 def view_file(source: str, view: int) -> str:
@@ -83,6 +95,7 @@ def rows_of_attempt(store: Store, attempt: Document, manifest: Document) -> dict
     """Its rows in each table. A row in the last, `assets`, says that it has those in the others."""
     return {
         "views": view_rows(store, attempt, manifest),
+        "history": history_rows(attempt, manifest),
         "attempts": [attempt_row(attempt)],
         "assets": [asset_row(store, attempt, manifest)],
     }
@@ -138,6 +151,15 @@ def view_rows(store: Store, attempt: Document, manifest: Document) -> list[Row]:
         }
         for view in _result(attempt, manifest, "report").get("views", [])
     ]
+
+
+def history_rows(attempt: Document, manifest: Document) -> list[Row]:
+    """The row of table `history` for one attempt; none unless it made steps, and kept them."""
+    history = _result(attempt, manifest, "report").get("history")
+    if not history:
+        return []
+    about = {key: attempt[key] for key in ("asset_id", "attempt", "run_id")}
+    return [about | {column.name: history[column.name] for column in CURVES}]
 
 
 def attempt_row(attempt: Document) -> Row:

@@ -62,6 +62,7 @@ _ORDER = {
     "views": "asset_id, run_id, source, view",
     "entries": "run_id, line, row_id",
     "attempts": "started_at, asset_id, attempt",
+    "history": "asset_id, attempt, run_id",
     "runs": "started_at, run_id",
     "annotations": "made_at, asset_id, key, who",
 }

@@ -13,10 +13,12 @@ import pyarrow as pa
 from tasks.tables.columns import (
     FLAG,
     REAL,
+    REALS,
     TEXT_MAP,
     TEXTS,
     TIME,
     WHOLE,
+    WHOLES,
     Column,
     RowError,
     count,
@@ -249,6 +251,20 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             _ENDED,
         ),
     ),
+    "history": (
+        "One row per ended attempt that optimised: what its steps measured, about 100 of them.",
+        (
+            _ASSET_ID,
+            _ATTEMPT,
+            _RUN_ID,
+            required("steps", "Which steps: the first, every so many, the last.", WHOLES),
+            required("loss", "What was minimised; its score part is a surrogate.", REALS),
+            required("score_norm", "Root mean square of the weighted score.", REALS),
+            required("emptiness", "Mean log(1 + beta w), before its weight.", REALS),
+            required("opacity", "Mean opacity of the rendered views, 0 to 1.", REALS),
+            required("sigma", "Mean noise level.", REALS),
+        ),
+    ),
     "runs": (
         "One row per run.",
         (
@@ -295,6 +311,7 @@ RATINGS = (
 )  # fmt: skip
 
 COLUMNS: dict[str, tuple[Column, ...]] = {name: columns for name, (_, columns) in TABLES.items()}
+CURVES = tuple(column for column in COLUMNS["history"] if column.type in (WHOLES, REALS))
 
 
 def _fields(columns: Iterable[Column]) -> list[pa.Field]:
@@ -325,6 +342,7 @@ ROW_KEYS = {
     "assets": ("run_id", "asset_id"),
     "attempts": ("run_id", "asset_id", "attempt"),
     "views": ("run_id", "asset_id", "source", "view"),
+    "history": ("run_id", "asset_id", "attempt"),
     "entries": ("run_id", "row_id"),
     "runs": ("run_id", "manifest"),
     "annotations": ("asset_id", "key", "who"),
@@ -336,6 +354,7 @@ COUNTS_FIRST = {
     "assets": ("try_cast(attempt[2:] AS INT) DESC", "status = 'interrupted'", "ended_at DESC"),
     "attempts": ("status = 'interrupted'", "ended_at DESC"),
     "views": (),
+    "history": (),
     "entries": ("outcome IS NULL",),
     "runs": ("ended_at IS NULL",),
     "annotations": ("made_at DESC", "document DESC"),

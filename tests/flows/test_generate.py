@@ -66,7 +66,7 @@ from tasks.tables.write import rebuild_tables
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
 
-TABLES = ("assets", "views", "entries", "attempts", "runs")
+TABLES = ("assets", "views", "entries", "attempts", "history", "runs")
 
 
 @pytest.fixture
@@ -148,6 +148,10 @@ def test_a_manifest_becomes_assets_tables_and_pages(run: Any, tmp_path: Path) ->
         "duck2": "duplicate",
     }
     assert len(found["views"]) == 2 * 2 * 9
+    for _, history in found["history"].iterrows():
+        assert list(history.steps) == list(range(1, 21))
+        last = found["assets"].set_index("asset_id").loss_last[history.asset_id]
+        assert history.loss[-1] == pytest.approx(last, rel=1e-5)
     assert list(found["attempts"].status) == ["ok", "ok"]
     assert (found["attempts"].last_step == 20).all()
     (row,) = found["runs"].to_dict("records")

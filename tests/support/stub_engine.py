@@ -113,7 +113,8 @@ class StubEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         resident = len(self.scenes)
         if prompt == "diverge" and scene["step"] == 3:
-            self.send("failed", key, error_type="Diverged", error="NaN", **place)
+            history = {"steps": [1, 2]}
+            self.send("failed", key, error_type="Diverged", error="NaN", history=history, **place)
             del self.scenes[key]
         elif scene["step"] == STEPS and prompt != "endless":
             Path(scene["field"]).write_text(prompt)

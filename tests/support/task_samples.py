@@ -56,8 +56,10 @@ def report(**changes: Any) -> dict[str, Any]:
     ]  # fmt: skip
     flags = {"watertight": True, "single_color": False, "rolled_back": False}
     cut = {"words_cut": ["pond"], "words_cut_by_judge": []}
-    made = {**numbers, **whole, **texts, **flags, **cut, "coverage": "good", "views": views}
-    return made | changes
+    names = ("loss", "score_norm", "emptiness", "opacity", "sigma")
+    curves = {name: [0.5, -0.25] for name in names}
+    lists = {"views": views, "history": {"steps": [1, 3], **curves}}
+    return {**numbers, **whole, **texts, **flags, **cut, "coverage": "good", **lists, **changes}
 
 
 def make(

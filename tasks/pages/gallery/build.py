@@ -18,6 +18,7 @@ from typing import Any
 from sjc_engine.files import write_atomically
 from tasks.manifest.resolve import recipe_diff
 from tasks.pages.html import PAGE_CSS, escaped, page, source_hash
+from tasks.pages.report.charts import Line, curves
 from tasks.records.documents import CommittedFile, committed_files, finished_manifest
 from tasks.store.interface import Store
 from tasks.tables.columns import FLAG, REAL, TIME, WHOLE, Column
@@ -35,8 +36,11 @@ _LEFT_OUT = {"spec_json", "uri_mesh", "uri_preview", "uri_turntable", "uri_field
 _KINDS = {WHOLE: "number", REAL: "number", FLAG: "flag"}
 _SQL = """
 SELECT a.*, (SELECT string_agg(DISTINCT row_id || ' ' || array_to_string(tags, ' '), ' ')
-             FROM entries e WHERE e.asset_id = a.asset_id) AS entries
-FROM best_assets a {where} ORDER BY started_at, asset_id
+             FROM entries e WHERE e.asset_id = a.asset_id) AS entries, history
+FROM best_assets a LEFT JOIN (
+    SELECT asset_id, h AS history FROM history h QUALIFY row_number() OVER
+        (PARTITION BY asset_id ORDER BY try_cast(attempt[2:] AS INT) DESC) = 1
+) USING (asset_id) {where} ORDER BY started_at, asset_id
 """
 
 
@@ -128,6 +132,7 @@ def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Itera
 <div class="first"><div>{viewer}</div><div>{"".join(pictures)}
 <h2>Make it again</h2><pre>{escaped(command(row))}</pre></div></div>
 {sheet if "preview.png" in kept else ""}
+{_curves(row)}
 <h2>What is known of it</h2><div class="columns">{_metrics(row)}</div>
 <h2>Files</h2>{_files(files, kept)}
 <h2>Recipe and all else it depends on</h2><pre>{escaped(spec)}</pre>
@@ -209,6 +214,14 @@ def _metrics(row: dict[str, Any]) -> str:
             f"<td{number}>{escaped(shown)} {escaped(column.unit)}</td></tr>"
         )
     return f"<table>{''.join(lines)}</table>"
+
+
+def _curves(row: dict[str, Any]) -> str:
+    """What its steps measured; nothing of an asset that an older version made."""
+    if not row["history"]:
+        return ""
+    drawn = curves([Line("this asset", row["history"], bad=row["status"] != "ok")])
+    return f"<h2>Optimisation</h2>{drawn}"
 
 
 def _files(files: dict[str, CommittedFile], kept: set[str]) -> str:

@@ -1,12 +1,14 @@
 """Charts as inline SVG, coloured by the page's style sheet, with words for who hears the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tasks.pages.html import escaped
 from tasks.tables.columns import Column
+from tasks.tables.schemas import CURVES
 
 WIDTH, HEIGHT, TOP = 300, 96, 6  # of the bars, in units of the drawing
 MOST_BINS = 24
@@ -85,6 +87,49 @@ def _bars(column: Column, values: Sequence[float]) -> str:
 <text x="{WIDTH / 2:.0f}" y="{TOP + HEIGHT + 14}" text-anchor="middle">tallest bar: {tallest}</text>
 <text x="0" y="{TOP + HEIGHT + 14}">{number(low)}</text>
 <text x="{WIDTH}" y="{TOP + HEIGHT + 14}" text-anchor="end">{number(high)}</text>"""
+
+
+class Line(NamedTuple):
+    """What an attempt's steps measured; `history` is a row of the table of this name."""
+
+    title: str
+    history: Mapping[str, Any]
+    bad: bool = False  # whether the attempt failed
+
+
+def curves(lines: Sequence[Line]) -> str:
+    """A chart for each measure over the steps, with a line for each attempt, at least one."""
+    charts = (_curve(column, lines) for column in CURVES[1:])
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _curve(column: Column, lines: Sequence[Line]) -> str:
+    """The highest and lowest hundredths are cut off: a first step may be ten times the rest."""
+    values = np.concatenate([line.history[column.name] for line in lines])
+    low, high = map(float, np.quantile(values, (0.01, 0.99)))
+    low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
+    last = max(line.history["steps"][-1] for line in lines)
+    drawn = []
+    for title, history, bad in lines:
+        across = WIDTH * np.array(history["steps"]) / last
+        down = HEIGHT * np.clip((high - np.array(history[column.name])) / (high - low), 0, 1)
+        points = " ".join(f"{x:.0f},{TOP + y:.0f}" for x, y in zip(across, down, strict=True))
+        end = f"{title}: {number(history[column.name][-1])} at step {history['steps'][-1]:,}"
+        drawn.append(
+            f'<polyline class="curve{" bad" * bad}" points="{points}">'
+            f"<title>{escaped(end)}</title></polyline>"
+        )
+    ends = [line.history[column.name][-1] for line in lines]
+    ended = f"ends at {number(median(ends))}" + " (median)" * (len(lines) > 1)
+    heard = f"{column.name} over {last:,} steps, {number(low)} to {number(high)}, {ended}"
+    bottom = TOP + HEIGHT
+    return f"""<figure title="{escaped(column.meaning)}">
+<figcaption><b>{column.name}</b> <span>{ended}</span></figcaption>
+<svg viewBox="0 0 {WIDTH} {bottom + 18}" role="img" aria-label="{heard}">
+<line class="axis" x1="0" x2="{WIDTH}" y1="{bottom}" y2="{bottom}"/>{"".join(drawn)}
+<text x="0" y="{bottom + 14}">{number(low)} to {number(high)}</text>
+<text x="{WIDTH}" y="{bottom + 14}" text-anchor="end">step {last:,}</text>
+</svg></figure>"""
 
 
 def share_bar(share: float) -> str:

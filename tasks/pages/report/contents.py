@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tasks.pages.html import data_uri
+from tasks.pages.report.charts import Line
 from tasks.pages.report.page import Row, RunReport, Thumbnail, report_page
 from tasks.pages.run_sheet import read_picture
 from tasks.records.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
@@ -19,8 +20,11 @@ from tasks.store.interface import Damaged, NotInStore, Store
 from tasks.store.layout import report_key
 from tasks.tables.read import BEST_FIRST, query
 
+T = TypeVar("T")
+
 MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture takes 1 kB
 MOST_SHOWN = 6  # best and worst assets
+MOST_LINES = 24  # of a chart of the optimisation
 PICTURES = ("views/mesh_1.png", "thumbnail.webp")  # from its left front; else from the front
 TILE_PIXELS, LARGE_PIXELS = 112, 208
 
@@ -91,15 +95,32 @@ def read_report(store: Store, run_id: str, command_line: CommandLine) -> RunRepo
     large, _ = pictures(store, [*best, *worst], LARGE_PIXELS)
     command, retry_command = (command_line(store.url, run, retry=retry) for retry in (False, True))
     return RunReport(
-        run, store.url, rows, wall, best, worst, tiles, large, versions, command, retry_command
-    )
+        run, store.url, rows, wall, best, worst, tiles, large, versions, command, retry_command,
+        read_lines(store, rows, run_id),
+    )  # fmt: skip
 
 
-def sample(rows: Sequence[Row], most: int) -> list[Row]:
-    """All rows, or `most` of them at even distances."""
+def sample(rows: Sequence[T], most: int) -> list[T]:
+    """All of them, or `most` of them at even distances."""
     if len(rows) <= most:
         return list(rows)
     return [rows[k * len(rows) // most] for k in range(most)]
+
+
+def read_lines(store: Store, rows: Sequence[Row], run_id: str) -> list[Line]:
+    """What the steps of some attempts of the run measured, half of them failed ones if it can be.
+
+    The failed ones come last, and are drawn over the others.
+    """
+    found = query(store, f"SELECT * FROM history WHERE run_id = '{run_id}'").to_pylist()
+    histories = {(row["asset_id"], row["attempt"]): row for row in found}
+    lines = [
+        Line(f"{row['row_id']} ({row['status']})", histories[key], bad=row["status"] != "ok")
+        for row in rows
+        if (key := (row["asset_id"], row["attempt"])) in histories and row["run_id"] == run_id
+    ]
+    bad = sample([line for line in lines if line.bad], MOST_LINES // 2)
+    return sample([line for line in lines if not line.bad], MOST_LINES - len(bad)) + bad
 
 
 def extremes(rows: Iterable[Row], most: int) -> tuple[list[Row], list[Row]]:

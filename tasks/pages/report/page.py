@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from tasks.pages.html import PAGE_CSS, duration, escaped, page, source_hash
-from tasks.pages.report.charts import histogram, number, share_bar
+from tasks.pages.report.charts import Line, curves, histogram, number, share_bar
 from tasks.tables.schemas import COLUMNS, STAGES
 
 Row = dict[str, Any]
@@ -42,6 +42,7 @@ class RunReport:
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""  # that runs it again
     retry_command: str = ""  # the same, failed assets too
+    lines: list[Line] = field(default_factory=list)  # of the charts of the optimisation
 
 
 _CSS = PAGE_CSS + Path(__file__).with_name("report.css").read_text("utf-8")
@@ -69,6 +70,7 @@ def report_page(report: RunReport) -> str:
 {_extremes(report)}
 <section><h2>Metrics <small>of {_count(_finished(rows), "finished asset")}</small></h2>
 <div class="charts">{"".join(_histograms(rows))}</div></section>
+{_optimisation(report.lines)}
 {_failures(rows)}
 {_times(report)}
 <section><h2>Settings</h2>{_table(_settings(report))}</section>
@@ -219,6 +221,13 @@ def _histograms(rows: list[Row]) -> Iterable[str]:
     return drawn or ['<p class="note">None: no asset is finished.</p>']
 
 
+def _optimisation(lines: list[Line]) -> str:
+    if not lines:  # its assets are older, or were all reused
+        return ""
+    small = f"of {_count(lines, 'attempt')} of this run; failed ones are red"
+    return f"<section><h2>Optimisation <small>{small}</small></h2>{curves(lines)}</section>"
+
+
 def _failures(rows: list[Row]) -> str:
     failed = _failed(rows)
     if not failed:
@@ -295,5 +304,5 @@ def _cut(text: str, most: int = SHORT) -> str:
     return escaped(text if len(text) <= most else text[: most - 1] + "…")
 
 
-def _count(rows: list[Row], noun: str) -> str:
+def _count(rows: Sized, noun: str) -> str:
     return f"{len(rows):,} {noun}{'' if len(rows) == 1 else 's'}"

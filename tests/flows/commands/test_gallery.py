@@ -111,11 +111,13 @@ def test_every_asset_has_its_page_and_its_files(store: Store, tmp_path: Path) ->
         if row[names.index("status")] == "ok":
             assert made_files == SHOWN_FILES
             assert "<model-viewer" in page
+            assert page.count("<polyline") == 5
             assert "views/mesh_1.png" in page  # listed with its checksum, though not copied
         else:
             assert made_files == {"index.html"}
             assert "loss is NaN" in page
             assert "<model-viewer" not in page
+            assert "<polyline" not in page
 
 
 def test_a_second_time_copies_only_what_is_new(store: Store, tmp_path: Path) -> None:

@@ -178,6 +178,37 @@ def test_resuming_equals_never_having_stopped(prior, tmp_path, overrides, stop):
     assert equal(parameters(whole), parameters(resumed))
 
 
+def test_a_history_is_down_sampled_and_survives_a_resume(prior, tmp_path, monkeypatch):
+    monkeypatch.setattr("sjc_engine.optimization.scene.HISTORY_POINTS", 8)
+    recipe = PIXEL.override({"steps": 40})
+    whole, stats = Scene("a duck", "", 7, recipe, prior), []
+    for _ in range(40):
+        stats += step_scenes([whole], prior)
+    resumed = run(Scene("a duck", "", 7, recipe, prior), 18)
+    assert resumed.history["steps"] == [1, 5, 10, 15, 18]
+    resumed.save(tmp_path / "scene.ckpt")
+    resumed = run(Scene.load(tmp_path / "scene.ckpt", prior), 22)
+    assert resumed.history == whole.history
+    history = whole.history
+    assert history["steps"] == [1, 5, 10, 15, 20, 25, 30, 35, 40]
+    for name, key in {"score_norm": "score"}.items() | {(k, k) for k in ("loss", "sigma")}:
+        measured = [getattr(stats[step - 1], key) for step in history["steps"]]
+        assert history[name] == pytest.approx(measured, rel=1e-5)
+
+
+def test_a_checkpoint_without_a_history_resumes(prior, tmp_path):
+    scene = run(Scene("a duck", "", 7, PIXEL, prior), 2)
+    scene.save(tmp_path / "scene.ckpt")
+    tensors, header = checkpoint.read_checkpoint(tmp_path / "scene.ckpt")
+    del header["history"]
+    header["measured"].pop()  # sigma
+    checkpoint.write_checkpoint(tmp_path / "scene.ckpt", tensors, header)
+    resumed = run(late(Scene.load(tmp_path / "scene.ckpt", prior)), 2)
+    assert resumed.history["steps"] == [3]  # the fourth is still to be read
+    run(scene, 2)
+    assert equal(parameters(scene), parameters(resumed))
+
+
 def test_resuming_a_latent_scene_equals_never_having_stopped(latent_prior, tmp_path):
     whole = run(Scene("a duck", "", 7, LATENT, latent_prior), 4)
     run(Scene("a duck", "", 7, LATENT, latent_prior), 2).save(tmp_path / "scene.ckpt")
@@ -281,6 +312,7 @@ def test_a_loss_that_is_not_finite_takes_the_scene_back_once(prior, tmp_path):
     poison(scene)
     [stats] = step_scenes([scene], prior)
     assert (stats.step, scene.step, scene.recovery.rolled_back) == (0, 0, True)
+    assert scene.history == {}
     assert all(torch.isfinite(p).all() for p in scene.field.parameters())
     assert scene.optimizer.param_groups[0]["lr"] == rate / 2
     # The second chance is not the first over again: its random numbers are new.

@@ -198,7 +198,9 @@ def test_a_diverging_scene_fails_alone(engine: Engine, tmp_path: Path) -> None:
     ended = engine.ended("good", "bad")
     assert (ended["bad"]["type"], ended["bad"]["error_type"]) == ("failed", "Diverged")
     assert "red car" in ended["bad"]["error"]
+    assert ended["bad"]["history"] == {}
     assert ended["good"]["step"] == 40
+    assert ended["good"]["history"]["steps"] == list(range(1, 41))
 
 
 def test_a_roll_back_is_told_even_after_a_resume(engine: Engine) -> None:

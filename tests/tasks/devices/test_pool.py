@@ -203,6 +203,7 @@ def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> 
     with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(2) as many:
         bad, good = many.map(lambda p: run(devices, tmp_path, p), ["diverge", "duck"])
     assert (bad.status, bad.error_type, bad.last_step) == ("diverged", "Diverged", 3)
+    assert bad.history == {"steps": [1, 2]}
     assert (good["step"], good["first_step"]) == (6, 0)
 
 

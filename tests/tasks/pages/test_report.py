@@ -14,7 +14,7 @@ from task_samples import make, make_run, report, spec
 
 from tasks.manifest.resolve import read_manifest, resolve
 from tasks.pages.html import duration
-from tasks.pages.report.charts import histogram, histogram_sheet
+from tasks.pages.report.charts import Line, curves, histogram, histogram_sheet
 from tasks.pages.report.contents import (
     MOST_SHOWN,
     MOST_TILES,
@@ -118,6 +118,42 @@ def test_what_a_run_did_and_not_what_others_did(store: Store, tmp_path: Path) ->
     assert "of 1 asset made or tried" in page
     assert "cuda:1 was no longer used" in page
     assert "3 engine processes &lt;ended&gt;" in page
+
+
+def test_the_curves_are_of_this_runs_attempts_and_failed_ones_are_red(
+    store: Store, tmp_path: Path
+) -> None:
+    make_run(store, tmp_path, "run0", "duck,a duck,,\n")
+    begin(store, tmp_path, "duck,a duck\nmug,a mug\npig,a pig\n")
+    make(store, tmp_path, spec("a mug"), "run1")
+    attempt = start_attempt(store, spec("a pig"), "run1")["attempt"]
+    history = {name: [1.0, 2.0] for name in report()["history"]} | {"steps": [1, 9]}
+    ended = finish_attempt(
+        store, spec("a pig").asset_id, attempt, "diverged", report={"history": history}
+    )
+    record_attempt(store, ended, {})
+    lines = read_report(store, "run1", command_line).lines
+    assert [(line.title, line.bad) for line in lines] == [
+        ("mug (ok)", False),
+        ("pig (diverged)", True),
+    ]
+    page = curves(lines)
+    assert page.count('<polyline class="curve"') == page.count('class="curve bad"') == 5
+    assert "pig (diverged): 2 at step 9" in page
+    assert page in report_page(read_report(store, "run1", command_line))
+
+
+def test_assets_of_older_versions_have_no_curves(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    begin(store, tmp_path, "duck,a duck\n")
+    make(store, tmp_path, spec("a duck"), "run1", history=None)
+    assert "<polyline" not in report_page(read_report(store, "run1", command_line))
+
+
+def test_a_curve_that_never_changes_is_drawn() -> None:
+    flat = {name: [0.5, 0.5] for name in report()["history"]} | {"steps": [1, 2]}
+    assert 'points="150,54 300,54"' in curves([Line("duck", flat)])
+    assert "nan" not in curves([Line("one step", {name: [1] for name in flat})])
 
 
 def test_a_run_that_was_killed_has_a_report(store: Store, tmp_path: Path) -> None:

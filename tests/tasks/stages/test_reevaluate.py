@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic_fields import TOTEM, centers, make_field, soft_density
-from task_samples import all_tables, make, spec
+from task_samples import all_tables, make, report, spec
 from tiny_clip import save_tiny_clip
 
 from sjc_engine.mesh.extract import extract_mesh
@@ -24,7 +24,10 @@ from tasks.store.interface import Damaged, Store, StoreError
 from tasks.tables.read import query, read_table
 from tasks.tables.write import TableWriter, rebuild_tables, record_attempt
 
-REPORT = {"steps": 800, "vertices": 12, "genus": 1, "clip_score": 1.0, "field_mesh_lpips": 0.5}
+REPORT = {
+    "steps": 800, "vertices": 12, "genus": 1, "clip_score": 1.0, "field_mesh_lpips": 0.5,
+    "history": report()["history"],
+}  # fmt: skip
 CHANGES: dict[str, Any] = {"evaluation_size": 32}
 
 
@@ -87,6 +90,7 @@ def test_a_new_row_has_new_numbers_and_the_old_history(
     assert [v["view"] for v in views if v["uri"]] == [3]
     attempt = asset_attempts(store, asset_id)[-1]
     assert (attempt["first_step"], attempt["last_step"]) == (800, 800)  # no step was made
+    assert "history" not in attempt["report"]
     assert {k: v for k, v in before.items() if store.get_bytes(k) != v} == {}
     assert not list(tmp_path.glob("evaluate-*"))
     tables = all_tables(store)

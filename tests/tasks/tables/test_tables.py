@@ -11,7 +11,7 @@ import duckdb
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from task_samples import make, make_run, spec
+from task_samples import make, make_run, report, spec
 
 from sjc_engine.spec import AssetSpec
 from tasks.records.attempts import finish_attempt, start_attempt
@@ -20,7 +20,7 @@ from tasks.store import open_store
 from tasks.store.interface import Store, StoreError
 from tasks.tables import read as table_reader
 from tasks.tables.columns import RowError
-from tasks.tables.projection import asset_row
+from tasks.tables.projection import asset_row, check_report
 from tasks.tables.read import QueryError, query, read_table
 from tasks.tables.schemas import FILE_SCHEMAS, RATINGS, SCHEMAS, TABLES, check_row, to_arrow
 
@@ -42,6 +42,7 @@ DESIGN = {
     field_mesh_iou field_mesh_psnr uri""",
     "attempts": """asset_id attempt run_id status error device first_step last_step started_at
     ended_at""",
+    "history": "asset_id attempt run_id steps loss score_norm emptiness opacity sigma",
     "runs": """run_id manifest count_entries count_assets count_computed count_reused
     count_duplicate count_failed started_at ended_at seconds_total flow_run_id settings""",
     "annotations": "asset_id key value who made_at document",
@@ -122,6 +123,25 @@ def test_metrics_must_be_finite_and_in_range(tmp_path: Path) -> None:
             check_row("assets", {**row, "clip_r_precision": value})
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": [1, 2.5]},
+        {"steps": [1, "2"]},
+        {"loss": None},
+        {"loss": 0.5},
+        {"loss": [0.5]},
+        {"loss": [0.5, float("nan")]},
+    ],
+)
+def test_a_history_is_lists_of_finite_numbers_of_one_length(changes: dict[str, object]) -> None:
+    check_report(report(), {}, {})
+    check_report(report(history=None), {}, {})  # of a field that an older version made
+    check_report(report(history={}), {}, {})  # before the first step
+    with pytest.raises(RowError, match=r"history|steps|loss"):
+        check_report(report(history=report()["history"] | changes), {}, {})
+
+
 # --- writing and reading -----------------------------------------------------------------------
 
 
@@ -183,20 +203,20 @@ def test_a_whole_asset_comes_back(store: Store, tmp_path: Path) -> None:
     assert read_table(store.url, "runs")["run_id"].tolist() == ["run1"], "by address too"
 
 
-def test_sql_sees_all_five_tables(store: Store, tmp_path: Path) -> None:
+def test_sql_sees_all_tables(store: Store, tmp_path: Path) -> None:
     make_run(store, tmp_path, "run1", "duck,a duck,t;u,v\npig,a pig,,\n")
     rows = query(
         store,
         """SELECT e.row_id, meta['k'] AS k, count(*) AS views, max(v.field_mesh_iou) AS iou,
-               any_value(r.run_id) AS run, any_value(t.status) AS status
+               any_value(r.run_id) AS run, any_value(t.status) AS status, any_value(h.loss) AS loss
            FROM entries e JOIN assets a USING (asset_id) JOIN views v USING (asset_id)
            JOIN attempts t ON t.asset_id = a.asset_id JOIN runs r ON r.run_id = a.run_id
+           JOIN history h ON h.asset_id = a.asset_id
            WHERE list_contains(tags, 't') AND a.started_at > TIMESTAMPTZ '2020-01-01 00:00:00+00'
            GROUP BY ALL""",
     ).to_pylist()
-    assert rows == [
-        {"row_id": "duck", "k": "v", "views": 4, "iou": 0.9, "run": "run1", "status": "ok"}
-    ]
+    expected = {"row_id": "duck", "k": "v", "views": 4, "iou": 0.9, "run": "run1", "status": "ok"}
+    assert rows == [expected | {"loss": [0.5, -0.25]}]
 
 
 def test_the_best_outcome_counts_and_assets_are_raw_in_sql(store: Store, tmp_path: Path) -> None:
