@@ -13,9 +13,10 @@ from prefect.states import Cancelled, State
 from flows.context import RunContext, run_context, surroundings
 from flows.pipeline import RunCancelled, run_pipeline
 from flows.plan import RunPlan, find_related_assets, make_plan
+from flows.prefect_server.schedule import manifest_name
 from flows.prefect_server.shutdown import brief_shutdown
 from flows.progress.results import final_state, results
-from flows.progress.summary_artifact import PrefectSummary, manifest_name
+from flows.progress.summary_artifact import PrefectSummary, announced
 from flows.run_record import Outcomes, recorded, write_pages
 from flows.scratch import sole_user
 from flows.settings import Settings
@@ -86,7 +87,11 @@ def generate(
 
 def run_on_devices(plan: RunPlan) -> State[Any]:
     """Runs a plan on this machine's devices, and shows it on Prefect's pages."""
-    with Board() as board, run_context(plan, board) as context:
+    with (
+        Board() as board,
+        run_context(plan, board) as context,
+        announced(plan, context.watcher),
+    ):
         return run_plan(context, plan)
 
 

@@ -65,7 +65,7 @@ def deploy(
     fast_launch: options.FastLaunch = False,
 ) -> None:
     """Put scheduled runs on a work pool, from prefect.yaml or of a manifest, for workers."""
-    from flows.prefect_server.schedule import deployment_name
+    from flows.prefect_server.schedule import deployment_name, run_tags
 
     if manifest is None:
         if cron is not None or name is not None:
@@ -75,6 +75,7 @@ def deploy(
     strategy = on_collision.replace("-", "_").upper()
     deployment: Config = {
         "name": name or deployment_name(manifest),
+        "tags": run_tags(manifest, [prior] if prior else []),
         "entrypoint": ENTRYPOINT,
         "work_pool": {"name": pool, "job_variables": {"env": HEARTBEAT}},
         "concurrency_limit": {"limit": 1, "collision_strategy": strategy},
@@ -126,19 +127,21 @@ def make_deployments(config: Config, file: Path | None = None) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.prefect_server.heartbeats import crash_silent_runs
+    from tasks.stages.versions import versions
 
     # What has imported Prefect before the server was known would look for another one.
     api_url = connection.api_url
     pools = dict.fromkeys(d["work_pool"]["name"] for d in config["deployments"])
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        for deployment in config["deployments"]:
+            deployment.setdefault("version", versions()["code"])
         for pool in pools:  # their workers run flows as processes
             with suppress(ObjectAlreadyExists):
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as written:
-            if file is None:
-                yaml.safe_dump(config, written)
-                written.flush()
-            _prefect_deploy(file or Path(written.name))
+            yaml.safe_dump(config, written)
+            written.flush()
+            _prefect_deploy(Path(written.name))
         crash_silent_runs()  # one that is lost would hold up those that wait for it
         for deployment in config["deployments"]:
             flow = deployment["entrypoint"].rpartition(":")[2].rpartition(".")[2]
@@ -159,6 +162,11 @@ def validate(deployment: Config, where: str) -> None:
     pool = deployment.get("work_pool")
     if not isinstance(pool, dict) or not isinstance(pool.get("name"), str):
         raise UsageError(f"{where}: work_pool has no name; write work_pool: {{name: gpu}}")
+    if "prefect.blocks." in str(pool.get("job_variables")):
+        raise UsageError(
+            f"{where}: job_variables names a block, and Prefect would store its secret readably;"
+            " name it in the work pool's job template (docs/many-machines.md)"
+        )
     schedules = deployment.get("schedules") or []
     own = deployment.get("parameters") or {}
     runs = [own | (schedule.get("parameters") or {}) for schedule in schedules] or [own]

@@ -1,6 +1,7 @@
-"""Cron schedules of runs: checked before they are made, and shown as their next times."""
+"""Scheduled runs: their cron lines, checked and shown as next times, their names and tags."""
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -31,6 +32,17 @@ def format_times(cron: str, timezone: str) -> str:
     if not times:
         raise SettingError("cron", f"{cron!r} never comes", "check its day and month")
     return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times) + f" ({timezone})"
+
+
+def manifest_name(manifest: str) -> str:
+    """The last part of a manifest's path or address."""
+    return PurePosixPath(manifest).name or manifest
+
+
+def run_tags(manifest: str, priors: Iterable[str]) -> list[str]:
+    """What Prefect's pages filter runs and deployments by."""
+    names = dict.fromkeys(priors)
+    return ["sjc", f"manifest:{manifest_name(manifest)}", *(f"prior:{name}" for name in names)]
 
 
 def deployment_name(manifest: str) -> str:

@@ -4,15 +4,20 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Mapping
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from prefect.events import emit_event
+
 from flows.plan import RunPlan
+from flows.prefect_server.schedule import manifest_name, run_tags
 from flows.progress.results import RESULT_COLUMNS, cell
+from flows.progress.tally import GOOD
 from flows.progress.terminal import Watcher
 from tasks.pages.html import duration
-from tasks.prefect_ui.artifacts import Board, name_run
+from tasks.prefect_ui.artifacts import Board, describe_run
+from tasks.stages.versions import versions
 
 SUMMARY_SECONDS = 10.0  # between two versions of the live summary
 LISTED = 20  # failures in the summary; the table has more
@@ -30,7 +35,7 @@ class PrefectSummary:
         self._plan, self._board = plan, board
         self._run_id, self._tally = watcher.run_id, watcher.tally
         self._updated = 0.0
-        name_run(run_name(plan))
+        describe_run(run_name(plan), plan_tags(plan), versions()["code"])
         about = f"Run {self._run_id}"
         self._summary = board.create("markdown", "summary", self._text(), about)
         watcher.on_change = self._refresh
@@ -99,11 +104,6 @@ class PrefectSummary:
         return [*lines, "", "A gallery with a 3D viewer:", "", _block(shlex.join(command))]
 
 
-def manifest_name(manifest: str) -> str:
-    """The last part of a manifest's path or address."""
-    return PurePosixPath(manifest).name or manifest
-
-
 def run_name(plan: RunPlan) -> str:
     """Such as `paper.csv: 6 assets (2 new, 1 resumed)`."""
     counts = plan.counts()
@@ -114,6 +114,33 @@ def run_name(plan: RunPlan) -> str:
     total = len(plan.assets)
     assets = f"{total} asset{'s' if total != 1 else ''}"
     return f"{manifest_name(plan.settings.manifest)}: {assets} ({parts or 'nothing new'})"
+
+
+def plan_tags(plan: RunPlan) -> list[str]:
+    """Those of a run's manifest and its priors."""
+    return run_tags(plan.settings.manifest, (asset.spec.prior for asset in plan.assets.values()))
+
+
+@contextmanager
+def announced(plan: RunPlan, watcher: Watcher) -> Iterator[None]:
+    """Emits Prefect's event `sjc.run.ended` once a run has ended in whichever way.
+
+    To be used in the flow's thread: Prefect adds the flow run, its deployment and its tags.
+    """
+    try:
+        yield
+    finally:
+        if watcher.run_id:  # else it has not begun
+            tally, run = watcher.tally, {"run_id": watcher.run_id, "store": plan.store.url}
+            counts = {name: tally.outcomes[name] for name in GOOD}
+            counts["failed"] = tally.failed - tally.outcomes["interrupted"]
+            counts["unfinished"] = tally.total - sum(counts.values())
+            # Automations match labels of the resource, and can show the payload.
+            resource = {f"sjc.{key}": str(value) for key, value in (run | counts).items()}
+            resource["prefect.resource.id"] = f"sjc.run.{watcher.run_id}"
+            resource["prefect.resource.name"] = run_name(plan)
+            seconds = {"seconds": round(tally.elapsed, 1)}
+            emit_event("sjc.run.ended", resource, payload=run | counts | seconds)
 
 
 def spent(plan: RunPlan, seconds: float, left: float | None, made: int) -> str:

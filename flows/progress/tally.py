@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 GOOD = ("ok", "reused")
+# The first steps compile, tune and write the first checkpoint: they say nothing of the others.
+WARM_UP = 3
+ENOUGH = 5  # steps to measure before any time is shown
 
 
 class Tally:
@@ -20,10 +23,11 @@ class Tally:
         self.failures: dict[str, str] = {}  # by the names of assets
         self._left = dict(work or {})  # steps, of the assets that are not through
         self._step: dict[str, int] = {}  # the last one reported
-        self._first: dict[str, tuple[float, int]] = {}  # when the first one was, and which
+        self._began: dict[str, int] = {}  # the first one, where the asset resumes
+        self._warm: dict[str, tuple[float, int]] = {}  # when the last one of its warm-up was
         self._made = 0  # assets of `work` that are through
-        self._steps_done = 0  # since the first report
-        self._since: float | None = None  # the first report
+        self._steps_done = 0  # since the warm-up of the first asset
+        self._since: float | None = None  # when that was over
         self._started = time.monotonic()
         self._lock = threading.Lock()
 
@@ -31,10 +35,13 @@ class Tally:
         """An asset's optimisation came this far."""
         with self._lock:
             now = time.monotonic()
-            self._since = now if self._since is None else self._since
-            self._first.setdefault(name, (now, step))
-            # An asset's first report is where it resumes, which is no work of this run.
-            self._steps_done += max(0, step - self._step.get(name, step))
+            warming = step - self._began.setdefault(name, step) <= WARM_UP
+            if warming:
+                self._warm[name] = now, step
+            if warming and not self._steps_done:
+                self._since = now
+            else:
+                self._steps_done += max(0, step - self._step.get(name, step))
             self._step[name], self._left[name] = step, steps - step
 
     def stage(self, name: str, stage: str) -> None:
@@ -85,7 +92,7 @@ class Tally:
         with self._lock:
             if not any(self._left.values()):
                 return None
-            if self._since is not None and self._steps_done:
+            if self._since is not None and self._steps_done >= ENOUGH:
                 pace = (time.monotonic() - self._since) / self._steps_done
                 return pace * sum(self._left.values())
             return self.elapsed / self._made * len(self._left) if self._made else None
@@ -93,6 +100,8 @@ class Tally:
     def seconds_left_of(self, name: str) -> float | None:
         """The same for one asset's optimisation, at its own pace."""
         with self._lock:
-            began, first = self._first.get(name, (0.0, 0))
+            since, first = self._warm.get(name, (0.0, 0))
             done = self._step.get(name, first) - first
-            return (time.monotonic() - began) / done * self._left.get(name, 0) if done > 0 else None
+            if done < ENOUGH:
+                return None
+            return (time.monotonic() - since) / done * self._left.get(name, 0)

@@ -18,6 +18,7 @@ from sjc_engine import rendering as kernels_folder
 from tasks.devices.job import Event
 
 _LAST_CHARACTERS = 300  # of an engine's last line, in an error
+_LAST_LINES = 20  # of its log, for those who look into a failure
 
 
 def numba_cache(scratch: Path) -> dict[str, str]:
@@ -93,12 +94,13 @@ class EngineProcess:
         except OSError:  # a full disk: the engine works without a log
             return open(os.devnull, "a")
 
-    def _last_line(self) -> str:
+    def log_tail(self, lines: int = _LAST_LINES) -> str:
+        """The last lines of all that its processes have printed."""
         try:
             text = self.log.read_text("utf-8", errors="replace")
         except OSError as error:
             return f"(no log: {error.strerror})"
-        return text.rstrip().rpartition("\n")[2][-_LAST_CHARACTERS:]
+        return "\n".join(text.rstrip().split("\n")[-lines:])
 
     def _run_process(self, log: IO[str]) -> str:
         """Starts one process, passes its messages on, and returns how it ended."""
@@ -122,5 +124,6 @@ class EngineProcess:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         code = process.wait()
+        last = self.log_tail(1)[-_LAST_CHARACTERS:]
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"{self.device}: {how}; {self.log} ends with: {self._last_line()}"
+        return f"{self.device}: {how}; {self.log} ends with: {last}"

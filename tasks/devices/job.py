@@ -1,6 +1,7 @@
 """One scene between the pool that was asked for it and its outcome."""
 
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ class SceneError(Exception):
 
     status: `failed`, `diverged`, `timeout`, `cancelled` or `interrupted`. first_step and
     last_step: how far it came on `device` (both 0 and "" when it never started).
+    log_tail: of one that failed, the last lines of its engine's log.
     """
 
     def __init__(self, status: str, error_type: str, message: str) -> None:
@@ -21,6 +23,7 @@ class SceneError(Exception):
         self.device = ""
         self.first_step = 0
         self.last_step = 0
+        self.log_tail = ""
 
 
 # What is no scene's own fault is `interrupted`, and resumes later: the message of each error_type.
@@ -52,6 +55,7 @@ class Job:
     device: str = ""
     first_step: int | None = None
     last_step: int = 0
+    log_tail: Callable[[], str] = str  # of the engine that has it
     lost_on: list[Any] = field(default_factory=list)  # devices whose process ended under it
     events: "queue.SimpleQueue[Event | SceneError]" = field(default_factory=queue.SimpleQueue)
 

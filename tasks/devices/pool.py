@@ -161,6 +161,7 @@ class DevicePool:
                 with contextlib.suppress(queue.Empty):
                     event = job.events.get(timeout=0.5)
                     if isinstance(event, SceneError):
+                        event.log_tail = job.log_tail() if event.status == "failed" else ""
                         raise event
                     if event["type"] == "done":
                         assert job.started is not None
@@ -255,6 +256,7 @@ class DevicePool:
         device.active.append(job)
         device.prior = job.prior
         job.device, job.taken = device.name, now
+        job.log_tail = self._engines[device].log_tail
         if job.started is None:
             job.started = now
         self._send(device, job.message)

@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from uuid import UUID
 
 import httpx
 from PIL import Image
+from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectException
 from prefect.utilities.context import get_task_and_flow_run_ids
@@ -150,12 +151,14 @@ def show_preview(board: Board, name: str, picture: Path, caption: str) -> None:
     board.create("image", artifact_key("preview", name), address, caption)
 
 
-def name_run(name: str) -> None:
-    """Names the flow run that calls this."""
+def describe_run(name: str, tags: Iterable[str], version: str) -> None:
+    """Gives the flow run that calls this a name, more tags, and the version of its code."""
     flow_run_id = get_task_and_flow_run_ids()[1]
     if flow_run_id is None:
         return
     try:
-        get_client(sync_client=True).update_flow_run(flow_run_id, name=name)
+        get_client(sync_client=True).update_flow_run(
+            flow_run_id, version, name=name, tags=sorted({*runtime.flow_run.tags, *tags})
+        )
     except (httpx.HTTPError, PrefectException) as error:
         _log.warning("the flow run keeps its first name: %s", error)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.states import Cancelled
 
 from tasks.devices.job import SceneError
@@ -100,6 +100,8 @@ def optimize(
     except SceneError as error:
         if error.status == "cancelled" or error.error_type == "Interrupted":
             return Cancelled(message=str(error))
+        if error.log_tail:
+            get_run_logger().error("the log of its engine ends with\n%s", error.log_tail)
         raise  # its reason becomes a row
     asset.timings["optimize"] = notes["seconds"]
     asset.device, asset.last_step = notes["device"], notes["steps"]

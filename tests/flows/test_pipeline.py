@@ -7,16 +7,22 @@ from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
-from prefect import flow, task
+from prefect import flow, runtime, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from task_samples import spec
 
 from flows import pipeline
 from flows.pipeline import end_asset, make_asset, run_stage
 from flows.progress.terminal import Watcher
 from sjc_engine.mesh.isosurface import MeshError
+from tasks.devices.job import SceneError
+from tasks.prefect_ui.artifacts import Board
 from tasks.stages.asset import Asset
+from tasks.stages.optimize import optimize
 from tasks.store import open_store
 from tasks.tables.write import TableWriter
 
@@ -69,6 +75,36 @@ def test_what_a_stop_breaks_is_interrupted_and_not_failed(
 
     wanted = "interrupted" if stopped else "failed: xatlas failed (exit -2)"
     assert run() == wanted
+
+
+def test_a_failed_engines_last_lines_are_in_the_log_of_its_task(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    asset = Asset("duck", spec(), store, tmp_path / "scratch", TableWriter(store))
+
+    def die(*_: object, **__: object) -> None:
+        error = SceneError("failed", "EngineDied", "cpu: exit code 1")
+        error.log_tail = "Traceback\nRuntimeError: of the engine"
+        raise error
+
+    @flow
+    def run() -> str:
+        pool = SimpleNamespace(run=die)
+        stage = (optimize, Event(), asset, "run1", pool, None, lambda _: None, Board())
+        assert run_stage(*stage).is_failed()
+        return str(runtime.flow_run.id)
+
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[UUID(run())]))
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while not (
+            found := [
+                log for log in client.read_logs(wanted)
+                if "RuntimeError: of the engine" in log.message
+            ]
+        ):  # fmt: skip
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert all(log.task_run_id for log in found)
 
 
 def test_an_asset_that_is_cancelled_before_its_attempt_is_a_row_all_the_same(

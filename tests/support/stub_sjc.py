@@ -8,7 +8,7 @@ from flows.prefect_server import environment
 
 environment.apply(console_level="CRITICAL")  # before Prefect is imported
 
-from stub_shard import make_stubs, no_devices  # noqa: E402
+from stub_shard import no_devices, stub_pipeline  # noqa: E402
 
 import flows.context  # noqa: E402
 import flows.generate  # noqa: E402
@@ -16,7 +16,7 @@ from flows.commands.main import main  # noqa: E402
 
 stubs: dict[str, Any] = {
     "run_context": no_devices,
-    "run_pipeline": lambda context, *rest: make_stubs(*rest),
+    "run_pipeline": stub_pipeline,
 }
 with (
     patch.multiple(flows.generate, **stubs),

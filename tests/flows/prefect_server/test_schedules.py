@@ -29,10 +29,12 @@ from sjc_engine.errors import SettingError
 from sjc_engine.optimization.checkpoint import read_checkpoint
 from tasks.manifest.resolve import ManifestError
 from tasks.records.verify import verify_store
+from tasks.stages.versions import versions
 from tasks.store import open_store
 from tasks.tables.read import read_table
 
 ROOT = Path(__file__).parents[3]
+CODE = versions()["code"]
 
 
 # Nobody waits for a turn: workers and `serve` ask for runs, and a run for its deployment's slot.
@@ -41,6 +43,9 @@ PROMPT = {
     "PREFECT_RUNNER_POLL_FREQUENCY": "2",
     "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
 }
+
+
+SECRET = {"env": {"AWS_SECRET_ACCESS_KEY": "{{ prefect.blocks.secret.store }}"}}
 
 
 def far() -> str:
@@ -228,6 +233,7 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert deployment["parameters"]["overrides"]["steps"] == "20"
     assert int(deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) <= 30
+    assert (deployment["tags"], deployment["version"]) == (["sjc", "manifest:lists"], CODE)
     scheduled = until(lambda: runs_of(api, deployment["id"], "SCHEDULED"), pause=ASKED)
     assert all(run["auto_scheduled"] for run in scheduled)
 
@@ -245,6 +251,17 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
         second = until(lambda: done(api, custom["id"]), pause=ASKED)
     assert second["name"] == "lists: 2 assets (1 new)"
     assert second["state"]["message"] == "1 ok, 1 reused"
+    assert set(second["tags"]) == {"sjc", "manifest:lists", "prior:toybox"}
+    assert second["flow_version"] == CODE
+    (event,) = until(lambda: events(api, second["id"]))
+    counts = {"ok": 1, "reused": 1, "failed": 0, "unfinished": 0}
+    run_id = last_run(folder)
+    assert event["payload"].items() >= (counts | {"run_id": run_id}).items()
+    assert event["payload"]["seconds"] > 0
+    assert {related["prefect.resource.id"] for related in event["related"]} >= {
+        f"prefect.flow-run.{second['id']}", f"prefect.deployment.{deployment['id']}",
+        "prefect.tag.manifest:lists",
+    }  # fmt: skip
     entries = read_table(folder / "store", "entries").set_index("run_id").loc[[last_run(folder)]]
     assert dict(zip(entries.manifest, entries.outcome, strict=True)) == {
         "lists/a.csv": "reused",
@@ -252,6 +269,14 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
     }
     attempts = read_table(folder / "store", "attempts")
     assert list(attempts.attempt) == ["a01", "a01"], "every asset was made once"
+
+
+def events(api: httpx.Client, flow_run: str) -> list[dict[str, Any]]:
+    """The ends of a flow's run, as its events say."""
+    related = {"id": [f"prefect.flow-run.{flow_run}"]}
+    request = {"filter": {"event": {"name": ["sjc.run.ended"]}, "related": related}}
+    found: list[dict[str, Any]] = call(api, "POST", "/events/filter", request)["events"]
+    return found
 
 
 def last_run(folder: Path) -> str:
@@ -275,6 +300,8 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
             found = "/deployments/name/generate/a"
             until(lambda: own.get(found).status_code == 200)
             deployment = call(own, "GET", found)
+            assert deployment["tags"] == ["sjc", "manifest:a.csv", "prior:toybox"]
+            assert deployment["version"] == CODE
             begun = ("PENDING", "RUNNING", "COMPLETED")
             until(lambda: runs_of(own, deployment["id"], *begun), pause=ASKED)
             (schedule,) = deployment[
@@ -375,6 +402,7 @@ def test_our_prefect_yaml_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"name": None}, "name is missing"),
         ({"work_pool": {}}, "work_pool has no name"),
+        ({"work_pool": {"name": "a", "job_variables": SECRET}}, "names a block"),
         ({"parameters": {"manifest": "a.csv", "stor": "x"}}, "parameter 'stor' is unknown"),
         ({"parameters": {}}, "parameter manifest is missing"),
         ({"schedules": [{"cron": "x"}]}, "cron: 'x' does not have five fields"),

@@ -307,9 +307,13 @@ def test_one_scene_alone_retires_no_device(
 
 
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
-    command = (sys.executable, "-c", "raise SystemExit('no such device')")
-    with DevicePool(["cpu"], tmp_path, command=command) as devices:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "engine-0-cpu.log").write_text("of an earlier run\n" * 100)
+    code = "import sys; print('why', file=sys.stderr); sys.exit('no such device')"
+    with DevicePool(["cpu"], tmp_path, command=(sys.executable, "-c", code)) as devices:
         error = run(devices, tmp_path, "duck")
+    lines = error.log_tail.splitlines()
+    assert (len(lines), lines[-2:]) == (20, ["why", "no such device"])
     assert (error.status, error.error_type, error.device) == ("failed", "EngineDied", "cpu")
     assert "no such device" in str(error)
 
