@@ -58,15 +58,12 @@ def serve(
 
     connection.wait()
     name = schedule.deployment_name(settings.manifest)
-    for line in (
-        *(f"warning: {warning}" for warning in plan.warnings),
-        f"now: {run_name(plan)}",
-        f"next: {times}",
-        f"pages: {connection.api_url.removesuffix('/api')}/deployments, deployment generate/{name}",
-        f"store: {plan.store.url}",
-        "Ctrl-C stops it; a run that is cut off resumes with the next one",
-    ):
-        print(line, file=sys.stderr, flush=True)
+    pages = connection.api_url.removesuffix("/api")
+    lines = [f"warning: {warning}" for warning in plan.warnings]
+    lines += [f"now: {run_name(plan)}", f"next: {times}"]
+    lines += [f"pages: {pages}/deployments, deployment generate/{name}", f"store: {plan.store.url}"]
+    lines += ["Ctrl-C stops it; a run that is cut off resumes with the next one"]
+    print("\n".join(lines), file=sys.stderr, flush=True)
     # What has imported Prefect before there was a server would look for another one.
     with temporary_settings({PREFECT_API_URL: connection.api_url}), suppress(SystemExit):
         generate.serve(
