@@ -9,7 +9,8 @@
 # make ptx       the CUDA kernels compiled for GPUs, without one; the first time 440 MB of packages
 # make sweep     every file of a store, every read fault, every command: about an hour
 # make platforms on which systems it installs from wheels alone; asks PyPI
-# make audit     known vulnerabilities of the pinned packages; asks PyPI
+# make lock      requirements.lock: what running needs, with the hashes of its files; asks PyPI
+# make audit     known vulnerabilities of the pinned packages, in constraints.txt and the lock; asks PyPI
 #
 # PYTHON names the interpreter (3.11 or newer) that .venv is made from; JOBS how many tests run at once.
 
@@ -19,6 +20,7 @@ BIN    := $(VENV)/bin
 # What running needs, and what developing needs beside it
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.dev
+UV     := $(VENV)/uv/bin/uv
 # Not with --no-compile: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process
 # would compile what it imports, and `sjc run` take twice as long to start.
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
@@ -29,7 +31,7 @@ MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz check ptx audit platforms format clean
+.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz check ptx audit lock platforms format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -73,12 +75,18 @@ audit: $(DEV)
 	scripts/make-venv "$(PYTHON)" $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+	$(VENV)/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 # It may need other packages than are installed here, and other than this Python's.
-platforms:
+platforms: $(UV)
+	$(VENV)/uv/bin/python scripts/platforms.py $(UV)
+
+lock: $(UV)
+	scripts/lock $(UV)
+
+$(UV):
 	scripts/make-venv "$(PYTHON)" $(VENV)/uv
 	$(VENV)/uv/bin/python -m pip install --quiet uv==0.13.9
-	$(VENV)/uv/bin/python scripts/platforms.py $(VENV)/uv/bin/uv
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

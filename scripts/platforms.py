@@ -1,7 +1,8 @@
 """Where the package can be installed from wheels alone: `make platforms`, which asks PyPI.
 
 uv resolves the runtime dependencies with constraints.txt for each Python and platform, without
-installing anything. Prints a table for README.md; exit code 1 if one of them cannot be resolved.
+installing anything. Prints the table of docs/installing.md; exit code 1 if one of them cannot be
+resolved.
 """
 
 import os

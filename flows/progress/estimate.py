@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flows.plan import RunPlan
+from flows.progress.tally import REST_SECONDS
 from tasks.manifest.resolve import Entry
 from tasks.store.interface import Damaged, Store
 
@@ -19,7 +20,7 @@ class Cost:
 
 
 # Until the store knows better: a step of SJC's size on one large GPU, and all that follows it.
-DEFAULT_COST = Cost(step=0.2, rest=15.0)
+DEFAULT_COST = Cost(step=0.2, rest=REST_SECONDS)
 
 
 def known_costs(store: Store) -> dict[tuple[str, str], Cost]:

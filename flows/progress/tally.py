@@ -9,6 +9,7 @@ GOOD = ("ok", "reused")
 # The first steps compile, tune and write the first checkpoint: they say nothing of the others.
 WARM_UP = 3
 ENOUGH = 5  # steps to measure before any time is shown
+REST_SECONDS = 15.0  # what follows an asset's steps, until the first asset is through
 
 
 class Tally:
@@ -25,6 +26,8 @@ class Tally:
         self._step: dict[str, int] = {}  # the last one reported
         self._began: dict[str, int] = {}  # the first one, where the asset resumes
         self._warm: dict[str, tuple[float, int]] = {}  # when the last one of its warm-up was
+        self._rest = REST_SECONDS
+        self._optimized_at: dict[str, float] = {}
         self._made = 0  # assets of `work` that are through
         self._steps_done = 0  # since the warm-up of the first asset
         self._since: float | None = None  # when that was over
@@ -49,12 +52,15 @@ class Tally:
         if stage not in ("queue", "optimize"):
             with self._lock:
                 self._optimized(name)
+                self._optimized_at.setdefault(name, time.monotonic())
 
     def finished(self, name: str, outcome: str) -> None:
         """An asset is through, whichever way."""
         with self._lock:
             if outcome in GOOD:
                 self._optimized(name)
+                if name in self._optimized_at:
+                    self._rest = time.monotonic() - self._optimized_at[name]
             else:
                 self.failures[name] = outcome
             self._made += self._left.pop(name, None) is not None
@@ -94,14 +100,14 @@ class Tally:
                 return None
             if self._since is not None and self._steps_done >= ENOUGH:
                 pace = (time.monotonic() - self._since) / self._steps_done
-                return pace * sum(self._left.values())
+                return pace * sum(self._left.values()) + self._rest
             return self.elapsed / self._made * len(self._left) if self._made else None
 
     def seconds_left_of(self, name: str) -> float | None:
-        """The same for one asset's optimisation, at its own pace."""
+        """The same for one asset, at its own pace."""
         with self._lock:
             since, first = self._warm.get(name, (0.0, 0))
             done = self._step.get(name, first) - first
             if done < ENOUGH:
                 return None
-            return (time.monotonic() - since) / done * self._left.get(name, 0)
+            return (time.monotonic() - since) / done * self._left.get(name, 0) + self._rest

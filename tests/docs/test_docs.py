@@ -41,8 +41,11 @@ IMPORTED = (
     "transformers.models.clip.tokenization_clip", "polars", "webdataset",
 )  # fmt: skip
 MAKE = f'make() {{ command make --silent -n -C "{ROOT}" "$@" > /dev/null; }}\n'
+# All that GitHub renders: links lead somewhere on these too
+MARKDOWN = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("sjc_engine/**/*.md")})
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```\s*?$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
+PAGE_NAME = re.compile(r"`([\w./-]+\.md)`")  # named in words, as in a message or a list of changes
 COMMAND = re.compile(r"^( {4}|\t)(\$ )?(sjc|make|python|pip|git|prefect) ", re.MULTILINE)
 
 
@@ -171,9 +174,13 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@pytest.mark.parametrize("page", MARKDOWN, ids=[str(p.relative_to(ROOT)) for p in MARKDOWN])
 def test_its_links_lead_somewhere(page: Path) -> None:
-    for target in LINK.findall(prose(page)):
+    text = prose(page)
+    assert text.count("](") == len(LINK.findall(text)), f"{page.name}: a link is not one: a blank?"
+    for name in PAGE_NAME.findall(FENCE.sub("", page.read_text("utf-8"))):
+        assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name}: {name}"
+    for target in LINK.findall(text):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")

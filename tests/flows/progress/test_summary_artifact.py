@@ -48,6 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(tally, "time", clock)
     monkeypatch.setattr(summary_artifact, "time", clock)
+    monkeypatch.setattr(tally, "REST_SECONDS", 0.0)
     return clock
 
 
@@ -72,6 +73,26 @@ def test_the_time_left_is_that_of_the_steps_left(clock: Clock) -> None:
         run.finished(name, "ok")
     assert run.seconds_left is None
     assert (run.done, run.failed, run.to_go, run.elapsed) == (5, 1, 0, 10)
+
+
+def test_the_time_left_counts_what_follows_the_steps(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guess until an asset of the run has shown it."""
+    monkeypatch.setattr(tally, "REST_SECONDS", 15.0)
+    run = Tally(2, {"a": 100, "b": 100})
+    run.progress("a", 0, 100)
+    clock.now += 10
+    run.progress("a", 50, 100)
+    assert (run.seconds_left_of("a"), run.seconds_left) == (10 + 15, 30 + 15)
+    for stage in ("extract", "evaluate", "publish"):
+        run.stage("a", stage)
+        clock.now += 1
+    run.finished("a", "ok")
+    run.progress("b", 0, 100)
+    clock.now += 10
+    run.progress("b", 50, 100)
+    assert run.seconds_left_of("b") == 10 + 3
 
 
 # When a scene has reported which of its 80 steps, and at last its end, in seconds: as measured on a
