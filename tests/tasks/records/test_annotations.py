@@ -138,6 +138,17 @@ def test_every_bad_row_is_named_at_once(tmp_path: Path, write: Write) -> None:
     ):
         with pytest.raises(ManifestError, match=f":[12]: {problem}"):
             read_annotations(store, write(content), "me")
+    lines = [
+        {"asset_id": 7, "key": "rating", "value": True},
+        {"asset_id": DUCK, "key": "x", "value": {}},
+    ]
+    with pytest.raises(ManifestError) as caught:
+        read_annotations(store, write("\n".join(map(json.dumps, lines)), "m.jsonl"), "me")
+    assert [str(problem).partition("m.jsonl:")[2] for problem in caught.value.problems] == [
+        "1: asset_id: 7 is not text; put it in quotes",
+        f"1: value: 'true' is not a rating; {fix}",
+        "2: value: {} is not text; put it in quotes",
+    ]
     assert list(store.list("annotations/")) == []
 
 
