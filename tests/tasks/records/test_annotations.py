@@ -67,6 +67,10 @@ def test_people_agree_and_disagree(rated: Store, write: Write) -> None:
     assert frame.to_dict("records") == [{"prompt": "a duck", "rating": 3.5}]
     assert ("anna", "material", "rubber") in values(rated)
     assert verify_store(rated) == []
+    annotate(rated, write(f"asset_id,key,value\n{DUCK},label,\n"), "ben")
+    assert ratings(rated)[0] == ("a duck", 3.5, 2, 3.0, ["round", "toy"])
+    annotate(rated, write(f"asset_id,key,value\n{DUCK},label,\n"), "anna")
+    assert ratings(rated)[0] == ("a duck", 3.5, 2, 3.0, [])
 
 
 def test_a_later_value_replaces_the_earlier_whatever_comes_first(
