@@ -64,16 +64,13 @@ def save_annotations(store: Store, rows: Sequence[Document]) -> tuple[str, bool]
 
 def _row(cells: Cells, known: Container[str], url: str, who: str) -> Document:
     """A row of a document, which means nothing if `cells` has errors."""
-    asset_id, key = (cells.text(column).strip() for column in COLUMNS.needed[:2])
-    if not asset_id:
-        cells.add_error("asset_id", "is blank", "name an asset")
-    elif asset_id not in known:
+    asset_id = _needed(cells, "asset_id", "name an asset")
+    if asset_id and asset_id not in known:
         problem = f"{shown(asset_id)!r} is not in {url}"
         cells.add_error("asset_id", problem, f"take ids from `sjc assets --store {url}`")
+    key = _needed(cells, "key", f"write {RATING}, {LABEL} or another word")
     word = key.lower().removesuffix("s")
-    if not key:
-        cells.add_error("key", "is blank", f"write {RATING}, {LABEL} or another word")
-    elif word in (RATING, LABEL) and key != word:
+    if word in (RATING, LABEL) and key != word:
         cells.add_error("key", f"{key!r} is not {word!r}", f"write {word}, or another word")
     return {
         "asset_id": asset_id,
@@ -84,13 +81,21 @@ def _row(cells: Cells, known: Container[str], url: str, who: str) -> Document:
     }
 
 
+def _needed(cells: Cells, column: str, fix: str) -> str:
+    if column not in cells.given:
+        cells.add_error(column, "is blank", fix)
+    return cells.text(column).strip()
+
+
 def _value(cells: Cells, key: str) -> str | None:
     """None where it is blank, which takes back what the person said before."""
     value = cells.given.get("value")
     if value is None or key == LABEL:
         return ";".join(cells.texts("value")) or None
+    if isinstance(value, bool):
+        value = str(value).lower()
     if key != RATING:
-        return str(value) if isinstance(value, int | float) else cells.text("value")
+        return str(value) if isinstance(value, str | int | float) else cells.text("value")
     try:
         stars = float(value)
         if LOWEST <= stars <= HIGHEST:

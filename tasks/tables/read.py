@@ -46,8 +46,7 @@ SELECT asset_id, avg(stars) AS rating, count(stars) AS rating_count,
        max(stars) - min(stars) AS rating_spread,
        list_sort(list_distinct(flatten(list(words)))) AS labels
 FROM (SELECT asset_id, CASE key WHEN 'rating' THEN try_cast(value AS DOUBLE) END AS stars,
-             CASE WHEN key = 'label' AND value <> '' THEN string_split(value, ';') ELSE [] END
-             AS words
+             CASE key WHEN 'label' THEN string_split(value, ';') END AS words
       FROM annotations) GROUP BY asset_id
 """
 BEST_ASSETS = f"""

@@ -24,6 +24,7 @@ class Page:
     def __init__(self, socket: Connection) -> None:
         self._socket, self._number = socket, 0
         self.complaints: list[str] = []
+        self._saved = False
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
 
@@ -33,6 +34,11 @@ class Page:
         self.wait(
             f"document.readyState === 'complete' && location.href.startsWith({url!r})", seconds
         )
+
+    def reload(self) -> None:
+        """Returns when the page has loaded again."""
+        self.run("window.isOld = true, location.reload()")
+        self.wait("!window.isOld && document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; promises are waited for."""
@@ -50,8 +56,31 @@ class Page:
             assert time.monotonic() < deadline, f"never: {condition}; {self.complaints}"
             time.sleep(0.05)
 
+    def download(self, folder: Path, key: str) -> None:
+        """Presses a key that saves a file, into this folder; returns when it is whole."""
+        self._saved = False
+        self._call(
+            "Browser.setDownloadBehavior",
+            behavior="allow", downloadPath=str(folder), eventsEnabled=True,
+        )  # fmt: skip
+        self.key(key)
+        deadline = time.monotonic() + 60
+        while not self._saved:
+            assert time.monotonic() < deadline, "nothing was saved"
+            self.run("0")  # which hears of events
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
+
+    def key(self, key: str) -> None:
+        """Presses a key: a character, or a name such as "ArrowRight" or "Enter"."""
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        self._call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, text=text)
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
+
+    def type(self, text: str) -> None:
+        """Into the field that has the focus, as a paste does."""
+        self._call("Input.insertText", text=text)
 
     def size(self, width: int, height: int) -> None:
         self._call(
@@ -80,6 +109,8 @@ class Page:
             self.complaints.append(json.dumps(about["exceptionDetails"])[:500])
         elif event == "Log.entryAdded" and about["entry"]["level"] == "error":
             self.complaints.append(about["entry"]["text"])
+        elif event == "Browser.downloadProgress":
+            self._saved = about["state"] == "completed"
         elif event == "Runtime.consoleAPICalled" and about["type"] == "error":
             self.complaints.append(json.dumps(about["args"])[:500])
 

@@ -7,6 +7,7 @@ is escaped or set as text, and a content security policy forbids whatever else i
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shlex
 import shutil
@@ -21,22 +22,30 @@ from tasks.pages.html import PAGE_CSS, escaped, page, source_hash
 from tasks.pages.report.charts import Line, curves
 from tasks.records.documents import CommittedFile, committed_files, finished_manifest
 from tasks.store.interface import Store
-from tasks.tables.columns import FLAG, REAL, TIME, WHOLE, Column
+from tasks.tables.columns import FLAG, REAL, TEXTS, TIME, WHOLE, Column
 from tasks.tables.read import query
-from tasks.tables.schemas import COLUMNS
+from tasks.tables.schemas import COLUMNS, RATINGS
 
 _FILES = Path(__file__).parent
-_INDEX_JS, _ASSET_JS = ((_FILES / name).read_text("utf-8") for name in ("index.js", "asset.js"))
+_RATINGS_JS, _INDEX_JS, _ASSET_JS = (
+    (_FILES / name).read_text("utf-8") for name in ("ratings.js", "index.js", "asset.js")
+)
+_WALL_JS = _RATINGS_JS + _INDEX_JS
 VIEWER = "model-viewer-umd.min.js"
+RATINGS_SCRIPT = "ratings.js"
 FOLDER = "assets"
 # Of an asset's files, those that its page shows.
 SHOWN = ("thumbnail.webp", "mesh.glb", "turntable.mp4", "preview.png")
 # Columns that a wall of thumbnails has no use for: long, or the same for all.
 _LEFT_OUT = {"spec_json", "uri_mesh", "uri_preview", "uri_turntable", "uri_field", "sha256_mesh"}
-_KINDS = {WHOLE: "number", REAL: "number", FLAG: "flag"}
+_KINDS = {WHOLE: "number", REAL: "number", FLAG: "flag", TEXTS: "list"}
+_COLUMNS = [c for c in (*COLUMNS["assets"], *RATINGS) if c.name not in _LEFT_OUT]
+_RATED = ("rating", "label")  # keys of which the pages make a rating and labels
 _SQL = """
 SELECT a.*, (SELECT string_agg(DISTINCT row_id || ' ' || array_to_string(tags, ' '), ' ')
-             FROM entries e WHERE e.asset_id = a.asset_id) AS entries, history
+             FROM entries e WHERE e.asset_id = a.asset_id) AS entries, history,
+       (SELECT list([key, value, who, epoch_ms(made_at)::VARCHAR] ORDER BY who, key)
+        FROM annotations n WHERE n.asset_id = a.asset_id) AS said
 FROM best_assets a LEFT JOIN (
     SELECT asset_id, h AS history FROM history h QUALIFY row_number() OVER
         (PARTITION BY asset_id ORDER BY try_cast(attempt[2:] AS INT) DESC) = 1
@@ -68,46 +77,57 @@ def build_gallery(
     rows = table.to_pylist()
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_FILES / "vendor" / VIEWER, out / VIEWER)
-    copied = 0
+    write_atomically(out / RATINGS_SCRIPT, _RATINGS_JS.encode())
+    copied, place = 0, store_id(store)
     for done, row in enumerate(rows, 1):
-        copied += _write_asset(store, out / FOLDER / row["asset_id"], row)
+        copied += _write_asset(store, place, out / FOLDER / row["asset_id"], row)
         on_progress(done, len(rows))
     index = out / "index.html"
-    write_atomically(index, index_page(rows).encode())
+    write_atomically(index, index_page(rows, place).encode())
     return Gallery(index, len(rows), copied)
 
 
-def index_page(rows: list[dict[str, Any]]) -> str:
+def store_id(store: Store) -> str:
+    """What browsers keep a store's ratings under; its address is not for everybody to see."""
+    return hashlib.sha256(store.url.encode()).hexdigest()[:16]
+
+
+def index_page(rows: list[dict[str, Any]], store_id: str) -> str:
     """The wall. Its data is in the page as JSON, which pages opened as files may read too."""
-    columns = [column for column in COLUMNS["assets"] if column.name not in _LEFT_OUT]
-    described = [_described(column) for column in columns]
+    described = [_described(column) for column in _COLUMNS]
     described.append({"name": "entries", "kind": "text", "about": "", "sorts": False})
     names = [column["name"] for column in described]
     data = {
         "columns": described,
         "folder": FOLDER,
         "rows": [[_plain(row[name]) for name in names] for row in rows],
+        "store": store_id,
+        "said": {row["asset_id"]: said for row in rows if (said := _said(row))},
     }
     body = f"""<header><h1>Assets <small id="count"></small></h1>
 <div class="tools">
-<input type="search" id="search" placeholder="Search prompts, ids and tags" autofocus>
+<input type="search" id="search" placeholder="Search prompts, ids and tags">
 <select id="status" title="Outcome"><option value="">any status</option></select>
+<select id="rated" title="What people say"></select>
 <label>sort by <select id="sort"></select></label>
 <button id="down"></button>
 <button id="add">add filter</button>
 </div><div class="filters" id="filters"></div></header>
 <div id="grid"><p class="empty" hidden>Nothing matches.</p></div>
+<footer id="bar" class="bar"></footer><datalist id="words"></datalist>
 <script type="application/json" id="data">{_json(data)}</script>
-<script>{_INDEX_JS}</script>"""
+<script>{_WALL_JS}</script>"""
     # The cards are placed by scripts that set single properties, which a policy lets be.
     policy = (
         "default-src 'none'; img-src 'self' data:;"
-        f" style-src {source_hash(PAGE_CSS)}; script-src {source_hash(_INDEX_JS)}"
+        f" style-src {source_hash(PAGE_CSS)}; script-src {source_hash(_WALL_JS)}"
     )
     return page("Assets", body, policy, PAGE_CSS)
 
 
-def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Iterable[str]) -> str:
+def asset_page(
+    row: dict[str, Any], files: dict[str, CommittedFile], kept: Iterable[str], store_id: str
+) -> str:
     """One asset. `files` are the manifest's, by name within the attempt; `kept` are beside it."""
     kept = set(kept)
     spec = json.dumps(json.loads(row["spec_json"]), indent=1, ensure_ascii=False)
@@ -124,6 +144,7 @@ def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Itera
         if "mesh.glb" in kept
         else ""
     )
+    data = {"store": store_id, "id": row["asset_id"], "said": _said(row)}
     sheet = '<h2>Views</h2><img class="sheet" src="preview.png" alt="">'
     body = f"""<main><p><a href="../../index.html">All assets</a></p>
 <p class="prompt-title" dir="auto">{escaped(row["prompt"])}</p>
@@ -132,12 +153,15 @@ def asset_page(row: dict[str, Any], files: dict[str, CommittedFile], kept: Itera
 <div class="first"><div>{viewer}</div><div>{"".join(pictures)}
 <h2>Make it again</h2><pre>{escaped(command(row))}</pre></div></div>
 {sheet if "preview.png" in kept else ""}
+{_people(row)}
 {_curves(row)}
 <h2>What is known of it</h2><div class="columns">{_metrics(row)}</div>
 <h2>Files</h2>{_files(files, kept)}
 <h2>Recipe and all else it depends on</h2><pre>{escaped(spec)}</pre>
-</main>
-<script src="../../{VIEWER}"></script><script>{_ASSET_JS}</script>"""
+</main><footer id="bar" class="bar"></footer>
+<script type="application/json" id="data">{_json(data)}</script>
+<script src="../../{VIEWER}"></script><script src="../../{RATINGS_SCRIPT}"></script>
+<script>{_ASSET_JS}</script>"""
     # The viewer styles its own parts, decodes in workers, and reads the mesh by fetch.
     policy = (
         "default-src 'none'; img-src 'self' data: blob:; media-src 'self';"
@@ -160,7 +184,7 @@ def command(row: dict[str, Any]) -> str:
     return shlex.join(parts)
 
 
-def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:
+def _write_asset(store: Store, store_id: str, folder: Path, row: dict[str, Any]) -> int:
     """The asset's folder; returns how many files were copied."""
     folder.mkdir(exist_ok=True)
     files: dict[str, CommittedFile] = {}
@@ -178,7 +202,7 @@ def _write_asset(store: Store, folder: Path, row: dict[str, Any]) -> int:
             script = f'window.MESH = "data:model/gltf-binary;base64,{text}";\n'
             write_atomically(folder / "mesh.js", script.encode())
     kept = [name for name in SHOWN if (folder / name).exists()]
-    write_atomically(folder / "index.html", asset_page(row, files, kept).encode())
+    write_atomically(folder / "index.html", asset_page(row, files, kept, store_id).encode())
     return copied
 
 
@@ -189,7 +213,11 @@ def _described(column: Column) -> dict[str, Any]:
     kind = _KINDS.get(column.type, "text")
     if column.choices and column.name != "status":  # which has its own control
         kind = "choice"
-    sorts = kind != "text" or column.type == TIME or column.name in ("prompt", "status", "asset_id")
+    sorts = (
+        kind not in ("text", "list")
+        or column.type == TIME
+        or column.name in ("prompt", "status", "asset_id")
+    )
     choices = {"choices": column.choices} if kind == "choice" else {}
     return {"name": column.name, "kind": kind, "about": about, "sorts": sorts, **choices}
 
@@ -201,14 +229,31 @@ def _plain(value: Any) -> Any:
     return value.isoformat(sep=" ", timespec="seconds") if hasattr(value, "isoformat") else value
 
 
+def _said(row: dict[str, Any]) -> list[list[Any]]:
+    """Ratings and labels: key, value, who, and milliseconds since 1970."""
+    said = row["said"] or []
+    return [[key, value, who, int(when)] for key, value, who, when in said if key in _RATED]
+
+
+def _people(row: dict[str, Any]) -> str:
+    lines = [
+        f"<tr><td>{escaped(who)}</td><td>{escaped(key)}</td><td>{escaped(value)}</td></tr>"
+        for key, value, who, _ in row["said"] or []
+        if value is not None
+    ]
+    return f"<h2>What people say</h2><table>{''.join(lines)}</table>" if lines else ""
+
+
 def _metrics(row: dict[str, Any]) -> str:
     lines = []
-    for column in COLUMNS["assets"]:
+    for column in _COLUMNS:
         value = _plain(row[column.name])
-        if column.name in _LEFT_OUT or value is None or column.name in ("prompt", "error"):
+        if value in (None, []) or column.name in ("prompt", "error"):
             continue
         number = " class='number'" if isinstance(value, int | float) else ""
         shown = f"{value:,}" if type(value) is int else value
+        if isinstance(value, list):
+            shown = ", ".join(value)
         lines.append(
             f'<tr title="{escaped(_described(column)["about"])}"><td>{column.name}</td>'
             f"<td{number}>{escaped(shown)} {escaped(column.unit)}</td></tr>"

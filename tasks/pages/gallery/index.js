@@ -1,18 +1,40 @@
 "use strict";
 // A wall of assets. Only the cards in sight exist, so that ten thousand scroll as ten do.
-const { columns, rows, folder } = JSON.parse(document.getElementById("data").textContent);
+const { columns, rows, folder, store, said } = JSON.parse(document.getElementById("data").textContent);
 const at = Object.fromEntries(columns.map((column, k) => [column.name, k]));
 const metrics = columns.filter((column) => column.kind !== "text");
 const texts = rows.map((row) =>
   [row[at.prompt], row[at.asset_id], row[at.entries], row[at.error]].join("\n").toLowerCase());
-const WIDTH = 168, HEIGHT = 226, GAP = 12;
-const [grid, search, sort, down, status, filters, count] =
-  ["grid", "search", "sort", "down", "status", "filters", "count"].map((id) => document.getElementById(id));
-let shown = [];
+const WIDTH = 168, HEIGHT = 244, GAP = 12;
+const [grid, search, sort, down, status, rated, filters, count, bar, words] =
+  ["grid", "search", "sort", "down", "status", "rated", "filters", "count", "bar", "words"]
+    .map((id) => document.getElementById(id));
+const judgements = ratings(store, said);
+const rowOf = new Map(rows.map((row, k) => [row[at.asset_id], k]));
+let shown = [], across = 1, chosen = -1;  // the position in shown of the asset that keys rate
 const cards = new Map();
+const RATED = {
+  "any rating": () => true,
+  "unrated": (row) => !row[at.rating_count],
+  "not rated by me": (row) => judgements.mine(row[at.asset_id], "rating") === null,
+  "rated": (row) => row[at.rating_count] > 0,
+  "in dispute": (row) => row[at.rating_spread] >= 2,
+};
+
+// Filters, order and cards know of a rating at once.
+function judge(id) {
+  const row = rows[rowOf.get(id)];
+  if (row) for (const [name, value] of Object.entries(judgements.summary(id))) row[at[name]] = value;
+}
+
+function suggestLabels() {
+  const known = new Set(rows.flatMap((row) => row[at.labels]));
+  words.replaceChildren(...[...known].sort().map((label) => new Option(label)));
+}
 
 function show(value, kind) {
   if (value === null || value === undefined) return "–";
+  if (kind === "list") return value.join(", ");
   if (kind === "flag") return value ? "yes" : "no";
   if (kind === "number") return Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(4));
   return value;
@@ -28,18 +50,20 @@ function conditions() {
 function passes(row, c) {
   const value = row[c.k];
   if (value === null || value === undefined) return false;
+  if (columns[c.k].kind === "list") return value.includes(c.limit) === (c.test === "has");
   if (columns[c.k].kind === "choice") return (value === c.limit) === (c.test === "=");
   const number = +value, limit = +c.limit;
   return c.test === "≥" ? number >= limit : c.test === "≤" ? number <= limit : number === limit;
 }
 
 function update() {
-  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const parts = search.value.toLowerCase().split(/\s+/).filter(Boolean);
   const wanted = conditions();
   shown = [];
   for (let k = 0; k < rows.length; k++) {
     if (status.value && rows[k][at.status] !== status.value) continue;
-    if (!words.every((word) => texts[k].includes(word))) continue;
+    if (!parts.every((part) => texts[k].includes(part))) continue;
+    if (!RATED[rated.value](rows[k])) continue;
     if (!wanted.every((c) => passes(rows[k], c))) continue;
     shown.push(k);
   }
@@ -55,16 +79,19 @@ function update() {
   const state = new URLSearchParams();
   if (search.value) state.set("q", search.value);
   if (status.value) state.set("status", status.value);
+  if (rated.selectedIndex > 0) state.set("rated", rated.value);
   state.set("sort", (sign < 0 ? "-" : "") + sort.value);
   for (const c of wanted) state.append("f", `${c.name} ${c.test} ${c.limit}`);
   history.replaceState(null, "", "#" + state);
   for (const card of cards.values()) card.remove();
   cards.clear();
+  chosen = -1;
   draw();
+  showBar();
 }
 
 function draw() {
-  const across = Math.max(1, Math.floor((grid.clientWidth + GAP) / (WIDTH + GAP)));
+  across = Math.max(1, Math.floor((grid.clientWidth + GAP) / (WIDTH + GAP)));
   grid.style.height = `${Math.max(1, Math.ceil(shown.length / across)) * (HEIGHT + GAP)}px`;
   grid.firstElementChild.hidden = shown.length > 0;
   const top = window.scrollY - grid.offsetTop;
@@ -75,7 +102,12 @@ function draw() {
   }
   for (let position = first; position < last; position++) {
     let card = cards.get(position);
-    if (!card) { card = make(rows[shown[position]]); cards.set(position, card); grid.append(card); }
+    if (!card) {
+      card = make(rows[shown[position]]);
+      card.classList.toggle("chosen", position === chosen);
+      cards.set(position, card);
+      grid.append(card);
+    }
     card.style.left = `${(position % across) * (WIDTH + GAP)}px`;
     card.style.top = `${Math.floor(position / across) * (HEIGHT + GAP)}px`;
   }
@@ -103,9 +135,41 @@ function make(row) {
   value.className = "value";
   const column = columns[at[sort.value]];
   value.textContent = `${column.name}: ${show(row[at[sort.value]], column.kind)}`;
+  const judgement = document.createElement("div");
+  judgement.className = "judged";
+  judgement.textContent = judged({ rating: row[at.rating], rating_count: row[at.rating_count],
+    rating_spread: row[at.rating_spread], labels: row[at.labels] }) || "☆";
+  judgement.title = "Choose this asset to rate it";
+  judgement.addEventListener("click", (event) => {
+    event.preventDefault();
+    event.stopPropagation();
+    choose(shown.indexOf(rowOf.get(row[at.asset_id])));
+  });
   card.title = row[at.prompt];
-  card.append(picture, prompt, value);
+  card.append(picture, prompt, value, judgement);
   return card;
+}
+
+// Puts the mark on a card and brings it into sight.
+function choose(position) {
+  cards.get(chosen)?.classList.remove("chosen");
+  chosen = position;
+  const top = grid.offsetTop + Math.floor(position / across) * (HEIGHT + GAP);
+  const [first, last] = [top - grid.offsetTop, top + HEIGHT + bar.offsetHeight + GAP - window.innerHeight];
+  if (window.scrollY > first || window.scrollY < last) window.scrollTo(0, window.scrollY > first ? first : last);
+  draw();
+  const card = cards.get(position);
+  card.classList.add("chosen");
+  card.focus({ preventScroll: true });
+  showBar();
+}
+
+function move(name) {
+  const step = { next: 1, previous: -1, down: across, up: -across }[name];
+  const position = chosen < 0 ? 0 : chosen + step;
+  if (position < 0 || position >= shown.length) return false;
+  choose(position);
+  return true;
 }
 
 function addFilter(name, test, limit) {
@@ -119,8 +183,12 @@ function addFilter(name, test, limit) {
   const fit = () => {  // the tests and values that this metric has
     const column = columns[at[metric.value]], chosen = column.kind === "choice";
     const value = document.createElement(chosen ? "select" : "input");
-    how.replaceChildren(...(chosen ? ["=", "≠"] : ["≥", "≤", "="]).map((text) => new Option(text)));
-    if (chosen) {
+    const tests = chosen ? ["=", "≠"] : column.kind === "list" ? ["has", "lacks"] : ["≥", "≤", "="];
+    how.replaceChildren(...tests.map((text) => new Option(text)));
+    if (column.kind === "list") {
+      value.placeholder = "word";
+      if (column.name === "labels") value.setAttribute("list", "words");
+    } else if (chosen) {
       value.append(...column.choices.map((text) => new Option(text)));
     } else {
       value.type = "number";
@@ -156,15 +224,17 @@ for (const name of new Set(rows.map((row) => row[at.status]))) status.append(new
 const state = new URLSearchParams(location.hash.slice(1));
 search.value = state.get("q") || "";
 status.value = state.get("status") || "";
+rated.append(...Object.keys(RATED).map((name) => new Option(name)));
+if (state.get("rated") in RATED) rated.value = state.get("rated");
 const order = state.get("sort") || "-started_at";
 sort.value = order.replace(/^-/, "");
 if (!sort.value) sort.value = "started_at";
 turn(order.startsWith("-"));
 for (const text of state.getAll("f")) {
-  const [name, test, limit] = text.split(" ");
-  if (name in at) addFilter(name, test, limit);
+  const [name, test, ...limit] = text.split(" ");  // a label may have blanks
+  if (name in at) addFilter(name, test, limit.join(" "));
 }
-for (const node of [search, sort, status]) node.addEventListener("input", update);
+for (const node of [search, sort, status, rated]) node.addEventListener("input", update);
 down.addEventListener("click", () => { turn(down.dataset.down !== "1"); update(); });
 document.getElementById("add").addEventListener("click", () => addFilter().focus());
 let waiting = false;
@@ -175,4 +245,25 @@ for (const event of ["scroll", "resize"]) {
     requestAnimationFrame(() => { waiting = false; draw(); });
   }, { passive: true });
 }
+for (const kind of ["click", "auxclick"]) {
+  grid.addEventListener(kind, (event) => {  // the asset's page knows what comes next here
+    if (event.target.closest(".card")) judgements.order = shown.map((k) => rows[k][at.asset_id]);
+  });
+}
+document.addEventListener("keydown", (event) => {
+  const searching = document.activeElement === search;
+  if (event.key === "Escape" && searching) search.blur();
+  if (event.key !== "/" || event.target.closest("input, select, dialog")) return;
+  event.preventDefault();
+  search.focus();
+});
+for (const id of judgements.assets) judge(id);
+suggestLabels();
+const showBar = ratingBar(bar, judgements, () => chosen < 0 ? null : rows[shown[chosen]][at.asset_id], move);
+judgements.onChange((id) => {
+  judge(id);
+  const position = shown.indexOf(rowOf.get(id)), card = cards.get(position);
+  if (card) card.querySelector(".judged").replaceWith(make(rows[shown[position]]).querySelector(".judged"));
+});
+document.getElementById("filters").addEventListener("focusin", suggestLabels);
 update();

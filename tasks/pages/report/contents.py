@@ -18,7 +18,7 @@ from tasks.pages.run_sheet import read_picture
 from tasks.records.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
 from tasks.store.interface import Damaged, NotInStore, Store
 from tasks.store.layout import report_key
-from tasks.tables.read import BEST_FIRST, query
+from tasks.tables.read import BEST_FIRST, RATINGS_SQL, query
 
 T = TypeVar("T")
 
@@ -47,8 +47,8 @@ SELECT e.row_id, e.asset_id,
     -- a run that was killed left no outcomes, but its rows are there
     coalesce(e.outcome, CASE WHEN m.run_id <> '{{run_id}}' THEN NULL WHEN m.status = 'ok'
         THEN 'computed' WHEN m.status <> 'interrupted' THEN 'failed' END) AS outcome,
-    m.* EXCLUDE (asset_id)
-FROM entries e LEFT JOIN mine m USING (asset_id)
+    m.* EXCLUDE (asset_id), r.* EXCLUDE (asset_id)
+FROM entries e LEFT JOIN mine m USING (asset_id) LEFT JOIN ({RATINGS_SQL}) r USING (asset_id)
 WHERE e.run_id = '{{run_id}}' AND e.outcome IS DISTINCT FROM 'duplicate'
 ORDER BY e.line, e.row_id
 """

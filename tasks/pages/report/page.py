@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from tasks.pages.html import PAGE_CSS, duration, escaped, page, source_hash
 from tasks.pages.report.charts import Line, curves, histogram, number, share_bar
-from tasks.tables.schemas import COLUMNS, STAGES
+from tasks.tables.schemas import COLUMNS, RATINGS, STAGES
 
 Row = dict[str, Any]
 
@@ -48,9 +48,11 @@ class RunReport:
 _CSS = PAGE_CSS + Path(__file__).with_name("report.css").read_text("utf-8")
 HISTOGRAMS = (
     "clip_score", "clip_r_precision", "geometry_r_precision", "janus_score", "field_mesh_iou",
-    "field_mesh_psnr", "faces", "foreground_fraction", "seconds_optimize",
+    "field_mesh_psnr", "faces", "foreground_fraction", "seconds_optimize", "rating",
 )  # fmt: skip
 MOST_FAILURES = 100  # lines of the table
+MOST_LABELS = 20  # and as many assets in dispute
+DISPUTED = 2  # the spread of ratings from which on people disagree
 SHORT, LONG = 160, 600  # characters of a prompt, and of an error
 _SHOWN_ELSEWHERE = ("manifest", "store", "prior", "recipe", "devices")  # settings
 _NO_PICTURE = '<span class="none">no picture</span>'
@@ -70,6 +72,7 @@ def report_page(report: RunReport) -> str:
 {_extremes(report)}
 <section><h2>Metrics <small>of {_count(_finished(rows), "finished asset")}</small></h2>
 <div class="charts">{"".join(_histograms(rows))}</div></section>
+{_people(rows)}
 {_optimisation(report.lines)}
 {_failures(rows)}
 {_times(report)}
@@ -191,7 +194,8 @@ def _tile(row: Row, pictures: dict[str, Thumbnail], note: str = "") -> str:
     if mark:
         inside = f'<span class="none">{escaped(about)}</span>'
     score = number(row["clip_score"]) if row["clip_score"] is not None and not mark else ""
-    words = f"<b>{name}</b><i>{score}</i>{note}"
+    stars = f" ★ {number(row['rating'])}" if row["rating"] is not None else ""
+    words = f"<b>{name}</b><i>{score}{stars}</i>{note}"
     link = f' href="{escaped(picture.link)}"' if picture and not mark else ""
     return f'<a class="tile{mark}"{link} title="{title}">{inside}<span>{words}</span></a>'
 
@@ -214,7 +218,7 @@ def _extremes(report: RunReport) -> str:
 
 
 def _histograms(rows: list[Row]) -> Iterable[str]:
-    columns = {column.name: column for column in COLUMNS["assets"]}
+    columns = {column.name: column for column in (*COLUMNS["assets"], *RATINGS)}
     finished = _finished(rows)
     known = {name: [r[name] for r in finished if r[name] is not None] for name in HISTOGRAMS}
     drawn = [histogram(columns[name], values) for name, values in known.items() if values]
@@ -226,6 +230,23 @@ def _optimisation(lines: list[Line]) -> str:
         return ""
     small = f"of {_count(lines, 'attempt')} of this run; failed ones are red"
     return f"<section><h2>Optimisation <small>{small}</small></h2>{curves(lines)}</section>"
+
+
+def _people(rows: list[Row]) -> str:
+    """What people say of the assets; nothing if they say nothing."""
+    rated = [row for row in rows if row["rating_count"]]
+    labels = Counter(label for row in rows for label in row["labels"] or ())
+    if not rated and not labels:
+        return ""
+    lines = [("rated", f"{len(rated):,} of {_count(rows, 'asset')}")]
+    if rated:
+        lines.append(("mean rating", number(fmean(row["rating"] for row in rated))))
+    disputed = [row for row in rated if row["rating_spread"] >= DISPUTED]
+    for row in sorted(disputed, key=lambda row: -row["rating_spread"])[:MOST_LABELS]:
+        about = f"{number(row['rating'])} of {row['rating_count']} people"
+        lines.append((row["row_id"], f"in dispute: {about}, spread {number(row['rating_spread'])}"))
+    lines += [(label, f"{count:,} labelled") for label, count in labels.most_common(MOST_LABELS)]
+    return f"<section><h2>What people say</h2>{_table(lines)}</section>"
 
 
 def _failures(rows: list[Row]) -> str:

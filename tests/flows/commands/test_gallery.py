@@ -20,7 +20,7 @@ import trimesh
 from browser import Page, browser
 from PIL import Image
 from synthetic_fields import TOTEM, centers, make_field, soft_density
-from task_samples import make, report
+from task_samples import make, rating, report
 from typer.testing import CliRunner
 
 from flows.commands.main import app
@@ -33,12 +33,13 @@ from sjc_engine.rendering.rasterize import rasterize
 from sjc_engine.spec import AssetSpec
 from tasks.pages.gallery import build
 from tasks.pages.gallery.build import VIEWER, build_gallery, command, index_page
+from tasks.records.annotations import read_annotations, save_annotations
 from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
 from tasks.store import open_store
 from tasks.store.interface import Store
 from tasks.tables.read import QueryError, query
-from tasks.tables.schemas import COLUMNS
+from tasks.tables.schemas import COLUMNS, RATINGS
 from tasks.tables.write import record_attempt
 
 HOSTILE = (
@@ -286,9 +287,95 @@ def test_the_viewer_shows_the_mesh(
 
 
 def test_ten_thousand_rows_are_a_page_of_a_few_megabytes() -> None:
-    row: dict[str, Any] = dict.fromkeys(column.name for column in COLUMNS["assets"])
-    row |= {"asset_id": "0" * 16, "prompt": "a duck", "status": "ok", "entries": "duck"}
-    assert len(index_page([row | {"clip_score": 31.23456789} for _ in range(10_000)])) < 8e6
+    assert len(index_page([wall_row(k, status="ok") for k in range(10_000)], "s")) < 8e6
+
+
+def wall_row(number: int, **values: Any) -> dict[str, Any]:
+    """What the wall shows of an asset that nobody has rated."""
+    row: dict[str, Any] = dict.fromkeys(column.name for column in (*COLUMNS["assets"], *RATINGS))
+    row |= {"asset_id": f"{number:016x}", "prompt": "a duck", "entries": "duck", "said": None}
+    return row | {"rating_count": 0, "labels": [], "clip_score": 31.23456789} | values
+
+
+CARD = "document.querySelector('.card.chosen')"
+SAY = "[...document.querySelectorAll('.card .judged')].map((node) => node.textContent)"
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_a_person_rates_by_keys_and_the_tables_get_it(
+    store: Store, tmp_path: Path, page: Page, served: str, scheme: str
+) -> None:
+    duck, other = asset("a duck", steps=77), asset(HOSTILE)
+    save_annotations(store, [rating(duck, "1", "ben"), rating(other, "4", HOSTILE)])
+    build_gallery(store, tmp_path / "pages")
+    root = f"file://{tmp_path}/pages" if scheme == "file" else served
+    page.complaints.clear()
+    page.open(f"{root}/index.html#sort=prompt")
+    assert page.run(SAY)[page.run(SHOWN).index("a duck")] == "★ 1 (1)"
+    for _ in range(page.run(SHOWN).index("a duck") + 1):
+        page.key("ArrowRight")
+    page.key("4")  # whose name is asked first
+    page.type('Zoë, "Z"')
+    page.key("Enter")
+    page.key("l")
+    page.type(" round; toy;round ")
+    page.key("Enter")
+    assert page.run(f"{CARD}.querySelector('.judged').textContent") == (
+        "★ 2.5 (2), spread 3 · round, toy"
+    )
+    page.key("?")
+    assert "withdraw the rating" in page.run("document.querySelector('dialog[open]').innerText")
+    page.key("Escape")
+    page.key("ArrowRight")
+    page.key("5")
+    page.key("0")
+    for chosen, prompts in (
+        ("unrated", ["a mug"]), ("in dispute", ["a duck"]), ("not rated by me", ["a mug", HOSTILE]),
+    ):  # fmt: skip
+        page.run(SET.format("rated", f"'{chosen}'"))
+        assert sorted(page.run(SHOWN)) == sorted(prompts)
+    page.run(SET.format("rated", "'any rating'"))
+    page.run("addFilter('labels', 'has', 'toy'); update();")
+    page.run("addFilter('rating', '≥', '2.5'); update();")
+    page.reload()
+    assert page.run(SHOWN) == ["a duck"]
+    page.key("ArrowRight")
+    page.key("Enter")  # opens the asset's page, which knows the rating
+    page.wait("location.href.includes('/assets/') && document.readyState === 'complete'")
+    assert page.run("document.querySelectorAll('#bar button')[3].textContent") == "★"
+    page.key("3")
+    page.download(tmp_path, "e")
+    assert page.run("window.pwned") is None
+    assert page.complaints == []
+    save_annotations(store, read_annotations(store, tmp_path / "ratings.csv", "nobody"))
+    rows = query(store, "SELECT who, key, value FROM annotations ORDER BY ALL").to_pylist()
+    assert [tuple(row.values()) for row in rows if row["who"] == 'Zoë, "Z"'] == [
+        ('Zoë, "Z"', "label", "round;toy"), ('Zoë, "Z"', "rating", "3"),
+        ('Zoë, "Z"', "rating", None),
+    ]  # fmt: skip
+    build_gallery(store, tmp_path / "pages")
+    page.open(f"{root}/index.html")
+    assert page.run("document.querySelector('#bar').innerText").endswith("export 0\n?")
+
+
+@pytest.mark.system
+def test_a_hundred_of_ten_thousand_are_rated_by_keys(tmp_path: Path, page: Page) -> None:
+    rows = [wall_row(k, status="failed") for k in range(10_000)]
+    (tmp_path / "index.html").write_text(index_page(rows, "of ten thousand"))
+    page.open(f"file://{tmp_path}/index.html#sort=asset_id")
+    page.run("judgements.who = 'anna'")
+    for k in range(100):
+        page.key("j")
+        page.key(f"{k % 5 + 1}")
+    lines = page.run("judgements.csv()").splitlines()[1:]
+    assert [line.split(",")[:4] for line in lines] == [
+        [f"{k:016x}", "rating", f"{k % 5 + 1}", "anna"] for k in range(100)
+    ]
+    page.wait(f"{CARD} && {CARD}.getBoundingClientRect().bottom < window.innerHeight")
+    page.run(SET.format("rated", "'rated'"))
+    page.reload()
+    assert page.run("shown.length") == 100
 
 
 VIEWER_PAGE = """<!doctype html>

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from task_samples import make, make_run, report, spec
+from task_samples import make, make_run, rating, report, spec
 
 from tasks.manifest.resolve import read_manifest, resolve
 from tasks.pages.html import duration
@@ -27,13 +27,14 @@ from tasks.pages.report.contents import (
     write_report,
 )
 from tasks.pages.report.page import device_hours, report_page, seconds_of
+from tasks.records.annotations import save_annotations
 from tasks.records.attempts import close_interrupted, finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
 from tasks.records.documents import run_ids
 from tasks.records.runs import start_run
 from tasks.store import open_store
 from tasks.store.interface import NotInStore, Store
-from tasks.tables.schemas import COLUMNS
+from tasks.tables.schemas import COLUMNS, RATINGS
 from tasks.tables.write import rebuild_tables, record_attempt, record_run
 
 HOSTILE = "</script><script>pwned()</script><img src=x onerror=pwned()>\u2028 \"&\" 'x'"
@@ -46,7 +47,7 @@ SETTINGS = {
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
     """A row as the report reads it, of an asset that the run has made."""
-    whole = {column.name: None for column in COLUMNS["assets"]}
+    whole = {column.name: None for column in (*COLUMNS["assets"], *RATINGS)}
     known = {"row_id": f"row-{number}", "asset_id": f"{number:016x}", "run_id": "run1"}
     texts = {"status": "ok", "outcome": "computed", "prompt": f"toy {number}", "prior": "toybox",
              "prior_revision": "r", "recipe": "draft", "evaluator": "toybox", "device": "cpu",
@@ -260,6 +261,20 @@ def test_its_commands_come_from_whoever_knows_the_options(store: Store, tmp_path
     page = report_page(read_report(store, "run1", command_line))
     assert f"run1 of {store.url} --retry-failed" not in page  # nothing has failed
     assert f"run1 of {store.url}" in page
+
+
+def test_what_people_say_is_shown_if_they_say_anything(store: Store, tmp_path: Path) -> None:
+    make_run(store, tmp_path, "run1", "duck,a duck,,\npig,a pig,,\nmug,a mug,,\n")
+    assert "What people say" not in report_page(read_report(store, "run1", command_line))
+    label = {**rating(spec("a pig"), HOSTILE), "key": "label"}
+    duck = [rating(spec(), "5"), rating(spec(), "2", "ben")]
+    save_annotations(store, [*duck, rating(spec("a mug"), "4"), label])
+    page = report_page(read_report(store, "run1", command_line))
+    for line in ("rated</td><td>2 of 3 assets", "mean rating</td><td>3.75", "0.5 ★ 3.5</i>",
+                 "duck</td><td>in dispute: 3.5 of 2 people, spread 3", "</td><td>1 labelled",
+                 "rating of 2 assets: 3.5 to 4"):  # fmt: skip
+        assert line in page
+    assert "<script>pwned" not in page
 
 
 def test_hours_are_devices_times_duration() -> None:

@@ -67,6 +67,10 @@ def test_people_agree_and_disagree(rated: Store, write: Write) -> None:
     assert frame.to_dict("records") == [{"prompt": "a duck", "rating": 3.5}]
     assert ("anna", "material", "rubber") in values(rated)
     assert verify_store(rated) == []
+    annotate(rated, write(f"asset_id,key,value\n{DUCK},label,\n"), "ben")
+    assert ratings(rated)[0] == ("a duck", 3.5, 2, 3.0, ["round", "toy"])
+    annotate(rated, write(f"asset_id,key,value\n{DUCK},label,\n"), "anna")
+    assert ratings(rated)[0] == ("a duck", 3.5, 2, 3.0, [])
 
 
 def test_a_later_value_replaces_the_earlier_whatever_comes_first(
@@ -138,6 +142,17 @@ def test_every_bad_row_is_named_at_once(tmp_path: Path, write: Write) -> None:
     ):
         with pytest.raises(ManifestError, match=f":[12]: {problem}"):
             read_annotations(store, write(content), "me")
+    lines = [
+        {"asset_id": 7, "key": "rating", "value": True},
+        {"asset_id": DUCK, "key": "x", "value": {}},
+    ]
+    with pytest.raises(ManifestError) as caught:
+        read_annotations(store, write("\n".join(map(json.dumps, lines)), "m.jsonl"), "me")
+    assert [str(problem).partition("m.jsonl:")[2] for problem in caught.value.problems] == [
+        "1: asset_id: 7 is not text; put it in quotes",
+        f"1: value: 'true' is not a rating; {fix}",
+        "2: value: {} is not text; put it in quotes",
+    ]
     assert list(store.list("annotations/")) == []
 
 
