@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-GOOD = ("ok", "reused")
+GOOD = ("ok", "reused", "pruned")
 
 
 class Tally:
@@ -67,7 +67,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Assets that are through, without being made or reused."""
+        """Assets that are through, without being made, reused or pruned."""
         return len(self.failures)
 
     @property

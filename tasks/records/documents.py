@@ -28,7 +28,14 @@ from tasks.store.interface import (
     read_checked,
     read_committed,
 )
-from tasks.tables.projection import asset_row, attempt_row, check_known, entry_rows, run_row
+from tasks.tables.projection import (
+    RESULTS,
+    asset_row,
+    attempt_row,
+    check_known,
+    entry_rows,
+    run_row,
+)
 from tasks.tables.schemas import SCHEMA_VERSION, check_row
 
 Document = dict[str, Any]
@@ -43,7 +50,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # The keys of each document with their types. Values that become rows are checked more strictly, by
 # the columns of the tables.
-_RESULTS: dict[str, Any] = dict.fromkeys(("report", "timings", "versions"), dict)
+_RESULTS: dict[str, Any] = dict.fromkeys(RESULTS, dict)
 _SPEC: dict[str, Any] = {
     **dict.fromkeys(("prompt", "negative_prompt", "prior", "prior_revision"), str),
     "image": str | None,
@@ -150,6 +157,14 @@ def asset_manifest(store: Store, asset_id: str) -> Document | None:
     """The commit marker, or None while the asset is not finished; raises `Damaged`."""
     try:
         return read_checked(store, layout.marker_key(asset_id), parse_marker)
+    except NotInStore:
+        return None
+
+
+def tombstone(store: Store, asset_id: str) -> Document | None:
+    """What the commit marker of a pruned asset was, None if it is not pruned; raises `Damaged`."""
+    try:
+        return read_checked(store, layout.tombstone_key(asset_id), parse_marker)
     except NotInStore:
         return None
 

@@ -35,8 +35,8 @@ FILES = 16  # at a time
 # A later failure must not hide an earlier success. The last two only break ties.
 BEST_FIRST = "(status = 'ok') DESC, try_cast(attempt[2:] AS INT) DESC, ended_at DESC, run_id DESC"
 BEST_ASSETS = f"""
-SELECT * FROM assets
-QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY {BEST_FIRST}) = 1
+FROM (FROM assets QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY {BEST_FIRST}) = 1)
+WHERE status <> 'pruned'
 """
 _ORDER = {
     "assets": "started_at, asset_id",
