@@ -37,20 +37,16 @@ def prune(
     opened = open_store(store, writable=False)  # one that is not there must not be made
     check_usable(opened)
     rows = selected_assets(opened, f"*, {SECONDS} AS seconds", None, where, "status = 'ok'")
-    found = dict(
-        zip(rows["asset_id"].to_pylist(), sizes(opened, rows["asset_id"].to_pylist()), strict=True)
-    )
+    found = sizes(opened, rows["asset_id"].to_pylist())
     skipped: list[str] = []
     if not json_:
         show(rows, "table", ASSET_COLUMNS)
     if yes and found:
         writable = open_store(store)
         mark_format(writable)
+        report, why = counter("assets pruned", quiet=quiet), f"sjc prune --where {where!r}"
         with leases(writable, new_run_id()) as held:
-            report = counter("assets pruned", quiet=quiet)
-            skipped = prune_assets(
-                writable, list(found), f"sjc prune --where {where!r}", held, report
-            )
+            skipped = prune_assets(writable, list(found), why, held, report)
     gone = [size for asset_id, size in found.items() if asset_id not in skipped]
     files, size = sum(map(len, gone)), sum(map(sum, gone))
     if json_:
@@ -61,7 +57,5 @@ def prune(
         count = f"{len(gone):,} asset{'s' * (len(gone) != 1)}"
         print(f"{count}, {files:,} files, {size_text(size)}: {done}")
     for asset_id in skipped:
-        print(
-            f"{asset_id}: skipped, since a run works on it; run this again later", file=sys.stderr
-        )
+        print(f"{asset_id}: skipped, a run works on it; run this again later", file=sys.stderr)
     raise typer.Exit(FAILED if skipped else 0)

@@ -20,16 +20,19 @@ from tasks.tables.projection import RESULTS, result_of
 from tasks.tables.write import TableWriter
 
 
-def sizes(store: Store, asset_ids: Sequence[str]) -> list[list[int]]:
+def sizes(store: Store, asset_ids: Sequence[str]) -> dict[str, list[int]]:
     """The bytes of each file of each asset. Raises `StoreError` for one that is not finished."""
 
     def size(asset_id: str) -> list[int]:
-        manifest = documents.tombstone(store, asset_id)  # of a prune that did not come to its end
-        manifest = manifest or documents.finished_manifest(store, asset_id)
+        manifest = (
+            documents.asset_manifest(store, asset_id)
+            or documents.tombstone(store, asset_id)  # of a prune that did not come to its end
+            or documents.finished_manifest(store, asset_id)
+        )
         return [file["bytes"] for file in manifest["files"].values()]
 
     with ThreadPoolExecutor(documents.LOOKUPS) as pool:
-        return list(pool.map(size, asset_ids))
+        return dict(zip(asset_ids, pool.map(size, asset_ids), strict=True))
 
 
 def prune_assets(

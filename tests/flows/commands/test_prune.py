@@ -91,7 +91,7 @@ def test_what_a_run_works_on_is_skipped(
         said = sjc("prune", "--where", "true", "--yes", "--quiet")
     assert said.code == 1
     assert "1 asset, 4 files, 108 B: removed" in said.out
-    assert f"{specs['duck'].asset_id}: skipped, since a run works on it" in said.err
+    assert f"{specs['duck'].asset_id}: skipped, a run works on it" in said.err
 
 
 def test_mistakes_are_told_before_anything_is_removed(
