@@ -34,6 +34,7 @@ from tasks.prefect_ui.artifacts import Board, show_progress
 from tasks.records.documents import check_usable
 from tasks.store import open_store
 from tasks.store.interface import Store
+from tasks.store.layout import tombstone_key
 from tasks.tables.read import query
 
 DEPLOYMENT = "generate-shard/shards"
@@ -235,7 +236,7 @@ class Dispatcher:
 def open_shards(plan: ShardPlan, store: Store, retry_failed: bool) -> list[Shard]:
     """The shards of a plan with assets whose row the store lacks, or, if asked, that failed."""
     known = outcomes(plan, store)
-    closed = {"ok"} if retry_failed else {"ok", *FAILURES}
+    closed = {"ok", "pruned"} if retry_failed else {"ok", "pruned", *FAILURES}
     shards = [
         Shard(number, {k: seconds for k, seconds in assets.items() if known.get(k) not in closed})
         for number, assets in plan.shards().items()
@@ -245,8 +246,13 @@ def open_shards(plan: ShardPlan, store: Store, retry_failed: bool) -> list[Shard
 
 def outcomes(plan: ShardPlan, store: Store) -> dict[str, str]:
     """The status of each of the plan's assets that has a row: its best outcome."""
-    rows = query(store, "SELECT asset_id, status FROM best_assets")
-    known = dict(zip(rows["asset_id"].to_pylist(), rows["status"].to_pylist(), strict=True))
+    sql = "SELECT DISTINCT asset_id, status FROM assets WHERE status = 'pruned' UNION ALL"
+    rows = query(store, f"{sql} SELECT asset_id, status FROM best_assets").to_pylist()
+    known = {
+        row["asset_id"]: row["status"]
+        for row in rows
+        if row["status"] != "pruned" or store.exists(tombstone_key(row["asset_id"]))
+    }
     return {k: known[k] for assets in plan.shards().values() for k in assets if k in known}
 
 
@@ -254,7 +260,7 @@ def count_outcomes(plan: ShardPlan, store: Store) -> dict[str, int]:
     """How many of the plan's assets are `ok`, `failed`, and `open`."""
     known = Counter(outcomes(plan, store).values())
     failed = sum(known[status] for status in FAILURES)
-    left = sum(map(len, plan.shards().values())) - known["ok"] - failed
+    left = sum(map(len, plan.shards().values())) - known["ok"] - known["pruned"] - failed
     return {"ok": known["ok"], "failed": failed, "open": left}
 
 

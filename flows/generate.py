@@ -17,6 +17,7 @@ from flows.prefect_server.schedule import manifest_name
 from flows.prefect_server.shutdown import brief_shutdown
 from flows.progress.results import final_state, results
 from flows.progress.summary_artifact import PrefectSummary, announced
+from flows.progress.tally import GOOD
 from flows.run_record import Outcomes, recorded, write_pages
 from flows.scratch import sole_user
 from flows.settings import Settings
@@ -115,8 +116,8 @@ def run_plan(context: RunContext, plan: RunPlan) -> State[Any]:
         return Cancelled(message=str(error))
     run_id, counts = run["run_id"], Counter(outcomes.values())
     write_pages(plan, run_id, outcomes, watch, log)
-    ordered = {outcome: counts[outcome] for outcome in ("ok", "reused", *sorted(counts))}
-    good = counts["ok"] + counts["reused"]
+    ordered = {outcome: counts[outcome] for outcome in (*GOOD, *sorted(counts))}
+    good = sum(counts[outcome] for outcome in GOOD)
     state = final_state(ordered, good, {"run_id": run_id, "counts": dict(counts)})
     summary.ended(results(plan.store, run_id))
     return state

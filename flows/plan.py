@@ -39,7 +39,7 @@ class RunPlan:
     entries: list[Entry]
     warnings: list[str]
     store: Store
-    states: dict[str, str]  # by asset id: `new`, `interrupted`, `failed` or `finished`
+    states: dict[str, str]  # by asset id, as of `asset_state`
     reusable_fields: dict[str, str]  # by field id: a finished asset that has this field
     # By asset id, the last attempt whose end is known, and recorded; later ones are news.
     settled: dict[str, int] = field(default_factory=dict)
@@ -60,12 +60,14 @@ class RunPlan:
     @cached_property
     def todo(self) -> dict[str, Entry]:
         """The assets that this run works on."""
-        skipped = {"finished"} if self.settings.retry_failed else {"finished", "failed"}
+        skipped = {"finished", "pruned"}
+        if not self.settings.retry_failed:
+            skipped.add("failed")
         return {k: e for k, e in self.assets.items() if self.states[k] not in skipped}
 
     def counts(self) -> dict[str, int]:
         """How many assets are in which state, and how many entries repeat one."""
-        counted = dict.fromkeys(("new", "interrupted", "failed", "finished"), 0)
+        counted = dict.fromkeys(("new", "interrupted", "failed", "finished", "pruned"), 0)
         for asset_id in self.assets:
             counted[self.states[asset_id]] += 1
         return {**counted, "duplicate": len(self.entries) - len(self.assets)}
@@ -227,7 +229,7 @@ def _matching(entries: list[Entry], where: str) -> list[int]:
 
 
 def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
-    """What the store knows of each asset: `new`, `interrupted`, `failed` or `finished`."""
+    """The `asset_state` of each."""
 
     def find(some: Sequence[str]) -> list[tuple[str, str]]:
         return [(asset_id, asset_state(store, asset_id)) for asset_id in some]

@@ -33,7 +33,7 @@ from tasks.tables.write import (
 if TYPE_CHECKING:
     Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
-Outcomes = dict[str, str]  # asset id -> ok, reused, interrupted or one of FAILURES
+Outcomes = dict[str, str]  # asset id -> ok, reused, pruned, interrupted or one of FAILURES
 
 
 def record_reuse(plan: RunPlan, watch: Watcher) -> None:
@@ -69,7 +69,7 @@ def recorded(
     work = {entry.row_id: entry.spec.recipe.optimize.steps for entry in plan.todo.values()}
     watch.begun(run["run_id"], len(plan.assets), work)
     outcomes: Outcomes = {
-        k: "reused" if state == "finished" else "failed"
+        k: {"finished": "reused"}.get(state, state)
         for k, state in plan.states.items()
         if k not in plan.todo
     }
@@ -112,7 +112,7 @@ def close_attempts(plan: RunPlan, watch: Watcher, log: Log) -> dict[str, int]:
 
 def entry_outcomes(plan: RunPlan, outcomes: Mapping[str, str]) -> dict[str, str]:
     """The outcome of each row in table `entries`; rows of interrupted assets have none."""
-    names = {"ok": "computed", "reused": "reused"}
+    names = {"ok": "computed", "reused": "reused", "pruned": "pruned"}
     first = {entry.row_id for entry in plan.assets.values()}
     recorded = {}
     for entry in plan.entries:

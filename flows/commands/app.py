@@ -15,7 +15,9 @@ GROUPS = {
         "assets", "query", "annotate", "curate", "push", "duplicates", "diff", "gallery",
         "report", "sample2d",
     ),
-    "Operate": ("serve", "deploy", "plan", "dispatch", "verify", "compact", "ui", "doctor"),
+    "Operate": (
+        "serve", "deploy", "plan", "dispatch", "verify", "prune", "compact", "ui", "doctor",
+    ),
 }  # fmt: skip
 LONG = 200  # characters of a command in the list: its first sentence, whole
 

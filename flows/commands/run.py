@@ -233,9 +233,13 @@ def print_plan(settings: Settings, *, as_json: bool) -> None:
 
 def _intent(plan: RunPlan, entry: Entry) -> str:
     """What the run will do with an entry, in the words of the plan's table."""
+    from tasks.store.layout import tombstone_key
+
     state = "duplicate" if entry.duplicate_of is not None else plan.states[entry.spec.asset_id]
     if state == "failed":
         return "try again" if plan.settings.retry_failed else "failed (needs --retry-failed)"
+    if state == "pruned":
+        return f"skip, pruned ({tombstone_key(entry.spec.asset_id)})"
     return {"new": "make", "interrupted": "resume", "finished": "reuse"}.get(state, state)
 
 
@@ -244,7 +248,7 @@ def print_results(plan: RunPlan, run_id: str, *, as_json: bool) -> int:
     from tasks.store.layout import report_key
 
     rows = results(plan.store, run_id)
-    failed = [row for row in rows if row["status"] != "ok"]
+    failed = [row for row in rows if row["status"] not in ("ok", "pruned")]
     places: dict[str, str | None] = {"store": plan.store.url, "tables": plan.store.uri("tables")}
     for name, key in (("report", report_key(run_id)), ("picture", f"runs/{run_id}.png")):
         places[name] = plan.store.uri(key) if plan.store.exists(key) else None

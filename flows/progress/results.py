@@ -79,8 +79,9 @@ def results(store: Store, run_id: str) -> list[dict[str, Any]]:
     from tasks.tables.read import query
 
     sql = f"""
-        SELECT e.row_id AS asset, a.asset_id, coalesce(a.status, 'interrupted') AS status,
-               e.outcome, {SECONDS} AS seconds, a.clip_score, a.clip_r_precision,
+        SELECT e.row_id AS asset, e.asset_id, e.outcome,
+               coalesce(a.status, if(e.outcome = 'pruned', 'pruned', 'interrupted')) AS status,
+               {SECONDS} AS seconds, a.clip_score, a.clip_r_precision,
                a.geometry_r_precision, a.janus_score, a.field_mesh_iou, a.faces,
                a.uri_mesh AS mesh, a.uri_preview AS preview, a.error_type, a.error
         FROM entries e LEFT JOIN best_assets a USING (asset_id)

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-GOOD = ("ok", "reused")
+GOOD = ("ok", "reused", "pruned")
 # The first steps compile, tune and write the first checkpoint: they say nothing of the others.
 WARM_UP = 3
 ENOUGH = 5  # steps to measure before any time is shown
@@ -80,7 +80,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Assets that are through, without being made or reused."""
+        """Assets that are through, without being made, reused or pruned."""
         return len(self.failures)
 
     @property

@@ -22,10 +22,12 @@ UPLOADS = 4  # files at a time, of one asset
 
 
 def asset_state(store: Store, asset_id: str) -> str:
-    """What the store knows of an asset: `new`, `interrupted`, `failed` or `finished`."""
+    """What the store knows of an asset: `new`, `interrupted`, `failed`, `finished` or `pruned`."""
     keys = list(store.list(f"{layout.asset_folder(asset_id)}/"))
     if layout.marker_key(asset_id) in keys:
         return "finished"
+    if layout.tombstone_key(asset_id) in keys:
+        return "pruned"
     last = last_attempt(store, keys)
     if last is None:
         return "new"

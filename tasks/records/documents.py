@@ -31,6 +31,7 @@ from tasks.store.interface import (
     read_committed,
 )
 from tasks.tables.projection import (
+    RESULTS,
     annotation_rows,
     asset_row,
     attempt_row,
@@ -52,7 +53,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # The keys of each document with their types. Values that become rows are checked more strictly, by
 # the columns of the tables.
-_RESULTS: dict[str, Any] = dict.fromkeys(("report", "timings", "versions"), dict)
+_RESULTS: dict[str, Any] = dict.fromkeys(RESULTS, dict)
 _SPEC: dict[str, Any] = {
     **dict.fromkeys(("prompt", "negative_prompt", "prior", "prior_revision"), str),
     "image": str | None,
@@ -163,6 +164,14 @@ def asset_manifest(store: Store, asset_id: str) -> Document | None:
     """The commit marker, or None while the asset is not finished; raises `Damaged`."""
     try:
         return read_checked(store, layout.marker_key(asset_id), parse_marker)
+    except NotInStore:
+        return None
+
+
+def tombstone(store: Store, asset_id: str) -> Document | None:
+    """What the commit marker of a pruned asset was, None if it is not pruned; raises `Damaged`."""
+    try:
+        return read_checked(store, layout.tombstone_key(asset_id), parse_marker)
     except NotInStore:
         return None
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from tasks.records import documents
 from tasks.records.attempts import confirm_attempt, is_needed
 from tasks.records.commit import set_aside
+from tasks.records.prune import finish_prune, is_half_pruned
 from tasks.store import layout
 from tasks.store.checkpoints import finished_copies
 from tasks.store.interface import Damaged, NewerStore, NotInStore, Store, StoreError
@@ -40,7 +41,7 @@ class Finding:
     """One thing that is not as it should be.
 
     kind: asset, attempt, run, annotations, table or leftover; gone, of an asset that only tables
-    know; or unreadable, of which nothing else is known.
+    know; pruned, of one that is so in part; or unreadable, of which nothing else is known.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Repairs:
     documents: dict[str, str] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
     attempts: list[str] = field(default_factory=list)
+    pruned: list[str] = field(default_factory=list)
     tables: bool = False
 
     @property
@@ -72,6 +74,7 @@ class Repairs:
         lines += [f"{key}: set aside" for key in self.documents]
         lines += [f"{key}: taken out of the tables" for key in self.gone]
         lines += [f"{key}: ended as ok" for key in self.attempts]
+        lines += [f"{key}: the rest of it pruned" for key in self.pruned]
         return [*lines, "tables: made again from the store's JSON"] if self.tables else lines
 
 
@@ -141,9 +144,11 @@ def plan_repairs(store: Store, findings: Iterable[Finding]) -> Repairs:
         elif finding.kind in ("asset", "run", "annotations"):
             aside.setdefault(finding.key, finding.problem)
     aside = {k: why for k, why in aside.items() if k.split("/")[1] not in assets}
-    gone, attempts = ([f.key for f in findings if f.kind == kind] for kind in ("gone", "attempt"))
+    gone, attempts, pruned = (
+        [f.key for f in findings if f.kind == kind] for kind in ("gone", "attempt", "pruned")
+    )
     tables = bool({finding.kind for finding in findings} - {"leftover"})
-    return Repairs(assets, aside, gone, attempts, tables)
+    return Repairs(assets, aside, gone, attempts, pruned, tables)
 
 
 def repair_store(
@@ -174,6 +179,9 @@ def repair_store(
         _, asset_id, attempt, _ = key.split("/")
         confirm_attempt(store, asset_id, attempt)
         done.append(f"{key}: ended as ok")
+    for key in repairs.pruned:
+        finish_prune(store, key.split("/")[1], "sjc prune, which `sjc verify --repair` finished")
+        done.append(f"{key}: the rest of it pruned")
     if repairs.tables:
         rebuild_tables(store)
         done.append("tables: made again from the store's JSON")
@@ -199,6 +207,9 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     marker = layout.marker_key(asset_id)
     manifest = _read(findings, "asset", marker, documents.asset_manifest, store, asset_id)
     if manifest is None:
+        if not findings and _read(findings, "asset", folder, is_half_pruned, store, asset_id):
+            problem = "is pruned in part, since the process ended"
+            findings.append(Finding("pruned", folder, problem))
         return findings
     for file in documents.committed_files(asset_id, manifest).values():
         if unreadable(findings):

@@ -25,6 +25,11 @@ def marker_key(asset_id: str) -> str:
     return f"{ASSETS}{asset_id}/manifest.json"
 
 
+def tombstone_key(asset_id: str) -> str:
+    """Of what the commit marker becomes when the asset is pruned."""
+    return f"{ASSETS}{asset_id}/pruned.json"
+
+
 def file_key(asset_id: str, name: str) -> str:
     """Of a file as a commit marker names it, such as "a01/mesh.glb"."""
     return f"{ASSETS}{asset_id}/{name}"

@@ -33,7 +33,8 @@ SELECT e.line, e.row_id, e.asset_id, coalesce(a.status, 'unfinished') AS status,
 FROM entries e
 LEFT JOIN (SELECT row_id FROM entries WHERE run_id = '{{other}}') o USING (row_id)
 LEFT JOIN (
-    SELECT * FROM assets, (SELECT ended_at AS run_ended_at FROM runs WHERE run_id = '{{run_id}}')
+    SELECT * REPLACE (replace(status, 'pruned', 'ok') AS status)
+    FROM assets, (SELECT ended_at AS run_ended_at FROM runs WHERE run_id = '{{run_id}}')
     WHERE run_ended_at IS NULL OR ended_at <= run_ended_at
     QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY {BEST_FIRST}) = 1
 ) a USING (asset_id)

@@ -36,6 +36,7 @@ VIEW_KEYS = tuple(name for name in _VIEW_COLUMNS if name not in ("asset_id", "ru
 _OF_ATTEMPT = (
     "asset_id", "field_id", "run_id", "attempt", "status", "error_type", "error", "prior_coverage",
 )  # fmt: skip
+RESULTS = ("report", "timings", "versions")  # of an attempt
 _OF_SPEC = ("prompt", "negative_prompt", "image", "seed", "prior", "prior_revision")
 
 
@@ -110,9 +111,7 @@ def asset_row(store: Store, attempt: Document, manifest: Document) -> Row:
     """The row of table `assets` for the outcome of one attempt."""
     spec = attempt["spec"]
     recipe = spec["recipe"]
-    report, timings, versions = (
-        _result(attempt, manifest, part) for part in ("report", "timings", "versions")
-    )
+    report, timings, versions = (result_of(attempt, manifest, part) for part in RESULTS)
     files, uris = _files(attempt, manifest), _uris(store, attempt, manifest)
     values = {key: value for key, value in recipe.items() if key != "name"}
     return {
@@ -138,8 +137,8 @@ def asset_row(store: Store, attempt: Document, manifest: Document) -> Row:
 
 
 def view_rows(store: Store, attempt: Document, manifest: Document) -> list[Row]:
-    """The rows of table `views` for one attempt; none unless it is ok."""
-    if attempt["status"] != "ok":
+    """The rows of table `views` for one attempt; none unless it is, or was, ok."""
+    if attempt["status"] not in ("ok", "pruned"):
         return []
     uris = _uris(store, attempt, manifest)
     return [
@@ -149,13 +148,13 @@ def view_rows(store: Store, attempt: Document, manifest: Document) -> list[Row]:
             **{key: view.get(key) for key in VIEW_KEYS},
             "uri": uris.get(view_file(view["source"], view["view"])),
         }
-        for view in _result(attempt, manifest, "report").get("views", [])
+        for view in result_of(attempt, manifest, "report").get("views", [])
     ]
 
 
 def history_rows(attempt: Document, manifest: Document) -> list[Row]:
     """The row of table `history` for one attempt; none unless it made steps, and kept them."""
-    history = _result(attempt, manifest, "report").get("history")
+    history = result_of(attempt, manifest, "report").get("history")
     if not history:
         return []
     about = {key: attempt[key] for key in ("asset_id", "attempt", "run_id")}
@@ -190,6 +189,7 @@ def run_row(run: Document) -> Row:
         "count_entries": len(run["entries"]),
         "count_assets": len({entry["asset_id"] for entry in run["entries"]}),
         **{f"count_{outcome}": outcomes[outcome] for outcome in OUTCOMES},
+        "count_pruned": outcomes["pruned"] or None,
         "started_at": started,
         "ended_at": ended,
         "seconds_total": (ended - started).total_seconds() if ended and started else None,
@@ -220,7 +220,7 @@ def _uris(store: Store, attempt: Document, manifest: Document) -> dict[str, str]
     }
 
 
-def _result(attempt: Document, manifest: Document, part: str) -> dict[str, Any]:
+def result_of(attempt: Document, manifest: Document, part: str) -> dict[str, Any]:
     """The attempt's own report, timings or versions, or those that were committed with it."""
     if attempt[part] or attempt["status"] != "ok":
         return dict(attempt[part])

@@ -55,6 +55,7 @@ SELECT a.*, rating, coalesce(rating_count, 0) AS rating_count, rating_spread,
 FROM (SELECT * FROM assets
       QUALIFY row_number() OVER (PARTITION BY asset_id ORDER BY {BEST_FIRST}) = 1) a
 LEFT JOIN ({RATINGS_SQL}) USING (asset_id)
+WHERE status <> 'pruned'
 """
 _ORDER = {
     "assets": "started_at, asset_id",

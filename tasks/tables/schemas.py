@@ -29,11 +29,11 @@ from tasks.tables.columns import (
 )
 
 # Version 2 has more columns: coverage, field_mesh_lpips, lpips_weights; version 3 has rolled_back,
-# version 4 words_cut, words_cut_by_judge and dtype.
+# version 4 words_cut, words_cut_by_judge and dtype, version 5 count_pruned.
 # Files of older versions are read as if they held nulls there.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
-STATUSES = ("ok", "failed", "diverged", "timeout", "cancelled", "interrupted")
+STATUSES = ("ok", "failed", "diverged", "timeout", "cancelled", "interrupted", "pruned")
 COVERAGES = ("good", "small", "cropped")
 OUTCOMES = ("computed", "reused", "duplicate", "failed")
 STAGES = ("queue", "optimize", "extract", "evaluate", "publish")
@@ -232,7 +232,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             Column(
                 "outcome",
                 "What the run did for it; null while the run goes on, or if it was killed.",
-                choices=OUTCOMES,
+                choices=(*OUTCOMES, "pruned"),
             ),
         ),
     ),
@@ -276,6 +276,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
                 required(f"count_{outcome}", f"Entries with outcome `{outcome}`.", WHOLE, low=0)
                 for outcome in OUTCOMES
             ),
+            count("count_pruned", "Entries whose asset was pruned; null for none."),
             required("started_at", "When the run started (UTC).", TIME),
             Column("ended_at", "When it ended (UTC); null if it was killed.", TIME),
             seconds("seconds_total", "Time between both."),
@@ -348,12 +349,14 @@ ROW_KEYS = {
     "annotations": ("asset_id", "key", "who"),
 }
 # Which of several rows with the same key counts: the first in this order, as SQL. A run that was
-# taken for dead may still write the true end of an attempt, so `interrupted` gives way. Attempts
+# taken for dead may still write the true end of an attempt, so `interrupted` gives way; what was ok
+# may be pruned later, and has no files then. Attempts
 # are numbered, since the clocks of machines differ.
-COUNTS_FIRST = {
-    "assets": ("try_cast(attempt[2:] AS INT) DESC", "status = 'interrupted'", "ended_at DESC"),
-    "attempts": ("status = 'interrupted'", "ended_at DESC"),
-    "views": (),
+_TRUE_END = ("status = 'interrupted'", "status <> 'pruned'", "ended_at DESC")
+COUNTS_FIRST: dict[str, tuple[str, ...]] = {
+    "assets": ("try_cast(attempt[2:] AS INT) DESC", *_TRUE_END),
+    "attempts": _TRUE_END,
+    "views": ("uri IS NOT NULL",),
     "history": (),
     "entries": ("outcome IS NULL",),
     "runs": ("ended_at IS NULL",),

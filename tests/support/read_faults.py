@@ -70,16 +70,17 @@ EVALUATE = ("evaluate", "--where", "seed = 0", "--set", "evaluation_size=32", "-
 COMMANDS = {
     "verify": ("verify", "--quiet"),
     "repair": ("verify", "--repair", "--yes", "--quiet"),
-    "query": ("query", "SELECT count(*) FROM assets, views, entries, attempts, runs"),
+    "query": ("query", "SELECT count(*) FROM assets, views, entries, attempts, history, runs"),
     "curate": ("curate", "-o", "{fresh}", "--quiet"),
     "compact": ("compact", "--quiet"),
     "gallery": ("gallery", "-o", "{fresh}", "--quiet"),
     "report": ("report",),
+    "prune": ("prune", "--where", "true"),
     "run": ("run", "m.csv", "--quiet"),
     "evaluate": EVALUATE,
 }
 FLOWS = ("run", "evaluate")  # take seconds
-READ_ONLY = ("verify", "repair", "query", "curate", "gallery")  # of what cannot be read
+READ_ONLY = ("verify", "repair", "query", "curate", "gallery", "prune")  # of what cannot be read
 
 S3_FAULTS = {
     "403": (Fault("status", status=403, code="AccessDenied"), "may not do that"),

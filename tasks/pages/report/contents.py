@@ -107,20 +107,22 @@ def sample(rows: Sequence[T], most: int) -> list[T]:
     return [rows[k * len(rows) // most] for k in range(most)]
 
 
-def read_lines(store: Store, rows: Sequence[Row], run_id: str) -> list[Line]:
+def read_lines(store: Store, rows: Iterable[Row], run_id: str) -> list[Line]:
     """What the steps of some attempts of the run measured, half of them failed ones if it can be.
 
     The failed ones come last, and are drawn over the others.
     """
-    found = query(store, f"SELECT * FROM history WHERE run_id = '{run_id}'").to_pylist()
-    histories = {(row["asset_id"], row["attempt"]): row for row in found}
-    lines = [
-        Line(f"{row['row_id']} ({row['status']})", histories[key], bad=row["status"] != "ok")
-        for row in rows
-        if (key := (row["asset_id"], row["attempt"])) in histories and row["run_id"] == run_id
+    made = [row for row in rows if row["run_id"] == run_id]
+    bad = sample([row for row in made if row["status"] != "ok"], MOST_LINES // 2)
+    good = sample([row for row in made if row["status"] == "ok"], MOST_LINES - len(bad))
+    ids = ", ".join(repr(row["asset_id"]) for row in (*good, *bad))
+    sql = f"SELECT * FROM history WHERE run_id = '{run_id}' AND asset_id IN ({ids or 'NULL'})"
+    found = {(row["asset_id"], row["attempt"]): row for row in query(store, sql).to_pylist()}
+    return [
+        Line(f"{row['row_id']} ({row['status']})", found[key], bad=row["status"] != "ok")
+        for row in (*good, *bad)
+        if (key := (row["asset_id"], row["attempt"])) in found
     ]
-    bad = sample([line for line in lines if line.bad], MOST_LINES // 2)
-    return sample([line for line in lines if not line.bad], MOST_LINES - len(bad)) + bad
 
 
 def extremes(rows: Iterable[Row], most: int) -> tuple[list[Row], list[Row]]:

@@ -85,7 +85,9 @@ page with a 3D viewer for each asset: <code>sjc gallery -o pages --store
 
 
 def state(row: Row) -> str:
-    """What became of an asset: ok, reused, how it failed, or unfinished."""
+    """What became of an asset: ok, reused, pruned, how it failed, or unfinished."""
+    if row["status"] == "pruned":
+        return "pruned"
     if row["outcome"] == "failed":
         return str(row["status"] or "failed")
     return {"computed": "ok", "reused": "reused", None: "unfinished"}[row["outcome"]]
@@ -146,6 +148,8 @@ def _figures(report: RunReport) -> str:
         ("duration", duration(seconds_of(report)), ""),
         (f"{kind} hours", f"{hours:.2f}" if hours < 100 else f"{hours:,.0f}", ""),
     ]
+    if counts["pruned"]:
+        figures.insert(3, ("pruned", f"{counts['pruned']:,}", ""))
     if counts["unfinished"]:
         figures.insert(4, ("unfinished", f"{counts['unfinished']:,}", "bad"))
     if work:
@@ -189,9 +193,9 @@ def _tile(row: Row, pictures: dict[str, Thumbnail], note: str = "") -> str:
     picture, about = pictures.get(row["asset_id"]), state(row)
     name = _cut(row["row_id"])
     title = f"{name}: {_cut(row['prompt'] or '')} ({about})"
-    mark = "" if about in ("ok", "reused") else " bad"
+    mark = "" if about in ("ok", "reused", "pruned") else " bad"
     inside = f'<img src="{picture.data}" alt="{title}">' if picture else _NO_PICTURE
-    if mark:
+    if mark or about == "pruned":
         inside = f'<span class="none">{escaped(about)}</span>'
     score = number(row["clip_score"]) if row["clip_score"] is not None and not mark else ""
     stars = f" ★ {number(row['rating'])}" if row["rating"] is not None else ""

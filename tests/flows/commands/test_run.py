@@ -233,6 +233,7 @@ def test_a_dry_run_tells_the_plan_and_makes_nothing(
         "interrupted": 0,
         "failed": 0,
         "finished": 0,
+        "pruned": 0,
         "duplicate": 1,
     }
     assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]

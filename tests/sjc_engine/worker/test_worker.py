@@ -242,6 +242,7 @@ def test_the_next_process_goes_on_where_one_was_ended_or_killed(
     done = second.ended("duck")["duck"]
     assert 0 < done["first_step"] < 30
     assert done["step"] == 30
+    assert done["history"]["steps"] == list(range(1, 31))
     expected = in_process(spec("a yellow duck", steps=30), tmp_path / "expected.safetensors")
     assert second.field("duck").read_bytes() == expected
     second.add("car", spec("a red car", steps=10**6))

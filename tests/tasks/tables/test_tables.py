@@ -53,6 +53,7 @@ ADDED = {
     "assets": "field_mesh_lpips lpips_weights coverage rolled_back words_cut dtype"
     " words_cut_by_judge",
     "views": "field_mesh_lpips",
+    "runs": "count_pruned",
 }
 
 
@@ -293,7 +294,7 @@ def test_other_tools_read_the_folders(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d{6}-[\w-]+\.parquet", part.name)
     file = pq.ParquetFile(part)
     assert file.schema_arrow.equals(FILE_SCHEMAS["assets"], check_metadata=False)
-    assert file.schema_arrow.metadata[b"sjc.version"] == b"4"
+    assert file.schema_arrow.metadata[b"sjc.version"] == b"5"
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
 
 
