@@ -6,6 +6,7 @@
 # make soak      MINUTES of faults on a folder and on Swift: kills, broken requests, full disks
 # make fuzz      hundreds of broken model folders and manifests: minutes
 # make model     every interleaving of runs that share a store, further than the tests go: an hour
+# make mutants   200 mistakes planted into the code, one at a time: do the fast tests notice? Hours
 # make check     ruff and mypy
 # make ptx       the CUDA kernels compiled for GPUs, without one; the first time 440 MB of packages
 # make sweep     every file of a store, every read fault, every command: about an hour
@@ -30,7 +31,7 @@ MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz model check ptx audit platforms format clean
+.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz model mutants check ptx audit platforms format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -62,6 +63,9 @@ fuzz: $(DEV)
 
 model: $(DEV)
 	MODEL=1 $(BIN)/python -m pytest -q -s tests/tasks/records/test_model.py
+
+mutants: $(DEV)
+	$(BIN)/python scripts/mutants.py
 
 check: $(DEV)
 	$(BIN)/ruff check .
