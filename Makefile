@@ -5,6 +5,8 @@
 # make test-fast the tests without engine processes, kills and trainings: minutes
 # make soak      MINUTES of faults on a folder and on Swift: kills, broken requests, full disks
 # make fuzz      hundreds of broken model folders and manifests: minutes
+# make model     every interleaving of runs that share a store, further than the tests go: an hour
+# make mutants   200 mistakes planted into the code, one at a time: do the fast tests notice? Hours
 # make check     ruff and mypy
 # make ptx       the CUDA kernels compiled for GPUs, without one; the first time 440 MB of packages
 # make sweep     every file of a store, every read fault, every command: about an hour
@@ -31,7 +33,7 @@ MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz check ptx audit lock platforms format clean
+.PHONY: demo gpu-check test test-all test-fast soak sweep fuzz model mutants check ptx audit lock platforms format clean
 
 demo: $(READY)
 	$(BIN)/sjc run manifests/paper.csv --store ./store --devices $(DEVICES)
@@ -60,6 +62,12 @@ sweep: $(DEV)
 
 fuzz: $(DEV)
 	FUZZ=500 $(BIN)/python -m pytest -q -n $(JOBS) tests/sjc_engine/priors/test_model_fuzz.py tests/tasks/manifest/test_fuzz.py
+
+model: $(DEV)
+	MODEL=1 $(BIN)/python -m pytest -q -s tests/tasks/records/test_model.py
+
+mutants: $(DEV)
+	$(BIN)/python scripts/mutants.py
 
 check: $(DEV)
 	$(BIN)/ruff check .

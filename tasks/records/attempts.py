@@ -206,9 +206,16 @@ def _close(
 
 
 def _open_attempts(store: Store, asset_id: str) -> tuple[list[Document], list[str]]:
-    """The attempts that have not ended, and the keys of damaged documents that nothing needs."""
+    """The attempts whose true end is not there, and keys of damaged documents that nothing needs.
+
+    That includes a committed attempt which a run has closed as interrupted right before its commit.
+    """
     attempts, damaged = read_attempts(store, asset_id)
     running = [attempt for attempt in attempts if attempt["status"] == "running"]
+    if attempts and not any(attempt["status"] == "ok" for attempt in attempts):
+        manifest = documents.asset_manifest(store, asset_id)
+        name = manifest and documents.committed_attempt(manifest)
+        running += [a for a in attempts if a["attempt"] == name and a not in running]
     return running, [key for key in damaged if not is_needed(store, key)]
 
 

@@ -264,7 +264,9 @@ def check_usable(store: Store) -> None:
                 "nothing was written, use a newer sjc",
             )
     for name in ("assets", "runs"):
-        if _is_empty(store, f"{name}/") and not _is_empty(store, f"tables/{name}/"):
+        kept, tables = f"{name}/", f"tables/{name}/"
+        # Twice: a first run that begins meanwhile writes its documents before its tables.
+        if _is_empty(store, kept) and not _is_empty(store, tables) and _is_empty(store, kept):
             raise StoreError(
                 f"{store.uri(name)} is empty although the tables list {name}; nothing was written",
                 "mount or copy all of the store; if this was deleted on purpose, delete"

@@ -198,6 +198,10 @@ def test_there_is_a_row_for_every_view_and_source(
     assert front["top_caption"] == PROMPT
     assert back["top_caption"] in DISTRACTORS
     assert front["clip_score"] > 90 > 10 > back["clip_score"]
+    around = [row["clip_score"] for row in rows[9:17]]  # the view from above does not count
+    mean = evaluate(swapped, asset[1], PROMPT, RednessJudge()).metrics["clip_score"]
+    assert mean == pytest.approx(sum(around) / 8)
+    assert abs(above["clip_score"] - sum(around) / 8) > 1
     assert 0.9 < front["field_mesh_iou"] <= 1
     assert rows[0]["top_caption"] in DISTRACTORS
     assert rows[4]["top_caption"] == PROMPT

@@ -10,6 +10,7 @@ import pytest
 import torch
 import trimesh
 from numpy.typing import NDArray
+from scipy import ndimage
 from synthetic_fields import (
     FICUS,
     HALF,
@@ -28,7 +29,8 @@ from synthetic_fields import (
 )
 
 from sjc_engine.fields.voxel import VoxelField
-from sjc_engine.mesh.extract import extract_mesh, mesh_statistics
+from sjc_engine.mesh import iso_level
+from sjc_engine.mesh.extract import _occupancy, extract_mesh, mesh_statistics
 from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.mesh.iso_level import calibrate_level
 from sjc_engine.mesh.isosurface import (
@@ -194,6 +196,24 @@ def test_the_level_is_the_recipes_when_it_names_one() -> None:
     field = make_field((10 * (0.6 - ball)).clip(0))  # density 10 (0.6 - r)
     radius = np.linalg.norm(extract(field, iso_level=3.0, mesh_smoothing=0.0).vertices, axis=1)
     assert radius == pytest.approx(0.3, abs=0.01)
+
+
+def test_smoothing_is_in_voxels_of_the_field() -> None:
+    field = make_field(solid_field(sphere(0.35)))
+    fine = MeshRecipe(mesh_resolution=2 * N, mesh_smoothing=0.0)
+    plain = _occupancy(field, fine)
+    smooth = _occupancy(field, replace(fine, mesh_smoothing=0.7))
+    assert smooth == pytest.approx(ndimage.gaussian_filter(plain, 2 * 0.7))
+
+
+def test_of_equal_levels_the_highest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A surface further out would only be made of what is hardly there."""
+    monkeypatch.setattr(iso_level, "iou", lambda a, b: 0.5)
+    density = solid_field(sphere(0.35))
+    occupancy = (density / (density + 5)).astype(np.float32)
+    level = calibrate_level(make_field(density), occupancy, 0.02)
+    found = density.max() / 5
+    assert 0.9 * found < level / (1 - level) <= max(found, max(iso_level.COARSE))
 
 
 def test_a_smooth_surface_from_rough_density() -> None:

@@ -24,6 +24,7 @@ from sjc_engine.optimization.scene import Diverged, Scene
 from sjc_engine.optimization.step import draw, update
 from sjc_engine.priors.denoiser import Cond, load_prior
 from sjc_engine.recipes import Recipe
+from sjc_engine.rendering.camera import orbit
 
 PIXEL = Recipe.for_prior("toybox").override(SMALL)
 LATENT = Recipe.for_prior("owner/name").override(SMALL)
@@ -348,6 +349,23 @@ def test_a_roll_back_goes_to_the_same_state_after_a_resume(prior, tmp_path, monk
     assert equal(parameters(run(scene, 4)), parameters(run(resumed, 4)))
 
 
+def test_the_halved_rate_stays_when_the_grid_grows(prior):
+    recipe = PIXEL.override({"grid_start": 4, "grid_grow_at": 0.5, "steps": 4})
+    sick, well = (Scene("a tank", "", 1, recipe, prior) for _ in range(2))
+    run(sick, 1)
+    with torch.no_grad():
+        sick.field.density += math.nan
+    run(sick, 1)
+    assert (sick.step, sick.recovery.rolled_back, sick.field.resolution) == (0, True, 4)
+    for scene in (sick, well):
+        run(scene, 3)
+        assert scene.field.resolution == recipe.optimize.grid_size
+    halved, whole = (
+        [group["lr"] for group in scene.optimizer.param_groups] for scene in (sick, well)
+    )
+    assert halved == [rate / 2 for rate in whole]
+
+
 def test_a_gradient_that_is_not_finite_goes_back_before_it_is_applied(prior, monkeypatch):
     scene = run(Scene("a tank", "", 1, PIXEL, prior), 1)
     before = scene.recovery.snapshot[1]["field.density"].clone()
@@ -604,6 +622,15 @@ def test_perp_neg_asks_for_the_front_as_well():
     assert uncond == ""
     assert cond.endswith("view of x")
     assert negative == "front view of x"
+
+
+def test_perp_neg_pushes_from_the_front_the_more_the_further_behind_a_view_is(prior, monkeypatch):
+    azimuths = [0.0, 60.0, 90.0, 180.0]
+    cameras = [orbit(azimuth, 0.0) for azimuth in azimuths]
+    monkeypatch.setattr("sjc_engine.optimization.step._cameras", lambda scene: cameras)
+    recipe = PIXEL.override({"perp_neg_weight": 2.0, "views_per_step": 4})
+    weights = draw(Scene("a duck", "", 0, recipe, prior)).weights
+    assert weights[0].tolist() == pytest.approx([0.0, 0.5, 1.0, 2.0], abs=1e-6)
 
 
 def test_guidance_moves_from_one_scale_to_the_other(prior):

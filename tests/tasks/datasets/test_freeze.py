@@ -29,7 +29,7 @@ from tasks.datasets.freeze import (
     SelectionError,
     freeze,
 )
-from tasks.datasets.select import SPLITS, candidate_rows, split_of
+from tasks.datasets.select import SPLITS, candidate_rows, select, split_of
 from tasks.records.documents import asset_manifest
 from tasks.store import open_store
 from tasks.store.interface import Store, StoreError
@@ -374,6 +374,15 @@ def test_dedupe_keeps_the_best_of_near_duplicates(filled: Store, tmp_path: Path)
     fewer = freeze(filled, str(tmp_path / "fewer"), request)
     assert fewer.document["assets"] == plain.document["assets"] - 1
     assert fewer.document["near_duplicates"]["prompts_left_out"] == 1
+
+
+def test_the_best_of_all_scores_of_a_prompt_counts(local: Store) -> None:
+    """Not that of its last seed."""
+    rows = {row["prompt"]: row for row in candidate_rows(local)}
+    duck, other = rows["a duck"], rows["A duck!"]
+    scored = [duck | {"clip_score": score} for score in (90.0, None, 10.0)]
+    found = select(local, [*scored, other | {"clip_score": 50.0}], ["mesh.glb"], dedupe=True)
+    assert found.dropped == {"A duck!"}
 
 
 def test_a_full_bucket_name_that_is_missing_is_told(local: Store, s3_environment: str) -> None:

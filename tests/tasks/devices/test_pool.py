@@ -17,7 +17,7 @@ import stub_engine
 from sjc_engine.memory import MOST_SCENES
 from tasks.devices.device import MOST_DEATHS
 from tasks.devices.engine import numba_cache
-from tasks.devices.job import SceneError
+from tasks.devices.job import Job, SceneError
 from tasks.devices.pool import ENGINE, DevicePool
 
 STUB = (sys.executable, stub_engine.__file__)
@@ -155,6 +155,18 @@ def test_time_in_the_queue_does_not_count_against_a_returned_scene(
             time.sleep(0.02)
         short = many.submit(run, devices, tmp_path, "duck", timeout=1.0)
         assert (long.result().status, short.result()["step"]) == ("timeout", 6)
+
+
+def test_a_returned_scene_keeps_the_time_that_it_has_spent(tmp_path: Path) -> None:
+    with pool(tmp_path, ["cpu"]) as devices:
+        [device] = devices._devices
+        job = Job("k", {}, ("p",), 0.0, taken=time.monotonic() - 100, spent=20.0)
+        with devices._changed:
+            device.active.append(job)
+            event = {"scenes": device.room, "error": ""}
+            devices._on_returned(device, job, event)
+            device.active.remove(job)  # it has room, and takes it again
+    assert 120 <= job.spent < 150
 
 
 def test_auto_begins_with_one_scene_and_goes_on_with_what_there_is_room_for(

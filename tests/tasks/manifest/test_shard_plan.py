@@ -82,6 +82,14 @@ def test_many_short_assets_fill_several_shards() -> None:
     assert sorted(counts.values()) == [200, 200, 201]
 
 
+def test_no_shard_has_more_assets_than_one_flow_run_takes() -> None:
+    """One asset outweighs all others, which would fit into the other shard by their seconds."""
+    specs = {made.asset_id: made for made in (spec(seed=n) for n in range(MOST_ASSETS + 2))}
+    seconds = dict.fromkeys(specs, 0.001) | {next(iter(specs)): 1e5}
+    counts = Counter(cut(specs, seconds, 1e5).values())
+    assert max(counts.values()) == MOST_ASSETS
+
+
 def test_a_plan_is_the_same_each_time_and_holds_all_entries(write: Write) -> None:
     path = write("id,prompt,tags,meta.k,seed\na,a duck,x;y,v,0-3\nb,a duck,,,0\nc,a pig,,,\n")
     entries = plan(path, recipe="draft").entries

@@ -178,6 +178,32 @@ def test_attempts_that_never_ended_are_closed(store: Store, files: dict[str, Pat
     assert close_interrupted(store, [SPEC.asset_id, other.asset_id]) == []
 
 
+def test_an_attempt_that_was_closed_right_before_its_commit_ends_as_ok(
+    store: Store, files: dict[str, Path]
+) -> None:
+    """Its run was taken for dead, committed all the same, and died before it could say so."""
+    start_attempt(store, SPEC, "run1")
+    [(closed, _)] = close_interrupted(store, [SPEC.asset_id])
+    assert closed["status"] == "interrupted"
+    manifest = commit_asset(store, SPEC.asset_id, "a01", files, SPEC, **RESULT)
+    [(ended, found)] = close_interrupted(store, [SPEC.asset_id])
+    assert (ended["status"], ended["error"], found) == ("ok", None, manifest)
+    assert close_interrupted(store, [SPEC.asset_id]) == []
+
+
+def test_an_attempt_beside_a_committed_one_ends_as_interrupted(
+    store: Store, files: dict[str, Path]
+) -> None:
+    start_attempt(store, SPEC, "run1")
+    start_attempt(store, SPEC, "run2")
+    manifest = commit_asset(store, SPEC.asset_id, "a01", files, SPEC, **RESULT)
+    closed = close_interrupted(store, [SPEC.asset_id])
+    assert [(a["attempt"], a["status"]) for a, _ in closed] == [
+        ("a01", "ok"), ("a02", "interrupted"),
+    ]  # fmt: skip
+    assert [found for _, found in closed] == [manifest, manifest]
+
+
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path

@@ -468,6 +468,23 @@ def test_a_store_that_is_empty_although_its_tables_are_not_is_refused(
     assert everything(whole) == before
 
 
+def test_a_first_run_that_begins_meanwhile_is_no_missing_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    listing = type(store).list
+
+    def list_late(self: Store, prefix: str = "") -> Any:
+        if prefix == "tables/runs/":
+            monkeypatch.undo()
+            make_run(store, tmp_path, "run1", "duck,a duck,,\n")
+        return listing(self, prefix)
+
+    monkeypatch.setattr(type(store), "list", list_late)
+    check_usable(store)
+    assert run_ids(store) == ["run1"], "it began in between"
+
+
 def test_a_newer_store_is_refused(whole: Store) -> None:
     whole.delete("store.json")
     assert verify_store(whole) == [], "of an older version, which is fine"

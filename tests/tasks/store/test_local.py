@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import resource
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from sjc_engine.files import write_atomically
 from tasks.store import local as store_local
 from tasks.store import open_store
 from tasks.store.interface import (
@@ -222,6 +224,33 @@ def test_without_hard_links_the_rule_still_holds(
     with pytest.raises(AlreadyCommitted):
         store.put_bytes("x", b"second")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_name_appears_once_its_content_is_on_the_disk_and_is_then_flushed_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, steps = open_store(tmp_path / "store"), list[str]()
+
+    def note(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*args: Any) -> None:
+            folder = name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+            steps.append("fsync of the folder" if folder else name)
+            real(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "link", "replace"):
+        note(name)
+    store.put_bytes("a/one", b"1")
+    assert steps == ["fsync", "link", "fsync of the folder"]
+    steps.clear()
+    store.put_bytes("a/one", b"2", replace=True)
+    assert steps == ["fsync", "replace", "fsync of the folder"]
+    steps.clear()
+    write_atomically(tmp_path / "file", b"3")
+    assert steps == ["fsync", "replace", "fsync of the folder"]
 
 
 def test_a_killed_write_leaves_no_visible_file(tmp_path: Path) -> None:

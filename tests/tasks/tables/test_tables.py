@@ -23,6 +23,7 @@ from tasks.tables.columns import RowError
 from tasks.tables.projection import asset_row, check_report
 from tasks.tables.read import QueryError, query, read_table
 from tasks.tables.schemas import FILE_SCHEMAS, RATINGS, SCHEMAS, TABLES, check_row, to_arrow
+from tasks.tables.write import record_attempt
 
 ROOT = Path(__file__).parents[3]
 # The page that fixes the names of columns, word for word, with its groups written out; and what
@@ -238,6 +239,18 @@ def test_the_best_outcome_counts_and_assets_are_raw_in_sql(store: Store, tmp_pat
         {"prompt": "a duck", "error": None},
         {"prompt": "a pig", "error": "loss is NaN"},
     ]
+
+
+def test_attempts_count_by_their_number_and_not_as_text(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    start_attempt(store, spec(), "run1")
+    ended = finish_attempt(store, spec().asset_id, "a01", "failed", error="x")
+    for name in ("a100", "a99"):
+        record_attempt(store, ended | {"attempt": name}, {})
+    [row] = query(store, "SELECT attempt FROM assets").to_pylist()
+    assert row["attempt"] == "a100"
+    [best] = query(store, "SELECT attempt FROM best_assets").to_pylist()
+    assert best["attempt"] == "a100"
 
 
 def test_a_table_of_one_manifest(store: Store, tmp_path: Path) -> None:

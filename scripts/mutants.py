@@ -1,0 +1,237 @@
+"""Mistakes planted into the code, one at a time: do the fast tests notice?
+
+    python scripts/mutants.py [--count 200] [--seed 0] [--only tasks/tables]
+
+Takes a sample of all one-place changes to the modules of TARGETS: a comparison or an operator
+turned round, a number one larger, a flag inverted, a call left out. Each is tried in a copy of the
+tree on the fast tests of its subject, in a fork of this process that has imported the large
+libraries. Prints what survived, and the score; a mutant that runs into the time limit is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 240.0  # for the tests of one mutant
+OPTIONS = (
+    "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not system",
+    "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of LIBRARIES
+)  # fmt: skip
+LOG = ".mutants.log"  # what they print
+LIBRARIES = (
+    "numpy", "torch", "pandas", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "boto3", "prefect",
+    "moto.server", "scipy.ndimage", "trimesh", "hypothesis", "pytest",
+)  # fmt: skip
+_ENGINE = "tests/sjc_engine"
+_OPTIMIZATION = [f"{_ENGINE}/optimization", f"{_ENGINE}/guidance"]
+# Modules, and the tests of their subject
+TARGETS: dict[str, list[str]] = {
+    "sjc_engine/guidance/score.py": [f"{_ENGINE}/guidance", f"{_ENGINE}/test_oracles.py"],
+    "sjc_engine/guidance/schedules.py": [*_OPTIMIZATION, f"{_ENGINE}/test_oracles.py"],
+    "sjc_engine/optimization/losses.py": _OPTIMIZATION,
+    "sjc_engine/optimization/scene.py": _OPTIMIZATION,
+    "sjc_engine/optimization/step.py": _OPTIMIZATION,
+    "tasks/records/commit.py": ["tests/tasks/records", "tests/tasks/store/test_leases.py"],
+    "tasks/records/attempts.py": ["tests/tasks/records", "tests/tasks/store/test_leases.py"],
+    "tasks/store/leases.py": ["tests/tasks/store/test_leases.py"],
+    "tasks/store/local.py": ["tests/tasks/store/test_local.py", "tests/tasks/records"],
+    "tasks/store/s3.py": [f"tests/tasks/store/test_{n}.py" for n in ("s3", "local", "s3_manners")],
+    "tasks/tables/write.py": ["tests/tasks/tables"],
+    "tasks/tables/read.py": ["tests/tasks/tables"],
+    "tasks/tables/projection.py": ["tests/tasks/tables", "tests/tasks/records"],
+    "tasks/manifest/entries.py": ["tests/tasks/manifest"],
+    "tasks/manifest/formats.py": ["tests/tasks/manifest"],
+    "tasks/manifest/resolve.py": ["tests/tasks/manifest"],
+    "tasks/manifest/shard_plan.py": ["tests/tasks/manifest"],
+    "tasks/devices/pool.py": ["tests/tasks/devices"],
+    "flows/pipeline.py": ["tests/flows/test_pipeline.py"],
+    "flows/plan.py": ["tests/flows/test_plan.py"],
+}
+_COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+_OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr,
+}  # fmt: skip
+_FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module with one place changed."""
+
+    path: str
+    line: int
+    old: str
+    new: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.old} -> {self.new}"
+
+
+def mutants(path: str) -> Iterator[Mutant]:
+    """Every mutant of a module, but for its annotations and texts."""
+    source = (ROOT / path).read_bytes()
+    lines = source.splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    for node in _code(ast.parse(source)):
+        new = _changed(node)
+        if new is None or not isinstance(node, ast.expr | ast.stmt):
+            continue
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        start = starts[node.lineno - 1] + node.col_offset
+        end = starts[node.end_lineno - 1] + node.end_col_offset
+        content = source[:start] + new.encode() + source[end:]
+        compile(content, path, "exec")
+        old = " ".join(source[start:end].decode().split())
+        yield Mutant(path, node.lineno, old, " ".join(new.split()), content)
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    """A module's nodes without its annotations, and without what is inside of f-strings."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list") or isinstance(node, ast.JoinedStr):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _code(child)
+
+
+def _changed(node: ast.AST) -> str | None:
+    """The node with a mistake in it; None where there is none to make."""
+    match node:
+        case ast.Compare(left=left, ops=[op, *ops], comparators=rest):
+            mistake: ast.expr = ast.Compare(left, [_COMPARISONS[type(op)](), *ops], rest)
+        case ast.BoolOp(op=op, values=values):
+            mistake = ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values)
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            mistake = operand
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            mistake = ast.BinOp(left, _OPERATORS[type(op)](), right)
+        case ast.Constant(value=bool(value)):
+            mistake = ast.Constant(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            mistake = ast.Constant(value + 1)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in _FUNCTIONS:
+            kept = [] if _FUNCTIONS[name] == "list" else keywords
+            mistake = ast.Call(ast.Name(_FUNCTIONS[name]), args, kept)
+        case ast.Expr(value=ast.Call()):
+            return "pass"
+        case _:
+            return None
+    return f"({ast.unparse(ast.fix_missing_locations(mistake))})"
+
+
+def killed(copy: Path, tests: Sequence[str], seconds: float = SECONDS) -> bool:
+    """Whether these tests fail in the copy, or take longer than that."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.chdir(copy)
+        out = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        import pytest
+
+        code = 4
+        try:
+            code = int(pytest.main([*OPTIONS, *tests]))
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status) != 0
+            time.sleep(0.1)
+    finally:
+        # With the processes that its tests have left
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def copy_tree(to: Path) -> None:
+    """What git knows, and what it does not ignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="modules whose path begins so")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after")
+    options = parser.parse_args()
+    modules = [path for path in TARGETS if path.startswith(options.only)]
+    everything = [mutant for path in modules for mutant in mutants(path)]
+    random.Random(options.seed).shuffle(everything)
+    sample, tried, survivors = everything[: options.count], 0, list[Mutant]()
+    print(f"{len(sample)} of {len(everything)} mutants of {len(modules)} modules", flush=True)
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder).resolve()
+        copy_tree(copy)
+        # Before an installed copy, in the tests' own processes too
+        sys.path.insert(0, str(copy))
+        os.environ["PYTHONPATH"] = str(copy)
+        for tests in {tuple(TARGETS[mutant.path]) for mutant in sample}:
+            if killed(copy, tests, 10 * SECONDS):
+                print((copy / LOG).read_text()[-4000:])
+                sys.exit(f"the tests fail without any mistake: {' '.join(tests)}")
+        for number, mutant in enumerate(sample):
+            if time.monotonic() - started > 60 * options.minutes:
+                break
+            place = copy / mutant.path
+            place.write_bytes(mutant.content)
+            os.utime(place, (number, number))  # or a compiled file might be taken for this one's
+            tried += 1
+            if not killed(copy, TARGETS[mutant.path]):
+                survivors.append(mutant)
+                print(f"survived {mutant}", flush=True)
+            shutil.copy2(ROOT / mutant.path, place)
+    print(f"{tried - len(survivors)} of {tried} killed")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()
