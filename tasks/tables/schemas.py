@@ -350,8 +350,7 @@ ROW_KEYS = {
 }
 # Which of several rows with the same key counts: the first in this order, as SQL. A run that was
 # taken for dead may still write the true end of an attempt, so `interrupted` gives way; what was ok
-# may be pruned later, and has no files then. Attempts
-# are numbered, since the clocks of machines differ.
+# may be pruned later, and has no files then. Attempts are numbered, since machines' clocks differ.
 _TRUE_END = ("status = 'interrupted'", "status <> 'pruned'", "ended_at DESC")
 COUNTS_FIRST: dict[str, tuple[str, ...]] = {
     "assets": ("try_cast(attempt[2:] AS INT) DESC", *_TRUE_END),
@@ -378,13 +377,10 @@ def is_file_schema(table: str, schema: pa.Schema, version: int, *, compacted: bo
 def check_row(table: str, row: Mapping[str, Any]) -> None:
     """Raises `RowError` unless `row` has exactly the table's columns with values that fit."""
     columns = COLUMNS[table]
-    names = [column.name for column in columns]
-    for problem, keys in (
-        ("unknown", sorted(row.keys() - set(names))),
-        ("missing", [name for name in names if name not in row]),
-    ):
+    names = {column.name for column in columns}
+    for problem, keys in (("unknown", row.keys() - names), ("missing", names - row.keys())):
         if keys:
-            raise RowError(f"table {table}: {problem} column {', '.join(keys)}")
+            raise RowError(f"table {table}: {problem} column {', '.join(sorted(keys))}")
     for column in columns:
         try:
             column.check(row[column.name])
