@@ -93,7 +93,7 @@ def test_a_row_has_exactly_the_columns() -> None:
     check_row("attempts", row)
     with pytest.raises(RowError, match="table attempts: unknown column extra"):
         check_row("attempts", {**row, "extra": 1})
-    with pytest.raises(RowError, match="table attempts: missing column error, device"):
+    with pytest.raises(RowError, match="table attempts: missing column device, error"):
         check_row("attempts", {k: v for k, v in row.items() if k not in ("error", "device")})
     changes: list[tuple[dict[str, object], str]] = [
         ({"asset_id": None}, "asset_id: null is not allowed"),
