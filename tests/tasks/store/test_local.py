@@ -335,3 +335,20 @@ def test_errors_survive_a_process(tmp_path: Path) -> None:
     error = pickle.loads(pickle.dumps(damaged(store, "x", "it is torn")))
     assert (type(error), error.flaw) == (Damaged, "it is torn")
     assert "x is damaged (it is torn); mend" in str(error)
+
+
+def test_a_file_that_another_machine_replaces_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS loses the open file; by its name there is the new one."""
+    store = store_local.LocalStore(tmp_path / "store")
+    store.put_bytes("leases/a.json", b"new")
+    read, stale = store_local.LocalStore._read, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def replaced(*arguments: Any) -> bytes:
+        if stale:
+            raise stale.pop()
+        return read(*arguments)
+
+    monkeypatch.setattr(store_local.LocalStore, "_read", replaced)
+    assert store.get_bytes("leases/a.json") == b"new"
