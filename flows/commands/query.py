@@ -19,7 +19,7 @@ def query(
     store: options.Store = "./store",
     format: options.Format = options.RowFormat.table,
 ) -> None:
-    """Ask the tables: assets, views, entries, attempts, runs, annotations, view best_assets."""
+    """Ask the tables: assets, views, entries, attempts, history, runs, annotations, best_assets."""
     from tasks.store import open_store
     from tasks.tables.read import QueryError
     from tasks.tables.read import query as run_query
