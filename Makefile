@@ -5,7 +5,7 @@
 # make test-fast the tests without engine processes, kills and trainings: minutes
 # make soak      MINUTES of faults on a folder and on Swift: kills, broken requests, full disks
 # make fuzz      hundreds of broken model folders and manifests, 20,000 broken files of a store: minutes
-# make model     every interleaving of runs that share a store, further than the tests go: an hour
+# make model     every interleaving of runs that share a store, further than the tests go: minutes
 # make mutants   200 mistakes planted into the code, one at a time: do the fast tests notice? Hours
 # make check     ruff and mypy
 # make ptx       the CUDA kernels compiled for GPUs, without one; the first time 440 MB of packages
