@@ -4,8 +4,8 @@
 # make test-all  everything: check, test and the suites that need Debian or npm packages
 # make test-fast the tests without engine processes, kills and trainings: minutes
 # make soak      MINUTES of faults on a folder and on Swift: kills, broken requests, full disks
-# make fuzz      hundreds of broken model folders and manifests: minutes
-# make model     every interleaving of runs that share a store, further than the tests go: an hour
+# make fuzz      hundreds of broken model folders and manifests, 20,000 broken files of a store: minutes
+# make model     every interleaving of runs that share a store, further than the tests go: minutes
 # make mutants   200 mistakes planted into the code, one at a time: do the fast tests notice? Hours
 # make check     ruff and mypy
 # make ptx       the CUDA kernels compiled for GPUs, without one; the first time 440 MB of packages
@@ -61,7 +61,7 @@ sweep: $(DEV)
 	SWEEP=all $(BIN)/python -m pytest -q -n $(JOBS) tests/flows/test_read_faults.py
 
 fuzz: $(DEV)
-	FUZZ=500 $(BIN)/python -m pytest -q -n $(JOBS) tests/sjc_engine/priors/test_model_fuzz.py tests/tasks/manifest/test_fuzz.py
+	FUZZ=500 FUZZ_STORE=20000 $(BIN)/python -m pytest -q -n $(JOBS) tests/sjc_engine/priors/test_model_fuzz.py tests/tasks/manifest/test_fuzz.py tests/tasks/records/test_store_fuzz.py
 
 model: $(DEV)
 	MODEL=1 $(BIN)/python -m pytest -q -s tests/tasks/records/test_model.py

@@ -49,13 +49,22 @@ def load_field(path: str | Path) -> Field:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         if header["space"] not in get_args(Space):
             raise KeyError(header["space"])
-        field: Field = KINDS[header["kind"]](
-            header["resolution"],
-            header["channels"],
-            float(header["half_length"]),
-            space=header["space"],
-            **header["config"],
-        )
+
+        def build() -> Field:
+            made: Field = KINDS[header["kind"]](
+                header["resolution"],
+                header["channels"],
+                float(header["half_length"]),
+                space=header["space"],
+                **header["config"],
+            )
+            return made
+
+        with torch.device("meta"):  # a header may ask for any amount of memory
+            shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise RuntimeError("its tensors are not those of its header")
+        field = build()
         field.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a field: {error}") from error

@@ -245,9 +245,12 @@ def read_mesh(path: str | Path) -> Mesh:
         arrays = {k: _accessor(gltf, binary, n) for k, n in primitive["attributes"].items()}
         faces = _accessor(gltf, binary, primitive["indices"]).astype(np.int64).reshape(-1, 3)
         image = _picture(gltf, binary)
+        finite = all(np.isfinite(array).all() for array in arrays.values())
+        if not finite or faces.max() >= len(arrays["POSITION"]):
+            raise ValueError("its numbers are none of a mesh")
         positions, normals = (arrays[key] @ TO_GLTF for key in ("POSITION", "NORMAL"))
         if image is None:
-            colors = linear_to_srgb(arrays["COLOR_0"]).astype(np.float32)
+            colors = linear_to_srgb(arrays["COLOR_0"].clip(0, 1)).astype(np.float32)
             return Mesh(positions, faces, normals, colors)
         uv = arrays["TEXCOORD_0"]
     except (KeyError, IndexError, TypeError, struct.error, ValueError, OSError) as error:

@@ -47,6 +47,7 @@ LOOKUPS = 8  # assets whose documents are read at a time
 # Of the keys and documents, and of the tables' columns. Format 2 has other files in the tables: a
 # program of format 1 would take some of them for damaged, or for rows that are there twice.
 OURS = {"format": 2, "tables": SCHEMA_VERSION}
+MOST_BYTES = 1 << 50  # of a file: a column holds the sum of many
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -350,7 +351,7 @@ def parse_marker(data: bytes) -> Document:
         except StoreError as error:
             raise ValueError(f"files: {error}") from error
         _check_types(about, _FILE, f"files: {name}: ")
-        if about["bytes"] < 0 or not _SHA256.fullmatch(about["sha256"]):
+        if not 0 <= about["bytes"] < MOST_BYTES or not _SHA256.fullmatch(about["sha256"]):
             raise ValueError(f"files: {name}: not a size and a SHA-256")
     attempts = {name.partition("/")[0] for name in document["files"]}
     if len(attempts) != 1 or not layout.ATTEMPT.fullmatch(*attempts):

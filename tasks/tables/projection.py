@@ -67,6 +67,7 @@ def check_known(report: Document, timings: Document, versions: Document) -> None
     for name, version in versions.items():
         if not isinstance(version, str):
             raise RowError(f"versions: {name}: {version!r} is not text")
+        _ASSET_COLUMNS["code_version"].check(version)  # of which UTF-8 can be made
     views = report.get("views", [])
     if not isinstance(views, list) or not all(isinstance(view, dict) for view in views):
         raise RowError("report: views: not a list of objects")
