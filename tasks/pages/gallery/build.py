@@ -74,13 +74,15 @@ def build_gallery(
     that it never names what is not there. Raises QueryError for wrong SQL.
     """
     table = query(store, _SQL.format(where=f"WHERE {where}" if where else ""))
-    rows = table.to_pylist()
+    histories = table["history"]  # twenty kilobytes each as Python's numbers
+    rows = table.drop_columns("history").to_pylist()
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_FILES / "vendor" / VIEWER, out / VIEWER)
     write_atomically(out / RATINGS_SCRIPT, _RATINGS_JS.encode())
     copied, place = 0, store_id(store)
-    for done, row in enumerate(rows, 1):
-        copied += _write_asset(store, place, out / FOLDER / row["asset_id"], row)
+    for done, (row, history) in enumerate(zip(rows, histories, strict=True), 1):
+        folder = out / FOLDER / row["asset_id"]
+        copied += _write_asset(store, place, folder, row | {"history": history.as_py()})
         on_progress(done, len(rows))
     index = out / "index.html"
     write_atomically(index, index_page(rows, place).encode())
