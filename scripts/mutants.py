@@ -5,7 +5,7 @@
 Takes a sample of all one-place changes to the modules of TARGETS: a comparison or an operator
 turned round, a number one larger, a flag inverted, a call left out. Each is tried in a copy of the
 tree on the fast tests of its subject, in a fork of this process that has imported the large
-libraries. Prints what became of each, and the score; a mutant that runs into the time limit is killed.
+libraries. Prints what became of each, and the score. One that takes too long counts as killed.
 """
 
 from __future__ import annotations
