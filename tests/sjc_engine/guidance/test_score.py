@@ -8,7 +8,7 @@ import torch
 from known_priors import KnownPrior, gaussian
 from score_formulas import naive, sds
 
-from sjc_engine.guidance.score import guide, paas, perpendicular, weighting
+from sjc_engine.guidance.score import guide, paas, perpendicular, rescaled, weighting
 from sjc_engine.priors.denoiser import Cond
 
 S = 0.7  # the data's standard deviation
@@ -227,3 +227,23 @@ def test_the_naive_score_is_wrong_where_the_denoiser_was_never_trained():
     near = torch.tensor([0.3], dtype=torch.float64)
     noise = torch.randn(4000, 1, 1, 1, 1, generator=generator, dtype=torch.float64)
     assert paas(two_points, x, near, noise) > 0
+
+
+def test_rescaling_takes_the_contrast_of_all_views_of_a_group():
+    """Views of +-1, +-3 beside text of +-1, +-2, in two groups of which the second is doubled."""
+    guided = torch.tensor([1.0, 3.0, 2.0, 6.0], dtype=torch.float64).view(4, 1, 1, 1)
+    guided = torch.cat([guided, -guided], dim=3)
+    text = torch.tensor([1.0, 2.0, 1.0, 2.0], dtype=torch.float64).view(4, 1, 1, 1)
+    text = torch.cat([text, -text], dim=3)
+    share = torch.tensor([1.0, 0.5, 0.0, 1.0], dtype=torch.float64)
+    ratio = math.sqrt((1 + 4) / (1 + 9))  # of the two groups' views together
+    factors = torch.tensor([ratio, (1 + ratio) / 2, 1.0, ratio / 2], dtype=torch.float64)
+    found = rescaled(guided, text, share, group=2)
+    torch.testing.assert_close(found, guided * factors.view(4, 1, 1, 1))
+
+
+def test_pictures_of_one_colour_have_no_contrast_to_rescale_and_nothing_that_is_at_right_angles():
+    grey = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    assert torch.equal(rescaled(grey, grey + 1, torch.ones(1), group=1), grey)
+    away = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    assert torch.equal(perpendicular(away, grey), away)
