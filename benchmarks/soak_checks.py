@@ -94,9 +94,10 @@ def check_tables(store: Store, damaged: set[str]) -> list[str]:
 
 
 def _rows(table: pa.Table) -> Counter[tuple[str, str]]:
+    """Rows with their runs; annotations are of none."""
     names = sorted(table.column_names)
     rows: list[dict[str, Any]] = table.select(names).to_pylist(maps_as_pydicts="strict")
-    return Counter((row["run_id"], repr(row)) for row in rows)
+    return Counter((row.get("run_id", ""), repr(row)) for row in rows)
 
 
 def check_verified(out: Path, *, ended: bool) -> list[str]:

@@ -18,7 +18,7 @@ from signal import Signals
 from flows.prefect_server.server import HOST, free_port, healthy
 
 ROOT = Path(__file__).resolve().parents[1]
-SJC = (sys.executable, "-c", "from flows.commands.main import main; main()")
+SJC = (sys.executable, "-c", "from flows.commands.main import sjc; sjc()")
 MARK = "SJC_SOAK"  # a variable that every process of the test inherits
 GRACE = 15.0  # seconds after the end of a runner until each of its processes must be gone
 ENGINE, HELPER = "sjc_engine.worker", "xatlas_process.py"  # in their command lines

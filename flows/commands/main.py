@@ -49,6 +49,8 @@ def sjc() -> None:
                 stream.flush()
         os._exit(code)
 
+    # Stages that end after the interpreter began to shut down: Prefect cannot send their records.
+    logging.raiseExceptions = False
     atexit.register(leave)  # the first of all, so that it is the last to be called
     try:
         main()
