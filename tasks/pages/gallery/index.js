@@ -92,6 +92,7 @@ function update() {
 
 function draw() {
   across = Math.max(1, Math.floor((grid.clientWidth + GAP) / (WIDTH + GAP)));
+  const width = (grid.clientWidth + GAP) / across - GAP;  // at least WIDTH, so that rows are full
   grid.style.height = `${Math.max(1, Math.ceil(shown.length / across)) * (HEIGHT + GAP)}px`;
   grid.firstElementChild.hidden = shown.length > 0;
   const top = window.scrollY - grid.offsetTop;
@@ -108,7 +109,8 @@ function draw() {
       cards.set(position, card);
       grid.append(card);
     }
-    card.style.left = `${(position % across) * (WIDTH + GAP)}px`;
+    card.style.width = `${width}px`;
+    card.style.left = `${(position % across) * (width + GAP)}px`;
     card.style.top = `${Math.floor(position / across) * (HEIGHT + GAP)}px`;
   }
 }
@@ -133,8 +135,10 @@ function make(row) {
   prompt.textContent = row[at.prompt];
   const value = document.createElement("div");
   value.className = "value";
-  const column = columns[at[sort.value]];
-  value.textContent = `${column.name}: ${show(row[at[sort.value]], column.kind)}`;
+  const column = columns[at[sort.value]], text = show(row[at[sort.value]], column.kind);
+  // A time says what it is, and has no room for more.
+  value.textContent = column.name.endsWith("_at") ? text.slice(0, 16) : `${column.name}: ${text}`;
+  value.title = `${column.name}: ${text}`;
   const judgement = document.createElement("div");
   judgement.className = "judged";
   judgement.textContent = judged({ rating: row[at.rating], rating_count: row[at.rating_count],
