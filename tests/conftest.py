@@ -25,6 +25,14 @@ environment.apply(console_level="CRITICAL")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def no_password() -> Iterator[None]:
+    """Servers that tests start demand none because a command in this process has had its own."""
+    yield
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture
 def prefect_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of this test alone, where no server is up."""

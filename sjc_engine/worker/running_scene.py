@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -88,7 +89,12 @@ class RunningScene:
     def record_step(self) -> None:
         """Leaves word of the step, so that whoever goes on can tell what a crash has cost."""
         with contextlib.suppress(OSError):  # only a word
-            self._step_file.write_text(str(self.scene.step), "ascii")
+            # Over the last one, of the same length: a kill must not find the file cut to nothing
+            word = os.open(self._step_file, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                os.write(word, b"%-12d" % self.scene.step)
+            finally:
+                os.close(word)
 
     def save(self) -> None:
         """Raises Diverged, and leaves the last checkpoint, when the field is not finite.

@@ -165,9 +165,7 @@ time.sleep(600)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A PREFECT_HOME without a database."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
-    # So that what `connect` sets is undone
-    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"):
-        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("PREFECT_API_URL", "")  # so that what `connect` sets is undone
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
