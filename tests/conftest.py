@@ -26,11 +26,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def no_password() -> Iterator[None]:
-    """Servers that tests start demand none because a command in this process has had its own."""
+def no_server_of_another_test() -> Iterator[None]:
+    """What a command in this process sets for the server that it starts ends with the test."""
     yield
-    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"):
-        os.environ.pop(name, None)
+    for name in ("API_URL", "API_AUTH_STRING", "SERVER_API_AUTH_STRING"):
+        os.environ.pop(f"PREFECT_{name}", None)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from flows.commands.output import size_text
 from flows.doctor import benchmark as benchmarks
 from flows.doctor.devices import Check, Results, devices, machine, renderer
 from flows.errors import FAILED
-from sjc_engine.errors import PriorError
+from sjc_engine.errors import PriorError, SettingError
 
 if TYPE_CHECKING:
     import boto3
@@ -325,11 +325,15 @@ def prefect_server() -> Results:
     if not can_hold_files(home):
         fix = "set PREFECT_HOME to a folder that can be written"
         yield Check("Prefect", "problem", f"{home} cannot be written", fix)
-    elif given and not answers(given, REACH):
-        fix = "start it, or unset PREFECT_API_URL: a run then brings its own"
-        yield Check("Prefect", "problem", f"PREFECT_API_URL: {given} gives no answer", fix)
     elif given:
-        yield Check("Prefect", "ok", f"PREFECT_API_URL: {given} answers")
+        fix = "start it, or unset PREFECT_API_URL: a run then brings its own"
+        try:
+            if answers(given, REACH):
+                yield Check("Prefect", "ok", f"PREFECT_API_URL: {given} answers")
+            else:
+                yield Check("Prefect", "problem", f"PREFECT_API_URL: {given} gives no answer", fix)
+        except SettingError as error:
+            yield Check("Prefect", "problem", f"{error.key}: {error.problem}", error.fix)
     elif url := ui_server():
         yield Check("Prefect", "ok", f"that of `sjc ui`: {url.removesuffix('/api')}")
     else:

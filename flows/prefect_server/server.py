@@ -27,6 +27,7 @@ from flows.errors import RunError, UsageError
 from flows.prefect_server.database import create_database
 from flows.prefect_server.environment import prefect_home, settings_files
 from flows.scratch import make_private
+from sjc_engine.errors import SettingError
 from sjc_engine.worker.parent_death import die_with_parent
 from tasks.store.disk import disk_advice
 
@@ -55,7 +56,10 @@ def healthy(api_url: str, timeout: float = 2.0) -> bool:
 
 
 def answers(api_url: str, timeout: float = 2.0) -> bool:
-    """Whether any Prefect server answers, asked as Prefect asks: its TLS, headers, key, proxies."""
+    """Whether any Prefect server answers, asked as Prefect asks: its TLS, headers, key, proxies.
+
+    SettingError where one refuses our credentials.
+    """
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -66,9 +70,20 @@ def answers(api_url: str, timeout: float = 2.0) -> bool:
             temporary_settings(settings),
             get_client({"timeout": timeout}, sync_client=True) as client,
         ):
-            return client.api_healthcheck() is None
-    except (OSError, ValueError, httpx.InvalidURL):  # a certificate's file is missing, not a URL
+            if failure := client.api_healthcheck():
+                raise failure
+            client.read_flows(limit=1)  # health is for everybody
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code not in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            return False
+        raise SettingError(
+            "PREFECT_API_URL",
+            f"the server at {api_url} refuses us ({error.response.status_code})",
+            "set PREFECT_API_AUTH_STRING, PREFECT_API_KEY or PREFECT_CLIENT_CUSTOM_HEADERS",
+        ) from error
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL):  # such as a missing ca.pem
         return False
+    return True
 
 
 def given_server() -> str | None:
@@ -133,7 +148,10 @@ class Server:
             ) from error
 
     def _answers(self) -> bool:
-        return healthy(self.api_url) if self.log else answers(self.api_url)
+        try:
+            return healthy(self.api_url) if self.log else answers(self.api_url)
+        except SettingError as error:
+            raise RunError(str(error)) from error
 
     def _check_process(self) -> None:
         """RunError, with the reason, when our own server process has ended."""

@@ -26,23 +26,34 @@ import os
 from flows.prefect_server import environment
 environment.apply("CRITICAL")
 from flows.prefect_server.server import answers, given_server
+from sjc_engine.errors import SettingError
 found = given_server()
-print(found, answers(found) if found else None)
+try:
+    print(found, answers(found) if found else None)
+except SettingError as error:
+    print(found, error.key, "401" in error.problem, "PREFECT_API_AUTH_STRING" in error.fix)
 """
 
 
 class Gate(BaseHTTPRequestHandler):
-    """Healthy for those who send `wanted`."""
+    """Healthy, as Prefect's is, for everybody, and without flows for those who send `wanted`."""
 
     wanted: tuple[str, str] | None = None
 
     def do_GET(self) -> None:
+        self.answer(200 if self.path == "/api/health" else 404, b"true")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
         allowed = self.wanted is None or self.headers[self.wanted[0]] == self.wanted[1]
-        status = (200 if allowed else 403) if self.path == "/api/health" else 404
+        known = self.path == "/api/flows/filter"
+        self.answer((200 if allowed else 401) if known else 404, b"[]")
+
+    def answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", "4")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(b"true")
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None: ...
 
@@ -84,7 +95,7 @@ def test_its_certificate(tmp_path: Path) -> None:
 
 def test_its_gate(tmp_path: Path) -> None:
     with gate(("X-Gate", "open")) as url:
-        assert ask(tmp_path, PREFECT_API_URL=url) == [url, "False"]
+        assert ask(tmp_path, PREFECT_API_URL=url) == [url, "PREFECT_API_URL", "True", "True"]
         headers = '{"X-Gate": "open"}'
         found = ask(tmp_path, PREFECT_API_URL=f"{url}/", PREFECT_CLIENT_CUSTOM_HEADERS=headers)
         assert found == [f"{url}/", "True"]

@@ -268,17 +268,22 @@ def test_a_server_that_ends_later_is_reported_with_its_reason(
 
 
 class Dying(BaseHTTPRequestHandler):
-    """A server that is healthy until the first request that is more than a look at its health."""
+    """A server that is healthy until the first request that is more than a look at it."""
 
     def do_GET(self) -> None:
-        if not self.path.endswith("/health"):
+        looks = {"/api/health": (200, b"true"), "/api/flows/filter": (200, b"[]"),
+                 "/api/csrf-token": (404, b"{}")}  # fmt: skip
+        path = self.path.partition("?")[0]
+        if path not in looks:
             self.server.shutdown()
             self.server.server_close()
             self.close_connection = True
             return
-        self.send_response(200)
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        status, body = looks[path]
+        self.send_response(status)
         self.end_headers()
-        self.wfile.write(b"true")
+        self.wfile.write(body)
 
     do_POST = do_GET
 
