@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tasks.store import open_store
 from tasks.store.disk import temporary_beside
@@ -59,9 +61,24 @@ class Destination:
 
 def _write(path: Path, write: Callable[[BinaryIO], None]) -> StoredFile:
     """A new file, flushed to the disk."""
-    with path.open("x+b") as file:
-        write(file)
-        file.flush()
+    with _Digesting(path, "x") as file, io.BufferedWriter(file) as buffered:
+        write(buffered)
+        buffered.flush()
         os.fsync(file.fileno())
-        file.seek(0)
-        return stream_digest(file)
+        return StoredFile(file.tell(), file.digest.hexdigest())
+
+
+class _Digesting(io.FileIO):
+    """Knows the digest of what was written, which gigabytes need not be read again for."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any, /) -> int:
+        taken = super().write(data)
+        self.digest.update(memoryview(data)[:taken])
+        return taken
+
+    def seek(self, *_: int) -> int:
+        raise io.UnsupportedOperation("what is written stays")

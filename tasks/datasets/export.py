@@ -23,7 +23,7 @@ from tasks.datasets.destination import Destination
 from tasks.datasets.features import FILE, kind_of, row_fields, with_features
 from tasks.datasets.select import SPLITS, Sample, Selection, sample_json
 from tasks.records.documents import read_file
-from tasks.store.interface import Store, StoredFile
+from tasks.store.interface import CHUNK, Store, StoredFile
 from tasks.tables.columns import TEXT
 
 # What each format holds by default; a loader's samples should be small.
@@ -83,7 +83,8 @@ def column(name: str) -> str:
 
 def write_tar(target: BinaryIO, found: Iterator[tuple[Sample, dict[str, bytes]]]) -> None:
     """A tar whose samples are contiguous; owner, mode and time are always the same."""
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    form = tarfile.USTAR_FORMAT
+    with tarfile.TarFile(fileobj=target, mode="w", format=form, copybufsize=CHUNK) as tar:
         for sample, files in found:
             members = {member(name): data for name, data in files.items()}
             for name, data in {**members, "json": sample_json(sample)}.items():
