@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ _KINDS: dict[pa.DataType, Any] = {
     **dict.fromkeys((TEXTS, WHOLES, REALS), list),
 }
 _ITEMS: dict[pa.DataType, Any] = {WHOLES: int, REALS: int | float}
+_EXACT = 2**53  # whole numbers below are floats as well
 
 
 class RowError(ValueError):
@@ -52,19 +53,20 @@ class Column:
             return
         try:
             # Arrow cuts 1.5 down to a whole 1 and takes True for one.
-            if not isinstance(value, _KINDS.get(self.type, object)) or (
-                isinstance(value, bool) and self.type != FLAG
+            if not isinstance(value, self._kind) or (
+                isinstance(value, bool) and self._kind is not bool
             ):
                 raise TypeError(f"it is {type(value).__name__}")
-            pa.array([value], self.type)
+            if not _surely_fits(value):
+                pa.array([value], self.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RowError(f"{self.name}: {value!r} is not {self.type}; {error}") from error
         if self.choices and value not in self.choices:
             raise RowError(f"{self.name}: {value!r} is not one of {', '.join(self.choices)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise RowError(f"{self.name}: {value} is not finite")
-        if (kind := _ITEMS.get(self.type)) and not all(
-            isinstance(item, kind) and math.isfinite(item) for item in value
+        if self._item_kind and not all(
+            isinstance(item, self._item_kind) and math.isfinite(item) for item in value
         ):
             raise RowError(f"{self.name}: not every item is a finite {self.type.value_type}")
         # A mean of float32 ones may exceed 1.
@@ -72,6 +74,15 @@ class Column:
             self.high is not None and value > self.high * (1 + 1e-6)
         ):
             raise RowError(f"{self.name}: {value} is outside {self.range}")
+
+    # Looked up once: the hash of an Arrow type costs more than all of a check
+    @cached_property
+    def _kind(self) -> Any:
+        return _KINDS.get(self.type, object)
+
+    @cached_property
+    def _item_kind(self) -> Any:
+        return _ITEMS.get(self.type)
 
     @property
     def range(self) -> str:
@@ -81,6 +92,16 @@ class Column:
         if self.low is None:
             return ""
         return f"{self.low:g} to {self.high:g}" if self.high is not None else f"≥ {self.low:g}"
+
+
+def _surely_fits(value: Any) -> bool:
+    """Whether Arrow needs not be asked if a column of this value's kind can hold it."""
+    match value:
+        case str():
+            return value.isascii()
+        case int():
+            return abs(value) < _EXACT
+    return isinstance(value, float)
 
 
 # A share of something, and one of 100; a number of things; a duration; what is always there.
