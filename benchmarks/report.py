@@ -162,10 +162,11 @@ def in_words(facts: Mapping[str, Any]) -> str:
 
 
 def reached(value: float, target: str) -> bool:
-    """Whether a figure keeps `< 6`, `<= 6` or `>= 6`."""
+    """Whether a figure keeps `< 6`, `<= 6`, `== 6` or `>= 6`."""
     sign, limit = target.split()
     bound = float(limit)
-    return {"<": value < bound, "<=": value <= bound, ">=": value >= bound}[sign]
+    kept = {"<": value < bound, "<=": value <= bound, "==": value == bound, ">=": value >= bound}
+    return kept[sign]
 
 
 def _shown(value: Any) -> str:
