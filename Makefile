@@ -27,8 +27,10 @@ UV     := $(VENV)/uv/bin/uv
 # would compile what it imports, and `sjc run` take twice as long to start.
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 DEVICES ?= cpu,cpu
-# Test files that run at the same time; many of their tests wait for processes and clocks.
-JOBS ?= 2
+# Test files that run at the same time, on two cores: many of their tests wait for processes and clocks.
+JOBS ?= 3
+# In the order that tests/conftest.py gives them: long files first.
+TESTS = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 10
 
 export OMP_NUM_THREADS ?= 1
@@ -42,15 +44,15 @@ gpu-check: $(READY)
 	$(BIN)/sjc doctor --benchmark --json > gpu-check.json
 
 test: $(DEV)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not system"
+	$(TESTS) -m "not system"
 
 test-all: check
 	scripts/install-system-packages
 	scripts/install-cuda-compiler $(BIN)/python $(VENV)/ptx
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(TESTS)
 
 test-fast: $(DEV)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not system"
+	$(TESTS) -m "not slow and not system"
 
 soak: $(DEV)
 	scripts/install-system-packages

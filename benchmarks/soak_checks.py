@@ -15,7 +15,7 @@ from soak_ledger import Ledger
 from soak_processes import Ending
 
 from sjc_engine.worker.__main__ import PROGRESS_SECONDS
-from sjc_engine.worker.running_scene import CHECKPOINT_SECONDS
+from sjc_engine.worker.checkpoint_timing import CHECKPOINT_SECONDS
 from tasks.store.interface import Store
 from tasks.tables.read import query
 from tasks.tables.write import projection

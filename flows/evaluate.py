@@ -18,7 +18,7 @@ from flows.plan import check_devices
 from flows.progress.results import final_state, selected_assets
 from flows.progress.terminal import Watcher
 from flows.scratch import make_private
-from sjc_engine.presets import Value
+from sjc_engine.recipe_presets import Value
 from sjc_engine.recipes import Recipe
 from tasks.prefect_ui.cancel import watch_cancels
 from tasks.records.attempts import close_interrupted

@@ -13,8 +13,8 @@ from typing import Any
 from flows.errors import UsageError, disk_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
-from sjc_engine.presets import Value
 from sjc_engine.priors.sources import find_prior
+from sjc_engine.recipe_presets import Value
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.spec import AssetSpec
 from tasks.devices.gpus import find_gpus

@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-from sjc_engine.presets import PRESETS
+from sjc_engine.recipe_presets import PRESETS
 from sjc_engine.recipes import PARTS
 from tasks.tables.columns import (
     FLAG,

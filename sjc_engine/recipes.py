@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from sjc_engine.errors import SettingError
 from sjc_engine.guidance.view_prompts import HIGHEST_DEG, LOWEST_DEG, OverheadRule, ViewStyle
-from sjc_engine.presets import PRESETS, Value, presets_of
 from sjc_engine.priors.image_pose import ImagePose
 from sjc_engine.priors.loading import lora
+from sjc_engine.recipe_presets import PRESETS, Value, presets_of
 
 if TYPE_CHECKING:
     from sjc_engine.priors.denoiser import Prior

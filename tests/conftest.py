@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,8 +22,16 @@ from flows.prefect_server import environment
 from flows.prefect_server.database import create_database
 
 environment.apply(console_level="CRITICAL")
+
 # A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, those with slow tests and then those with many: short ones end together."""
+    slow = {i.path for i in items if i.get_closest_marker("slow") or i.get_closest_marker("system")}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
 @pytest.fixture(autouse=True)

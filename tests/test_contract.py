@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from flows.commands.main import app
 from flows.errors import RunError, UsageError, reported
-from sjc_engine.presets import PRESETS, presets_of
+from sjc_engine.recipe_presets import PRESETS, presets_of
 from tasks.manifest.formats import ManifestError
 from tasks.store.interface import StoreError
 

@@ -11,7 +11,7 @@ import typer
 
 def recipes(ctx: typer.Context) -> list[str]:
     """The presets that fit the prior named so far."""
-    from sjc_engine.presets import presets_of
+    from sjc_engine.recipe_presets import presets_of
 
     return list(presets_of(_prior(ctx)))
 

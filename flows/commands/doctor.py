@@ -22,10 +22,10 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import command
-from flows.commands.output import size_text
 from flows.doctor import benchmark as benchmarks
 from flows.doctor.devices import Check, Results, devices, machine, renderer
 from flows.errors import FAILED
+from flows.progress.number_formats import size_text
 from sjc_engine.errors import PriorError, SettingError
 
 if TYPE_CHECKING:

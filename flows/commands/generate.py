@@ -17,6 +17,7 @@ from flows.commands import completion, options
 from flows.commands.app import command
 from flows.commands.output import print_warnings
 from flows.errors import RunError, UsageError, disk_errors
+from sjc_engine.asset_files import FIELD, MESH, PREVIEW, THUMBNAIL, TURNTABLE
 
 if TYPE_CHECKING:
     from sjc_engine.evaluation.clip import Judge
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 ROOM = 16 << 20  # bytes: an asset takes 1 to 5 MB; minutes of work must not find out
 # What an asset's folder may hold; a second asset does not go there.
 FILES = (
-    "mesh.glb", "mesh.ply", "mesh.obj", "mesh.stl", "field.safetensors", "preview.png",
-    "turntable.mp4", "thumbnail.webp", "report.json",
+    MESH, "mesh.ply", "mesh.obj", "mesh.stl", FIELD, PREVIEW, TURNTABLE, THUMBNAIL, "report.json",
 )  # fmt: skip
 
 
@@ -192,11 +192,11 @@ def _make(
         watch.stage("asset", "evaluate")
         pictures = take_pictures(field, mesh, recipe.evaluate.evaluation_size, on_work)
         metrics = evaluate(pictures, mesh, prompt, judge, lpips).metrics
-        contact_sheet(pictures, prompt).save(folder / "preview.png")
+        contact_sheet(pictures, prompt).save(folder / PREVIEW)
         if recipe.evaluate.turntable_frames:
             write_turntable(mesh, folder, recipe.evaluate, on_work)
     spec = replace(spec, prior=prior.id, prior_revision=prior.revision)
-    field.save(folder / "field.safetensors")
+    field.save(folder / FIELD)
     write_mesh(mesh, folder, recipe.mesh, spec.extras())
     report = {"asset_id": spec.asset_id, **spec.to_json()}
     del report["negative_prompt"]  # no option asks for one

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flows.errors import UsageError
-from flows.progress.results import cell
+from flows.progress.number_formats import cell, size_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,12 +112,3 @@ def counter(text: str, *, quiet: bool) -> Callable[..., None]:
         print(line, file=sys.stderr, flush=True)
 
     return report
-
-
-def size_text(size: float) -> str:
-    """Bytes as a person reads them, such as 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from flows.commands.output import size_text
+from flows.progress.number_formats import size_text
 
 GIB = 1 << 30
 LITTLE_MEMORY = 2 * GIB  # an engine takes up to 1 GB, Prefect's server and the run as much again

@@ -91,19 +91,6 @@ def results(store: Store, run_id: str) -> list[dict[str, Any]]:
     return rows
 
 
-def cell(value: Any) -> str:
-    """A value as a person reads it: three digits, yes or no, and - for nothing."""
-    from tasks.datasets.csv_text import plain
-
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return plain(value)
-
-
 def final_state(counts: Mapping[str, int], good: int, data: dict[str, Any]) -> State[Any]:
     """The state of a flow that made something of everything: good if all is, failed if nothing is.
 

@@ -12,7 +12,8 @@ from prefect.events import emit_event
 
 from flows.plan import RunPlan
 from flows.prefect_server.schedule import manifest_name, run_tags
-from flows.progress.results import RESULT_COLUMNS, cell
+from flows.progress.number_formats import cell
+from flows.progress.results import RESULT_COLUMNS
 from flows.progress.tally import GOOD
 from flows.progress.terminal import Watcher
 from tasks.pages.html import duration

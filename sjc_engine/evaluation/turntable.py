@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sjc_engine.asset_files import THUMBNAIL, TURNTABLE
 from sjc_engine.evaluation.pictures import to_image
 from sjc_engine.files import write_atomically
 from sjc_engine.mesh.gltf import Mesh
@@ -31,9 +32,9 @@ def write_turntable(
     `on_work` hears of every frame.
     """
     frames = turntable_frames(mesh, recipe.turntable_frames, recipe.turntable_size, on_work)
-    write_thumbnail(frames, folder / "thumbnail.webp")
+    write_thumbnail(frames, folder / THUMBNAIL)
     if find_spec("imageio_ffmpeg") is not None:
-        write_video(frames, folder / "turntable.mp4")
+        write_video(frames, folder / TURNTABLE)
 
 
 def turntable_frames(

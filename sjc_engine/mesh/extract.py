@@ -11,6 +11,7 @@ import trimesh
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from sjc_engine.asset_files import MESH
 from sjc_engine.fields.field import Field
 from sjc_engine.fields.voxel import VoxelField, grid_centers, voxelize
 from sjc_engine.mesh.gltf import TO_GLTF, Mesh
@@ -31,7 +32,7 @@ from sjc_engine.recipes import MeshRecipe
 
 def write_mesh(mesh: Mesh, folder: Path, recipe: MeshRecipe, extras: dict[str, str]) -> None:
     """mesh.glb with its `extras`, and what else the recipe wants, into the folder."""
-    mesh.export(folder / "mesh.glb", extras=extras)
+    mesh.export(folder / MESH, extras=extras)
     for suffix in recipe.also_write.split("+"):
         if suffix != "none":
             mesh.export(folder / f"mesh.{suffix}")

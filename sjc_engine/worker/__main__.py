@@ -63,8 +63,9 @@ from sjc_engine.optimization.loop import try_step
 from sjc_engine.optimization.scene import Diverged
 from sjc_engine.priors.denoiser import Prior, load_prior
 from sjc_engine.spec import prior_key
+from sjc_engine.worker.checkpoint_timing import next_save
 from sjc_engine.worker.parent_death import die_with_parent
-from sjc_engine.worker.running_scene import CHECKPOINT_SECONDS, Message, RunningScene, log
+from sjc_engine.worker.running_scene import Message, RunningScene, log
 
 PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
 # error_type: the same scene has room another time, or finds its folder again
@@ -292,7 +293,7 @@ class Worker:
                 raise
             # No reason to end a scene whose steps have memory enough
             log(f"{run.key} cannot be saved: {error}")
-            run.next_save = time.monotonic() + CHECKPOINT_SECONDS
+            run.next_save = next_save()
 
     def _finish(self, run: RunningScene) -> None:
         started = time.perf_counter()

@@ -19,12 +19,9 @@ from sjc_engine.optimization.checkpoint import CheckpointError
 from sjc_engine.optimization.scene import Scene, StepStats
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.spec import AssetSpec
+from sjc_engine.worker.checkpoint_timing import first_save, next_save
 
 Message = dict[str, Any]
-
-FIRST_CHECKPOINT_SECONDS = 1.0  # after a scene has started
-CHECKPOINT_SECONDS = 5.0  # at least, between two checkpoints of a scene
-CHECKPOINT_SHARE = 0.02  # at most, of the time
 
 
 @dataclass
@@ -65,7 +62,7 @@ class RunningScene:
         if self.first_step or again:
             place = f"from step {self.first_step}, {again} steps again"
             log(f"{self.key} resumes {place}")
-        self.next_save = time.monotonic() + FIRST_CHECKPOINT_SECONDS
+        self.next_save = first_save()
         self.last_report = 0.0
         self.unsaved: str | None = None
 
@@ -111,8 +108,7 @@ class RunningScene:
         except OSError as error:
             self.unsaved = f"{self.checkpoint.parent}: {error.strerror or error}"
             log(f"{self.key} has no checkpoint of step {self.scene.step}: {error}")
-        ended = time.monotonic()
-        self.next_save = ended + max(CHECKPOINT_SECONDS, (ended - started) / CHECKPOINT_SHARE)
+        self.next_save = next_save(time.monotonic() - started)
 
     def write(self, field: Field) -> None:
         """The result. On a disk that is full it takes the checkpoint's place, which is larger."""

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sjc_engine.asset_files import MESH, PREVIEW, THUMBNAIL, TURNTABLE, VIEWS
 from tasks.datasets.destination import Destination
 from tasks.datasets.features import FILE, kind_of, row_fields, with_features
 from tasks.datasets.select import SPLITS, Sample, Selection, sample_json
@@ -26,11 +27,12 @@ from tasks.records.documents import read_file
 from tasks.store.interface import CHUNK, Store, StoredFile
 from tasks.tables.columns import TEXT
 
+ONCE = (MESH, PREVIEW, THUMBNAIL, TURNTABLE)  # files that an asset has one of
 # What each format holds by default; a loader's samples should be small.
 INCLUDED = {
-    "files": ("mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4", "views/*.png"),
-    "webdataset": ("mesh.glb", "preview.png"),
-    "parquet": ("mesh.glb", "preview.png"),
+    "files": (*ONCE, f"{VIEWS}/*.png"),
+    "webdataset": (MESH, PREVIEW),
+    "parquet": (MESH, PREVIEW),
 }
 AHEAD = 16  # samples that are read while others are written
 GROUP_BYTES = 64 << 20  # of a Parquet row group: what a reader holds at once
@@ -72,8 +74,7 @@ def member(name: str) -> str:
     The files that there is one of go by their ending alone, as WebDataset wants it.
     """
     path = PurePosixPath(name)
-    alone = {"mesh.glb", "preview.png", "thumbnail.webp", "turntable.mp4"}
-    return path.suffix[1:] if name in alone else path.name
+    return path.suffix[1:] if name in ONCE else path.name
 
 
 def column(name: str) -> str:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
 
+from sjc_engine.asset_files import PREVIEW, THUMBNAIL
 from sjc_engine.errors import UsageError
 from sjc_engine.priors.sources import licence_of
 from tasks.datasets.csv_text import plain
@@ -147,7 +148,7 @@ def select(
                 "licence_of_prompt": row["meta"].get("licence") or row["meta"].get("license"),
             },
             {name: file for name, file in files.items() if name in wanted},
-            files.get("thumbnail.webp") or files.get("preview.png"),
+            files.get(THUMBNAIL) or files.get(PREVIEW),
         )
         for row, files in zip(rows, found, strict=True)
     ]

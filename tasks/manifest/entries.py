@@ -10,8 +10,8 @@ from typing import Any
 
 from sjc_engine.errors import SettingError
 from sjc_engine.image_file import ImageError, ImageFacts, check_image
-from sjc_engine.presets import Value
 from sjc_engine.priors.sources import judge_error, lpips_error, prior_error
+from sjc_engine.recipe_presets import Value
 from sjc_engine.recipes import RECIPE_KEYS, Recipe, check_preset
 from tasks.manifest.formats import META, shown
 

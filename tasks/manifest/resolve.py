@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from sjc_engine.errors import SettingError
-from sjc_engine.presets import Value
 from sjc_engine.priors.conditioning import group_of, mismatches, no_silhouette
 from sjc_engine.priors.image_pose import pose_guess
 from sjc_engine.priors.loading.lora import NONE, pin
 from sjc_engine.priors.sources import assumption, loras_error, split_revision, takes_image
 from sjc_engine.priors.tokens import text_limit
+from sjc_engine.recipe_presets import Value
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words

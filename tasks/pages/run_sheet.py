@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from sjc_engine.asset_files import PREVIEW
 from tasks.records.documents import asset_manifest, committed_files
 from tasks.store.interface import Damaged, NotInStore, Store, read_committed
 from tasks.store.layout import picture_key
@@ -35,7 +36,7 @@ def _preview(store: Store, asset_id: str) -> Image.Image | None:
     """None for a picture that is missing or damaged."""
     try:
         manifest = asset_manifest(store, asset_id)
-        preview = committed_files(asset_id, manifest).get("preview.png") if manifest else None
+        preview = committed_files(asset_id, manifest).get(PREVIEW) if manifest else None
         return read_picture(store, preview.key, WIDTH) if preview else None
     except (Damaged, NotInStore):
         return None

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from sjc_engine.asset_files import MESH
 from sjc_engine.spec import canonical_json
 from tasks.store import layout
 from tasks.store.interface import (
@@ -356,6 +357,6 @@ def parse_marker(data: bytes) -> Document:
     attempts = {name.partition("/")[0] for name in document["files"]}
     if len(attempts) != 1 or not layout.ATTEMPT.fullmatch(*attempts):
         raise ValueError("files: not the files of one attempt")
-    if f"{attempts.pop()}/mesh.glb" not in document["files"]:
-        raise ValueError("files: mesh.glb is not among them")
+    if f"{attempts.pop()}/{MESH}" not in document["files"]:
+        raise ValueError(f"files: {MESH} is not among them")
     return document

@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import task
 
+from sjc_engine.asset_files import FIELD, PREVIEW, VIEWS, view_file
 from sjc_engine.evaluation.metrics import evaluate as measure
 from sjc_engine.evaluation.pictures import contact_sheet, take_pictures, to_image
 from sjc_engine.evaluation.turntable import write_turntable
@@ -12,7 +13,6 @@ from tasks.prefect_ui.artifacts import Board, show_preview
 from tasks.stages.asset import Asset
 from tasks.stages.judges import Judges
 from tasks.stages.retries import STAGE
-from tasks.tables.projection import view_file
 
 
 @task(name="evaluate", task_run_name="evaluate-{asset.name}", **STAGE)
@@ -27,8 +27,8 @@ def evaluate(
         pictures = take_pictures(asset.field, asset.mesh, recipe.evaluation_size, on_work)
         judge, lpips = judges.get(recipe)
         report = measure(pictures, asset.mesh, prompt, judge, lpips)
-        contact_sheet(pictures, prompt).save(asset.folder / "preview.png")
-        (asset.folder / "views").mkdir(exist_ok=True)
+        contact_sheet(pictures, prompt).save(asset.folder / PREVIEW)
+        (asset.folder / VIEWS).mkdir(exist_ok=True)
         for source, views in (("field", pictures.field), ("mesh", pictures.mesh)):
             for number, view in enumerate(views):
                 to_image(view).save(asset.folder / view_file(source, number))
@@ -36,7 +36,7 @@ def evaluate(
             write_turntable(asset.mesh, asset.folder, recipe, on_work)
     made = [path for path in sorted(asset.folder.rglob("*")) if path.is_file()]
     asset.files = {path.relative_to(asset.folder).as_posix(): path for path in made}
-    asset.files["field.safetensors"] = asset.field_path
+    asset.files[FIELD] = asset.field_path
     asset.report |= {**report.metrics, "views": report.views}
-    show_preview(board, asset.name, asset.folder / "preview.png", prompt)
+    show_preview(board, asset.name, asset.folder / PREVIEW, prompt)
     return report.metrics

@@ -5,6 +5,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.states import Cancelled
 
+from sjc_engine.asset_files import FIELD
 from tasks.devices.job import SceneError
 from tasks.devices.pool import DevicePool, Watcher
 from tasks.prefect_ui.artifacts import Board, show_progress
@@ -55,7 +56,7 @@ def _reused_field(asset: Asset) -> dict[str, Any] | None:
     manifest = asset_manifest(asset.store, asset.donor) if asset.donor else None
     if manifest is None or asset.donor is None:
         return None
-    field = committed_files(asset.donor, manifest).get("field.safetensors")
+    field = committed_files(asset.donor, manifest).get(FIELD)
     report, seconds = manifest["report"], manifest["timings"].get("optimize")
     if field is None or seconds is None or not set(_OLD_NOTES) <= set(report):
         return None

@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import task
 
+from sjc_engine.asset_files import MESH, PREVIEW
 from tasks.devices.job import SceneError
 from tasks.records.attempts import finish_attempt
 from tasks.records.commit import commit_asset
@@ -41,8 +42,7 @@ def publish(asset: Asset) -> dict[str, Any]:
     _end(asset, manifest, "ok", None)
     asset.drop_copy()
     mesh, preview = (
-        asset.store.uri(file_key(asset.id, f"{asset.attempt}/{name}"))
-        for name in ("mesh.glb", "preview.png")
+        asset.store.uri(file_key(asset.id, f"{asset.attempt}/{name}")) for name in (MESH, PREVIEW)
     )
     return {"outcome": "computed", "preview": preview, "mesh": mesh}
 

@@ -10,12 +10,13 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from sjc_engine.asset_files import FIELD, MESH
 from sjc_engine.evaluation.metrics import evaluate
 from sjc_engine.evaluation.pictures import take_pictures
 from sjc_engine.fields.field import Field
 from sjc_engine.fields.kinds import load_field
 from sjc_engine.mesh.gltf import Mesh, read_mesh
-from sjc_engine.presets import Value
+from sjc_engine.recipe_presets import Value
 from sjc_engine.recipes import EvaluateRecipe, Recipe
 from tasks.records.attempts import finish_attempt, start_evaluation
 from tasks.records.documents import (
@@ -98,7 +99,7 @@ def _read_files(
     files = committed_files(asset_id, manifest)
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="evaluate-", dir=scratch) as folder:
-        field_path, mesh_path = (Path(folder, n) for n in ("field.safetensors", "mesh.glb"))
+        field_path, mesh_path = (Path(folder, n) for n in (FIELD, MESH))
         for path in (field_path, mesh_path):
             if path.name not in files:
                 raise damaged(store, marker_key(asset_id), f"files: {path.name} is not among them")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from sjc_engine.asset_files import MESH, view_file
 from sjc_engine.spec import canonical_json
 from tasks.store.interface import Store
 from tasks.store.layout import file_key
@@ -88,11 +89,6 @@ def _check_history(history: Any) -> None:
         raise RowError("report: history: its lists are not equally long")
 
 
-def view_file(source: str, view: int) -> str:
-    """The name of a view's picture among an attempt's files: "views/mesh_0.png"."""
-    return f"views/{source}_{view}.png"
-
-
 def rows_of_attempt(store: Store, attempt: Document, manifest: Document) -> dict[str, list[Row]]:
     """Its rows in each table. A row in the last, `assets`, says that it has those in the others."""
     return {
@@ -128,7 +124,7 @@ def asset_row(store: Store, attempt: Document, manifest: Document) -> Row:
         **{f"uri_{column}": uris.get(name) for column, name in LINKED_FILES.items()},
         "bytes_total": sum(file["bytes"] for file in files.values()) if files else None,
         "sha256_mesh": next(
-            (file["sha256"] for name, file in files.items() if name.endswith("/mesh.glb")), None
+            (file["sha256"] for name, file in files.items() if name.endswith(f"/{MESH}")), None
         ),
         "code_version": versions.get("code"),
         "engine_version": versions.get("engine"),

@@ -7,11 +7,12 @@ write rows into a new file before they delete the old one. `last_rows` says whic
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -133,9 +134,9 @@ def query(store: Store, sql: str) -> pa.Table:
     if "best_assets" in words:
         words |= {"assets", "annotations"}
     files = {name: read_files(store, name, read_file) for name in SCHEMAS if name in words}
-    with _query_errors(store, files), duckdb.connect() as connection:
+    with _query_errors(store, files), connect() as connection:
         for name, found in files.items():
-            connection.register(name, _dataset(connection, name, found))
+            connection.register(name, _dataset(name, found))
         if "best_assets" in words:
             connection.execute(f"CREATE TEMP VIEW best_assets AS {BEST_ASSETS}")
         return _run_sql(connection, sql)
@@ -224,20 +225,28 @@ def _version(where: str, schema: pa.Schema) -> int:
 # --- rows -------------------------------------------------------------------------------------
 
 
-def last_rows(connection: Connection, table: str, rows: pa.Table) -> pa.Table:
-    """One row for each key: the one that counts, and of equal ones the last.
+def connect() -> Connection:
+    """A connection whose tables nobody else sees, and which leaves nothing behind."""
+    return _database(os.getpid()).cursor().begin()
 
-    connection: any; to open one takes longer than this.
-    """
+
+@cache
+def _database(process: int) -> Connection:
+    """One for each process, since a fork lacks its threads: to open one takes 20 ms."""
+    return duckdb.connect()
+
+
+def last_rows(table: str, rows: pa.Table) -> pa.Table:
+    """One row for each key: the one that counts, and of equal ones the last."""
     keys = ", ".join(ROW_KEYS[table])
     order = ", ".join((*COUNTS_FIRST[table], "number DESC"))
     numbered = rows.append_column("number", pa.array(range(rows.num_rows), pa.int64()))
-    connection.register("numbered", numbered)
-    counts = connection.sql(
-        f"SELECT row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1 AS counts"
-        " FROM numbered ORDER BY number"
-    ).to_arrow_table()["counts"]
-    connection.unregister("numbered")
+    with connect() as connection:
+        connection.register("numbered", numbered)
+        counts = connection.sql(
+            f"SELECT row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1 AS counts"
+            " FROM numbered ORDER BY number"
+        ).to_arrow_table()["counts"]
     return rows.filter(counts)
 
 
@@ -246,7 +255,7 @@ def row_keys(table: str, rows: pa.Table) -> set[tuple[object, ...]]:
     return set(zip(*(rows[name].to_pylist() for name in ROW_KEYS[table]), strict=True))
 
 
-def _dataset(connection: Connection, table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
+def _dataset(table: str, files: Mapping[str, ds.Dataset]) -> ds.Dataset:
     """Files as one table without repeats, which are of a run, or an asset, in several files.
 
     Only the columns that a query needs are decoded, but all of them if some rows are repeated.
@@ -261,7 +270,7 @@ def _dataset(connection: Connection, table: str, files: Mapping[str, ds.Dataset]
     if max(counts.values(), default=0) > 1:
         keys = rows.to_table(list(ROW_KEYS[table]))
         if keys.group_by(keys.column_names).aggregate([]).num_rows < keys.num_rows:
-            return ds.dataset(last_rows(connection, table, rows.to_table()))
+            return ds.dataset(last_rows(table, rows.to_table()))
     return rows
 
 

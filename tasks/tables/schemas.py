@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sjc_engine.asset_files import FIELD, MESH, PREVIEW, TURNTABLE
 from tasks.tables.columns import (
     FLAG,
     REAL,
@@ -38,8 +39,7 @@ COVERAGES = ("good", "small", "cropped")
 OUTCOMES = ("computed", "reused", "duplicate", "failed")
 STAGES = ("queue", "optimize", "extract", "evaluate", "publish")
 LINKED_FILES = {  # an asset's files with a column `uri_...` of their own
-    "mesh": "mesh.glb", "preview": "preview.png", "turntable": "turntable.mp4",
-    "field": "field.safetensors",
+    "mesh": MESH, "preview": PREVIEW, "turntable": TURNTABLE, "field": FIELD,
 }  # fmt: skip
 
 Row = dict[str, Any]

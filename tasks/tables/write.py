@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -168,8 +167,7 @@ def record_annotations(store: Store) -> None:
     known = query(store, "SELECT DISTINCT document FROM annotations")["document"].to_pylist()
     if new := set(documents.annotation_digests(store)).difference(known):
         content = to_arrow("annotations", None, _annotation_rows(store, sorted(new)))
-        with duckdb.connect() as connection:
-            _replace(store, "annotations", last_rows(connection, "annotations", content), ())
+        _replace(store, "annotations", last_rows("annotations", content), ())
 
 
 def _annotation_rows(store: Store, digests: Iterable[str]) -> list[Row]:
@@ -195,8 +193,7 @@ def compact_store(store: Store, tell: Callable[[str], None] = lambda line: None)
         files = table_reader.read_files(store, table, partial(table_reader.read_file, whole=True))
         if len(files) > 1:
             rows = pa.concat_tables(file.to_table() for file in files.values())
-            with duckdb.connect() as connection:
-                _replace(store, table, last_rows(connection, table, rows), files)
+            _replace(store, table, last_rows(table, rows), files)
             tell(f"table {table}: compacted")
         counts[table] = len(table_reader.table_keys(store, table))
     return counts
@@ -247,8 +244,7 @@ def projection(store: Store) -> dict[str, pa.Table]:
     def content(table: str) -> pa.Table:
         return to_arrow(table, None, [row for rows in made for row in rows.get(table, [])])
 
-    with duckdb.connect() as connection:
-        return {table: last_rows(connection, table, content(table)) for table in SCHEMAS}
+    return {table: last_rows(table, content(table)) for table in SCHEMAS}
 
 
 def _replace(store: Store, table: str, rows: pa.Table, keys: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import boto3
 import pytest
 from command_line import Said
 
+from flows import context
 from flows.commands.main import main
 from tasks.devices.pool import DevicePool
 
@@ -49,6 +50,14 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., De
             return made[devices]
 
         yield pool
+
+
+@pytest.fixture
+def warm(pools: Callable[..., DevicePool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process find their device warm."""
+    monkeypatch.setattr(
+        context, "start_devices", lambda *_, **__: context.surrounded_by(pool=pools("cpu"))
+    )
 
 
 @pytest.fixture

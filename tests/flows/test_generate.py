@@ -241,8 +241,8 @@ def test_pictures_become_assets(run: Any, tmp_path: Path) -> None:
 
 # An engine with a checkpoint after each scene's first step, and not only after a second
 EAGER = """
-from sjc_engine.worker import __main__, running_scene
-running_scene.FIRST_CHECKPOINT_SECONDS = 0.0
+from sjc_engine.worker import __main__, checkpoint_timing
+checkpoint_timing.FIRST_CHECKPOINT_SECONDS = 0.0
 __main__.main()
 """
 

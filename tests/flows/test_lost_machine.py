@@ -14,7 +14,6 @@ from command_line import Said, tiny
 from fault_proxy import Fault, FaultProxy
 from swift_server import SwiftServer
 
-from flows import context
 from sjc_engine.optimization.checkpoint import read_checkpoint
 from tasks.devices.pool import DevicePool
 from tasks.records.attempts import asset_attempts
@@ -23,14 +22,6 @@ from tasks.store import open_store
 from tasks.store.interface import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
-
-
-@pytest.fixture
-def warm(pools: Callable[..., DevicePool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in this process find their device warm."""
-    monkeypatch.setattr(
-        context, "start_devices", lambda *_, **__: context.surrounded_by(pool=pools("cpu"))
-    )
 
 
 @pytest.fixture
@@ -52,7 +43,7 @@ def network(
 # A machine whose leases end sooner after its last heartbeat than those of `sjc`.
 BRIEF = """
 from tasks.store import leases
-leases.EXPIRE_SECONDS, leases.BEAT_SECONDS = 10.0, 2.0
+leases.EXPIRE_SECONDS, leases.BEAT_SECONDS = 5.0, 1.0
 from flows.commands.main import main
 main()
 """

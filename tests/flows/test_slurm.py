@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import SJC
+from command_line import Said
 from slurm_cluster import ask, slurm_cluster, unavailable
 
 from tasks.records.verify import verify_store
@@ -17,7 +17,7 @@ from tasks.store import open_store
 from tasks.tables.read import query
 
 ROOT = Path(__file__).parents[2]
-SHARDS, EACH = 8, 3  # shards, and assets of one
+SHARDS, EACH = 4, 3  # shards, and assets of one
 
 pytestmark = pytest.mark.system
 
@@ -51,17 +51,16 @@ def until(condition: Callable[[], object], variables: dict[str, str], seconds: f
 
 
 def test_an_array_makes_every_asset_once(
-    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], sjc: Callable[..., Said]
 ) -> None:
     """Two tasks at a time; one is killed and requeued, the time of another one is over."""
-    monkeypatch.chdir(tmp_path)
     Path("m.csv").write_text(f"prompt,seed,recipe\na duck,0-{SHARDS * EACH - 1},draft\n")
     said = ""
     for seconds in ("1e9", ""):  # of all; then of a shard
         words = ["plan", "m.csv", "-o", f"p{seconds}.parquet", "--store", "store", "--json"]
         seconds = seconds or str(json.loads(said)["hours"] * 3600 / SHARDS)
         words += ["--shard-seconds", seconds, "--slurm", "job.sh"]
-        said = subprocess.run([*SJC, *words], capture_output=True, text=True, check=True).stdout
+        said = sjc(*words).out
     plan = json.loads(said)
     assert (plan["shards"], plan["assets"]) == (SHARDS, SHARDS * EACH)
 

@@ -7,8 +7,8 @@ import pytest
 from tiny_priors import build_latent_prior, build_pixel_prior
 
 from sjc_engine.errors import SettingError
-from sjc_engine.presets import PAPER_EXCEPTIONS, PRESETS, presets_of
 from sjc_engine.priors.denoiser import load_prior
+from sjc_engine.recipe_presets import PAPER_EXCEPTIONS, PRESETS, presets_of
 from sjc_engine.recipes import (
     PARTS,
     RECIPE_KEYS,

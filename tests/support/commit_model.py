@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -123,8 +122,8 @@ def install(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def _cache_slow_parts(patch: pytest.MonkeyPatch) -> None:
-    """Parquet is written once for the same rows, and one database serves all queries."""
-    to_arrow, parquet_bytes, database = write.to_arrow, write.parquet_bytes, duckdb.connect()
+    """Parquet is written once for the same rows."""
+    to_arrow, parquet_bytes = write.to_arrow, write.parquet_bytes
     tables, files = dict[str, pa.Table](), dict[str, bytes]()
 
     def table(name: str, run_id: str | None, rows: list[Any]) -> pa.Table:
@@ -141,7 +140,6 @@ def _cache_slow_parts(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(write, "to_arrow", table)
     patch.setattr(write, "parquet_bytes", file)
-    patch.setattr(duckdb, "connect", database.cursor)
 
 
 def _states(store: ModelStore, ids: list[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sjc_engine.asset_files import MESH, PREVIEW, THUMBNAIL, TURNTABLE
 from sjc_engine.files import write_atomically
 from tasks.manifest.resolve import recipe_diff
 from tasks.pages.html import PAGE_CSS, escaped, page, source_hash
@@ -35,7 +36,7 @@ VIEWER = "model-viewer-umd.min.js"
 RATINGS_SCRIPT = "ratings.js"
 FOLDER = "assets"
 # Of an asset's files, those that its page shows.
-SHOWN = ("thumbnail.webp", "mesh.glb", "turntable.mp4", "preview.png")
+SHOWN = (THUMBNAIL, MESH, TURNTABLE, PREVIEW)
 # Columns that a wall of thumbnails has no use for: long, or the same for all.
 _LEFT_OUT = {"spec_json", "uri_mesh", "uri_preview", "uri_turntable", "uri_field", "sha256_mesh"}
 _KINDS = {WHOLE: "number", REAL: "number", FLAG: "flag", TEXTS: "list"}
@@ -134,27 +135,27 @@ def asset_page(
     kept = set(kept)
     spec = json.dumps(json.loads(row["spec_json"]), indent=1, ensure_ascii=False)
     pictures = []
-    if "turntable.mp4" in kept:
-        pictures.append('<video src="turntable.mp4" autoplay loop muted playsinline></video>')
-    elif "thumbnail.webp" in kept:  # smaller, but it turns too
-        pictures.append('<img class="turntable" src="thumbnail.webp" alt="">')
+    if TURNTABLE in kept:
+        pictures.append(f'<video src="{TURNTABLE}" autoplay loop muted playsinline></video>')
+    elif THUMBNAIL in kept:  # smaller, but it turns too
+        pictures.append(f'<img class="turntable" src="{THUMBNAIL}" alt="">')
     if row["error"]:
         pictures.append(f"<pre>{escaped(row['error_type'])}: {escaped(row['error'])}</pre>")
     viewer = (
         '<model-viewer camera-controls auto-rotate shadow-intensity="0" exposure="1"'
         f' alt="{escaped(row["prompt"])}"></model-viewer>'
-        if "mesh.glb" in kept
+        if MESH in kept
         else ""
     )
     data = {"store": store_id, "id": row["asset_id"], "said": _said(row)}
-    sheet = '<h2>Views</h2><img class="sheet" src="preview.png" alt="">'
+    sheet = f'<h2>Views</h2><img class="sheet" src="{PREVIEW}" alt="">'
     body = f"""<main><p><a href="../../index.html">All assets</a></p>
 <p class="prompt-title" dir="auto">{escaped(row["prompt"])}</p>
 <p class="note">{escaped(row["asset_id"])} · {escaped(row["status"])} · seed {row["seed"]}
  · {escaped(row["prior"])} · recipe {escaped(row["recipe"])}</p>
 <div class="first"><div>{viewer}</div><div>{"".join(pictures)}
 <h2>Make it again</h2><pre>{escaped(command(row))}</pre></div></div>
-{sheet if "preview.png" in kept else ""}
+{sheet if PREVIEW in kept else ""}
 {_people(row)}
 {_curves(row)}
 <h2>What is known of it</h2><div class="columns">{_metrics(row)}</div>
@@ -198,7 +199,7 @@ def _write_asset(store: Store, store_id: str, folder: Path, row: dict[str, Any])
             if file and not (path.exists() and path.stat().st_size == file.stored.bytes):
                 store.download(file.key, path, file.stored.sha256)
                 copied += 1
-        mesh = folder / "mesh.glb"
+        mesh = folder / MESH
         if mesh.exists() and not (folder / "mesh.js").exists():
             text = base64.b64encode(mesh.read_bytes()).decode()
             script = f'window.MESH = "data:model/gltf-binary;base64,{text}";\n'

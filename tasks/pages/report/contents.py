@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from sjc_engine.asset_files import PREVIEW, THUMBNAIL, view_file
 from tasks.pages.html import data_uri
 from tasks.pages.report.charts import Line
 from tasks.pages.report.page import Row, RunReport, Thumbnail, report_page
@@ -25,7 +26,7 @@ T = TypeVar("T")
 MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture takes 1 kB
 MOST_SHOWN = 6  # best and worst assets
 MOST_LINES = 24  # of a chart of the optimisation
-PICTURES = ("views/mesh_1.png", "thumbnail.webp")  # from its left front; else from the front
+PICTURES = (view_file("mesh", 1), THUMBNAIL)  # from its left front; else from the front
 TILE_PIXELS, LARGE_PIXELS = 112, 208
 
 
@@ -162,7 +163,7 @@ def pictures(
             data = data_uri(read_picture(store, small.key, size))
         except (Damaged, NotInStore):
             return None, {}
-        large = files.get("preview.png", small)
+        large = files.get(PREVIEW, small)
         return Thumbnail(data, f"../../{large.key}"), manifest["versions"]
 
     finished = [row for row in rows if row["status"] == "ok"]

@@ -302,7 +302,9 @@ def test_help_and_check_import_neither_torch_nor_prefect(command: str, tmp_path:
 
 
 @pytest.mark.slow
-def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) -> None:
+def test_generate_needs_neither_prefect_nor_a_store(
+    sjc: Callable[..., Said], tmp_path: Path, judge: str
+) -> None:
     arguments = ["generate", "a yellow duck", "-o", "duck", "--json", "--quiet", *tiny(judge)]
     arguments += ["--dtype", "bfloat16"]
     code = (
@@ -323,10 +325,8 @@ def test_generate_needs_neither_prefect_nor_a_store(tmp_path: Path, judge: str) 
         "turntable.mp4",
     ]  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "duck").iterdir()) == names
-    again = subprocess.run(
-        [*SJC, "generate", "a duck", "-o", "duck"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (again.returncode, "duck has mesh.glb" in again.stderr) == (2, True)
+    again = sjc("generate", "a duck", "-o", "duck")
+    assert (again.code, "duck has mesh.glb" in again.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_generate_says_which_picture_it_needs(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("bucket_url")
+@pytest.mark.usefixtures("bucket_url", "warm")
 def test_a_run_into_a_bucket_and_what_the_tables_say(
     sjc: Callable[..., Said],
     judge: str,
@@ -416,13 +416,18 @@ def test_parquet_on_a_pipe_is_parquet(sjc: Callable[..., Said], tmp_path: Path) 
     assert pq.read_table(io.BytesIO(data)).to_pydict() == {"one": [1]}
 
 
+def run_of(judge: str) -> list[str]:
+    """`sjc run m.csv`, without `sjc`."""
+    return ["run", "m.csv", "--devices", "cpu", *tiny(judge)]
+
+
 def start(folder: Path, judge: str, prefect_api: str | None) -> subprocess.Popen[str]:
-    """`sjc run m.csv` in a process group of its own, as a shell makes one.
+    """Such a run in a process group of its own, as a shell makes one.
 
     Without `prefect_api` it brings a server of its own.
     """
     return subprocess.Popen(
-        [*SJC, "run", "m.csv", "--devices", "cpu", *tiny(judge)],
+        [*SJC, *run_of(judge)],
         cwd=folder,
         env=os.environ | ({"PREFECT_API_URL": prefect_api} if prefect_api else {}),
         start_new_session=True,
@@ -465,23 +470,19 @@ def test_sigterm_saves_what_was_running(judge: str, prefect_api: str, tmp_path: 
 
 @pytest.mark.slow
 def test_without_a_compiler_a_compiled_run_makes_its_assets_all_the_same(
-    judge: str, prefect_api: str, tmp_path: Path
+    sjc: Callable[..., Said],
+    judge: str,
+    prefect_api: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "m.csv").write_text(GOOD)
-    environment = {
-        "PREFECT_API_URL": prefect_api,
-        "PYTHONPATH": str(ROOT),
-        "CXX": str(tmp_path / "none"),
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
-    }
-    ran = subprocess.run(
-        [*SJC, "run", "m.csv", "--devices", "cpu", "--compiled", *tiny(judge)],
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    settings = tiny(judge, texture_size=0, turntable_frames=0)
+    said = sjc("run", "m.csv", "--devices", "cpu", "--compiled", *settings)
+    assert said.code == 0, said.err
     [log] = (tmp_path / ".sjc/logs").glob("engine-*.log")
     [line] = log.read_text().splitlines()
     assert line.startswith("the network runs as it is, not compiled")
@@ -523,8 +524,13 @@ def command_of(pid: int) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_after_ctrl_c_the_next_run_does_nothing_twice(
-    judge: str, prefect_api: str, tmp_path: Path
+    sjc: Callable[..., Said],
+    judge: str,
+    prefect_api: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = ["id,prompt,steps", "duck,a yellow duck,60", "tank,a toy tank,200"]
     (tmp_path / "m.csv").write_text("\n".join(lines))
@@ -541,10 +547,10 @@ def test_after_ctrl_c_the_next_run_does_nothing_twice(
     before = {p.name: asset_manifest(store, p.name) for p in assets.iterdir()}
     (finished,) = (name for name, manifest in before.items() if manifest)
 
-    second = start(tmp_path, judge, prefect_api)
-    out, err = second.communicate(timeout=600)
-    assert second.returncode == 0, err
-    listed = [line.split()[:2] for line in out.splitlines()[1:3]]
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    second = sjc(*run_of(judge))
+    assert second.code == 0, second.err
+    listed = [line.split()[:2] for line in second.out.splitlines()[1:3]]
     assert listed == [["duck", "ok"], ["tank", "ok"]]
     assert asset_manifest(store, finished) == before[finished]
     assert len(asset_attempts(store, finished)) == 1
@@ -557,8 +563,13 @@ def test_after_ctrl_c_the_next_run_does_nothing_twice(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_kill_9_leaves_no_process_and_costs_no_checkpoint(
-    judge: str, prefect_api: str, tmp_path: Path
+    sjc: Callable[..., Said],
+    judge: str,
+    prefect_api: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run alone is killed, while its engine is at work."""
     (tmp_path / "m.csv").write_text("prompt,steps\na yellow duck,100\n")
@@ -575,9 +586,9 @@ def test_kill_9_leaves_no_process_and_costs_no_checkpoint(
     while alive_in_group(run.pid):
         assert time.monotonic() < deadline, alive_in_group(run.pid)
         time.sleep(0.05)
-    second = start(tmp_path, judge, prefect_api)
-    _, err = second.communicate(timeout=600)
-    assert second.returncode == 0, err
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    second = sjc(*run_of(judge))
+    assert second.code == 0, second.err
     attempts = read_table(tmp_path / "store", "attempts").sort_values("attempt")
     assert list(attempts.status) == ["interrupted", "ok"]
     assert 0 < attempts.first_step.iloc[1] < attempts.last_step.iloc[1] == 100

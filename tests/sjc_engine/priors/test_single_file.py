@@ -10,11 +10,11 @@ from single_files import write_single_file
 from tiny_priors import build_ddpm_prior, build_latent_prior
 
 from sjc_engine.errors import PriorError
-from sjc_engine.presets import presets_of
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.priors.loading.single_file import base_of
 from sjc_engine.priors.sources import family_of, find_prior, licence_of, prior_error, takes_image
 from sjc_engine.priors.tokens import text_limit
+from sjc_engine.recipe_presets import presets_of
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
 

@@ -9,8 +9,8 @@ import pytest
 from task_samples import Write, plan, problems
 
 from sjc_engine.errors import SettingError
-from sjc_engine.presets import PAPER_EXCEPTIONS
 from sjc_engine.priors.sources import JUDGES
+from sjc_engine.recipe_presets import PAPER_EXCEPTIONS
 from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
 from tasks.manifest.resolve import ManifestError, read_entries, recipe_diff

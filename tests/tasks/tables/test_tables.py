@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
+import signal
 from pathlib import Path
 
 import duckdb
@@ -283,6 +285,27 @@ def test_wrong_sql_is_the_users_mistake(tmp_path: Path, sql: str, message: str) 
     make(store, tmp_path, spec(), "run1", "failed")
     with pytest.raises(QueryError, match=message):
         query(store, sql)
+
+
+def test_a_query_leaves_nothing_to_the_next_one(tmp_path: Path) -> None:
+    """All queries of a process share a database."""
+    store = open_store(tmp_path / "store")
+    for _ in range(2):
+        query(store, "CREATE TABLE mine AS SELECT 1")
+        with pytest.raises(QueryError, match="mine"):
+            query(store, "SELECT * FROM mine")
+
+
+def test_a_fork_queries_too(tmp_path: Path) -> None:
+    """It has none of the threads of the database that its parent opened."""
+    store = open_store(tmp_path / "store")
+    make_run(store, tmp_path, "run-1", "duck,a duck,t,v\n")
+    sql = "SELECT prompt, count(*) AS n FROM assets GROUP BY ALL"
+    expected = query(store, sql)
+    if not (child := os.fork()):
+        signal.alarm(30)
+        os._exit(0 if query(store, sql) == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_unknown_tables_are_named(tmp_path: Path) -> None:
