@@ -3,7 +3,8 @@
 # make test      the tests that need nothing but pip
 # make test-all  everything: check, test and the suites that need Debian or npm packages
 # make test-fast the tests without engine processes, kills and trainings: minutes
-# make soak      MINUTES of faults on a folder and on Swift: kills, broken requests, full disks
+# make soak      MINUTES of faults on each STORE of folder, swift, ceph: kills, broken requests, full
+#                disks; without STORE on a folder and on Swift
 # make fuzz      hundreds of broken model folders and manifests, 20,000 broken files of a store: minutes
 # make model     every interleaving of runs that share a store, further than the tests go: minutes
 # make mutants   200 mistakes planted into the code, one at a time: do the fast tests notice? Hours
@@ -32,6 +33,7 @@ JOBS ?= 3
 # In the order that tests/conftest.py gives them: long files first.
 TESTS = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 10
+STORE ?= folder swift
 
 export OMP_NUM_THREADS ?= 1
 
@@ -56,8 +58,8 @@ test-fast: $(DEV)
 
 soak: $(DEV)
 	scripts/install-system-packages
-	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --store folder
-	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --store swift
+	$(if $(filter ceph,$(STORE)),scripts/install-ceph)
+	$(foreach store,$(STORE),$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --store $(store) &&) true
 
 sweep: $(DEV)
 	SWEEP=all $(BIN)/python -m pytest -q -n $(JOBS) tests/flows/test_read_faults.py

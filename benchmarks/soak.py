@@ -1,6 +1,6 @@
 """Kills, breaks and starves a pipeline at work, and then asks whether anything was lost.
 
-    python benchmarks/soak.py [--minutes 30] [--store folder|moto|swift] [--seed 0] [--json]
+    python benchmarks/soak.py [--minutes 30] [--store folder|moto|swift|ceph] [--seed 0] [--json]
 
 Two runners make one manifest of small assets, which grows as they get on, and start again whenever
 they end. Meanwhile faults strike, in an order that the seed fixes: processes of every kind are
@@ -69,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="of faults")
     parser.add_argument("--kinds", type=int, default=0, help="of faults, before it ends")
-    parser.add_argument("--store", choices=("folder", "moto", "swift"), default="folder")
+    parser.add_argument("--store", choices=("folder", "moto", "swift", "ceph"), default="folder")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--ahead", type=int, default=24, help="rows that the manifest grows by")
     parser.add_argument("--patience", type=float, default=900, help="seconds for the last run")

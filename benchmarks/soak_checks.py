@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 from soak_ledger import Ledger
-from soak_processes import Ending
+from soak_outside import FIRST_RUNS
+from soak_processes import Ending, Process
 
 from sjc_engine.worker.__main__ import PROGRESS_SECONDS
 from sjc_engine.worker.checkpoint_timing import CHECKPOINT_SECONDS
@@ -132,6 +133,14 @@ def check_endings(endings: Iterable[Ending]) -> list[str]:
         elif "Traceback (most recent call last)" in ending.said:
             problems.append(f"{ending.name}: exit {ending.code} with a traceback")
     return problems
+
+
+def check_first_run(command: Process) -> list[str]:
+    """One of two runs on a new PREFECT_HOME that nothing has struck but the store's server."""
+    ending = command.ended()
+    if ending is None or not command.name.startswith(FIRST_RUNS) or ending.code in (0, 3, 130):
+        return []
+    return [f"{ending.name}: exit {ending.code}: {ending.said[-300:]}"]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import secrets
@@ -14,10 +15,12 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import ParamSpec
 
+from fault_proxy import Fault, FaultProxy
 from soak_checks import (
     Waste,
     check_attempts,
     check_endings,
+    check_first_run,
     check_litter,
     check_manifest,
     check_reported,
@@ -105,7 +108,9 @@ class Soak:
                 for n, own in enumerate(RUNNERS)
             ]
             chance = random.Random(self.seed)
-            scene = Scene(chance, self.runners, server, place, self.folder, self._variables)
+            scene = Scene(
+                chance, self.runners, server, place, self.folder, self._variables, self.manifest
+            )
             try:
                 self._strike(scene, ledger, seconds, kinds)
                 self._finish(scene, ledger)
@@ -208,6 +213,9 @@ class Soak:
         self._claim(check_reported, self.folder / "runs", assets, ledger)
         self._sjc_here("compact", "compact")
         store = open_store(self.url, writable=False)
+        self._claim(self._spoil_marker, scene, ledger)
+        if scene.place.proxy:
+            self._claim(self._spoil_repair, scene.place.proxy)
         self._claim(ledger.check)
         self._claim(check_attempts, ledger)
         self._claim(check_tables, store, scene.damaged)
@@ -223,12 +231,50 @@ class Soak:
         for command in scene.commands:
             if command.name.startswith("verify"):
                 self._claim(check_verified, command.out, ended=False)
+            self._claim(check_first_run, command)
+        self.violations += scene.violations
         kills = sum(self.struck[name] for name in ENGINE_KILLS)
         kills += sum(ending.code == -SIGKILL for ending in self.endings)
         self.waste = wasted_steps(store, scratches, kills, scenes=1)
         if self.waste.steps > self.waste.bound:
             self.violations.append(f"{self.waste.steps} steps again, at most {self.waste.bound}")
         self.attempts = count_attempts(store)
+
+    def _spoil_marker(self, scene: Scene, ledger: Ledger) -> list[str]:
+        """A marker with a wrong SHA-256: `sjc verify` has to name its asset, and no other."""
+        asset = scene.chance.choice(sorted(ledger.assets))
+        key = f"assets/{asset}/manifest.json"
+        whole = ledger.shelf.read(key)
+        assert whole is not None
+        marker = json.loads(whole)
+        scene.chance.choice(list(marker["files"].values()))["sha256"] = "0" * 64
+        ledger.shelf.write(key, json.dumps(marker).encode())
+        out = self._sjc_here("verify-marker", "verify")
+        ledger.shelf.write(key, whole)
+        files = ledger.assets[asset].files
+        files[key] = files[key][0], ledger.shelf.stamp(key)
+        self.struck["wrong marker"] += 1
+        findings = json.loads(out.read_text("utf-8"))["findings"]
+        found = {line["key"].split("/")[1] for line in findings if line["kind"] == "asset"}
+        wrong = f"a wrong marker of asset {asset}: sjc verify names {sorted(found)}"
+        return [] if found == {asset} and self.endings[-1].code == 1 else [wrong]
+
+    def _spoil_repair(self, proxy: FaultProxy) -> list[str]:
+        """A repair that may not read some files has to end with exit code 3, and write nothing."""
+        fault = proxy.add(
+            Fault("status", r"^GET .*mesh\.glb", times=None, status=403, code="AccessDenied")
+        )
+        direct = os.environ["AWS_ENDPOINT_URL_S3"]
+        os.environ["AWS_ENDPOINT_URL_S3"] = proxy.url
+        try:
+            self._sjc_here("repair-unread", "verify", "--repair", "--yes", "--older", "0")
+        finally:
+            os.environ["AWS_ENDPOINT_URL_S3"] = direct
+            proxy.clear()
+        self.struck["repair without reads"] += 1
+        code = self.endings[-1].code
+        wrong = f"a repair that could not read ended with {code}"
+        return [] if fault.hits and code == 3 else [wrong]
 
     def _sjc(self, name: str, *words: str) -> Path:
         """A command that nothing disturbs; where its output lies. Raises TimeoutError."""

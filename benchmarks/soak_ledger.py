@@ -30,6 +30,8 @@ class Shelf(Protocol):
 
     def keys(self, prefix: str) -> Iterator[str]: ...
 
+    def write(self, key: str, data: bytes) -> None: ...
+
     def delete(self, key: str) -> None: ...
 
     def litter(self) -> list[str]:
@@ -62,6 +64,11 @@ class Folder:
         for path in sorted((self.root / prefix).rglob("*")):
             if path.is_file() and not path.name.startswith("."):
                 yield path.relative_to(self.root).as_posix()
+
+    def write(self, key: str, data: bytes) -> None:
+        temporary = self.root.with_name("temporary")
+        temporary.write_bytes(data)
+        temporary.replace(self.root / key)
 
     def delete(self, key: str) -> None:
         (self.root / key).unlink(missing_ok=True)
@@ -106,6 +113,9 @@ class Bucket:
         for key in self._all(prefix):
             if not any(part.startswith(".") for part in key.split("/")):
                 yield key
+
+    def write(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
 
     def delete(self, key: str) -> None:
         self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 LONG = {"steps": 300}  # so long that it has checkpoints
 EVERY_LONG = 8  # rows
+EDITED = 10_000  # seeds from here on are of rows that were edited
 PROMPTS = ("a yellow duck", "a red chair", "a green mug", "a blue car", "a toy tank", "a house")
 
 
@@ -24,13 +26,26 @@ class Manifest:
     def __init__(self, path: Path, ahead: int) -> None:
         self.path, self.ahead = path, ahead
         self.ids: list[str] = []
+        self._seeds: dict[str, int] = {}  # of rows that were edited
+        self._reversed = False
 
     def grow(self, finished: int) -> None:
         """Adds rows unless there is enough to do; a reader sees the old file or the new one."""
         if len(self.ids) - finished > self.ahead / 2:
             return
         self.ids += [f"s{n:04d}" for n in range(len(self.ids), len(self.ids) + self.ahead)]
+        self._write()
+
+    def edit(self, chance: random.Random) -> None:
+        """The rows in the opposite order, and one of them asks for another asset."""
+        name = chance.choice(self.ids)
+        self._seeds[name] = EDITED + len(self._seeds)
+        self._reversed = not self._reversed
+        self._write()
+
+    def _write(self) -> None:
         rows = [self._row(number, name) for number, name in enumerate(self.ids)]
+        rows = rows[::-1] if self._reversed else rows
         temporary = self.path.with_suffix(".new")
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -38,7 +53,7 @@ class Manifest:
             writer.writerows(rows)
         temporary.replace(self.path)
 
-    @staticmethod
-    def _row(number: int, name: str) -> dict[str, Any]:
-        row = {"id": name, "prompt": PROMPTS[number % len(PROMPTS)], **SMALL, "seed": number}
+    def _row(self, number: int, name: str) -> dict[str, Any]:
+        seed = self._seeds.get(name, number)
+        row = {"id": name, "prompt": PROMPTS[number % len(PROMPTS)], **SMALL, "seed": seed}
         return row | (LONG if number % EVERY_LONG == EVERY_LONG - 1 else {})

@@ -97,12 +97,18 @@ class Runner:
         self.lives = 0
         self.process: Process | None = None
         self.ready = 0.0  # monotonic seconds from which on the next life may begin
+        self.once: dict[str, str] = {}  # variables of the next life alone
 
     def start(self) -> None:
         self.lives += 1
         command = [*SJC, "run", *self.words, "--scratch", str(self.scratch), "--json"]
         name = f"{self.name}-{self.lives:03d}"
-        self.process = Process(name, command, self.variables, self.folder / "runs")
+        self.process = Process(name, command, {**self.variables, **self.once}, self.folder / "runs")
+        self.once = {}
+
+    def hold(self, seconds: float) -> None:
+        """No life begins before."""
+        self.ready = max(self.ready, time.monotonic() + seconds)
 
     def tend(self) -> Ending | None:
         """Starts the next life when it is time, and tells of a life that has ended."""
@@ -113,7 +119,7 @@ class Runner:
         ending = self.process.ended()
         if ending is not None:
             self.process = None
-            self.ready = time.monotonic() + 1.0
+            self.hold(1.0)
         return ending
 
     def flow(self) -> Process | None:

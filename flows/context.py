@@ -15,6 +15,7 @@ from flows.prefect_server.shutdown import Shutdown
 from flows.progress.terminal import Watcher, terminal_watcher
 from sjc_engine.priors.sources import BUILTINS
 from tasks.devices.pool import DevicePool
+from tasks.store.interface import Store
 
 if TYPE_CHECKING:
     from tasks.prefect_ui.artifacts import Board
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 class Surroundings:
     """What a command gives the flow that it calls. A flow on a worker has only the defaults.
 
-    pool: the devices, if they were started before the flow. shutdown: if the flow is all that its
-    process is for.
+    pool: the devices, if they were started before the flow. store: which it must find again.
+    shutdown: if the flow is all that its process is for.
     """
 
     watcher: Watcher = field(default_factory=Watcher)
     pool: DevicePool | None = None
+    store: Store | None = None
     shutdown: Shutdown | None = None
 
 

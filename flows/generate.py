@@ -68,7 +68,8 @@ def generate(
     settings = Settings(
         **locals() | {"overrides": overrides or {}, "scratch": os.path.expandvars(scratch)}
     )
-    plan, around, log = make_plan(settings), surroundings(), get_run_logger()
+    around, log = surroundings(), get_run_logger()
+    plan = make_plan(settings, store=around.store)
     for warning in plan.warnings:
         log.warning(warning)
 
@@ -82,7 +83,7 @@ def generate(
 
     with brief_shutdown(around.shutdown), sole_user(Path(settings.scratch), wait) as waited:
         if waited:  # the other run has made assets meanwhile
-            plan = make_plan(settings)
+            plan = make_plan(settings, store=plan.store)
         return run_on_devices(plan)
 
 

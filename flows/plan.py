@@ -73,12 +73,12 @@ class RunPlan:
         return {**counted, "duplicate": len(self.entries) - len(self.assets)}
 
 
-def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
+def make_plan(settings: Settings, *, writable: bool = True, store: Store | None = None) -> RunPlan:
     """Reads and checks everything that a run depends on.
 
     Raises ManifestError for the manifest, SettingError and UsageError for a wrong option, and
     StoreError. With `writable` the store is made when it is missing, but only after all else is
-    found right.
+    found right. store: that of the settings, if it is open.
     """
     settings.check()
     if settings.devices is not None:
@@ -94,7 +94,7 @@ def make_plan(settings: Settings, *, writable: bool = True) -> RunPlan:
     scratch = Path(settings.scratch)
     if not can_hold_files(scratch):
         raise UsageError(f"--scratch {scratch} cannot be written; name another folder")
-    store = open_store(settings.store, writable=writable)
+    store = store or open_store(settings.store, writable=writable)
     check_usable(store)
     if writable:
         with disk_errors("--scratch", scratch):

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import ceph_server
 import pytest
 from moto.server import ThreadedMotoServer
-from swift_server import SwiftServer, unavailable
+from swift_server import S3Server, SwiftServer, unavailable
 
 # Before prefect and torch are imported anywhere, and inherited by every process a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -94,12 +95,13 @@ def s3_environment(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(scope="session")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
-    """A real S3 server, with one bucket of this name."""
-    folder = tmp_path_factory.mktemp("swift")
-    if reason := unavailable(folder):
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, with one bucket of this name; with S3_SERVER=ceph it is Ceph."""
+    ceph = os.environ.get("S3_SERVER") == "ceph"
+    folder = tmp_path_factory.mktemp("s3")
+    if reason := ceph_server.unavailable() if ceph else unavailable(folder):
         pytest.skip(reason)
-    with SwiftServer(folder) as server:
+    with ceph_server.CephServer(folder / "ceph") if ceph else SwiftServer(folder) as server:
         server.make_bucket("bucket")
         yield server
 

@@ -159,7 +159,7 @@ def make_assets(settings: Settings, *, quiet: bool, as_json: bool) -> int:
         with (
             watching(connection, quiet=quiet) as watch,
             exit_when_interrupted() as shutdown,
-            surrounded_by(shutdown=shutdown),
+            surrounded_by(shutdown=shutdown, store=plan.store),
         ):
             state = flow(return_state=True)
     raise_error(state)

@@ -55,6 +55,11 @@ from functools import partial
 from types import ModuleType
 from typing import IO, cast
 
+from sjc_engine.worker.parent_death import die_with_parent
+
+if __name__ == "__main__":  # before seconds of imports, in which the parent may end
+    die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
+
 import torch
 
 from sjc_engine.files import is_refusal
@@ -64,7 +69,6 @@ from sjc_engine.optimization.scene import Diverged
 from sjc_engine.priors.denoiser import Prior, load_prior
 from sjc_engine.spec import prior_key
 from sjc_engine.worker.checkpoint_timing import next_save
-from sjc_engine.worker.parent_death import die_with_parent
 from sjc_engine.worker.running_scene import Message, RunningScene, log
 
 PROGRESS_SECONDS = 0.5  # between two `progress` messages of a scene
@@ -368,7 +372,6 @@ def main() -> None:
     parser.add_argument("--fast-launch", action="store_true", help="Prior.enable_fast_launch")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     arguments = parser.parse_args()
-    die_with_parent(arguments.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     torch.set_num_threads(arguments.threads)
     if torch.device(arguments.device).type == "cuda":

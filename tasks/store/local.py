@@ -35,6 +35,7 @@ from tasks.store.interface import (
     damaged,
     stream_digest,
 )
+from tasks.store.layout import FORMAT
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class LocalStore:
                 raise StoreError(f"There is no store at {self.root}", fix)
             elif not self.root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+            self._folder = os.stat(self.root)
 
     @property
     def url(self) -> str:
@@ -133,6 +135,7 @@ class LocalStore:
     def move(self, key: str, to: str) -> None:
         path, target = self._path(key), self._path(to)
         with self._explained("move", path):
+            self._check_folder()
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
             flush_folder(target.parent)
@@ -188,6 +191,7 @@ class LocalStore:
 
         A folder that is listed and not found is an error, as is a store that is gone.
         """
+        self._check_folder()
         for _ in range(TRANSFERS):  # another process may make the folder between two looks
             try:
                 return path.name in {entry.name for entry in os.scandir(path.parent)}
@@ -195,10 +199,7 @@ class LocalStore:
                 return False
             except FileNotFoundError as error:
                 if path.parent == self.root:
-                    raise StoreError(
-                        f"Cannot read {path}: the store's folder {self.root} is gone",
-                        f"mount its disk again or check {self._option}",
-                    ) from error
+                    raise self._gone() from error
                 if not self._is_listed(path.parent):
                     return False
         raise self._hidden(path.parent)
@@ -222,6 +223,27 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return ()
 
+    def _check_folder(self) -> None:
+        """Raises `StoreError` unless the store's folder is the one that was opened.
+
+        It may be mounted again, or be a link to where it has moved, but not the empty place of a
+        disk that is not mounted: the store would begin anew there.
+        """
+        try:
+            folder = os.stat(self.root)
+        except FileNotFoundError as error:
+            raise self._gone() from error
+        if not os.path.samestat(folder, self._folder):
+            if not (self.root / FORMAT).exists():
+                raise self._gone()
+            self._folder = folder
+
+    def _gone(self) -> StoreError:
+        return StoreError(
+            f"The store's folder {self.root} is gone",
+            f"mount its disk again or check {self._option}",
+        )
+
     def _hidden(self, path: Path) -> StoreError:
         problem = f"Cannot read {path}: its folder lists it and it cannot be opened"
         return StoreError(problem, "check the disk")
@@ -242,8 +264,10 @@ class LocalStore:
     def _put(self, key: str, source: BinaryIO, replace: bool) -> StoredFile:
         path = self._path(key)
         with self._explained("write", path), temporary_beside(path) as temporary:
+            self._check_folder()
             path.parent.mkdir(parents=True, exist_ok=True)
             stored = _write(temporary, source)
+            self._check_folder()
             if replace:
                 os.replace(temporary, path)
             elif not _appear(temporary, path):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from command_line import Said, tiny
 from fault_proxy import Fault, FaultProxy
-from swift_server import SwiftServer
+from swift_server import S3Server
 
 from sjc_engine.optimization.checkpoint import read_checkpoint
 from tasks.devices.pool import DevicePool
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 @pytest.fixture
 def network(
-    swift: SwiftServer, prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swift: S3Server, prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FaultProxy]:
     """The way to the bucket, as all machines' environments name it."""
     with FaultProxy(swift.address) as proxy:

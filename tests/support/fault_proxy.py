@@ -35,6 +35,7 @@ Kind = Literal[
     "shorten-reply",  # so many bytes under a Content-Length that fits them
     "corrupt-request",  # the byte at `after` of the request's body is another one
     "corrupt-reply",  # ... of the reply's body; checksums of its headers are gone
+    "lag",  # a request that was made in the last `seconds` gets the same reply again
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -90,6 +91,7 @@ class FaultProxy:
         self.server = server
         self.requests: list[str] = []  # request lines, such as "PUT /bucket/key HTTP/1.1"
         self.happened: list[tuple[Kind, str]] = []  # with the request line
+        self._replies: dict[str, tuple[float, bytes]] = {}  # to request lines, when; see "lag"
         self._faults: list[Fault] = []
         self._tls: ssl.SSLContext | None = None
         if certificate:
@@ -164,6 +166,10 @@ class FaultProxy:
         if kind == "hang":
             self._closing.wait(fault.seconds)
             return False
+        when, kept = self._replies.get(line, (0.0, b""))
+        if kind == "lag" and kept and time.monotonic() - when < fault.seconds:
+            client.sendall(kept)
+            return True
         if kind == "delay" and fault.seconds:
             self._closing.wait(fault.seconds)
         if _EXPECT.search(head):  # the proxy is as willing as the server
@@ -194,6 +200,11 @@ class FaultProxy:
                     pass
                 _reset(client)
                 return False
+            if kind == "lag":
+                pieces = list(content)
+                whole = reply + b"".join(piece for piece, _ in pieces)
+                self._replies[line] = time.monotonic(), whole
+                content = iter(pieces)
             if kind in ("corrupt-reply", "shorten-reply"):
                 reply = _CHECKSUMS.sub(b"", reply)
             if kind == "shorten-reply":

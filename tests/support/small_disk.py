@@ -41,14 +41,23 @@ class SmallDisk:
         subprocess.run(["mount", "-o", f"remount,{options}", str(self.path)], check=True)
 
 
+def mount(path: Path, size: str) -> bool:
+    """Mounts a tmpfs at a folder; False where this user may mount nothing."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(path)]
+    possible = os.geteuid() == 0 and shutil.which("mount")
+    return bool(possible) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def unmount(path: Path) -> None:
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
 def mounted(path: Path, size: str) -> Iterator[SmallDisk]:
     """The disk, until the test is over; skips where this user may mount nothing."""
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(path)]
-    possible = os.geteuid() == 0 and shutil.which("mount")
-    if not possible or subprocess.run(command, capture_output=True).returncode:
+    if not mount(path, size):
         pytest.skip("only root, outside of most containers, may mount a small disk")
     try:
         yield SmallDisk(path)
     finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
+        unmount(path)

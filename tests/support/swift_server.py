@@ -14,7 +14,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Self
 
 import boto3
 
@@ -69,34 +71,27 @@ def unavailable(folder: Path) -> str:
     return ""
 
 
-class SwiftServer:
-    """The process, from `start` to `kill`; it may be started again on the same data."""
+class S3Server(ABC):
+    """A server on the loopback address with its data in `folder`, from `start` to `kill`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.address = ("127.0.0.1", 0)  # 0: a free port, which it then keeps
-        self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> SwiftServer:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
 
+    @abstractmethod
     def start(self) -> None:
-        """Returns when it answers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "log").open("a") as log:
-            command = [sys.executable, __file__, str(self.folder), str(self.address[1])]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        assert self._process.stdout is not None
-        port = self._process.stdout.readline()
-        if not port:
-            raise RuntimeError(f"Swift did not start:\n{(self.folder / 'log').read_text()}")
-        self.address = ("127.0.0.1", int(port))
+        """Returns when it answers; also on the data of a server that was killed."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """As `kill -9` does. What it has acknowledged is on the disk."""
 
     def environment(self) -> dict[str, str]:
         """What a user of boto3 has to export."""
@@ -117,8 +112,28 @@ class SwiftServer:
         )
         client.create_bucket(Bucket=name)
 
+
+class SwiftServer(S3Server):
+    """All of Swift in one process."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log").open("a") as log:
+            command = [sys.executable, __file__, str(self.folder), str(self.address[1])]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        assert self._process.stdout is not None
+        port = self._process.stdout.readline()
+        if not port:
+            raise RuntimeError(f"Swift did not start:\n{(self.folder / 'log').read_text()}")
+        self.address = ("127.0.0.1", int(port))
+
     def kill(self) -> None:
-        """As `kill -9` does. What it has acknowledged is on the disk."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()

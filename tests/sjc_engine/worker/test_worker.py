@@ -278,7 +278,10 @@ def test_a_torn_checkpoint_is_not_used(engine: Engine) -> None:
 
 
 def test_a_process_without_its_parent_ends_at_once() -> None:
-    worker = [sys.executable, "-m", "sjc_engine.worker", "--parent", "1"]
+    """Before it imports torch, which takes seconds."""
+    code = "import runpy, sys; sys.modules['torch'] = None;"
+    code += "runpy.run_module('sjc_engine.worker', run_name='__main__')"
+    worker = [sys.executable, "-c", code, "--parent", "1"]
     assert subprocess.run(worker, stdin=subprocess.DEVNULL, check=False).returncode == 3
 
 

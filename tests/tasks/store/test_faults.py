@@ -16,7 +16,7 @@ import botocore.auth
 import pytest
 from certificates import write_certificates
 from fault_proxy import Fault, FaultProxy
-from swift_server import SwiftServer
+from swift_server import S3Server
 from task_samples import fill
 
 from tasks.store import open_store, s3_client
@@ -44,7 +44,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["https"])
 def network(
     request: pytest.FixtureRequest,
-    swift: SwiftServer,
+    swift: S3Server,
     certificates: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -353,7 +353,7 @@ def test_tables_survive(network: FaultProxy, url: str, tmp_path: Path) -> None:
 
 
 def test_what_was_acknowledged_survives_the_server(
-    network: FaultProxy, swift: SwiftServer, url: str
+    network: FaultProxy, swift: S3Server, url: str
 ) -> None:
     store = open_store(url)
     store.put_bytes("a/mesh.glb", CONTENT)

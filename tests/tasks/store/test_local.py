@@ -325,7 +325,7 @@ def test_a_store_whose_folder_goes_away_is_not_empty(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     store.put_bytes("a/x", b"content")
     (tmp_path / "store").rename(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match=r"the store's folder .* is gone; mount") as caught:
+    with pytest.raises(StoreError, match=r"store's folder .* is gone; mount") as caught:
         store.get_bytes("a/x")
     assert not isinstance(caught.value, Damaged | NotInStore)
 
@@ -352,3 +352,26 @@ def test_a_file_that_another_machine_replaces_while_it_is_read(
 
     monkeypatch.setattr(store_local.LocalStore, "_read", replaced)
     assert store.get_bytes("leases/a.json") == b"new"
+
+
+def test_the_empty_place_of_a_store_whose_disk_is_gone_stays_empty(tmp_path: Path) -> None:
+    root, away = tmp_path / "store", tmp_path / "away"
+    store = open_store(root)
+    store.put_bytes("store.json", b"{}")
+    store.put_bytes("runs/one.json", b"{}")
+    root.rename(away)
+    for make_place in (lambda: None, root.mkdir):
+        make_place()
+        for use in (
+            lambda: store.put_bytes("runs/two.json", b"{}"),
+            lambda: store.get_bytes("runs/one.json"),
+            lambda: store.exists("runs/one.json"),
+        ):
+            with pytest.raises(StoreError, match="is gone; mount its disk again") as raised:
+                use()
+            assert type(raised.value) is StoreError, "nothing is known about the file"
+        assert not root.exists() or list(root.iterdir()) == []
+    root.rmdir()
+    root.symlink_to(away)  # the store has moved, and is known by its store.json
+    store.put_bytes("runs/two.json", b"{}")
+    assert sorted(store.list("runs/")) == ["runs/one.json", "runs/two.json"]
