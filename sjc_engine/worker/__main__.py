@@ -57,7 +57,8 @@ from typing import IO, cast
 
 from sjc_engine.worker.parent_death import die_with_parent
 
-if __name__ == "__main__":  # before seconds of imports, in which the parent may end
+# Before seconds of imports, in which the parent may end
+if __name__ == "__main__" and "--parent" in sys.argv:
     die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
 
 import torch
