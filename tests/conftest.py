@@ -6,8 +6,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
+import botocore.session
 import ceph_server
 import pytest
 from moto.server import ThreadedMotoServer
@@ -23,6 +25,9 @@ from flows.prefect_server import environment
 from flows.prefect_server.database import create_database
 
 environment.apply(console_level="CRITICAL")
+
+# Each store on S3 has a session of its own, whose first client reads S3's model: 60 ms of a core.
+botocore.session.create_loader = cache(botocore.session.create_loader)
 
 # A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -194,6 +194,7 @@ def test_free_memory_is_that_of_this_machine() -> None:
     assert free is None or 0 < free < 1 << 50
 
 
+@pytest.mark.slow
 def test_a_network_that_is_out_of_memory_halves_the_scenes(
     start: Callable[..., Engine], tmp_path: Path
 ) -> None:

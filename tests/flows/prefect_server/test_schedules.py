@@ -152,6 +152,16 @@ def state(api: httpx.Client, flow_run: str) -> dict[str, Any]:
     return found
 
 
+def come(api: httpx.Client, deployment_id: str) -> str:
+    """Makes the first run that the clock has scheduled due now; returns its id."""
+    scheduled = until(lambda: runs_of(api, deployment_id, "SCHEDULED"), pause=ASKED)
+    assert all(run["auto_scheduled"] for run in scheduled)
+    first = min(scheduled, key=lambda run: str(run["expected_start_time"]))
+    now = {"type": "SCHEDULED", "state_details": {"scheduled_time": f"{datetime.now(UTC)}"}}
+    call(api, "POST", f"/flow_runs/{first['id']}/set_state", {"state": now, "force": True})
+    return str(first["id"])
+
+
 def process_of(worker: int, flow_run: str) -> int | None:
     below = (pid for pid in descendants(worker) if flow_run_of(pid) == flow_run)
     return next(below, None)
@@ -234,15 +244,11 @@ def test_a_worker_runs_what_the_clock_and_the_pages_ask_for(
     assert deployment["parameters"]["overrides"]["steps"] == "20"
     assert int(deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) <= 30
     assert (deployment["tags"], deployment["version"]) == (["sjc", "manifest:lists"], CODE)
-    scheduled = until(lambda: runs_of(api, deployment["id"], "SCHEDULED"), pause=ASKED)
-    assert all(run["auto_scheduled"] for run in scheduled)
 
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "tests"]
     with started(*worker, "--name", "cpu", "--limit", "1"):
-        first = min(scheduled, key=lambda run: str(run["expected_start_time"]))
-        come = {"type": "SCHEDULED", "state_details": {"scheduled_time": f"{datetime.now(UTC)}"}}
-        call(api, "POST", f"/flow_runs/{first['id']}/set_state", {"state": come, "force": True})
-        until(lambda: done(api, first["id"]), pause=ASKED)
+        first = come(api, deployment["id"])
+        until(lambda: done(api, first), pause=ASKED)
 
         # The manifest grows; then a custom run, which is parameters and nothing else.
         (folder / "lists" / "b.csv").write_text("id,prompt\ntank,a toy tank\n")
@@ -290,7 +296,7 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
 ) -> None:
     """With a server of its own, since there is no other."""
     monkeypatch.delenv("PREFECT_API_URL")
-    command = [*SJC, "serve", "lists/a.csv", "--cron", "* * * * *", "--devices", "cpu"]
+    command = [*SJC, "serve", "lists/a.csv", "--cron", far(), "--devices", "cpu"]
     command += tiny(judge)
     with started(*command) as serving:
         pages = until(
@@ -302,14 +308,8 @@ def test_serve_runs_by_the_clock_until_ctrl_c(
             deployment = call(own, "GET", found)
             assert deployment["tags"] == ["sjc", "manifest:a.csv", "prior:toybox"]
             assert deployment["version"] == CODE
-            begun = ("PENDING", "RUNNING", "COMPLETED")
-            until(lambda: runs_of(own, deployment["id"], *begun), pause=ASKED)
-            (schedule,) = deployment[
-                "schedules"
-            ]  # it has done its part, and so have its other runs
-            path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
-            call(own, "PATCH", path, {"active": False})
-            until(lambda: runs_of(own, deployment["id"], "COMPLETED"), pause=ASKED)
+            first = come(own, deployment["id"])
+            until(lambda: done(own, first), pause=ASKED)
             assert "<html" in httpx.get(f"{pages[1]}/").text
             # A run's own process that is about to end would say that it was interrupted.
             until(lambda: not any(map(flow_run_of, descendants(serving.pid))))

@@ -40,6 +40,11 @@ REFERENCE = json.loads(
 )
 
 
+@pytest.fixture(autouse=True)
+def untraced():
+    """Here they are traced, as in an engine process: test_traced.py has other families."""
+
+
 def weight(name, shape):
     """Of a layer, from its name alone; numpy's old generator never changes."""
     draws = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)

@@ -1,9 +1,11 @@
 """A traced network says what the network says, bit for bit, or is not traced."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_priors import FAMILIES
 from torch import Tensor, nn
 
 from sjc_engine import load_prior
@@ -12,16 +14,23 @@ from sjc_engine.priors.denoiser import Cond
 from sjc_engine.priors.traced import CALLS, TracedNetwork
 
 
-@pytest.mark.parametrize("prior_id", ["toybox", "toybox-duck"])
-def test_d_is_the_same_bit_for_bit(prior_id: str) -> None:
-    prior = load_prior(prior_id)
+@pytest.fixture(autouse=True)
+def untraced() -> None:
+    """Here they are traced."""
+
+
+@pytest.mark.parametrize("prior_id", ["toybox", "toybox-duck", *FAMILIES])
+def test_d_is_the_same_bit_for_bit(prior_id: str, tmp_path: Path) -> None:
+    build = FAMILIES.get(prior_id)
+    prior = load_prior(str(build(tmp_path)) if build else prior_id)
     network = prior._unet.network
     generator = torch.Generator().manual_seed(0)
     cond = prior.condition(["a yellow duck", "a red chair", "a boat"])
     for count in (2, 3):  # two kinds of call
         cond = Cond.cat([cond[:1]] * count)
         for call in range(CALLS + 3):
-            x = torch.randn(count, 3, 32, 32, generator=generator)
+            shape = (count, prior.channels, prior.resolution, prior.resolution)
+            x = torch.randn(shape, generator=generator)
             sigma = torch.rand(count, generator=generator) * 10 + 0.1
             found = prior.denoise(x, sigma, cond)
             whole, prior._unet = prior._unet, network

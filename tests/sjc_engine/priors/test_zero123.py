@@ -32,6 +32,11 @@ TICKS = [3, 100, 500, 969]
 SMALL = {"steps": 4, "grid_size": 8, "render_size": 8, "ray_step": 0.2}
 
 
+@pytest.fixture(autouse=True)
+def untraced():
+    """Here they are traced, as in an engine process: test_traced.py has other families."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return build_zero123_prior(tmp_path_factory.mktemp("zero123"))

@@ -224,6 +224,7 @@ def test_a_roll_back_is_told_even_after_a_resume(engine: Engine) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_next_process_goes_on_where_one_was_ended_or_killed(
     start: Callable[[], Engine], tmp_path: Path
 ) -> None:
