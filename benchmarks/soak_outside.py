@@ -36,15 +36,21 @@ def set_clock_back(scene: Scene) -> bool:
     running = [runner for runner in scene.runners if runner.flow()]
     if not running:
         return False
-    library = scene.folder / "clock.so"
-    if not library.exists():
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, CLOCK, "-ldl"], check=True)
+    library = compiled_clock(scene.folder)
     runner = scene.chance.choice(running)
     back = BACK_S3 if scene.place.proxy else BACK_FOLDER
     runner.once = {"LD_PRELOAD": str(library), "CLOCK_BACK": str(back)}
     assert runner.process is not None
     runner.process.send(SIGTERM)
     return True
+
+
+def compiled_clock(folder: Path) -> Path:
+    """The library that sets a clock back, in a folder; needs a C compiler."""
+    library = folder / "clock.so"
+    if not library.exists():
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, CLOCK, "-ldl"], check=True)
+    return library
 
 
 def delete_scratch(scene: Scene) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from soak_faults import Scene, Strike
 
 GAP = (2.0, 6.0)  # seconds between two faults
-CALM_SECONDS = 9.0  # more, at most, until an asset gets through: a busy machine is not to starve
-AIM_SECONDS = 20.0  # that a fault looks for its target; then another one has its turn
+CALM_SECONDS = 7.0  # more, at most, until an asset gets through: a busy machine is not to starve
+AIM_SECONDS = 15.0  # that a fault looks for its target; then another one has its turn
 LONGEST = 5  # times as long as asked, at most, for the sake of kinds that did not strike yet
 
 

@@ -134,13 +134,23 @@ class Server:
 
     @contextlib.contextmanager
     def available(self) -> Iterator[None]:
-        """Waits for the API; what fails in here because it has gone again is a RunError as well."""
+        """Waits for the API; what fails in here because of the server is a RunError as well.
+
+        It may have gone again, or be one that does not know our runs.
+        """
         self.wait()
         try:
             yield
         except Exception as error:
             if self._answers():
-                raise
+                from prefect.exceptions import ObjectNotFound
+
+                if not isinstance(error, ObjectNotFound):
+                    raise
+                raise RunError(
+                    f"the Prefect server at {self.api_url} does not know this run any more, since"
+                    " its database is another one; run the same command again to continue"
+                ) from error
             self._check_process()
             raise RunError(
                 f"the Prefect server at {self.api_url} does not answer any more; start it, then"

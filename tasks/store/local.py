@@ -62,6 +62,7 @@ class LocalStore:
             elif not self.root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory")
             self._folder = os.stat(self.root)
+            self._is_marked = (self.root / FORMAT).exists()
 
     @property
     def url(self) -> str:
@@ -227,8 +228,10 @@ class LocalStore:
         """Raises `StoreError` unless the store's folder is the one that was opened.
 
         It may be mounted again, or be a link to where it has moved, but not the empty place of a
-        disk that is not mounted: the store would begin anew there.
+        disk that is not mounted: the store would begin anew there. `FORMAT` marks a store.
         """
+        if not self._is_marked:
+            return
         try:
             folder = os.stat(self.root)
         except FileNotFoundError as error:
@@ -280,6 +283,7 @@ class LocalStore:
                             "nothing was changed, use a new attempt",
                         )
             flush_folder(path.parent)
+        self._is_marked |= key == FORMAT
         return stored
 
 

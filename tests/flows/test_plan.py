@@ -1,9 +1,13 @@
-"""What a plan warns of."""
+"""What a plan warns of, and what it refuses."""
+
+from pathlib import Path
 
 import pytest
 
-from flows.plan import missing_xatlas
+from flows.plan import make_plan, missing_xatlas
+from flows.settings import Settings
 from sjc_engine.recipes import Recipe
+from tasks.store.interface import StoreError
 
 
 def test_without_xatlas_only_who_wants_textures_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,3 +18,15 @@ def test_without_xatlas_only_who_wants_textures_is_warned(monkeypatch: pytest.Mo
     assert missing_xatlas([plain]) == []
     [warning] = missing_xatlas([plain, textured])
     assert "vertex colours instead of textures" in warning
+
+
+def test_a_flow_wants_the_store_that_its_command_has_opened(tmp_path: Path) -> None:
+    manifest, root = tmp_path / "m.csv", tmp_path / "store"
+    manifest.write_text("prompt\na duck\n")
+    settings = Settings(str(manifest), str(root), devices=["cpu"], scratch=str(tmp_path / "sjc"))
+    store = make_plan(settings).store
+    root.rename(tmp_path / "away")
+    root.mkdir()  # where its disk was mounted
+    with pytest.raises(StoreError, match="is gone; mount its disk again"):
+        make_plan(settings, store=store)
+    assert list(root.iterdir()) == []

@@ -21,6 +21,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from soak_checks import check_attempts, check_litter, check_rows, check_tables
 from soak_faults import Scene
 from soak_ledger import Folder, Ledger
+from soak_manifest import Manifest
+from soak_outside import compiled_clock
 from soak_processes import MARK, ROOT, Process, marked
 from soak_schedule import Schedule
 
@@ -143,6 +145,28 @@ def test_every_kind_strikes_once_before_any_strikes_again(
     assert [sorted(struck[n : n + 3]) for n in (0, 3)] == [["a", "b", "c"]] * 2
     assert schedule.missed["never"] >= 1
     assert set(schedule.struck) == set("abc")
+
+
+def test_an_edited_manifest_has_its_rows_in_another_order_and_one_other_asset(
+    tmp_path: Path,
+) -> None:
+    manifest = Manifest(tmp_path / "manifest.csv", 4)
+    manifest.grow(0)
+    before = manifest.path.read_text().splitlines()
+    manifest.edit(random.Random(0))
+    after = manifest.path.read_text().splitlines()
+    assert after[0] == before[0]
+    assert len(set(before) & set(after)) == len(before) - 1
+    assert [line.partition(",")[0] for line in after[1:]] == ["s0003", "s0002", "s0001", "s0000"]
+
+
+@pytest.mark.system  # it needs a C compiler
+def test_the_clock_of_a_run_is_set_back(tmp_path: Path) -> None:
+    library = compiled_clock(tmp_path)
+    code = "import time; time.sleep(0.01); print(time.time())"
+    variables = os.environ | {"LD_PRELOAD": str(library), "CLOCK_BACK": "3600"}
+    printed = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True)
+    assert 3600 <= time.time() - float(printed.stdout) < 4500
 
 
 @pytest.mark.system

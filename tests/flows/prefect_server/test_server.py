@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from command_line import SJC
+from prefect.exceptions import ObjectNotFound
 from task_samples import make, spec
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -265,6 +266,15 @@ def test_a_server_that_ends_later_is_reported_with_its_reason(
     log.unlink()  # together with the scratch folder
     with pytest.raises(RunError, match=f"; see {log}$"):
         own.wait()
+
+
+def test_a_server_that_has_lost_its_database_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "answers", lambda url: True)
+    with (
+        pytest.raises(RunError, match=r"does not know this run any more, .*; run the same command"),
+        Server("http://127.0.0.1:9/api", None).available(),
+    ):
+        raise ObjectNotFound(http_exc=ValueError())
 
 
 class Dying(BaseHTTPRequestHandler):

@@ -145,3 +145,14 @@ def test_slow_and_late(proxy: FaultProxy) -> None:
         started = time.monotonic()
         assert request(proxy, "GET") == (200, CONTENT)
         assert time.monotonic() - started > 0.25
+
+
+def test_a_reply_lags(proxy: FaultProxy) -> None:
+    proxy.add(Fault("lag", "^GET", times=None, seconds=0.5))
+    assert request(proxy, "GET") == (200, b"")
+    request(proxy, "PUT", CONTENT)
+    assert request(proxy, "GET") == (200, b"")
+    deadline = time.monotonic() + 30
+    while request(proxy, "GET") == (200, b"") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert request(proxy, "GET") == (200, CONTENT), "by then it has caught up"
