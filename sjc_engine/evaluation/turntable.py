@@ -19,7 +19,8 @@ from sjc_engine.recipes import EvaluateRecipe
 from sjc_engine.rendering.camera import orbit
 from sjc_engine.rendering.rasterize import rasterize_views
 
-ELEVATION_DEG, FOV_DEG = 15.0, 60.0
+# It starts at the left front, from slightly above: from the front a fish or a boat is a line.
+AZIMUTH_DEG, ELEVATION_DEG, FOV_DEG = 40.0, 20.0, 60.0
 FRAMES_PER_SECOND = 20
 THUMBNAIL_FRAMES, THUMBNAIL_SIZE = 20, 128
 
@@ -40,9 +41,9 @@ def write_turntable(
 def turntable_frames(
     mesh: Mesh, frames: int = 60, size: int = 256, on_work: OnWork = unheard
 ) -> NDArray[np.uint8]:
-    """One turn of the mesh over white, (frames, size, size, 3), the front first."""
+    """One turn of the mesh over white, (frames, size, size, 3), its left front first."""
     views = np.empty((frames, size, size, 3), np.uint8)
-    angles = (360.0 * k / frames for k in range(frames))
+    angles = (AZIMUTH_DEG + 360.0 * k / frames for k in range(frames))
     cameras = (orbit(angle, ELEVATION_DEG, fov_deg=FOV_DEG) for angle in angles)
     for k, seen in enumerate(rasterize_views(mesh, cameras, size, size)):
         on_work("filming", k, frames)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 MOST_TILES = 240  # of the wall, however many assets there are: a toy's picture takes 1 kB
 MOST_SHOWN = 6  # best and worst assets
 MOST_LINES = 24  # of a chart of the optimisation
-PICTURES = (view_file("mesh", 1), THUMBNAIL)  # from its left front; else from the front
+PICTURES = (view_file("mesh", 1), THUMBNAIL)  # both from its left front
 TILE_PIXELS, LARGE_PIXELS = 112, 208
 
 
