@@ -38,12 +38,8 @@ def test_d_is_the_same_bit_for_bit(prior_id: str, tmp_path: Path) -> None:
     for count, layout in kinds:
         cond = Cond.cat([cond[:1]] * count)
         for call in range(CALLS + 3):
-<<<<<<< HEAD
             shape = (count, prior.channels, prior.resolution, prior.resolution)
-            x = torch.randn(shape, generator=generator)
-=======
-            x = torch.randn(count, 3, 32, 32, generator=generator).to(memory_format=layout)
->>>>>>> hv
+            x = torch.randn(shape, generator=generator).to(memory_format=layout)
             sigma = torch.rand(count, generator=generator) * 10 + 0.1
             found = prior.denoise(x, sigma, cond)
             whole, prior._unet = prior._unet, network
