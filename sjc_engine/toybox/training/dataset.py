@@ -41,7 +41,7 @@ class Lighting:
         return Light((x, y, z), rng.uniform(*self.ambient), rng.uniform(*self.diffuse))
 
 
-STUDIO = Lighting((-0.5, 1.0, 0.25), 0.25, (0.42, 0.52), (0.50, 0.62))  # the prior's
+STUDIO = Lighting((-0.5, 1.0, 0.25), 0.25, (0.50, 0.60), (0.48, 0.60))  # the prior's
 OUTDOORS = Lighting((0.0, 0.9, 0.0), 0.8, (0.35, 0.70), (0.25, 0.70))  # the judge's
 
 

@@ -1,4 +1,4 @@
-"""A batched ray-caster for toys: analytic intersections, one directional light, no shadows.
+"""A batched ray-caster for toys: analytic intersections, one directional light and its shadows.
 
 Plain torch, so that the same lines run on a CPU and on a GPU. Images of one batch go through
 primitive by primitive: a running nearest hit over (images, rays) stays in cache.
@@ -6,6 +6,7 @@ primitive by primitive: a running nearest hit over (images, rays) stays in cache
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -13,9 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sjc_engine.toybox.training.shapes import BLOTCHES, BOX, CONE, ELLIPSOID, WAFFLE, Toy
+from sjc_engine.toybox.training.shapes import (
+    BANDS,
+    BLOTCHES,
+    BOX,
+    BRICKS,
+    CONE,
+    ELLIPSOID,
+    RIBS,
+    WAFFLE,
+    Toy,
+)
 
 _NEAR, _MISS = 1e-3, 1e9
+SHADOW = 0.6  # the share of direct light that a shadow takes
 
 
 @dataclass(frozen=True)
@@ -41,26 +53,36 @@ def raycast(
     Returns:
         (B, R, 4) RGBA in [0, 1]; alpha is 0 or 1 and the colour of a miss is 0.
     """
-    device = origins.device
-    table = _pack(toys, device)
+    table = _pack(toys, origins.device)
+    winner, distance = _nearest(table, origins[:, None], directions)
+    return _shade(table, winner, distance, origins, directions, lights)
+
+
+def _nearest(
+    table: dict[str, Tensor], origins: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Slot and distance, both (B, R), of each ray's first hit; the distance of a miss is _MISS.
+
+    `origins` and `directions` are (B, R, 3), or (B, 1, 3) where an image's rays have it in common.
+    """
     scale, shift = table["to_local"][..., :3], table["to_local"][..., 3]
-    local_origin = torch.einsum("bpij,bj->bpi", scale, origins) + shift
-    nearest = torch.full(directions.shape[:2], _MISS, device=device)
-    winner = torch.zeros(directions.shape[:2], dtype=torch.long, device=device)
+    shape = torch.broadcast_shapes(origins.shape, directions.shape)[:2]
+    nearest = torch.full(shape, _MISS, device=origins.device)
+    winner = torch.zeros(shape, dtype=torch.long, device=origins.device)
     for slot in range(table["kind"].shape[1]):
         kinds = table["kind"][:, slot]
         for kind, intersect in ((ELLIPSOID, _ellipsoid), (BOX, _box), (CONE, _cone)):
             rows = (kinds == kind).nonzero()[:, 0]
             if not len(rows):
                 continue
-            o = local_origin[rows, slot]
+            o = torch.einsum("bij,brj->ibr", scale[rows, slot], origins[rows])
             d = torch.einsum("bij,brj->ibr", scale[rows, slot], directions[rows])
-            t = intersect(o.T[..., None], d, table["radii"][rows, slot])
+            t = intersect(o + shift[rows, slot].T[..., None], d, table["radii"][rows, slot])
             best = nearest[rows]
             closer = t < best
             nearest[rows] = torch.where(closer, t, best)
             winner[rows] = torch.where(closer, slot, winner[rows])
-    return _shade(table, winner, nearest, origins, directions, lights)
+    return winner, nearest
 
 
 def _pack(toys: Sequence[Toy], device: torch.device) -> dict[str, Tensor]:
@@ -77,8 +99,8 @@ def _pack(toys: Sequence[Toy], device: torch.device) -> dict[str, Tensor]:
     return {field.name: stack([getattr(t, field.name) for t in toys]) for field in fields(Toy)}
 
 
-# Each intersection takes o (3, b, 1) and d (3, b, R) in the primitive's frame and gives the
-# distance (b, R) to the first hit in front of the eye, or _MISS.
+# Each intersection takes o and d, (3, b, R) or (3, b, 1), in the primitive's frame and gives the
+# distance (b, R) to the first hit in front of the origin, or _MISS.
 
 
 def _ellipsoid(o: Tensor, d: Tensor, radii: Tensor) -> Tensor:
@@ -143,9 +165,13 @@ def _shade(
     away = (normal * directions[image, ray]).sum(1, keepdim=True) > 0
     normal = torch.where(away, -normal, normal)
 
-    light = torch.tensor([[*x.direction, x.ambient, x.diffuse] for x in lights]).to(point)[image]
+    sun = torch.tensor([[*x.direction, x.ambient, x.diffuse] for x in lights]).to(point)
+    light, points = sun[image], torch.zeros_like(directions)  # what is hit looks to the light
+    points[image, ray] = point + _NEAR * normal
+    shade = _nearest(table, points, sun[:, None, :3])[1][image, ray] < _MISS / 2
     cosine = (normal * light[:, :3]).sum(1)
-    wrapped = 0.35 * (0.5 + 0.5 * cosine) + 0.65 * cosine.clamp(min=0)
+    direct = cosine.clamp(min=0) * (1 - SHADOW * shade.float())
+    wrapped = 0.35 * (0.5 + 0.5 * cosine) + 0.65 * direct
     mix = _pattern(hit["pattern"], hit["frequency"], point, local).unsqueeze(1)
     color = hit["color"] * (1 - mix) + hit["color2"] * mix
     color = (color * (light[:, 3] + light[:, 4] * wrapped).unsqueeze(1)).clamp(0, 1)
@@ -179,8 +205,15 @@ def _pattern(pattern: Tensor, frequency: Tensor, point: Tensor, local: Tensor) -
         * torch.sin(f * y + 1.1 * torch.sin(0.8 * f * z))
         + 0.6 * torch.sin(f * z + 0.5 + 1.2 * torch.sin(0.6 * f * x))
     ) > 0.15
-    turn = torch.atan2(local[:, 2], local[:, 0]) * 1.2
-    waffle = (torch.sin(f * (turn + local[:, 1])).abs() < 0.28) | (
-        torch.sin(f * (turn - local[:, 1])).abs() < 0.28
+    turn = torch.atan2(local[:, 2], local[:, 0])
+    waffle = (torch.sin(f * (1.2 * turn + local[:, 1])).abs() < 0.28) | (
+        torch.sin(f * (1.2 * turn - local[:, 1])).abs() < 0.28
     )
-    return ((pattern == BLOTCHES) & blotches | (pattern == WAFFLE) & waffle).float()
+    along, around = f * (local[:, 1] + 1) / 2, f * turn / (2 * math.pi)
+    joints = (along % 1 < 0.15) | ((2 * around + along.floor() / 2) % 1 < 0.12)
+    shown = {BLOTCHES: blotches, WAFFLE: waffle, BRICKS: joints}
+    shown |= {BANDS: along % 1 < 0.2, RIBS: around % 1 < 0.3}
+    second = torch.zeros_like(f, dtype=torch.bool)
+    for kind, where in shown.items():
+        second |= (pattern == kind) & where
+    return second.float()

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.floating]
 
 ELLIPSOID, BOX, CONE = 0, 1, 2
-PLAIN, BLOTCHES, WAFFLE = 0, 1, 2
+PLAIN, BLOTCHES, WAFFLE, BANDS, RIBS, BRICKS = range(6)
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Toy:
 class Pattern:
     """A second colour on a primitive: where it shows, and how often it comes again."""
 
-    kind: int  # BLOTCHES or WAFFLE
+    kind: int  # BLOTCHES; WAFFLE or BRICKS around the local y axis; BANDS along it, RIBS down it
     color: ArrayLike
-    frequency: float
+    frequency: float  # BANDS, BRICKS: rows from end to end; RIBS: ribs in a whole turn
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ def rotation(axis: str, radians: float) -> Array:
     return matrix
 
 
+ALONG, ACROSS = rotation("z", math.pi / 2), rotation("x", math.pi / 2)  # turn y to x, and to z
+
+
 class Builder:
     """Collects primitives in any units; `build` centres and scales them."""
 
@@ -106,16 +109,19 @@ class Builder:
     def cone(
         self,
         center: ArrayLike,
-        half_height: float,
+        half: float | tuple[float, float, float],
         bottom: float,
         top: float,
         color: ArrayLike,
         turn: Array | None = None,
         pattern: Pattern | None = None,
     ) -> None:
-        """A capped cone along its local y axis; equal radii make a cylinder."""
-        half = (1.0, half_height, 1.0)
-        self._add(CONE, center, half, color, turn, pattern, (bottom, top))
+        """A capped cone along its local y axis; equal radii make a cylinder.
+
+        `half` is half its height, or three half axes, by which its radii are multiplied as well.
+        """
+        axes = (1.0, half, 1.0) if isinstance(half, (int, float)) else half
+        self._add(CONE, center, axes, color, turn, pattern, (bottom, top))
 
     def rod(
         self,

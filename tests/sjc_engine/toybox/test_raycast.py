@@ -10,8 +10,8 @@ import torch
 
 from sjc_engine.rendering.camera import orbit, rays
 from sjc_engine.toybox.training.objects.catalogue import CATEGORIES, PAPER_CATEGORIES, make_toy
-from sjc_engine.toybox.training.raycast import Light, raycast
-from sjc_engine.toybox.training.shapes import Builder, Toy, rotation
+from sjc_engine.toybox.training.raycast import SHADOW, Light, raycast
+from sjc_engine.toybox.training.shapes import BANDS, RIBS, Builder, Pattern, Toy, rotation
 
 OVERHEAD_LIGHT = Light((0.0, 1.0, 0.0), 0.5, 0.5)
 
@@ -74,6 +74,41 @@ def test_nearer_primitive_wins_and_light_comes_from_above():
     column = view(built, 0)[:, 32, 0]
     lit = column[column > 0]
     assert lit[0] > lit[-1]
+
+
+def test_a_ball_shades_the_plate_below_it_and_not_itself():
+    toy = Builder()
+    toy.box((0, -0.5, 0), (1, 0.05, 1), (0, 1, 0))
+    toy.ellipsoid((0, 0.3, 0), 0.3, (1, 0, 0))
+    red, green, _, _ = view(toy.build(0.55), 0, elevation=40, size=129).unbind(-1)
+    dimmed = 0.5 + 0.5 * (0.35 + 0.65 * (1 - SHADOW))
+    lit = torch.isclose(green, torch.tensor(1.0)).sum()
+    shaded = torch.isclose(green, torch.tensor(dimmed), atol=1e-4).sum()
+    # A disc of the ball's radius on a plate of 2 x 2; the ball hides little of either.
+    assert shaded / (lit + shaded) == pytest.approx(math.pi * 0.3**2 / 4, rel=0.2)
+    assert red.max() > 0.99  # the ball's top
+
+
+def test_patterns_repeat_as_often_as_they_say():
+    def runs(line: torch.Tensor) -> int:
+        """How often the second colour, blue, begins along a closed line."""
+        second = line[:, 2] > line[:, 0]
+        return int((second & ~second.roll(1)).sum())
+
+    turn = torch.arange(720) * math.tau / 720
+    circle = (32 + 12 * turn.cos()).round().long(), (32 + 12 * turn.sin()).round().long()
+    for kind, line in ((BANDS, (slice(None), 32)), (RIBS, circle)):
+        toy = Builder()
+        toy.cone((0, 0, 0), 0.5, 0.5, 0.5, (1, 0, 0), None, Pattern(kind, (0, 0, 1), 6))
+        image = view(toy.build(0.55), 0, elevation=0 if kind == BANDS else 89.9)
+        assert runs(image[line]) == 6
+
+
+def test_a_cone_of_three_half_axes_is_flat():
+    toy = Builder()
+    toy.cone((0, 0, 0), (0.4, 0.5, 0.02), 1, 0.01, (1, 0, 0))
+    flat, wide = (view(toy.build(0.55), turn)[..., 3].sum() for turn in (0, 90))
+    assert flat < 0.1 * wide
 
 
 def test_images_of_a_batch_do_not_mix():
