@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 from functools import partial
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import TYPE_CHECKING
 
 from soak_manifest import SMALL
@@ -167,11 +167,13 @@ def link_store(scene: Scene) -> bool:
 
 
 def _can_move(scene: Scene, store: Path) -> bool:
-    """Whether a folder, and no run that begins, could take an empty one for a new store."""
-    beginning = [r for r in scene.runners if r.process and not r.flow()]
-    if beginning or scene.busy() or not (store / "store.json").exists():
+    """Whether it is a store; a run that begins, and would begin a new one, waits."""
+    if scene.flow() is None or scene.busy() or not (store / "store.json").exists():
         return False
     for runner in scene.runners:
+        if runner.process and not runner.flow():
+            runner.process.send(SIGSTOP)
+            scene.after(2 * AWAY_SECONDS, partial(runner.process.send, SIGCONT))
         runner.hold(2 * AWAY_SECONDS)
     return True
 

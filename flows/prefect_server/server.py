@@ -136,25 +136,27 @@ class Server:
     def available(self) -> Iterator[None]:
         """Waits for the API; what fails in here because of the server is a RunError as well.
 
-        It may have gone again, or be one that does not know our runs.
+        It may have gone again, for a moment too, or be one that does not know our runs.
         """
         self.wait()
         try:
             yield
         except Exception as error:
-            if self._answers():
-                from prefect.exceptions import ObjectNotFound
+            import httpx
+            from prefect.exceptions import ObjectNotFound
 
-                if not isinstance(error, ObjectNotFound):
-                    raise
-                raise RunError(
-                    f"the Prefect server at {self.api_url} does not know this run any more, since"
-                    " its database is another one; run the same command again to continue"
-                ) from error
-            self._check_process()
+            problem = "does not answer any more; start it, then"
+            if not self._answers():
+                self._check_process()
+            elif isinstance(error, ObjectNotFound):
+                problem = "does not know this run any more, since its database is another one;"
+            elif isinstance(error, httpx.TransportError):
+                problem = "did not answer for a moment;"
+            else:
+                raise
             raise RunError(
-                f"the Prefect server at {self.api_url} does not answer any more; start it, then"
-                " run the same command again to continue"
+                f"the Prefect server at {self.api_url} {problem} run the same command again to"
+                " continue"
             ) from error
 
     def _answers(self) -> bool:

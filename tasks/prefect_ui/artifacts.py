@@ -25,6 +25,7 @@ from prefect.utilities.context import get_task_and_flow_run_ids
 
 from tasks.pages.html import data_uri
 
+REQUEST_SECONDS = 60.0  # without an answer
 UPDATE_SECONDS = 5.0  # between two updates of one artifact
 PAUSE_SECONDS = 0.1  # after each request, so that hundreds of assets are a trickle all the same
 CLOSE_SECONDS = 15.0  # for what is left to send when a run ends
@@ -93,7 +94,8 @@ class Board:
         client: SyncPrefectClient | None = None
         while (artifact := self._next()) is not None:
             try:
-                client = client or get_client(sync_client=True)
+                # Its own: the flow's, which has no settings, is closed when that ends.
+                client = client or get_client({"timeout": REQUEST_SECONDS}, sync_client=True)
                 self._send(client, artifact)
             except (httpx.HTTPError, PrefectException) as error:
                 if not self._failed:  # once is enough: the run does not depend on it

@@ -268,13 +268,23 @@ def test_a_server_that_ends_later_is_reported_with_its_reason(
         own.wait()
 
 
-def test_a_server_that_has_lost_its_database_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (ObjectNotFound(ValueError()), "does not know this run any more, since its database is"),
+        (httpx.ConnectError("refused"), "did not answer for a moment; run the same command"),
+    ],
+)
+def test_a_server_that_has_come_back_is_named(
+    error: Exception, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed between two requests, perhaps with its database."""
     monkeypatch.setattr(server, "answers", lambda url: True)
-    with (
-        pytest.raises(RunError, match=r"does not know this run any more, .*; run the same command"),
-        Server("http://127.0.0.1:9/api", None).available(),
-    ):
-        raise ObjectNotFound(http_exc=ValueError())
+    given = Server("http://127.0.0.1:9/api", None)
+    with pytest.raises(RunError, match=problem), given.available():
+        raise error
+    with pytest.raises(ValueError, match="ours"), given.available():
+        raise ValueError("ours")
 
 
 class Dying(BaseHTTPRequestHandler):

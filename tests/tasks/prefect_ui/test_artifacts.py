@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.context import SyncClientContext
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
+    temporary_settings,
+)
 
 from tasks.prefect_ui import artifacts
 from tasks.prefect_ui.artifacts import (
@@ -91,6 +97,15 @@ def test_a_server_that_hangs_holds_up_nobody(api: Api, monkeypatch: pytest.Monke
     assert len(board._waiting) <= 10
     api.go.set()
     board._thread.join()
+
+
+def test_what_is_sent_late_does_not_depend_on_the_client_of_the_flow(api: Api) -> None:
+    unchecked = {PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
+    with temporary_settings(unchecked), SyncClientContext():
+        board = Board()
+    with board:
+        board.create("progress", "a", 0.0, "")
+    assert told(api) == [("POST", 0.0)]
 
 
 def test_failures_are_logged_once(api: Api, caplog: pytest.LogCaptureFixture) -> None:
