@@ -13,7 +13,7 @@ import duckdb
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from task_samples import make, make_run, report, spec
+from task_samples import make, make_run, record_attempt, report, spec
 
 from sjc_engine.spec import AssetSpec
 from tasks.records.attempts import finish_attempt, start_attempt
@@ -25,7 +25,6 @@ from tasks.tables.columns import RowError
 from tasks.tables.projection import asset_row, check_report
 from tasks.tables.read import QueryError, query, read_table
 from tasks.tables.schemas import FILE_SCHEMAS, RATINGS, SCHEMAS, TABLES, check_row, to_arrow
-from tasks.tables.write import record_attempt
 
 ROOT = Path(__file__).parents[3]
 # The page that fixes the names of columns, word for word, with its groups written out; and what
