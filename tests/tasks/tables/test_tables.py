@@ -295,15 +295,24 @@ def test_a_query_leaves_nothing_to_the_next_one(tmp_path: Path) -> None:
             query(store, "SELECT * FROM mine")
 
 
-def test_a_fork_queries_too(tmp_path: Path) -> None:
-    """It has none of the threads of the database that its parent opened."""
+def test_a_fork_opens_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none of the threads of its parent's, and locks of it may be held for ever."""
     store = open_store(tmp_path / "store")
     make_run(store, tmp_path, "run-1", "duck,a duck,t,v\n")
     sql = "SELECT prompt, count(*) AS n FROM assets GROUP BY ALL"
     expected = query(store, sql)
+    connect, opened = duckdb.connect, list[int]()
+
+    def counted() -> table_reader.Connection:
+        opened.append(os.getpid())
+        return connect()
+
+    monkeypatch.setattr(duckdb, "connect", counted)
+    assert query(store, sql) == expected
+    assert not opened
     if not (child := os.fork()):
         signal.alarm(30)
-        os._exit(0 if query(store, sql) == expected else 1)
+        os._exit(0 if query(store, sql) == expected and opened == [os.getpid()] else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
