@@ -105,13 +105,8 @@ class TableWriter:
             self._ended.wait(WRITE_SECONDS)
 
 
-def record_attempt(store: Store, attempt: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    """Write the rows of one ended attempt at once, as files of their own."""
-    record_attempts(store, [(attempt, manifest)])
-
-
 def record_attempts(store: Store, ended: Iterable[Ended]) -> None:
-    """The same of several, as files that they share."""
+    """Write the rows of ended attempts at once, as files that they share."""
     rows = TableWriter(store)
     for attempt, manifest in ended:
         rows.record(attempt, manifest)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trimesh
 from PIL import Image
-from task_samples import report
+from task_samples import record_attempt, report
 from typer.testing import CliRunner
 
 from flows.commands.main import app
@@ -24,7 +24,7 @@ from tasks.records.runs import finish_run, start_run
 from tasks.store import open_store
 from tasks.store.interface import Store
 from tasks.tables.read import query
-from tasks.tables.write import record_attempt, record_run
+from tasks.tables.write import record_run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "curation.md").read_text("utf-8")

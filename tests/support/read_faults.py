@@ -27,7 +27,7 @@ from fault_proxy import Fault, FaultProxy
 from PIL import Image
 from store_snapshots import snapshot
 from synthetic_fields import TOTEM, centers, make_field, soft_density
-from task_samples import report
+from task_samples import record_attempt, report
 
 from flows.plan import make_plan
 from flows.settings import Settings
@@ -40,7 +40,7 @@ from tasks.records.runs import finish_run, start_run
 from tasks.store import open_store, s3_client
 from tasks.store import s3 as store_s3
 from tasks.store.interface import Store
-from tasks.tables.write import compact_store, record_attempt, record_run
+from tasks.tables.write import compact_store, record_run
 
 # Small ones: where all of an asset is gone `run` makes it again.
 _SMALL = ",".join(map(str, TINY.values()))

@@ -21,7 +21,7 @@ from tasks.store.interface import Store
 from tasks.tables.projection import REPORT_KEYS
 from tasks.tables.read import query
 from tasks.tables.schemas import SCHEMAS
-from tasks.tables.write import record_attempt, record_run
+from tasks.tables.write import record_attempts, record_run
 
 Write = Callable[..., Path]
 
@@ -89,6 +89,11 @@ def make(
         store, spec.asset_id, attempt, status, error=error, device="cpu", first_step=0, last_step=3
     )
     record_attempt(store, document, manifest)
+
+
+def record_attempt(store: Store, attempt: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Writes the rows of one ended attempt."""
+    record_attempts(store, [(attempt, manifest)])
 
 
 def make_run(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_line import Said
 from synthetic_fields import TOTEM, centers, make_field, soft_density
-from task_samples import make, spec
+from task_samples import make, record_attempt, spec
 
 import flows.evaluate
 from sjc_engine.mesh.extract import extract_mesh
@@ -22,7 +22,6 @@ from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
 from tasks.store import open_store
 from tasks.tables.read import query, read_table
-from tasks.tables.write import record_attempt
 
 
 @pytest.fixture(scope="module")

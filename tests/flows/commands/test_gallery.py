@@ -20,7 +20,7 @@ import trimesh
 from browser import Page, browser
 from PIL import Image
 from synthetic_fields import TOTEM, centers, make_field, soft_density
-from task_samples import make, rating, report
+from task_samples import make, rating, record_attempt, report
 from typer.testing import CliRunner
 
 from flows.commands.main import app
@@ -40,7 +40,6 @@ from tasks.store import open_store
 from tasks.store.interface import Store
 from tasks.tables.read import QueryError, query
 from tasks.tables.schemas import COLUMNS, RATINGS
-from tasks.tables.write import record_attempt
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>\u2028 \"&\" 🦆"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from browser import browser
 from PIL import Image
-from task_samples import report, spec
+from task_samples import record_attempt, report, spec
 
 from flows.settings import recorded_command
 from tasks.manifest.resolve import read_manifest, resolve
@@ -14,7 +14,7 @@ from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
 from tasks.records.runs import start_run
 from tasks.store import open_store
-from tasks.tables.write import record_attempt, record_run
+from tasks.tables.write import record_run
 
 HOSTILE = "</title></script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'> 🦆"
 CONTRAST = """(() => {

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from task_samples import report
+from task_samples import record_attempt, report
 
 from flows.commands.plan import make_shard_plan
 from flows.pipeline import report_progress
@@ -29,7 +29,6 @@ from tasks.prefect_ui.artifacts import Board
 from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
 from tasks.store.interface import Store
-from tasks.tables.write import record_attempt
 
 ROOT = Path(__file__).parents[3]
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from task_samples import make, make_run, rating, report, spec
+from task_samples import make, make_run, rating, record_attempt, report, spec
 
 from tasks.manifest.resolve import read_manifest, resolve
 from tasks.pages.html import duration
@@ -35,7 +35,7 @@ from tasks.records.runs import start_run
 from tasks.store import open_store
 from tasks.store.interface import NotInStore, Store
 from tasks.tables.schemas import COLUMNS, RATINGS
-from tasks.tables.write import rebuild_tables, record_attempt, record_run
+from tasks.tables.write import rebuild_tables, record_run
 
 HOSTILE = "</script><script>pwned()</script><img src=x onerror=pwned()>\u2028 \"&\" 'x'"
 SETTINGS = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from store_snapshots import restore, snapshot
-from task_samples import all_tables, make_run, spec
+from task_samples import all_tables, make_run, record_attempt, spec
 
 from tasks.records.attempts import finish_attempt, start_evaluation
 from tasks.records.commit import asset_state
@@ -22,7 +22,7 @@ from tasks.store.layout import attempt_key, marker_key, tombstone_key
 from tasks.store.leases import leases
 from tasks.tables.diff import diff_runs
 from tasks.tables.read import query, read_table
-from tasks.tables.write import compact_store, rebuild_tables, record_attempt
+from tasks.tables.write import compact_store, rebuild_tables
 
 DUCK = spec("a duck").asset_id
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic_fields import TOTEM, centers, make_field, soft_density
-from task_samples import all_tables, make, report, spec
+from task_samples import all_tables, make, record_attempt, report, spec
 from tiny_clip import save_tiny_clip
 
 from sjc_engine.mesh.extract import extract_mesh
@@ -22,7 +22,7 @@ from tasks.stages.reevaluate import evaluation_recipe, reevaluate
 from tasks.store import open_store
 from tasks.store.interface import Damaged, Store, StoreError
 from tasks.tables.read import query, read_table
-from tasks.tables.write import TableWriter, rebuild_tables, record_attempt
+from tasks.tables.write import TableWriter, rebuild_tables
 
 REPORT = {
     "steps": 800, "vertices": 12, "genus": 1, "clip_score": 1.0, "field_mesh_lpips": 0.5,

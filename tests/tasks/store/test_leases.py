@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from task_samples import all_tables, report, spec
+from task_samples import all_tables, record_attempt, report, spec
 
 from tasks.records.attempts import (
     asset_attempts,
@@ -31,7 +31,7 @@ from tasks.store import leases as module
 from tasks.store import open_store
 from tasks.store.interface import AlreadyCommitted, Store, StoreError
 from tasks.store.leases import ExpiringLeases, leases
-from tasks.tables.write import projection, record_attempt
+from tasks.tables.write import projection
 
 ROOT = Path(__file__).parents[3]
 A, B = "a" * 16, "b" * 16

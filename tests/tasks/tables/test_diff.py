@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from task_samples import fill, make, make_run, report, spec
+from task_samples import fill, make, make_run, record_attempt, report, spec
 
 from tasks.manifest.resolve import read_manifest, resolve
 from tasks.records.attempts import asset_attempts
@@ -15,7 +15,7 @@ from tasks.records.runs import finish_run, start_run
 from tasks.store import open_store
 from tasks.store.interface import Store
 from tasks.tables.diff import Difference, UnknownRun, diff_runs
-from tasks.tables.write import record_attempt, record_run
+from tasks.tables.write import record_run
 
 
 def changes(difference: Difference) -> dict[str, str]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from task_samples import all_tables, fill, make, make_run, rating, report, spec
+from task_samples import all_tables, fill, make, make_run, rating, record_attempt, report, spec
 
 from tasks.records.annotations import save_annotations
 from tasks.records.attempts import (
@@ -45,7 +45,6 @@ from tasks.tables.write import (
     compact_store,
     projection,
     rebuild_tables,
-    record_attempt,
     record_run,
     unrecorded_attempts,
 )
@@ -341,12 +340,12 @@ def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from tasks.store import *\n"
         "from tasks.store import local as store_local\n"
-        "from tasks.tables.write import record_attempt\n"
+        "from tasks.tables.write import record_attempts\n"
         "from tasks.records.attempts import asset_attempts\n"
         "store = open_store(sys.argv[1])\n"
         "[attempt] = asset_attempts(store, sys.argv[2])\n"
         "store_local.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "record_attempt(store, {**attempt, 'attempt': 'a02'}, {})"
+        "record_attempts(store, [({**attempt, 'attempt': 'a02'}, {})])"
     )
     command = [sys.executable, "-c", code, store.url, spec().asset_id]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9

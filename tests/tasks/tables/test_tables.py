@@ -13,7 +13,7 @@ import duckdb
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from task_samples import make, make_run, report, spec
+from task_samples import make, make_run, record_attempt, report, spec
 
 from sjc_engine.spec import AssetSpec
 from tasks.records.attempts import finish_attempt, start_attempt
@@ -25,7 +25,6 @@ from tasks.tables.columns import RowError
 from tasks.tables.projection import asset_row, check_report
 from tasks.tables.read import QueryError, query, read_table
 from tasks.tables.schemas import FILE_SCHEMAS, RATINGS, SCHEMAS, TABLES, check_row, to_arrow
-from tasks.tables.write import record_attempt
 
 ROOT = Path(__file__).parents[3]
 # The page that fixes the names of columns, word for word, with its groups written out; and what
@@ -296,15 +295,24 @@ def test_a_query_leaves_nothing_to_the_next_one(tmp_path: Path) -> None:
             query(store, "SELECT * FROM mine")
 
 
-def test_a_fork_queries_too(tmp_path: Path) -> None:
-    """It has none of the threads of the database that its parent opened."""
+def test_a_fork_opens_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none of the threads of its parent's, and locks of it may be held for ever."""
     store = open_store(tmp_path / "store")
     make_run(store, tmp_path, "run-1", "duck,a duck,t,v\n")
     sql = "SELECT prompt, count(*) AS n FROM assets GROUP BY ALL"
     expected = query(store, sql)
+    connect, opened = duckdb.connect, list[int]()
+
+    def counted() -> table_reader.Connection:
+        opened.append(os.getpid())
+        return connect()
+
+    monkeypatch.setattr(duckdb, "connect", counted)
+    assert query(store, sql) == expected
+    assert not opened
     if not (child := os.fork()):
         signal.alarm(30)
-        os._exit(0 if query(store, sql) == expected else 1)
+        os._exit(0 if query(store, sql) == expected and opened == [os.getpid()] else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
