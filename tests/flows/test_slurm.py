@@ -17,7 +17,7 @@ from tasks.store import open_store
 from tasks.tables.read import query
 
 ROOT = Path(__file__).parents[2]
-SHARDS, EACH = 4, 3  # shards, and assets of one
+SHARDS, EACH = 8, 3  # shards, and assets of one
 
 pytestmark = pytest.mark.system
 
