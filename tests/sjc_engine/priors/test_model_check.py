@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import torch
@@ -305,28 +303,6 @@ def test_a_file_that_has_just_changed_is_not_remembered(
     path.write_bytes(b"x" * model_files.CACHED_FROM)
     model_files.file_digests([path])
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_large_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large file is hashed the first time, not the second, and again once it has changed."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_files, "_SETTLED", -1.0)
-    hashed: list[str] = []
-
-    def digest(file: BinaryIO, name: str) -> Any:
-        hashed.append(file.name)
-        return real(file, name)
-
-    real = hashlib.file_digest
-    monkeypatch.setattr(hashlib, "file_digest", digest)
-    path = tmp_path / "large.safetensors"
-    for size in (model_files.CACHED_FROM, model_files.CACHED_FROM + 1):
-        with path.open("wb") as file:
-            file.truncate(size)  # sparse
-        hashed.clear()
-        first, second = model_files.file_digests([path]), model_files.file_digests([path])
-        assert first == second == [hashlib.sha256(bytes(size)).digest()]
-        assert hashed == [str(path)]
 
 
 # --- families, sizes, licences
