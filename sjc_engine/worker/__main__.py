@@ -57,7 +57,7 @@ from typing import IO, cast
 
 from sjc_engine.worker.parent_death import die_with_parent
 
-if __name__ == "__main__":  # before seconds of imports, in which the parent may end
+if __name__ == "__main__" and "--parent" in sys.argv:  # the imports take seconds
     die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
 
 import torch
@@ -371,6 +371,7 @@ def main() -> None:
     parser.add_argument("--fast-launch", action="store_true", help="Prior.enable_fast_launch")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     arguments = parser.parse_args()
+    die_with_parent(arguments.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     torch.set_num_threads(arguments.threads)
     if torch.device(arguments.device).type == "cuda":
