@@ -217,7 +217,8 @@ class Soak:
         if scene.place.proxy:
             self._claim(self._spoil_repair, scene.place.proxy)
         self._claim(ledger.check)
-        self._claim(check_attempts, ledger)
+        unasked = ledger.shelf.asset_ids() - {str(asset["asset_id"]) for asset in assets}
+        self._claim(check_attempts, ledger, unasked)
         self._claim(check_tables, store, scene.damaged)
         for number, scratch in enumerate(scratches):
             words = ("--repair", "--yes", "--older", "0", "--scratch", str(scratch))

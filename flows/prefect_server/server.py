@@ -150,6 +150,8 @@ class Server:
                 self._check_process()
             elif isinstance(error, ObjectNotFound):
                 problem = "does not know this run any more, since its database is another one;"
+            elif isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error:
+                problem = f"answers {error.response.status_code}; see its log and its disk, then"
             elif isinstance(error, httpx.TransportError):
                 problem = "did not answer for a moment;"
             else:

@@ -91,6 +91,7 @@ def test_rows_that_are_lost_doubled_or_open_are_found(
     store, ledger = place
     start_attempt(store, spec("a boat"), "run3")
     assert len(check_attempts(ledger)) == 1
+    assert check_attempts(ledger, {spec("a boat").asset_id}) == [], "no manifest asks for it"
     make(store, tmp_path, spec("a pen"), "run1")
     [part] = (tmp_path / "store/tables/assets/run_id=run1").iterdir()
     (part.parents[1] / "run_id=other").mkdir()

@@ -268,17 +268,24 @@ def test_a_server_that_ends_later_is_reported_with_its_reason(
         own.wait()
 
 
+ASKED = httpx.Request("POST", "http://127.0.0.1:9/api/flow_runs/")
+
+
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
         (ObjectNotFound(ValueError()), "does not know this run any more, since its database is"),
+        (
+            httpx.HTTPStatusError("", request=ASKED, response=httpx.Response(500)),
+            "answers 500; see",
+        ),
         (httpx.ConnectError("refused"), "did not answer for a moment; run the same command"),
     ],
 )
 def test_a_server_that_has_come_back_is_named(
     error: Exception, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was killed between two requests, perhaps with its database."""
+    """It was killed between two requests, perhaps with its database, or cannot write that."""
     monkeypatch.setattr(server, "answers", lambda url: True)
     given = Server("http://127.0.0.1:9/api", None)
     with pytest.raises(RunError, match=problem), given.available():
