@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +93,18 @@ class Board:
 
     def _work(self) -> None:
         client: SyncPrefectClient | None = None
-        while (artifact := self._next()) is not None:
-            try:
-                # Its own: the flow's, which has no settings, is closed when that ends.
-                client = client or get_client({"timeout": REQUEST_SECONDS}, sync_client=True)
-                self._send(client, artifact)
-            except (httpx.HTTPError, PrefectException) as error:
-                if not self._failed:  # once is enough: the run does not depend on it
-                    _log.warning("Prefect's pages show less than they could: %s", error)
-                self._failed = True
+        with ExitStack() as opened:
+            while (artifact := self._next()) is not None:
+                try:
+                    if client is None:
+                        # Its own: the flow's, which has no settings, is closed when that ends.
+                        own = get_client({"timeout": REQUEST_SECONDS}, sync_client=True)
+                        client = opened.enter_context(own)
+                    self._send(client, artifact)
+                except (httpx.HTTPError, PrefectException) as error:
+                    if not self._failed:  # once is enough: the run does not depend on it
+                        _log.warning("Prefect's pages show less than they could: %s", error)
+                    self._failed = True
 
     def _next(self) -> Artifact | None:
         """Waits for an artifact that is due; None when there will be no more."""
