@@ -20,7 +20,7 @@ from sjc_engine.toybox.training.objects.catalogue import CATEGORIES, make_toy
 MAX_TOKENS = 24
 START, END = "<|startoftext|>", "<|endoftext|>"
 _CORPUS = 5_000
-_CHARACTERS = [chr(code) for code in range(33, 127)]
+_CHARACTERS = [chr(code) + end for end in ("", "</w>") for code in range(33, 127)]
 
 
 @cache
@@ -38,9 +38,9 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     pairs.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
-        special_tokens=[START, END],
+        # The trainer numbers others in random order; of equally frequent pairs it merges the first.
+        special_tokens=[START, END, *_CHARACTERS],
         end_of_word_suffix="</w>",
-        initial_alphabet=_CHARACTERS,
         min_frequency=2,
         show_progress=False,
     )
@@ -48,9 +48,7 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         pairs.model.save(folder)
         merges = Path(folder, "merges.txt").read_text().splitlines()[1:]  # after its version
-        # The trainer numbers single characters in random order: number all tokens ourselves.
-        tokens = [START, END, *_CHARACTERS, *(f"{c}</w>" for c in _CHARACTERS)]
-        tokens += [merge.replace(" ", "") for merge in merges]
+        tokens = [START, END, *_CHARACTERS, *(merge.replace(" ", "") for merge in merges)]
         vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
         Path(folder, "vocab.json").write_text(json.dumps(vocabulary))
         return CLIPTokenizer(
