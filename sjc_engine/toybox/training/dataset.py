@@ -83,7 +83,6 @@ def render_toys(
     size: int,
     seed: int,
     lighting: Lighting = STUDIO,
-    device: str = "cpu",
     categories: Sequence[str] = CATEGORIES,
 ) -> Renders:
     """`count` images of random toys from random SJC cameras, 2x2 samples a pixel."""
@@ -102,11 +101,11 @@ def render_toys(
             names += [name or ""] * _VIEWS_PER_TOY
         cameras = [sample_camera(generator, fov_deg=FOV_DEG) for _ in toys]
         bundles = [rays(camera, 2 * size, 2 * size) for camera in cameras]
-        eyes = torch.stack([origins[0] for origins, _ in bundles]).to(device)
-        directions = torch.stack([directions for _, directions in bundles]).to(device)
+        eyes = torch.stack([origins[0] for origins, _ in bundles])
+        directions = torch.stack([directions for _, directions in bundles])
         rgba = raycast(toys, eyes, directions, lights)
         small = rgba.view(-1, size, 2, size, 2, 4).mean((2, 4)).mul(255).round().byte()
-        images.append(small.cpu().numpy())
+        images.append(small.numpy())
         pairs = zip(cameras, names, strict=True)
         labels += [(kind, camera.azimuth_deg, camera.elevation_deg, name) for camera, name in pairs]
     *numbers, color = zip(*labels[:count], strict=True)
@@ -114,15 +113,13 @@ def render_toys(
     return Renders(np.concatenate(images)[:count], category, azimuth, elevation, list(color))
 
 
-def cached_toys(
-    folder: Path, count: int, size: int, seed: int, lighting: Lighting, device: str
-) -> Renders:
+def cached_toys(folder: Path, count: int, size: int, seed: int, lighting: Lighting) -> Renders:
     """`render_toys`, kept as .npy and .npz files under `folder` for the next start."""
     stem = folder / f"toys-{size}px-{count}-seed{seed}"
     images, labels = stem.with_suffix(".npy"), stem.with_suffix(".npz")
     if not labels.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = render_toys(count, size, seed, lighting, device)
+        fresh = render_toys(count, size, seed, lighting)
         np.save(images, fresh.images)
         np.savez(labels, **{name: row for name, row in vars(fresh).items() if name != "images"})
     kept = dict(np.load(labels))

@@ -1,19 +1,20 @@
-"""A batched ray-caster for toys: analytic intersections, one directional light and its shadows.
+"""A ray-caster for toys: analytic intersections, one directional light and its shadows (Numba).
 
-Plain torch, so that the same lines run on a CPU and on a GPU. Images of one batch go through
-primitive by primitive: a running nearest hit over (images, rays) stays in cache.
+All in one file: Numba's cache would not see that a function changed which another file holds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sjc_engine.rendering.kernels import compiled
 from sjc_engine.toybox.training.shapes import (
     BANDS,
     BLOTCHES,
@@ -29,6 +30,8 @@ from sjc_engine.toybox.training.shapes import (
 _NEAR, _MISS = 1e-3, 1e9
 SHADOW = 0.6  # the share of direct light that a shadow takes
 
+Array = Any
+
 
 @dataclass(frozen=True)
 class Light:
@@ -37,6 +40,20 @@ class Light:
     direction: tuple[float, float, float]
     ambient: float
     diffuse: float
+
+
+class _Shapes(NamedTuple):
+    """A toy's arrays as `Toy` has them, and the spheres around its n primitives."""
+
+    kind: Array
+    to_local: Array
+    radii: Array
+    color: Array
+    color2: Array
+    pattern: Array
+    frequency: Array
+    center: Array  # (n, 3)
+    bound: Array  # (n,)
 
 
 def raycast(
@@ -53,167 +70,175 @@ def raycast(
     Returns:
         (B, R, 4) RGBA in [0, 1]; alpha is 0 or 1 and the colour of a miss is 0.
     """
-    table = _pack(toys, origins.device)
-    winner, distance = _nearest(table, origins[:, None], directions)
-    return _shade(table, winner, distance, origins, directions, lights)
+    out = np.zeros((*directions.shape[:2], 4), np.float32)
+    for image, toy in enumerate(toys):
+        light = lights[image]
+        sun = np.array([*light.direction, light.ambient, light.diffuse])
+        eye, bundle = origins[image].double().numpy(), directions[image].double().numpy()
+        _cast(_shapes(toy), eye, bundle, sun, out[image])
+    return torch.from_numpy(out)
 
 
-def _nearest(
-    table: dict[str, Tensor], origins: Tensor, directions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Slot and distance, both (B, R), of each ray's first hit; the distance of a miss is _MISS.
+def _shapes(toy: Toy) -> _Shapes:
+    axes = np.linalg.inv(toy.to_local[:, :, :3])  # columns are a primitive's half axes
+    center = -(axes @ toy.to_local[:, :, 3:])[..., 0]
+    x, y, z = np.square(axes).sum(1).T
+    across = np.maximum(x, z)
+    cone = across * toy.radii.max(1) ** 2 + y
+    square = np.where(toy.kind == BOX, x + y + z, np.where(toy.kind == CONE, cone, across))
+    bound = np.sqrt(np.where(toy.kind == ELLIPSOID, np.maximum(across, y), square))
+    return _Shapes(**vars(toy), center=center, bound=bound)
 
-    `origins` and `directions` are (B, R, 3), or (B, 1, 3) where an image's rays have it in common.
-    """
-    scale, shift = table["to_local"][..., :3], table["to_local"][..., 3]
-    shape = torch.broadcast_shapes(origins.shape, directions.shape)[:2]
-    nearest = torch.full(shape, _MISS, device=origins.device)
-    winner = torch.zeros(shape, dtype=torch.long, device=origins.device)
-    for slot in range(table["kind"].shape[1]):
-        kinds = table["kind"][:, slot]
-        for kind, intersect in ((ELLIPSOID, _ellipsoid), (BOX, _box), (CONE, _cone)):
-            rows = (kinds == kind).nonzero()[:, 0]
-            if not len(rows):
-                continue
-            o = torch.einsum("bij,brj->ibr", scale[rows, slot], origins[rows])
-            d = torch.einsum("bij,brj->ibr", scale[rows, slot], directions[rows])
-            t = intersect(o + shift[rows, slot].T[..., None], d, table["radii"][rows, slot])
-            best = nearest[rows]
-            closer = t < best
-            nearest[rows] = torch.where(closer, t, best)
-            winner[rows] = torch.where(closer, slot, winner[rows])
+
+@compiled
+def _cast(toy: _Shapes, eye: Array, directions: Array, sun: Array, out: Array) -> None:
+    """Fills `out` (R, 4), which is 0, where a ray from `eye` hits."""
+    point, local, normal = np.empty(3), np.empty(3), np.empty(3)
+    for ray in range(len(directions)):
+        direction = directions[ray]
+        slot, distance = _nearest(toy, eye, direction, False)
+        if distance == _MISS:
+            continue
+        matrix = toy.to_local[slot]
+        point[:] = eye + distance * direction
+        for i in range(3):
+            local[i] = _dot(matrix[i, :3], point) + matrix[i, 3]
+        _normal(toy, slot, local, normal)
+        if _dot(normal, direction) > 0:
+            normal *= -1
+        shown = _pattern(toy.pattern[slot], toy.frequency[slot], point, local)
+        color = toy.color2[slot] if shown else toy.color[slot]
+        point += _NEAR * normal
+        shade = _nearest(toy, point, sun[:3], True)[1] < _MISS
+        cosine = _dot(normal, sun[:3])
+        direct = max(cosine, 0.0) * (1 - SHADOW * shade)
+        light = sun[3] + sun[4] * (0.35 * (0.5 + 0.5 * cosine) + 0.65 * direct)
+        for channel in range(3):
+            out[ray, channel] = min(color[channel] * light, 1.0)
+        out[ray, 3] = 1
+
+
+@compiled
+def _dot(a: Array, b: Array) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@compiled
+def _nearest(toy: _Shapes, origin: Array, direction: Array, any_hit: bool) -> tuple[int, float]:
+    """A ray's first hit, or any: the primitive and the distance, which is _MISS without one."""
+    winner, nearest = 0, _MISS
+    for slot in range(len(toy.kind)):
+        # Most rays pass most primitives by: their bounding spheres say so at once.
+        x = toy.center[slot, 0] - origin[0]
+        y = toy.center[slot, 1] - origin[1]
+        z = toy.center[slot, 2] - origin[2]
+        along = x * direction[0] + y * direction[1] + z * direction[2]
+        if x * x + y * y + z * z - along * along > toy.bound[slot] ** 2:
+            continue
+        m = toy.to_local[slot]
+        ox, dx = _dot(m[0], origin) + m[0, 3], _dot(m[0], direction)
+        oy, dy = _dot(m[1], origin) + m[1, 3], _dot(m[1], direction)
+        oz, dz = _dot(m[2], origin) + m[2, 3], _dot(m[2], direction)
+        if toy.kind[slot] == ELLIPSOID:
+            t = _ellipsoid(ox, oy, oz, dx, dy, dz)
+        elif toy.kind[slot] == BOX:
+            t = _box(ox, oy, oz, dx, dy, dz)
+        else:
+            t = _cone(ox, oy, oz, dx, dy, dz, toy.radii[slot, 0], toy.radii[slot, 1])
+        if t < nearest:
+            winner, nearest = slot, t
+            if any_hit:
+                break
     return winner, nearest
 
 
-def _pack(toys: Sequence[Toy], device: torch.device) -> dict[str, Tensor]:
-    """Each array of the toys, padded to (B, P, ...); a padded slot's kind is -1."""
-    size = max(len(toy.kind) for toy in toys)
-
-    def stack(arrays: list[np.ndarray]) -> Tensor:
-        out = np.full((len(arrays), size, *arrays[0].shape[1:]), -1, arrays[0].dtype)
-        for row, array in zip(out, arrays, strict=True):
-            row[: len(array)] = array
-        tensor = torch.from_numpy(out).to(device)
-        return tensor.float() if tensor.is_floating_point() else tensor
-
-    return {field.name: stack([getattr(t, field.name) for t in toys]) for field in fields(Toy)}
+# Each intersection takes a ray in the primitive's frame and gives the distance to the first hit in
+# front of its origin, or _MISS.
 
 
-# Each intersection takes o and d, (3, b, R) or (3, b, 1), in the primitive's frame and gives the
-# distance (b, R) to the first hit in front of the origin, or _MISS.
+@compiled
+def _ellipsoid(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> float:
+    a = dx * dx + dy * dy + dz * dz
+    h = ox * dx + oy * dy + oz * dz
+    root = h * h - a * (ox * ox + oy * oy + oz * oz - 1)
+    if root <= 0:
+        return _MISS
+    t = (-h - math.sqrt(root)) / a
+    return t if t > _NEAR else _MISS
 
 
-def _ellipsoid(o: Tensor, d: Tensor, radii: Tensor) -> Tensor:
-    a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
-    h = o[0] * d[0] + o[1] * d[1] + o[2] * d[2]
-    q = (o * o).sum(0) - 1
-    root = h * h - a * q
-    t = (-h - root.clamp(min=0).sqrt()) / a
-    return torch.where((root > 0) & (t > _NEAR), t, _MISS)
+@compiled
+def _box(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> float:
+    enter, leave = -_MISS, _MISS
+    for o, d in ((ox, dx), (oy, dy), (oz, dz)):
+        safe = d if abs(d) > 1e-8 else 1e-8
+        one, other = (-1 - o) / safe, (1 - o) / safe
+        enter, leave = max(enter, min(one, other)), min(leave, max(one, other))
+    return enter if _NEAR < enter < leave else _MISS
 
 
-def _box(o: Tensor, d: Tensor, radii: Tensor) -> Tensor:
-    d = torch.where(d.abs() < 1e-8, 1e-8, d)
-    t1, t2 = (-1 - o) / d, (1 - o) / d
-    enter = torch.minimum(t1, t2).amax(0)
-    leave = torch.maximum(t1, t2).amin(0)
-    return torch.where((enter < leave) & (enter > _NEAR), enter, _MISS)
-
-
-def _cone(o: Tensor, d: Tensor, radii: Tensor) -> Tensor:
+@compiled
+def _cone(
+    ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, bottom: float, top: float
+) -> float:
     """Radius m + n y along the axis, with both caps."""
-    bottom, top = radii[:, 0:1], radii[:, 1:2]
     m, n = (bottom + top) / 2, (top - bottom) / 2
-    at_eye = m + n * o[1]
-    a = d[0] * d[0] + d[2] * d[2] - (n * d[1]) ** 2
-    a = torch.where(a.abs() < 1e-9, 1e-9, a)
-    h = o[0] * d[0] + o[2] * d[2] - n * d[1] * at_eye
-    q = o[0] * o[0] + o[2] * o[2] - at_eye * at_eye
-    root = h * h - a * q
-    sqrt = root.clamp(min=0).sqrt()
-    nearest = torch.full_like(a, _MISS)
-    for t in ((-h - sqrt) / a, (-h + sqrt) / a):
-        y = o[1] + t * d[1]
-        ok = (root > 0) & (t > _NEAR) & (y.abs() <= 1) & (m + n * y >= 0) & (t < nearest)
-        nearest = torch.where(ok, t, nearest)
-    safe = torch.where(d[1].abs() < 1e-8, 1e-8, d[1])
+    at_eye = m + n * oy
+    a = dx * dx + dz * dz - (n * dy) ** 2
+    a = a if abs(a) > 1e-9 else 1e-9
+    h = ox * dx + oz * dz - n * dy * at_eye
+    root = h * h - a * (ox * ox + oz * oz - at_eye * at_eye)
+    nearest = _MISS
+    if root > 0:
+        for sign in (-1.0, 1.0):
+            t = (-h + sign * math.sqrt(root)) / a
+            y = oy + t * dy
+            if _NEAR < t < nearest and abs(y) <= 1 and m + n * y >= 0:
+                nearest = t
+    safe = dy if abs(dy) > 1e-8 else 1e-8
     for cap, radius in ((-1.0, bottom), (1.0, top)):
-        t = (cap - o[1]) / safe
-        x, z = o[0] + t * d[0], o[2] + t * d[2]
-        ok = (x * x + z * z <= radius * radius) & (t > _NEAR) & (t < nearest)
-        nearest = torch.where(ok, t, nearest)
+        t = (cap - oy) / safe
+        x, z = ox + t * dx, oz + t * dz
+        if _NEAR < t < nearest and x * x + z * z <= radius * radius:
+            nearest = t
     return nearest
 
 
-def _shade(
-    table: dict[str, Tensor],
-    winner: Tensor,
-    distance: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    lights: Sequence[Light],
-) -> Tensor:
-    image, ray = (distance < _MISS / 2).nonzero(as_tuple=True)
-    hit = {name: values[image, winner[image, ray]] for name, values in table.items()}
-    point = origins[image] + distance[image, ray, None] * directions[image, ray]
-    matrix = hit["to_local"]
-    local = torch.einsum("kij,kj->ki", matrix[:, :, :3], point) + matrix[:, :, 3]
-
-    normal = _local_normal(local, hit["kind"], hit["radii"])
-    normal = torch.einsum("kij,ki->kj", matrix[:, :, :3], normal)
-    normal = torch.nn.functional.normalize(normal, dim=1)
-    away = (normal * directions[image, ray]).sum(1, keepdim=True) > 0
-    normal = torch.where(away, -normal, normal)
-
-    sun = torch.tensor([[*x.direction, x.ambient, x.diffuse] for x in lights]).to(point)
-    light, points = sun[image], torch.zeros_like(directions)  # what is hit looks to the light
-    points[image, ray] = point + _NEAR * normal
-    shade = _nearest(table, points, sun[:, None, :3])[1][image, ray] < _MISS / 2
-    cosine = (normal * light[:, :3]).sum(1)
-    direct = cosine.clamp(min=0) * (1 - SHADOW * shade.float())
-    wrapped = 0.35 * (0.5 + 0.5 * cosine) + 0.65 * direct
-    mix = _pattern(hit["pattern"], hit["frequency"], point, local).unsqueeze(1)
-    color = hit["color"] * (1 - mix) + hit["color2"] * mix
-    color = (color * (light[:, 3] + light[:, 4] * wrapped).unsqueeze(1)).clamp(0, 1)
-
-    out = torch.zeros(*distance.shape, 4, device=distance.device)
-    out[image, ray] = torch.cat([color, torch.ones_like(color[:, :1])], 1)
-    return out
+@compiled
+def _normal(toy: _Shapes, slot: int, local: Array, normal: Array) -> None:
+    """Sets the unit outward normal (3,) at a point of the primitive's surface."""
+    found = local.copy()
+    if toy.kind[slot] == BOX:
+        face = np.argmax(np.abs(local))
+        found[:] = 0
+        found[face] = math.copysign(1.0, local[face])
+    elif toy.kind[slot] == CONE:
+        bottom, top = toy.radii[slot]
+        slope = (top - bottom) / 2
+        found[1] = -slope * ((bottom + top) / 2 + slope * local[1])
+        if abs(local[1]) > 1 - 1e-4:
+            found[:] = 0
+            found[1] = local[1]
+    for i in range(3):
+        normal[i] = _dot(toy.to_local[slot, :, i], found)
+    normal /= math.sqrt(_dot(normal, normal))
 
 
-def _local_normal(local: Tensor, kind: Tensor, radii: Tensor) -> Tensor:
-    """Outward normals (k, 3), unnormalised, in each primitive's frame."""
-    face = local.abs().argmax(1)
-    flat = torch.zeros_like(local)
-    flat.scatter_(1, face[:, None], local.gather(1, face[:, None]).sign())
-    m, n = radii.sum(1) / 2, (radii[:, 1] - radii[:, 0]) / 2
-    side = torch.stack([local[:, 0], -n * (m + n * local[:, 1]), local[:, 2]], 1)
-    cap = torch.zeros_like(local)
-    cap[:, 1] = local[:, 1].sign()
-    on_cap = (local[:, 1].abs() > 1 - 1e-4).unsqueeze(1)
-    cone = torch.where(on_cap, cap, side)
-    kind = kind.unsqueeze(1)
-    return torch.where(kind == BOX, flat, torch.where(kind == CONE, cone, local))
-
-
-def _pattern(pattern: Tensor, frequency: Tensor, point: Tensor, local: Tensor) -> Tensor:
-    """How much of the second colour shows, 0 or 1: (k,)."""
-    x, y, z = point.unbind(1)
-    f = frequency
-    blotches = (
-        torch.sin(f * x + 1.3 * torch.sin(0.7 * f * y))
-        * torch.sin(f * y + 1.1 * torch.sin(0.8 * f * z))
-        + 0.6 * torch.sin(f * z + 0.5 + 1.2 * torch.sin(0.6 * f * x))
-    ) > 0.15
-    turn = torch.atan2(local[:, 2], local[:, 0])
-    waffle = (torch.sin(f * (1.2 * turn + local[:, 1])).abs() < 0.28) | (
-        torch.sin(f * (1.2 * turn - local[:, 1])).abs() < 0.28
-    )
-    along, around = f * (local[:, 1] + 1) / 2, f * turn / (2 * math.pi)
-    joints = (along % 1 < 0.15) | ((2 * around + along.floor() / 2) % 1 < 0.12)
-    shown = {BLOTCHES: blotches, WAFFLE: waffle, BRICKS: joints}
-    shown |= {BANDS: along % 1 < 0.2, RIBS: around % 1 < 0.3}
-    second = torch.zeros_like(f, dtype=torch.bool)
-    for kind, where in shown.items():
-        second |= (pattern == kind) & where
-    return second.float()
+@compiled
+def _pattern(pattern: int, frequency: float, point: Array, local: Array) -> bool:
+    """Whether the second colour shows."""
+    if pattern == BLOTCHES:
+        x, y, z = frequency * point[0], frequency * point[1], frequency * point[2]
+        wave = math.sin(x + 1.3 * math.sin(0.7 * y)) * math.sin(y + 1.1 * math.sin(0.8 * z))
+        return wave + 0.6 * math.sin(z + 0.5 + 1.2 * math.sin(0.6 * x)) > 0.15
+    turn = math.atan2(local[2], local[0])
+    along, around = frequency * (local[1] + 1) / 2, frequency * turn / math.tau
+    if pattern == WAFFLE:
+        left = math.sin(frequency * (1.2 * turn + local[1]))
+        right = math.sin(frequency * (1.2 * turn - local[1]))
+        return min(abs(left), abs(right)) < 0.28
+    if pattern == BRICKS:
+        return along % 1 < 0.15 or (2 * around + math.floor(along) / 2) % 1 < 0.12
+    if pattern == BANDS:
+        return along % 1 < 0.2
+    return pattern == RIBS and around % 1 < 0.3

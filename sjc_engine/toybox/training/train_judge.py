@@ -138,7 +138,7 @@ def train(options: TrainingOptions) -> None:
 
     optimiser.register_step_post_hook(bound)
     data, seed = options.out / "data", JUDGE_SEED + options.seed
-    toys = cached_toys(data, options.images, SIZE, seed, OUTDOORS, "cpu")
+    toys = cached_toys(data, options.images, SIZE, seed, OUTDOORS)
     draws = Draws(toys, options.batch, options.seed, PAPER_WEIGHT)
 
     def loss() -> tuple[Tensor, Tensor]:

@@ -122,7 +122,7 @@ def train(rank: int, options: TrainingOptions) -> None:
         model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     share, seed = options.images // options.ranks, options.seed + 1000 + rank
-    toys = cached_toys(options.out / "data", share, SIZE, seed, STUDIO, options.device)
+    toys = cached_toys(options.out / "data", share, SIZE, seed, STUDIO)
     draws = Draws(toys, options.batch, options.seed + 100 + rank, PAPER_WEIGHT)
 
     def loss() -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ from sjc_engine.toybox.training.dataset import (
 
 
 def test_renders_repeat_with_their_seed_and_differ_without(tmp_path):
-    first = cached_toys(tmp_path, 96, 16, 7, STUDIO, "cpu")
-    again = cached_toys(tmp_path, 96, 16, 7, STUDIO, "cpu")  # from disk
+    first = cached_toys(tmp_path, 96, 16, 7, STUDIO)
+    again = cached_toys(tmp_path, 96, 16, 7, STUDIO)  # from disk
     other = render_toys(96, 16, 8, OUTDOORS)
     np.testing.assert_array_equal(first.images, again.images)
     assert first.color == again.color
@@ -45,8 +45,8 @@ def test_captions_name_the_view_and_the_color():
 
 
 def test_the_view_is_the_cameras(tmp_path):
-    toys = cached_toys(tmp_path, 64, 8, 3, STUDIO, "cpu")
-    again = cached_toys(tmp_path, 64, 8, 3, STUDIO, "cpu")  # from disk
+    toys = cached_toys(tmp_path, 64, 8, 3, STUDIO)
+    again = cached_toys(tmp_path, 64, 8, 3, STUDIO)  # from disk
     for index in range(len(toys)):
         camera = orbit(toys.azimuth[index], toys.elevation[index])
         for style in STYLES:
