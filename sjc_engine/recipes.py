@@ -32,6 +32,7 @@ RECIPE_VERSION = 1
 _ADDED = {
     "dtype": "auto", "loras": "none", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0,
     "image_pose": "distance", "image_recenter": False, "distill_views": 64, "distill_steps": 400,
+    "render_start": 0, "render_grow_at": 0.5,
 }  # fmt: skip
 
 Score = Literal["sjc", "sds", "recon", "naive"]
@@ -124,6 +125,8 @@ class OptimizeRecipe(_Part):
     background: Literal["learned", "random", "white"] = _choice("learned", "behind the object")
     # Camera and renderer
     render_size: int = _number(64, 8, 1024, "rays per side; images are resized for the prior")
+    render_start: int = _number(0, 0, 1024, "rays per side at the start; 0: render_size")
+    render_grow_at: float = _number(0.5, 0.0, 0.99, "share of the steps at render_start")
     ray_step: float = _number(0.01, 1e-4, 1.0, "world units; scales with grid_size unless set")
     ray_jitter: bool = _choice(False, "samples at random positions within their intervals")
     views_per_step: int = _number(1, 1, 64, "cameras per step")
@@ -334,9 +337,11 @@ def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
     if r.perp_neg_weight and r.view_style == "none":
         problem = "view_style = 'none' names no front to keep away from"
         yield SettingError("perp_neg_weight", problem, "use 0", ("view_style",))
-    if r.grid_start and not 4 <= r.grid_start <= r.grid_size:
-        fix = f"use 0, or 4 to grid_size = {r.grid_size}"
-        yield SettingError("grid_start", f"{r.grid_start} is out of range", fix, ("grid_size",))
+    for start, end, least in (("grid_start", "grid_size", 4), ("render_start", "render_size", 8)):
+        first, last = getattr(r, start), getattr(r, end)
+        if first and not least <= first <= last:
+            fix = f"use 0, or {least} to {end} = {last}"
+            yield SettingError(start, f"{first} is out of range", fix, (end,))
 
 
 def _evaluate_conflicts(r: Any) -> Iterator[SettingError]:

@@ -91,11 +91,13 @@ def _denoise_all(
 ) -> Iterator[tuple[int, Tensor]]:
     """Scenes with their D (n, V, C, H, W), from as few network calls as there are kinds of them.
 
-    Scenes with Perp-Neg have one condition more. A call for several that fails is repeated for each
-    alone, and what then fails is that scene's outcome.
+    Scenes with Perp-Neg have one condition more, and late ones larger images. A call for several
+    that fails is repeated for each alone, and what then fails is that scene's outcome.
     """
-    kinds = sorted({len(own.negatives) for own in inputs.values()})
-    pending = deque([k for k, own in inputs.items() if len(own.negatives) == n] for n in kinds)
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for k, own in inputs.items():
+        kinds.setdefault((len(own.negatives), own.images.shape[-1]), []).append(k)
+    pending = deque(kinds.values())
     while pending:
         group = pending.popleft()
         try:

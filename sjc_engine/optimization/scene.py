@@ -159,6 +159,12 @@ class Scene:
             self._catch_up()  # which may show that there is more to do
         return self.step >= r.steps or self.recovery.on_plateau(r.plateau_tolerance)
 
+    @property
+    def render_size(self) -> int:
+        """Rays per side at this step."""
+        r = self.recipe.optimize
+        return r.render_size if self.progress(r.render_grow_at) else r.render_start or r.render_size
+
     def grow(self) -> None:
         """Doubles the grid when it is time, and takes a snapshot when one is due."""
         r = self.recipe.optimize

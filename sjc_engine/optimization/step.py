@@ -35,7 +35,7 @@ class StepInputs:
     """What one scene brings to a step: its rendered views, perturbed, and their conditions."""
 
     rendering: Rendering  # (V, ...)
-    images: Tensor  # (V, C, H, W) with gradient, at the prior's resolution
+    images: Tensor  # (V, C, H, W) with gradient, of a size that the prior knows
     sigma: Tensor  # (V,)
     z: Tensor  # (n, V, C, H, W): images plus sigma times noise
     cond: Cond  # n * V
@@ -52,7 +52,7 @@ def draw(scene: Scene) -> StepInputs:
     """Render this step's views and perturb them."""
     scene.grow()
     r, g, prior = scene.recipe.optimize, scene.generator, scene.prior
-    count, size = r.views_per_step, r.render_size
+    count, size = r.views_per_step, scene.render_size
     cameras = _cameras(scene)
     views = render_views(
         scene.field,
@@ -81,9 +81,9 @@ def draw(scene: Scene) -> StepInputs:
     near = reference = None
     if r.near_view_weight:
         same = backdrop if r.background == "random" else None
-        near = _render_plain(scene, [nearby(camera, g) for camera in cameras], same)
+        near = _render_plain(scene, [nearby(camera, g) for camera in cameras], size, same)
     if scene.reference and scene.reference.demands:
-        reference = _render_plain(scene, [scene.reference.camera])
+        reference = _render_plain(scene, [scene.reference.camera], r.render_size)
     cond = Cond.cat([_condition(scene, cameras)] * r.noise_samples)
     uncond = scene.uncond.repeat(many)
     if scene.group > 1:
@@ -170,17 +170,21 @@ def _condition(scene: Scene, cameras: Sequence[Camera]) -> Cond:
     return Cond.cat([scene.conds[prefix] for prefix in prefixes])
 
 
-def _render_plain(scene: Scene, cameras: Sequence[Camera], backdrop: Tensor | None = None) -> View:
-    """Views that are not denoised, through pixel centres."""
-    r, size = scene.recipe.optimize, scene.recipe.optimize.render_size
-    views = render_views(scene.field, cameras, size, size, step=r.ray_step, flat=scene.flat)
+def _render_plain(
+    scene: Scene, cameras: Sequence[Camera], size: int, backdrop: Tensor | None = None
+) -> View:
+    """Views that are not denoised, through the centres of size x size pixels."""
+    step = scene.recipe.optimize.ray_step
+    views = render_views(scene.field, cameras, size, size, step=step, flat=scene.flat)
     backdrop = _background(scene, views) if backdrop is None else backdrop
     return View(views, _image(scene, views, backdrop))
 
 
 def _image(scene: Scene, views: Rendering, backdrop: Tensor) -> Tensor:
-    """The views over their background, (V, C, H, W) at the prior's resolution."""
-    images, side = composite(views, backdrop), scene.prior.resolution
+    """The views over their background, (V, C, H, W) of the nearest size that the prior knows."""
+    images, prior = composite(views, backdrop), scene.prior
+    known = getattr(prior, "sizes", [prior.resolution])  # a prior of one's own may not say
+    side = min(known, key=lambda size: abs(size - images.shape[-1]))
     if images.shape[-1] == side:
         return images
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True)

@@ -99,6 +99,9 @@ class Prior(ABC):
         # Of the images: the network's own, unless a family knows better
         self.channels: int = network.config.in_channels
         self.resolution = sample_size(network.config)
+        self.sizes = [
+            self.resolution
+        ]  # sides of images that it was trained with, the largest first
         self._unet = frozen(network, device)
         if device.type == "cpu":
             self._unet = TracedNetwork(self._unet)
@@ -216,9 +219,10 @@ class SchedulePrior(Prior):
             return c_in**2 * x - s * c_in * o
         return o
 
-    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond, **named: Tensor) -> Tensor:
         """The network's output (B, C, H, W) for its scaled input and timesteps (B,)."""
-        return self._unet(scaled, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
+        hidden = cond.hidden.to(self.dtype)
+        return self._unet(scaled, time, encoder_hidden_states=hidden, **named).sample
 
 
 def load_prior(

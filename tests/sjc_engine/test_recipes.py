@@ -187,6 +187,7 @@ def test_text_is_read_as_the_keys_type():
         ({"tick_min": 500, "tick_end": 400}, "tick_min: 500 exceeds tick_end = 400"),
         ({"fov_min": 60, "fov_max": 50}, "fov_min: 60"),
         ({"grid_start": 200}, "grid_start: 200 is out of range; use 0, or 4 to"),
+        ({"render_start": 65}, "render_start: 65 is out of range; use 0, or 8 to render_size = 64"),
     ],
 )
 def test_bad_values_are_explained(values, message):

@@ -48,9 +48,15 @@ SMALL = {
 }
 
 
-def build_pixel_prior(folder: Path, prediction: str = "epsilon", **schedule: object) -> Path:
-    """The toybox's layout: 8 x 8 RGB pixels, unshuffled to 12 x 4 x 4, no VAE."""
-    _build(folder, unet_channels=12, unet_size=4, prediction=prediction, **schedule)
+def build_pixel_prior(
+    folder: Path, prediction: str = "epsilon", labels: int | None = None, **schedule: object
+) -> Path:
+    """The toybox's layout: 8 x 8 RGB pixels, unshuffled to 12 x 4 x 4, no VAE.
+
+    With two `labels`, images of 16 x 16 and 8 x 8.
+    """
+    side = 4 * (labels or 1)
+    _build(folder, 12, unet_size=side, prediction=prediction, labels=labels, **schedule)
     _write_index(folder, has_vae=False)
     return folder
 
@@ -297,7 +303,12 @@ def build_color_prior(folder: Path, blocks: int = 2) -> Path:
 
 
 def _build(
-    folder: Path, unet_channels: int, unet_size: int, prediction: str, **schedule: object
+    folder: Path,
+    unet_channels: int,
+    unet_size: int,
+    prediction: str,
+    labels: int | None = None,
+    **schedule: object,
 ) -> None:
     torch.manual_seed(0)
     UNet2DConditionModel(
@@ -311,6 +322,7 @@ def _build(
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
         norm_num_groups=4,
+        num_class_embeds=labels,
     ).save_pretrained(folder / "unet", safe_serialization=True)
     tokenizer = CLIPTokenizer.from_pretrained(BUILTINS["toybox"] / "tokenizer")
     tokenizer.save_pretrained(folder / "tokenizer")

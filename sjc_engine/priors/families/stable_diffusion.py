@@ -39,6 +39,9 @@ class StableDiffusionPrior(SchedulePrior):
         # A network of more channels sees each f x f block of the image as channels.
         self.unshuffle = _unshuffle_factor(source.id, unet.config.in_channels, self.channels)
         self.resolution *= self.unshuffle
+        # A pixel model's class label says how often the image was halved in training.
+        halvings = 0 if self.latent else (unet.config.num_class_embeds or 1) - 1
+        self.sizes = [self.resolution >> times for times in range(halvings + 1)]
 
     @staticmethod
     def _load_network(source: ModelSource, dtype: torch.dtype) -> Any:
@@ -61,9 +64,12 @@ class StableDiffusionPrior(SchedulePrior):
             return latents.clamp(-1, 1)
         return decode_latents(self._vae, latents, on_work)
 
-    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        output = super()._network(F.pixel_unshuffle(scaled, self.unshuffle), time, cond)
-        return F.pixel_shuffle(output, self.unshuffle)
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond, **named: Tensor) -> Tensor:
+        if len(self.sizes) > 1:
+            halvings = sum(scaled.shape[-1] <= side for side in self.sizes[1:])
+            named["class_labels"] = torch.full((len(scaled),), halvings, device=self.device)
+        folded = F.pixel_unshuffle(scaled, self.unshuffle)
+        return F.pixel_shuffle(super()._network(folded, time, cond, **named), self.unshuffle)
 
 
 def decode_latents(vae: Any, latents: Tensor, on_work: OnWork = unheard) -> Tensor:

@@ -1,11 +1,14 @@
 """Trains the embedded prior: `python -m sjc_engine.toybox.training.train_prior --out FOLDER`.
 
-An epsilon-predicting text-to-image diffusion model of about 5M parameters: 32x32 RGB, folded to
-12x16x16 (space to depth), a `UNet2DConditionModel` that attends to the caption at 4x4 and takes
-its pooled embedding with the time, and a two-layer `CLIPTextModel`. On a CPU, `--ranks 2` runs
-two single-thread processes that average their gradients, much faster than one with two threads.
+An epsilon-predicting text-to-image diffusion model of about 5M parameters: 64x64 RGB, folded to
+12x32x32 (space to depth), a `UNet2DConditionModel` that attends to the caption at 4x4 and takes
+its pooled embedding with the time, and a two-layer `CLIPTextModel`. A third of the images are
+32x32, at half the cost; the network is told by a class label how often its image was halved.
+On a CPU, `--ranks 2` runs two single-thread processes that average their gradients, much faster
+than one with two threads.
 
-FOLDER/model is the exponential moving average in diffusers layout, in fp16.
+FOLDER/model is the exponential moving average in diffusers layout, in fp16. A later training goes
+on from it with `--init-from`.
 """
 
 from __future__ import annotations
@@ -35,11 +38,12 @@ from sjc_engine.toybox.training.training_loop import (
     warm_start,
 )
 
-SIZE, FOLD = 32, 2  # image side in pixels; pixels folded into channels along each side
+SIZE, FOLD = 64, 2  # image side in pixels; pixels folded into channels along each side
+HALVED = 1 / 3  # the share of images of half the side
 SHIPPED = BUILTINS["toybox"]
 EMA_DECAY = 0.998
 DROP_CAPTION = 0.1  # the share of empty captions, for classifier-free guidance
-PAPER_WEIGHT = 4.0  # how much more often the paper's six categories are drawn than the others
+PAPER_WEIGHT = 2.0  # how much more often the paper's six categories are drawn than the others
 
 
 class Model(nn.Module):
@@ -50,26 +54,26 @@ class Model(nn.Module):
         self.text_encoder = text_encoder
         self.unet = unet.to(memory_format=torch.channels_last)
 
-    def forward(self, noisy: Tensor, timestep: Tensor, tokens: Tensor) -> Any:
+    def forward(self, noisy: Tensor, timestep: Tensor, tokens: Tensor, halvings: Tensor) -> Any:
         text = self.text_encoder(input_ids=tokens).last_hidden_state
-        return self.unet(noisy, timestep, text)
+        return self.unet(noisy, timestep, text, class_labels=halvings)
 
 
-def build_model(tokenizer: CLIPTokenizer) -> Model:
-    """Random weights in the shape of the shipped model, whose config.json files say it all.
+def build_model(tokenizer: CLIPTokenizer, shape: Path = SHIPPED) -> Model:
+    """Random weights in the shape of another model, whose config.json files say it all.
 
     Attention at 16x16, and not at 4x4 alone, would cost 2.6 times as much and shows no gain.
     Without the pooled caption in the time embedding, text has no visible effect early on.
     """
-    text = CLIPTextConfig.from_pretrained(SHIPPED / "text_encoder", vocab_size=len(tokenizer))
-    unet = UNet2DConditionModel.load_config(SHIPPED / "unet")
+    text = CLIPTextConfig.from_pretrained(shape / "text_encoder", vocab_size=len(tokenizer))
+    unet = UNet2DConditionModel.load_config(shape / "unet")
     return Model(CLIPTextModel(text), UNet2DConditionModel.from_config(unet))
 
 
 def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
-    """Folded images (B, 12, 16, 16) in [-1, 1] and tokens (B, 24)."""
+    """Images (B, 3, 64, 64) in [-1, 1] and tokens (B, 24)."""
     chosen, rng = draws.indices(), draws.rng
-    image = F.pixel_unshuffle(on_backgrounds(draws.rgba(chosen), draws.generator), FOLD)
+    image = on_backgrounds(draws.rgba(chosen), draws.generator)
     texts = [
         "" if rng.random() < DROP_CAPTION else draws.toys.caption(rng, index) for index in chosen
     ]
@@ -110,7 +114,7 @@ def train(rank: int, options: TrainingOptions) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=options.ranks)
     torch.manual_seed(options.seed)
     tokenizer, scheduler = build_tokenizer(), DDPMScheduler.from_pretrained(SHIPPED / "scheduler")
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, options.init_from or SHIPPED)
     if options.init_from:
         earlier = options.init_from
         unet = load_file(earlier / "unet" / "diffusion_pytorch_model.safetensors")
@@ -127,7 +131,15 @@ def train(rank: int, options: TrainingOptions) -> None:
 
     def loss() -> tuple[Tensor, Tensor]:
         image, tokens = (part.to(options.device) for part in draw_batch(draws, tokenizer))
-        return noise_loss(model, image, scheduler, draws.generator, tokens)
+        halved = round(HALVED * options.batch)
+        found = torch.zeros(2, device=options.device)
+        for times, part in enumerate((slice(halved, None), slice(halved))):
+            folded = F.pixel_unshuffle(F.avg_pool2d(image[part], 2**times), FOLD)
+            labels = torch.full((len(folded),), times, device=options.device)
+            cond = (tokens[part], labels)
+            losses = noise_loss(model, folded, scheduler, draws.generator, *cond)
+            found = found + torch.stack(losses) * len(folded) / options.batch
+        return found[0], found[1]
 
     def save(folder: Path, averaged: Any) -> None:
         """In diffusers layout; the shipped model's index names the parts of this one too."""

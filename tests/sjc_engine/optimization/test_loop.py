@@ -166,7 +166,10 @@ def test_one_call_really_is_one(prior):
     assert calls[1:] == [4, 4, 4]
 
 
-@pytest.mark.parametrize("overrides", [{}, {"grid_start": 4, "grid_grow_at": 0.5}])
+GROWING = {"render_start": 8, "render_size": 16, "render_grow_at": 0.5}
+
+
+@pytest.mark.parametrize("overrides", [{}, {"grid_start": 4, "grid_grow_at": 0.5}, GROWING])
 @pytest.mark.parametrize("stop", [0, 2, 4])
 def test_resuming_equals_never_having_stopped(prior, tmp_path, overrides, stop):
     recipe = PIXEL.override(overrides)
@@ -177,6 +180,31 @@ def test_resuming_equals_never_having_stopped(prior, tmp_path, overrides, stop):
     run(resumed, 6 - stop)
     assert resumed.done
     assert equal(parameters(whole), parameters(resumed))
+
+
+def test_early_steps_are_as_small_as_the_prior_knows(tmp_path):
+    prior = load_prior(str(build_pixel_prior(tmp_path, labels=2)))
+    recipe = PIXEL.override(GROWING | {"steps": 4, "near_view_weight": 1.0})
+    late, sizes = Scene("a duck", "", 0, recipe, prior), []
+    for _ in range(4):
+        inputs = draw(late)
+        sizes.append((inputs.rendering.rgb.shape[-1], inputs.images.shape[-1]))
+        run(late, 1)
+    assert sizes == [(8, 8), (8, 8), (16, 16), (16, 16)]
+    assert (
+        draw(Scene("a duck", "", 0, recipe.override({"render_start": 11}), prior)).images.shape[-1]
+        == 8
+    )
+
+
+def test_scenes_of_both_sizes_share_a_step(tmp_path):
+    prior = load_prior(str(build_pixel_prior(tmp_path, labels=2)))
+    recipe = PIXEL.override(GROWING | {"steps": 4})
+    scenes = [run(Scene("a duck", "", 0, recipe, prior), steps) for steps in (0, 2, 0, 2)]
+    step_scenes(scenes, prior, one_call=True)
+    for early, late in (scenes[:2], scenes[2:]):
+        assert (early.step, late.step) == (1, 3)
+    assert equal(parameters(scenes[1]), parameters(scenes[3]))
 
 
 def test_a_history_is_down_sampled_and_survives_a_resume(prior, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub.errors import GatedRepoError
 from tiny_priors import build_latent_prior, build_pixel_prior
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -32,6 +32,25 @@ def test_layouts_are_read_from_the_configs(pixel_folder, latent_folder):
     pixel, latent = load_prior(str(pixel_folder)), load_prior(str(latent_folder))
     assert (pixel.channels, pixel.resolution, pixel.unshuffle, pixel.latent) == (3, 8, 2, False)
     assert (latent.channels, latent.resolution, latent.unshuffle, latent.latent) == (4, 8, 1, True)
+
+
+def test_a_pixel_model_with_labels_is_told_how_often_its_image_was_halved(tmp_path):
+    prior = load_prior(str(build_pixel_prior(tmp_path, labels=2)))
+    assert (prior.resolution, prior.sizes) == (16, [16, 8])
+    network = UNet2DConditionModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False)
+    cond, sigma = prior.condition(["a duck"]), torch.tensor([2.0])
+    for side, label in ((16, 0), (8, 1)):
+        x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side))
+        scaled = torch.nn.functional.pixel_unshuffle(x / 5**0.5, 2)
+        with torch.no_grad():
+            noise = network(
+                scaled,
+                prior.timestep(sigma).float(),
+                cond.hidden,
+                class_labels=torch.tensor([label]),
+            ).sample
+        expected = x - 2 * torch.nn.functional.pixel_shuffle(noise, 2)
+        torch.testing.assert_close(prior.denoise(x, sigma, cond), expected)
 
 
 def test_builtin_is_the_shipped_folder():
