@@ -32,7 +32,7 @@ RECIPE_VERSION = 1
 _ADDED = {
     "dtype": "auto", "loras": "none", "guidance_rescale": 0.0, "tick_start": 0, "tick_share": 1.0,
     "image_pose": "distance", "image_recenter": False, "distill_views": 64, "distill_steps": 400,
-    "render_start": 0, "render_grow_at": 0.5,
+    "render_start": 0,
 }  # fmt: skip
 
 Score = Literal["sjc", "sds", "recon", "naive"]
@@ -119,14 +119,13 @@ class OptimizeRecipe(_Part):
     mlp_frequencies: int = _number(6, 1, 16, '"mlp": octaves of the positional encoding')
     grid_size: int = _number(100, 4, 512, "voxels per side")
     grid_start: int = _number(0, 0, 512, "voxels per side at the start; 0: grid_size")
-    grid_grow_at: float = _number(0.5, 0.0, 0.99, "share of the steps at grid_start")
+    grid_grow_at: float = _number(0.5, 0.0, 0.99, "share of the steps at the start's sizes")
     half_length: float = _number(1.0, 0.05, 10.0, "half the side of the box, world units")
     color_init: float = _number(1.0, 0.0, 10.0, "standard deviation of the initial colours")
     background: Literal["learned", "random", "white"] = _choice("learned", "behind the object")
     # Camera and renderer
     render_size: int = _number(64, 8, 1024, "rays per side; images are resized for the prior")
     render_start: int = _number(0, 0, 1024, "rays per side at the start; 0: render_size")
-    render_grow_at: float = _number(0.5, 0.0, 0.99, "share of the steps at render_start")
     ray_step: float = _number(0.01, 1e-4, 1.0, "world units; scales with grid_size unless set")
     ray_jitter: bool = _choice(False, "samples at random positions within their intervals")
     views_per_step: int = _number(1, 1, 64, "cameras per step")
@@ -138,9 +137,7 @@ class OptimizeRecipe(_Part):
     elevation_max: float = _number(HIGHEST_DEG, -89.0, 90.0, "highest camera elevation, degrees")
     view_style: ViewStyle = _choice("paper", "how the prompt names the camera's side")
     overhead_prompt: OverheadRule = _choice("elevation", 'threshold 60 degrees; "official": 41.8')
-    # From latents to RGB, at the end. 64 views of 64 x 64 rays meet each of the 6 x 100^2 voxels of
-    # a cube's faces four times, and 400 steps of two views show every view a dozen times. They cost
-    # as much as 800 steps of the optimisation without their network.
+    # From latents to RGB, at the end, in the time of 800 steps without the network
     distill_views: int = _number(64, 1, 4096, "decoded for the colours of a field of latents")
     distill_steps: int = _number(400, 1, 100_000, "that fit the colours to them")
     # Regularisers
@@ -395,7 +392,7 @@ def _preset_error(prior: str, name: str, presets: Mapping[str, Any]) -> SettingE
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The known name that was probably meant, as a question; "" if none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else ""
 
 

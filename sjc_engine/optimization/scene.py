@@ -163,7 +163,7 @@ class Scene:
     def render_size(self) -> int:
         """Rays per side at this step."""
         r = self.recipe.optimize
-        return r.render_size if self.progress(r.render_grow_at) else r.render_start or r.render_size
+        return r.render_size if self.progress(r.grid_grow_at) else r.render_start or r.render_size
 
     def grow(self) -> None:
         """Doubles the grid when it is time, and takes a snapshot when one is due."""

@@ -219,10 +219,9 @@ class SchedulePrior(Prior):
             return c_in**2 * x - s * c_in * o
         return o
 
-    def _network(self, scaled: Tensor, time: Tensor, cond: Cond, **named: Tensor) -> Tensor:
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The network's output (B, C, H, W) for its scaled input and timesteps (B,)."""
-        hidden = cond.hidden.to(self.dtype)
-        return self._unet(scaled, time, encoder_hidden_states=hidden, **named).sample
+        return self._unet(scaled, time, encoder_hidden_states=cond.hidden.to(self.dtype)).sample
 
 
 def load_prior(

@@ -64,12 +64,13 @@ class StableDiffusionPrior(SchedulePrior):
             return latents.clamp(-1, 1)
         return decode_latents(self._vae, latents, on_work)
 
-    def _network(self, scaled: Tensor, time: Tensor, cond: Cond, **named: Tensor) -> Tensor:
+    def _network(self, scaled: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        named = {"encoder_hidden_states": cond.hidden.to(self.dtype)}
         if len(self.sizes) > 1:
             halvings = sum(scaled.shape[-1] <= side for side in self.sizes[1:])
             named["class_labels"] = torch.full((len(scaled),), halvings, device=self.device)
-        folded = F.pixel_unshuffle(scaled, self.unshuffle)
-        return F.pixel_shuffle(super()._network(folded, time, cond, **named), self.unshuffle)
+        output = self._unet(F.pixel_unshuffle(scaled, self.unshuffle), time, **named).sample
+        return F.pixel_shuffle(output, self.unshuffle)
 
 
 def decode_latents(vae: Any, latents: Tensor, on_work: OnWork = unheard) -> Tensor:

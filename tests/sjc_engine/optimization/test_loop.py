@@ -166,7 +166,7 @@ def test_one_call_really_is_one(prior):
     assert calls[1:] == [4, 4, 4]
 
 
-GROWING = {"render_start": 8, "render_size": 16, "render_grow_at": 0.5}
+GROWING = {"render_start": 8, "render_size": 16, "grid_grow_at": 0.5}
 
 
 @pytest.mark.parametrize("overrides", [{}, {"grid_start": 4, "grid_grow_at": 0.5}, GROWING])
