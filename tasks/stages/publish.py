@@ -54,12 +54,12 @@ def record_failure(asset: Asset, error: BaseException) -> str:
     An attempt that had been committed before the error came is `ok`: its asset counts. One whose
     end is damaged on its way to the store stays open, and a later run closes it.
     """
-    manifest, why = asset_manifest(asset.store, asset.id) or {}, error
-    status = error.status if isinstance(error, SceneError) else "failed"
+    manifest, why = asset_manifest(asset.store, asset.id) or {}, None
     if manifest and committed_attempt(manifest) == asset.attempt:
-        status, why = "ok", None
+        status = "ok"
     else:
-        manifest = {}
+        manifest, why = {}, error
+        status = error.status if isinstance(error, SceneError) else "failed"
         if isinstance(error, RowError):
             asset.report = {}  # it is what no table can hold
     with contextlib.suppress(WrongBytes):
