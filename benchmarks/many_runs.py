@@ -31,6 +31,7 @@ from report import Report
 from soak_manifest import PROMPTS, SMALL
 from soak_stores import open_place
 
+from flows.prefect_server.environment import apply
 from flows.prefect_server.server import HOST, free_port, healthy
 from tasks.store import open_store
 from tasks.tables.read import query
@@ -75,8 +76,9 @@ def write_manifest(path: Path, seeds: range) -> None:
 
 def run_all(report: Report, manifests: list[Path], store: str, folder: Path) -> int:
     """Starts a run for each at the same moment; how many failed."""
-    environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1"}
-    environment["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    os.environ |= {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1"}
+    apply()  # as `sjc ui` does
+    environment = dict(os.environ)
     port = free_port()
     command = [sys.executable, "-P", "-m", "flows.prefect_server.server", "--port", str(port)]
     server = subprocess.Popen([*command, "--parent", str(os.getpid())], env=environment)

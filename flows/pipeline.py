@@ -36,7 +36,7 @@ from tasks.stages.extract import extract
 from tasks.stages.optimize import optimize
 from tasks.stages.publish import publish, record_failure
 from tasks.store.disk import is_full
-from tasks.store.interface import StoreError, TakesNoMore
+from tasks.store.interface import StoreError, TakesNoMore, WrongBytes
 from tasks.store.layout import attempt_number
 from tasks.store.leases import Leases, leases
 from tasks.tables.write import TableWriter, record_attempts
@@ -89,7 +89,10 @@ def make_asset(
             run(evaluate, context.judges, context.board, working)
             return OUTCOMES[run(publish)["outcome"]]
     except _Ended as ended:  # what a stop causes is not the asset's own failure
-        return end_asset(asset, None if window.stopped.is_set() else ended.__cause__)
+        error = None if window.stopped.is_set() else ended.__cause__
+        if isinstance(error, WrongBytes):
+            context.watcher.note(f"{asset.name}: {error}")
+        return end_asset(asset, error)
 
 
 def run_stage(stage: Any, stopped: Event, *arguments: Any) -> State[Any]:
@@ -111,8 +114,8 @@ def end_asset(asset: Asset, error: BaseException | None) -> str:
     """
     if asset.cancelled.is_set():
         error = SceneError("cancelled", "Cancelled", "cancelled on Prefect's pages")
-    if error is None:
-        return "interrupted"  # a later run closes the attempt
+    if error is None or (isinstance(error, WrongBytes) and not asset.attempt):
+        return "interrupted"  # a later run closes the attempt, if there is one
     if not asset.attempt or isinstance(error, TakesNoMore):
         raise error  # the store is gone, or full: nothing that follows could be kept
     if is_refusal(error) or is_full(asset.scratch):  # the scratch folder's disk
@@ -306,7 +309,7 @@ class Queue:
             for attempt in asset_attempts(asset.store, asset.id)
             if attempt_number(attempt["attempt"]) > settled and attempt["ended_at"]
         ]
-        # Once the asset is made no run looks for rows that a dying run could not write.
+        # It may have died before it wrote their rows.
         record_attempts(asset.store, ((attempt, {}) for attempt in later))
         if not later or later[-1]["status"] not in FAILURES:
             return None

@@ -41,7 +41,7 @@ class RunPlan:
     store: Store
     states: dict[str, str]  # by asset id, as of `asset_state`
     reusable_fields: dict[str, str]  # by field id: a finished asset that has this field
-    # By asset id, the last attempt whose end is known, and recorded; later ones are news.
+    # By asset id, the last attempt whose end is known; later ones are news.
     settled: dict[str, int] = field(default_factory=dict)
 
     @cached_property

@@ -27,7 +27,7 @@ from tasks.tables.write import (
     record_attempts,
     record_run,
     record_unended_runs,
-    unrecorded_attempts,
+    row_finder,
 )
 
 if TYPE_CHECKING:
@@ -93,21 +93,19 @@ def recorded(
 def close_attempts(plan: RunPlan, watch: Watcher, log: Log) -> dict[str, int]:
     """Ends attempts whose process died, and writes the rows that it could not write.
 
-    Returns the last attempt of each unfinished asset that has ended by now, and has its rows.
+    Returns the last attempt of each unfinished asset that has ended by now.
     """
 
     def warn(line: str) -> None:  # from any thread
         watch.note(line)
         log.warning(line)
 
-    finished = [k for k, state in plan.states.items() if state == "finished"]
-    unfinished = plan.states.keys() - finished
+    unfinished = [k for k, state in plan.states.items() if state != "finished"]
     with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:
-        closed = close_interrupted(plan.store, plan.states, held.take, warn)
-        settled = settled_attempts(plan.store, unfinished)  # before the look for their rows
-        unrecorded = unrecorded_attempts(plan.store, finished, unfinished)
-        record_attempts(plan.store, [*unrecorded, *closed])
-    return settled
+        has_rows = row_finder(plan.store)
+        closed = close_interrupted(plan.store, plan.states, held.take, warn, has_rows)
+        record_attempts(plan.store, closed)
+        return settled_attempts(plan.store, unfinished)
 
 
 def entry_outcomes(plan: RunPlan, outcomes: Mapping[str, str]) -> dict[str, str]:

@@ -32,16 +32,18 @@ from sjc_engine.worker.parent_death import die_with_parent
 from tasks.store.disk import disk_advice
 
 if TYPE_CHECKING:
+    import httpx
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0  # for our own; 5 to 15 s measured on a quiet machine of two cores
 ANSWER_SECONDS = 10.0  # for one that should be up
+SLOW_SECONDS = 60.0  # for its answer, once it is connected: it may have many requests before ours
 _OTHER_VERSION = "Can't locate revision"  # Alembic's, of a database that it does not know
 _ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception): .+", re.MULTILINE)  # ends a traceback
 
 
-def healthy(api_url: str, timeout: float = 2.0) -> bool:
+def healthy(api_url: str, timeout: "float | httpx.Timeout" = 2.0) -> bool:
     """Whether a server of this program answers there: asked at once, without Prefect's client."""
     import httpx
 
@@ -55,7 +57,7 @@ def healthy(api_url: str, timeout: float = 2.0) -> bool:
         return False
 
 
-def answers(api_url: str, timeout: float = 2.0) -> bool:
+def answers(api_url: str, timeout: "float | httpx.Timeout" = 2.0) -> bool:
     """Whether any Prefect server answers, asked as Prefect asks: its TLS, headers, key, proxies.
 
     SettingError where one refuses our credentials.
@@ -148,6 +150,8 @@ class Server:
             problem = "does not answer any more; start it, then"
             if not self._answers():
                 self._check_process()
+                if isinstance(error, httpx.TimeoutException):
+                    problem = "does not answer in time; see its load, then"
             elif isinstance(error, ObjectNotFound):
                 problem = "does not know this run any more, since its database is another one;"
             elif isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error:
@@ -162,8 +166,11 @@ class Server:
             ) from error
 
     def _answers(self) -> bool:
+        import httpx
+
+        ask = healthy if self.log else answers
         try:
-            return healthy(self.api_url) if self.log else answers(self.api_url)
+            return ask(self.api_url, httpx.Timeout(SLOW_SECONDS, connect=ANSWER_SECONDS))
         except SettingError as error:
             raise RunError(str(error)) from error
 

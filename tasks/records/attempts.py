@@ -178,6 +178,7 @@ def close_interrupted(
     asset_ids: Iterable[str],
     take: Callable[[str], bool] = lambda asset_id: True,
     report: Callable[[str], None] = lambda line: None,
+    has_rows: Callable[[Document], bool] = lambda attempt: True,
 ) -> list[tuple[Document, Document]]:
     """End every attempt that never ended; returns (attempt, manifest or {}) for their rows.
 
@@ -185,30 +186,43 @@ def close_interrupted(
     `interrupted`, and one whose document is damaged is set aside, which is reported. take: asked
     for each asset that has such attempts (`Leases.take`); one that another run works on is left
     alone. If a process that was thought dead is alive after all, it writes the true end later.
+    has_rows: asked for each attempt that has ended before; those without are returned as well.
     """
     with ThreadPoolExecutor(documents.LOOKUPS) as pool:
-        closed = pool.map(partial(_close, store, take, report), asset_ids)
+        closed = pool.map(partial(_close, store, take, report, has_rows), asset_ids)
         return [pair for pairs in closed for pair in pairs]
 
 
 def _close(
-    store: Store, take: Callable[[str], bool], report: Callable[[str], None], asset_id: str
+    store: Store,
+    take: Callable[[str], bool],
+    report: Callable[[str], None],
+    has_rows: Callable[[Document], bool],
+    asset_id: str,
 ) -> list[tuple[Document, Document]]:
+    attempts, running, damaged = _open_attempts(store, asset_id)
     # Again once it is ours: until then its attempts may have come to their own end.
-    if not any(_open_attempts(store, asset_id)) or not take(asset_id):
-        return []
-    running, damaged = _open_attempts(store, asset_id)
-    for key in damaged:
-        report(f"{store.uri(key)} was damaged; its attempt counts as interrupted")
-        documents.set_document_aside(store, key, "its content is not that of an attempt")
-    manifest = (documents.asset_manifest(store, asset_id) or {}) if running else {}
-    return [(_end(store, attempt, manifest), manifest) for attempt in running]
+    if ours := bool(running or damaged) and take(asset_id):
+        attempts, running, damaged = _open_attempts(store, asset_id)
+        for key in damaged:
+            report(f"{store.uri(key)} was damaged; its attempt counts as interrupted")
+            documents.set_document_aside(store, key, "its content is not that of an attempt")
+    # Their process died between the last word in `attempt.json` and the rows.
+    bare = [
+        a for a in attempts if a not in running and a["status"] != "running" and not has_rows(a)
+    ]
+    open_ = running if ours else []
+    manifest = (documents.asset_manifest(store, asset_id) or {}) if open_ or bare else {}
+    return [(attempt, manifest) for attempt in bare] + [
+        (_end(store, attempt, manifest), manifest) for attempt in open_
+    ]
 
 
-def _open_attempts(store: Store, asset_id: str) -> tuple[list[Document], list[str]]:
-    """The attempts whose true end is not there, and keys of damaged documents that nothing needs.
+def _open_attempts(store: Store, asset_id: str) -> tuple[list[Document], list[Document], list[str]]:
+    """All attempts, those without their true end, and keys of damaged documents not needed.
 
-    That includes a committed attempt which a run has closed as interrupted right before its commit.
+    A committed attempt which a run has closed as interrupted right before its commit lacks its
+    true end too.
     """
     attempts, damaged = read_attempts(store, asset_id)
     running = [attempt for attempt in attempts if attempt["status"] == "running"]
@@ -216,7 +230,7 @@ def _open_attempts(store: Store, asset_id: str) -> tuple[list[Document], list[st
         manifest = documents.asset_manifest(store, asset_id)
         name = manifest and documents.committed_attempt(manifest)
         running += [a for a in attempts if a["attempt"] == name and a not in running]
-    return running, [key for key in damaged if not is_needed(store, key)]
+    return attempts, running, [key for key in damaged if not is_needed(store, key)]
 
 
 def _end(store: Store, attempt: Document, manifest: Document) -> Document:

@@ -1,5 +1,6 @@
 """Stage 4: an asset's files into the store, its rows into the tables; or the row of a failure."""
 
+import contextlib
 from typing import Any
 
 from prefect import task
@@ -12,7 +13,7 @@ from tasks.records.documents import asset_manifest, committed_attempt
 from tasks.stages.asset import Asset
 from tasks.stages.retries import STAGE
 from tasks.stages.versions import versions
-from tasks.store.interface import AlreadyCommitted
+from tasks.store.interface import AlreadyCommitted, WrongBytes
 from tasks.store.layout import file_key
 from tasks.tables.columns import RowError
 
@@ -50,16 +51,19 @@ def publish(asset: Asset) -> dict[str, Any]:
 def record_failure(asset: Asset, error: BaseException) -> str:
     """Ends the asset's attempt with its error, and writes its rows; returns how it ended.
 
-    An attempt that had been committed before the error came is `ok`: its asset counts.
+    An attempt that had been committed before the error came is `ok`: its asset counts. One whose
+    end is damaged on its way to the store stays open, and a later run closes it.
     """
-    manifest = asset_manifest(asset.store, asset.id) or {}
+    manifest, why = asset_manifest(asset.store, asset.id) or {}, None
     if manifest and committed_attempt(manifest) == asset.attempt:
-        _end(asset, manifest, "ok", None)
-        return "ok"
-    if isinstance(error, RowError):
-        asset.report = {}  # it is what no table can hold
-    status = error.status if isinstance(error, SceneError) else "failed"
-    _end(asset, {}, status, error)
+        status = "ok"
+    else:
+        manifest, why = {}, error
+        status = error.status if isinstance(error, SceneError) else "failed"
+        if isinstance(error, RowError):
+            asset.report = {}  # it is what no table can hold
+    with contextlib.suppress(WrongBytes):
+        _end(asset, manifest, status, why)
     return status
 
 

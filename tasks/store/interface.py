@@ -69,7 +69,7 @@ class AlreadyCommitted(StoreError):
 
 
 class WrongBytes(StoreError):
-    """Bytes that arrive are not those that the store lists, again and again: lost on the way."""
+    """What arrives here or at the store is not what was sent, again and again: lost on the way."""
 
 
 class TakesNoMore(StoreError):

@@ -205,6 +205,11 @@ class S3Store:
                             return stored
                     if remaining and error_code(error) in _DAMAGED | _TAKEN:
                         continue
+                    if error_code(error) in _DAMAGED:
+                        raise WrongBytes(
+                            f"Cannot write {self.uri(key)}: it arrives damaged, again and again",
+                            "check the network and try again",
+                        ) from error
                     refused = error_code(error) == "PreconditionFailed"
                     if refused and not self._is_stored(key, stored):
                         raise self._hidden(key, "write") from error

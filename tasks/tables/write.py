@@ -113,26 +113,15 @@ def record_attempts(store: Store, ended: Iterable[Ended]) -> None:
     rows.write()
 
 
-def unrecorded_attempts(
-    store: Store, finished: Iterable[str], unfinished: Iterable[str]
-) -> list[Ended]:
-    """The ended attempts at these assets without rows, each with its asset's manifest or {}.
-
-    Their process was killed between the last word in `attempt.json` and the rows. A finished
-    asset with an `ok` row is not looked at: what came before was recorded before it was made.
-    """
-    finished, unfinished = set(finished), set(unfinished)
-    sql = "SELECT asset_id, attempt, status = 'ok' AS good FROM assets"
-    rows = query(store, sql).to_pylist() if finished | unfinished else []
-    known = {(row["asset_id"], row["attempt"]) for row in rows}
-    good = {row["asset_id"] for row in rows if row["good"]}
-    return [
-        (attempt, documents.asset_manifest(store, asset_id) or {})
-        for asset_id in sorted(finished - good | unfinished)
-        for attempt in asset_attempts(store, asset_id)
-        if attempt["status"] != "running"
-        and (asset_id in finished or (asset_id, attempt["attempt"]) not in known)
-    ]
+def row_finder(store: Store) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether an ended attempt has its rows, with its status, in the tables as they are now."""
+    sql = (
+        "SELECT asset_id, t.attempt, t.status FROM attempts t"
+        " JOIN assets a USING (run_id, asset_id)"
+        " WHERE a.attempt <> t.attempt OR a.status = t.status"  # `assets` is written last
+    )
+    known = set(zip(*query(store, sql).to_pydict().values(), strict=True))
+    return lambda attempt: (attempt["asset_id"], attempt["attempt"], attempt["status"]) in known
 
 
 def record_run(store: Store, run: Mapping[str, Any]) -> None:

@@ -21,9 +21,11 @@ from flows.progress.terminal import Watcher
 from sjc_engine.mesh.isosurface import MeshError
 from tasks.devices.job import SceneError
 from tasks.prefect_ui.artifacts import Board
+from tasks.records.attempts import close_interrupted, start_attempt
 from tasks.stages.asset import Asset
 from tasks.stages.optimize import optimize
 from tasks.store import open_store
+from tasks.store.interface import StoreError, WrongBytes
 from tasks.tables.write import TableWriter
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
@@ -116,3 +118,23 @@ def test_an_asset_that_is_cancelled_before_its_attempt_is_a_row_all_the_same(
     asset.attempt = "a01"
     monkeypatch.setattr(pipeline, "record_failure", lambda asset, error: error.status)
     assert end_asset(asset, None) == "cancelled"
+
+
+def test_an_attempt_that_arrives_damaged_is_its_assets_trouble_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    asset = Asset("duck", spec(), store, tmp_path / "scratch", TableWriter(store))
+    damaged = WrongBytes("Cannot write attempt.json: it arrives damaged", "try again")
+    with pytest.raises(StoreError, match="gone"):
+        end_asset(asset, StoreError("gone"))
+    assert end_asset(asset, damaged) == "interrupted", "no attempt could begin"
+
+    def fails(*_: object, **__: object) -> None:
+        raise damaged
+
+    asset.attempt = start_attempt(store, asset.spec, "run1")["attempt"]
+    monkeypatch.setattr("tasks.stages.publish.finish_attempt", fails)
+    assert end_asset(asset, ValueError("no mesh")) == "failed"
+    [(closed, _)] = close_interrupted(store, [asset.id])
+    assert closed["status"] == "interrupted", "the next run tries it again"

@@ -113,7 +113,7 @@ def install(patch: pytest.MonkeyPatch, folder: Path) -> None:
     _cache_slow_parts(patch)
     summarise(
         patch, asset_state, documents.asset_manifest, attempts.read_attempts, attempts._close,
-        attempts.settled_attempts, write.unrecorded_attempts, write.record_attempts,
+        attempts.settled_attempts, write.record_attempts,
         write.record_unended_runs, write.record_run, attempts.start_attempt, commit_asset,
         attempts.finish_attempt, query, write.compact_store, flows.run_record.close_attempts,
         _states,
@@ -294,12 +294,8 @@ def _check_rows(after: Content, gone: frozenset[tuple[str, ...]], key: str) -> N
             _check_committed(after, row[2], row[3])
 
 
-def check_end(content: Content, asset_ids: Iterable[str], *, repaired: bool = False) -> None:
-    """What holds once everyone has ended or died, and one more run has come to its end.
-
-    repaired: and a repair after it. Until then there may be no rows of an attempt that was too late
-    for an asset that others have finished.
-    """
+def check_end(content: Content, asset_ids: Iterable[str]) -> None:
+    """What holds once everyone has ended or died, and one more run has come to its end."""
     for asset_id in asset_ids:
         if f"assets/{asset_id}/manifest.json" not in content:
             raise Violation(f"{asset_id} is not finished")
@@ -316,8 +312,7 @@ def check_end(content: Content, asset_ids: Iterable[str], *, repaired: bool = Fa
             raise Violation(f"{key} is {document['status']}; is it what was committed? {committed}")
         if committed:
             wanted |= {("assets", *names), ("views", *names[:2])}
-        if committed or repaired:
-            wanted.add(("attempts", *names))
+        wanted.add(("attempts", *names))
     runs_ = [_json(v)["run_id"] for k, v in content.items() if k.startswith("runs/")]
     wanted |= {("runs", run, "m.csv") for run in runs_}
     if missing := wanted - (rows := visible(content)):

@@ -7,9 +7,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.errors import UsageError
 from flows.prefect_server import environment
@@ -87,3 +90,28 @@ def test_a_shard_keeps_its_database_on_its_machine(
     environment.use_local_home()
     local = Path(os.environ["PREFECT_HOME"])
     assert (local.parent, local.stat().st_mode & 0o777) == (tmp_path, 0o700)
+
+
+class Busy(BaseHTTPRequestHandler):
+    """A server all of whose database connections are taken, until it has been asked twice."""
+
+    left: ClassVar = [500, 504, 200]
+
+    def do_GET(self) -> None:
+        self.send_response(self.left.pop(0))
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_server_with_too_many_requests_is_asked_again() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        with (
+            temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}),
+            get_client(sync_client=True) as client,
+        ):
+            assert client.api_healthcheck() is None
+        server.shutdown()
+    assert not Busy.left

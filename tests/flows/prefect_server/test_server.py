@@ -253,7 +253,7 @@ def test_a_server_that_ends_later_is_reported_with_its_reason(
     with log.open("a") as output:
         command = [sys.executable, "-c", f"input(); {script}"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output)
-    monkeypatch.setattr(server, "healthy", lambda url: process.poll() is None)
+    monkeypatch.setattr(server, "healthy", lambda *_: process.poll() is None)
     own = Server("http://127.0.0.1:9/api", log, process, log.stat().st_size)
 
     def use() -> None:
@@ -286,12 +286,26 @@ def test_a_server_that_has_come_back_is_named(
     error: Exception, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was killed between two requests, perhaps with its database, or cannot write that."""
-    monkeypatch.setattr(server, "answers", lambda url: True)
+    monkeypatch.setattr(server, "answers", lambda *_: True)
     given = Server("http://127.0.0.1:9/api", None)
     with pytest.raises(RunError, match=problem), given.available():
         raise error
     with pytest.raises(ValueError, match="ours"), given.available():
         raise ValueError("ours")
+
+
+def test_a_slow_server_gets_time_and_is_not_called_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[httpx.Timeout] = []
+
+    def only_at_first(url: str, timeout: httpx.Timeout) -> bool:
+        asked.append(timeout)
+        return len(asked) == 1
+
+    monkeypatch.setattr(server, "answers", only_at_first)
+    given = Server("http://127.0.0.1:9/api", None)
+    with pytest.raises(RunError, match="in time; see its load, then run the"), given.available():
+        raise httpx.ReadTimeout("")
+    assert {(t.connect, t.read) for t in asked} == {(server.ANSWER_SECONDS, server.SLOW_SECONDS)}
 
 
 class Dying(BaseHTTPRequestHandler):

@@ -21,7 +21,7 @@ from task_samples import fill
 
 from tasks.store import open_store, s3_client
 from tasks.store import s3 as store_s3
-from tasks.store.interface import StoredFile, StoreError
+from tasks.store.interface import StoredFile, StoreError, WrongBytes
 from tasks.tables.read import query
 
 pytestmark = pytest.mark.slow
@@ -198,6 +198,15 @@ def test_a_download_that_is_always_wrong_is_refused(
     with pytest.raises(StoreError, match=r"cut short or altered \(its SHA-256 is .*try again"):
         store.download("a/mesh.glb", tmp_path / "copy")
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_an_upload_that_always_arrives_damaged_is_worth_another_try(
+    network: FaultProxy, url: str
+) -> None:
+    store = open_store(url)
+    network.add(Fault("status", rf"^PUT .*{MESH}", times=None, status=400, code="BadDigest"))
+    with pytest.raises(WrongBytes, match="arrives damaged, again and again; check the network"):
+        store.put_bytes("a/mesh.glb", CONTENT)
 
 
 def test_an_upload_that_finds_no_server_fails_in_bounded_time(

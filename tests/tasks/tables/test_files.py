@@ -46,12 +46,17 @@ from tasks.tables.write import (
     projection,
     rebuild_tables,
     record_run,
-    unrecorded_attempts,
+    row_finder,
 )
 
 ROOT = Path(__file__).parents[3]
 ONE_EACH = dict.fromkeys(SCHEMAS, 1)
 UNRATED = {**ONE_EACH, "annotations": 0}
+
+
+def without_rows(store: Store, asset_ids: list[str]) -> list[Any]:
+    """The ended attempts that the next run records."""
+    return close_interrupted(store, asset_ids, has_rows=row_finder(store))
 
 
 def files(store: Store, folder: str = "") -> list[str]:
@@ -167,7 +172,7 @@ def test_a_writer_that_dies_anywhere_leaves_whole_rows_and_the_next_run_the_rest
         assert len(set(ids["assets"])) == len(ids["assets"]), at
         assert set(ids["assets"]) <= set(ids["attempts"]), at
         # What the next run does.
-        for attempt in unrecorded_attempts(fresh, [], {a["asset_id"] for a in attempts}):
+        for attempt in without_rows(fresh, [a["asset_id"] for a in attempts]):
             record_attempt(fresh, *attempt)
         rows = query(fresh, "SELECT DISTINCT asset_id FROM assets JOIN attempts USING (asset_id)")
         assert len(rows) == len(attempts), at
@@ -196,11 +201,30 @@ def test_the_rows_of_a_killed_process_are_written_by_the_next_run(tmp_path: Path
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
     assert list(read_table(store, "assets")["prompt"]) == ["a duck"]
     finished = [spec().asset_id, spec("a pig").asset_id]
-    [(attempt, manifest)] = unrecorded_attempts(store, finished, [])
+    [(attempt, manifest)] = without_rows(store, finished)
     record_attempt(store, attempt, manifest)
     assert all_tables(store) == wanted(store)
     assert len(read_table(store, "views")) == 8
-    assert unrecorded_attempts(store, finished, []) == []
+    assert without_rows(store, finished) == []
+
+
+def test_every_ended_attempt_gets_its_rows_whatever_has_become_of_its_asset(tmp_path: Path) -> None:
+    """Their processes died between the word in `attempt.json` and the rows."""
+    store = open_store(tmp_path / "store")
+    first = ended(store, "run1", "a duck", "interrupted")
+    make(store, tmp_path, spec(), "run2")
+    late = ended(store, "run3", "a duck", "cancelled")
+    again = ended(store, "run2", "a duck", "interrupted")  # a second claim: a reply was lost
+    asset_id = spec().asset_id
+    assert [a for a, _ in without_rows(store, [asset_id])] == [first, late, again]
+    for pair in without_rows(store, [asset_id]):
+        record_attempt(store, *pair)
+    assert without_rows(store, [asset_id]) == []
+    assert all_tables(store) == wanted(store)
+    # One that was closed too early, and has come to its true end since.
+    finish_attempt(store, asset_id, first["attempt"], "failed")
+    [(attempt, _)] = without_rows(store, [asset_id])
+    assert (attempt["attempt"], attempt["status"]) == ("a01", "failed")
 
 
 def test_a_store_that_fails_for_a_while_costs_no_row(
