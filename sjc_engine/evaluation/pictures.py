@@ -22,6 +22,7 @@ from sjc_engine.rendering.volume import composite, render
 
 AROUND = 8  # the first views are a ring, 45 degrees apart, the first one from the front
 WHITE = 1.0
+AMBIENT, DIFFUSE = 0.35, 0.55  # strengths of the light on grey pictures
 
 # The contact sheet, in pixels; the pictures are mostly larger, so that shrinking smooths edges
 TILE = 144
@@ -83,12 +84,17 @@ def _over_white(rgb: Tensor, raster: Raster) -> Tensor:
 
 
 def _shade(raster: Raster, camera: Camera) -> Tensor:
-    """Grey (3, H, W) in [-1, 1], premultiplied: a lamp above the camera's left shoulder."""
-    pose = camera.camera_to_world[:3, :3].to(raster.normals)
-    lamp = pose @ F.normalize(pose.new_tensor([-0.4, 0.6, 1.0]), dim=0)
-    lambert = (raster.normals * lamp[:, None, None]).sum(0).clamp(min=0)
-    brightness = 0.35 * raster.opacity + 0.55 * lambert  # premultiplied, in [0, 0.9]
+    """Grey (3, H, W) in [-1, 1], premultiplied, lit by `lamp`."""
+    towards = lamp(camera).to(raster.normals)
+    lambert = (raster.normals * towards[:, None, None]).sum(0).clamp(min=0)
+    brightness = AMBIENT * raster.opacity + DIFFUSE * lambert  # premultiplied, in [0, 0.9]
     return (2 * brightness - raster.opacity).expand(3, -1, -1)
+
+
+def lamp(camera: Camera) -> Tensor:
+    """The unit vector (3,) to the lamp of grey pictures, above the camera's left shoulder."""
+    pose = camera.camera_to_world[:3, :3]
+    return pose @ F.normalize(pose.new_tensor([-0.4, 0.6, 1.0]), dim=0)
 
 
 def _seen_normals(raster: Raster, camera: Camera) -> Tensor:

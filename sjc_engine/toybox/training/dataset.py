@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sjc_engine.evaluation.pictures import AMBIENT, DIFFUSE, lamp
 from sjc_engine.guidance.view_prompts import ViewStyle, view_prompt
-from sjc_engine.rendering.camera import rays, sample_camera
+from sjc_engine.rendering.camera import Camera, rays, sample_camera
 from sjc_engine.toybox.captions import caption
 from sjc_engine.toybox.training.objects.catalogue import CATEGORIES, PAPER_CATEGORIES, make_toy
 from sjc_engine.toybox.training.raycast import Light, raycast
+from sjc_engine.toybox.training.shapes import Toy
 
 # How often a caption uses each style of view prefix: the paper's stays known, the finest is learnt
 # best.
@@ -43,6 +45,16 @@ class Lighting:
 
 STUDIO = Lighting((-0.5, 1.0, 0.25), 0.25, (0.50, 0.60), (0.48, 0.60))  # the prior's
 OUTDOORS = Lighting((0.0, 0.9, 0.0), 0.8, (0.35, 0.70), (0.25, 0.70))  # the judge's
+
+
+def in_clay(toy: Toy) -> Toy:
+    """The toy in the white that `clay_light` makes the grey of an asset's `geometry` pictures."""
+    return replace(toy, color=np.ones_like(toy.color), color2=np.ones_like(toy.color2))
+
+
+def clay_light(camera: Camera) -> Light:
+    x, y, z = lamp(camera).tolist()
+    return Light((x, y, z), AMBIENT, DIFFUSE, wrap=0.0, shadow=0.0)
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,12 @@ def render_toys(
     seed: int,
     lighting: Lighting = STUDIO,
     categories: Sequence[str] = CATEGORIES,
+    clay: float = 0.0,
 ) -> Renders:
-    """`count` images of random toys from random SJC cameras, 2x2 samples a pixel."""
+    """`count` images of random toys from random SJC cameras, 2x2 samples a pixel.
+
+    A share `clay` of them, in [0, 1], show the shape alone.
+    """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     images: list[np.ndarray] = []
@@ -100,6 +116,9 @@ def render_toys(
             lights += [lighting.sample(rng)] * _VIEWS_PER_TOY
             names += [name or ""] * _VIEWS_PER_TOY
         cameras = [sample_camera(generator, fov_deg=FOV_DEG) for _ in toys]
+        if clay and rng.random() < clay:
+            toys, names = [in_clay(toy) for toy in toys], [""] * len(toys)
+            lights = [clay_light(camera) for camera in cameras]
         bundles = [rays(camera, 2 * size, 2 * size) for camera in cameras]
         eyes = torch.stack([origins[0] for origins, _ in bundles])
         directions = torch.stack([directions for _, directions in bundles])
@@ -113,13 +132,15 @@ def render_toys(
     return Renders(np.concatenate(images)[:count], category, azimuth, elevation, list(color))
 
 
-def cached_toys(folder: Path, count: int, size: int, seed: int, lighting: Lighting) -> Renders:
+def cached_toys(
+    folder: Path, count: int, size: int, seed: int, lighting: Lighting, clay: float = 0.0
+) -> Renders:
     """`render_toys`, kept as .npy and .npz files under `folder` for the next start."""
     stem = folder / f"toys-{size}px-{count}-seed{seed}"
     images, labels = stem.with_suffix(".npy"), stem.with_suffix(".npz")
     if not labels.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = render_toys(count, size, seed, lighting)
+        fresh = render_toys(count, size, seed, lighting, clay=clay)
         np.save(images, fresh.images)
         np.savez(labels, **{name: row for name, row in vars(fresh).items() if name != "images"})
     kept = dict(np.load(labels))

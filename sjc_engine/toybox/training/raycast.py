@@ -28,7 +28,6 @@ from sjc_engine.toybox.training.shapes import (
 )
 
 _NEAR, _MISS = 1e-3, 1e9
-SHADOW = 0.6  # the share of direct light that a shadow takes
 
 Array = Any
 
@@ -40,6 +39,8 @@ class Light:
     direction: tuple[float, float, float]
     ambient: float
     diffuse: float
+    wrap: float = 0.35  # the share of diffuse light that comes round the object, evenly
+    shadow: float = 0.6  # the share of the rest that a shadow takes
 
 
 class _Shapes(NamedTuple):
@@ -73,7 +74,8 @@ def raycast(
     out = np.zeros((*directions.shape[:2], 4), np.float32)
     for image, toy in enumerate(toys):
         light = lights[image]
-        sun = np.array([*light.direction, light.ambient, light.diffuse])
+        strengths = light.ambient, light.diffuse, light.wrap, light.shadow
+        sun = np.array([*light.direction, *strengths])
         eye, bundle = origins[image].double().numpy(), directions[image].double().numpy()
         _cast(_shapes(toy), eye, bundle, sun, out[image])
     return torch.from_numpy(out)
@@ -94,6 +96,7 @@ def _shapes(toy: Toy) -> _Shapes:
 def _cast(toy: _Shapes, eye: Array, directions: Array, sun: Array, out: Array) -> None:
     """Fills `out` (R, 4), which is 0, where a ray from `eye` hits."""
     point, local, normal = np.empty(3), np.empty(3), np.empty(3)
+    ambient, diffuse, wrap, shadow = sun[3:]
     for ray in range(len(directions)):
         direction = directions[ray]
         slot, distance = _nearest(toy, eye, direction, False)
@@ -111,8 +114,8 @@ def _cast(toy: _Shapes, eye: Array, directions: Array, sun: Array, out: Array) -
         point += _NEAR * normal
         shade = _nearest(toy, point, sun[:3], True)[1] < _MISS
         cosine = _dot(normal, sun[:3])
-        direct = max(cosine, 0.0) * (1 - SHADOW * shade)
-        light = sun[3] + sun[4] * (0.35 * (0.5 + 0.5 * cosine) + 0.65 * direct)
+        direct = max(cosine, 0.0) * (1 - shadow * shade)
+        light = ambient + diffuse * (wrap * (0.5 + 0.5 * cosine) + (1 - wrap) * direct)
         for channel in range(3):
             out[ray, channel] = min(color[channel] * light, 1.0)
         out[ray, 3] = 1

@@ -2,7 +2,8 @@
 
 A small image-text contrastive model in transformers' `CLIPModel` layout. It must not share the
 prior's blind spots, so it learns from other toys (its own seeds), other lights, cluttered
-backgrounds, and images that were blurred, shifted, faded or stripped of their colour.
+backgrounds, and images that were blurred, shifted or faded. Some toys are of shaded clay, as
+`evaluation.pictures` shows an asset's shape.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sjc_engine.toybox.training.training_loop import (
 SHIPPED = JUDGES["toybox"]
 SIZE = 48
 JUDGE_SEED = 90_000  # far from the prior's data seeds
-GRAY = 0.25  # share of images without colour, for the geometry R-Precision
+CLAY = 0.35  # share of toys that are clay, for the geometry R-Precision
 PAPER_WEIGHT = 2.0
 VIEWS = view_prompts("sided")
 
@@ -70,13 +71,12 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, 
     """Degraded images (B, 3, 48, 48), tokens (B, 24) and the match matrix (B texts, B images)."""
     rng, toys, batch = draws.rng, draws.toys, draws.batch
     chosen = draws.indices()
-    gray = rng.random(batch) < GRAY
-    image = degrade(draws.rgba(chosen), torch.from_numpy(gray), draws.generator)
+    image = degrade(draws.rgba(chosen), draws.generator)
     numbers = {name: k for k, name in enumerate(sorted(set(toys.color) - {""}))}
     seen_color = np.array([numbers.get(toys.color[i], -2) for i in chosen])
     seen_view = np.array([VIEWS.index(toys.view(i, "sided")) for i in chosen])
-    # An image without colour gets a caption without one; others name it most of the time.
-    names_color = ~gray & (seen_color >= 0) & (rng.random(batch) < 0.7)
+    # What has a colour's name is called by it most of the time; clay has none.
+    names_color = (seen_color >= 0) & (rng.random(batch) < 0.7)
     names_view = rng.random(batch) < 0.5
     texts = []
     for k, i in enumerate(chosen):
@@ -86,11 +86,11 @@ def draw_batch(draws: Draws, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, 
     category = toys.category[chosen]
     said = np.where(names_color, seen_color, -1), np.where(names_view, seen_view, -1)
     stated = torch.from_numpy(np.stack([category, *said]))
-    seen = torch.from_numpy(np.stack([category, np.where(gray, -2, seen_color), seen_view]))
+    seen = torch.from_numpy(np.stack([category, seen_color, seen_view]))
     return image, tokenize(tokenizer, texts, MAX_TOKENS).input_ids, matches(stated, seen)
 
 
-def degrade(rgba: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
+def degrade(rgba: Tensor, generator: torch.Generator) -> Tensor:
     """Random zoom and shift, backgrounds, blur, fading, noise: (B, 3, 48, 48) in [-1, 1]."""
     count = len(rgba)
 
@@ -107,9 +107,6 @@ def degrade(rgba: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
     rgba = F.interpolate(rgba, size=small, mode="area")
     rgba = F.interpolate(rgba, size=SIZE, mode="bilinear", align_corners=False)
     rgba = rgba * uniform(0.8, 1.0, 1, 1, 1)
-    luminance = rgba[:, :3].mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    plain = torch.cat([luminance, rgba[:, 3:]], 1)
-    rgba = torch.where(gray.view(-1, 1, 1, 1), plain, rgba)
     image = on_backgrounds(rgba.permute(0, 2, 3, 1), generator)
     # Clutter behind the toy in a third of the images.
     coarse = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
@@ -138,7 +135,7 @@ def train(options: TrainingOptions) -> None:
 
     optimiser.register_step_post_hook(bound)
     data, seed = options.out / "data", JUDGE_SEED + options.seed
-    toys = cached_toys(data, options.images, SIZE, seed, OUTDOORS)
+    toys = cached_toys(data, options.images, SIZE, seed, OUTDOORS, CLAY)
     draws = Draws(toys, options.batch, options.seed, PAPER_WEIGHT)
 
     def loss() -> tuple[Tensor, Tensor]:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import trimesh
 
+from sjc_engine.evaluation.pictures import take_pictures
+from sjc_engine.fields.kinds import make_field
 from sjc_engine.guidance.view_prompts import view_prompt
+from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.recipes import Recipe
-from sjc_engine.rendering.camera import orbit
+from sjc_engine.rendering.camera import evaluation_cameras, orbit, rays
 from sjc_engine.toybox.training.dataset import (
     FOV_DEG,
     OUTDOORS,
     STUDIO,
     STYLES,
     cached_toys,
+    clay_light,
+    in_clay,
     on_backgrounds,
     render_toys,
 )
+from sjc_engine.toybox.training.raycast import raycast
+from sjc_engine.toybox.training.shapes import BANDS, Builder, Pattern
 
 
 def test_renders_repeat_with_their_seed_and_differ_without(tmp_path):
@@ -54,6 +62,31 @@ def test_the_view_is_the_cameras(tmp_path):
                 camera.azimuth_deg, camera.elevation_deg, style
             )
             assert again.view(index, style) == toys.view(index, style)
+
+
+def test_clay_is_lit_as_the_picture_of_an_assets_shape():
+    toy = Builder()
+    toy.ellipsoid((0, 0, 0), 1.0, (1, 0, 0), pattern=Pattern(BANDS, (0, 0, 1), 6))
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
+    normals = np.array(ball.vertices / 0.5, np.float32)
+    red = np.full((len(normals), 3), (1, 0, 0), np.float32)
+    mesh = Mesh(np.array(ball.vertices, np.float32), np.array(ball.faces), normals, red)
+    recipe = Recipe().override({"grid_size": 4}).optimize
+    field = make_field(recipe, 3, "rgb", torch.Generator())
+    pictures = take_pictures(field, mesh, 64)
+    for camera, shape in zip(evaluation_cameras(), pictures.geometry, strict=True):
+        origins, directions = rays(camera, 64, 64)
+        clay, light = in_clay(toy.build(0.5)), clay_light(camera)
+        seen = raycast([clay], origins[:1], directions[None], [light])[0].view(64, 64, 4)
+        image = (seen[..., :3] + 1 - seen[..., 3:]).permute(2, 0, 1) * 2 - 1
+        assert (image - shape).abs().mean() < 0.01
+
+
+def test_a_share_of_the_toys_is_clay():
+    images = render_toys(640, 8, 2, clay=0.5).images.astype(int)
+    gray = (np.ptp(images[..., :3], axis=-1) <= 1).all((1, 2))
+    assert 0.25 < gray.mean() < 0.75
+    assert not (np.ptp(render_toys(64, 8, 2).images[..., :3].astype(int), axis=-1) <= 1).all()
 
 
 def test_the_toybox_recipe_renders_as_the_prior_was_trained():

@@ -10,7 +10,7 @@ import torch
 
 from sjc_engine.rendering.camera import orbit, rays
 from sjc_engine.toybox.training.objects.catalogue import CATEGORIES, PAPER_CATEGORIES, make_toy
-from sjc_engine.toybox.training.raycast import SHADOW, Light, raycast
+from sjc_engine.toybox.training.raycast import Light, raycast
 from sjc_engine.toybox.training.shapes import BANDS, RIBS, Builder, Pattern, Toy, rotation
 
 OVERHEAD_LIGHT = Light((0.0, 1.0, 0.0), 0.5, 0.5)
@@ -81,7 +81,7 @@ def test_a_ball_shades_the_plate_below_it_and_not_itself():
     toy.box((0, -0.5, 0), (1, 0.05, 1), (0, 1, 0))
     toy.ellipsoid((0, 0.3, 0), 0.3, (1, 0, 0))
     red, green, _, _ = view(toy.build(0.55), 0, elevation=40, size=129).unbind(-1)
-    dimmed = 0.5 + 0.5 * (0.35 + 0.65 * (1 - SHADOW))
+    dimmed = 0.5 + 0.5 * (0.35 + 0.65 * (1 - OVERHEAD_LIGHT.shadow))
     lit = torch.isclose(green, torch.tensor(1.0)).sum()
     shaded = torch.isclose(green, torch.tensor(dimmed), atol=1e-4).sum()
     # A disc of the ball's radius on a plate of 2 x 2; the ball hides little of either.
