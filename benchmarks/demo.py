@@ -12,6 +12,10 @@ rival       the category, of all 24, whose instances match the field's silhouett
 top-1       share of the eight mesh views for which the judge puts the prompt's category first
 turn        1 - mean IoU of views a quarter turn apart: 0 for a body of revolution; in brackets the
             mean over the category's instances
+shape       share of the eight grey mesh views for which the prompt wins (geometry_r_precision)
+rough       how far a pixel of the grey mesh views is from the mean of its 3 x 3 neighbours, in
+            thousandths of white, mean; in brackets that of instances of clay
+parts       components of the mesh, in brackets the median of instances: what floats is one more
 """
 
 from __future__ import annotations
@@ -35,11 +39,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sjc_engine.rendering.camera import Camera
+    from sjc_engine.toybox.training.shapes import Toy
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "paper.csv"
 CATEGORY_OF_ID = {"burger", "duck", "ficus", "tank", "icecream", "giraffe"}
 INSTANCES, SIZE = 64, 64
 INSTANCE_SEED = 424_242  # not one of the training data's
+CLAY_INSTANCES = 4
+VOXELS = 96  # along each side of a solid whose components are counted
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,17 @@ class Result:
     rival_iou: float
     turn: float
     instance_turn: float
+    instance_roughness: float
+    instance_components: float
     cpu_optimize: float
     # Of the mesh; 0 where the field has none
     mesh_iou: float = 0.0
     top1: float = 0.0
     clip_score: float = 0.0
     r_precision: float = 0.0
+    geometry_r_precision: float = 0.0
+    roughness: float = 0.0
+    components: int = 0
     field_mesh_iou: float = 0.0
     cpu_mesh: float = 0.0
     cpu_evaluate: float = 0.0
@@ -91,6 +103,65 @@ def instance_masks(category: str) -> np.ndarray:
         image = raycast([toy] * 8, origins, directions, [light] * 8)
         masks.append((image[..., 3] > 0.5).view(8, SIZE, SIZE).numpy())
     return np.stack(masks)
+
+
+def roughness(grey: np.ndarray, masks: np.ndarray) -> float:
+    """Mean distance of a pixel from its neighbours' mean, in thousandths; views (V, H, W).
+
+    Of pixels that are inside of their mask with all eight neighbours; 0 where there are none.
+    """
+    from scipy.ndimage import binary_erosion, uniform_filter
+
+    inside = binary_erosion(masks, np.ones((1, 3, 3)))
+    distance = np.abs(grey - uniform_filter(grey, (0, 3, 3)))[inside]
+    return 1000 * float(distance.mean()) if inside.any() else 0.0
+
+
+def clay_instances(category: str) -> tuple[float, float]:
+    """Mean roughness and median number of components of random toys of clay."""
+    import torch
+
+    from sjc_engine.recipes import EvaluateRecipe
+    from sjc_engine.rendering.camera import rays
+    from sjc_engine.toybox.training.dataset import clay_light, in_clay
+    from sjc_engine.toybox.training.objects.catalogue import make_toy
+    from sjc_engine.toybox.training.raycast import raycast
+
+    size = EvaluateRecipe().evaluation_size
+    rng = np.random.default_rng(INSTANCE_SEED)
+    bundles = [rays(camera, size, size) for camera in ring()]
+    origins = torch.stack([o[0] for o, _ in bundles])
+    directions = torch.stack([d for _, d in bundles])
+    lights = [clay_light(camera) for camera in ring()]
+    rough, parts = [], []
+    for _ in range(CLAY_INSTANCES):
+        toy, _ = make_toy(category, rng)
+        image = raycast([in_clay(toy)] * 8, origins, directions, lights)
+        grey, alpha = image.view(8, size, size, 4)[..., [0, 3]].unbind(-1)
+        rough.append(roughness(grey.numpy(), alpha.numpy() > 0.5))
+        parts.append(solid_components(toy))
+    return mean(rough), median(parts)
+
+
+def solid_components(toy: Toy) -> int:
+    """How many parts of a toy do not touch."""
+    from scipy.ndimage import label
+
+    from sjc_engine.toybox.training.shapes import BOX, ELLIPSOID
+
+    line = np.linspace(-0.7, 0.7, VOXELS)
+    points = np.stack(np.meshgrid(line, line, line, indexing="ij"), -1)
+    solid = np.zeros(points.shape[:3], bool)
+    for kind, frame, (bottom, top) in zip(toy.kind, toy.to_local, toy.radii, strict=True):
+        x, y, z = np.moveaxis(points @ frame[:, :3].T + frame[:, 3], -1, 0)
+        if kind == ELLIPSOID:
+            solid |= x**2 + y**2 + z**2 <= 1
+        elif kind == BOX:
+            solid |= np.maximum(np.maximum(abs(x), abs(y)), abs(z)) <= 1
+        else:
+            radius = (bottom + top) / 2 + (top - bottom) / 2 * y
+            solid |= (abs(y) <= 1) & (np.hypot(x, z) <= radius)
+    return int(label(solid, np.ones((3, 3, 3)))[1])
 
 
 def quarter_turn(masks: np.ndarray) -> float:
@@ -133,7 +204,7 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     from sjc_engine.evaluation.clip import load_judge
     from sjc_engine.evaluation.metrics import evaluate
     from sjc_engine.evaluation.pictures import contact_sheet, take_pictures
-    from sjc_engine.mesh.isosurface import MeshError
+    from sjc_engine.mesh.isosurface import MeshError, face_components
     from sjc_engine.rendering.rasterize import rasterize
     from sjc_engine.rendering.volume import render_views
     from sjc_engine.toybox.captions import NOUNS
@@ -150,9 +221,9 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     field = load_field(path)
     with torch.no_grad():
         field_masks = render_views(field, ring(), SIZE, SIZE).opacity > 0.5
-    known = {
-        name: torch.from_numpy(masks) for name, masks in np.load(out / "instances.npz").items()
-    }
+    instances = dict(np.load(out / "instances.npz"))
+    clay = instances.pop(f"clay-{category}")
+    known = {name: torch.from_numpy(masks) for name, masks in instances.items()}
     match = {name: silhouette_match(field_masks, masks) for name, masks in known.items()}
     rival = max(match, key=lambda name: match[name])
     result = Result(
@@ -163,6 +234,8 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
         rival_iou=match[rival],
         turn=quarter_turn(field_masks.numpy()),
         instance_turn=mean(quarter_turn(masks.numpy()) for masks in known[category]),
+        instance_roughness=float(clay[0]),
+        instance_components=float(clay[1]),
         cpu_optimize=optimized - started,
     )
     meshing = time.process_time()
@@ -188,6 +261,11 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
         top1=float((first == list(NOUNS).index(category)).float().mean()),
         clip_score=float(metrics["clip_score"]),
         r_precision=float(metrics["clip_r_precision"]),
+        geometry_r_precision=float(metrics["geometry_r_precision"]),
+        roughness=roughness(
+            (pictures.geometry[:8, 0].numpy() + 1) / 2, pictures.mesh_opacity[:8, 0].numpy() > 0.5
+        ),
+        components=int(face_components(len(mesh.vertices), mesh.faces).max()) + 1,
         field_mesh_iou=float(metrics["field_mesh_iou"]),
         cpu_mesh=meshed - meshing,
         cpu_evaluate=evaluated - meshed,
@@ -201,7 +279,10 @@ def show(result: Result) -> None:
         f"{result.category:9} seed {result.seed}  field {result.field_iou:.3f}"
         f"  mesh {result.mesh_iou:.3f}  best {'own' if not own else 'rival'}{own}"
         f"  top-1 {result.top1:.2f}  turn {result.turn:.2f} [{result.instance_turn:.2f}]"
-        f"  clip {result.clip_score:.1f}  field/mesh {result.field_mesh_iou:.3f}"
+        f"  clip {result.clip_score:.1f}  shape {result.geometry_r_precision:.2f}"
+        f"  rough {result.roughness:.1f} [{result.instance_roughness:.1f}]"
+        f"  parts {result.components} [{result.instance_components:g}]"
+        f"  field/mesh {result.field_mesh_iou:.3f}"
         f"  CPU s {result.cpu_optimize:.0f}+{result.cpu_mesh:.1f}+{result.cpu_evaluate:.1f}"
         f"  peak {result.peak_mb:.0f} MB  {result.no_mesh}",
         flush=True,
@@ -226,6 +307,13 @@ def summarise(results: list[Result], report: Report) -> None:
         "own category best, share": mean(r.rival == r.category for r in results),
         "judge top-1, mean": mean(r.top1 for r in results),
         "judge top-1, worst asset": min(r.top1 for r in results),
+        "geometry_r_precision, mean": mean(r.geometry_r_precision for r in results),
+        "roughness over the instances', mean": mean(
+            r.roughness / r.instance_roughness for r in results
+        ),
+        "assets with more parts than instances": sum(
+            r.components > r.instance_components for r in results
+        ),
         "CPU seconds an asset, median": median(
             r.cpu_optimize + r.cpu_mesh + r.cpu_evaluate for r in results
         ),
@@ -268,6 +356,9 @@ def main() -> None:
     with context.Pool(settings.processes, maxtasksperchild=1) as pool:
         masks = pool.map(instance_masks, CATEGORIES)
         named: dict[str, Any] = dict(zip(CATEGORIES, masks, strict=True))
+        only = settings.only.split(",")
+        clay = pool.map(clay_instances, only)
+        named |= {f"clay-{name}": pair for name, pair in zip(only, clay, strict=True)}
         np.savez_compressed(settings.out / "instances.npz", **named)
         results = []
         for result in pool.imap_unordered(make, jobs):

@@ -3,11 +3,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from sjc_engine.toybox.training.shapes import Builder
+
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
-from demo import silhouette_match
+from demo import roughness, silhouette_match, solid_components
 
 
 def views(seed: int, count: int = 1) -> torch.Tensor:
@@ -50,3 +53,23 @@ def test_mirrored_order_is_not_a_turn() -> None:
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="expected masks"):
         silhouette_match(views(0)[0], views(0)[0])
+
+
+def test_roughness_is_of_bumps_and_not_of_a_slope_or_an_outline():
+    slope = np.linspace(0.2, 0.8, 32) * np.ones((1, 32, 1))
+    bumps = slope + 0.09 * (np.indices((32, 32)).sum(0) % 2)
+    disc = np.hypot(*(np.indices((32, 32)) - 15.5)) < 12
+    assert roughness(slope, np.ones((1, 32, 32), bool)) == pytest.approx(0, abs=1e-6)
+    assert roughness(np.where(disc, slope, 1.0), disc[None]) == pytest.approx(0, abs=1e-6)
+    # Of nine pixels in a chessboard, five are like the middle one, and four differ by 0.09.
+    assert roughness(bumps, np.ones((1, 32, 32), bool)) == pytest.approx(40)
+    assert roughness(slope, np.zeros((1, 32, 32), bool)) == 0
+
+
+def test_parts_of_a_toy_count_as_one_where_they_touch():
+    toy = Builder()
+    toy.ellipsoid((-0.5, 0, 0), 0.3, (1, 0, 0))
+    toy.cone((0.5, 0, 0), 0.3, 0.3, 0.3, (1, 0, 0))
+    assert solid_components(toy.build(0.6)) == 2
+    toy.box((0, 0, 0), (0.3, 0.1, 0.1), (0, 1, 0))
+    assert solid_components(toy.build(0.6)) == 1
