@@ -39,14 +39,11 @@ SD15_VAE: dict[str, Any] = {
 
 # 3.2 million weights; as in Stable Diffusion attention begins at the full 64 x 64
 SMALL: dict[str, Any] = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
+    **SD15,
     "block_out_channels": (32, 64, 128),
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     "layers_per_block": 1,
-    "attention_head_dim": 8,
     "cross_attention_dim": 64,
     "norm_num_groups": 8,
 }

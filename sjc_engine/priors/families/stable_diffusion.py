@@ -21,7 +21,7 @@ class StableDiffusionPrior(SchedulePrior):
     """CLIP text encoder, `UNet2DConditionModel` and, for latents, an `AutoencoderKL`."""
 
     def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
-        from diffusers import AutoencoderKL, DDPMScheduler
+        from diffusers import DDPMScheduler
         from transformers import CLIPTextModel, CLIPTokenizer
 
         unet = self._load_network(source, dtype)
@@ -33,6 +33,8 @@ class StableDiffusionPrior(SchedulePrior):
         self.latent = (source.index.get("vae") or [None])[0] is not None
         self._vae = None
         if self.latent:
+            from diffusers import AutoencoderKL  # with a hundred modules more
+
             self._vae = frozen(source.network(AutoencoderKL, "vae", torch.float32), device)
         super().__init__(source, unet, scheduler, device, dtype)
         self.channels = self._vae.config.latent_channels if self._vae else 3

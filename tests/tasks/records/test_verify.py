@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -119,50 +120,55 @@ def test_rows_that_are_gone_or_stand_for_nothing_are_found(whole: Store) -> None
 TORN = [b"{", b"", b"[1]", b'{"asset_id": "x"}', b"\xff\x00"]
 
 
-@pytest.mark.parametrize("content", TORN)
-@pytest.mark.parametrize("name", ["manifest.json", "a01/attempt.json"])
-def test_a_damaged_document_of_what_is_finished_is_named_and_the_asset_made_again(
-    tmp_path: Path, name: str, content: bytes
+def test_damaged_documents_of_what_is_finished_are_named_and_the_assets_made_again(
+    tmp_path: Path,
 ) -> None:
+    """Each of another asset, so that one look at the store finds them all."""
     store = open_store(tmp_path / "store")
-    make(store, tmp_path, spec(), "run1")
-    damage(store, f"assets/{DUCK}/{name}", content)
-    [finding] = verify_store(store)
-    assert (finding.kind, finding.key) == ("asset", f"assets/{DUCK}/{name}")
-    assert finding.problem.startswith("is damaged: ")
-    repair_store(store, [finding])
-    assert verify_store(store) == []
-    assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}
-    make(store, tmp_path, spec(), "run2")
-    assert verify_store(store) == []
-
-
-@pytest.mark.parametrize("content", TORN)
-def test_a_damaged_attempt_costs_itself_and_no_other(tmp_path: Path, content: bytes) -> None:
-    store = open_store(tmp_path / "store")
-    make(store, tmp_path, spec(), "run1", "failed")
-    make(store, tmp_path, spec(), "run2", "failed")
-    key, kept = (
-        f"assets/{DUCK}/a02/attempt.json",
-        store.get_bytes(f"assets/{DUCK}/a01/attempt.json"),
-    )
-    damage(store, key, content)
-    assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}  # so it is tried again
-    said: list[str] = []
-    for _ in range(2):
-        assert close_interrupted(store, [DUCK], report=said.append) == []
-    assert len(said) == 1, "it is told once"
-    assert f"{DUCK}/a02/attempt.json was damaged" in said[0]
-    aside, reason = (k for k in store.list(f"assets/{DUCK}/a02/") if k != key)
-    assert aside.endswith(".damaged")
-    assert store.get_bytes(aside) == content
-    assert f"{key} was set aside: ".encode() in store.get_bytes(reason)
-    assert asset_states(store, [DUCK]) == {DUCK: "interrupted"}
-    make(store, tmp_path, spec(), "run3")
-    assert [a["attempt"] for a in asset_attempts(store, DUCK)] == ["a01", "a03"]
-    assert store.get_bytes(f"assets/{DUCK}/a01/attempt.json") == kept
+    cases = list(itertools.product(("manifest.json", "a01/attempt.json"), TORN))
+    assets = [spec(seed=seed) for seed in range(len(cases))]
+    keys = [f"assets/{asset.asset_id}/{case[0]}" for asset, case in zip(assets, cases, strict=True)]
+    for asset, key, (_, content) in zip(assets, keys, cases, strict=True):
+        make(store, tmp_path, asset, "run1")
+        damage(store, key, content)
     found = verify_store(store)
-    assert {f.key for f in found} == {"tables/assets", "tables/attempts"}  # a02's old rows
+    assert sorted(kinds(found)) == sorted(("asset", key) for key in keys)
+    assert all(finding.problem.startswith("is damaged: ") for finding in found)
+    repair_store(store, found)
+    assert verify_store(store) == []
+    ids = [asset.asset_id for asset in assets]
+    assert asset_states(store, ids) == dict.fromkeys(ids, "interrupted")
+    for asset in assets:
+        make(store, tmp_path, asset, "run2")
+    assert verify_store(store) == []
+
+
+def test_damaged_attempts_cost_themselves_and_no_other(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    for seed, content in enumerate(TORN):
+        asset_id = spec(seed=seed).asset_id
+        for run_id in ("run1", "run2"):
+            make(store, tmp_path, spec(seed=seed), run_id, "failed")
+        key, first = (f"assets/{asset_id}/{name}/attempt.json" for name in ("a02", "a01"))
+        kept = store.get_bytes(first)
+        damage(store, key, content)
+        assert asset_states(store, [asset_id]) == {asset_id: "interrupted"}  # so it is tried again
+        said: list[str] = []
+        for _ in range(2):
+            assert close_interrupted(store, [asset_id], report=said.append) == []
+        assert len(said) == 1, "it is told once"
+        assert f"{asset_id}/a02/attempt.json was damaged" in said[0]
+        aside, reason = (k for k in store.list(f"assets/{asset_id}/a02/") if k != key)
+        assert aside.endswith(".damaged")
+        assert store.get_bytes(aside) == content
+        assert f"{key} was set aside: ".encode() in store.get_bytes(reason)
+        assert asset_states(store, [asset_id]) == {asset_id: "interrupted"}
+        make(store, tmp_path, spec(seed=seed), "run3")
+        assert [a["attempt"] for a in asset_attempts(store, asset_id)] == ["a01", "a03"]
+        assert store.get_bytes(first) == kept
+    found = verify_store(store)
+    old = f"0 rows are missing and {len(TORN)} have nothing behind them"  # a02's
+    assert [(f.key, f.problem) for f in found] == [("tables/assets", old), ("tables/attempts", old)]
     repair_store(store, found)
     assert verify_store(store) == []
 
@@ -387,65 +393,65 @@ WRONG = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("how", WRONG)
-def test_a_marker_that_is_valid_json_but_wrong_is_damage(tmp_path: Path, how: str) -> None:
-    store = open_store(tmp_path / "store")
-    make(store, tmp_path, spec(), "run1")
-    key = f"assets/{DUCK}/manifest.json"
-    damage(store, key, json.dumps(wrong(json.loads(store.get_bytes(key)), how)).encode())
-    if how != "another spec":
-        with pytest.raises(Damaged, match=r"manifest\.json is damaged \("):
-            freeze(store, str(tmp_path / "out"), DatasetRequest(name="x"))
-    [finding] = verify_store(store)
-    assert finding.key == (key if how != "another spec" else f"assets/{DUCK}/a01/attempt.json")
-    assert set(plan_repairs(store, [finding]).assets) == {DUCK}
-    repair_store(store, [finding])
+def test_markers_that_are_valid_json_but_wrong_are_damage(tmp_path: Path) -> None:
+    store, assets, keys = open_store(tmp_path / "store"), [], []
+    for seed, how in enumerate(WRONG):
+        assets.append(spec(seed=seed))
+        make(store, tmp_path, assets[-1], "run1")
+        asset_id = assets[-1].asset_id
+        key = f"assets/{asset_id}/manifest.json"
+        damage(store, key, json.dumps(wrong(json.loads(store.get_bytes(key)), how)).encode())
+        keys.append(key if how != "another spec" else f"assets/{asset_id}/a01/attempt.json")
+        if how != "another spec":
+            one = DatasetRequest(name="x", where=f"asset_id = '{asset_id}'")
+            with pytest.raises(Damaged, match=rf"{asset_id}/manifest\.json is damaged \("):
+                freeze(store, str(tmp_path / "out"), one)
+    found = verify_store(store)
+    assert sorted(finding.key for finding in found) == sorted(keys)
+    assert set(plan_repairs(store, found).assets) == {asset.asset_id for asset in assets}
+    repair_store(store, found)
     assert verify_store(store) == []
-    make(store, tmp_path, spec(), "run2")
-    assert verify_store(store) == []
-
-
-@pytest.mark.parametrize("change", [{"asset_id": "0" * 16}, {"attempt": "a07"}, {"status": "fine"},
-                                    {"ended_at": None}, {"ended_at": "yesterday"}, {"spec": {}},
-                                    {"last_step": "3"}, {"report": []}, {"first_step": -5},
-                                    {"report": {"views": [1]}}, {"report": {"views": {}}},
-                                    {"report": {"views": [{"source": "mesh"}]}},
-                                    {"started_at": "2026-01-01T00:00:00"}])  # fmt: skip
-def test_an_attempt_that_is_valid_json_but_wrong_is_damage(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
-    store = open_store(tmp_path / "store")
-    make(store, tmp_path, spec(), "run1", "failed")
-    key = f"assets/{DUCK}/a01/attempt.json"
-    damage(store, key, json.dumps(json.loads(store.get_bytes(key)) | change).encode())
-    assert kinds(verify_store(store)) == [("asset", key)]
-    repair_store(store, verify_store(store))
+    for asset in assets:
+        make(store, tmp_path, asset, "run2")
     assert verify_store(store) == []
 
 
-@pytest.mark.parametrize("change", [{"run_id": "other"}, {"entries": None}, {"entries": [{}]},
-                                    {"started_at": 3}, {"settings": "none"},
-                                    {"ended_at": "2026-01-01T00:00:00"}])  # fmt: skip
-def test_a_run_that_is_valid_json_but_wrong_is_damage(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
-    store = open_store(tmp_path / "store")
-    make_run(store, tmp_path, "run1", "duck,a duck,t,v\n")
-    damage(store, "runs/run1.json",
-           json.dumps(json.loads(store.get_bytes("runs/run1.json")) | change).encode())  # fmt: skip
-    assert kinds(verify_store(store)) == [("run", "runs/run1.json")]
-    repair_store(store, verify_store(store))
+def test_attempts_that_are_valid_json_but_wrong_are_damage(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [
+        {"asset_id": "0" * 16}, {"attempt": "a07"}, {"status": "fine"}, {"ended_at": None},
+        {"ended_at": "yesterday"}, {"spec": {}}, {"last_step": "3"}, {"report": []},
+        {"first_step": -5}, {"report": {"views": [1]}}, {"report": {"views": {}}},
+        {"report": {"views": [{"source": "mesh"}]}}, {"started_at": "2026-01-01T00:00:00"},
+    ]  # fmt: skip
+    store, keys = open_store(tmp_path / "store"), []
+    for seed, change in enumerate(changes):
+        make(store, tmp_path, spec(seed=seed), "run1", "failed")
+        keys.append(f"assets/{spec(seed=seed).asset_id}/a01/attempt.json")
+        damage(store, keys[-1], json.dumps(json.loads(store.get_bytes(keys[-1])) | change).encode())
+    found = verify_store(store)
+    assert sorted(kinds(found)) == sorted(("asset", key) for key in keys)
+    repair_store(store, found)
     assert verify_store(store) == []
 
 
-@pytest.mark.parametrize("value", [0, -3, 1e30, 10**30])
-def test_an_entry_that_no_table_can_hold_is_damage(tmp_path: Path, value: float) -> None:
-    store = open_store(tmp_path / "store")
-    make_run(store, tmp_path, "run1", "duck,a duck,t,v\n")
-    run = json.loads(store.get_bytes("runs/run1.json"))
-    run["entries"][0]["line"] = value
-    damage(store, "runs/run1.json", json.dumps(run).encode())
-    assert kinds(verify_store(store)) == [("run", "runs/run1.json")]
+def test_runs_that_are_valid_json_but_wrong_are_damage(tmp_path: Path) -> None:
+    """Or that have an entry with a line that no table can hold."""
+    changes: list[dict[str, Any]] = [
+        {"run_id": "other"}, {"entries": None}, {"entries": [{}]}, {"started_at": 3},
+        {"settings": "none"}, {"ended_at": "2026-01-01T00:00:00"},
+    ]  # fmt: skip
+    changes += [{"line": value} for value in (0, -3, 1e30, 10**30)]
+    store, keys = open_store(tmp_path / "store"), []
+    for number, change in enumerate(changes):
+        make_run(store, tmp_path, f"run{number}", "duck,a duck,t,v\n")
+        keys.append(f"runs/run{number}.json")
+        run = json.loads(store.get_bytes(keys[-1]))
+        (run["entries"][0] if "line" in change else run).update(change)
+        damage(store, keys[-1], json.dumps(run).encode())
+    found = verify_store(store)
+    assert sorted(kinds(found)) == sorted(("run", key) for key in keys)
+    repair_store(store, found)
+    assert verify_store(store) == []
 
 
 def test_json_that_is_nested_too_deeply_is_damage(tmp_path: Path) -> None:

@@ -12,32 +12,14 @@ from sjc_engine.toybox.training.shapes import Builder, Toy
 # Adds a random toy's primitives; returns the colour word of `make_toy`
 Maker = Callable[[Builder, np.random.Generator], str | None]
 
-MAKERS: dict[str, Maker] = {
-    "burger": food_and_plants.burger,
-    "duck": animals.duck,
-    "ficus": food_and_plants.ficus,
-    "tank": vehicles.tank,
-    "icecream": food_and_plants.icecream,
-    "giraffe": animals.giraffe,
-    "chair": things.chair,
-    "table": things.table,
-    "mug": things.mug,
-    "car": vehicles.car,
-    "house": things.house,
-    "mushroom": food_and_plants.mushroom,
-    "snowman": animals.snowman,
-    "rocket": vehicles.rocket,
-    "lamp": things.lamp,
-    "boat": vehicles.boat,
-    "castle": things.castle,
-    "cactus": food_and_plants.cactus,
-    "robot": animals.robot,
-    "teapot": things.teapot,
-    "tree": food_and_plants.tree,
-    "airplane": vehicles.airplane,
-    "pig": animals.pig,
-    "fish": animals.fish,
-}
+_MAKERS: tuple[Maker, ...] = (
+    food_and_plants.burger, animals.duck, food_and_plants.ficus, vehicles.tank,
+    food_and_plants.icecream, animals.giraffe, things.chair, things.table, things.mug,
+    vehicles.car, things.house, food_and_plants.mushroom, animals.snowman, vehicles.rocket,
+    things.lamp, vehicles.boat, things.castle, food_and_plants.cactus, animals.robot,
+    things.teapot, food_and_plants.tree, vehicles.airplane, animals.pig, animals.fish,
+)  # fmt: skip
+MAKERS = {maker.__name__: maker for maker in _MAKERS}
 CATEGORIES = tuple(MAKERS)
 PAPER_CATEGORIES = CATEGORIES[:6]
 
