@@ -145,8 +145,8 @@ def test_losses_of_other_views_are_what_they_say():
     assert depth_smoothness(torch.stack([depth, depth])).item() == pytest.approx(
         depth_smoothness(depth).item(), rel=1e-12
     )
-    one, other = torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2, 2), -3.0)
-    assert near_view(one, other, depth, depth + 0.5).item() == pytest.approx(3.5)
+    one, other = torch.ones(1, 2, 2, 2), torch.full((1, 2, 2, 2), -3.0)
+    assert near_view(one, other, depth, depth + 0.5).item() == pytest.approx(4.5)
 
 
 def test_gradients_of_other_views_are_right():
