@@ -107,6 +107,11 @@ def test_the_gradient_is_sigma_times_the_score_through_the_renderers_jacobian(no
     torch.testing.assert_close(scene.field.color.grad, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_a_prior_of_ones_own_sees_single_views_reads_all_words_and_is_launched_as_usual():
+    scene = Scene("x", "", 0, PIXEL, KnownAnswer([0.0, 0.0, 0.0]))
+    assert (scene.group, scene.words_cut, scene.flat, scene.reads_late) == (1, [], False, False)
+
+
 def test_emptiness_alone_empties_the_field():
     class Content(KnownAnswer):
         """Thinks that every picture is as it should be: D = what was rendered, score 0."""
