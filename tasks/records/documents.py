@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from sjc_engine.asset_files import MESH
 from sjc_engine.spec import canonical_json
@@ -43,6 +46,8 @@ from tasks.tables.projection import (
 from tasks.tables.schemas import SCHEMA_VERSION, check_row
 
 Document = dict[str, Any]
+S = TypeVar("S")
+T = TypeVar("T")
 
 LOOKUPS = 8  # assets whose documents are read at a time
 # Of the keys and documents, and of the tables' columns. Format 2 has other files in the tables: a
@@ -138,6 +143,16 @@ def asset_ids(store: Store) -> list[str]:
     """Every asset that was ever begun."""
     found = {key.split("/")[1] for key in store.list(layout.ASSETS)}
     return sorted(filter(layout.ASSET_ID.fullmatch, found))
+
+
+def read_ahead(read: Callable[[S], T], assets: Iterable[S]) -> Iterator[T]:
+    """`read` of each asset, in order: LOOKUPS at a time, and none further ahead of the caller."""
+    following = iter(assets)
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        ahead = deque(pool.submit(read, asset) for asset in islice(following, LOOKUPS))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(pool.submit(read, asset) for asset in islice(following, 1))
 
 
 def attempt_keys(store: Store, asset_id: str) -> list[str]:

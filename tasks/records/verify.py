@@ -6,12 +6,11 @@ any of it nothing is repaired at all (`tasks.store.interface` defines both).
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -19,13 +18,15 @@ import pyarrow as pa
 from tasks.records import documents
 from tasks.records.attempts import confirm_attempt, is_needed
 from tasks.records.commit import set_aside
+from tasks.records.documents import Document
 from tasks.records.prune import finish_prune, is_half_pruned
 from tasks.store import layout
 from tasks.store.checkpoints import finished_copies
 from tasks.store.interface import Damaged, NewerStore, NotInStore, Store, StoreError
-from tasks.tables.read import query
-from tasks.tables.schemas import SCHEMAS
-from tasks.tables.write import projection, rebuild_tables
+from tasks.tables.projection import annotation_rows, ended_rows, rows_of_run
+from tasks.tables.read import connect, query
+from tasks.tables.schemas import SCHEMAS, Rows
+from tasks.tables.write import Projection, rebuild_tables
 
 COMMITTED = ("ok", "running")  # the second until a later run closes the attempt
 ABANDONED = timedelta(hours=24)  # no upload and no write takes that long
@@ -90,25 +91,25 @@ def verify_store(
     """
     documents.check_usable(store)
     asset_ids = documents.asset_ids(store)
-    findings: list[Finding] = []
-    with ThreadPoolExecutor(documents.LOOKUPS) as pool:
-        ahead = deque(pool.submit(_check_asset, store, k) for k in asset_ids[: documents.LOOKUPS])
-        for done in range(1, len(asset_ids) + 1):
-            findings += ahead.popleft().result()
-            on_progress(done, len(asset_ids))
-            if len(unreadable(findings)) >= ENOUGH:
-                rest = f"the {len(asset_ids) - done} assets after it were not read"
-                return [*findings, Finding("unreadable", store.url, rest)]
-            # No further ahead: a store that answers nothing is not asked for all of its files.
-            if done + documents.LOOKUPS <= len(asset_ids):
-                following = asset_ids[done + documents.LOOKUPS - 1]
-                ahead.append(pool.submit(_check_asset, store, following))
+    findings, made = list[Finding](), Projection()
+    checked = documents.read_ahead(partial(_check_asset, store), asset_ids)
+    for done, (found, rows) in enumerate(checked, start=1):
+        findings += found
+        on_progress(done, len(asset_ids))
+        if len(unreadable(findings)) >= ENOUGH:  # a store that answers nothing is not asked for all
+            rest = f"the {len(asset_ids) - done} assets after it were not read"
+            return [*findings, Finding("unreadable", store.url, rest)]
+        for some in rows:
+            made.add(some)
     for run_id in documents.run_ids(store):
-        _read(findings, "run", layout.run_key(run_id), documents.read_run, store, run_id)
+        key = layout.run_key(run_id)
+        if run := _read(findings, "run", key, documents.read_run, store, run_id):
+            made.add(rows_of_run(run))
     for digest in documents.annotation_digests(store):
         key = layout.annotations_key(digest)
-        _read(findings, "annotations", key, documents.read_annotations, store, digest)
-    findings += _check_tables(store, comparable=not findings)  # they are made from the documents
+        if read := _read(findings, "annotations", key, documents.read_annotations, store, digest):
+            made.add({"annotations": annotation_rows(read, digest)})
+    findings += _check_tables(store, None if findings else made.tables())
     if unreadable(findings):
         return findings
     needless = finished_copies(store, asset_ids)
@@ -162,9 +163,10 @@ def repair_store(
     """
     repairs = plan_repairs(store, findings)
     documents.check_usable(store)
-    plan_repairs(store, _check_tables(store, comparable=False))  # read them all, or write nothing
+    plan_repairs(store, _check_tables(store, None))  # read them all, or write nothing
     done = []
-    again = plan_repairs(store, [f for k in repairs.assets for f in _check_asset(store, k)]).assets
+    found = (_check_asset(store, asset_id)[0] for asset_id in repairs.assets)
+    again = plan_repairs(store, chain.from_iterable(found)).assets
     for asset_id in repairs.assets:
         if asset_id in again:
             set_aside(store, asset_id, again[asset_id])
@@ -192,8 +194,8 @@ def repair_store(
     return done + [f"{name}: removed" for name in removed]
 
 
-def _check_asset(store: Store, asset_id: str) -> list[Finding]:
-    """The commit marker, every file that it names, and every attempt's document.
+def _check_asset(store: Store, asset_id: str) -> tuple[list[Finding], list[Rows]]:
+    """The commit marker, every file that it names, and every attempt's document; and their rows.
 
     Ends at the first thing that cannot be read: the asset cannot be judged then.
     """
@@ -201,29 +203,43 @@ def _check_asset(store: Store, asset_id: str) -> list[Finding]:
     folder = layout.asset_folder(asset_id)
     keys = _read(findings, "asset", folder, documents.attempt_keys, store, asset_id)
     if keys is None:
-        return findings
-    for key in keys:
-        _read(findings, "asset", key, documents.read_attempt, store, key)
+        return findings, []
+    attempts = {
+        key: _read(findings, "asset", key, documents.read_attempt, store, key)
+        for key in sorted(keys, key=layout.attempt_number)
+    }
     marker = layout.marker_key(asset_id)
     manifest = _read(findings, "asset", marker, documents.asset_manifest, store, asset_id)
-    if manifest is None:
-        if not findings and _read(findings, "asset", folder, is_half_pruned, store, asset_id):
-            problem = "is pruned in part, since the process ended"
-            findings.append(Finding("pruned", folder, problem))
-        return findings
+    if manifest is not None:
+        _check_commit(findings, store, asset_id, manifest, attempts)
+    elif not findings and _read(findings, "asset", folder, is_half_pruned, store, asset_id):
+        findings.append(Finding("pruned", folder, "is pruned in part, since the process ended"))
+    return findings, ended_rows(store, filter(None, attempts.values()), manifest)
+
+
+def _check_commit(
+    findings: list[Finding],
+    store: Store,
+    asset_id: str,
+    manifest: Document,
+    attempts: Mapping[str, Document | None],
+) -> None:
+    """Adds what is wrong with the files that a commit marker names, and with its attempt."""
     for file in documents.committed_files(asset_id, manifest).values():
         if unreadable(findings):
-            return findings
+            return
         _read(findings, "asset", file.key, documents.read_file, store, file)
     key = layout.attempt_key(asset_id, documents.committed_attempt(manifest))
-    read = partial(documents.read_attempt, store, key, committed=True)
-    attempt = _read([] if key in keys else findings, "asset", key, read)  # else it is there already
+    if key in attempts:
+        attempt = attempts[key]
+    else:
+        read = partial(documents.read_attempt, store, key, committed=True)
+        attempt = _read(findings, "asset", key, read)
     if attempt and attempt["spec"] != manifest["spec"]:
         findings.append(Finding("asset", key, "is of another spec than manifest.json"))
     elif attempt and attempt["status"] not in COMMITTED and not findings:
         problem = f"is {attempt['status']}, and its files are committed"
         findings.append(Finding("attempt", key, problem))
-    return findings
 
 
 def _read(
@@ -244,14 +260,13 @@ def _read(
     return None
 
 
-def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
-    """Each table's rows against those that follow from the JSON, if that is `comparable`."""
+def _check_tables(store: Store, wanted: Mapping[str, pa.Table] | None) -> list[Finding]:
+    """Each table's rows against those that follow from the JSON, where these are known."""
     findings: list[Finding] = []
-    wanted = projection(store) if comparable else {}
     for table in SCHEMAS:
         key = f"tables/{table}"
         content = _read(findings, "table", key, query, store, f"SELECT * FROM {table}")
-        if content is None or not comparable:
+        if content is None or wanted is None:
             continue
         rows = wanted[table]
         if table == "assets":
@@ -260,18 +275,18 @@ def _check_tables(store: Store, *, comparable: bool) -> list[Finding]:
             findings += [
                 Finding("gone", layout.asset_folder(asset_id), GONE) for asset_id in sorted(gone)
             ]
-        made, stored = _rows(rows), _rows(content)
-        missing, extra = made - stored, stored - made
+        missing, extra = _rows_less(rows, content), _rows_less(content, rows)
         if missing or extra:
-            problem = (
-                f"{missing.total()} rows are missing and {extra.total()} have nothing behind them"
-            )
+            problem = f"{missing} rows are missing and {extra} have nothing behind them"
             findings.append(Finding("table", key, problem))
     return findings
 
 
-def _rows(table: pa.Table) -> Counter[str]:
-    """The rows as text, however often each is there."""
-    names = sorted(table.column_names)
-    rows: list[dict[str, Any]] = table.select(names).to_pylist(maps_as_pydicts="strict")
-    return Counter(map(repr, rows))
+def _rows_less(rows: pa.Table, others: pa.Table) -> int:
+    """How many rows are not among the others, or more often."""
+    with connect() as connection:
+        connection.register("these", rows)
+        connection.register("others", others)
+        sql = "SELECT count(*) FROM (FROM these EXCEPT ALL FROM others)"
+        [[number]] = connection.sql(sql).fetchall()
+    return int(number)

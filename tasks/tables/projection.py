@@ -18,7 +18,7 @@ from sjc_engine.spec import canonical_json
 from tasks.store.interface import Store
 from tasks.store.layout import file_key
 from tasks.tables.columns import RowError
-from tasks.tables.schemas import COLUMNS, CURVES, LINKED_FILES, OUTCOMES, STAGES, Row
+from tasks.tables.schemas import COLUMNS, CURVES, LINKED_FILES, OUTCOMES, STAGES, Row, Rows
 
 Document = Mapping[str, Any]
 
@@ -89,7 +89,7 @@ def _check_history(history: Any) -> None:
         raise RowError("report: history: its lists are not equally long")
 
 
-def rows_of_attempt(store: Store, attempt: Document, manifest: Document) -> dict[str, list[Row]]:
+def rows_of_attempt(store: Store, attempt: Document, manifest: Document) -> Rows:
     """Its rows in each table. A row in the last, `assets`, says that it has those in the others."""
     return {
         "views": view_rows(store, attempt, manifest),
@@ -99,7 +99,13 @@ def rows_of_attempt(store: Store, attempt: Document, manifest: Document) -> dict
     }
 
 
-def rows_of_run(run: Document) -> dict[str, list[Row]]:
+def ended_rows(store: Store, attempts: Iterable[Document], manifest: Document | None) -> list[Rows]:
+    """The same of those of an asset's attempts that have ended."""
+    ended = (attempt for attempt in attempts if attempt["status"] != "running")
+    return [rows_of_attempt(store, attempt, manifest or {}) for attempt in ended]
+
+
+def rows_of_run(run: Document) -> Rows:
     """Its rows in each table."""
     return {"entries": entry_rows(run), "runs": [run_row(run)]}
 

@@ -43,6 +43,7 @@ LINKED_FILES = {  # an asset's files with a column `uri_...` of their own
 }  # fmt: skip
 
 Row = dict[str, Any]
+Rows = dict[str, list[Row]]  # by table
 
 _ASSET_ID = required("asset_id", "Id of the asset: first 16 hex digits of its spec's SHA-256.")
 _RUN_ID = required("run_id", "The run. Kept as the folder name `run_id=...`, not in the file.")

@@ -23,14 +23,15 @@ from tasks.records.attempts import asset_attempts
 from tasks.records.runs import new_run_id
 from tasks.store.interface import Damaged, NotInStore, Store, StoreError
 from tasks.tables import read as table_reader
-from tasks.tables.projection import annotation_rows, rows_of_attempt, rows_of_run
+from tasks.tables.projection import annotation_rows, ended_rows, rows_of_attempt, rows_of_run
 from tasks.tables.read import last_rows, query
-from tasks.tables.schemas import COMPACTED_SCHEMAS, ROW_KEYS, SCHEMAS, Row, to_arrow
+from tasks.tables.schemas import COMPACTED_SCHEMAS, ROW_KEYS, SCHEMAS, Row, Rows, to_arrow
 
 Ended = tuple[Mapping[str, Any], Mapping[str, Any]]  # an attempt, and its asset's manifest or {}
 
 PART = 300  # assets of a file
 WRITE_SECONDS = 3.0  # between two writes of a file that grows
+PACKED = 1000  # rows of a projection that are kept as dicts
 
 
 class TableWriter:
@@ -210,25 +211,46 @@ def _rows_or_damage(store: Store, table: str, key: str) -> pa.Table | Damaged:
         return error
 
 
+class Projection:
+    """The rows of every table as they follow from documents. Soon Arrow's: dicts are far larger."""
+
+    def __init__(self) -> None:
+        self._rows: Rows = {table: [] for table in SCHEMAS}
+        self._parts: dict[str, list[pa.Table]] = {table: [] for table in SCHEMAS}
+
+    def add(self, rows: Mapping[str, Iterable[Row]]) -> None:
+        """Add rows of some tables; raises `RowError`."""
+        for table, found in rows.items():
+            self._rows[table] += found
+            if len(self._rows[table]) >= PACKED:
+                self._pack(table)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Every table, with the last of the rows that replace each other."""
+        for table in SCHEMAS:
+            self._pack(table)
+        return {table: last_rows(table, pa.concat_tables(self._parts[table])) for table in SCHEMAS}
+
+    def _pack(self, table: str) -> None:
+        self._parts[table].append(to_arrow(table, None, self._rows[table]))
+        self._rows[table].clear()
+
+
 def projection(store: Store) -> dict[str, pa.Table]:
     """The rows of every table as they follow from the store's JSON."""
-    asset_ids = documents.asset_ids(store)
-    with ThreadPoolExecutor(table_reader.FILES) as pool:
-        manifests = pool.map(partial(documents.asset_manifest, store), asset_ids)
-        attempts = pool.map(partial(asset_attempts, store), asset_ids)
-    made = [
-        rows_of_attempt(store, attempt, manifest or {})
-        for manifest, ended in zip(manifests, attempts, strict=True)
-        for attempt in ended
-        if attempt["status"] != "running"
-    ]
-    made += [rows_of_run(documents.read_run(store, run_id)) for run_id in documents.run_ids(store)]
-    made.append({"annotations": _annotation_rows(store, documents.annotation_digests(store))})
+    made = Projection()
 
-    def content(table: str) -> pa.Table:
-        return to_arrow(table, None, [row for rows in made for row in rows.get(table, [])])
+    def of_asset(asset_id: str) -> list[Rows]:
+        manifest = documents.asset_manifest(store, asset_id)
+        return ended_rows(store, asset_attempts(store, asset_id), manifest)
 
-    return {table: last_rows(table, content(table)) for table in SCHEMAS}
+    for rows in documents.read_ahead(of_asset, documents.asset_ids(store)):
+        for some in rows:
+            made.add(some)
+    for run_id in documents.run_ids(store):
+        made.add(rows_of_run(documents.read_run(store, run_id)))
+    made.add({"annotations": _annotation_rows(store, documents.annotation_digests(store))})
+    return made.tables()
 
 
 def _replace(store: Store, table: str, rows: pa.Table, keys: Iterable[str]) -> None:

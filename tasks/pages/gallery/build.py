@@ -21,7 +21,7 @@ from sjc_engine.files import write_atomically
 from tasks.manifest.resolve import recipe_diff
 from tasks.pages.html import PAGE_CSS, escaped, page, source_hash
 from tasks.pages.report.charts import Line, curves
-from tasks.records.documents import CommittedFile, committed_files, finished_manifest
+from tasks.records.documents import CommittedFile, committed_files, finished_manifest, read_ahead
 from tasks.store.interface import Store
 from tasks.tables.columns import FLAG, REAL, TEXTS, TIME, WHOLE, Column
 from tasks.tables.read import query
@@ -81,9 +81,15 @@ def build_gallery(
     shutil.copyfile(_FILES / "vendor" / VIEWER, out / VIEWER)
     write_atomically(out / RATINGS_SCRIPT, _RATINGS_JS.encode())
     copied, place = 0, store_id(store)
-    for done, (row, history) in enumerate(zip(rows, histories, strict=True), 1):
+
+    def write(found: tuple[dict[str, Any], Any]) -> int:
+        row, history = found
         folder = out / FOLDER / row["asset_id"]
-        copied += _write_asset(store, place, folder, row | {"history": history.as_py()})
+        return _write_asset(store, place, folder, row | {"history": history.as_py()})
+
+    # Several at a time: each waits for the disk, or the network.
+    for done, files in enumerate(read_ahead(write, zip(rows, histories, strict=True)), 1):
+        copied += files
         on_progress(done, len(rows))
     index = out / "index.html"
     write_atomically(index, index_page(rows, place).encode())

@@ -107,6 +107,11 @@ def test_the_gradient_is_sigma_times_the_score_through_the_renderers_jacobian(no
     torch.testing.assert_close(scene.field.color.grad, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_a_prior_of_ones_own_sees_single_views_reads_all_words_and_is_launched_as_usual():
+    scene = Scene("x", "", 0, PIXEL, KnownAnswer([0.0, 0.0, 0.0]))
+    assert (scene.group, scene.words_cut, scene.flat, scene.reads_late) == (1, [], False, False)
+
+
 def test_emptiness_alone_empties_the_field():
     class Content(KnownAnswer):
         """Thinks that every picture is as it should be: D = what was rendered, score 0."""
@@ -674,6 +679,33 @@ def test_guidance_moves_from_one_scale_to_the_other(prior):
 def test_the_naive_score_adds_no_noise(prior):
     inputs = draw(Scene("a duck", "", 0, PIXEL.override({"score": "naive"}), prior))
     assert torch.equal(inputs.z[0], inputs.images.detach())
+
+
+@pytest.mark.parametrize(
+    ("step", "weight", "term", "factor"),
+    [
+        (0, "emptiness_weight", "emptiness", 1.0),
+        (3, "emptiness_weight", "emptiness", 20.0),  # the multiplier, after half of the steps
+        (0, "depth_weight", "center_depth", 1.0),
+        (0, "binary_weight", "opacity_entropy", 1.0),
+        (0, "tv_weight", "total_variation", 1.0),
+        (0, "distortion_weight", "distortion", 1.0),
+        (0, "near_view_weight", "near_view", 1.0),
+        (0, "smooth_weight", "depth_smoothness", 0.0),  # it starts after half of them
+        (3, "smooth_weight", "depth_smoothness", 1.0),
+    ],
+)
+def test_a_terms_weight_multiplies_it(prior, monkeypatch, step, weight, term, factor):
+    monkeypatch.setattr(f"sjc_engine.optimization.losses.{term}", lambda *_: torch.tensor(3.0))
+    found = []
+    monkeypatch.setattr(Scene, "descend", lambda scene, loss, *_: found.append(loss.item()))
+    for value in (0.0, 0.5):
+        recipe = PIXEL.override({weight: value, "emptiness_multiplier": 20.0})
+        scene = Scene("a duck", "", 0, recipe, prior)
+        scene.step = step
+        inputs = draw(scene)
+        update(scene, inputs, inputs.z)
+    assert found[1] - found[0] == pytest.approx(0.5 * 3.0 * factor, rel=1e-4)
 
 
 def test_a_field_that_is_not_finite_is_neither_saved_nor_finished(prior, tmp_path):

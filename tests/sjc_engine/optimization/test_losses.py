@@ -44,6 +44,9 @@ def test_center_depth_is_minus_the_log_of_the_difference():
     small = torch.full((32, 32), 4.0)
     small[4:-4, 4:-4] = 1.0  # round(32 * 7 / 64) = 4 (banker's rounding of 3.5)
     assert center_depth(small).item() == pytest.approx(-math.log(3.0), rel=1e-6)
+    wide = torch.full((3, 32, 64), 4.0)
+    wide[:, 4:-4, 7:-7] = 1.0
+    assert center_depth(wide).item() == pytest.approx(-math.log(3.0), rel=1e-6)
 
 
 def center_slope(center, form):
@@ -145,8 +148,8 @@ def test_losses_of_other_views_are_what_they_say():
     assert depth_smoothness(torch.stack([depth, depth])).item() == pytest.approx(
         depth_smoothness(depth).item(), rel=1e-12
     )
-    one, other = torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2, 2), -3.0)
-    assert near_view(one, other, depth, depth + 0.5).item() == pytest.approx(3.5)
+    one, other = torch.ones(1, 2, 2, 2), torch.full((1, 2, 2, 2), -3.0)
+    assert near_view(one, other, depth, depth + 0.5).item() == pytest.approx(4.5)
 
 
 def test_gradients_of_other_views_are_right():

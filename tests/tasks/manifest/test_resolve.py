@@ -25,6 +25,7 @@ from tiny_priors import build_pixel_prior, build_zero123_prior
 from sjc_engine.priors.loading.lora import pin
 from sjc_engine.priors.sources import BUILTINS
 from sjc_engine.recipes import Recipe
+from tasks.manifest.formats import Records
 from tasks.manifest.resolve import ManifestError, Problem, read_entries, read_manifest
 
 # --- what is accepted --------------------------------------------------------------------------
@@ -418,6 +419,7 @@ def test_bad_files(write: Write, content: bytes, expected: str) -> None:
         ('{"prompt": "a", "steps": [5]}', "m.jsonl:1: steps: "),
         ('{"prompt": "a", "steps": {"a": 5}}', "m.jsonl:1: steps: "),
         ('{"prompt": "a", "tags": [5]}', "m.jsonl:1: tags: [5] is not a list of text"),
+        ('{"prompt": "a", "tags": ["x", 5]}', "m.jsonl:1: tags: ['x', 5] is not a list of text"),
         ('{"prompt": "a", "meta.x": {}}', "m.jsonl:1: meta.x: {} is not text"),
         ('{"prompt": "a\\u0000"}', "m.jsonl:1: prompt: has the control character"),
         ('{"prompt": "\\ud83e"}', "m.jsonl:1: prompt: has the control character '\\ud83e'"),
@@ -429,6 +431,15 @@ def test_bad_files(write: Write, content: bytes, expected: str) -> None:
 def test_bad_json_lines(write: Write, content: str, expected: str) -> None:
     [problem] = problems(write(content, "m.jsonl"))
     assert problem.startswith(expected), problem
+
+
+def test_a_files_problems_are_found_once() -> None:
+    """Also of records that are read again; without a file there are none."""
+    assert list(Records("m.csv", None)) == []
+    records = Records("m.csv", None, open=lambda: io.BytesIO(b"prompt\n"))
+    for _ in range(2):
+        assert list(records) == []
+        assert [problem.problem for problem in records.problems] == ["has no rows"]
 
 
 def test_bad_parquet(write: Write, tmp_path: Path) -> None:

@@ -88,6 +88,18 @@ def test_no_shard_has_more_assets_than_one_flow_run_takes() -> None:
     seconds = dict.fromkeys(specs, 0.001) | {next(iter(specs)): 1e5}
     counts = Counter(cut(specs, seconds, 1e5).values())
     assert max(counts.values()) == MOST_ASSETS
+    full = dict(list(specs.items())[:MOST_ASSETS])
+    assert set(cut(full, dict.fromkeys(full, 0.1), 1e6).values()) == {0}
+
+
+def test_shards_are_listed_in_order_whatever_the_manifests(write: Write) -> None:
+    entries = plan(write("prompt,seed\na duck,0-3\n"), recipe="draft").entries
+    seconds = {entry.spec.asset_id: 10.0 + n for n, entry in enumerate(entries)}
+    made = make_plan_file(
+        entries, seconds, 10.0, manifest="m.csv", manifest_sha256="0" * 64, settings={}
+    )
+    assert made.rows["shard"].to_pylist() == [3, 2, 1, 0], "the longest comes first"
+    assert [list(assets.values()) for assets in made.shards().values()] == [[13], [12], [11], [10]]
 
 
 def test_a_plan_is_the_same_each_time_and_holds_all_entries(write: Write) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,7 @@ def test_a_heartbeat_keeps_a_lease(expiring: Store, monkeypatch: pytest.MonkeyPa
 
     with ExpiringLeases(store, "one") as one:
         assert one.take(A)
+        assert all(t.daemon for t in threading.enumerate() if t.name == "leases")  # none outlives
         first = json.loads(store.get_bytes(key))["expires_at"]
         until(lambda lease: lease["expires_at"] > first)
         # A process that slept: its lease went to another, and its heart must not take it back.

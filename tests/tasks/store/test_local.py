@@ -167,6 +167,12 @@ def test_a_file_is_not_a_store(tmp_path: Path) -> None:
                 open_store(path, writable=writable)
 
 
+def test_writing_makes_a_store_with_the_folders_above_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        open_store(tmp_path / "a" / "b").put_bytes("x/y", b"content")
+    assert (tmp_path / "a" / "b" / "x" / "y").read_bytes() == b"content"
+
+
 def test_reading_does_not_make_a_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no store at .*typo"):
         open_store(tmp_path / "typo", writable=False)

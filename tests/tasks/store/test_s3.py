@@ -21,12 +21,15 @@ from tasks.store import s3 as store_s3
 from tasks.store.interface import (
     AlreadyCommitted,
     Damaged,
+    Listed,
     NotInStore,
     Store,
     StoreError,
     bytes_digest,
+    md5_digest,
     read_checked,
 )
+from tasks.store.s3 import S3Store
 
 PUT = r"^PUT .*/mesh\.glb"
 
@@ -215,6 +218,41 @@ def test_what_is_spoiled_on_the_way_is_no_damage(
         store.download("a/x", tmp_path / "x", stored.sha256)
     assert not_damage(caught)
     assert list(tmp_path.glob("*x*")) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "known"),
+    [
+        ({}, True),
+        ({"ServerSideEncryption": "AES256"}, True),
+        ({"ServerSideEncryption": "aws:kms"}, False),
+        ({"SSECustomerAlgorithm": "AES256"}, False),
+    ],
+)
+def test_what_a_users_key_encrypts_has_no_md5(
+    store: Store, monkeypatch: pytest.MonkeyPatch, head: dict[str, str], known: bool
+) -> None:
+    assert isinstance(store, S3Store)
+    store.put_bytes("a/x", b"content")
+    monkeypatch.setattr(store._client, "head_object", lambda **_: head)
+    assert store.listed("a/x") == Listed(7, md5_digest(b"content") if known else None)
+
+
+@pytest.mark.parametrize("copied", [None, b"cont"])
+def test_a_move_deletes_nothing_before_the_copy_is_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, copied: bytes | None
+) -> None:
+    assert isinstance(store, S3Store)
+    store.put_bytes("a/x", b"content")
+
+    def copy(**_: Any) -> None:
+        if copied:
+            store.put_bytes("a/aside", copied)
+
+    monkeypatch.setattr(store._client, "copy_object", copy)
+    with pytest.raises(StoreError, match="the copy is not like it, and nothing was deleted"):
+        store.move("a/x", "a/aside")
+    assert store.get_bytes("a/x") == b"content"
 
 
 def test_wrong_bytes_in_the_bucket_are_damage(store: Store, tmp_path: Path) -> None:
