@@ -286,7 +286,7 @@ def _rows_less(rows: pa.Table, others: pa.Table) -> int:
     """How many rows are not among the others, or more often."""
     with connect() as connection:
         connection.register("these", rows)
-        connection.register("others", others)
+        connection.register("others", others.select(rows.column_names))
         sql = "SELECT count(*) FROM (FROM these EXCEPT ALL FROM others)"
         [[number]] = connection.sql(sql).fetchall()
     return int(number)
