@@ -117,8 +117,8 @@ class KnownGroups(KnownPrior):
 
     The cameras are known, and the pose, a quarter turn from the next, is as likely as the others:
     whatever one view shows, any side may be there. `together`, the views of a group are of one
-    pose; else each is judged by itself, as a prior of single views does. see: the object's picture
-    (3, size, size) from a camera. fond: how much likelier the front is than the other sides, to
+    pose; else each is judged by itself, as a prior of single views does. see: the object's pictures
+    (n, 3, size, size) from n cameras. fond: how much likelier the front is than the other sides, to
     each view by itself, as a natural logarithm; the four views of one pose have one front.
     """
 
@@ -131,7 +131,7 @@ class KnownGroups(KnownPrior):
     def denoise(self, x, sigma, cond=None):
         cameras = [Camera(pose, math.radians(FOV), 0, 0) for pose in cond.camera]
         shape = x.shape[1:]
-        sides = torch.stack([self.see(camera) for camera in cameras]).view(-1, 4, *shape)
+        sides = self.see(cameras).view(-1, 4, *shape)
         front = torch.tensor([-float(camera.camera_to_world[0, 3]) for camera in cameras])
         front = torch.nn.functional.one_hot(front.view(-1, 4).argmax(1), 4)  # it looks to -X
         # The view k of a pose j quarter turns on is the view k + j.
@@ -144,6 +144,10 @@ class KnownGroups(KnownPrior):
         return (torch.softmax(likeness, 1)[..., None, None, None] * poses).sum(1).view_as(x)
 
 
+def pictures_of(field, cameras):
+    return torch.stack([picture(field, camera) for camera in cameras])
+
+
 GROUPS = {"steps": 100, "views_per_step": 4, "view_style": "none"}
 
 
@@ -151,19 +155,22 @@ GROUPS = {"steps": 100, "views_per_step": 4, "view_style": "none"}
 def test_groups_of_views_give_back_one_object_where_single_views_make_a_janus():
     recipe, known, best = RECIPE.override(GROUPS), known_object(), {}
     for together in (True, False):
-        prior = KnownGroups(together, lambda camera: picture(known, camera), SIZE)
+        prior = KnownGroups(together, partial(pictures_of, known), SIZE)
         [field] = optimize(["x"], prior, recipe)
         best[together] = max(psnr(field, 90 * k) for k in range(4))
     assert best[True] >= 27, best
     assert best[False] <= 25, best
 
 
-def toy_from(toy, camera, size):
-    """A toy on white (3, size, size), as the embedded judge knows it."""
-    origins, directions = rays(camera, size, size)
-    light = Light((-0.45, 0.87, 0.2), 0.47, 0.56)
-    seen = raycast([toy], origins[:1], directions[None], [light])[0].view(size, size, 4)
-    return (seen[..., :3] + 1 - seen[..., 3:]).permute(2, 0, 1) * 2 - 1
+def toys_from(toy, cameras, size):
+    """A toy on white (n, 3, size, size), as the embedded judge knows it."""
+    count, light = len(cameras), Light((-0.45, 0.87, 0.2), 0.47, 0.56)
+    origins, directions = map(
+        torch.stack, zip(*(rays(c, size, size) for c in cameras), strict=True)
+    )
+    seen = raycast([toy] * count, origins[:, 0], directions, [light] * count)
+    seen = seen.view(count, size, size, 4)
+    return (seen[..., :3] + 1 - seen[..., 3:]).permute(0, 3, 1, 2) * 2 - 1
 
 
 @pytest.mark.slow
@@ -174,7 +181,7 @@ def test_the_judge_sees_a_face_on_every_side_unless_views_are_denoised_together(
     changes = {"render_size": size, "grid_size": 40, "steps": 150}
     recipe, judge, scores = RECIPE.override(GROUPS | changes), load_judge("toybox"), {}
     for together in (True, False):
-        see = partial(toy_from, toy, size=size)
+        see = partial(toys_from, toy, size=size)
         prior = KnownGroups(together, see, size, fond=8.0)
         [field] = optimize(["a yellow duck"], prior, recipe)
         mesh = extract_mesh(field, MeshRecipe(texture_size=0, mesh_resolution=64))

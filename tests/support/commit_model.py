@@ -40,6 +40,7 @@ from flows.pipeline import OUTCOMES, Queue, _asset, end_asset
 from flows.plan import RunPlan, asset_states
 from flows.progress.terminal import Watcher
 from flows.run_record import recorded
+from flows.scratch import scratch_id
 from flows.settings import Settings
 from sjc_engine.recipes import Recipe
 from sjc_engine.spec import AssetSpec
@@ -107,6 +108,7 @@ def install(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr(attempts, "secrets", SimpleNamespace(token_hex=lambda n: execution().new_name()))
     substitute(patch, leases, lambda store, owner: _NoLeases())
     substitute(patch, write_report, lambda *_: None)
+    substitute(patch, scratch_id, lambda folder: "scratch")  # which reads all mounts: slow
     patch.setattr(flows.pipeline, "get_run_logger", lambda: logging.getLogger("model"))
     patch.setattr(threading, "Thread", lambda **_: SimpleNamespace(start=bool, join=bool))
     patch.setattr(Asset, "clear", lambda self, *, field: None)
