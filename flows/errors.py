@@ -1,5 +1,6 @@
 """What goes wrong for users: one message on stderr and an exit code, without a traceback."""
 
+import _thread
 import contextlib
 import io
 import os
@@ -89,6 +90,7 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     traceback.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C is
+    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         yield
     except typer.Exit:  # the message is out, whatever error came before it
@@ -101,7 +103,17 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
             raise
         fail(*known)
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Repeats a Ctrl-C that has struck within a callback, such as an import's: Python drops it."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        # In a thread: here it would be dropped again.
+        _thread.start_new_thread(signal.pthread_kill, (_thread.get_ident(), signal.SIGINT))
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _message(error: BaseException, interrupted: str) -> tuple[str, int] | None:
