@@ -183,8 +183,8 @@ def cut(
         for load, group in sorted(
             zip(loads, groups.values(), strict=True), key=lambda pair: pair[0], reverse=True
         ):
-            filled, number, held = heapq.heappop(open_shards) if open_shards else (0.0, shards, 0)
-            shards = max(shards, number + 1)
+            # There is one: as many as hold all assets were opened, or one for each field.
+            filled, number, held = heapq.heappop(open_shards)
             shard_of |= dict.fromkeys(group, number)
             if held + len(group) < MOST_ASSETS:
                 heapq.heappush(open_shards, (filled + load, number, held + len(group)))

@@ -262,7 +262,7 @@ def test_what_another_run_has_ended_meanwhile_is_not_made_again(
 ) -> None:
     duck = some_asset(store, tmp_path, "duck")
     line, _, watch = queue([duck])
-    line._settled = {duck.id: settled}
+    line._settled = {duck.id: settled} if settled else {}
     attempt = start_attempt(store, duck.spec, "other")["attempt"]
     if status == "ok":
         commit(store, duck, attempt)
@@ -312,9 +312,14 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 CONTEXT: Any = SimpleNamespace(watcher=Watcher(), pool="pool", judges="judges", board="board")
 
 
-def test_an_asset_passes_its_four_stages_in_order(asset: Asset, stages: dict[str, Any]) -> None:
+def test_an_asset_passes_its_four_stages_in_order(
+    asset: Asset, stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = list[str]()
+    monkeypatch.setattr(CONTEXT.watcher, "stage", lambda _, stage: shown.append(stage))
     window = Window[Asset](lambda: 1, lambda: None)
     assert make_asset(window, CONTEXT, "run1", 7.0, asset) == "ok"
+    assert shown == ["queue", "extract", "evaluate", "publish"]
     assert list(stages) == ["optimize", "extract", "evaluate", "publish"]
     first, run_id, pool, timeout, _, board = stages["optimize"]
     assert (first, run_id, pool, timeout, board) == (asset, "run1", "pool", 7.0, "board")
