@@ -46,7 +46,7 @@ CATEGORY_OF_ID = {"burger", "duck", "ficus", "tank", "icecream", "giraffe"}
 INSTANCES, SIZE = 64, 64
 INSTANCE_SEED = 424_242  # not one of the training data's
 CLAY_INSTANCES = 4
-VOXELS = 96  # along each side of a solid whose components are counted
+VOXELS = 144  # along each side of a solid whose components are counted
 
 
 @dataclass(frozen=True)
@@ -150,17 +150,24 @@ def solid_components(toy: Toy) -> int:
     from sjc_engine.toybox.training.shapes import BOX, ELLIPSOID
 
     line = np.linspace(-0.7, 0.7, VOXELS)
-    points = np.stack(np.meshgrid(line, line, line, indexing="ij"), -1)
-    solid = np.zeros(points.shape[:3], bool)
+    solid = np.zeros((VOXELS,) * 3, bool)
     for kind, frame, (bottom, top) in zip(toy.kind, toy.to_local, toy.radii, strict=True):
+        # Each within the box around its own.
+        half_axes = np.linalg.inv(frame[:, :3])
+        center = -half_axes @ frame[:, 3]
+        reach = np.abs(half_axes) @ (max(bottom, top, 1), 1, max(bottom, top, 1))
+        lows, highs = np.searchsorted(line, [center - reach, center + reach])
+        around = tuple(slice(low, high) for low, high in zip(lows, highs, strict=True))
+        points = np.stack(np.meshgrid(*(line[part] for part in around), indexing="ij"), -1)
         x, y, z = np.moveaxis(points @ frame[:, :3].T + frame[:, 3], -1, 0)
         if kind == ELLIPSOID:
-            solid |= x**2 + y**2 + z**2 <= 1
+            inside = x**2 + y**2 + z**2 <= 1
         elif kind == BOX:
-            solid |= np.maximum(np.maximum(abs(x), abs(y)), abs(z)) <= 1
+            inside = np.maximum(np.maximum(abs(x), abs(y)), abs(z)) <= 1
         else:
             radius = (bottom + top) / 2 + (top - bottom) / 2 * y
-            solid |= (abs(y) <= 1) & (np.hypot(x, z) <= radius)
+            inside = (abs(y) <= 1) & (np.hypot(x, z) <= radius)
+        solid[around] |= inside
     return int(label(solid, np.ones((3, 3, 3)))[1])
 
 

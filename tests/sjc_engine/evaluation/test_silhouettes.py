@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sjc_engine.toybox.training.objects.catalogue import CATEGORIES, make_toy
 from sjc_engine.toybox.training.shapes import Builder
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
@@ -73,3 +74,10 @@ def test_parts_of_a_toy_count_as_one_where_they_touch():
     assert solid_components(toy.build(0.6)) == 2
     toy.box((0, 0, 0), (0.3, 0.1, 0.1), (0, 1, 0))
     assert solid_components(toy.build(0.6)) == 1
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_nothing_floats_beside_a_toy(category):
+    """A handle that does not touch its pot is learnt, and ends as a part of its own in the mesh."""
+    rng = np.random.default_rng(5)
+    assert [solid_components(make_toy(category, rng)[0]) for _ in range(5)] == [1] * 5

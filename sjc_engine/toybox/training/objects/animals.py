@@ -138,8 +138,8 @@ def snowman(toy: Builder, rng: np.random.Generator) -> str | None:
         turn = (k - 2) * 0.28
         coal = (-0.225 * math.cos(turn), 0.90 + 0.03 * abs(k - 2), 0.225 * math.sin(turn))
         toy.ellipsoid(coal, 0.022, INK)
-    for y in (0.45, 0.62, 0.76):
-        toy.ellipsoid((-0.33, y, 0), 0.04, INK)
+    for y in (0.42, 0.55, 0.68):  # buttons
+        toy.ellipsoid((-math.sqrt(0.33**2 - (y - 0.55) ** 2), y, 0), 0.04, INK)
     toy.cone((0, 0.79, 0), 0.06, 0.26, 0.24, scarf)
     toy.box((-0.27, 0.66, 0.14), (0.03, 0.16, 0.07), scarf, rotation("z", 0.15))
     if rng.random() < 0.7:

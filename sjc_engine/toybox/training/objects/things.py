@@ -153,7 +153,7 @@ def castle(toy: Builder, rng: np.random.Generator) -> str | None:
     toy.box((0, 0, 0), (width, height, width), stone * 0.92, None, Pattern(BRICKS, stone * 0.7, 6))
     toy.box((0, height, 0), (width * 0.55, 0.34, width * 0.55), stone, None, mortar)
     toy.cone((0, height + 0.58, 0), 0.26, width * 0.62, 0.02, roof)
-    toy.rod((0, height + 0.80, 0), (0, height + 1.02, 0), 0.012, 0.012, dark)
+    toy.rod((0, height + 0.80, 0), (0, height + 1.02, 0), 0.02, 0.02, dark)
     toy.box((0.09, height + 0.97, 0), (0.09, 0.05, 0.012), COLORS["red"])
     for k in range(-3, 4):  # battlements on the walls
         for x, z in ((-width, 0.12 * k), (width, 0.12 * k), (0.12 * k, -width), (0.12 * k, width)):
@@ -190,11 +190,13 @@ def _handle(
     thickness: float,
     color: np.ndarray,
 ) -> None:
-    """Half a ring of rods, bulging away from the y axis through the origin."""
+    """Half a ring of rods, bulging away from the y axis, whose ends reach into the body."""
     height, bulge = size
     at = np.array(center)
     out = at / np.linalg.norm(at)
     turn = np.linspace(-1.35, 1.35, 7)
-    points = [at + bulge * math.cos(a) * out + (0, height * math.sin(a), 0) for a in turn]
-    for start, end in pairwise(points):
+    ring = [at + bulge * math.cos(a) * out + (0, height * math.sin(a), 0) for a in turn]
+    low, high = (0.6 * at + (0, height * math.sin(a), 0) for a in (turn[0], turn[-1]))
+    for start, end in pairwise([low, *ring, high]):
         toy.rod(start, end, thickness, thickness, color)
+        toy.ellipsoid(end, thickness, color)  # the joint

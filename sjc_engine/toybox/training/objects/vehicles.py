@@ -49,7 +49,7 @@ def tank(toy: Builder, rng: np.random.Generator) -> str | None:
             toy.cone((x, -0.13, outside), 0.03, 0.13, 0.13, hull * 0.85, ACROSS)
             toy.cone((x, -0.13, outside + side * 0.02), 0.03, 0.06, 0.06, hull * 0.5, ACROSS)
         toy.box((0.02, 0.10, z), (0.68, 0.03, 0.16), hull, None, camouflage)
-        toy.ellipsoid((-0.74, 0.13, side * width * 0.8), 0.05, (0.95, 0.92, 0.75))
+        toy.ellipsoid((-0.67, 0.09, side * width * 0.8), 0.05, (0.95, 0.92, 0.75))
     turret = rng.uniform(0.34, 0.38)
     toy.cone((0.10, 0.25, 0), 0.06, turret * 0.8, turret * 0.8, hull * 0.7)
     toy.box((0.12, 0.36, 0), (turret, 0.11, turret * 0.72), hull, None, camouflage)
@@ -130,7 +130,7 @@ def boat(toy: Builder, rng: np.random.Generator) -> str | None:
     seams = Pattern(BANDS, (0.86, 0.85, 0.80), 5)
     for side, wide in ((1, 0.30), (-1, 0.26)):  # each leans so that one edge is upright
         lean = math.atan2(wide, top)
-        center = (side * (0.04 + wide * math.cos(lean) / 2), 0.32 + top / 2, 0)
+        center = (side * (0.015 + wide * math.cos(lean) / 2), 0.32 + top / 2, 0)
         upright = rotation("z", side * lean / 2)
         toy.cone(center, (wide, top / 2, 0.012), 1, 0.01, (0.98, 0.97, 0.94), upright, seams)
     toy.box((0.07, 0.15 + 2 * mast, 0), (0.07, 0.04, 0.012), pick(rng, ("red", "yellow"))[1])
@@ -153,6 +153,7 @@ def airplane(toy: Builder, rng: np.random.Generator) -> str | None:
             toy.box(center, (chord, 0.018, 0.15), trim, back)
         toy.box((length * 0.92, 0.08, side * 0.19), (0.075, 0.015, 0.19), trim, back)
         engine = (-0.02, -0.12, side * 0.36)
+        toy.box((0.06, -0.06, side * 0.36), (0.06, 0.045, 0.015), trim)  # the engine's pylon
         toy.cone(engine, 0.14, 0.045, 0.065, (0.80, 0.81, 0.84), ALONG)
         toy.cone(engine, 0.148, 0.035, 0.05, (0.15, 0.15, 0.17), ALONG)
         toy.box((-0.12, 0.035, side * 0.126), (length * 0.6, 0.022, 0.01), GLASS)
