@@ -1,6 +1,7 @@
 """What goes wrong for users: one message on stderr and an exit code, without a traceback."""
 
 import _thread
+import atexit
 import contextlib
 import io
 import os
@@ -105,6 +106,12 @@ def reported(interrupted: str = "nothing was written") -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
+        ignore_late_interrupts()
+
+
+def ignore_late_interrupts() -> None:
+    """From the interpreter's last callbacks on, Ctrl-C has only these to stop, with a traceback."""
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from flows.errors import INTERRUPTED
+from flows.errors import INTERRUPTED, ignore_late_interrupts
 
 SECONDS = 8.0  # for Prefect, once the run's own work is done
 RETRIES = 1  # of a request, after 2 seconds
@@ -50,6 +50,7 @@ def brief_shutdown(shutdown: Shutdown | None, *, part: bool = False) -> Iterator
     """
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+    ignore_late_interrupts()
     try:
         yield
     except BaseException as error:

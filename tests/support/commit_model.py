@@ -13,9 +13,10 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,6 +68,9 @@ REPORT = {"steps": 3, "views": [
 NOW = "2026-01-01T00:00:00.000000+00:00"
 
 
+T = TypeVar("T")
+
+
 class _Inline:
     """A pool of threads without threads: the order of calls within one program is fixed."""
 
@@ -78,6 +82,11 @@ class _Inline:
     def __exit__(self, *_: object) -> None: ...
 
     map = map
+
+    def submit(self, work: Callable[..., T], *given: object) -> Future[T]:
+        done = Future[T]()
+        done.set_result(work(*given))
+        return done
 
 
 class _Queue(Queue):

@@ -25,6 +25,7 @@ from tasks.store.interface import (
     NotInStore,
     Store,
     StoreError,
+    WrongBytes,
     bytes_digest,
     md5_digest,
     read_checked,
@@ -48,7 +49,7 @@ def faulty(
 def test_an_upload_that_always_arrives_damaged_fails(faulty: FaultProxy, s3_url: str) -> None:
     store = open_store(s3_url)
     bad = faulty.add(Fault("status", PUT, times=None, status=400, code="BadDigest"))
-    with pytest.raises(StoreError, match="BadDigest"):
+    with pytest.raises(WrongBytes, match="arrives damaged, again and again"):
         store.put_bytes("mesh.glb", b"content")
     assert bad.hits == len(store_s3.PAUSES)
 
