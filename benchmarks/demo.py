@@ -82,20 +82,27 @@ def ring() -> list[Camera]:
     return evaluation_cameras()[:8]
 
 
+def ring_rays(size: int) -> tuple[Tensor, Tensor]:
+    """The ring's eyes (8, 3) and the directions (8, size^2, 3) of its pixels."""
+    import torch
+
+    from sjc_engine.rendering.camera import rays
+
+    bundles = [rays(camera, size, size) for camera in ring()]
+    return torch.stack([o[0] for o, _ in bundles]), torch.stack([d for _, d in bundles])
+
+
 def instance_masks(category: str) -> np.ndarray:
     """Silhouettes (INSTANCES, 8, SIZE, SIZE) of random toys in the evaluation views."""
     import torch
 
-    from sjc_engine.rendering.camera import rays
     from sjc_engine.toybox.training.dataset import STUDIO
     from sjc_engine.toybox.training.objects.catalogue import make_toy
     from sjc_engine.toybox.training.raycast import raycast
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(INSTANCE_SEED)
-    bundles = [rays(camera, SIZE, SIZE) for camera in ring()]
-    origins = torch.stack([o[0] for o, _ in bundles])
-    directions = torch.stack([d for _, d in bundles])
+    origins, directions = ring_rays(SIZE)
     masks = []
     for _ in range(INSTANCES):
         toy, _ = make_toy(category, rng)
@@ -119,19 +126,15 @@ def roughness(grey: np.ndarray, masks: np.ndarray) -> float:
 
 def clay_instances(category: str) -> tuple[float, float]:
     """Mean roughness and median number of components of random toys of clay."""
-    import torch
 
     from sjc_engine.recipes import EvaluateRecipe
-    from sjc_engine.rendering.camera import rays
     from sjc_engine.toybox.training.dataset import clay_light, in_clay
     from sjc_engine.toybox.training.objects.catalogue import make_toy
     from sjc_engine.toybox.training.raycast import raycast
 
     size = EvaluateRecipe().evaluation_size
     rng = np.random.default_rng(INSTANCE_SEED)
-    bundles = [rays(camera, size, size) for camera in ring()]
-    origins = torch.stack([o[0] for o, _ in bundles])
-    directions = torch.stack([d for _, d in bundles])
+    origins, directions = ring_rays(size)
     lights = [clay_light(camera) for camera in ring()]
     rough, parts = [], []
     for _ in range(CLAY_INSTANCES):
