@@ -146,7 +146,7 @@ def record_shard(
     )
     made = make_plan(settings)
     with sole_user(folder):
-        close_attempts(made, Watcher(), logging.getLogger(__name__))
+        close_attempts(made, made.states, Watcher(), logging.getLogger(__name__))
     todo = list(made.todo)
     run = start_run(
         store, new_run_id(), plan.manifest, plan.manifest_sha256, made.entries, settings.to_json()

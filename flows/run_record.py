@@ -6,7 +6,7 @@ Knows nothing of Prefect, so that a run with nothing to make needs no server.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +53,8 @@ def recorded(
     Those of the assets that are made within are to be added. However it ends, the store then has
     the run's end and its rows; if it does not come to its end, the report too.
     """
-    plan = replace(plan, settled=close_attempts(plan, watch, log))
+    settled, left = close_attempts(plan, plan.states, watch, log)
+    plan = replace(plan, settled=settled)
     record_unended_runs(plan.store)
     run = start_run(
         plan.store,
@@ -88,24 +89,36 @@ def recorded(
         if not complete:  # `write_pages` is not reached
             with suppress(StoreError):  # the error that ended the run comes first
                 write_report(plan.store, run["run_id"], recorded_command)
+    if left:  # by now the lease of a run that was killed may have ended
+        close_attempts(plan, left, watch, log)
 
 
-def close_attempts(plan: RunPlan, watch: Watcher, log: Log) -> dict[str, int]:
-    """Ends attempts whose process died, and writes the rows that it could not write.
+def close_attempts(
+    plan: RunPlan, asset_ids: Iterable[str], watch: Watcher, log: Log
+) -> tuple[dict[str, int], list[str]]:
+    """Ends these assets' attempts whose process died, and writes the rows that it could not write.
 
-    Returns the last attempt of each unfinished asset that has ended by now.
+    Returns the last attempt of each unfinished asset that has ended by now, and the assets with an
+    open attempt that another run seems to work on.
     """
+    left: list[str] = []
 
     def warn(line: str) -> None:  # from any thread
         watch.note(line)
         log.warning(line)
 
-    unfinished = [k for k, state in plan.states.items() if state != "finished"]
+    def take(asset_id: str) -> bool:
+        ours = held.take(asset_id)
+        if not ours:
+            left.append(asset_id)
+        return ours
+
+    unfinished = [k for k in asset_ids if plan.states[k] != "finished"]
     with leases(plan.store, scratch_id(Path(plan.settings.scratch))) as held:
         has_rows = row_finder(plan.store)
-        closed = close_interrupted(plan.store, plan.states, held.take, warn, has_rows)
+        closed = close_interrupted(plan.store, asset_ids, take, warn, has_rows)
         record_attempts(plan.store, closed)
-        return settled_attempts(plan.store, unfinished)
+        return settled_attempts(plan.store, unfinished), left
 
 
 def entry_outcomes(plan: RunPlan, outcomes: Mapping[str, str]) -> dict[str, str]:

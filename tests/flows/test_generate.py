@@ -60,7 +60,7 @@ from tasks.records.documents import asset_manifest
 from tasks.records.verify import verify_store
 from tasks.store import locks, open_store
 from tasks.store.interface import StoreError
-from tasks.store.leases import FileLeases
+from tasks.store.leases import FileLeases, leases
 from tasks.tables.read import query, read_table
 from tasks.tables.write import rebuild_tables
 
@@ -402,13 +402,33 @@ def test_a_damaged_attempt_is_told_of_and_set_aside(tmp_path: Path) -> None:
     def close() -> None:
         plan = make_plan(settings)
         with sole_user(Path(settings.scratch)):
-            flows.run_record.close_attempts(plan, Notes(), logging.getLogger())
+            flows.run_record.close_attempts(plan, plan.states, Notes(), logging.getLogger())
 
     for _ in range(2):
         assert make_plan(settings).counts()["interrupted"] == 1
         close()
     assert told == [f"{plan.store.uri(key)} was damaged; its attempt counts as interrupted"]
     assert not plan.store.exists(key)
+
+
+@pytest.mark.parametrize(("freed", "status"), [(True, "interrupted"), (False, "running")])
+def test_a_killed_runs_attempt_is_closed_when_its_lease_ends_during_the_next_run(
+    freed: bool, status: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m.csv").write_text("prompt\na yellow duck\n")
+    plan = make_plan(Settings(str(tmp_path / "m.csv"), str(tmp_path / "store"), devices=["cpu"]))
+    (entry,) = plan.entries
+    asset_id = entry.spec.asset_id
+    attempt = start_attempt(plan.store, entry.spec, "killed")["attempt"]
+    with leases(plan.store, "killed") as held:
+        assert held.take(asset_id)
+        with flows.run_record.recorded(plan, Watcher(), logging.getLogger()) as (*_, outcomes):
+            outcomes[asset_id] = "reused"
+            if freed:
+                held.free(asset_id)
+    found = json.loads(plan.store.get_bytes(f"assets/{asset_id}/{attempt}/attempt.json"))
+    assert found["status"] == status
+    assert list(tables(tmp_path)["attempts"].status) == ["interrupted"] * freed
 
 
 def test_whether_a_scratch_folder_is_in_use(tmp_path: Path) -> None:
@@ -479,13 +499,13 @@ def test_the_rows_that_a_dying_run_could_not_write_are_written_by_who_goes_on(
     """It dies after this one has looked for such attempts."""
     close = flows.run_record.close_attempts
 
-    def close_and_miss(plan: Any, watch: Watcher, log: Any) -> dict[str, int]:
-        settled = close(plan, watch, log)
+    def close_and_miss(plan: Any, asset_ids: Any, watch: Watcher, log: Any) -> Any:
+        closed = close(plan, asset_ids, watch, log)
         (entry,) = plan.todo.values()
         attempt = start_attempt(plan.store, entry.spec, "other")["attempt"]
         error = OSError("no room for rows")
         finish_attempt(plan.store, entry.spec.asset_id, attempt, "interrupted", error=error)
-        return settled
+        return closed
 
     monkeypatch.setattr(flows.run_record, "close_attempts", close_and_miss)
     assert run("id,prompt", "duck,a yellow duck").is_completed()
