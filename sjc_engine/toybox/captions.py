@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -121,7 +122,8 @@ def _content_words(prompt: str) -> list[str]:
     return [word for word in _words(prompt) if word not in _FILLERS]
 
 
-def _words(text: str) -> list[str]:
+@lru_cache(maxsize=64)  # each prompt is asked for several times in a row
+def _words(text: str) -> Sequence[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
