@@ -1,7 +1,7 @@
 """The demo's quality and cost: the paper's six prompts x seeds, judged by shape and by words.
 
-    python benchmarks/demo.py [--seeds 0,1,2] [--processes 2] [--out DIR] [--set key=value ...]
-                              [--json FILE]
+    python benchmarks/demo.py [--seeds 0,1,2] [--processes 2] [--prior PRIOR] [--out DIR]
+                              [--set key=value ...] [--json FILE]
 
 Every asset is optimised, meshed and scored in a process of its own with one thread, as `sjc run
 --devices cpu,cpu` does. Printed for each, and summed up at the end:
@@ -205,9 +205,9 @@ def silhouette_match(field_masks: Tensor, instance_masks: Tensor) -> float:
     return best
 
 
-def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
+def make(job: tuple[str, str, int, str, str, dict[str, str], Path]) -> Result:
     """One asset, from prompt to scores."""
-    category, prompt, seed, preset, changes, out = job
+    category, prompt, seed, prior_id, preset, changes, out = job
     import torch
 
     from sjc_engine import Recipe, extract_mesh, load_field, load_prior, optimize
@@ -220,7 +220,7 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     from sjc_engine.toybox.captions import NOUNS
 
     torch.set_num_threads(1)
-    prior = load_prior("toybox")
+    prior = load_prior(prior_id)
     recipe = Recipe.for_prior(prior, preset).override(changes)
     started = time.process_time()
     [fresh] = optimize([prompt], prior, recipe, seeds=[seed])
@@ -231,9 +231,9 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
     field = load_field(path)
     with torch.no_grad():
         field_masks = render_views(field, ring(), SIZE, SIZE).opacity > 0.5
-    instances = dict(np.load(out / "instances.npz"))
-    clay = instances.pop(f"clay-{category}")
-    known = {name: torch.from_numpy(masks) for name, masks in instances.items()}
+    instances = np.load(out / "instances.npz")
+    clay = instances[f"clay-{category}"]
+    known = {name: torch.from_numpy(instances[name]) for name in NOUNS}
     match = {name: silhouette_match(field_masks, masks) for name, masks in known.items()}
     rival = max(match, key=lambda name: match[name])
     result = Result(
@@ -273,7 +273,7 @@ def make(job: tuple[str, str, int, str, dict[str, str], Path]) -> Result:
         r_precision=float(metrics["clip_r_precision"]),
         geometry_r_precision=float(metrics["geometry_r_precision"]),
         roughness=roughness(
-            (pictures.geometry[:8, 0].numpy() + 1) / 2, pictures.mesh_opacity[:8, 0].numpy() > 0.5
+            (pictures.geometry[:8, 0].numpy() + 1) / 2, pictures.mesh_opacity[:8].numpy() > 0.5
         ),
         components=int(face_components(len(mesh.vertices), mesh.faces).max()) + 1,
         field_mesh_iou=float(metrics["field_mesh_iou"]),
@@ -340,6 +340,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", default=",".join(sorted(CATEGORY_OF_ID)))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--prior", default="toybox", help="or a folder of the same family")
     parser.add_argument("--recipe", default="toybox")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path(".runs/demo"))
@@ -352,11 +353,19 @@ def main() -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     from sjc_engine.toybox.training.objects.catalogue import CATEGORIES
 
-    names = ("seeds", "only", "processes", "recipe", "set")
+    names = ("seeds", "only", "processes", "prior", "recipe", "set")
     report = Report("demo", {name: getattr(settings, name) for name in names})
     changes = dict(pair.split("=", 1) for pair in settings.set)
     jobs = [
-        (category, prompts[category], int(seed), settings.recipe, changes, settings.out)
+        (
+            category,
+            prompts[category],
+            int(seed),
+            settings.prior,
+            settings.recipe,
+            changes,
+            settings.out,
+        )
         for seed in settings.seeds.split(",")
         for category in settings.only.split(",")
     ]
