@@ -92,7 +92,7 @@ def job(work: tuple[int, str, str, int, Changes, Path]) -> tuple[int, Result]:
     folder.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):  # the row's other assets are at work beside us
         (folder / "instances.npz").symlink_to(Path("..", "instances.npz"))
-    return row, make((category, prompt, seed, "toybox", changes, folder))
+    return row, make((category, prompt, seed, "toybox", "toybox", changes, folder))
 
 
 def spread(values: list[float]) -> str:

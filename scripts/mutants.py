@@ -4,8 +4,9 @@
 
 Takes a sample of all one-place changes to the modules of TARGETS: a comparison or an operator
 turned round, a number one larger, a flag inverted, a call left out. Each is tried in a copy of the
-tree on the fast tests of its subject, in a fork of this process that has imported the large
-libraries. Prints what became of each, and the score; those that took too long are counted apart.
+tree, in a fork of this process that has imported the large libraries: first on those of its
+subject's fast tests that run its line, the quickest first, and then on all of them. Prints what
+became of each, and the score; those that took too long are counted apart.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import importlib
+import json
 import os
 import random
 import shutil
@@ -28,8 +30,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import coverage
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 240.0  # for the tests of one mutant
+SECONDS, WHOLE_SECONDS = 240.0, 2400.0  # for the tests of a mutant's line, and for all
 OPTIONS = (
     "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not system",
     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of LIBRARIES
@@ -154,7 +159,38 @@ def _changed(node: ast.AST) -> str | None:
     return f"({ast.unparse(ast.fix_missing_locations(mistake))})"
 
 
-def outcome(copy: Path, tests: Sequence[str], seconds: float = SECONDS) -> str:
+class TestLines:
+    """Which tests run which lines, quickest test first; a plugin of pytest that watches them."""
+
+    def __init__(self, paths: Sequence[str], file: Path) -> None:
+        self._file = file
+        self._coverage = coverage.Coverage(data_file=None, include=paths, config_file=False)
+        self._seconds: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        began = time.monotonic()
+        self._coverage.start()
+        self._coverage.switch_context(item.nodeid)
+        try:
+            return (yield)
+        finally:
+            self._coverage.stop()
+            self._seconds[item.nodeid] = time.monotonic() - began
+
+    def pytest_sessionfinish(self) -> None:
+        data = self._coverage.get_data()
+        found = {
+            str(Path(file).relative_to(Path.cwd())): {
+                line: sorted(filter(None, tests), key=lambda test: self._seconds[test])
+                for line, tests in data.contexts_by_lineno(file).items()
+            }
+            for file in data.measured_files()
+        }
+        self._file.write_text(json.dumps(found))
+
+
+def run_tests(copy: Path, tests: Sequence[str], seconds: float, *plugins: object) -> str:
     """What became of the mutant in the copy: `killed`, `survived` or `too long`."""
     child = os.fork()
     if child == 0:
@@ -163,11 +199,9 @@ def outcome(copy: Path, tests: Sequence[str], seconds: float = SECONDS) -> str:
         out = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        import pytest
-
         code = 4
         try:
-            code = int(pytest.main([*OPTIONS, *tests]))
+            code = int(pytest.main([*OPTIONS, *tests], plugins=plugins))
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush()
@@ -186,6 +220,24 @@ def outcome(copy: Path, tests: Sequence[str], seconds: float = SECONDS) -> str:
             os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "too long"
+
+
+def tests_by_line(copy: Path, modules: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """The tests that run each line of each module. Ends the program where one fails as it is."""
+    file = copy / ".lines.json"
+    tests = dict.fromkeys(test for path in modules for test in TARGETS[path])
+    watch = TestLines([str(copy / path) for path in modules], file)
+    if run_tests(copy, list(tests), WHOLE_SECONDS, watch) != "survived":
+        print((copy / LOG).read_text()[-4000:])
+        sys.exit("tests fail without any mistake, or are none")
+    return dict(json.loads(file.read_text()))
+
+
+def outcome(copy: Path, mutant: Mutant, quickest: Sequence[str]) -> str:
+    """What became of it; `quickest` are the tests that run its line."""
+    if quickest and (became := run_tests(copy, quickest, SECONDS)) != "survived":
+        return became
+    return run_tests(copy, TARGETS[mutant.path], WHOLE_SECONDS)
 
 
 def copy_tree(to: Path) -> None:
@@ -223,19 +275,15 @@ def main() -> None:
         # Before an installed copy, in the tests' own processes too
         sys.path.insert(0, str(copy))
         os.environ["PYTHONPATH"] = str(copy)
-        whole = set[str]()  # modules whose tests pass
+        lines = tests_by_line(copy, sorted({mutant.path for mutant in sample}))
+        print(f"their tests took {(time.monotonic() - started) / 60:.0f} min", flush=True)
         for number, mutant in enumerate(sample):
             if time.monotonic() - started > 60 * options.minutes:
                 break
-            tests = TARGETS[mutant.path]
-            if mutant.path not in whole and outcome(copy, tests, 10 * SECONDS) != "survived":
-                print((copy / LOG).read_text()[-4000:])
-                sys.exit(f"the tests of {mutant.path} fail without any mistake, or are none")
-            whole.add(mutant.path)
             place = copy / mutant.path
             place.write_bytes(mutant.content)
             os.utime(place, (number, number))  # or a compiled file might be taken for this one's
-            became = outcome(copy, tests)
+            became = outcome(copy, mutant, lines[mutant.path].get(str(mutant.line), []))
             outcomes[became] += 1
             print(f"{became} {mutant}", flush=True)
             shutil.copy2(ROOT / mutant.path, place)

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from synthetic_fields import centers, make_field, soft_density, sphere
 
+import sjc_engine
+from sjc_engine.rendering.volume import render_views
 from sjc_engine.toybox.training.objects.catalogue import CATEGORIES, make_toy
 from sjc_engine.toybox.training.shapes import Builder
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
-from demo import roughness, silhouette_match, solid_components
+from demo import SIZE, make, ring, roughness, silhouette_match, solid_components
 
 
 def views(seed: int, count: int = 1) -> torch.Tensor:
@@ -81,3 +84,21 @@ def test_nothing_floats_beside_a_toy(category):
     """A handle that does not touch its pot is learnt, and ends as a part of its own in the mesh."""
     rng = np.random.default_rng(5)
     assert [solid_components(make_toy(category, rng)[0]) for _ in range(5)] == [1] * 5
+
+
+def test_the_benchmark_measures_an_asset(tmp_path, monkeypatch):
+    """All but the optimisation, on a field that is a ball of clay."""
+    field = make_field(soft_density(sphere(0.4)(centers(48)), 60.0))
+    monkeypatch.setattr(sjc_engine, "optimize", lambda *_, **__: [field])
+    masks = {name: np.zeros((2, 8, SIZE, SIZE), bool) for name in CATEGORIES}
+    with torch.no_grad():
+        masks["duck"][1] = render_views(field, ring(), SIZE, SIZE).opacity > 0.5
+    np.savez(tmp_path / "instances.npz", **masks, **{"clay-duck": (7.5, 1.0)})
+    changes = {"texture_size": "0", "turntable_frames": "0"}
+    result = make(("duck", "a duck", 0, "toybox", "draft", changes, tmp_path))
+    assert (result.rival, result.components, result.no_mesh) == ("duck", 1, "")
+    assert result.field_iou == 1
+    assert result.mesh_iou > 0.95
+    assert result.instance_roughness == 7.5
+    assert 0 < result.roughness < 20
+    assert (tmp_path / "duck-0.png").exists()
