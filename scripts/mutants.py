@@ -26,7 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,8 @@ import coverage
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS, WHOLE_SECONDS = 240.0, 2400.0  # for the tests of a mutant's line, and for all
+# Time for the tests of a mutant's line: so much, and so many times what they took; and for all
+SECONDS, TIMES, WHOLE_SECONDS = 30.0, 5.0, 2400.0
 OPTIONS = (
     "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not system",
     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of LIBRARIES
@@ -187,7 +188,7 @@ class TestLines:
             }
             for file in data.measured_files()
         }
-        self._file.write_text(json.dumps(found))
+        self._file.write_text(json.dumps([found, self._seconds]))
 
 
 def run_tests(copy: Path, tests: Sequence[str], seconds: float, *plugins: object) -> str:
@@ -222,20 +223,27 @@ def run_tests(copy: Path, tests: Sequence[str], seconds: float, *plugins: object
     return "too long"
 
 
-def tests_by_line(copy: Path, modules: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """The tests that run each line of each module. Ends the program where one fails as it is."""
+def watched_tests(
+    copy: Path, modules: Sequence[str]
+) -> tuple[dict[str, dict[str, list[str]]], dict[str, float]]:
+    """The tests that run each line of each module, and the seconds that each test took.
+
+    Ends the program where one fails as it is.
+    """
     file = copy / ".lines.json"
     tests = dict.fromkeys(test for path in modules for test in TARGETS[path])
     watch = TestLines([str(copy / path) for path in modules], file)
     if run_tests(copy, list(tests), WHOLE_SECONDS, watch) != "survived":
         print((copy / LOG).read_text()[-4000:])
         sys.exit("tests fail without any mistake, or are none")
-    return dict(json.loads(file.read_text()))
+    lines, seconds = json.loads(file.read_text())
+    return lines, seconds
 
 
-def outcome(copy: Path, mutant: Mutant, quickest: Sequence[str]) -> str:
-    """What became of it; `quickest` are the tests that run its line."""
-    if quickest and (became := run_tests(copy, quickest, SECONDS)) != "survived":
+def outcome(copy: Path, mutant: Mutant, seconds: Mapping[str, float]) -> str:
+    """What became of it; `seconds` are what the tests that run its line took."""
+    limit = SECONDS + TIMES * sum(seconds.values())
+    if seconds and (became := run_tests(copy, list(seconds), limit)) != "survived":
         return became
     return run_tests(copy, TARGETS[mutant.path], WHOLE_SECONDS)
 
@@ -275,7 +283,7 @@ def main() -> None:
         # Before an installed copy, in the tests' own processes too
         sys.path.insert(0, str(copy))
         os.environ["PYTHONPATH"] = str(copy)
-        lines = tests_by_line(copy, sorted({mutant.path for mutant in sample}))
+        lines, seconds = watched_tests(copy, sorted({mutant.path for mutant in sample}))
         print(f"their tests took {(time.monotonic() - started) / 60:.0f} min", flush=True)
         for number, mutant in enumerate(sample):
             if time.monotonic() - started > 60 * options.minutes:
@@ -283,7 +291,8 @@ def main() -> None:
             place = copy / mutant.path
             place.write_bytes(mutant.content)
             os.utime(place, (number, number))  # or a compiled file might be taken for this one's
-            became = outcome(copy, mutant, lines[mutant.path].get(str(mutant.line), []))
+            tests = lines[mutant.path].get(str(mutant.line), [])
+            became = outcome(copy, mutant, {test: seconds[test] for test in tests})
             outcomes[became] += 1
             print(f"{became} {mutant}", flush=True)
             shutil.copy2(ROOT / mutant.path, place)

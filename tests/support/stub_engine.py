@@ -132,6 +132,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: engine.commands.put(None))
         threading.Thread(target=engine.read, daemon=True).start()
         engine.run()
+        engine.note({"type": "stopped"})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sjc_engine import optimize
 from sjc_engine.errors import SettingError
 from sjc_engine.guidance.score import guide
-from sjc_engine.optimization import checkpoint
+from sjc_engine.optimization import checkpoint, step
 from sjc_engine.optimization.checkpoint import CheckpointError
 from sjc_engine.optimization.loop import step_scenes
 from sjc_engine.optimization.resume import DeferredScalars
@@ -69,6 +69,22 @@ class KnownAnswer:
 
     def denoise(self, x, sigma, cond):
         return self.color.expand_as(x)
+
+
+def test_cameras_are_as_far_as_the_radius_give_or_take_its_spread(prior, monkeypatch):
+    seen = []
+    real = step.sample_camera
+    monkeypatch.setattr(
+        step,
+        "sample_camera",
+        lambda g, radius, *rest: seen.append(radius) or real(g, radius, *rest),
+    )
+    recipe = PIXEL.override({"radius": 2.0, "radius_spread": 0.25, "views_per_step": 8})
+    scene = Scene("a duck", "", 0, recipe, prior)
+    for _ in range(4):
+        draw(scene)
+    assert 1.75 <= min(seen) < 1.85
+    assert 2.15 < max(seen) <= 2.25
 
 
 def test_the_scene_becomes_what_the_prior_expects_to_see():

@@ -388,8 +388,38 @@ def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path, journal: Pa
         devices.close()
         assert running.result().status == waiting.result().status == "interrupted"
         assert (running.result().last_step > 0, waiting.result().last_step) == (True, 0)
+    assert events(journal, "stopped"), "the engine was killed although it was about to end"
     assert run(devices, tmp_path, "late").status == "interrupted"
     assert not [t for t in threading.enumerate() if t.name.startswith("engine-")]
+
+
+def test_closing_kills_an_engine_that_does_not_end(
+    tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.devices.pool.GRACE", 0.5)
+    with ThreadPoolExecutor(2) as many:
+        devices = pool(tmp_path, ["cpu"])
+        running = many.submit(run, devices, tmp_path, "hang")
+        while not events(journal, "add"):
+            time.sleep(0.02)
+        many.submit(devices.close).result(timeout=30)
+        assert running.result(timeout=30).status == "interrupted"
+    assert not events(journal, "stopped")
+
+
+def test_a_scene_that_is_cancelled_in_the_queue_never_runs(tmp_path: Path, journal: Path) -> None:
+    cancelled = threading.Event()
+    with pool(tmp_path, ["cpu"], scenes_per_device=1) as devices, ThreadPoolExecutor(3) as many:
+        running = many.submit(run, devices, tmp_path, "endless", timeout=4)
+        while not (tmp_path / "endless.ck").exists():
+            time.sleep(0.02)
+        waiting = many.submit(run, devices, tmp_path, "duck", cancelled=cancelled)
+        time.sleep(0.1)
+        cancelled.set()
+        assert waiting.result(timeout=30).status == "cancelled"
+        assert running.result(timeout=30).status == "timeout"
+        assert run(devices, tmp_path, "later")["step"] == 6
+    assert len(events(journal, "add")) == 2, "the cancelled scene was given to an engine"
 
 
 def test_an_error_in_the_watcher_frees_the_device(tmp_path: Path, journal: Path) -> None:

@@ -18,6 +18,7 @@ from tasks.records.attempts import (
     asset_attempts,
     close_interrupted,
     finish_attempt,
+    settled_attempts,
     start_attempt,
 )
 from tasks.records.commit import commit_asset
@@ -91,6 +92,16 @@ def test_attempts_count_up(store: Store) -> None:
         "diverged", "ValueError", "loss is NaN",
     )  # fmt: skip
     assert running["status"] == "running"
+
+
+def test_settled_is_the_last_attempt_that_has_ended(store: Store) -> None:
+    asset_id, none = SPEC.asset_id, "0" * 16
+    assert settled_attempts(store, [asset_id, none]) == {asset_id: 0, none: 0}
+    for number, name in ((1, "a01"), (2, "a02")):
+        start_attempt(store, SPEC, "run")
+        assert settled_attempts(store, [asset_id]) == {asset_id: number - 1}
+        finish_attempt(store, asset_id, name, "failed", error=ValueError("loss is NaN"))
+        assert settled_attempts(store, [asset_id]) == {asset_id: number}
 
 
 def test_eight_runs_claim_eight_attempts(store: Store) -> None:

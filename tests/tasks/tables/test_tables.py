@@ -282,8 +282,11 @@ def test_a_table_of_one_manifest(store: Store, tmp_path: Path) -> None:
 def test_wrong_sql_is_the_users_mistake(tmp_path: Path, sql: str, message: str) -> None:
     store = open_store(tmp_path / "store")
     make(store, tmp_path, spec(), "run1", "failed")
-    with pytest.raises(QueryError, match=message):
+    with pytest.raises(QueryError, match=message) as caught:
         query(store, sql)
+    assert str(caught.value).startswith(caught.value.problem)
+    assert caught.value.problem
+    assert "LINE" not in caught.value.problem
 
 
 def test_a_query_leaves_nothing_to_the_next_one(tmp_path: Path) -> None:
