@@ -91,12 +91,13 @@ def test_opacity_entropy_is_least_where_rays_are_decided():
     assert opacity_entropy(torch.tensor([0.2])).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_total_variation_counts_every_pair_of_neighbours():
-    field = VoxelField(3, 1, color_init=0.0)
+@pytest.mark.parametrize(("size", "neighbours"), [(3, 6), (2, 3)])
+def test_total_variation_counts_every_pair_of_neighbours(size, neighbours):
+    field = VoxelField(size, 1, color_init=0.0)
     with torch.no_grad():
-        field.density[0, 0, 1, 1, 1] = 2.0  # six neighbours
+        field.density[0, 0, 1, 1, 1] = 2.0
         field.color[0, 0, 0, 0, 0] = 3.0  # three neighbours
-    assert total_variation(field).item() == pytest.approx(6 * 4.0 + 3 * 9.0)
+    assert total_variation(field).item() == pytest.approx(neighbours * 4.0 + 3 * 9.0)
 
 
 def test_gradients_are_right():
