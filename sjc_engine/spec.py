@@ -75,12 +75,13 @@ class AssetSpec:
 
     def _digest(self, recipe: str) -> str:
         """Of the canonical JSON of all this, with `recipe` as JSON: keys are in order."""
-        text = (
-            f'{{"image":{canonical_json(self.image)}'
-            f',"negative_prompt":{canonical_json(self.negative_prompt)}'
-            f',"prior":{canonical_json(None if self._is_folder else self.prior)}'
-            f',"prior_revision":{canonical_json(self.prior_revision)}'
-            f',"prompt":{canonical_json(self.prompt)}'
-            f',"recipe":{recipe},"recipe_version":{RECIPE_VERSION},"seed":{self.seed}}}'
-        )
+        about = {
+            "image": self.image,
+            "negative_prompt": self.negative_prompt,
+            "prior": None if self._is_folder else self.prior,
+            "prior_revision": self.prior_revision,
+            "prompt": self.prompt,
+        }
+        rest = f',"recipe":{recipe},"recipe_version":{RECIPE_VERSION},"seed":{self.seed}}}'
+        text = canonical_json(about).removesuffix("}") + rest
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
