@@ -30,3 +30,11 @@ def test_a_flow_wants_the_store_that_its_command_has_opened(tmp_path: Path) -> N
     with pytest.raises(StoreError, match="is gone; mount its disk again"):
         make_plan(settings, store=store)
     assert list(root.iterdir()) == []
+
+
+def test_a_plan_counts_assets_by_state_and_rows_that_repeat_one(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("prompt\na duck\na duck\na pig\na duck\n")
+    plan = make_plan(Settings(str(manifest), str(tmp_path / "store"), devices=["cpu"]))
+    counts = {state: count for state, count in plan.counts().items() if count}
+    assert counts == {"new": 2, "duplicate": 2}

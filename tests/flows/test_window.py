@@ -139,11 +139,18 @@ def test_a_stage_that_never_ends_does_not_keep_a_run_that_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pipeline, "STOP_SECONDS", 0.1)
-    window, over = Window[int](lambda: 1, lambda: None), Event()
+    window, over, ended = Window[int](lambda: 1, lambda: None), Event(), list[int]()
     waiting = deque([0])
+
+    def make(number: int) -> str:
+        over.wait(30)
+        ended.append(number)
+        return "ok"
+
     window.cancel_run()
     with pytest.raises(RunCancelled):
-        window.run(waiting, waiting.popleft, lambda _: str(over.wait(30)), lambda *_: None)
+        window.run(waiting, waiting.popleft, make, lambda *_: None)
+    assert not ended, "the run has waited for it"
     over.set()
 
 
