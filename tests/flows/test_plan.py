@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.errors import UsageError
 from flows.plan import make_plan, missing_xatlas
 from flows.settings import Settings
 from sjc_engine.recipes import Recipe
@@ -38,3 +39,12 @@ def test_a_plan_counts_assets_by_state_and_rows_that_repeat_one(tmp_path: Path) 
     plan = make_plan(Settings(str(manifest), str(tmp_path / "store"), devices=["cpu"]))
     counts = {state: count for state, count in plan.counts().items() if count}
     assert counts == {"new": 2, "duplicate": 2}
+
+
+@pytest.mark.parametrize("devices", [[], ["gpu"], ["cpu", "tpu:0"]])
+def test_a_plan_refuses_devices_that_are_none(tmp_path: Path, devices: list[str]) -> None:
+    (tmp_path / "m.csv").write_text("prompt\na duck\n")
+    store = tmp_path / "store"
+    with pytest.raises(UsageError, match="--devices: "):
+        make_plan(Settings(str(tmp_path / "m.csv"), str(store), devices=devices))
+    assert not store.exists()
