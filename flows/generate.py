@@ -89,11 +89,7 @@ def generate(
 
 def run_on_devices(plan: RunPlan) -> State[Any]:
     """Runs a plan on this machine's devices, and shows it on Prefect's pages."""
-    with (
-        Board() as board,
-        run_context(plan, board) as context,
-        announced(plan, context.watcher),
-    ):
+    with Board() as board, run_context(plan, board) as context, announced(plan, context.watcher):
         return run_plan(context, plan)
 
 

@@ -23,12 +23,7 @@ from tasks.records.documents import Document
 from tasks.records.runs import finish_run, new_run_id, start_run
 from tasks.store.interface import StoreError
 from tasks.store.leases import leases
-from tasks.tables.write import (
-    record_attempts,
-    record_run,
-    record_unended_runs,
-    row_finder,
-)
+from tasks.tables.write import record_attempts, record_run, record_unended_runs, row_finder
 
 if TYPE_CHECKING:
     Log = logging.Logger | logging.LoggerAdapter[logging.Logger]

@@ -46,9 +46,7 @@ _SHOWN = (
 
 
 @command(
-    "sjc doctor",
-    "sjc doctor --store s3://bucket/first --json",
-    "sjc doctor --benchmark --json",
+    "sjc doctor", "sjc doctor --store s3://bucket/first --json", "sjc doctor --benchmark --json"
 )
 def doctor(
     store: options.Store = "./store",

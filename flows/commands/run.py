@@ -44,8 +44,7 @@ def run(
     context: typer.Context,
     manifest: options.ManifestOrPlan = None,
     plan: Annotated[
-        Path | None,
-        typer.Option("--plan", help="A plan of `sjc plan`, of which to run one shard."),
+        Path | None, typer.Option("--plan", help="A plan of `sjc plan`, of which to run one shard.")
     ] = None,
     shard: Annotated[
         int | None, typer.Option(min=0, envvar=TASK_NUMBERS, help="Which one, from 0.")

@@ -85,10 +85,7 @@ class Frozen:
 
 
 def freeze(
-    store: Store,
-    out: str,
-    request: DatasetRequest,
-    on_progress: OnCopied = lambda *_: None,
+    store: Store, out: str, request: DatasetRequest, on_progress: OnCopied = lambda *_: None
 ) -> Frozen:
     """Writes the dataset to a folder or s3:// prefix. An interrupted one resumes.
 

@@ -24,12 +24,7 @@ from tasks.datasets.near_duplicates import (
     normalised,
     without_near_duplicates,
 )
-from tasks.records.documents import (
-    CommittedFile,
-    committed_files,
-    finished_manifest,
-    read_file,
-)
+from tasks.records.documents import CommittedFile, committed_files, finished_manifest, read_file
 from tasks.store.interface import Store
 from tasks.tables.read import FILES, of_files, query
 from tasks.tables.schemas import COLUMNS

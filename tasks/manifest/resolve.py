@@ -22,7 +22,7 @@ from sjc_engine.recipe_presets import Value
 from sjc_engine.recipes import PARTS, RECIPE_KEYS, Recipe
 from sjc_engine.spec import AssetSpec
 from sjc_engine.toybox.captions import NOUNS, coverage, unknown_words
-from tasks.manifest.entries import WEIGHTS, Memo, Row, key_errors, preset_error
+from tasks.manifest.entries import Memo, Row, key_errors, preset_error
 from tasks.manifest.formats import ManifestError, Problem
 from tasks.manifest.reading import Manifest, line_in, read_manifest, read_rows
 from tasks.manifest.remarks import DUPLICATES, IMAGES, STRANGE, UNKNOWN, Reading, Remarks
@@ -301,10 +301,6 @@ class _Resolver:
             recipe, errors = self._override(Recipe.for_prior(prior, name), row)
         except SettingError as unfit:
             recipe, errors = Recipe(), [unfit]
-        for key in WEIGHTS:
-            wrong = self.memo.weights_error(key, getattr(recipe.evaluate, key))
-            if wrong and key not in row.overrides:
-                errors.append(wrong)
         if recipe.optimize.loras != NONE:
             recipe, unfit_loras = self._with_loras(recipe, prior)
             errors += unfit_loras

@@ -142,9 +142,7 @@ def _header(lora: Lora) -> tuple[dict[str, Shape], dict[str, Any]]:
 
 
 def fit(
-    lora: Lora,
-    header: Mapping[str, Shape],
-    models: Mapping[str, Mapping[str, Shape] | None],
+    lora: Lora, header: Mapping[str, Shape], models: Mapping[str, Mapping[str, Shape] | None]
 ) -> dict[str, Pairs]:
     """Which keys belong to which weight of which component, or to which layer of an unknown one.
 

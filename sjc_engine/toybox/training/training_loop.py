@@ -120,9 +120,7 @@ class Training:
             self.step, self.seconds = state["step"], state["seconds"]
 
     def run(
-        self,
-        loss: Callable[[], tuple[Tensor, Tensor]],
-        save: Callable[[Path, Any], None],
+        self, loss: Callable[[], tuple[Tensor, Tensor]], save: Callable[[Path, Any], None]
     ) -> None:
         """Steps until the schedule is over.
 
