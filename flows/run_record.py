@@ -6,7 +6,7 @@ Knows nothing of Prefect, so that a run with nothing to make needs no server.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +89,7 @@ def recorded(
 
 
 def close_attempts(
-    plan: RunPlan, asset_ids: Iterable[str], watch: Watcher, log: Log
+    plan: RunPlan, asset_ids: Collection[str], watch: Watcher, log: Log
 ) -> tuple[dict[str, int], list[str]]:
     """Ends these assets' attempts whose process died, and writes the rows that it could not write.
 
