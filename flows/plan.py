@@ -103,7 +103,7 @@ def make_plan(settings: Settings, *, writable: bool = True, store: Store | None 
     ids = list(dict.fromkeys(entry.spec.asset_id for entry in entries))
     states = asset_states(store, ids)
     plan = RunPlan(settings, manifest, entries, warnings, store, states, {})
-    if plan.todo:  # else there is nothing that a GPU would make
+    if plan.todo or not writable:  # else there is nothing that a GPU would make
         warnings = [*warnings, *missing_gpus(settings.devices)]
     warnings = [*warnings, *missing_xatlas(e.spec.recipe for e in plan.todo.values())]
     fields, made_again = find_related_assets(store, [e.spec for e in plan.todo.values()])

@@ -55,9 +55,10 @@ def run(pool: DevicePool, tmp_path: Path, prompt: str, name: str = "", **options
 
 
 def events(journal: Path, kind: str = "") -> list[dict[str, Any]]:
-    """What the engine processes said, or with kind="add" which scenes they took."""
+    """What the engine processes said; "add": which scenes they took; "stopped": their ends."""
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    return [line for line in lines if line["type"] == kind or (not kind and line["type"] != "add")]
+    said = [line for line in lines if line["type"] not in ("add", "stopped")]
+    return [line for line in lines if line["type"] == kind] if kind else said
 
 
 def test_a_scene_runs_and_reports(tmp_path: Path, journal: Path) -> None:
