@@ -78,7 +78,7 @@ class S3Store:
 
     @property
     def url(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        return "s3://" + f"{self.bucket}/{self.prefix}".rstrip("/")
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._full(key)}"

@@ -136,3 +136,8 @@ def test_credentials_that_may_only_read_read(
         assert query(open_store(url, writable=False), COUNT).to_pylist() == [{"n": 5}]
         with pytest.raises(StoreError, match=f"Cannot use {url}/?: .*{advice}"):
             open_store(url)
+
+
+def test_an_address_without_a_bucket_is_named_as_it_was_written() -> None:
+    with pytest.raises(StoreError, match="Cannot use s3://: this is not a valid bucket"):
+        open_store("s3://")
