@@ -11,7 +11,6 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ class TextLimit:
     def __init__(self, tokenizer: Tokenizer, tokens: int, ends: int, *, lower: bool) -> None:
         self.tokens = tokens
         self._tokenizer, self._room, self._lower = tokenizer, tokens - ends, lower
-        self._count = cache(lambda word: len(self._encode(word)))
+        self._counts: dict[str, int] = {}  # tokens by word
         self._prefixes: dict[str, int] = {}  # tokens of the longest, by view style
 
     def prompt_end(self, prompt: str, style: ViewStyle) -> int:
@@ -89,9 +88,9 @@ class TextLimit:
 
     def _end(self, text: str, room: int) -> int:
         """Tokens do not cross spaces, so that each word has to be counted only once."""
-        if len(text) < room and text.isascii():  # a letter is at most a token
-            return len(text)
         read = text.lower() if self._lower else text
+        if text.isascii() and sum(map(self._most, read.split())) <= room:
+            return len(text)
         for found in re.finditer(r"\S+", read):
             count = self._count(found[0])
             if count > room:
@@ -104,6 +103,15 @@ class TextLimit:
     def count(self, text: str) -> int:
         """Tokens of a text, without its ends."""
         return sum(map(self._count, text.split()))
+
+    def _count(self, word: str) -> int:
+        if word not in self._counts:
+            self._counts[word] = len(self._encode(word))
+        return self._counts[word]
+
+    def _most(self, word: str) -> int:
+        """Tokens of an ASCII word, at most: one for each letter, and T5's for the space before."""
+        return self._counts.get(word, len(word) + 1)
 
     def _encode(self, word: str) -> Encoding:
         return self._tokenizer.encode(word, add_special_tokens=False)

@@ -23,12 +23,13 @@ UPLOADS = 4  # files at a time, of one asset
 
 def asset_state(store: Store, asset_id: str) -> str:
     """What the store knows of an asset: `new`, `interrupted`, `failed`, `finished` or `pruned`."""
-    keys = list(store.list(f"{layout.asset_folder(asset_id)}/"))
-    if layout.marker_key(asset_id) in keys:
+    folder = layout.asset_folder(asset_id)
+    names = store.names(folder)
+    if layout.MARKER in names:
         return "finished"
-    if layout.tombstone_key(asset_id) in keys:
+    if layout.TOMBSTONE in names:
         return "pruned"
-    last = last_attempt(store, keys)
+    last = last_attempt(store, store.list(f"{folder}/a")) if names else None
     if last is None:
         return "new"
     return "failed" if last[1] in FAILURES else "interrupted"

@@ -141,8 +141,8 @@ def read_attempt(store: Store, key: str, *, committed: bool = False) -> Document
 
 def asset_ids(store: Store) -> list[str]:
     """Every asset that was ever begun."""
-    found = {key.split("/")[1] for key in store.list(layout.ASSETS)}
-    return sorted(filter(layout.ASSET_ID.fullmatch, found))
+    names = (name.removesuffix("/") for name in store.names(layout.ASSETS.removesuffix("/")))
+    return sorted(filter(layout.ASSET_ID.fullmatch, names))
 
 
 def read_ahead(read: Callable[[S], T], assets: Iterable[S]) -> Iterator[T]:

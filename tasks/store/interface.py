@@ -140,6 +140,9 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Iterator[str]:
         """Keys that start with `prefix`, in UTF-8 order, temporary files left out."""
 
+    def names(self, folder: str) -> Sequence[str]:
+        """What is directly in a folder, in order: files, and folders with a slash at the end."""
+
     def move(self, key: str, to: str) -> None:
         """Give a file another key, its bytes as they are; raises `NotInStore`."""
 

@@ -6,6 +6,7 @@ import re
 
 FORMAT = "store.json"
 ASSETS, RUNS, CHECKPOINTS, ANNOTATIONS = "assets/", "runs/", "checkpoints/", "annotations/"
+MARKER, TOMBSTONE = "manifest.json", "pruned.json"  # of an asset that is finished, and pruned
 
 ASSET_ID = re.compile(r"[0-9a-f]{16}")
 ATTEMPT = re.compile(r"a\d{2,}")
@@ -22,12 +23,12 @@ def asset_folder(asset_id: str) -> str:
 
 def marker_key(asset_id: str) -> str:
     """Of the commit marker."""
-    return f"{ASSETS}{asset_id}/manifest.json"
+    return file_key(asset_id, MARKER)
 
 
 def tombstone_key(asset_id: str) -> str:
     """Of what the commit marker becomes when the asset is pruned."""
-    return f"{ASSETS}{asset_id}/pruned.json"
+    return file_key(asset_id, TOMBSTONE)
 
 
 def file_key(asset_id: str, name: str) -> str:

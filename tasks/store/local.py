@@ -16,7 +16,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -130,9 +129,14 @@ class LocalStore:
         folder = prefix.rpartition("/")[0]
         start = self._path(folder) if folder else self.root
         with self._explained("list", start):
-            for key in self._walk(start, folder):
+            for key in self._walk(start, f"{folder}/" if folder else ""):
                 if key.startswith(prefix):
                     yield key
+
+    def names(self, folder: str) -> Sequence[str]:
+        path = self._path(folder)
+        with self._explained("list", path):
+            return self._names(path)
 
     def move(self, key: str, to: str) -> None:
         path, target = self._path(key), self._path(to)
@@ -161,9 +165,12 @@ class LocalStore:
         path = self.root / check_key(key)
         # A valid key cannot climb out by itself; a symbolic link inside the store could. Without a
         # link there is nothing to resolve, which takes longer.
-        places = accumulate([str(self.root), *key.split("/")], os.path.join)
-        if any(map(os.path.islink, places)) and not self._is_inside(path):
-            raise StoreError(f"{path} leaves the store through a symbolic link", "remove the link")
+        place = str(self.root)
+        for name in key.split("/"):
+            place = f"{place}/{name}"
+            if os.path.islink(place) and not self._is_inside(path):
+                problem = f"{path} leaves the store through a symbolic link"
+                raise StoreError(problem, "remove the link")
         return path
 
     def _is_inside(self, path: Path) -> bool:
@@ -212,22 +219,27 @@ class LocalStore:
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
         """Keys of the files under `folder`, in the order in which S3 lists them."""
-        entries = self._entries(folder)
-        for entry in sorted(entries, key=lambda e: e.name + "/" * e.is_dir(follow_symlinks=False)):
-            key = f"{prefix}/{entry.name}" if prefix else entry.name
+        for name in self._names(folder):
+            if name.endswith("/"):
+                yield from self._walk(folder / name, prefix + name)
+            else:
+                yield prefix + name
+
+    def _names(self, folder: Path) -> Sequence[str]:
+        """As `names`; nothing in a folder that is not there, if the one above it agrees."""
+        try:
+            entries = self._looked_up(folder, lambda: tuple(os.scandir(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        names = []
+        for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(folder / entry.name, key)
+                names.append(f"{entry.name}/")
             elif entry.is_file(follow_symlinks=False):
-                yield key
-
-    def _entries(self, folder: Path) -> Sequence[os.DirEntry[str]]:
-        """What is in a folder; nothing in one that is not there, if the folder above agrees."""
-        try:
-            return self._looked_up(folder, lambda: tuple(os.scandir(folder)))
-        except (FileNotFoundError, NotADirectoryError):
-            return ()
+                names.append(entry.name)
+        return sorted(names)
 
     def _check_folder(self) -> None:
         """Raises `StoreError` unless the store's folder is the one that was opened.

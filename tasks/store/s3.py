@@ -130,6 +130,18 @@ class S3Store:
                 if not any(part.startswith(".") for part in key.split("/")):
                     yield key
 
+    def names(self, folder: str) -> Sequence[str]:
+        prefix = f"{self._full(folder)}/"
+        with explained("list", self.uri(folder)):
+            found = []
+            for page in self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, Delimiter="/"
+            ):
+                found += [entry["Key"] for entry in page.get("Contents", [])]
+                found += [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
+        names = (key.removeprefix(prefix) for key in found)
+        return sorted(name for name in names if name and not name.startswith("."))
+
     def move(self, key: str, to: str) -> None:
         with explained("move", self.uri(key)):
             source: CopySourceTypeDef = {"Bucket": self.bucket, "Key": self._full(key)}

@@ -143,6 +143,10 @@ class ModelStore:
     def list(self, prefix: str = "") -> Iterator[str]:
         return iter(_ask("list", prefix))
 
+    def names(self, folder: str) -> Sequence[str]:
+        found = (key.removeprefix(f"{folder}/") for key in self.list(f"{folder}/"))
+        return sorted({name.partition("/")[0] + "/" * ("/" in name) for name in found})
+
     def move(self, key: str, to: str) -> None:
         raise AssertionError("no program of the model calls move")
 

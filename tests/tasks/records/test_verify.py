@@ -358,6 +358,16 @@ def test_names_that_are_no_assets_are_let_be(tmp_path: Path) -> None:
     assert asset_states(store, [DUCK]) == {DUCK: "failed"}
 
 
+def test_an_empty_folder_is_no_asset_and_no_damage(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make(store, tmp_path, spec(), "run1", "failed")
+    (tmp_path / "store" / "assets" / ("0" * 16) / "a01").mkdir(parents=True)
+    assert verify_store(store) == []
+    assert repair_store(store, []) == []
+    assert asset_states(store, ["0" * 16]) == {"0" * 16: "new"}
+    assert list(read_table(store, "assets")["asset_id"]) == [DUCK]
+
+
 def wrong(marker: dict[str, Any], how: str) -> dict[str, Any]:
     """A commit marker that is valid JSON and says something impossible."""
     mesh = "a01/mesh.glb"

@@ -101,6 +101,23 @@ def test_listing_is_by_prefix_in_order_without_temporary_files(store: Store) -> 
     assert not store.exists("a/a01/x")
 
 
+def test_the_names_in_a_folder_are_its_files_and_folders(store: Store) -> None:
+    for key in ("a/b", "a/a01/views/1.png", "a/a01/x", "a/a-b/x", "a/c.json", "ab/x", "a2"):
+        store.put_bytes(key, b"x")
+    assert list(store.names("a")) == ["a-b/", "a01/", "b", "c.json"]
+    assert list(store.names("a/a01")) == ["views/", "x"]
+    assert list(store.names("nothing/at/all")) == []
+
+
+def test_a_folder_of_thousands_has_all_its_names(s3_url: str) -> None:
+    store = open_store(s3_url)  # which answers with 1,000 at a time
+    numbers = [f"{number:04}" for number in range(1100)]
+    for number in numbers:
+        store.put_bytes(f"many/{number}/x" if number < "1050" else f"many/{number}", b"x")
+    names = [f"{number}/" if number < "1050" else number for number in numbers]
+    assert list(store.names("many")) == names
+
+
 def test_missing_keys_say_so(store: Store, tmp_path: Path) -> None:
     assert not store.exists("assets/ab/manifest.json")
     with pytest.raises(NotInStore, match=r"assets/ab/manifest\.json"):
