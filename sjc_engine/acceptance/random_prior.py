@@ -13,7 +13,6 @@ from sjc_engine.priors.denoiser import Cond, SchedulePrior, frozen
 from sjc_engine.priors.families.stable_diffusion import decode_latents
 from sjc_engine.priors.loading.components import ModelSource
 from sjc_engine.progress import OnWork, unheard
-from sjc_engine.rendering.camera import Camera
 
 TOKENS = 77
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -74,12 +73,7 @@ class RandomPrior(SchedulePrior):
         super().__init__(source, network, DDPMScheduler(**SCHEDULE), device, dtype)
         self.width: int = shape["cross_attention_dim"]
 
-    def condition(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Tensor] | None = None,
-        cameras: Sequence[Camera] | None = None,
-    ) -> Cond:
+    def condition(self, prompts: Sequence[str], *_: Any, **__: Any) -> Cond:
         return Cond(torch.randn(len(prompts), TOKENS, self.width, device=self.device))
 
     @torch.no_grad()
