@@ -17,7 +17,7 @@ from flows.prefect_server.schedule import manifest_name
 from flows.prefect_server.shutdown import brief_shutdown
 from flows.progress.results import final_state, results
 from flows.progress.summary_artifact import PrefectSummary, announced
-from flows.progress.tally import GOOD
+from flows.progress.time_left import GOOD
 from flows.run_record import Outcomes, recorded, write_pages
 from flows.scratch import sole_user
 from flows.settings import Settings

@@ -61,11 +61,13 @@ TARGETS: dict[str, list[str]] = {
     "tasks/store/s3.py": [f"tests/tasks/store/test_{n}.py" for n in ("s3", "local", "s3_manners")],
     "tasks/tables/write.py": ["tests/tasks/tables"],
     "tasks/tables/read.py": ["tests/tasks/tables"],
+    "tasks/tables/best_assets.py": ["tests/tasks/tables"],
     "tasks/tables/projection.py": ["tests/tasks/tables", "tests/tasks/records"],
     "tasks/manifest/entries.py": ["tests/tasks/manifest"],
     "tasks/manifest/formats.py": ["tests/tasks/manifest"],
     "tasks/manifest/resolve.py": ["tests/tasks/manifest"],
     "tasks/manifest/shard_plan.py": ["tests/tasks/manifest"],
+    "tasks/manifest/where.py": ["tests/flows/test_plan.py"],
     "tasks/devices/pool.py": ["tests/tasks/devices"],
     "flows/pipeline.py": ["tests/flows/test_window.py", "tests/tasks/records/test_model.py"],
     "flows/plan.py": [

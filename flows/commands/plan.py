@@ -93,9 +93,10 @@ def make_shard_plan(settings: Settings, shard_seconds: float) -> tuple[ShardPlan
     """The plan of a manifest, and warnings. Raises ManifestError, UsageError, StoreError."""
     from functools import partial
 
-    from flows.plan import find_related_assets, read_entries, revision, select
+    from flows.plan import find_related_assets, read_entries, revision
     from flows.progress.estimate import DEFAULT_COST, known_costs, seconds_of_assets
     from tasks.manifest.shard_plan import make_plan_file
+    from tasks.manifest.where import select
     from tasks.store import open_store
 
     if not shard_seconds > 0:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flows.plan import RunPlan
-from flows.progress.tally import REST_SECONDS
+from flows.progress.time_left import REST_SECONDS
 from tasks.manifest.resolve import Entry
 from tasks.store.interface import Damaged, Store
 

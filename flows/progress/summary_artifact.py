@@ -14,8 +14,8 @@ from flows.plan import RunPlan
 from flows.prefect_server.schedule import manifest_name, run_tags
 from flows.progress.number_formats import cell
 from flows.progress.results import RESULT_COLUMNS
-from flows.progress.tally import GOOD
 from flows.progress.terminal import Watcher
+from flows.progress.time_left import GOOD
 from tasks.pages.html import duration
 from tasks.prefect_ui.artifacts import Board, describe_run
 from tasks.stages.versions import versions

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flows.progress.tally import GOOD, Tally
+from flows.progress.time_left import GOOD, Tally
 from tasks.pages.html import duration
 
 LINE_SECONDS = 10.0  # between two plain lines of one asset's steps, or of its other work

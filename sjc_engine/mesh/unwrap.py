@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sjc_engine.mesh.isosurface import Faces, MeshError, Vertices
 
 SECONDS = 60.0
+PADDING = 3  # texels between charts: bilinear filtering and two halvings of the texture stay inside
 _PROCESS = Path(__file__).with_name("xatlas_process.py")
 
 
@@ -47,7 +48,8 @@ def unwrap(vertices: Vertices, faces: Faces, size: int, seconds: float = SECONDS
     Raises UnwrapTimeout after `seconds`, UnwrapKilled, and MeshError where there is no atlas.
     """
     data = io.BytesIO()
-    np.savez(data, vertices=np.float32(vertices), faces=np.uint32(faces), size=size)
+    places, corners = np.float32(vertices), np.uint32(faces)
+    np.savez(data, vertices=places, faces=corners, size=size, padding=PADDING)
     try:
         done = subprocess.run(
             [sys.executable, "-P", str(_PROCESS)],
@@ -72,5 +74,5 @@ def unwrap(vertices: Vertices, faces: Faces, size: int, seconds: float = SECONDS
     result = np.load(io.BytesIO(done.stdout))
     if result["atlases"] != 1 or len(result["faces"]) != len(faces):
         raise MeshError(f"xatlas made {result['atlases']} atlases of {len(result['faces'])} faces")
-    corners, cut = (result[name].astype(np.int64) for name in ("corners", "faces"))
-    return Unwrapped(corners, cut, result["uv"].astype(np.float32).clip(0, 1))
+    copies, cut = (result[name].astype(np.int64) for name in ("corners", "faces"))
+    return Unwrapped(copies, cut, result["uv"].astype(np.float32).clip(0, 1))

@@ -11,8 +11,6 @@ import sys
 import numpy as np
 import xatlas
 
-PADDING = 3  # texels between charts: bilinear filtering and two halvings of the texture stay inside
-
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process
@@ -21,7 +19,7 @@ def main() -> None:
     atlas.add_mesh(mesh["vertices"], mesh["faces"])
     packing = xatlas.PackOptions()
     packing.resolution = int(mesh["size"])
-    packing.padding = PADDING
+    packing.padding = int(mesh["padding"])
     packing.bilinear = True
     charting = xatlas.ChartOptions()
     charting.max_iterations = 1

@@ -19,13 +19,8 @@ from sjc_engine.optimization.checkpoint import write_checkpoint
 from sjc_engine.optimization.distill import distill_rgb
 from sjc_engine.optimization.optimizer import make_optimizer
 from sjc_engine.optimization.reference_view import ReferenceView
-from sjc_engine.optimization.resume import (
-    HISTORY_POINTS,
-    DeferredScalars,
-    Recovery,
-    put_state,
-    read_scene,
-)
+from sjc_engine.optimization.resume import put_state, read_scene
+from sjc_engine.optimization.rollback import HISTORY_POINTS, DeferredScalars, Recovery
 from sjc_engine.priors.conditioning import mismatches
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.priors.families.zero123 import Zero123Prior

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from sjc_engine.errors import UsageError
 from tasks.store.interface import Store
-from tasks.tables.read import BEST_FIRST, query
+from tasks.tables.best_assets import BEST_FIRST
+from tasks.tables.read import query
 
 METRICS = (
     "clip_score", "clip_r_precision", "geometry_r_precision", "janus_score", "field_mesh_iou",

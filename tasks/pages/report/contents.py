@@ -19,7 +19,8 @@ from tasks.pages.run_sheet import read_picture
 from tasks.records.documents import LOOKUPS, asset_manifest, committed_files, read_run, run_ids
 from tasks.store.interface import Damaged, NotInStore, Store
 from tasks.store.layout import report_key
-from tasks.tables.read import BEST_FIRST, RATINGS_SQL, query
+from tasks.tables.best_assets import BEST_FIRST, RATINGS_SQL
+from tasks.tables.read import query
 
 T = TypeVar("T")
 

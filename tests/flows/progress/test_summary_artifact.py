@@ -17,11 +17,11 @@ from task_samples import record_attempt, report
 from flows.commands.plan import make_shard_plan
 from flows.pipeline import report_progress
 from flows.plan import RunPlan, find_related_assets, make_plan
-from flows.progress import summary_artifact, tally, terminal
+from flows.progress import summary_artifact, terminal, time_left
 from flows.progress.results import RESULT_COLUMNS
 from flows.progress.summary_artifact import PrefectSummary, run_name, spent
-from flows.progress.tally import Tally
 from flows.progress.terminal import Lines, Watcher
+from flows.progress.time_left import Tally
 from flows.settings import Settings
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.spec import AssetSpec
@@ -45,9 +45,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(tally, "time", clock)
+    monkeypatch.setattr(time_left, "time", clock)
     monkeypatch.setattr(summary_artifact, "time", clock)
-    monkeypatch.setattr(tally, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(time_left, "REST_SECONDS", 0.0)
     return clock
 
 
@@ -78,7 +78,7 @@ def test_the_time_left_counts_what_follows_the_steps(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A guess until an asset of the run has shown it."""
-    monkeypatch.setattr(tally, "REST_SECONDS", 15.0)
+    monkeypatch.setattr(time_left, "REST_SECONDS", 15.0)
     run = Tally(2, {"a": 100, "b": 100})
     run.progress("a", 0, 100)
     clock.now += 10

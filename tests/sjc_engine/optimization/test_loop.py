@@ -19,7 +19,7 @@ from sjc_engine.guidance.score import guide
 from sjc_engine.optimization import checkpoint, step
 from sjc_engine.optimization.checkpoint import CheckpointError
 from sjc_engine.optimization.loop import step_scenes
-from sjc_engine.optimization.resume import DeferredScalars
+from sjc_engine.optimization.rollback import DeferredScalars
 from sjc_engine.optimization.scene import Diverged, Scene
 from sjc_engine.optimization.step import draw, update
 from sjc_engine.priors.denoiser import Cond, load_prior
@@ -382,7 +382,7 @@ def test_a_loss_that_is_not_finite_takes_the_scene_back_once(prior, tmp_path):
 @pytest.mark.parametrize("grow", [0, 4])
 def test_a_roll_back_goes_to_the_same_state_after_a_resume(prior, tmp_path, monkeypatch, grow):
     """The earlier state is part of the checkpoint: killed or not, the rest is the same."""
-    monkeypatch.setattr("sjc_engine.optimization.resume.SNAPSHOT_STEPS", 3)
+    monkeypatch.setattr("sjc_engine.optimization.rollback.SNAPSHOT_STEPS", 3)
     recipe = PIXEL.override({"grid_start": grow, "grid_grow_at": 0.5, "steps": 12})
     scene = run(Scene("a tank", "", 1, recipe, prior), 6)
     assert scene.step == 6
