@@ -1,7 +1,9 @@
 """The surroundings of all tests: one thread per process, a Prefect home and server of their own."""
 
+import atexit
 import gc
 import os
+import shutil
 import signal
 import tempfile
 from collections import Counter
@@ -20,6 +22,7 @@ from swift_server import S3Server, SwiftServer, unavailable
 # Before prefect and torch are imported anywhere, and inherited by every process a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sjc-tests-prefect-")
+atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("SJC_STORE", None)
 
