@@ -22,13 +22,13 @@ from swift_server import S3Server, SwiftServer, unavailable
 # Before prefect and torch are imported anywhere, and inherited by every process a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sjc-tests-prefect-")
-atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 os.environ.pop("PREFECT_API_URL", None)
 os.environ.pop("SJC_STORE", None)
 
 from flows.prefect_server import environment
 from flows.prefect_server.database import create_database
 
+atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 environment.apply(console_level="CRITICAL")
 gc.set_threshold(50_000)  # at 700 a fifth of the time to import what all stays: the tests first
 

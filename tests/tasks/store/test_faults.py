@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import botocore.auth
 import pytest
@@ -22,6 +24,7 @@ from task_samples import fill
 from tasks.store import open_store, s3_client
 from tasks.store import s3 as store_s3
 from tasks.store.interface import StoredFile, StoreError, WrongBytes
+from tasks.store.s3 import S3Store
 from tasks.tables.read import query
 
 pytestmark = pytest.mark.slow
@@ -109,6 +112,23 @@ def test_an_upload_survives(
     network.clear()
     assert store.get_bytes("a/mesh.glb") == CONTENT
     assert list(store.list()) == ["a/mesh.glb"]
+
+
+def test_a_listing_of_many_pages_has_all_names(network: FaultProxy, url: str) -> None:
+    store = open_store(url)
+    assert isinstance(store, S3Store)
+    keys = [f"many/{n:02}{rest}" for n in range(11) for rest in ("", "-x", "/x", "/y/z")]
+    for key in keys:
+        store.put_bytes(key, b"x")
+    names = sorted({re.sub("/.+", "/", key.removeprefix("many/")) for key in keys})
+    for most in (1, 2, 7, 1000):
+
+        def with_pages(params: dict[str, Any], most: int = most, **_: Any) -> None:
+            params["MaxKeys"] = most
+
+        store._client.meta.events.register("provide-client-params.s3.ListObjectsV2", with_pages)
+        assert list(store.names("many")) == names, most
+        assert list(store.list("many/")) == sorted(keys), most
 
 
 def renewed(fault: Fault) -> Fault:
