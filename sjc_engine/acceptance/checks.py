@@ -25,8 +25,9 @@ from sjc_engine.optimization.step import draw
 from sjc_engine.priors.compiled import AGREEMENT
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import Recipe
+from sjc_engine.rendering.background import learned_background
 from sjc_engine.rendering.camera import sample_camera
-from sjc_engine.rendering.volume import learned_background, render_views
+from sjc_engine.rendering.volume import render_views
 
 SCENES = (1, 2, 4, 8)  # stepped together
 FAST = ", fast launch"

@@ -22,8 +22,8 @@ from sjc_engine.mesh.isosurface import (
     face_components,
     isosurface,
     simplify,
-    vertex_normals,
 )
+from sjc_engine.mesh.normals import vertex_normals
 from sjc_engine.mesh.texture import bake, surface_colors
 from sjc_engine.mesh.unwrap import can_unwrap
 from sjc_engine.progress import OnWork, unheard

@@ -14,8 +14,9 @@ from sjc_engine.memory import out_of_memory
 from sjc_engine.priors.denoiser import Prior
 from sjc_engine.progress import OnWork, unheard
 from sjc_engine.recipes import OptimizeRecipe
+from sjc_engine.rendering.background import learned_background
 from sjc_engine.rendering.camera import Camera, sample_camera
-from sjc_engine.rendering.volume import composite, learned_background, render, render_views
+from sjc_engine.rendering.volume import composite, render, render_views
 
 VIEWS_PER_STEP = 2
 LEARNING_RATE = 0.05

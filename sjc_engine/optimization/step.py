@@ -20,14 +20,9 @@ from sjc_engine.optimization import losses
 from sjc_engine.optimization.reference_view import View
 from sjc_engine.optimization.scene import Scene, StepStats
 from sjc_engine.priors.denoiser import Cond
+from sjc_engine.rendering.background import learned_background, random_background
 from sjc_engine.rendering.camera import Camera, nearby, ring, sample_camera
-from sjc_engine.rendering.volume import (
-    Rendering,
-    composite,
-    learned_background,
-    random_background,
-    render_views,
-)
+from sjc_engine.rendering.volume import Rendering, composite, render_views
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import pytest
 import trimesh
 
 from sjc_engine.mesh.gltf import TO_GLTF, Mesh, Texture, glb_bytes, srgb_to_linear
-from sjc_engine.mesh.isosurface import vertex_normals
+from sjc_engine.mesh.normals import vertex_normals
 
 ROOT = Path(__file__).parents[3]
 VALIDATE = """

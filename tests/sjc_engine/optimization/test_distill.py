@@ -18,8 +18,9 @@ from sjc_engine.optimization.loop import optimize
 from sjc_engine.optimization.scene import Scene
 from sjc_engine.priors.denoiser import load_prior
 from sjc_engine.recipes import MeshRecipe, OptimizeRecipe, Recipe
+from sjc_engine.rendering.background import learned_background
 from sjc_engine.rendering.camera import orbit, sample_camera
-from sjc_engine.rendering.volume import composite, learned_background, render
+from sjc_engine.rendering.volume import composite, render
 
 HALF = 0.7
 SMALL = {"grid_size": 16, "render_size": 16, "ray_step": 0.08, "half_length": HALF}

@@ -15,8 +15,9 @@ from sjc_engine.fields.plenoxels import PlenoxelField
 from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.optimization.losses import distortion, emptiness
 from sjc_engine.rendering import fused, kernels
+from sjc_engine.rendering.background import learned_background
 from sjc_engine.rendering.camera import orbit, sample_camera
-from sjc_engine.rendering.volume import learned_background, render_views
+from sjc_engine.rendering.volume import render_views
 
 
 def make_field(channels, space, *, opaque, side=12):

@@ -5,13 +5,12 @@ import torch
 
 from sjc_engine.fields.voxel import VoxelField
 from sjc_engine.rendering import volume as render_module
+from sjc_engine.rendering.background import learned_background, random_background
 from sjc_engine.rendering.camera import orbit, rays, sample_camera
 from sjc_engine.rendering.volume import (
     BACKGROUND_DEPTH,
     composite,
     intersect_box,
-    learned_background,
-    random_background,
     render,
     render_views,
 )
