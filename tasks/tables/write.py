@@ -59,7 +59,6 @@ class TableWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
         self._news.set()
-        self._thread.join()
         # The error that ended the block comes first; the next run writes what is missing.
         with contextlib.suppress(StoreError) if kind else contextlib.nullcontext():
             self.write()

@@ -1,10 +1,10 @@
 """An engine process without an engine, for the device pool's tests.
 
 Each scene says in its prompt how it behaves ("diverge", "hang", "garbage", "die", "die at 4",
-"endless", "decode"), counts its steps in its checkpoint and is done after six. Every message is
-also written to the file STUB_JOURNAL. STUB_ROOM: the scenes that it says it has memory for.
-STUB_FITS: the scenes from which on it runs out of memory and returns the younger half. STUB_BROKEN:
-the devices on which every process ends with its first scene.
+"endless", "decode", "no field"), counts its steps in its checkpoint and is done after six. Every
+message is also written to the file STUB_JOURNAL. STUB_ROOM: the scenes that it says it has memory
+for. STUB_FITS: the scenes from which on it runs out of memory and returns the younger half.
+STUB_BROKEN: the devices on which every process ends with its first scene.
 """
 
 from __future__ import annotations
@@ -106,6 +106,11 @@ class StubEngine:
             for done in range(5):
                 self.send("working", key, what="decoding views", done=done, total=5)
                 time.sleep(0.5)
+        if prompt == "no field":
+            place = {"step": scene["step"], "first_step": scene["first"]}
+            self.send("failed", key, error_type="ValueError", error="no field", **place)
+            del self.scenes[key]
+            return
         scene["step"] += 1
         Path(scene["checkpoint"]).write_text(str(scene["step"]))
         place = {"step": scene["step"], "first_step": scene["first"]}

@@ -286,6 +286,16 @@ def test_a_device_that_fails_every_scene_is_retired_and_costs_no_try(
     assert [r.message for r in caplog.records if r.levelname == "ERROR"] == shown
 
 
+def test_only_steps_speak_for_a_device(tmp_path: Path, journal: Path) -> None:
+    with pool(tmp_path, ["cuda:0"]) as devices:
+        [device] = devices._devices
+        device.deaths = MOST_DEATHS - 1
+        assert run(devices, tmp_path, "no field").error_type == "ValueError"
+        assert device.deaths == MOST_DEATHS - 1, "its own error, before a step"
+        assert run(devices, tmp_path, "duck")["step"] == 6
+        assert device.deaths == 0
+
+
 def test_without_a_device_left_every_scene_ends_and_says_why(
     tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_one_run_at_a_time_has_an_asset(store: Store) -> None:
         assert not two.take(A), "what is not ours cannot be freed"
         one.free(A)
         assert two.take(A)
+        assert not one.take(A), "it is ours no more"
     with leases(store, "three") as three:
         assert three.take(A), "leases end with their block"
         assert three.take(B)

@@ -130,6 +130,27 @@ def test_rows_are_there_within_seconds_and_in_few_files(
     assert all_tables(store) == wanted(store)
 
 
+def test_the_rows_of_assets_are_written_last(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    pig = spec("a pig").asset_id
+    make(store, tmp_path, spec("a pig"), "run1")
+    writer = TableWriter(store)
+    writer.record(ended(store, "run1", "a duck"), {})  # no views
+    attempt = read_document(store, f"assets/{pig}/a01/attempt.json")
+    writer.record(attempt, asset_manifest(store, pig) or {})
+    written: list[str] = []
+
+    def put(self: Store, key: str, data: bytes, **options: Any) -> Any:
+        written.append(key)
+        return put_bytes(self, key, data, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        put_bytes = type(store).put_bytes
+        patch.setattr(type(store), "put_bytes", put)
+        writer.write()
+    assert [key.split("/")[1] for key in written] == ["attempts", "views", "history", "assets"]
+
+
 def test_a_part_that_is_full_is_not_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
