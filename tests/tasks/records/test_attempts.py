@@ -149,6 +149,7 @@ def test_the_first_commit_counts(store: Store, files: dict[str, Path]) -> None:
     ("part", "value", "message"),
     [
         ("report", {"clip": 1.0}, "unknown key clip"),
+        ("report", dict.fromkeys("hbdfaceg"), "unknown key a, b, c, d, e, f, g, h; known: steps, "),
         ("report", {"clip_score": float("nan")}, "clip_score: nan is not finite"),
         ("report", {"clip_score": 101.0}, "clip_score: 101.0 is outside 0 to 100"),
         ("report", {"faces": "many"}, "faces: 'many' is not int64"),

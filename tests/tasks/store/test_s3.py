@@ -1,6 +1,6 @@
 """The S3 store and a live server in this process, some of whose replies a proxy makes up.
 
-What networks and servers do wrong is in test_store_faults.py, with a real server.
+What networks and servers do wrong is in test_faults.py, with a real server.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -133,6 +134,17 @@ def test_an_unreachable_server_is_found_at_once(
         open_store("s3://bucket/x")
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+def test_an_endpoint_with_credentials_is_refused_and_not_repeated(
+    s3_environment: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    monkeypatch.setenv(name, "http://key:secret@127.0.0.1:1")
+    with pytest.raises(StoreError, match=f"There are credentials.* in {name}") as caught:
+        open_store("s3://bucket/x")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://UPPER_case!/x", "s3://bucket/../x"])
 def test_bad_addresses_are_refused(s3_environment: str, url: str) -> None:
     with pytest.raises(StoreError):
@@ -195,6 +207,20 @@ def test_a_404_for_what_is_listed_is_not_believed(
     assert not store.exists("a/y")
     with pytest.raises(NotInStore):
         store.get_bytes("a/y")
+
+
+def test_reads_are_repeated_after_pauses(
+    store: Store, faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_bytes("a/x", b"content")
+    faulty.add(Fault("status", r"^(GET|HEAD) .*/a/x ", times=None, status=404, code="NoSuchKey"))
+    slept: list[float] = []
+    monkeypatch.setattr(store_s3, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(store_s3, "PAUSES", (0.0, 1.0, 2.0))
+    for read in (store.get_bytes, store.exists):
+        with pytest.raises(StoreError, match="answers 404"):
+            read("a/x")
+    assert slept == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", ["truncate-reply", "shorten-reply", "corrupt-reply"])
