@@ -1,14 +1,20 @@
 """What a plan warns of, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from task_samples import make
 
 from flows.errors import UsageError
 from flows.plan import make_plan, missing_xatlas
 from flows.settings import Settings
 from sjc_engine.recipes import Recipe
+from tasks.records.attempts import start_attempt
+from tasks.records.prune import prune_assets
+from tasks.store import open_store
 from tasks.store.interface import StoreError
+from tasks.store.leases import leases
 
 
 def test_without_xatlas_only_who_wants_textures_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +45,27 @@ def test_a_plan_counts_assets_by_state_and_rows_that_repeat_one(tmp_path: Path) 
     plan = make_plan(Settings(str(manifest), str(tmp_path / "store"), devices=["cpu"]))
     counts = {state: count for state, count in plan.counts().items() if count}
     assert counts == {"new": 2, "duplicate": 2}
+
+
+def test_a_plan_works_on_what_is_not_there_and_on_failures_if_asked(tmp_path: Path) -> None:
+    manifest, root = tmp_path / "m.csv", tmp_path / "store"
+    manifest.write_text("prompt\na new one\na cut one\na failed one\na whole one\na pruned one\n")
+    settings = Settings(str(manifest), str(root), devices=["cpu"], recipe="draft")
+    store = open_store(root)
+    specs = {entry.spec.prompt.split()[1]: entry.spec for entry in make_plan(settings).entries}
+    start_attempt(store, specs["cut"], "run1")
+    make(store, tmp_path, specs["failed"], "run1", "failed")
+    for name in ("whole", "pruned"):
+        make(store, tmp_path, specs[name], "run1")
+    with leases(store, "a pruner") as held:
+        prune_assets(store, [specs["pruned"].asset_id], "so asked", held)
+    plan = make_plan(settings)
+    assert plan.counts() == {
+        "new": 1, "interrupted": 1, "failed": 1, "finished": 1, "pruned": 1, "duplicate": 0
+    }  # fmt: skip
+    retried = make_plan(replace(settings, retry_failed=True))
+    for made, names in ((plan, ("new", "cut")), (retried, ("new", "cut", "failed"))):
+        assert list(made.todo) == [specs[name].asset_id for name in names]
 
 
 @pytest.mark.parametrize("devices", [[], ["gpu"], ["cpu", "tpu:0"]])

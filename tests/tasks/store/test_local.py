@@ -55,7 +55,7 @@ def test_an_empty_file_is_a_file(store: Store) -> None:
     assert store.exists("empty")
 
 
-def test_a_committed_file_is_never_overwritten(store: Store) -> None:
+def test_a_committed_file_is_never_overwritten(store: Store, tmp_path: Path) -> None:
     first = store.put_bytes("assets/ab/manifest.json", b"first")
     with pytest.raises(AlreadyCommitted, match="already committed"):
         store.put_bytes("assets/ab/manifest.json", b"second")
@@ -63,6 +63,11 @@ def test_a_committed_file_is_never_overwritten(store: Store) -> None:
     assert store.put_bytes("assets/ab/manifest.json", b"first") == first, "a repeat is no change"
     store.put_bytes("assets/ab/manifest.json", b"third", replace=True)
     assert store.get_bytes("assets/ab/manifest.json") == b"third"
+    (tmp_path / "fourth").write_bytes(b"fourth")
+    with pytest.raises(AlreadyCommitted, match="already committed"):
+        store.put_file("assets/ab/manifest.json", tmp_path / "fourth")
+    store.put_file("assets/ab/manifest.json", tmp_path / "fourth", replace=True)
+    assert store.get_bytes("assets/ab/manifest.json") == b"fourth"
 
 
 def test_one_of_eight_writers_wins(store: Store) -> None:
