@@ -11,8 +11,8 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import command
-from flows.commands.output import counter
 from flows.errors import UsageError
+from flows.progress.counter import counter
 from flows.progress.number_formats import size_text
 from flows.progress.results import where_errors
 

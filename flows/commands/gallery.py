@@ -8,8 +8,8 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import command
-from flows.commands.output import counter
 from flows.errors import UsageError, disk_errors
+from flows.progress.counter import counter
 from flows.progress.results import where_errors
 
 

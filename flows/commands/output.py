@@ -1,22 +1,19 @@
-"""What commands print: tables, as a person or another program wants them, counts and warnings."""
+"""What commands print: tables, as a person or another program wants them, and warnings."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flows.errors import UsageError
-from flows.progress.number_formats import cell, size_text
+from flows.progress.number_formats import cell
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import JustifyMethod
-
-LINE_SECONDS = 2.0  # between two lines of progress
 
 
 def show(rows: pa.Table, format: str, columns: Mapping[str, str] | None = None) -> None:
@@ -91,24 +88,3 @@ def print_warnings(warnings: Iterable[str]) -> None:
     """One line each on stderr, so that stdout stays what another program reads."""
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-
-
-def counter(text: str, *, quiet: bool) -> Callable[..., None]:
-    """A callback that prints `2 of 9 {text}` to stderr, every few seconds and at the last.
-
-    What else it is called with are bytes that are done, and all.
-    """
-    began = last = time.monotonic()
-
-    def report(done: int, total: int, *sizes: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if quiet or (now - last < LINE_SECONDS and done < total):
-            return
-        last, line = now, f"{done} of {total} {text}"
-        if sizes:
-            line += f", {' of '.join(map(size_text, sizes))}"
-            line += f", {size_text(sizes[0] / max(now - began, 1e-3))}/s"
-        print(line, file=sys.stderr, flush=True)
-
-    return report

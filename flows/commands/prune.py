@@ -8,8 +8,9 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import command
-from flows.commands.output import counter, show
+from flows.commands.output import show
 from flows.errors import FAILED
+from flows.progress.counter import counter
 from flows.progress.number_formats import size_text
 from flows.progress.results import ASSET_COLUMNS, SECONDS, selected_assets
 

@@ -10,8 +10,9 @@ import typer
 
 from flows.commands import completion, options
 from flows.commands.app import command
-from flows.commands.output import counter, print_warnings
+from flows.commands.output import print_warnings
 from flows.errors import UsageError, disk_errors
+from flows.progress.counter import counter
 
 
 @command('sjc sample2d "a DSLR photo of a yellow duck" -o experiments.png')

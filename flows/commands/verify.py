@@ -13,8 +13,8 @@ import typer
 
 from flows.commands import options
 from flows.commands.app import command
-from flows.commands.output import counter
 from flows.errors import FAILED, STORE
+from flows.progress.counter import counter
 
 if TYPE_CHECKING:
     from tasks.records.verify import Finding

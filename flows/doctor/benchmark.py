@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import typer
 
 if TYPE_CHECKING:
-    from sjc_engine.acceptance.lines import Line
+    from sjc_engine.acceptance.results import Line
 
 
 def measure(name: str | None, *, as_json: bool) -> bool:
@@ -21,7 +21,7 @@ def measure(name: str | None, *, as_json: bool) -> bool:
 
     from flows.plan import check_devices
     from sjc_engine.acceptance.checks import Bench
-    from sjc_engine.acceptance.lines import document, run
+    from sjc_engine.acceptance.results import document, run
 
     name = check_devices(None if name is None else [name], "--device")[0]
     device = torch.device(name)

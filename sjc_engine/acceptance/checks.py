@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sjc_engine.acceptance.lines import Check, Line
 from sjc_engine.acceptance.random_prior import SD15, SD15_VAE, TINY, TINY_VAE, RandomPrior
+from sjc_engine.acceptance.results import Check, Line
 from sjc_engine.fields.field import Field, Space
 from sjc_engine.fields.voxel import VoxelField, grid_centers
 from sjc_engine.memory import MemoryProbe, out_of_memory, peak_memory

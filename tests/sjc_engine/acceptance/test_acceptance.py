@@ -10,7 +10,7 @@ import torch
 
 from sjc_engine.acceptance import checks
 from sjc_engine.acceptance.checks import Bench
-from sjc_engine.acceptance.lines import Line, document, run
+from sjc_engine.acceptance.results import Line, document, run
 from sjc_engine.rendering import fused
 
 CPU = torch.device("cpu")
