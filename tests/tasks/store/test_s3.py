@@ -5,6 +5,8 @@ What networks and servers do wrong is in test_faults.py, with a real server.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -166,13 +168,43 @@ def test_a_probe_left_behind_is_invisible(s3_url: str) -> None:
     assert list(open_store(s3_url).list()) == []
 
 
-def test_objects_carry_their_hash_and_type(s3_url: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mesh.glb", "model/gltf-binary"),
+        ("report.html", "text/html; charset=utf-8"),
+        ("attempt.json", "application/json"),
+        ("turntable.mp4", "video/mp4"),
+        ("preview.png", "image/png"),
+        ("thumbnail.webp", "image/webp"),
+        ("part.parquet", "application/octet-stream"),
+    ],
+)
+def test_objects_carry_their_hash_and_type(s3_url: str, name: str, kind: str) -> None:
     store = open_store(s3_url)
-    stored = store.put_bytes("a/mesh.glb", b"glTF")
+    stored = store.put_bytes(f"a/{name}", b"glTF")
     bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
-    head = boto3.client("s3").head_object(Bucket=bucket, Key=f"{prefix}/a/mesh.glb")
+    head = boto3.client("s3").head_object(Bucket=bucket, Key=f"{prefix}/a/{name}")
     assert head["Metadata"] == {"sha256": stored.sha256}
-    assert head["ContentType"] == "model/gltf-binary"
+    assert head["ContentType"] == kind
+
+
+def test_a_large_file_goes_in_parts_with_its_hash_and_type(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store_s3.MULTIPART_BYTES > 5 << 20, "the least that servers take"
+    monkeypatch.setattr(store_s3, "MULTIPART_BYTES", 5 << 20)
+    store, file = open_store(s3_url), tmp_path / "mesh.glb"
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    for size, parts in (((5 << 20) - 1, 0), (5 << 20, 1), ((5 << 20) + 1, 2)):
+        file.write_bytes(os.urandom(size))
+        stored = store.put_file(f"{parts}/mesh.glb", file)
+        head = boto3.client("s3").head_object(Bucket=bucket, Key=f"{prefix}/{parts}/mesh.glb")
+        assert head["Metadata"] == {"sha256": stored.sha256}
+        assert head["ContentType"] == "model/gltf-binary"
+        assert head["ContentLength"] == stored.bytes == size
+        assert head["ETag"].endswith(f'-{parts}"') == ("-" in head["ETag"]) == bool(parts)
+        assert store.get_bytes(f"{parts}/mesh.glb") == file.read_bytes()
 
 
 # --- what is damage, and what could not be read -----------------------------------------------
@@ -221,6 +253,54 @@ def test_reads_are_repeated_after_pauses(
         with pytest.raises(StoreError, match="answers 404"):
             read("a/x")
     assert slept == [0, 1, 2, 0, 1, 2]
+
+
+UPLOADS = [
+    Fault("status", PUT, status=400, code="BadDigest"),
+    Fault("status", PUT, status=400, code="XAmzContentSHA256Mismatch", times=2),
+    Fault("status", PUT, status=409, code="ConditionalRequestConflict"),
+    Fault("lose-reply", PUT, times=None),
+    Fault("reset-request", PUT, after=3),
+]
+
+
+@pytest.mark.parametrize("fault", UPLOADS, ids=lambda fault: fault.code + fault.kind)
+@pytest.mark.parametrize("replace", [False, True])
+def test_an_upload_gets_there(
+    store: Store, faulty: FaultProxy, fault: Fault, replace: bool
+) -> None:
+    fault = faulty.add(dataclasses.replace(fault))
+    assert store.put_bytes("a/mesh.glb", b"content", replace=replace) == bytes_digest(b"content")
+    assert fault.hits
+    faulty.clear()
+    assert store.get_bytes("a/mesh.glb") == b"content"
+
+
+def test_a_write_that_is_refused_for_a_file_that_is_not_there_is_an_error(
+    store: Store, faulty: FaultProxy
+) -> None:
+    """Such as one that a proxy's cache knows."""
+    refusal = Fault("status", PUT, times=None, status=412, code="PreconditionFailed")
+    refused = faulty.add(refusal)
+    with pytest.raises(
+        StoreError, match=r"Cannot write .*/a/mesh\.glb: the server answers 404 and"
+    ):
+        store.put_bytes("a/mesh.glb", b"content")
+    assert refused.hits == len(store_s3.PAUSES)
+    faulty.clear()
+    assert list(store.list()) == []
+
+
+def test_a_reply_that_is_cut_leaves_nothing_in_what_comes_after(
+    store: Store, faulty: FaultProxy, tmp_path: Path
+) -> None:
+    stored = store.put_bytes("a/x", b"content")
+    for kind in ("truncate-reply", "corrupt-reply", "shorten-reply"):
+        for read in (store.get_bytes, lambda key: store.download(key, tmp_path / "x")):
+            fault = faulty.add(Fault(kind, r"^GET .*/a/x ", times=2, after=3))
+            assert read("a/x") in (b"content", stored)
+            assert fault.hits == 2
+    assert (tmp_path / "x").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("kind", ["truncate-reply", "shorten-reply", "corrupt-reply"])
