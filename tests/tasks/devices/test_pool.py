@@ -404,6 +404,20 @@ def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path, journal: Pa
     assert not [t for t in threading.enumerate() if t.name.startswith("engine-")]
 
 
+def test_devices_without_work_do_not_delay_the_end(tmp_path: Path, journal: Path) -> None:
+    devices = pool(tmp_path, ["cuda:0", "cuda:1"])
+    with devices:
+        ending = threading.Thread(target=devices.close, daemon=True)
+        ending.start()
+        ending.join(10)
+        ended = not ending.is_alive()
+        if not ended:  # or the test would not end either
+            with devices._changed:
+                devices._changed.notify_all()
+    assert ended
+    assert journal.read_text() == "", "no process was ever started"
+
+
 def test_closing_kills_an_engine_that_does_not_end(
     tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
