@@ -68,6 +68,28 @@ def test_a_plan_works_on_what_is_not_there_and_on_failures_if_asked(tmp_path: Pa
         assert list(made.todo) == [specs[name].asset_id for name in names]
 
 
+def test_only_what_an_older_version_has_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pig is new, and the duck was made by version 1."""
+    manifest, root = tmp_path / "m.csv", tmp_path / "store"
+    manifest.write_text("prompt\na duck\na pig\n")
+    settings = Settings(str(manifest), str(root), devices=["cpu"], recipe="draft")
+    store = open_store(root)
+    duck, _ = (entry.spec for entry in make_plan(settings).entries)
+    monkeypatch.setattr("task_samples.ENGINE", "1.0+recipe1")
+    make(store, tmp_path, duck, "run1")
+    assert make_plan(settings).warnings == []
+    monkeypatch.setattr("flows.plan.RECIPE_VERSION", 2)
+    monkeypatch.setattr("sjc_engine.spec.RECIPE_VERSION", 2)
+    again = make_plan(settings)
+    assert again.counts()["new"] == 2
+    assert again.warnings == [
+        "1 asset was made by recipe version 1 and will be made again by version 2; CHANGELOG.md"
+        " says why"
+    ]
+
+
 @pytest.mark.parametrize("devices", [[], ["gpu"], ["cpu", "tpu:0"]])
 def test_a_plan_refuses_devices_that_are_none(tmp_path: Path, devices: list[str]) -> None:
     (tmp_path / "m.csv").write_text("prompt\na duck\n")

@@ -34,7 +34,7 @@ from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
 from tasks.stages.asset import Asset
 from tasks.store import open_store
-from tasks.store.interface import Store, StoreError, TakesNoMore
+from tasks.store.interface import Store, StoreError, TakesNoMore, WrongBytes
 from tasks.tables.read import query
 from tasks.tables.write import TableWriter
 
@@ -370,6 +370,19 @@ def test_an_error_that_ends_the_run_is_raised(asset: Asset, attempt: str) -> Non
     error = TakesNoMore("full", "make room") if attempt else StoreError("gone", "mount it")
     with pytest.raises(type(error)):
         end_asset(asset, error)
+
+
+def test_files_that_arrive_damaged_interrupt_the_asset_alone(
+    asset: Asset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list[str]()
+    monkeypatch.setattr(pipeline, "record_failure", lambda _, error: rows.append(error.status))
+    damaged = WrongBytes("it arrives damaged", "try again")
+    assert end_asset(asset, damaged) == "interrupted"
+    assert rows == [], "no attempt has begun"
+    asset.attempt = "a01"
+    end_asset(asset, damaged)
+    assert rows == ["interrupted"]
 
 
 def test_the_scratch_folders_and_the_stores_errors_are_no_failures(

@@ -23,6 +23,8 @@ from tasks.tables.read import query
 from tasks.tables.schemas import SCHEMAS
 from tasks.tables.write import record_attempts, record_run
 
+ENGINE = "1.0/1"  # the version that has made the assets of `make`
+
 Write = Callable[..., Path]
 
 
@@ -80,7 +82,7 @@ def make(
             files[name] = folder / name.replace("/", "-")
             files[name].write_bytes(contents.get(name, f"{name} of {spec.prompt}".encode()))
         timings = {"queue": 0.0, "optimize": 40.0, "extract": 2.0, "evaluate": 1.0}
-        versions = {"code": "1.0", "engine": "1.0/1"}
+        versions = {"code": "1.0", "engine": ENGINE}
         manifest = commit_asset(
             store, spec.asset_id, attempt, files, spec, report(**changes), timings, versions
         )

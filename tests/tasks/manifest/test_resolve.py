@@ -25,7 +25,7 @@ from tiny_priors import build_pixel_prior, build_zero123_prior
 from sjc_engine.priors.loading.lora import pin
 from sjc_engine.priors.sources import BUILTINS
 from sjc_engine.recipes import Recipe
-from tasks.manifest.formats import Records
+from tasks.manifest.formats import Records, shown
 from tasks.manifest.resolve import ManifestError, Problem, read_entries, read_manifest
 
 # --- what is accepted --------------------------------------------------------------------------
@@ -360,6 +360,17 @@ def test_bad_headers(write: Write, header: str, expected: str) -> None:
     cells = header.count(",") + 1
     found = problems(write(f"{header}\n{','.join('x' * cells)}\n"))
     assert any(text.startswith(f"m.csv:1: {expected}") for text in found), found
+
+
+def test_other_separators_are_all_that_is_said(write: Write) -> None:
+    [found] = problems(write("prompt;id\na duck;x\na pig, pink;y,z\n"))
+    assert found.startswith("m.csv:1: header: cells are separated by ';'; use commas")
+
+
+@pytest.mark.parametrize("length", [59, 60, 61, 200])
+def test_a_long_text_is_shown_in_short(length: int) -> None:
+    text = "x" * length
+    assert shown(text) == (text if length <= 60 else "x" * 57 + "...")
 
 
 def test_a_bad_header_does_not_hide_bad_rows(write: Write) -> None:

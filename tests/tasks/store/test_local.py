@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tasks.store.interface import (
     Store,
     StoredFile,
     StoreError,
+    TakesNoMore,
     damaged,
 )
 
@@ -143,6 +146,40 @@ def test_keys_cannot_leave_the_store(store: Store, tmp_path: Path) -> None:
             with pytest.raises(StoreError, match="not a valid key"):
                 call(key)
     assert list(store.list()) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "kind"),
+    [
+        ("write", "--store", TakesNoMore),
+        ("write", "folder", StoreError),
+        ("read", "-o", StoreError),
+    ],
+)
+def test_only_a_store_that_is_full_takes_no_more(
+    tmp_path: Path, verb: str, option: str, kind: type[StoreError]
+) -> None:
+    with (
+        pytest.raises(StoreError, match=f"^Cannot {verb} {tmp_path}: ") as caught,
+        store_local.explained(verb, tmp_path, option),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert type(caught.value) is kind
+
+
+def test_what_writers_left_behind_is_found_in_order_and_when_it_is_old(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    now = time.time()
+    names = [f"{folder}.x.{number:08x}" for folder in ("", "a/", "b/c/") for number in range(5)]
+    for name in [*names, ".x.0000000g", "x.00000000"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        os.utime(path, (now - 100, now - 100))
+    assert store.leftovers(timedelta(seconds=200), remove=True) == []
+    assert store.leftovers(timedelta(seconds=50), remove=False) == sorted(names)
+    assert store.leftovers(timedelta(seconds=50), remove=True) == sorted(names)
+    assert store.leftovers(timedelta(0), remove=False) == []
 
 
 def test_a_download_with_another_hash_leaves_nothing(store: Store, tmp_path: Path) -> None:

@@ -130,6 +130,22 @@ def test_rows_are_there_within_seconds_and_in_few_files(
     assert all_tables(store) == wanted(store)
 
 
+def test_a_file_that_grows_is_replaced_only_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "WRITE_SECONDS", 600.0)
+    store = open_store(tmp_path / "store")
+    with TableWriter(store) as rows:
+        rows.record(ended(store, "run1", "thing 0"), {})
+        while not files(store, "assets/"):
+            time.sleep(0.01)
+        for number in range(1, 5):
+            rows.record(ended(store, "run1", f"thing {number}"), {})
+            time.sleep(0.05)
+        assert len(read_table(store, "assets")) == 1, "the next write comes later"
+    assert len(read_table(store, "assets")) == 5
+
+
 def test_the_rows_of_assets_are_written_last(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     pig = spec("a pig").asset_id
