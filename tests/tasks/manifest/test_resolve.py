@@ -56,6 +56,11 @@ def test_every_column(write: Write) -> None:
     assert entry.meta == {"source": "web", "note": ""}
 
 
+def test_a_whole_number_is_an_id(write: Write) -> None:
+    [entry] = plan(write('{"prompt": "a duck", "id": 7}\n', "m.jsonl")).entries
+    assert entry.row_id == "7"
+
+
 def test_a_revision_of_a_prior_is_no_part_of_its_name(write: Write) -> None:
     path = write("prompt,prior\na duck,owner/name@v2\na duck,owner/name@c0ffee\n")
     asked: list[str] = []
@@ -422,6 +427,9 @@ def test_bad_files(write: Write, content: bytes, expected: str) -> None:
         ('{"prompt": "a", "prompt": "b"}', "m.jsonl:1: row: is not JSON (a key is there twice)"),
         ('{"prompt": "a", "promt": 1}', "m.jsonl:1: promt: is an unknown column; did you mean"),
         ('{"prompt": 5}', "m.jsonl:1: prompt: 5 is not text"),
+        ('{"prompt": "a", "id": true}', "m.jsonl:1: id: True is not text; put it in quotes"),
+        ('{"prompt": "a", "id": 1.5}', "m.jsonl:1: id: 1.5 is not text; put it in quotes"),
+        ('{"prompt": "a", "id": -7.0}', "m.jsonl:1: id: -7.0 is not text; put it in quotes"),
         ('{"prompt": "a", "seed": true}', "m.jsonl:1: seed: 'True' is not a valid seed"),
         ('{"prompt": "a", "seed": -1}', "m.jsonl:1: seed: '-1' is not a valid seed"),
         ('{"prompt": "a", "seed": 1.5}', "m.jsonl:1: seed: '1.5' is not a valid seed"),
