@@ -39,6 +39,18 @@ def test_a_flow_wants_the_store_that_its_command_has_opened(tmp_path: Path) -> N
     assert list(root.iterdir()) == []
 
 
+def test_a_plan_for_a_run_makes_the_scratch_folder_for_its_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("prompt\na duck\n")
+    scratch = tmp_path / "scratch"
+    paths = str(tmp_path / "m.csv"), str(tmp_path / "store")
+    settings = Settings(*paths, devices=["cpu"], scratch=str(scratch))
+    make_plan(settings)
+    assert scratch.stat().st_mode & 0o777 == 0o700
+    scratch.rmdir()
+    make_plan(settings, writable=False)
+    assert not scratch.exists()
+
+
 def test_a_plan_counts_assets_by_state_and_rows_that_repeat_one(tmp_path: Path) -> None:
     manifest = tmp_path / "m.csv"
     manifest.write_text("prompt\na duck\na duck\na pig\na duck\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -362,6 +363,25 @@ def test_an_asset_is_cancelled_once_its_attempt_has_begun(
     window = Window[Asset](lambda: 1, lambda: None)
     assert "cancelled on Prefect's pages" in make_asset(window, CONTEXT, "run1", None, asset)
     assert list(stages) == ["optimize"]
+
+
+def test_a_stage_that_the_run_has_cancelled_has_no_other_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[Any] = []
+
+    def run(stage: Any, **options: Any) -> State[Any]:
+        calls.append(options)
+        if len(calls) > 1:
+            raise CancelledError
+        return Completed()
+
+    monkeypatch.setattr(pipeline, "run_task_sync", run)
+    stopped, stage = Event(), SimpleNamespace(fn=lambda asset, run_id: None)
+    assert pipeline.run_stage(stage, stopped, "duck", "run1").is_completed()
+    assert calls[0]["parameters"] == {"asset": "duck", "run_id": "run1"}
+    assert calls[0]["context"] == {"cancel_event": stopped}
+    assert pipeline.run_stage(stage, stopped, "duck", "run1").is_cancelled()
 
 
 @pytest.mark.parametrize("attempt", ["", "a01"])

@@ -367,6 +367,11 @@ def test_bad_headers(write: Write, header: str, expected: str) -> None:
     assert any(text.startswith(f"m.csv:1: {expected}") for text in found), found
 
 
+def test_rows_below_a_column_that_is_there_twice_are_not_read(write: Write) -> None:
+    [found] = problems(write("prompt,id,id\n,a b,c\n"))
+    assert found.startswith("m.csv:1: id: is in the header twice")
+
+
 def test_other_separators_are_all_that_is_said(write: Write) -> None:
     [found] = problems(write("prompt;id\na duck;x\na pig, pink;y,z\n"))
     assert found.startswith("m.csv:1: header: cells are separated by ';'; use commas")

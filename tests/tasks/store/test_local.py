@@ -148,6 +148,15 @@ def test_keys_cannot_leave_the_store(store: Store, tmp_path: Path) -> None:
     assert list(store.list()) == []
 
 
+def test_a_file_moves_to_wherever_it_is_put(store: Store) -> None:
+    store.put_bytes("a/x", b"content")
+    store.move("a/x", "aside/of/a/x")
+    assert list(store.list()) == ["aside/of/a/x"]
+    assert store.get_bytes("aside/of/a/x") == b"content"
+    with pytest.raises(NotInStore):
+        store.move("a/x", "b")
+
+
 @pytest.mark.parametrize(
     ("verb", "option", "kind"),
     [
