@@ -352,6 +352,14 @@ def test_engines_are_started_with_the_run_s_switches(tmp_path: Path, asked: str)
         assert (f"'--{name.replace('_', '-')}'" in str(error)) == (name == asked)
 
 
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", "3"), ("cuda:0", "1")])
+def test_threads_of_openmp_are_set_for_a_cpu(tmp_path: Path, device: str, wanted: str) -> None:
+    told = "import os, sys; raise SystemExit(f\"{os.environ['OMP_NUM_THREADS']} and {sys.argv}\")"
+    with DevicePool([device], tmp_path, command=(sys.executable, "-c", told), threads=3) as devices:
+        error = run(devices, tmp_path, "duck")
+    assert f"{wanted} and ['-c', '--threads', '3'" in str(error)  # 1 is that of all tests
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_a_process_that_the_system_does_not_start_is_no_wait_for_ever(
     tmp_path: Path, early: bool

@@ -110,6 +110,24 @@ def dies(store: Store, action: Callable[[], object], at: int) -> bool:
     return False
 
 
+def test_a_projection_packs_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "PACKED", 2)
+    packed: list[int] = []
+
+    def pack(table: str, run_id: str | None, rows: Sequence[Any]) -> pa.Table:
+        packed.append(len(rows))
+        return to_arrow(table, run_id, rows)
+
+    to_arrow = tables.to_arrow
+    monkeypatch.setattr(tables, "to_arrow", pack)
+    made, store = tables.Projection(), open_store(tmp_path / "store")
+    for number in range(5):
+        made.add({"attempts": [attempt_row(ended(store, "run1", f"thing {number}"))]})
+    assert packed == [2, 2]
+    assert made.tables()["attempts"].num_rows == 5
+    assert sum(packed) == 5
+
+
 # --- a writer ----------------------------------------------------------------------------------
 
 
