@@ -212,6 +212,24 @@ def test_processes_start_before_their_scenes_where_they_will_be_wanted(
     assert [e["spec"]["prior"] for e in events(journal, "load")] == ["toybox"] * 2
 
 
+@pytest.mark.parametrize(
+    ("early", "scene", "said"),
+    [(True, False, ["load"]), (True, True, ["add"]), (False, True, ["add"]), (False, False, [])],
+)
+def test_a_process_that_has_a_scene_by_then_loads_its_prior_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool, scene: bool, said: list[str]
+) -> None:
+    sent: list[str] = []
+    devices = pool(tmp_path, ["cpu"])
+    monkeypatch.setattr(devices, "_send", lambda _, message: sent.append(message["type"]))
+    [device] = devices._devices
+    device.early = weights("toybox") if early else None
+    device.active = [Job("a scene", {"type": "add"}, ("p",), 0.0)] if scene else []
+    devices._on_start(device)
+    assert sent == said
+    assert device.early is None
+
+
 def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> None:
     with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, ThreadPoolExecutor(2) as many:
         bad, good = many.map(lambda p: run(devices, tmp_path, p), ["diverge", "duck"])
