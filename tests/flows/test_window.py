@@ -6,6 +6,7 @@ import logging
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -29,8 +30,11 @@ from flows.pipeline import (
     end_asset,
     make_asset,
     report_progress,
+    run_pipeline,
 )
+from flows.plan import make_plan
 from flows.progress.terminal import Watcher
+from flows.settings import Settings
 from tasks.records.attempts import finish_attempt, start_attempt
 from tasks.records.commit import commit_asset
 from tasks.stages.asset import Asset
@@ -363,6 +367,31 @@ def test_an_asset_is_cancelled_once_its_attempt_has_begun(
     window = Window[Asset](lambda: 1, lambda: None)
     assert "cancelled on Prefect's pages" in make_asset(window, CONTEXT, "run1", None, asset)
     assert list(stages) == ["optimize"]
+
+
+def test_a_pipeline_makes_each_of_its_assets_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.csv").write_text("id,prompt\nduck,a duck\npig,a pig\nagain,a duck\n")
+    paths = str(tmp_path / "m.csv"), str(tmp_path / "store")
+    plan = make_plan(Settings(*paths, devices=["cpu"], scratch=str(tmp_path / "scratch")))
+    made: list[str] = []
+
+    def make(window: Any, context: Any, run_id: str, timeout: float | None, asset: Asset) -> str:
+        with window.at_device(asset):
+            made.append(f"{run_id} {asset.name}")
+        return "computed"
+
+    monkeypatch.setattr(pipeline, "make_asset", make)
+    monkeypatch.setattr(pipeline, "watch_cancels", lambda *_: nullcontext())
+    monkeypatch.setattr(pipeline, "get_run_logger", logging.getLogger)
+    pool = SimpleNamespace(slots=1, close=lambda: None)
+    context: Any = SimpleNamespace(**{**vars(CONTEXT), "pool": pool})
+    assert run_pipeline(context, plan, list(plan.todo), "run1") == dict.fromkeys(
+        plan.todo, "computed"
+    )
+    assert sorted(made) == ["run1 duck", "run1 pig"]
+    assert run_pipeline(context, plan, [], "run1") == {}
 
 
 def test_a_stage_that_the_run_has_cancelled_has_no_other_state(

@@ -18,6 +18,7 @@ from tasks.records.attempts import (
     asset_attempts,
     close_interrupted,
     finish_attempt,
+    is_needed,
     settled_attempts,
     start_attempt,
 )
@@ -171,6 +172,21 @@ def test_a_report_that_no_table_holds_is_refused_before_the_upload(
     with pytest.raises(RowError, match=message):
         finish_attempt(store, SPEC.asset_id, "a01", "failed", **{part: value})
     assert list(store.list()) == before
+
+
+def test_a_finished_asset_needs_its_files_and_of_documents_its_own(
+    store: Store, files: dict[str, Path]
+) -> None:
+    start_attempt(store, SPEC, "run1")
+    start_attempt(store, SPEC, "run2")
+    folder = f"assets/{SPEC.asset_id}"
+    assert not is_needed(store, f"{folder}/a02/attempt.json"), "nothing is finished"
+    commit_asset(store, SPEC.asset_id, "a02", files, SPEC, **RESULT)
+    needed = {"a01/attempt.json": False, "a02/attempt.json": True, "a02/mesh.glb": True}
+    for name, wanted in {**needed, "manifest.json": True}.items():
+        assert is_needed(store, f"{folder}/{name}") == wanted, name
+    store.put_bytes(f"{folder}/manifest.json", b"damaged", replace=True)
+    assert is_needed(store, f"{folder}/a01/attempt.json"), "nobody knows"
 
 
 def test_attempts_that_never_ended_are_closed(store: Store, files: dict[str, Path]) -> None:
