@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,10 @@ from tasks.manifest.resolve import read_entries as read_manifest_entries
 from tasks.manifest.shard_plan import load_plan
 from tasks.manifest.where import select
 from tasks.records.commit import asset_state
-from tasks.records.documents import LOOKUPS, check_usable, mark_format
+from tasks.records.documents import check_usable, mark_format, read_ahead
 from tasks.store import open_store
 from tasks.store.interface import Store
 
-PARTS = 64  # of the assets that threads look up: a task for each costs as much as its look
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -184,13 +181,7 @@ def missing_xatlas(recipes: Iterable[Recipe]) -> list[str]:
 
 def asset_states(store: Store, asset_ids: Sequence[str]) -> dict[str, str]:
     """The `asset_state` of each."""
-
-    def find(some: Sequence[str]) -> list[tuple[str, str]]:
-        return [(asset_id, asset_state(store, asset_id)) for asset_id in some]
-
-    parts = (asset_ids[start::PARTS] for start in range(PARTS))
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        return dict(chain.from_iterable(pool.map(find, parts)))
+    return dict(zip(asset_ids, read_ahead(partial(asset_state, store), asset_ids), strict=True))
 
 
 def find_related_assets(

@@ -18,7 +18,7 @@ FREE = {  # what no limit holds
     "commands",  # `sjc X` is commands/x.py: the folder is its own index
     "kernels.py",  # Numba's cache does not see changes in another file
 }
-MAX_CODE_LINES = 22_001
+MAX_CODE_LINES = 22_000
 MIN_PROSE = 0.14  # lines for each line of code
 # What is counted: its goal, and today's offenders with the most that each may have.
 LIMITS: dict[str, tuple[int, dict[str, int]]] = {

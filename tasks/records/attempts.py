@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -68,8 +67,7 @@ def settled_attempts(store: Store, asset_ids: Iterable[str]) -> dict[str, int]:
         return number - 1 if status == "running" else number
 
     ids = list(asset_ids)
-    with ThreadPoolExecutor(documents.LOOKUPS) as pool:
-        return dict(zip(ids, pool.map(settled, ids), strict=True))
+    return dict(zip(ids, documents.read_ahead(settled, ids), strict=True))
 
 
 def start_attempt(
@@ -188,9 +186,8 @@ def close_interrupted(
     alone. If a process that was thought dead is alive after all, it writes the true end later.
     has_rows: asked for each attempt that has ended before; those without are returned as well.
     """
-    with ThreadPoolExecutor(documents.LOOKUPS) as pool:
-        closed = pool.map(partial(_close, store, take, report, has_rows), asset_ids)
-        return [pair for pairs in closed for pair in pairs]
+    close = partial(_close, store, take, report, has_rows)
+    return [pair for pairs in documents.read_ahead(close, asset_ids) for pair in pairs]
 
 
 def _close(

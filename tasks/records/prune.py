@@ -31,8 +31,7 @@ def sizes(store: Store, asset_ids: Sequence[str]) -> dict[str, list[int]]:
         )
         return [file["bytes"] for file in manifest["files"].values()]
 
-    with ThreadPoolExecutor(documents.LOOKUPS) as pool:
-        return dict(zip(asset_ids, pool.map(size, asset_ids), strict=True))
+    return dict(zip(asset_ids, documents.read_ahead(size, asset_ids), strict=True))
 
 
 def prune_assets(

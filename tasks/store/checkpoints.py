@@ -14,10 +14,10 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from tasks.records.documents import LOOKUPS, asset_manifest, committed_attempt, read_attempt
+from tasks.records.documents import asset_manifest, committed_attempt, read_ahead, read_attempt
 from tasks.store.interface import Damaged, NotInStore, Store, StoreError
 from tasks.store.layout import CHECKPOINTS, attempt_key, checkpoint_keys
 
@@ -122,8 +122,7 @@ def finished_copies(store: Store, asset_ids: Iterable[str]) -> list[str]:
     keys = list(store.list(CHECKPOINTS))
     if not keys:
         return []
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        finished = set(pool.map(lambda asset_id: _finished_field(store, asset_id), asset_ids))
+    finished = set(read_ahead(partial(_finished_field, store), asset_ids))
     return [key for key in keys if key.split("/")[1] in finished]
 
 
