@@ -220,14 +220,15 @@ def test_a_process_that_has_a_scene_by_then_loads_its_prior_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool, scene: bool, said: list[str]
 ) -> None:
     sent: list[str] = []
-    devices = pool(tmp_path, ["cpu"])
-    monkeypatch.setattr(devices, "_send", lambda _, message: sent.append(message["type"]))
-    [device] = devices._devices
-    device.early = weights("toybox") if early else None
-    device.active = [Job("a scene", {"type": "add"}, ("p",), 0.0)] if scene else []
-    devices._on_start(device)
+    with pool(tmp_path, ["cpu"]) as devices, devices._changed:  # so no process starts meanwhile
+        monkeypatch.setattr(devices, "_send", lambda _, message: sent.append(message["type"]))
+        [device] = devices._devices
+        device.early = weights("toybox") if early else None
+        device.active = [Job("a scene", {"type": "add"}, ("p",), 0.0)] if scene else []
+        devices._on_start(device)
+        device.active = []
+        assert device.early is None
     assert sent == said
-    assert device.early is None
 
 
 def test_a_failure_leaves_its_neighbour_alone(tmp_path: Path, journal: Path) -> None:
