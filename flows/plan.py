@@ -12,7 +12,7 @@ from flows.errors import UsageError, disk_errors
 from flows.scratch import can_hold_files, make_private
 from flows.settings import Settings
 from sjc_engine.priors.sources import find_prior
-from sjc_engine.recipe_presets import Value
+from sjc_engine.recipe_presets import PRESETS_IN_01, Value, preset_family
 from sjc_engine.recipes import RECIPE_VERSION, Recipe
 from sjc_engine.spec import AssetSpec
 from tasks.devices.gpus import find_gpus
@@ -243,13 +243,13 @@ def find_related_assets(
 @lru_cache
 def _hash_in_01(prior: str, recipe: Recipe) -> str:
     """The recipe's hash if version 0.1 made something else of the same preset and changes."""
-    preset = Recipe.for_prior(prior, recipe.name).optimize
-    values: dict[str, Value] = {}
-    if recipe.name.startswith("paper"):
-        values = {"overhead_prompt": "elevation", "depth_loss": "fixed"}
-    if recipe.optimize.grid_size != preset.grid_size:
-        values["ray_step"] = preset.ray_step
-    return recipe.override(values).hash if values else ""
+    preset = Recipe.for_prior(prior, recipe.name)
+    then = PRESETS_IN_01.get(preset_family(prior), {}).get(recipe.name, {})
+    now, unchanged = (vars(r.optimize) | vars(r.mesh) for r in (recipe, preset))
+    values: dict[str, Value] = {k: v for k, v in then.items() if now[k] == unchanged[k]}
+    if now["grid_size"] != unchanged["grid_size"]:  # which did not scale it
+        values["ray_step"] = unchanged["ray_step"]
+    return recipe.override({"ray_step": now["ray_step"], **values}).hash if values else ""
 
 
 def _were(count: int) -> str:

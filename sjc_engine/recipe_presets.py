@@ -7,11 +7,11 @@ from sjc_engine.priors.sources import BUILTINS, family_of
 
 Value = int | float | bool | str
 
-# The embedded prior: 32 x 32 pixels, rendered as its training images were (`toybox.dataset`): seen
-# from no closer, and told by the finest view prompts that it knows. Emptiness 250 over about 1e5
-# samples is 2.5e-3 a sample: less leaves a fog that makes outlines a pixel too wide. High noise
-# finds the shape and low noise finishes it: its top falls as the steps go on.
-TOYBOX: dict[str, Value] = {
+# Small pixel models, rendered as their training images were (`toybox.dataset`): from no nearer, and
+# told by the finest view prompts that they know. Emptiness 250 over about 1e5 samples is 2.5e-3 a
+# sample: less leaves a fog that makes outlines a pixel too wide. High noise finds the shape and low
+# noise finishes it: its top falls as the steps go on.
+PIXELS_32: dict[str, Value] = {
     "steps": 1000,
     "guidance_scale": 15.0,
     "tick_end": 500,
@@ -31,12 +31,29 @@ TOYBOX: dict[str, Value] = {
     "emptiness_weight": 250.0,
     "binary_weight": 100.0,
 }
-TOYBOX_DRAFT: dict[str, Value] = {
-    **TOYBOX,
+SMALL: dict[str, Value] = {
     "steps": 300,
     "views_per_step": 1,
+    "grid_start": 0,
     "grid_size": 32,
     "ray_step": 0.03,
+    "render_start": 0,
+    "render_size": 32,
+    "mesh_smoothing": 0.5,
+}
+# The embedded prior: the shape at 32 x 32 pixels, which take half the time, the rest at 64 x 64
+# with little guidance; what is still rough then the mesh's blur makes smooth.
+TOYBOX: dict[str, Value] = {
+    **PIXELS_32,
+    "steps": 730,
+    "guidance_end": 5.0,
+    "tick_end": 200,
+    "grid_start": 48,
+    "grid_size": 64,
+    "grid_grow_at": 0.68,
+    "render_start": 32,
+    "render_size": 64,
+    "mesh_smoothing": 1.0,
 }
 
 # Two faults of the published code that the paper's results have and the recipe's defaults fix; see
@@ -151,8 +168,8 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "toybox": {
         "toybox": TOYBOX,
         # Half the time for the same shapes, but for thin ones (docs/benchmarks.md)
-        "fast": {**TOYBOX, "steps": 500},
-        "draft": TOYBOX_DRAFT,
+        "fast": {**TOYBOX, "steps": 365},
+        "draft": {**TOYBOX, **SMALL},
         "sds": {**TOYBOX, **SDS},
     },
     "stable_diffusion": {
@@ -166,8 +183,8 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "deepfloyd": {"if": IF, "draft": {**IF, **DRAFT, "ray_step": 0.022}},
     "unconditional": {"annealed": ANNEALED, "draft": {**ANNEALED, **DRAFT}},
     "toybox_unconditional": {
-        "annealed": {**TOYBOX, **ANNEALED},
-        "draft": {**TOYBOX_DRAFT, **ANNEALED},
+        "annealed": {**PIXELS_32, **ANNEALED},
+        "draft": {**PIXELS_32, **SMALL, **ANNEALED},
     },
     "zero123": {
         "zero123": ZERO123,
@@ -183,11 +200,39 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
 }
 
 
-def presets_of(prior_id: str) -> dict[str, dict[str, Value]]:
-    """The presets of the prior's family by name, the default first.
+# What presets of version 0.1 set otherwise: their assets, asked for again, are made again
+_TOYBOX_IN_01: dict[str, Value] = {
+    "steps": 1000,
+    "guidance_end": -1.0,
+    "tick_end": 500,
+    "grid_start": 0,
+    "grid_size": 48,
+    "render_start": 0,
+    "render_size": 32,
+    "mesh_smoothing": 0.5,
+}
+PRESETS_IN_01: dict[str, dict[str, dict[str, Value]]] = {
+    "toybox": {
+        "toybox": _TOYBOX_IN_01,
+        "fast": {**_TOYBOX_IN_01, "steps": 500},
+        "draft": {"guidance_end": -1.0, "tick_end": 500},
+        "sds": _TOYBOX_IN_01,
+    },
+    "stable_diffusion": {
+        name: {"overhead_prompt": "elevation", "depth_loss": "fixed"}
+        for name in PRESETS["stable_diffusion"]
+        if name.startswith("paper")
+    },
+}
 
-    A small pixel model without a VAE counts as a toybox.
-    """
+
+def presets_of(prior_id: str) -> dict[str, dict[str, Value]]:
+    """The presets of the prior's family by name, the default first."""
+    return PRESETS[preset_family(prior_id)]
+
+
+def preset_family(prior_id: str) -> str:
+    """The prior's key in PRESETS. A small pixel model without a VAE counts as a toybox."""
     family, index = family_of(prior_id)
     if family == "stable_diffusion" and not (index.get("vae") or [None])[0]:
         family = "toybox"
@@ -195,4 +240,4 @@ def presets_of(prior_id: str) -> dict[str, dict[str, Value]]:
         family = "toybox_unconditional"
     if family == "zero123" and image_pose(prior_id)[0] == "elevation":
         family = "stable_zero123"
-    return PRESETS[family]
+    return family

@@ -35,6 +35,9 @@ _ADDED = {
     "render_start": 0,
 }  # fmt: skip
 
+# Sizes at the start, and what they grow to
+STARTS = {"grid_start": "grid_size", "render_start": "render_size"}
+
 Score = Literal["sjc", "sds", "recon", "naive"]
 Schedule = Literal["random", "annealed", "fixed"]
 FieldKind = Literal["voxel", "tensorf", "plenoxels", "mlp"]
@@ -217,8 +220,9 @@ class Recipe:
         """A copy with some flat keys changed; text is read as the key's type.
 
         A new `grid_size` without a `ray_step` scales the latter, so that a voxel keeps its number
-        of samples. Raises SettingError for an unknown key (with a suggestion), a wrong type or a
-        bad range.
+        of samples. A new `grid_size` or `render_size` that does not exceed the size at the start
+        holds from the start, unless that is set too; the field "mlp" has no grid that grows.
+        Raises SettingError for an unknown key (with a suggestion), a wrong type or a bad range.
         """
         changes, problems = self._read(values)
         for problem in problems:
@@ -240,15 +244,20 @@ class Recipe:
             problems += _problems({key: changes.get(key, old[key]) for key in old}, kind)
         return problems
 
-    @staticmethod
-    def _read(values: Mapping[str, Value]) -> tuple[dict[str, Value], list[SettingError]]:
-        """The values as their keys' types, and errors of those that are not."""
+    def _read(self, values: Mapping[str, Value]) -> tuple[dict[str, Value], list[SettingError]]:
+        """The values as their keys' types and what follows from them; errors of those of others."""
         changes, problems = {}, []
         for key, value in values.items():
             try:
                 changes[key] = _convert(key, value)
             except SettingError as error:
                 problems.append(error)
+        for start, end in STARTS.items():
+            size: Any = changes.get(end)
+            if size is not None and size <= getattr(self.optimize, start):
+                changes.setdefault(start, 0)
+        if changes.get("field") == "mlp":
+            changes.setdefault("grid_start", 0)
         return changes, problems
 
     def to_json(self) -> dict[str, Any]:
@@ -334,7 +343,7 @@ def _optimize_conflicts(r: Any) -> Iterator[SettingError]:
     if r.perp_neg_weight and r.view_style == "none":
         problem = "view_style = 'none' names no front to keep away from"
         yield SettingError("perp_neg_weight", problem, "use 0", ("view_style",))
-    for start, end, least in (("grid_start", "grid_size", 4), ("render_start", "render_size", 8)):
+    for (start, end), least in zip(STARTS.items(), (4, 8), strict=True):
         first, last = getattr(r, start), getattr(r, end)
         if first and not least <= first <= last:
             fix = f"use 0, or {least} to {end} = {last}"

@@ -11,6 +11,8 @@ import hashlib
 import json
 import re
 
+from sjc_engine.toybox.captions import COLORS, FLAVOURS
+
 # Each category by the words that prompts use for it, and what its captions are photos of
 _CAPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("burger", "hamburger", "cheeseburger"): ("a delicious burger", "a hamburger"),
@@ -80,6 +82,11 @@ _CAPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("bicycle", "bike"): ("a blue bicycle",),
     ("bus",): ("a yellow bus",),
 }
+_COLOR = f"(?:{'|'.join([*COLORS, *FLAVOURS, 'grey'])})"
+# An article, colours, and the start of the word that they describe: "a red and [w]hite cup"
+_COLORED = re.compile(
+    rf"\b(an? )?(?:{_COLOR}(?:,|,? and)? )*{_COLOR} (?!(?:and|or|with|in|on|of|is)\b)(\w)", re.I
+)
 CATEGORIES = tuple(_CAPTIONS)
 DISTRACTORS = tuple(f"a photo of {name}" for names in _CAPTIONS.values() for name in names)
 
@@ -94,6 +101,21 @@ def rivals(prompt: str) -> list[str]:
     """
     named = _categories(prompt)
     return [caption for caption in DISTRACTORS if not named & _categories(caption)]
+
+
+def without_colors(caption: str) -> str:
+    """The caption without the words for colours that stand before what has them.
+
+    "a red and white cup on an orange" becomes "a cup on an orange".
+    """
+
+    def plain(match: re.Match[str]) -> str:
+        article, start = match.groups()
+        if article:
+            article = article[0] + ("n " if start.lower() in "aeiou" else " ")
+        return f"{article or ''}{start}"
+
+    return _COLORED.sub(plain, caption)
 
 
 def _categories(text: str) -> set[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sjc_engine.evaluation.clip import Judge
-from sjc_engine.evaluation.distractors import DISTRACTORS_SHA256, rivals
+from sjc_engine.evaluation.distractors import DISTRACTORS_SHA256, rivals, without_colors
 from sjc_engine.evaluation.lpips import Lpips
 from sjc_engine.evaluation.pictures import AROUND, Pictures
 from sjc_engine.mesh.gltf import Mesh
@@ -95,7 +95,8 @@ def judge_pictures(
     From the eight views around the mesh, with c the cosine of picture and text:
     `clip_score` is the mean of 100 max(c, 0) (Hessel et al. 2021, CLIPScore, with w = 100);
     `clip_r_precision` is the share of views whose best caption among the prompt and its `rivals`
-    is the prompt (Park et al. 2021); `geometry_r_precision` is the same without colours;
+    is the prompt (Park et al. 2021); `geometry_r_precision` is the same without colours, in the
+    pictures and in the captions;
     `janus_score` is the share of the five views from azimuth 90 to 270 degrees that the judge
     calls "front view of" the prompt rather than "side view of" or "backside view of" it,
         1/5 sum_v [c(v, front) > max(c(v, side), c(v, backside))], v = 90, 135, 180, 225, 270,
@@ -109,7 +110,8 @@ def judge_pictures(
         "field": judge.image_features(pictures.field) @ text.T,  # (9, captions)
         "mesh": judge.image_features(pictures.mesh) @ text.T,
     }
-    geometry = judge.image_features(pictures.geometry[:AROUND]) @ text.T
+    plain = judge.text_features(list(dict.fromkeys(map(without_colors, captions))))
+    geometry = judge.image_features(pictures.geometry[:AROUND]) @ plain.T
     sides = judge.text_features([f"{side} {prompt}" for side in SIDES])
     facing = judge.image_features(pictures.mesh[AWAY]) @ sides.T  # (5, 3)
     read_end = getattr(judge, "read_end", len)  # a judge of one's own may read everything

@@ -147,12 +147,33 @@ def test_ray_step_follows_grid_size_unless_it_is_set():
     assert Recipe.from_json(fine.to_json()) == fine
 
 
+def test_a_size_that_is_not_above_the_start_holds_from_the_start():
+    """So that `--set grid_size=32` means just that with a preset that grows its grid."""
+    toybox = Recipe.for_prior("toybox")
+    assert (toybox.optimize.grid_start, toybox.optimize.render_start) == (48, 32)
+    for size, start in ((32, 0), (48, 0), (49, 48)):
+        assert toybox.override({"grid_size": size}).optimize.grid_start == start
+    for size, start in ((16, 0), (32, 0), (33, 32)):
+        assert toybox.override({"render_size": size}).optimize.render_start == start
+    assert toybox.override({"grid_size": 32, "grid_start": 16}).optimize.grid_start == 16
+    assert not toybox.problems({"grid_size": 32, "render_size": "16", "field": "mlp"})
+    [error] = toybox.problems({"grid_size": 32, "grid_start": 33})
+    assert (error.key, error.fix) == ("grid_start", "use 0, or 4 to grid_size = 32")
+
+
+def test_a_field_without_a_grid_has_none_that_grows():
+    toybox = Recipe.for_prior("toybox")
+    assert toybox.override({"field": "mlp"}).optimize.grid_start == 0
+    with pytest.raises(SettingError, match="has no grid"):
+        toybox.override({"field": "mlp", "grid_start": 16})
+
+
 @pytest.mark.parametrize("family", PRESETS)
 def test_every_preset_sets_a_ray_step_that_any_grid_size_can_scale(family):
     for changes in PRESETS[family].values():
         assert ("grid_size" in changes) == ("ray_step" in changes)
         for size in (4, 512):
-            Recipe().override(changes).override({"grid_size": size, "grid_start": 0})
+            Recipe().override(changes).override({"grid_size": size})
 
 
 def test_text_is_read_as_the_keys_type():

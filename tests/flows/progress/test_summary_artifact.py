@@ -304,15 +304,21 @@ def test_assets_of_another_revision_of_the_prior_are_a_warning(
 
 
 HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+IN_01: dict[str, Any] = {
+    "steps": 1000, "guidance_end": -1.0, "tick_end": 500, "grid_start": 0, "grid_size": 48,
+    "ray_step": 2.1 / 96, "render_start": 0, "render_size": 32, "mesh_smoothing": 0.5,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("prior", "now", "then"),
     [
-        ("toybox", {"grid_size": 96}, {"grid_size": 96, "ray_step": 2.1 / 96}),
+        ("toybox", {}, IN_01),
+        ("toybox", {"steps": 50, "grid_size": 96}, {**IN_01, "steps": 50, "grid_size": 96}),
+        ("toybox-duck", {"grid_size": 96}, {"grid_size": 96, "ray_step": 2.1 / 96}),
         (HUB, {}, {"overhead_prompt": "elevation", "depth_loss": "fixed"}),
     ],
-    ids=["ray_step", "paper"],
+    ids=["toybox", "changed", "ray_step", "paper"],
 )
 def test_assets_that_version_01_made_with_other_values_are_a_warning(
     plan: RunPlan, tmp_path: Path, prior: str, now: dict[str, Any], then: dict[str, Any]

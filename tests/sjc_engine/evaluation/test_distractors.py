@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from sjc_engine.evaluation.distractors import CATEGORIES, DISTRACTORS, DISTRACTORS_SHA256, rivals
+from sjc_engine.evaluation.distractors import (
+    CATEGORIES,
+    DISTRACTORS,
+    DISTRACTORS_SHA256,
+    rivals,
+    without_colors,
+)
 from sjc_engine.toybox.captions import NOUNS
 
 
@@ -44,3 +50,22 @@ def test_captions_of_the_prompts_own_category_do_not_compete(
 ) -> None:
     assert absent not in rivals(prompt)
     assert present in rivals(prompt)
+
+
+@pytest.mark.parametrize(
+    ("caption", "plain"),
+    [
+        ("a DSLR photo of a yellow duck", "a DSLR photo of a duck"),
+        ("A Green toy tank", "A toy tank"),
+        ("a red and white cup on an orange", "a cup on an orange"),
+        ("an orange and a red apple", "an orange and an apple"),
+        ("a chocolate icecream cone", "an icecream cone"),
+        ("two red, white and blue boats", "two boats"),
+        ("a house with a red roof", "a house with a roof"),
+        ("a rose that is pink", "a rose that is pink"),
+        ("a redwood", "a redwood"),
+        ("an orange", "an orange"),
+    ],
+)
+def test_a_caption_without_its_colours(caption: str, plain: str) -> None:
+    assert without_colors(caption) == plain

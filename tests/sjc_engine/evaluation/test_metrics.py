@@ -24,11 +24,15 @@ from sjc_engine.mesh.gltf import Mesh
 from sjc_engine.recipes import MeshRecipe
 
 PROMPT = "a red zebra"
+SHAPE = "a zebra"
 RED, BLUE = [0.9, -0.9, -0.9], [-0.9, -0.9, 0.9]
 
 
 class RednessJudge:
-    """Knows red (the prompt, and "front"), blue ("back") and grey (what distractors are)."""
+    """Knows red (the prompt, and "front"), blue ("back") and grey (the prompt without its colour).
+
+    Distractors are something between blue and grey.
+    """
 
     id = "redness"
     revision = "1"
@@ -45,6 +49,8 @@ class RednessJudge:
         def meaning(text: str) -> list[float]:
             if text == PROMPT:
                 return [self.prompt_sign, 0, 0]
+            if text == SHAPE:
+                return [0, 0, 1.0]
             if text.endswith(PROMPT):
                 return {"front": [1.0, 0, 0], "backside": [0, 1.0, 0]}.get(
                     text.split()[0], [0, 0, 1.0]
@@ -156,7 +162,7 @@ def test_scores_count_the_views_that_show_the_prompt(
 ) -> None:
     metrics = judged(red, RednessJudge(), asset)
     assert metrics["clip_r_precision"] == 1.0
-    assert metrics["geometry_r_precision"] == 0.0  # grey pictures have no red
+    assert metrics["geometry_r_precision"] == 1.0  # grey, and asked for without red
     assert metrics["clip_score"] == pytest.approx(100, abs=0.01)
     metrics = judged(two_faced, RednessJudge(), asset)
     assert metrics["clip_r_precision"] == 3 / 8  # azimuths 315, 0 and 45 degrees
