@@ -114,7 +114,7 @@ class Shape:
 
 
 SHAPES = {
-    "toybox": Shape({}, 4, 32, real=True),
+    "toybox": Shape({}, 4, 64, real=True),
     "toybox-duck": Shape({}, 2, 32, real=True),
     "Stable Diffusion 1.5": Shape(SD15, 2, 64, 77, ("clip-l text", "vae")),
     "Stable Diffusion 2.1, 512": Shape(SD21, 2, 64, 77, ("clip-h text", "vae")),
@@ -171,7 +171,9 @@ def work_of(name: str, device: str) -> tuple[Any, Callable[[], object]]:
 
         prior = load_prior(name)
         assert isinstance(prior, SchedulePrior)
-        scene = Scene("a red chair" if prior.guided else "", "", 0, Recipe.for_prior(name), prior)
+        final = {"render_size": shape.side, "render_start": 0, "grid_start": 0}
+        recipe = Recipe.for_prior(name).override(final)  # a step at the end's sizes
+        scene = Scene("a red chair" if prior.guided else "", "", 0, recipe, prior)
         return prior._unet, partial(step_scenes, [scene], prior)
     with torch.device("meta"):
         net = network(shape)

@@ -3,7 +3,7 @@
     python benchmarks/step.py [--unets toybox,small] [--device cpu] [--rounds 7] [--steps 3]
                               [--threads 1] [--compiled] [--json FILE]
 
-toybox  the embedded prior and its recipe: 32 x 32 pixels, two views a step
+toybox  the embedded prior and its recipe: 32 x 32 pixels at first, two views a step
 small   a UNet of 3.2 million random weights on 64 x 64 latents, the paper's recipe: 100^3 voxels
 sd15    a UNet of Stable Diffusion 1.5's shape with random bfloat16 weights, the paper's recipe; for
         GPUs

@@ -12,49 +12,24 @@ Value = int | float | bool | str
 # sample: less leaves a fog that makes outlines a pixel too wide. High noise finds the shape and low
 # noise finishes it: its top falls as the steps go on.
 PIXELS_32: dict[str, Value] = {
-    "steps": 1000,
-    "guidance_scale": 15.0,
-    "tick_end": 500,
-    "grid_size": 48,
-    "half_length": 0.7,
-    "color_init": 0.1,
-    "background": "random",
-    "render_size": 32,
-    "ray_step": 2.1 / 96,
-    "ray_jitter": True,
-    "views_per_step": 2,
-    "view_style": "detailed",
-    "fov_min": 46.0,
-    "fov_max": 60.0,
-    "elevation_min": -5.0,
-    "elevation_max": 58.0,
-    "emptiness_weight": 250.0,
-    "binary_weight": 100.0,
-}
+    "steps": 1000, "guidance_scale": 15.0, "tick_end": 500, "views_per_step": 2,
+    "grid_size": 48, "half_length": 0.7, "color_init": 0.1, "background": "random",
+    "render_size": 32, "ray_step": 2.1 / 96, "ray_jitter": True, "view_style": "detailed",
+    "fov_min": 46.0, "fov_max": 60.0, "elevation_min": -5.0, "elevation_max": 58.0,
+    "emptiness_weight": 250.0, "binary_weight": 100.0,
+}  # fmt: skip
 SMALL: dict[str, Value] = {
-    "steps": 300,
-    "views_per_step": 1,
-    "grid_start": 0,
-    "grid_size": 32,
-    "ray_step": 0.03,
-    "render_start": 0,
-    "render_size": 32,
-    "mesh_smoothing": 0.5,
-}
+    "steps": 300, "views_per_step": 1, "grid_start": 0, "grid_size": 32, "ray_step": 0.03,
+    "render_start": 0, "render_size": 32, "mesh_smoothing": 0.5,
+}  # fmt: skip
 # The embedded prior: the shape at 32 x 32 pixels, which take half the time, the rest at 64 x 64
 # with little guidance; what is still rough then the mesh's blur makes smooth.
 TOYBOX: dict[str, Value] = {
     **PIXELS_32,
-    "steps": 730,
-    "guidance_end": 5.0,
-    "tick_end": 200,
-    "grid_start": 48,
-    "grid_size": 64,
-    "grid_grow_at": 0.68,
-    "render_start": 32,
-    "render_size": 64,
+    "steps": 730, "guidance_end": 5.0, "tick_end": 200, "grid_grow_at": 0.68,
+    "grid_start": 48, "grid_size": 64, "render_start": 32, "render_size": 64,
     "mesh_smoothing": 1.0,
-}
+}  # fmt: skip
 
 # Two faults of the published code that the paper's results have and the recipe's defaults fix; see
 # `view_prompts.OVERHEAD_ABOVE_DEG` and `losses.center_depth`.
@@ -91,52 +66,31 @@ DRAFT: dict[str, Value] = {"steps": 1000, "grid_size": 64, "ray_step": 2.0 / 128
 SDS: dict[str, Value] = {"score": "sds"}
 # 64 x 64 pixels from T5: DreamFusion's setting.
 IF: dict[str, Value] = {
-    "background": "random",
-    "color_init": 0.1,
-    "guidance_scale": 20.0,
-    "half_length": 0.7,
-    "ray_step": 0.011,
-    "grid_size": 128,
-}
+    "guidance_scale": 20.0, "background": "random", "color_init": 0.1,
+    "grid_size": 128, "half_length": 0.7, "ray_step": 0.011,
+}  # fmt: skip
 # Models of one kind of picture follow the noise down (the paper's section 5.1).
 ANNEALED: dict[str, Value] = {
-    "sigma_schedule": "annealed",
-    "tick_end": 0,
-    "view_style": "none",
-    "color_init": 0.1,
-    "tick_min": 20,
-}
+    "sigma_schedule": "annealed", "tick_end": 0, "view_style": "none",
+    "color_init": 0.1, "tick_min": 20,
+}  # fmt: skip
 # Zero-1-to-3 as its 3drec sets it, on the command line that its README gives: the picture's view
 # and its latents' 32 x 32 rays, on the white that the model was trained with.
 ZERO123: dict[str, Value] = {
-    "view_style": "none",
-    "background": "white",
-    "render_size": 32,
-    "radius": 2.0,
-    "radius_spread": 0.2,
-    "fov_min": 49.1,
-    "fov_max": 49.1,
-    "elevation_min": -14.5,  # the eye's height above -0.5, at radius 2
-    "elevation_max": 90.0,
-    "emptiness_weight": 0.0,
-    "input_view_weight": 1e4,
-    "near_view_weight": 1e4,
+    "view_style": "none", "background": "white", "render_size": 32,
+    "radius": 2.0, "radius_spread": 0.2, "fov_min": 49.1, "fov_max": 49.1,
+    "elevation_min": -14.5, "elevation_max": 90.0,  # the eye's height above -0.5, at radius 2
+    "emptiness_weight": 0.0, "input_view_weight": 1e4, "near_view_weight": 1e4,
     "smooth_weight": 1e4,
-}
+}  # fmt: skip
 # Stable Zero123 was trained at one distance and field of view, which it is not told: the cameras of
 # threestudio's stable-zero123.yaml, and a box as large as what they see. The rest as above; not
 # measured with these weights.
 STABLE_ZERO123: dict[str, Value] = {
     **ZERO123,
-    "image_pose": "elevation",
-    "radius": 3.8,
-    "radius_spread": 0.0,
-    "fov_min": 20.0,
-    "fov_max": 20.0,
-    "elevation_min": -10.0,
-    "elevation_max": 80.0,
-    "half_length": 0.7,
-}
+    "image_pose": "elevation", "radius": 3.8, "radius_spread": 0.0, "half_length": 0.7,
+    "fov_min": 20.0, "fov_max": 20.0, "elevation_min": -10.0, "elevation_max": 80.0,
+}  # fmt: skip
 # MVDream as MVDream-threestudio sets it, where that has a counterpart here; not measured with the
 # model. Ticks: 0.98 of the noise levels at first, in 8,000 of 10,000 steps down to a range of 0.02
 # to 0.5. Cameras: of its fields of view the 40 degrees that it evaluates with, from 0.8 to 1 times
@@ -145,25 +99,12 @@ STABLE_ZERO123: dict[str, Value] = {
 # changes its mean size little (1 / sigma is 1.2 on average over the paper's ticks), and has twice
 # the guidance: half of the paper's emptiness keeps the balance.
 MVDREAM: dict[str, Value] = {
-    "score": "recon",
-    "guidance_scale": 50.0,
-    "guidance_rescale": 0.5,
-    "tick_start": 980,
-    "tick_min": 20,
-    "tick_max": 980,
-    "tick_end": 500,
-    "tick_share": 0.8,
-    "view_style": "none",
-    "views_per_step": 4,
-    "render_size": 32,
-    "radius": 2.473,
-    "radius_spread": 0.275,
-    "fov_min": 40.0,
-    "fov_max": 40.0,
-    "elevation_min": 0.0,
-    "elevation_max": 30.0,
-    "emptiness_weight": 5000.0,
-}
+    "score": "recon", "guidance_scale": 50.0, "guidance_rescale": 0.5,
+    "tick_start": 980, "tick_min": 20, "tick_max": 980, "tick_end": 500, "tick_share": 0.8,
+    "view_style": "none", "views_per_step": 4, "render_size": 32,
+    "radius": 2.473, "radius_spread": 0.275, "fov_min": 40.0, "fov_max": 40.0,
+    "elevation_min": 0.0, "elevation_max": 30.0, "emptiness_weight": 5000.0,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "toybox": {
         "toybox": TOYBOX,
@@ -202,15 +143,9 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
 
 # What presets of version 0.1 set otherwise: their assets, asked for again, are made again
 _TOYBOX_IN_01: dict[str, Value] = {
-    "steps": 1000,
-    "guidance_end": -1.0,
-    "tick_end": 500,
-    "grid_start": 0,
-    "grid_size": 48,
-    "render_start": 0,
-    "render_size": 32,
-    "mesh_smoothing": 0.5,
-}
+    "steps": 1000, "guidance_end": -1.0, "tick_end": 500, "grid_start": 0, "grid_size": 48,
+    "render_start": 0, "render_size": 32, "mesh_smoothing": 0.5,
+}  # fmt: skip
 PRESETS_IN_01: dict[str, dict[str, dict[str, Value]]] = {
     "toybox": {
         "toybox": _TOYBOX_IN_01,

@@ -164,11 +164,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
                 "distractors, is the prompt.",
                 better="higher",
             ),
-            share(
-                "geometry_r_precision",
-                "The same without colours in picture and caption.",
-                better="higher",
-            ),
+            share("geometry_r_precision", "The same without any colours.", better="higher"),
             share(
                 "janus_score",
                 "Share of the five views from azimuth 90 to 270 degrees whose picture is nearer "
