@@ -72,7 +72,7 @@ def _traced(network: nn.Module, names: tuple[str, ...], tensors: tuple[Tensor, .
         with torch.inference_mode():
             # Other values, so that none of these is in the trace; it is optimised from its second
             # call on.
-            others = [tuple(tensor * share for tensor in tensors) for share in (1.0, 0.5, 0.25)]
+            others = [tuple((t * share).to(t.dtype) for t in tensors) for share in (1, 0.5, 0.25)]
             same = all(torch.equal(trace(*other), plain(*other)) for other in others)
     except Exception:  # no memory for it, or whatever a network does that the tracer does not know
         return None

@@ -228,7 +228,7 @@ def test_real_allocations_that_fail_halve_the_scenes_and_change_nothing(
     start: Callable[..., Engine], tmp_path: Path
 ) -> None:
     """Two scenes are under way when two more want memory that there is not."""
-    large = {"grid_size": 96, "ray_step": 0.1, "steps": 6}
+    large = {"grid_start": 0, "grid_size": 96, "render_size": 32, "ray_step": 0.1, "steps": 6}
     engine = start("bytes", 260 << 20)
     names = ["a", "b", "c", "d"]
     for name in names[:2]:

@@ -55,7 +55,7 @@ def test_a_pixel_model_with_labels_is_told_how_often_its_image_was_halved(tmp_pa
 
 def test_builtin_is_the_shipped_folder():
     prior = load_prior("toybox")
-    assert (prior.id, prior.channels, prior.resolution) == ("toybox", 3, 32)
+    assert (prior.id, prior.channels, prior.resolution) == ("toybox", 3, 64)
     assert prior.revision == find_prior("toybox").revision
     assert len(prior.sigmas) == 1000
     # research on Stable Diffusion's schedule: 0.098 and 12.23 at the paper's outermost ticks

@@ -153,7 +153,7 @@ def another_pose(folder: Path) -> None:
         ("sd", one_block_gone, "unet", UNET[5:], "lacks 2 weights"),
         ("sd", no_vocabulary, "tokenizer", "", "has no vocabulary"),
         ("if", no_vocabulary, "tokenizer", "", "has no vocabulary"),
-        ("sd", another_vocabulary, "text_encoder", "", "words, and its text encoder 441"),
+        ("sd", another_vocabulary, "text_encoder", "", "words, and its text encoder 442"),
         ("sd", another_width, "text_encoder", "model.safetensors", "of shape"),
         ("sd", pointer, "text_encoder", "model.safetensors", "is a git-lfs pointer"),
         ("if", pointer, "text_encoder", "model.safetensors", "is a git-lfs pointer"),
