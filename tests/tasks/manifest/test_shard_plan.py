@@ -142,6 +142,22 @@ def test_pictures_travel_through_the_store(store: Store, write: Write, tmp_path:
     assert list(other.list()) == []
 
 
+def test_only_pictures_that_are_missing_are_fetched(store: Store, write: Write) -> None:
+    for name, color in (("ball", "red"), ("cube", "blue")):
+        Image.new("RGB", (32, 32), color).save(write("", f"{name}.png"))
+    rows = "a ball,ball.png,kxic/zero123-xl\na cube,cube.png,kxic/zero123-xl\na duck,,toybox\n"
+    made = planned(plan(write(f"prompt,image,prior\n{rows}")).entries)
+    keep_plan(store, made)
+    shards = [made.entries(shard, write("", "x").parent / "images") for shard in made.shards()]
+    [(ball, cube)] = [found for found in shards if found[0].image_path]
+    fetch_images(store, [ball])
+    store.delete(f"plans/images/{ball.spec.image}")
+    for found in shards:
+        fetch_images(store, found)  # the one that the store lacks is there
+    assert cube.image_path is not None
+    assert len(list(cube.image_path.parent.iterdir())) == 2
+
+
 def changed(made: ShardPlan, column: str, change: Any) -> bytes:
     rows = made.rows.to_pylist(maps_as_pydicts="strict")
     for row in rows:
