@@ -19,6 +19,7 @@ from task_samples import Write, plan, spec
 from tasks.manifest.resolve import Entry
 from tasks.manifest.shard_plan import (
     MOST_ASSETS,
+    VERSION,
     PlanError,
     ShardPlan,
     cut,
@@ -156,6 +157,17 @@ def test_only_pictures_that_are_missing_are_fetched(store: Store, write: Write) 
         fetch_images(store, found)  # the one that the store lacks is there
     assert cube.image_path is not None
     assert len(list(cube.image_path.parent.iterdir())) == 2
+
+
+def test_every_program_of_a_version_has_the_same_columns(write: Write) -> None:
+    """Other columns need another `VERSION`: workers refuse a plan with columns unlike theirs."""
+    made = planned(plan(write("prompt\na duck\n")).entries)
+    columns = " ".join(field.name + "?" * field.nullable for field in made.rows.schema)
+    assert (VERSION, columns) == (
+        1,
+        "shard manifest manifest_sha256 line row_id asset_id seconds prior_coverage? spec_json"
+        " image_path? tags meta",
+    )
 
 
 def changed(made: ShardPlan, column: str, change: Any) -> bytes:

@@ -12,8 +12,8 @@ from tasks.manifest.where import select
 
 @pytest.fixture
 def entries(write: Write) -> list[Entry]:
-    text = "id,prompt,seed,tags,meta.room,recipe\nduck,a duck,0-2,toy;bird,bath,\npig,a pig,,toy,,draft\n"
-    return plan(write(text)).entries
+    rows = "duck,a duck,0-2,toy;bird,bath,\npig,a pig,,toy,,draft\n"
+    return plan(write(f"id,prompt,seed,tags,meta.room,recipe\n{rows}")).entries
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,6 @@ def test_a_condition_that_picks_nothing_is_an_error(entries: list[Entry]) -> Non
 
 @pytest.mark.parametrize("where", ["colour = 'red'", "seed >", "number(", "seed / 'x' > 1"])
 def test_a_wrong_condition_is_told_with_the_columns(entries: list[Entry], where: str) -> None:
-    columns = (
-        "line, seed, tags, meta, id, asset_id, recipe, prompt, negative_prompt, image, prior"
-    )
+    columns = "line, seed, tags, meta, id, asset_id, recipe, prompt, negative_prompt, image, prior"
     with pytest.raises(UsageError, match=rf"--where: .*; columns: {columns}$"):
         select(entries, where, None)

@@ -225,6 +225,17 @@ def test_a_lock_that_cannot_be_asked_for_is_an_error(
         one.take(A)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b'{"owner": "two"}', b'{"owner": "two", "expires_at": null}'],
+)
+def test_a_lease_that_says_nothing_blocks_nobody(expiring: Store, content: bytes) -> None:
+    """Torn by a crash, or written by a program that is none of ours."""
+    expiring.put_bytes(f"leases/{A}.json", content)
+    with leases(expiring, "one") as one, leases(expiring, "two") as two:
+        assert (one.take(A), two.take(A)) == (True, False)
+
+
 @pytest.mark.parametrize("method", ["put_bytes", "get_bytes"])
 def test_a_lease_that_cannot_be_asked_for_is_an_error_and_stays(
     s3_url: str, monkeypatch: pytest.MonkeyPatch, method: str

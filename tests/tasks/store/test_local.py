@@ -431,6 +431,9 @@ def test_the_empty_place_of_a_store_whose_disk_is_gone_stays_empty(tmp_path: Pat
             lambda: store.put_bytes("runs/two.json", b"{}"),
             lambda: store.get_bytes("runs/one.json"),
             lambda: store.exists("runs/one.json"),
+            lambda: store.move("runs/one.json", "aside/one.json"),
+            lambda: list(store.list("runs/")),
+            lambda: store.names("runs"),
         ):
             with pytest.raises(StoreError, match="is gone; mount its disk again") as raised:
                 use()
@@ -440,3 +443,21 @@ def test_the_empty_place_of_a_store_whose_disk_is_gone_stays_empty(tmp_path: Pat
     root.symlink_to(away)  # the store has moved, and is known by its store.json
     store.put_bytes("runs/two.json", b"{}")
     assert sorted(store.list("runs/")) == ["runs/one.json", "runs/two.json"]
+
+
+def test_a_file_of_a_store_whose_disk_goes_away_while_it_is_written_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, write = tmp_path / "store", store_local._write
+    store = open_store(root)
+    store.put_bytes("store.json", b"{}")
+
+    def late(path: Path, source: Any) -> StoredFile:
+        root.rename(tmp_path / "away")
+        (root / "runs").mkdir(parents=True)
+        return write(path, source)
+
+    monkeypatch.setattr(store_local, "_write", late)
+    with pytest.raises(StoreError, match="is gone; mount its disk again"):
+        store.put_bytes("runs/one.json", b"{}")
+    assert list((root / "runs").iterdir()) == []

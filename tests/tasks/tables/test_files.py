@@ -33,7 +33,7 @@ from tasks.records.documents import asset_manifest, read_document
 from tasks.records.runs import finish_run, start_run
 from tasks.records.verify import verify_store
 from tasks.store import open_store
-from tasks.store.interface import Damaged, NewerStore, Store, StoreError
+from tasks.store.interface import Damaged, NewerStore, Store, StoreError, bytes_digest
 from tasks.tables import read as table_reader
 from tasks.tables import write as tables
 from tasks.tables.columns import RowError
@@ -386,6 +386,21 @@ def test_a_run_counts_with_its_end(store: Store, tmp_path: Path) -> None:
             compact_store(store)
 
 
+def test_rows_of_a_run_that_another_version_has_written_are_written_again(
+    store: Store, tmp_path: Path
+) -> None:
+    """By programs whose files of the same rows have other bytes."""
+    run = start_run(store, "run1", "m.csv", "0" * 64, [], {})
+    for name, document in (("begun", run), ("ended", finish_run(store, run, {}))):
+        record_run(store, document)
+        file = f"tables/runs/run_id=run1/{name}.parquet"
+        rows = pq.read_table(pa.BufferReader(store.get_bytes(file)))
+        other = write_file(store, file, rows.slice(0, 0))
+        record_run(store, document)
+        assert bytes_digest(store.get_bytes(file)).sha256 != other
+    assert all_tables(store) == wanted(store)
+
+
 def test_the_rows_of_runs_that_were_killed_are_written(tmp_path: Path) -> None:
     """Killed between its JSON and its rows, at its start and at its end."""
     store = open_store(tmp_path / "store")
@@ -458,6 +473,15 @@ def test_compaction_leaves_one_file_of_each_table_with_every_row(
     assert len(grown["attempts"]) == len(before["attempts"]) + 2
     assert compact_store(store) == ONE_EACH
     assert all_tables(store) == grown
+
+
+def test_a_compaction_tells_of_each_table_that_it_has_changed(store: Store, tmp_path: Path) -> None:
+    for prompt in ("a duck", "a pig"):
+        record_attempt(store, ended(store, "run1", prompt), {})
+    said: list[str] = []
+    for _ in range(2):
+        compact_store(store, said.append)
+    assert said == ["table assets: compacted", "table attempts: compacted"]
 
 
 def unrecorded(store: Store, asset_id: str) -> tuple[Any, Any]:
