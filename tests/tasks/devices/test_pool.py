@@ -158,14 +158,20 @@ def test_time_in_the_queue_does_not_count_against_a_returned_scene(
         assert (long.result().status, short.result()["step"]) == ("timeout", 6)
 
 
-def test_a_returned_scene_keeps_the_time_that_it_has_spent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["returned", "lost its process"])
+def test_a_scene_that_begins_again_keeps_the_time_that_it_has_spent(
+    tmp_path: Path, how: str
+) -> None:
     with pool(tmp_path, ["cpu"]) as devices:
         [device] = devices._devices
         job = Job("k", {}, ("p",), 0.0, taken=time.monotonic() - 100, spent=20.0)
         with devices._changed:
             device.active.append(job)
-            event = {"scenes": device.room, "error": ""}
-            devices._on_returned(device, job, event)
+            if how == "returned":
+                devices._on_returned(device, job, {"scenes": device.room, "error": ""})
+            else:
+                devices._take_back(device, "it died")
+            assert device.active == [job]
             device.active.remove(job)  # it has room, and takes it again
     assert 120 <= job.spent < 150
 
