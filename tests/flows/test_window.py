@@ -249,9 +249,25 @@ def test_what_another_run_works_on_comes_last_and_is_asked_for_less_and_less(
     assert watch.notes == ["duck: another run works on it"]
 
 
-def test_a_field_is_made_once_and_kept_while_another_asset_waits_for_it(
+def test_an_attempt_whose_run_has_died_is_closed_when_its_asset_is_taken(
     store: Store, tmp_path: Path, clock: list[float]
 ) -> None:
+    duck = some_asset(store, tmp_path, "duck")
+    line, held, _ = queue([duck], duck.id)
+    start_attempt(store, duck.spec, "other")
+    assert line.take() is None
+    held.theirs.clear()
+    clock[0] += ASK_SECONDS
+    assert line.take() is duck
+    for table in ("assets", "attempts"):
+        rows = query(store, f"SELECT run_id, status FROM {table}").to_pylist()
+        assert rows == [{"run_id": "other", "status": "interrupted"}]
+
+
+def test_a_field_is_made_once_and_kept_while_another_asset_waits_for_it(
+    store: Store, tmp_path: Path, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     duck = some_asset(store, tmp_path, "duck")
     mesh = replace(duck.spec.recipe.mesh, texture_size=8)
     other = replace(duck.spec, recipe=replace(duck.spec.recipe, mesh=mesh))
@@ -281,6 +297,8 @@ def test_a_field_is_made_once_and_kept_while_another_asset_waits_for_it(
     assert line.outcomes == {duck.id: "ok", twin.id: "reused"}
     assert held.mine == set()
     assert watch.tally.outcomes == {"ok": 1, "interrupted": 1, "failed": 1, "reused": 1}
+    said = [record.message for record in caplog.records]
+    assert (len(said), said[0]) == (4, "duck: ok after 1 s")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,22 @@ def test_every_program_of_a_version_has_the_same_columns(write: Write) -> None:
         "shard manifest manifest_sha256 line row_id asset_id seconds prior_coverage? spec_json"
         " image_path? tags meta",
     )
+
+
+@pytest.mark.parametrize("other", ["version", "columns"])
+def test_a_plan_of_another_version_is_refused(write: Write, other: str) -> None:
+    made = planned(plan(write("prompt\na duck\n")).entries)
+    assert re.fullmatch("[0-9a-f]{16}", made.id)
+    rows = made.rows
+    if other == "version":
+        facts = json.loads(rows.schema.metadata[b"sjc.plan"]) | {"version": VERSION + 1}
+        rows = rows.replace_schema_metadata({b"sjc.plan": json.dumps(facts)})
+    else:
+        rows = rows.append_column("new", pa.array([1]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink)
+    with pytest.raises(PlanError, match="x is a shard plan of another version; make it again"):
+        read_plan(sink.getvalue().to_pybytes(), "x")
 
 
 def changed(made: ShardPlan, column: str, change: Any) -> bytes:

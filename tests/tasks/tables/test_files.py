@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -146,6 +147,21 @@ def test_rows_are_there_within_seconds_and_in_few_files(
         assert len(files(store, "assets/")) == 1
     assert len(files(store, "assets/")) == len(files(store, "attempts/")) == 1
     assert all_tables(store) == wanted(store)
+
+
+def test_a_writers_thread_ends_with_its_block_and_keeps_no_process_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "WRITE_SECONDS", 0.001)
+    store = open_store(tmp_path / "store")
+    with TableWriter(store) as rows:
+        assert rows._thread.daemon
+        rows.record(ended(store, "run1", "a duck"), {})
+        while not files(store, "assets/"):
+            time.sleep(0.01)
+        time.sleep(0.1)  # until it waits for more
+    rows._thread.join(1)
+    assert not rows._thread.is_alive()
 
 
 def test_a_file_that_grows_is_replaced_only_now_and_then(
@@ -398,6 +414,7 @@ def test_rows_of_a_run_that_another_version_has_written_are_written_again(
         other = write_file(store, file, rows.slice(0, 0))
         record_run(store, document)
         assert bytes_digest(store.get_bytes(file)).sha256 != other
+    assert files(store, "runs/") == [file], "the end takes the place of the beginning"
     assert all_tables(store) == wanted(store)
 
 
@@ -482,6 +499,20 @@ def test_a_compaction_tells_of_each_table_that_it_has_changed(store: Store, tmp_
     for _ in range(2):
         compact_store(store, said.append)
     assert said == ["table assets: compacted", "table attempts: compacted"]
+
+
+def test_a_compaction_marks_a_store_and_leaves_a_newer_one_alone(store: Store) -> None:
+    for prompt in ("a duck", "a pig"):
+        record_attempt(store, ended(store, "run1", prompt), {})
+    compact_store(store)
+    ours = read_document(store, "store.json")
+    record_attempt(store, ended(store, "run1", "a tank"), {})
+    before = files(store)
+    newer = json.dumps({**ours, "tables": ours["tables"] + 1}).encode()
+    store.put_bytes("store.json", newer, replace=True)
+    with pytest.raises(NewerStore):
+        compact_store(store)
+    assert files(store) == before
 
 
 def unrecorded(store: Store, asset_id: str) -> tuple[Any, Any]:
