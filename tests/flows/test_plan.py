@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from task_samples import make
 
+from flows.commands.plan import make_shard_plan
 from flows.errors import UsageError
-from flows.plan import make_plan, missing_xatlas
+from flows.plan import make_plan, missing_xatlas, read_shard
 from flows.settings import Settings
+from sjc_engine.errors import PriorError, SettingError
 from sjc_engine.recipes import Recipe
+from tasks.manifest.shard_plan import keep_plan, make_plan_file
 from tasks.records.attempts import start_attempt
 from tasks.records.prune import prune_assets
 from tasks.store import open_store
@@ -119,6 +122,34 @@ def test_only_who_makes_something_is_told_that_there_is_no_gpu(
     make(plan.store, tmp_path, plan.entries[0].spec, "run1")
     assert warning not in make_plan(settings).warnings
     assert warning in make_plan(settings, writable=False).warnings
+
+
+def test_a_shard_wants_the_prior_that_it_was_planned_with(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("prompt\na duck\n")
+    settings = Settings(str(tmp_path / "m.csv"), str(tmp_path / "store"), devices=["cpu"])
+    made, _ = make_shard_plan(settings, 3600.0)
+    with pytest.raises(StoreError, match="There is no store"):
+        read_shard(replace(settings, plan=made.id, shard=0))
+    store = open_store(settings.store)
+    keep_plan(store, made)
+    assert [entry.row_id for entry in read_shard(replace(settings, plan=made.id, shard=0))[1]]
+    entries = [
+        replace(entry, spec=replace(entry.spec, prior_revision="of other weights"))
+        for entry in made.entries(0, tmp_path)
+    ]
+    seconds = {entry.spec.asset_id: 1.0 for entry in entries}
+    other = make_plan_file(entries, seconds, 9.0, manifest="", manifest_sha256="", settings={})
+    keep_plan(store, other)
+    with pytest.raises(PriorError, match="not the wanted of other weights"):
+        make_plan(replace(settings, plan=other.id, shard=0))
+
+
+def test_a_number_out_of_range_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("prompt\na duck\n")
+    settings = Settings(str(tmp_path / "m.csv"), str(tmp_path / "store"), limit=0)
+    with pytest.raises(SettingError, match="limit: 0 is out of range"):
+        make_plan(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
 
 
 def test_a_plan_counts_assets_by_state_and_rows_that_repeat_one(tmp_path: Path) -> None:
