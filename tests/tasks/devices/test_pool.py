@@ -107,6 +107,13 @@ def test_two_devices_share_the_queue(tmp_path: Path, journal: Path) -> None:
     assert sorted(done.count(pid) for pid in set(done)) == [2, 2]
 
 
+def test_a_scene_goes_to_the_emptiest_device(tmp_path: Path, journal: Path) -> None:
+    engines = pool(tmp_path, ["cuda:0", "cuda:1"], scenes_per_device=2)
+    with engines as devices, ThreadPoolExecutor(2) as many:
+        jobs = [many.submit(run, devices, tmp_path, "duck", f"d{n}") for n in range(2)]
+        assert {job.result()["device"] for job in jobs} == {"cuda:0", "cuda:1"}
+
+
 @pytest.mark.parametrize(("key", "other"), [("prior", "q"), ("dtype", "bfloat16")])
 @pytest.mark.parametrize("together", [1, 2])
 def test_one_prior_at_a_time_on_a_device(
