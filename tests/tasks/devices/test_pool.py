@@ -183,6 +183,32 @@ def test_a_scene_that_begins_again_keeps_the_time_that_it_has_spent(
     assert 120 <= job.spent < 150
 
 
+@pytest.mark.parametrize("how", ["returned", "lost its process"])
+def test_a_scene_that_begins_again_comes_before_those_that_wait(tmp_path: Path, how: str) -> None:
+    with pool(tmp_path, ["cpu"]) as devices, devices._changed:
+        [device] = devices._devices
+        again, *waiting = (Job(key, {}, ("p",), 0.0) for key in "abc")
+        device.active, devices._waiting, device.room = [again], list(waiting), 0
+        if how == "returned":
+            devices._on_returned(device, again, {"scenes": 0, "error": ""})
+        else:
+            devices._take_back(device, "it died")
+        assert devices._waiting == [again, *waiting]
+        devices._waiting = []
+
+
+def test_silence_is_counted_from_when_a_device_has_something_to_say(tmp_path: Path) -> None:
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, devices._changed:
+        [device] = devices._devices
+        device.heard, before = 0.0, time.monotonic()
+        devices._give(device, Job("a", {}, ("p",), 0.0))
+        assert device.heard >= before
+        device.heard = 1.0
+        devices._give(device, Job("b", {}, ("p",), 0.0))
+        assert device.heard == 1.0, "a new scene is no word of the device"
+        device.active = []
+
+
 def test_auto_begins_with_one_scene_and_goes_on_with_what_there_is_room_for(
     tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -206,9 +232,15 @@ def test_auto_is_one_scene_on_a_cpu_and_says_so_once(
         assert devices.slots == 2
         list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(4)))
     assert max(e["resident"] for e in events(journal)) == 1
-    assert [r.message for r in caplog.records] == [
-        "scenes per device on cpu: 1 (side by side they take as long)"
-    ]
+    one = "scenes per device on cpu: 1 (side by side they take as long)"
+    assert [r.message for r in caplog.records] == [one]
+    caplog.clear()
+    for names, said in ((["cuda:0", "cpu"], [one]), (["cuda:0"], [])):
+        with pool(tmp_path, names, scenes_per_device=None):
+            assert [r.message for r in caplog.records] == said
+        caplog.clear()
+    with pool(tmp_path, ["cpu"], scenes_per_device=2):
+        assert not caplog.records
 
 
 def test_processes_start_before_their_scenes_where_they_will_be_wanted(
@@ -285,6 +317,26 @@ def test_a_scene_that_kills_its_process_is_found(tmp_path: Path, journal: Path) 
     taken = [e["scene"].split(".")[0] for e in events(journal, "add")]
     assert taken.count("die") == 3
     assert len(taken) <= 6  # at most one neighbour lost its process once
+
+
+def test_a_scene_that_lost_two_processes_on_a_device_waits_for_one_that_it_has_not_tried(
+    tmp_path: Path,
+) -> None:
+    with pool(tmp_path, ["cuda:0", "cuda:1"]) as devices, devices._changed:
+        one, two = devices._devices
+        job = Job("k", {}, ("p",), 0.0)
+        devices._waiting = [job]
+        for lost, takers in (
+            ([], [one, two]),
+            ([one], [one, two]),
+            ([one, one], [two]),
+            ([one, one, two], [one, two]),
+        ):
+            job.lost_on = list(lost)
+            assert [d for d in (one, two) if devices._next_for(d)] == takers
+        job.lost_on, two.retired = [one, one], "it is broken"
+        assert devices._next_for(one) is job
+        devices._waiting = []
 
 
 def test_a_device_that_fails_every_scene_is_retired_and_costs_no_try(
