@@ -910,6 +910,24 @@ def test_a_damaged_file_is_neither_compacted_nor_deleted(store: Store, tmp_path:
     assert files(store, "attempts/") == before
 
 
+def test_damage_within_a_page_is_found_by_who_replaces_the_file(
+    store: Store, tmp_path: Path
+) -> None:
+    for prompt in ("a duck", "a pig"):
+        make(store, tmp_path, spec(prompt), "run1")
+    key = files(store, "attempts/")[0]
+    data = bytearray(store.get_bytes(key))
+    chunk = pq.read_metadata(pa.BufferReader(data)).row_group(0).column(0)
+    data[(chunk.dictionary_page_offset or chunk.data_page_offset) + 30] ^= 0x10
+    damage(store, key, bytes(data))
+    with pytest.raises(Damaged, match=key):
+        compact_store(store)
+    assert key in files(store)
+    rebuild_tables(store)
+    assert all_tables(store) == wanted(store)
+    assert [name for name in store.list("tables/") if name.endswith(".damaged")]
+
+
 def test_the_remedy_that_errors_name_works(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     make(store, tmp_path, spec(), "run1")
