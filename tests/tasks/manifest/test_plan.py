@@ -111,6 +111,11 @@ def test_what_the_command_line_says_in_vain_is_a_warning(write: Write) -> None:
         "command line: --prior: changes nothing, every row says its own",
         "command line: --recipe: changes nothing, every row says its own",
     ]
+    path = write("prompt,steps,lr\na duck,5,0.1\na pig,6,0.1\n")
+    assert plan(path, overrides={"steps": 7, "lr": 0.2, "tick_min": 3}).warnings == [
+        "command line: --set lr: changes nothing, every row says its own",
+        "command line: --set steps: changes nothing, every row says its own",
+    ]
 
 
 def test_a_check_tells_of_rows_and_of_what_does_not_go_together_at_once(write: Write) -> None:

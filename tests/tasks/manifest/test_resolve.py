@@ -25,6 +25,7 @@ from tiny_priors import build_pixel_prior, build_zero123_prior
 from sjc_engine.priors.loading.lora import pin
 from sjc_engine.priors.sources import BUILTINS
 from sjc_engine.recipes import Recipe
+from tasks.manifest import formats
 from tasks.manifest.formats import Records, shown
 from tasks.manifest.resolve import ManifestError, Problem, read_entries, read_manifest
 
@@ -560,6 +561,7 @@ def test_plain_lists_and_what_spreadsheets_and_pandas_write(tmp_path: Path) -> N
     [
         ("m.csv", "prompt,seed\na duck, yellow,\n", "m.csv:2: row: 3 cells, and the header has 2"),
         ("m.csv", "prompt,\na,b\n", "m.csv:1: column 2: has no name; name it"),
+        ("m.csv", "prompt,,\na,,b\n", "m.csv:1: column 2: has no name; name it"),
         ("m.csv", ",prompt\nx,a\n", "m.csv:2: row: the column '' holds 'x'; name the column"),
         ("m.csv", "prompt,\n", "m.csv:1: file: has no rows"),
         ("m.csv", ",,\n", "m.csv:1: file: has no rows"),
@@ -574,6 +576,15 @@ def test_what_looks_like_a_spreadsheet_and_is_wrong(
     write: Write, name: str, content: str, problem: str
 ) -> None:
     assert problems(write(content, name))[0].startswith(problem)
+
+
+def test_a_line_may_be_as_long_as_is_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MAX_LINE", 20)
+    path = write("x" * 19 + "\n" + "y" * 20 + "\n", "m.txt")
+    [problem] = problems(path)
+    assert problem.startswith("m.txt:2: row: is longer than 20 bytes; write one row on each line")
+    rows = read_manifest(write("x" * 19 + "\n" + "y" * 20, "m.txt")).rows
+    assert [len(row.prompt) for row in rows] == [19, 20]
 
 
 def test_rows_before_a_line_that_cannot_be_read_are_checked(write: Write) -> None:
