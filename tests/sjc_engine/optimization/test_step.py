@@ -40,3 +40,15 @@ def test_every_pixel_counts_in_a_view_that_is_larger_than_the_prior_knows(prior:
 def test_a_prior_of_single_views_is_told_no_cameras(prior: Prior) -> None:
     inputs = draw(Scene("a duck", "", 0, PIXEL.override({"perp_neg_weight": 1.0}), prior))
     assert [c.camera for c in (inputs.cond, inputs.uncond, *inputs.negatives)] == [None] * 3
+
+
+def test_a_view_and_the_one_beside_it_share_a_random_background(prior: Prior) -> None:
+    """Or its colour alone would make them differ. A learned one has its own look from each side."""
+    for background, alike in (("random", True), ("learned", False)):
+        recipe = PIXEL.override({"near_view_weight": 1.0, "background": background})
+        scene = Scene("a duck", "", 0, recipe, prior)
+        with torch.no_grad():
+            scene.field.density.fill_(-50.0)  # type: ignore[operator,union-attr]
+        inputs = draw(scene)
+        assert inputs.near is not None
+        assert torch.equal(inputs.images, inputs.near.images) == alike

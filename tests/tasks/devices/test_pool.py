@@ -496,6 +496,31 @@ def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path, journal: Pa
     assert not [t for t in threading.enumerate() if t.name.startswith("engine-")]
 
 
+def test_a_process_that_starts_while_its_pool_closes_is_told_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    with pool(tmp_path, ["cpu"]) as devices, devices._changed, monkeypatch.context() as patch:
+        [device] = devices._devices
+        patch.setattr(devices._engines[device], "stop", lambda: told.append(devices._closing))
+        for devices._closing in (False, True):
+            devices._on_start(device)
+    assert told == [True]
+
+
+def test_a_scene_whose_process_was_not_started_before_the_end_is_interrupted(
+    tmp_path: Path,
+) -> None:
+    with pool(tmp_path, ["cpu"]) as devices, devices._changed:
+        [device] = devices._devices
+        job, devices._closing = Job("k", {}, ("p",), 0.0), True
+        device.active = [job]
+        assert not devices._wait_for_work(device)
+        error = job.events.get_nowait()
+    assert isinstance(error, SceneError)
+    assert error.status == "interrupted"
+
+
 def test_devices_without_work_do_not_delay_the_end(tmp_path: Path, journal: Path) -> None:
     devices = pool(tmp_path, ["cuda:0", "cuda:1"])
     with devices:
