@@ -173,7 +173,7 @@ def test_a_quarter_of_the_cores_work_behind_the_devices(
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     # A copy: to scripts/mutants.py this test would be the only one of the module's constants
     copy = shutil.copy(pipeline.__file__, tmp_path)
-    assert run_path(copy)["BEHIND"] == places
+    assert run_path(str(copy))["BEHIND"] == places
 
 
 def test_assets_of_other_runs_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_a_view_and_the_one_beside_it_share_a_random_background(prior: Prior) ->
         recipe = PIXEL.override({"near_view_weight": 1.0, "background": background})
         scene = Scene("a duck", "", 0, recipe, prior)
         with torch.no_grad():
-            scene.field.density.fill_(-50.0)  # type: ignore[operator,union-attr]
+            scene.field.density.fill_(-50.0)  # type: ignore[operator]
         inputs = draw(scene)
         assert inputs.near is not None
         assert torch.equal(inputs.images, inputs.near.images) == alike
