@@ -300,6 +300,16 @@ def test_what_writers_left_behind_is_found_once_it_is_old(s3_url: str) -> None:
     assert len(client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1
 
 
+def test_a_folder_that_a_console_made_is_no_name_within_itself(s3_url: str) -> None:
+    """Consoles make an object whose key ends in a slash."""
+    store = open_store(s3_url)
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/a/", Body=b"")
+    for key in ("a/y", "a/b/x", "a/z"):
+        store.put_bytes(key, b"content")
+    assert store.names("a") == ["b/", "y", "z"]
+
+
 UPLOADS = [
     Fault("status", PUT, status=400, code="BadDigest"),
     Fault("status", PUT, status=400, code="XAmzContentSHA256Mismatch", times=2),
