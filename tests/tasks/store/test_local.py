@@ -274,6 +274,19 @@ def test_an_unwritable_directory_is_found_at_once() -> None:
     assert result.returncode == 1
 
 
+def test_a_disk_that_takes_nothing_is_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StoreError, match=rf"Cannot use {tmp_path}/store: "):
+        open_store(tmp_path / "store")
+    assert list(open_store(tmp_path / "store", writable=False).list()) == []
+    assert list((tmp_path / "store").iterdir()) == []
+
+
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from tasks.store import *\n"
