@@ -47,13 +47,15 @@ LIBRARIES = (
 )  # fmt: skip
 _ENGINE = "tests/sjc_engine"
 _OPTIMIZATION = [f"{_ENGINE}/optimization", f"{_ENGINE}/guidance"]
+# With groups of views, and scenes that start from a picture
+_SCENES = [*_OPTIMIZATION, *(f"{_ENGINE}/priors/test_{n}.py" for n in ("mvdream", "zero123"))]
 # Modules, and the tests of their subject
 TARGETS: dict[str, list[str]] = {
     "sjc_engine/guidance/score.py": [f"{_ENGINE}/guidance", f"{_ENGINE}/test_oracles.py"],
     "sjc_engine/guidance/schedules.py": [*_OPTIMIZATION, f"{_ENGINE}/test_oracles.py"],
     "sjc_engine/optimization/losses.py": _OPTIMIZATION,
-    "sjc_engine/optimization/scene.py": _OPTIMIZATION,
-    "sjc_engine/optimization/step.py": _OPTIMIZATION,
+    "sjc_engine/optimization/scene.py": _SCENES,
+    "sjc_engine/optimization/step.py": _SCENES,
     "tasks/records/commit.py": ["tests/tasks/records", "tests/tasks/store/test_leases.py"],
     "tasks/records/attempts.py": ["tests/tasks/records", "tests/tasks/store/test_leases.py"],
     "tasks/store/leases.py": ["tests/tasks/store/test_leases.py"],
@@ -67,7 +69,7 @@ TARGETS: dict[str, list[str]] = {
     "tasks/manifest/formats.py": ["tests/tasks/manifest"],
     "tasks/manifest/resolve.py": ["tests/tasks/manifest"],
     "tasks/manifest/shard_plan.py": ["tests/tasks/manifest"],
-    "tasks/manifest/where.py": ["tests/flows/test_plan.py"],
+    "tasks/manifest/where.py": ["tests/tasks/manifest/test_where.py", "tests/flows/test_plan.py"],
     "tasks/devices/pool.py": ["tests/tasks/devices"],
     "flows/pipeline.py": ["tests/flows/test_window.py", "tests/tasks/records/test_model.py"],
     "flows/plan.py": [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +13,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Thread
+from runpy import run_path
+from threading import Event, Thread, current_thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,9 +124,10 @@ def test_no_more_assets_begin_than_devices_and_the_stages_behind_can_take() -> N
 def test_a_window_that_ends_early_stops_its_threads(how: str) -> None:
     closed = Event()
     window = Window[int](lambda: 2, closed.set)
-    waiting, ended = deque(range(2)), list[int]()
+    waiting, ended, threads = deque(range(2)), list[int](), list[Thread]()
 
     def make(number: int) -> str:
+        threads.append(current_thread())
         with window.at_device(number):
             if number == 0 and how == "failed":
                 raise StoreError("it is gone", "mount it")
@@ -135,9 +139,12 @@ def test_a_window_that_ends_early_stops_its_threads(how: str) -> None:
         return "interrupted"
 
     error = StoreError if how == "failed" else RunCancelled
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         window.run(waiting, lambda: waiting.popleft() if waiting else None, make, lambda *_: None)
     assert sorted(ended) == ([1] if how == "failed" else [0, 1]), "the run waits for them"
+    for thread in threads:
+        thread.join(1)
+        assert not thread.is_alive(), f"{caught.value} keeps it"
 
 
 def test_a_stage_that_never_ends_does_not_keep_a_run_that_stops(
@@ -157,6 +164,16 @@ def test_a_stage_that_never_ends_does_not_keep_a_run_that_stops(
         window.run(waiting, waiting.popleft, make, lambda *_: None)
     assert not ended, "the run has waited for it"
     over.set()
+
+
+@pytest.mark.parametrize(("cores", "places"), [(None, 4), (1, 4), (19, 4), (20, 5), (64, 16)])
+def test_a_quarter_of_the_cores_work_behind_the_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int | None, places: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    # A copy: to scripts/mutants.py this test would be the only one of the module's constants
+    copy = shutil.copy(pipeline.__file__, tmp_path)
+    assert run_path(str(copy))["BEHIND"] == places
 
 
 def test_assets_of_other_runs_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +249,25 @@ def test_what_another_run_works_on_comes_last_and_is_asked_for_less_and_less(
     assert watch.notes == ["duck: another run works on it"]
 
 
-def test_a_field_is_made_once_and_kept_while_another_asset_waits_for_it(
+def test_an_attempt_whose_run_has_died_is_closed_when_its_asset_is_taken(
     store: Store, tmp_path: Path, clock: list[float]
 ) -> None:
+    duck = some_asset(store, tmp_path, "duck")
+    line, held, _ = queue([duck], duck.id)
+    start_attempt(store, duck.spec, "other")
+    assert line.take() is None
+    held.theirs.clear()
+    clock[0] += ASK_SECONDS
+    assert line.take() is duck
+    for table in ("assets", "attempts"):
+        rows = query(store, f"SELECT run_id, status FROM {table}").to_pylist()
+        assert rows == [{"run_id": "other", "status": "interrupted"}]
+
+
+def test_a_field_is_made_once_and_kept_while_another_asset_waits_for_it(
+    store: Store, tmp_path: Path, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     duck = some_asset(store, tmp_path, "duck")
     mesh = replace(duck.spec.recipe.mesh, texture_size=8)
     other = replace(duck.spec, recipe=replace(duck.spec.recipe, mesh=mesh))
@@ -264,6 +297,8 @@ def test_a_field_is_made_once_and_kept_while_another_asset_waits_for_it(
     assert line.outcomes == {duck.id: "ok", twin.id: "reused"}
     assert held.mine == set()
     assert watch.tally.outcomes == {"ok": 1, "interrupted": 1, "failed": 1, "reused": 1}
+    said = [record.message for record in caplog.records]
+    assert (len(said), said[0]) == (4, "duck: ok after 1 s")
 
 
 @pytest.mark.parametrize(
@@ -419,6 +454,19 @@ def test_an_error_that_ends_the_run_is_raised(asset: Asset, attempt: str) -> Non
     error = TakesNoMore("full", "make room") if attempt else StoreError("gone", "mount it")
     with pytest.raises(type(error)):
         end_asset(asset, error)
+
+
+def test_whoever_watches_is_told_of_files_that_arrive_damaged(
+    asset: Asset, stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = Notes()
+    monkeypatch.setattr(CONTEXT, "watcher", notes)
+    for error in (WrongBytes("it arrives damaged", "try again"), ValueError("no mesh")):
+        stages.clear()
+        stages["extract"] = Failed(data=error)
+        asset.attempt = "a01"
+        make_asset(Window[Asset](lambda: 1, lambda: None), CONTEXT, "run1", None, asset)
+    assert notes.notes == ["duck: it arrives damaged; try again."]
 
 
 def test_files_that_arrive_damaged_interrupt_the_asset_alone(

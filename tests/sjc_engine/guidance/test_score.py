@@ -183,6 +183,7 @@ def test_perpendicular_is_per_sample():
     rest = perpendicular(a, b)
     torch.testing.assert_close((rest * b).sum((1, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(perpendicular(b, b), torch.zeros(SHAPE), atol=1e-6, rtol=0)
+    torch.testing.assert_close(perpendicular(a, 1e-3 * b), rest)
 
 
 def test_sds_is_dreamfusions_formula():
@@ -240,6 +241,22 @@ def test_rescaling_takes_the_contrast_of_all_views_of_a_group():
     factors = torch.tensor([ratio, (1 + ratio) / 2, 1.0, ratio / 2], dtype=torch.float64)
     found = rescaled(guided, text, share, group=2)
     torch.testing.assert_close(found, guided * factors.view(4, 1, 1, 1))
+    torch.testing.assert_close(rescaled(1e-3 * guided, 1e-3 * text, share, group=2), 1e-3 * found)
+
+
+def test_a_prior_of_ones_own_has_each_view_rescaled_by_itself():
+    views = torch.tensor([[1.0, -1.0], [2.0, -2.0], [3.0, -3.0]]).view(3, 1, 1, 2)
+
+    class Pictures:
+        guided = True
+
+        def denoise(self, x, sigma, cond):
+            return cond.hidden.view(-1, 1, 1, 2)
+
+    cond, uncond = (Cond(pictures.view(3, 1, 2)) for pictures in (views, 0 * views))
+    scale, share = torch.full((3,), 5.0), torch.tensor([0.0, 0.5, 1.0])
+    guided = guide(Pictures(), views, torch.ones(3), cond, uncond, scale, rescale=share)
+    torch.testing.assert_close(guided, views * torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1, 1))
 
 
 def test_pictures_of_one_colour_have_no_contrast_to_rescale_and_nothing_that_is_at_right_angles():

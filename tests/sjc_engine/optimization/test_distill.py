@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from known_priors import KnownPrior
-from tiny_priors import build_color_prior, colors_of
+from tiny_priors import build_color_prior, build_zero123_prior, colors_of
 
 from sjc_engine.fields.kinds import KINDS
 from sjc_engine.fields.voxel import VoxelField, grid_centers
 from sjc_engine.guidance.view_prompts import view_prompt
+from sjc_engine.image_file import InputImage
 from sjc_engine.mesh.extract import extract_mesh
 from sjc_engine.optimization.distill import decode_views, distill_rgb
 from sjc_engine.optimization.loop import optimize
@@ -156,6 +157,28 @@ def test_views_are_decoded_from_where_the_scene_was_trained(prior, monkeypatch):
     assert all(44 <= math.degrees(camera.fov) <= 46 for camera in seen)
     for camera in seen:
         assert camera.camera_to_world[:3, 3].norm().item() == pytest.approx(1.8)
+
+
+@pytest.mark.parametrize("background", ["white", "learned"])
+def test_views_of_a_scene_from_a_picture_are_decoded_over_what_it_was_trained_over(
+    tmp_path, monkeypatch, background
+):
+    behind = []
+
+    def listening(*arguments, **options):
+        behind.append(options["behind"])
+        return decode_views(*arguments, **options)
+
+    monkeypatch.setattr("sjc_engine.optimization.distill.decode_views", listening)
+    prior = load_prior(str(build_zero123_prior(tmp_path)))
+    changes = {"distill_views": 1, "distill_steps": 1, "background": background}
+    recipe = Recipe.for_prior(prior).override(SMALL | changes)
+    picture = InputImage(torch.zeros(3, 16, 16), torch.ones(16, 16), "ab" * 32)
+    scene = Scene("a ball", "", 0, recipe, prior, picture)
+    scene.finish()
+    white = scene.reference.white
+    assert [b is None or torch.equal(b, white) for b in behind] == [True]
+    assert (behind[0] is None) == (background == "learned")
 
 
 def test_a_mesh_from_latents_has_their_colours(prior):

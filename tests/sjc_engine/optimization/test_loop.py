@@ -129,6 +129,25 @@ def test_a_prior_of_ones_own_sees_single_views_reads_all_words_and_is_launched_a
     assert (scene.group, scene.words_cut, scene.flat, scene.reads_late) == (1, [], False, False)
 
 
+@pytest.mark.parametrize(
+    ("negative", "weight", "key"),
+    [
+        ("blurry", 0.0, "negative_prompt"),
+        ("", 1.0, "perp_neg_weight"),
+        ("blurry", 1.0, "negative_prompt"),
+    ],
+)
+def test_a_prior_of_ones_own_that_is_not_guided_takes_no_words(negative, weight, key):
+    prior = KnownAnswer([0.0, 0.0, 0.0])
+    recipe = PIXEL.override({"perp_neg_weight": weight})
+    assert Scene("x", negative, 0, recipe, prior).negative_prompt == negative
+    prior.guided = False
+    with pytest.raises(SettingError, match="prior 'known' takes no words") as caught:
+        Scene("x", negative, 0, recipe, prior)
+    assert caught.value.key == key
+    assert Scene("x", "", 0, PIXEL, prior).words_cut == []
+
+
 def test_emptiness_alone_empties_the_field():
     class Content(KnownAnswer):
         """Thinks that every picture is as it should be: D = what was rendered, score 0."""

@@ -49,6 +49,14 @@ def test_center_depth_is_minus_the_log_of_the_difference():
     assert center_depth(wide).item() == pytest.approx(-math.log(3.0), rel=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(4, 64), (64, 4), (8, 13)])
+def test_the_border_of_a_small_map_is_a_pixel_wide(height, width):
+    dy, dx = (7 if side == 64 else 1 for side in (height, width))
+    depth = torch.full((height, width), 4.0)
+    depth[dy:-dy, dx:-dx] = 1.0
+    assert center_depth(depth).item() == pytest.approx(-math.log(3.0), rel=1e-6)
+
+
 def center_slope(center, form):
     depth = depth_map(center, 2.0).requires_grad_()
     center_depth(depth, form).backward()

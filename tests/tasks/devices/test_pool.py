@@ -107,6 +107,13 @@ def test_two_devices_share_the_queue(tmp_path: Path, journal: Path) -> None:
     assert sorted(done.count(pid) for pid in set(done)) == [2, 2]
 
 
+def test_a_scene_goes_to_the_emptiest_device(tmp_path: Path, journal: Path) -> None:
+    engines = pool(tmp_path, ["cuda:0", "cuda:1"], scenes_per_device=2)
+    with engines as devices, ThreadPoolExecutor(2) as many:
+        jobs = [many.submit(run, devices, tmp_path, "duck", f"d{n}") for n in range(2)]
+        assert {job.result()["device"] for job in jobs} == {"cuda:0", "cuda:1"}
+
+
 @pytest.mark.parametrize(("key", "other"), [("prior", "q"), ("dtype", "bfloat16")])
 @pytest.mark.parametrize("together", [1, 2])
 def test_one_prior_at_a_time_on_a_device(
@@ -158,16 +165,48 @@ def test_time_in_the_queue_does_not_count_against_a_returned_scene(
         assert (long.result().status, short.result()["step"]) == ("timeout", 6)
 
 
-def test_a_returned_scene_keeps_the_time_that_it_has_spent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["returned", "lost its process"])
+def test_a_scene_that_begins_again_keeps_the_time_that_it_has_spent(
+    tmp_path: Path, how: str
+) -> None:
     with pool(tmp_path, ["cpu"]) as devices:
         [device] = devices._devices
         job = Job("k", {}, ("p",), 0.0, taken=time.monotonic() - 100, spent=20.0)
         with devices._changed:
             device.active.append(job)
-            event = {"scenes": device.room, "error": ""}
-            devices._on_returned(device, job, event)
+            if how == "returned":
+                devices._on_returned(device, job, {"scenes": device.room, "error": ""})
+            else:
+                devices._take_back(device, "it died")
+            assert device.active == [job]
             device.active.remove(job)  # it has room, and takes it again
     assert 120 <= job.spent < 150
+
+
+@pytest.mark.parametrize("how", ["returned", "lost its process"])
+def test_a_scene_that_begins_again_comes_before_those_that_wait(tmp_path: Path, how: str) -> None:
+    with pool(tmp_path, ["cpu"]) as devices, devices._changed:
+        [device] = devices._devices
+        again, *waiting = (Job(key, {}, ("p",), 0.0) for key in "abc")
+        device.active, devices._waiting, device.room = [again], list(waiting), 0
+        if how == "returned":
+            devices._on_returned(device, again, {"scenes": 0, "error": ""})
+        else:
+            devices._take_back(device, "it died")
+        assert devices._waiting == [again, *waiting]
+        devices._waiting = []
+
+
+def test_silence_is_counted_from_when_a_device_has_something_to_say(tmp_path: Path) -> None:
+    with pool(tmp_path, ["cpu"], scenes_per_device=2) as devices, devices._changed:
+        [device] = devices._devices
+        device.heard, before = 0.0, time.monotonic()
+        devices._give(device, Job("a", {}, ("p",), 0.0))
+        assert device.heard >= before
+        device.heard = 1.0
+        devices._give(device, Job("b", {}, ("p",), 0.0))
+        assert device.heard == 1.0, "a new scene is no word of the device"
+        device.active = []
 
 
 def test_auto_begins_with_one_scene_and_goes_on_with_what_there_is_room_for(
@@ -193,9 +232,15 @@ def test_auto_is_one_scene_on_a_cpu_and_says_so_once(
         assert devices.slots == 2
         list(many.map(lambda n: run(devices, tmp_path, "duck", f"d{n}"), range(4)))
     assert max(e["resident"] for e in events(journal)) == 1
-    assert [r.message for r in caplog.records] == [
-        "scenes per device on cpu: 1 (side by side they take as long)"
-    ]
+    one = "scenes per device on cpu: 1 (side by side they take as long)"
+    assert [r.message for r in caplog.records] == [one]
+    caplog.clear()
+    for names, said in ((["cuda:0", "cpu"], [one]), (["cuda:0"], [])):
+        with pool(tmp_path, names, scenes_per_device=None):
+            assert [r.message for r in caplog.records] == said
+        caplog.clear()
+    with pool(tmp_path, ["cpu"], scenes_per_device=2):
+        assert not caplog.records
 
 
 def test_processes_start_before_their_scenes_where_they_will_be_wanted(
@@ -272,6 +317,26 @@ def test_a_scene_that_kills_its_process_is_found(tmp_path: Path, journal: Path) 
     taken = [e["scene"].split(".")[0] for e in events(journal, "add")]
     assert taken.count("die") == 3
     assert len(taken) <= 6  # at most one neighbour lost its process once
+
+
+def test_a_scene_that_lost_two_processes_on_a_device_waits_for_one_that_it_has_not_tried(
+    tmp_path: Path,
+) -> None:
+    with pool(tmp_path, ["cuda:0", "cuda:1"]) as devices, devices._changed:
+        one, two = devices._devices
+        job = Job("k", {}, ("p",), 0.0)
+        devices._waiting = [job]
+        for lost, takers in (
+            ([], [one, two]),
+            ([one], [one, two]),
+            ([one, one], [two]),
+            ([one, one, two], [one, two]),
+        ):
+            job.lost_on = list(lost)
+            assert [d for d in (one, two) if devices._next_for(d)] == takers
+        job.lost_on, two.retired = [one, one], "it is broken"
+        assert devices._next_for(one) is job
+        devices._waiting = []
 
 
 def test_a_device_that_fails_every_scene_is_retired_and_costs_no_try(
@@ -429,6 +494,31 @@ def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path, journal: Pa
     assert events(journal, "stopped"), "the engine was killed although it was about to end"
     assert run(devices, tmp_path, "late").status == "interrupted"
     assert not [t for t in threading.enumerate() if t.name.startswith("engine-")]
+
+
+def test_a_process_that_starts_while_its_pool_closes_is_told_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    with pool(tmp_path, ["cpu"]) as devices, devices._changed, monkeypatch.context() as patch:
+        [device] = devices._devices
+        patch.setattr(devices._engines[device], "stop", lambda: told.append(devices._closing))
+        for devices._closing in (False, True):
+            devices._on_start(device)
+    assert told == [True]
+
+
+def test_a_scene_whose_process_was_not_started_before_the_end_is_interrupted(
+    tmp_path: Path,
+) -> None:
+    with pool(tmp_path, ["cpu"]) as devices, devices._changed:
+        [device] = devices._devices
+        job, devices._closing = Job("k", {}, ("p",), 0.0), True
+        device.active = [job]
+        assert not devices._wait_for_work(device)
+        error = job.events.get_nowait()
+    assert isinstance(error, SceneError)
+    assert error.status == "interrupted"
 
 
 def test_devices_without_work_do_not_delay_the_end(tmp_path: Path, journal: Path) -> None:

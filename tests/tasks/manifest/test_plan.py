@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from task_samples import Write, plan, problems
+from tiny_priors import build_pixel_prior
 
 from sjc_engine.errors import SettingError
 from sjc_engine.priors.sources import JUDGES
 from sjc_engine.recipe_presets import PAPER_EXCEPTIONS
 from sjc_engine.recipes import Recipe
 from sjc_engine.toybox.captions import NOUNS
-from tasks.manifest.resolve import ManifestError, read_entries, recipe_diff
+from tasks.manifest.resolve import (
+    ManifestError,
+    read_entries,
+    read_manifest,
+    recipe_diff,
+    resolve,
+)
 
 MANIFESTS = Path(__file__).parents[3] / "manifests"
 
@@ -102,6 +111,11 @@ def test_what_the_command_line_says_in_vain_is_a_warning(write: Write) -> None:
         "command line: --prior: changes nothing, every row says its own",
         "command line: --recipe: changes nothing, every row says its own",
     ]
+    path = write("prompt,steps,lr\na duck,5,0.1\na pig,6,0.1\n")
+    assert plan(path, overrides={"steps": 7, "lr": 0.2, "tick_min": 3}).warnings == [
+        "command line: --set lr: changes nothing, every row says its own",
+        "command line: --set steps: changes nothing, every row says its own",
+    ]
 
 
 def test_a_check_tells_of_rows_and_of_what_does_not_go_together_at_once(write: Write) -> None:
@@ -157,6 +171,25 @@ def test_a_folder_that_no_loader_takes(
     [option] = problems(write("prompt\na\n"), prior=str(folder))
     assert option.startswith("command line: --prior: ")
     assert problem in option
+
+
+def test_pickled_weights_are_refused_unless_they_are_allowed(write: Write, tmp_path: Path) -> None:
+    prior = build_pixel_prior(tmp_path / "prior")
+    for path in sorted(prior.rglob("*.safetensors")):
+        name = path.stem if path.stem.startswith("diffusion") else f"pytorch_{path.stem}"
+        torch.save(load_file(path), path.with_name(f"{name}.bin"))
+        path.unlink()
+    row, option = write(f"prompt,prior\na duck,{prior}\n", "row.csv"), write("prompt\na duck\n")
+    [of_row], [of_option] = problems(row), problems(option, prior=str(prior))
+    assert of_row.startswith("row.csv:2: prior: ")
+    assert of_option.startswith("command line: --prior: ")
+    assert "--allow-pickle" in of_row
+    assert "--allow-pickle" in of_option
+    found = read_manifest(option)
+    asked: dict[str, Any] = {"prior": str(prior), "prior_revision": lambda _: "r"}
+    assert len(resolve(found.rows, **asked).problems) == 1
+    assert resolve(found.rows, **asked, allow_pickle=True).problems == []
+    assert plan(row, allow_pickle=True).entries[0].spec.prior == str(prior)
 
 
 def test_a_judge_is_named_where_it_is_asked_for(write: Write, tmp_path: Path) -> None:

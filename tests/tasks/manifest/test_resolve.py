@@ -25,6 +25,7 @@ from tiny_priors import build_pixel_prior, build_zero123_prior
 from sjc_engine.priors.loading.lora import pin
 from sjc_engine.priors.sources import BUILTINS
 from sjc_engine.recipes import Recipe
+from tasks.manifest import formats
 from tasks.manifest.formats import Records, shown
 from tasks.manifest.resolve import ManifestError, Problem, read_entries, read_manifest
 
@@ -284,11 +285,39 @@ def test_derived_ids_are_unique_and_do_not_take_given_ones(write: Write) -> None
     assert ids == [row.row_id for row in read_manifest(path).rows]
 
 
+@pytest.mark.parametrize(
+    ("cells", "count", "problem"),
+    [
+        ("x" * 128 + ",", 1, ""),
+        ("x" * 129 + ",", 0, "is not a valid id"),
+        ("x" * 125 + ",0-9", 10, ""),
+        ("x" * 125 + ",0-10", 0, "id: is longer than 128 characters with its seed"),
+        (",9223372036854775807", 1, ""),
+        (",9223372036854775808", 0, "seed: 9223372036854775808 is too large"),
+        (",9223372036854775806-9223372036854775807", 2, ""),
+        (",5-10004", 10_000, ""),
+        (",5-10005", 0, "seed: 5-10005 is 10,001 seeds"),
+        (",7-7", 1, ""),
+        (",7-6", 0, "seed: 7-6 counts down; write 6-7"),
+    ],
+)
+def test_limits_can_be_reached(write: Write, cells: str, count: int, problem: str) -> None:
+    path = write(f"prompt,id,seed\na duck,{cells}\n")
+    if problem:
+        with pytest.raises(ManifestError, match=problem):
+            read_manifest(path)
+    else:
+        rows = read_manifest(path).rows
+        assert len({row.row_id for row in rows}) == len({row.seed for row in rows}) == count
+
+
 def test_a_cell_may_be_long(write: Write) -> None:
     """The csv module alone refuses fields above 131,072 characters."""
     csv.field_size_limit(131_072)
     prompt = "duck " * 20_000
     assert read_manifest(write(f"prompt\n{prompt}\n")).rows[0].prompt == prompt
+    [problem] = problems(write(f"prompt\n{prompt}x\n"))
+    assert problem.startswith("m.csv:2: prompt: has 100,001 characters, and the limit is 100,000")
     [problem] = problems(write(f"prompt,id\n{'x' * 9_000_000},a\n"))
     assert problem.startswith("m.csv:2: prompt: has 9,000,000 characters, and the limit is 100,000")
     [problem] = problems(write(f"prompt,id\nb,b\n{'x' * 11_000_000},a\n"))
@@ -532,6 +561,7 @@ def test_plain_lists_and_what_spreadsheets_and_pandas_write(tmp_path: Path) -> N
     [
         ("m.csv", "prompt,seed\na duck, yellow,\n", "m.csv:2: row: 3 cells, and the header has 2"),
         ("m.csv", "prompt,\na,b\n", "m.csv:1: column 2: has no name; name it"),
+        ("m.csv", "prompt,,\na,,b\n", "m.csv:1: column 2: has no name; name it"),
         ("m.csv", ",prompt\nx,a\n", "m.csv:2: row: the column '' holds 'x'; name the column"),
         ("m.csv", "prompt,\n", "m.csv:1: file: has no rows"),
         ("m.csv", ",,\n", "m.csv:1: file: has no rows"),
@@ -546,6 +576,15 @@ def test_what_looks_like_a_spreadsheet_and_is_wrong(
     write: Write, name: str, content: str, problem: str
 ) -> None:
     assert problems(write(content, name))[0].startswith(problem)
+
+
+def test_a_line_may_be_as_long_as_is_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MAX_LINE", 20)
+    path = write("x" * 19 + "\n" + "y" * 20 + "\n", "m.txt")
+    [problem] = problems(path)
+    assert problem.startswith("m.txt:2: row: is longer than 20 bytes; write one row on each line")
+    rows = read_manifest(write("x" * 19 + "\n" + "y" * 20, "m.txt")).rows
+    assert [len(row.prompt) for row in rows] == [19, 20]
 
 
 def test_rows_before_a_line_that_cannot_be_read_are_checked(write: Write) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from task_samples import Write, plan, spec
 from tasks.manifest.resolve import Entry
 from tasks.manifest.shard_plan import (
     MOST_ASSETS,
+    VERSION,
     PlanError,
     ShardPlan,
     cut,
@@ -140,6 +142,49 @@ def test_pictures_travel_through_the_store(store: Store, write: Write, tmp_path:
     with pytest.raises(PlanError, match=r"ball\.png has changed"):
         keep_plan(other, made)
     assert list(other.list()) == []
+
+
+def test_only_pictures_that_are_missing_are_fetched(store: Store, write: Write) -> None:
+    for name, color in (("ball", "red"), ("cube", "blue")):
+        Image.new("RGB", (32, 32), color).save(write("", f"{name}.png"))
+    rows = "a ball,ball.png,kxic/zero123-xl\na cube,cube.png,kxic/zero123-xl\na duck,,toybox\n"
+    made = planned(plan(write(f"prompt,image,prior\n{rows}")).entries)
+    keep_plan(store, made)
+    shards = [made.entries(shard, write("", "x").parent / "images") for shard in made.shards()]
+    [(ball, cube)] = [found for found in shards if found[0].image_path]
+    fetch_images(store, [ball])
+    store.delete(f"plans/images/{ball.spec.image}")
+    for found in shards:
+        fetch_images(store, found)  # the one that the store lacks is there
+    assert cube.image_path is not None
+    assert len(list(cube.image_path.parent.iterdir())) == 2
+
+
+def test_every_program_of_a_version_has_the_same_columns(write: Write) -> None:
+    """Other columns need another `VERSION`: workers refuse a plan with columns unlike theirs."""
+    made = planned(plan(write("prompt\na duck\n")).entries)
+    columns = " ".join(field.name + "?" * field.nullable for field in made.rows.schema)
+    assert (VERSION, columns) == (
+        1,
+        "shard manifest manifest_sha256 line row_id asset_id seconds prior_coverage? spec_json"
+        " image_path? tags meta",
+    )
+
+
+@pytest.mark.parametrize("other", ["version", "columns"])
+def test_a_plan_of_another_version_is_refused(write: Write, other: str) -> None:
+    made = planned(plan(write("prompt\na duck\n")).entries)
+    assert re.fullmatch("[0-9a-f]{16}", made.id)
+    rows = made.rows
+    if other == "version":
+        facts = json.loads(rows.schema.metadata[b"sjc.plan"]) | {"version": VERSION + 1}
+        rows = rows.replace_schema_metadata({b"sjc.plan": json.dumps(facts)})
+    else:
+        rows = rows.append_column("new", pa.array([1]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink)
+    with pytest.raises(PlanError, match="x is a shard plan of another version; make it again"):
+        read_plan(sink.getvalue().to_pybytes(), "x")
 
 
 def changed(made: ShardPlan, column: str, change: Any) -> bytes:

@@ -210,6 +210,36 @@ def test_where_locks_fail_leases_expire(tmp_path: Path, monkeypatch: pytest.Monk
         leases(store, "one")
 
 
+def test_a_lock_leaves_no_file_behind(tmp_path: Path) -> None:
+    with leases(open_store(tmp_path / "store"), "one") as one:
+        assert one.take(A)
+        assert one.take(B)
+        one.free(A)
+        assert [path.name for path in (tmp_path / "store" / ".leases").iterdir()] == [B]
+    assert list((tmp_path / "store" / ".leases").iterdir()) == []
+
+
+def test_a_lock_of_another_user_is_asked_for_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file can be read alone, and is there if its process was killed."""
+    real = Path.open
+
+    def others(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if "a" in mode:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", others)
+    store, folder = open_store(tmp_path / "store"), tmp_path / "store" / ".leases"
+    folder.mkdir()
+    (folder / A).touch()
+    with leases(store, "one") as one, leases(store, "two") as two:
+        assert (one.take(A), two.take(A)) == (True, False)
+        with pytest.raises(StoreError, match=rf"Cannot lock .*{B}: permission denied"):
+            one.take(B)
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOSPC])
 def test_a_lock_that_cannot_be_asked_for_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -223,6 +253,17 @@ def test_a_lock_that_cannot_be_asked_for_is_an_error(
         pytest.raises(StoreError, match=rf"Cannot lock .*{A}: "),
     ):
         one.take(A)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b'{"owner": "two"}', b'{"owner": "two", "expires_at": null}'],
+)
+def test_a_lease_that_says_nothing_blocks_nobody(expiring: Store, content: bytes) -> None:
+    """Torn by a crash, or written by a program that is none of ours."""
+    expiring.put_bytes(f"leases/{A}.json", content)
+    with leases(expiring, "one") as one, leases(expiring, "two") as two:
+        assert (one.take(A), two.take(A)) == (True, False)
 
 
 @pytest.mark.parametrize("method", ["put_bytes", "get_bytes"])

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from tasks.store.interface import (
     StoredFile,
     StoreError,
     TakesNoMore,
+    WrongBytes,
     damaged,
 )
 
@@ -124,6 +126,7 @@ def test_missing_keys_say_so(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotInStore):
         store.download("assets/ab/manifest.json", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+    store.delete("assets/ab/manifest.json")  # as is wanted
 
 
 BAD_KEYS = ["", "/etc/passwd", "../x", "a/../x", "a//b", "a/", ".", "..", ".tmp", "a/.b", "a b"]
@@ -211,11 +214,22 @@ def test_symbolic_links_cannot_leave_the_store(tmp_path: Path) -> None:
     (tmp_path / "outside" / "secret").write_text("secret")
     store = open_store(tmp_path / "store")
     (tmp_path / "store" / "assets").symlink_to(tmp_path / "outside")
+    (tmp_path / "store" / "runs.json").symlink_to(tmp_path / "outside" / "secret")
     with pytest.raises(StoreError, match="symbolic link"):
         store.get_bytes("assets/secret")
     with pytest.raises(StoreError, match="symbolic link"):
         store.put_bytes("assets/new", b"x")
     assert list(store.list()) == []
+
+
+def test_symbolic_links_within_the_store_are_followed_and_not_listed(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    store.put_bytes("disk2/0123/x", b"content")
+    (tmp_path / "store" / "assets").symlink_to(tmp_path / "store" / "disk2")
+    (tmp_path / "store" / "last").symlink_to(tmp_path / "store" / "disk2" / "0123" / "x")
+    assert store.get_bytes("assets/0123/x") == store.get_bytes("last") == b"content"
+    store.put_bytes("assets/0123/y", b"more")
+    assert list(store.list()) == ["disk2/0123/x", "disk2/0123/y"]
 
 
 def test_a_file_is_not_a_store(tmp_path: Path) -> None:
@@ -260,6 +274,19 @@ def test_an_unwritable_directory_is_found_at_once() -> None:
     assert result.returncode == 1
 
 
+def test_a_disk_that_takes_nothing_is_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StoreError, match=rf"Cannot use {tmp_path}/store: "):
+        open_store(tmp_path / "store")
+    assert list(open_store(tmp_path / "store", writable=False).list()) == []
+    assert list((tmp_path / "store").iterdir()) == []
+
+
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from tasks.store import *\n"
@@ -300,19 +327,24 @@ def test_a_name_appears_once_its_content_is_on_the_disk_and_is_then_flushed_itse
         real = getattr(os, name)
 
         def call(*args: Any) -> None:
-            folder = name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+            found = os.fstat(args[0]) if name == "fsync" else None
+            folder = found and stat.S_ISDIR(found.st_mode)
+            assert folder or found is None or found.st_size == 1, "it is still in memory"
             steps.append("fsync of the folder" if folder else name)
             real(*args)
 
         monkeypatch.setattr(os, name, call)
 
-    for name in ("fsync", "link", "replace"):
+    for name in ("fsync", "link", "replace", "rename"):
         note(name)
     store.put_bytes("a/one", b"1")
     assert steps == ["fsync", "link", "fsync of the folder"]
     steps.clear()
     store.put_bytes("a/one", b"2", replace=True)
     assert steps == ["fsync", "replace", "fsync of the folder"]
+    steps.clear()
+    store.move("a/one", "b/one")
+    assert steps == ["rename", "fsync of the folder"]
     steps.clear()
     write_atomically(tmp_path / "file", b"3")
     assert steps == ["fsync", "replace", "fsync of the folder"]
@@ -402,6 +434,24 @@ def test_errors_survive_a_process(tmp_path: Path) -> None:
     assert "x is damaged (it is torn); mend" in str(error)
 
 
+def test_a_file_that_does_not_arrive_whole_is_no_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a mount that is lost while it is read."""
+    store, real = open_store(tmp_path / "store"), os.fstat
+    store.put_bytes("x", b"content")
+    reads: list[Callable[[], object]] = [
+        lambda: store.get_bytes("x"),
+        lambda: store.download("x", tmp_path / "copy"),
+        lambda: store.put_bytes("x", b"content"),
+    ]
+    monkeypatch.setattr(os, "fstat", lambda file: SimpleNamespace(st_size=real(file).st_size + 1))
+    for read in reads:
+        with pytest.raises(WrongBytes, match="only 7 of its 8 bytes arrive"):
+            read()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
 def test_a_file_that_another_machine_replaces_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +481,9 @@ def test_the_empty_place_of_a_store_whose_disk_is_gone_stays_empty(tmp_path: Pat
             lambda: store.put_bytes("runs/two.json", b"{}"),
             lambda: store.get_bytes("runs/one.json"),
             lambda: store.exists("runs/one.json"),
+            lambda: store.move("runs/one.json", "aside/one.json"),
+            lambda: list(store.list("runs/")),
+            lambda: store.names("runs"),
         ):
             with pytest.raises(StoreError, match="is gone; mount its disk again") as raised:
                 use()
@@ -440,3 +493,21 @@ def test_the_empty_place_of_a_store_whose_disk_is_gone_stays_empty(tmp_path: Pat
     root.symlink_to(away)  # the store has moved, and is known by its store.json
     store.put_bytes("runs/two.json", b"{}")
     assert sorted(store.list("runs/")) == ["runs/one.json", "runs/two.json"]
+
+
+def test_a_file_of_a_store_whose_disk_goes_away_while_it_is_written_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, write = tmp_path / "store", store_local._write
+    store = open_store(root)
+    store.put_bytes("store.json", b"{}")
+
+    def late(path: Path, source: Any) -> StoredFile:
+        root.rename(tmp_path / "away")
+        (root / "runs").mkdir(parents=True)
+        return write(path, source)
+
+    monkeypatch.setattr(store_local, "_write", late)
+    with pytest.raises(StoreError, match="is gone; mount its disk again"):
+        store.put_bytes("runs/one.json", b"{}")
+    assert list((root / "runs").iterdir()) == []

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +190,19 @@ def test_objects_carry_their_hash_and_type(s3_url: str, name: str, kind: str) ->
     assert head["ContentType"] == kind
 
 
+def test_parts_are_sent_one_after_the_other_since_all_of_them_are_in_memory(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_s3, "MULTIPART_BYTES", 5 << 20)
+    store, sent = open_store(s3_url), list[threading.Thread]()
+    assert isinstance(store, S3Store)
+    store._client.meta.events.register(
+        "before-call.s3.UploadPart", lambda **_: sent.append(threading.current_thread())
+    )
+    store.put_bytes("mesh.glb", bytes(3 * (5 << 20)))
+    assert sent == [threading.current_thread()] * 3
+
+
 def test_a_large_file_goes_in_parts_with_its_hash_and_type(
     s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +219,8 @@ def test_a_large_file_goes_in_parts_with_its_hash_and_type(
         assert head["ContentLength"] == stored.bytes == size
         assert head["ETag"].endswith(f'-{parts}"') == ("-" in head["ETag"]) == bool(parts)
         assert store.get_bytes(f"{parts}/mesh.glb") == file.read_bytes()
+        md5 = None if parts else md5_digest(file.read_bytes())
+        assert store.listed(f"{parts}/mesh.glb") == Listed(size, md5)
 
 
 # --- what is damage, and what could not be read -----------------------------------------------
@@ -253,6 +269,45 @@ def test_reads_are_repeated_after_pauses(
         with pytest.raises(StoreError, match="answers 404"):
             read("a/x")
     assert slept == [0, 1, 2, 0, 1, 2]
+
+
+def test_what_is_there_is_found_without_a_pause(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3_url)
+    store.put_bytes("a/x", b"content")
+    slept: list[float] = []
+    monkeypatch.setattr(store_s3, "time", SimpleNamespace(sleep=slept.append))
+    assert store.exists("a/x")
+    assert not store.exists("a/y")
+    assert store.get_bytes("a/x") == b"content"
+    assert set(slept) == {0}
+
+
+def test_what_writers_left_behind_is_found_once_it_is_old(s3_url: str) -> None:
+    store, client = open_store(s3_url), boto3.client("s3")
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    for name in (f"{prefix}/.probe-1234", f"{prefix}/a/.probe-1234", "other/.probe-1234"):
+        client.put_object(Bucket=bucket, Key=name, Body=b"sjc")
+    for name in (f"{prefix}/a/mesh.glb", "other/mesh.glb"):
+        client.create_multipart_upload(Bucket=bucket, Key=name)
+    any_age, left = timedelta(hours=-1), [".probe-1234", "a/mesh.glb (multipart upload)"]
+    assert store.leftovers(timedelta(days=20_000), remove=True) == []
+    assert store.leftovers(any_age, remove=False) == left
+    assert store.leftovers(any_age, remove=True) == left
+    assert store.leftovers(any_age, remove=True) == []
+    assert len(list(store.list())) == 0
+    assert len(client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1
+
+
+def test_a_folder_that_a_console_made_is_no_name_within_itself(s3_url: str) -> None:
+    """Consoles make an object whose key ends in a slash."""
+    store = open_store(s3_url)
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/a/", Body=b"")
+    for key in ("a/y", "a/b/x", "a/z"):
+        store.put_bytes(key, b"content")
+    assert store.names("a") == ["b/", "y", "z"]
 
 
 UPLOADS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from tasks.records.documents import asset_manifest, read_document
 from tasks.records.runs import finish_run, start_run
 from tasks.records.verify import verify_store
 from tasks.store import open_store
-from tasks.store.interface import Damaged, NewerStore, Store, StoreError
+from tasks.store.interface import Damaged, NewerStore, Store, StoreError, bytes_digest
 from tasks.tables import read as table_reader
 from tasks.tables import write as tables
 from tasks.tables.columns import RowError
@@ -146,6 +147,21 @@ def test_rows_are_there_within_seconds_and_in_few_files(
         assert len(files(store, "assets/")) == 1
     assert len(files(store, "assets/")) == len(files(store, "attempts/")) == 1
     assert all_tables(store) == wanted(store)
+
+
+def test_a_writers_thread_ends_with_its_block_and_keeps_no_process_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "WRITE_SECONDS", 0.001)
+    store = open_store(tmp_path / "store")
+    with TableWriter(store) as rows:
+        assert rows._thread.daemon
+        rows.record(ended(store, "run1", "a duck"), {})
+        while not files(store, "assets/"):
+            time.sleep(0.01)
+        time.sleep(0.1)  # until it waits for more
+    rows._thread.join(1)
+    assert not rows._thread.is_alive()
 
 
 def test_a_file_that_grows_is_replaced_only_now_and_then(
@@ -386,6 +402,22 @@ def test_a_run_counts_with_its_end(store: Store, tmp_path: Path) -> None:
             compact_store(store)
 
 
+def test_rows_of_a_run_that_another_version_has_written_are_written_again(
+    store: Store, tmp_path: Path
+) -> None:
+    """By programs whose files of the same rows have other bytes."""
+    run = start_run(store, "run1", "m.csv", "0" * 64, [], {})
+    for name, document in (("begun", run), ("ended", finish_run(store, run, {}))):
+        record_run(store, document)
+        file = f"tables/runs/run_id=run1/{name}.parquet"
+        rows = pq.read_table(pa.BufferReader(store.get_bytes(file)))
+        other = write_file(store, file, rows.slice(0, 0))
+        record_run(store, document)
+        assert bytes_digest(store.get_bytes(file)).sha256 != other
+    assert files(store, "runs/") == [file], "the end takes the place of the beginning"
+    assert all_tables(store) == wanted(store)
+
+
 def test_the_rows_of_runs_that_were_killed_are_written(tmp_path: Path) -> None:
     """Killed between its JSON and its rows, at its start and at its end."""
     store = open_store(tmp_path / "store")
@@ -458,6 +490,29 @@ def test_compaction_leaves_one_file_of_each_table_with_every_row(
     assert len(grown["attempts"]) == len(before["attempts"]) + 2
     assert compact_store(store) == ONE_EACH
     assert all_tables(store) == grown
+
+
+def test_a_compaction_tells_of_each_table_that_it_has_changed(store: Store, tmp_path: Path) -> None:
+    for prompt in ("a duck", "a pig"):
+        record_attempt(store, ended(store, "run1", prompt), {})
+    said: list[str] = []
+    for _ in range(2):
+        compact_store(store, said.append)
+    assert said == ["table assets: compacted", "table attempts: compacted"]
+
+
+def test_a_compaction_marks_a_store_and_leaves_a_newer_one_alone(store: Store) -> None:
+    for prompt in ("a duck", "a pig"):
+        record_attempt(store, ended(store, "run1", prompt), {})
+    compact_store(store)
+    ours = read_document(store, "store.json")
+    record_attempt(store, ended(store, "run1", "a tank"), {})
+    before = files(store)
+    newer = json.dumps({**ours, "tables": ours["tables"] + 1}).encode()
+    store.put_bytes("store.json", newer, replace=True)
+    with pytest.raises(NewerStore):
+        compact_store(store)
+    assert files(store) == before
 
 
 def unrecorded(store: Store, asset_id: str) -> tuple[Any, Any]:
@@ -853,6 +908,24 @@ def test_a_damaged_file_is_neither_compacted_nor_deleted(store: Store, tmp_path:
     with pytest.raises(Damaged, match=key):
         compact_store(store)
     assert files(store, "attempts/") == before
+
+
+def test_damage_within_a_page_is_found_by_who_replaces_the_file(
+    store: Store, tmp_path: Path
+) -> None:
+    for prompt in ("a duck", "a pig"):
+        make(store, tmp_path, spec(prompt), "run1")
+    key = files(store, "attempts/")[0]
+    data = bytearray(store.get_bytes(key))
+    chunk = pq.read_metadata(pa.BufferReader(data)).row_group(0).column(0)
+    data[(chunk.dictionary_page_offset or chunk.data_page_offset) + 30] ^= 0x10
+    damage(store, key, bytes(data))
+    with pytest.raises(Damaged, match=key):
+        compact_store(store)
+    assert key in files(store)
+    rebuild_tables(store)
+    assert all_tables(store) == wanted(store)
+    assert [name for name in store.list("tables/") if name.endswith(".damaged")]
 
 
 def test_the_remedy_that_errors_name_works(tmp_path: Path) -> None:

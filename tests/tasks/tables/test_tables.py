@@ -170,6 +170,8 @@ def test_a_whole_asset_comes_back(store: Store, tmp_path: Path) -> None:
     assert duck["field_id"] == spec().field_id
     assert (duck["run_id"], duck["attempt"], duck["status"]) == ("run1", "a01", "ok")
     assert AssetSpec.from_json(json.loads(str(duck["spec_json"]))) == spec()
+    recipe = spec().recipe
+    assert (duck["recipe"], duck["recipe_hash"]) == (recipe.name, recipe.hash)
     assert (duck["steps"], duck["device"], duck["watertight"]) == (3, "x", True)
     assert duck["seconds_optimize"] == 40.0
     assert pd.isna(duck["seconds_publish"])
