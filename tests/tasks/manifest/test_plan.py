@@ -46,7 +46,7 @@ def test_a_row_goes_before_the_command_line_and_that_before_the_preset(write: Wr
 
 
 def test_ray_step_follows_grid_size_unless_row_or_command_line_set_it(write: Write) -> None:
-    path = write("prompt,grid_size,ray_step\na,96,\nb,96,0.03\nc,,0.03\nd,,\n")
+    path = write("prompt,grid_size,ray_step\na,128,\nb,128,0.03\nc,,0.03\nd,,\n")
 
     def steps(overrides: dict[str, Any]) -> list[float]:
         entries = plan(path, overrides=overrides).entries
@@ -55,7 +55,7 @@ def test_ray_step_follows_grid_size_unless_row_or_command_line_set_it(write: Wri
     preset = Recipe.for_prior("toybox").optimize.ray_step
     assert steps({}) == [preset / 2, 0.03, 0.03, preset]
     assert steps({"ray_step": 0.02}) == [0.02, 0.03, 0.03, 0.02]
-    assert steps({"grid_size": 24}) == [preset / 2, 0.03, 0.03, preset * 2]
+    assert steps({"grid_size": 32}) == [preset / 2, 0.03, 0.03, preset * 2]
 
 
 @pytest.mark.parametrize(
