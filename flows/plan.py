@@ -138,7 +138,7 @@ def read_shard(settings: Settings) -> tuple[Manifest, list[Entry]]:
     return Manifest(plan.manifest, plan.manifest_sha256, [], []), entries
 
 
-def revision(prior: str, *, allow_pickle: bool = False) -> str:
+def revision(prior: str, *, allow_pickle: bool) -> str:
     """The revision of a prior's weights; SettingError when there is no such prior."""
     return find_prior(prior, allow_pickle=allow_pickle).revision
 

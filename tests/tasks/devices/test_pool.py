@@ -370,6 +370,19 @@ def test_a_device_that_fails_every_scene_is_retired_and_costs_no_try(
     assert [r.message for r in caplog.records if r.levelname == "ERROR"] == shown
 
 
+@pytest.mark.parametrize("kind", ["progress", "done", "failed"])
+def test_a_scene_that_has_ended_makes_room_at_once(tmp_path: Path, kind: str) -> None:
+    """Before its own thread hears of it: were its process to die now, it would begin again."""
+    with pool(tmp_path, ["cpu"]) as devices, devices._changed:
+        [device] = devices._devices
+        job, after = (Job(key, {}, ("p",), 0.0) for key in "ab")
+        device.active, devices._waiting = [job], [after]
+        event = {"type": kind, "scene": "a", "step": 3, "first_step": 0}
+        devices._on_event(device, event | {"error_type": "ValueError", "error": "no"})
+        assert device.active == ([job] if kind == "progress" else [after])
+        device.active, devices._waiting = [], []
+
+
 def test_only_steps_speak_for_a_device(tmp_path: Path, journal: Path) -> None:
     with pool(tmp_path, ["cuda:0"]) as devices:
         [device] = devices._devices

@@ -111,6 +111,9 @@ def test_what_the_command_line_says_in_vain_is_a_warning(write: Write) -> None:
         "command line: --prior: changes nothing, every row says its own",
         "command line: --recipe: changes nothing, every row says its own",
     ]
+    path = write("prompt,prior,recipe\na,owner/name,draft\nb,,\n")
+    found = plan(path, prior="other/name", recipe="paper").warnings
+    assert not [text for text in found if text.startswith("command line")], "one row needs them"
     path = write("prompt,steps,lr\na duck,5,0.1\na pig,6,0.1\n")
     assert plan(path, overrides={"steps": 7, "lr": 0.2, "tick_min": 3}).warnings == [
         "command line: --set lr: changes nothing, every row says its own",

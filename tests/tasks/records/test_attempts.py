@@ -174,6 +174,14 @@ def test_a_report_that_no_table_holds_is_refused_before_the_upload(
     assert list(store.list()) == before
 
 
+def test_what_is_no_finished_asset_is_never_committed(store: Store, files: dict[str, Path]) -> None:
+    start_attempt(store, SPEC, "run1")
+    del files["mesh.glb"]
+    with pytest.raises(ValueError, match=r"mesh\.glb is not among them"):
+        commit_asset(store, SPEC.asset_id, "a01", files, SPEC, **RESULT)
+    assert asset_manifest(store, SPEC.asset_id) is None
+
+
 def test_a_finished_asset_needs_its_files_and_of_documents_its_own(
     store: Store, files: dict[str, Path]
 ) -> None:

@@ -17,12 +17,12 @@ from task_samples import make, make_run, record_attempt, report, spec
 
 from sjc_engine.spec import AssetSpec
 from tasks.records.attempts import finish_attempt, start_attempt
-from tasks.records.documents import asset_manifest
+from tasks.records.documents import asset_manifest, read_document
 from tasks.store import open_store
 from tasks.store.interface import Store, StoreError
 from tasks.tables import read as table_reader
 from tasks.tables.columns import RowError
-from tasks.tables.projection import asset_row, check_report
+from tasks.tables.projection import asset_row, check_report, rows_of_run
 from tasks.tables.read import QueryError, query, read_table
 from tasks.tables.schemas import FILE_SCHEMAS, RATINGS, SCHEMAS, TABLES, check_row, to_arrow
 
@@ -206,6 +206,16 @@ def test_a_whole_asset_comes_back(store: Store, tmp_path: Path) -> None:
     assert run["settings"] == '{"limit":null}'
     assert len(read_table(store, "attempts")) == 2
     assert read_table(store.url, "runs")["run_id"].tolist() == ["run1"], "by address too"
+
+
+def test_entries_of_pruned_assets_are_counted_and_none_is_null(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    make_run(store, tmp_path, "run1", "duck,a duck,,\npig,a pig,,\n")
+    run = read_document(store, "runs/run1.json")
+    for outcome, counted in (("computed", (2, None)), ("pruned", (1, 1))):
+        run["entries"][0]["outcome"] = outcome
+        [row] = rows_of_run(run)["runs"]
+        assert (row["count_computed"], row["count_pruned"]) == counted
 
 
 def test_sql_sees_all_tables(store: Store, tmp_path: Path) -> None:
