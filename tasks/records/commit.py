@@ -48,10 +48,10 @@ def commit_asset(
     """Upload an attempt's files, then write `manifest.json`: the asset is finished. Returns it.
 
     `files` maps names within the attempt ("mesh.glb", "views/mesh_0.png") to local files; a mesh
-    must be among them. `report`
-    holds columns of table `assets` and, under "views", rows of table `views`. Committing the same
-    attempt again returns the manifest that is there; raises `AlreadyCommitted` if another attempt
-    was committed first, and `RowError` for a report that fits no table, before any upload.
+    must be among them. `report` holds columns of table `assets` and, under "views", rows of table
+    `views`. Committing the same attempt again returns the manifest that is there; raises
+    `AlreadyCommitted` if another attempt was committed first, and `RowError` for a report that
+    fits no table, before any upload.
     """
     check_report(report, timings, versions)
     names = sorted(files)

@@ -58,10 +58,12 @@ class TableWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
-        self._news.set()
-        # The error that ended the block comes first; the next run writes what is missing.
-        with contextlib.suppress(StoreError) if kind else contextlib.nullcontext():
-            self.write()
+        try:
+            # The error that ended the block comes first; the next run writes what is missing.
+            with contextlib.suppress(StoreError) if kind else contextlib.nullcontext():
+                self.write()
+        finally:
+            self._news.set()  # which `write` clears, and the thread may wait for
 
     def record(self, attempt: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         """Add the rows of an ended attempt. Recording the same attempt again is harmless.
