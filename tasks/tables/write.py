@@ -58,12 +58,10 @@ class TableWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
-        try:
-            # The error that ended the block comes first; the next run writes what is missing.
-            with contextlib.suppress(StoreError) if kind else contextlib.nullcontext():
-                self.write()
-        finally:
-            self._news.set()  # which `write` clears, and the thread may wait for
+        self._news.set()
+        # The error that ended the block comes first; the next run writes what is missing.
+        with contextlib.suppress(StoreError) if kind else contextlib.nullcontext():
+            self.write()
 
     def record(self, attempt: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         """Add the rows of an ended attempt. Recording the same attempt again is harmless.
@@ -101,7 +99,7 @@ class TableWriter:
 
     def _keep_writing(self) -> None:
         while not self._ended.is_set():
-            self._news.wait()
+            self._news.wait(WRITE_SECONDS)  # not for ever: the block's end may take its news
             with contextlib.suppress(StoreError):  # tried again, at last when the block ends
                 self.write()
             self._ended.wait(WRITE_SECONDS)
