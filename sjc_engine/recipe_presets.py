@@ -26,9 +26,8 @@ SMALL: dict[str, Value] = {
 # with little guidance; what is still rough then the mesh's blur makes smooth.
 TOYBOX: dict[str, Value] = {
     **PIXELS_32,
-    "steps": 730, "guidance_end": 5.0, "tick_end": 200, "grid_grow_at": 0.68,
-    "grid_start": 48, "grid_size": 64, "render_start": 32, "render_size": 64,
-    "mesh_smoothing": 0.8,
+    "steps": 730, "guidance_end": 5.0, "tick_end": 200, "mesh_smoothing": 0.8,
+    "grid_start": 48, "grid_size": 64, "render_start": 32, "render_size": 64, "grid_grow_at": 0.68,
 }  # fmt: skip
 
 # Two faults of the published code that the paper's results have and the recipe's defaults fix; see

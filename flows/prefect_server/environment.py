@@ -25,8 +25,10 @@ _DEFAULTS = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-    # A server with too many requests at once answers 500: all its database connections are taken.
+    # A server with too many requests at once answers 500 or 503: all its database connections are
+    # taken, or SQLite is locked. Seven further tries take four minutes, five took one.
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
+    "PREFECT_CLIENT_MAX_RETRIES": "7",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
